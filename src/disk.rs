@@ -1,0 +1,452 @@
+//! The disk seam: files of archive and state.
+//!
+//! Calls block; async callers make them on the blocking pool. The real form is [`RealDisk`]; the simulated
+//! one (`sim::disk::MemoryDisk`) keeps files in memory and, on a crash, forgets what was not synced, so every
+//! promise made here is spelled out: **bytes** are safe after [`DiskFile::sync`], **names** (created, renamed,
+//! removed) after [`Disk::sync_dir`] of their folder, and not before.
+
+use std::ffi::OsString;
+use std::fmt::Debug;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link, a device, a socket …: nothing of ours.
+    Other,
+}
+
+/// One name in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name alone, as the file system has it.
+    pub name: OsString,
+    /// What it is; links are not followed.
+    pub kind: Kind,
+}
+
+/// What is known of a name without opening it; links are not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// What it is.
+    pub kind: Kind,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// How to open a file. No form follows a symbolic link in the last place of the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// An existing file, for reading.
+    Read,
+    /// An existing file, for reading and writing.
+    Update,
+    /// For reading and writing; made if missing, never shortened.
+    UpdateOrCreate,
+    /// For reading and writing; an error of kind `AlreadyExists` if the name is taken.
+    CreateNew,
+}
+
+/// Who may read what is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The owner alone (0600, folders 0700).
+    Owner,
+    /// The owner, and the group to read (0640, folders 0750).
+    Group,
+}
+
+impl Access {
+    fn mode(self, folder: bool) -> u32 {
+        match (self, folder) {
+            (Self::Owner, false) => 0o600,
+            (Self::Owner, true) => 0o700,
+            (Self::Group, false) => 0o640,
+            (Self::Group, true) => 0o750,
+        }
+    }
+}
+
+/// An open file. Reading and writing name their offset, so that several threads may share it.
+pub trait DiskFile: Send + Sync + Debug {
+    /// Reads at most `buffer.len()` bytes; 0 at the end.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes`, growing the file where needed.
+    ///
+    /// # Errors
+    /// Whatever the disk says; part of `bytes` may have been written then.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Shortens or grows the file.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the file has no bytes.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Returns once all that was written is safe from a crash. After an error nothing may be trusted: a
+    /// second call can succeed although bytes were lost.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A lock that lasts until it is dropped, or its process ends.
+pub trait DiskLock: Send + Sync + Debug {}
+
+/// Where files are.
+pub trait Disk: Send + Sync + Debug {
+    /// Opens `path`. What is made belongs to the owner of its folder, where we may decide that.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn open(&self, path: &Path, how: Open, access: Access) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Makes the folder and all above it that are missing.
+    ///
+    /// # Errors
+    /// Whatever the disk says; a name that is taken by something else is an error.
+    fn create_dir_all(&self, path: &Path, access: Access) -> io::Result<()>;
+
+    /// Gives a file another name on the same file system, replacing what had it, in one step.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Whatever the disk says; `NotFound` if there is none.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a folder, sorted.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>>;
+
+    /// What is known of a name.
+    ///
+    /// # Errors
+    /// Whatever the disk says; `NotFound` if it is not there.
+    fn metadata(&self, path: &Path) -> io::Result<Metadata>;
+
+    /// Returns once the names in this folder are safe from a crash.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn sync_dir(&self, folder: &Path) -> io::Result<()>;
+
+    /// Bytes that we may still write on the file system of `folder`.
+    ///
+    /// # Errors
+    /// Whatever the disk says.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
+
+    /// Locks `path` (made if missing) against other processes, and against this one.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another holds it; else whatever the disk says.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
+}
+
+/// Reads a whole file of at most `max` bytes.
+///
+/// # Errors
+/// `FileTooLarge` beyond `max`; else whatever the disk says.
+pub fn read_file(disk: &dyn Disk, path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, Open::Read, Access::Owner)?;
+    let len = file.len()?;
+    if len > max {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has {len} bytes, more than {max}"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let count = file.read_at(&mut buffer, bytes.len() as u64)?;
+        if count == 0 {
+            return Ok(bytes);
+        }
+        bytes.extend_from_slice(&buffer[..count]);
+        if bytes.len() as u64 > max {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes")));
+        }
+    }
+}
+
+/// Replaces `path` by `bytes` in one step: after a crash at any moment it holds the old or the new, whole.
+///
+/// # Errors
+/// Whatever the disk says; `path` is as it was then, or new.
+pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
+    let folder = folder_of(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let beside = folder.join(name);
+    match disk.remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // Left behind by a crash, or nothing there.
+        _ => {}
+    }
+    let file = disk.open(&beside, Open::CreateNew, access)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync()?;
+    disk.rename(&beside, path)?;
+    disk.sync_dir(&folder)
+}
+
+fn folder_of(path: &Path) -> io::Result<PathBuf> {
+    path.parent()
+        .map(Path::to_owned)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path without a folder"))
+}
+
+/// The machine's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+#[derive(Debug)]
+struct RealFile(File);
+
+#[derive(Debug)]
+struct RealLock {
+    // Closing the file releases the lock.
+    _file: File,
+}
+
+impl DiskLock for RealLock {}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
+
+/// Gives what root made in a folder of another user to that user; elsewhere this does nothing.
+fn give_to_owner_of_folder(path: &Path, made: &File) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let folder = fs::symlink_metadata(folder_of(path)?)?;
+    let mine = made.metadata()?;
+    if (folder.uid(), folder.gid()) != (mine.uid(), mine.gid()) {
+        std::os::unix::fs::fchown(made, Some(folder.uid()), Some(folder.gid()))?;
+    }
+    Ok(())
+}
+
+impl RealDisk {
+    fn open_file(path: &Path, how: Open, access: Access) -> io::Result<File> {
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+        let mut options = OpenOptions::new();
+        options.read(true).mode(access.mode(false)).custom_flags(flags);
+        match how {
+            Open::Read => options.open(path),
+            Open::Update => options.write(true).open(path),
+            Open::CreateNew => {
+                let file = options.write(true).create_new(true).open(path)?;
+                give_to_owner_of_folder(path, &file)?;
+                Ok(file)
+            }
+            Open::UpdateOrCreate => match options.clone().write(true).create_new(true).open(path) {
+                Ok(file) => {
+                    give_to_owner_of_folder(path, &file)?;
+                    Ok(file)
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.write(true).open(path),
+                Err(error) => Err(error),
+            },
+        }
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &Path, how: Open, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        let file = Self::open_file(path, how, access)?;
+        // Opened without blocking, so that a pipe put in our way can't stall us; it is refused here.
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn create_dir_all(&self, path: &Path, access: Access) -> io::Result<()> {
+        if path.as_os_str().is_empty() || fs::metadata(path).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        self.create_dir_all(&folder_of(path)?, access)?;
+        match DirBuilder::new().mode(access.mode(true)).create(path) {
+            Ok(()) => {
+                // The umask may have taken bits away that the group needs.
+                fs::set_permissions(path, Permissions::from_mode(access.mode(true)))?;
+                give_to_owner_of_folder(path, &OpenOptions::new().read(true).open(path)?)
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the seam's real form")]
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the seam's real form")]
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the seam's real form")]
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            entries.push(Entry { name: entry.file_name(), kind: kind_of(entry.file_type()?) });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Metadata { kind: kind_of(found.file_type()), len: found.len() })
+    }
+
+    fn sync_dir(&self, folder: &Path) -> io::Result<()> {
+        OpenOptions::new().read(true).open(folder)?.sync_all()
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(folder)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+        let file = Self::open_file(path, Open::UpdateOrCreate, Access::Owner)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(RealLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+fn kind_of(found: fs::FileType) -> Kind {
+    if found.is_file() {
+        Kind::File
+    } else if found.is_dir() {
+        Kind::Folder
+    } else {
+        Kind::Other
+    }
+}
+
+/// Reads a small file that the operator named (configuration, credentials, a listing), following links.
+///
+/// # Errors
+/// `FileTooLarge` beyond `max` bytes; `InvalidData` if it is not UTF-8; else whatever the disk says.
+pub fn read_named_file(path: &Path, max: u64) -> io::Result<String> {
+    let mut text = String::new();
+    OpenOptions::new().read(true).open(path)?.take(max + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replacing_leaves_nothing_beside_and_is_for_the_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        for text in ["old", "new"] {
+            replace_file(&RealDisk, &path, text.as_bytes(), Access::Owner).unwrap();
+        }
+        assert_eq!(read_file(&RealDisk, &path, 10).unwrap(), b"new");
+        assert_eq!(RealDisk.list(folder.path()).unwrap().len(), 1);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn links_and_pipes_are_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        replace_file(&RealDisk, &target, b"x", Access::Owner).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        for how in [Open::Read, Open::Update, Open::UpdateOrCreate, Open::CreateNew] {
+            assert!(RealDisk.open(&link, how, Access::Owner).is_err(), "{how:?}");
+        }
+        assert_eq!(RealDisk.metadata(&link).unwrap().kind, Kind::Other);
+    }
+
+    #[test]
+    fn a_lock_is_held_once_and_ends_with_its_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let held = RealDisk.lock(&path).unwrap();
+        assert_eq!(RealDisk.lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(held);
+        RealDisk.lock(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_beyond_its_bound_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        replace_file(&RealDisk, &path, b"12345", Access::Owner).unwrap();
+        assert_eq!(read_file(&RealDisk, &path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(read_file(&RealDisk, &path, 5).unwrap(), b"12345");
+    }
+}

@@ -1,0 +1,187 @@
+//! What an operator wants: policies and their parts, as checked values.
+//!
+//! `config` makes them from TOML, `retention` judges by them, `run` carries them out. Every value here is
+//! already valid: a count is not zero, a name is safe in a path, an archive that is named exists.
+
+pub mod select;
+pub mod span;
+pub mod template_name;
+
+use std::fmt::{self, Display};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde::{Serialize, Serializer};
+
+use crate::policy::select::Select;
+use crate::policy::span::Span;
+use crate::policy::template_name::TemplateName;
+use crate::schedule::Schedule;
+use crate::snapshot::ZoneName;
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text; safe in a path.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadName;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                if is_name(text) { Ok(Self(text.into())) } else { Err(BadName) }
+            }
+        }
+
+        impl Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// A policy's name.
+    PolicyName
+);
+name!(
+    /// An archive's name.
+    ArchiveName
+);
+
+/// A text that can't name a policy, an archive or a notifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a name has 1 to 63 lower-case letters, digits, `_` and `-`, and begins with a letter or a digit")]
+pub struct BadName;
+
+fn is_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.as_bytes().first().is_some_and(|b| plain(*b))
+        && text.bytes().all(|b| plain(b) || b == b'_' || b == b'-')
+}
+
+/// One policy: when, which snapshots, what is done with them.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Its name.
+    pub name: PolicyName,
+    /// Whether it runs, and has a say about what other policies delete.
+    pub enabled: bool,
+    /// When it runs by itself; without one, only by hand.
+    pub schedule: Option<Schedule>,
+    /// For its schedule, and for days, weeks, months and years of its rules.
+    pub time_zone: TimeZone,
+    /// Where; at least one, each once.
+    pub zones: Vec<ZoneName>,
+    /// Which snapshots.
+    pub select: Select,
+    /// What stays; without it nothing is pruned.
+    pub retention: Option<Retention>,
+    /// What holds a deletion back.
+    pub guard: Guard,
+    /// What is exported, and where to.
+    pub export: Option<Export>,
+    /// What becomes a template.
+    pub promote: Option<Promote>,
+}
+
+/// What stays. At least one of the keep rules, `max_age` and `max_count` is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retention {
+    /// The newest so many are kept.
+    pub keep_last: Option<NonZeroU32>,
+    /// What is younger than this, or exactly so old, is kept.
+    pub keep_within: Option<Span>,
+    /// What is older goes, even if a keep rule wants it.
+    pub max_age: Option<Span>,
+    /// Of what is still held then, the newest so many stay, even if a keep rule wants more.
+    pub max_count: Option<NonZeroU32>,
+    /// The newest so many good ones stay whatever any rule says.
+    pub min_keep: u32,
+}
+
+/// What holds the deletions of a run, or of a zone in it, back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// At most so many per run, all zones together.
+    pub max_deletes: Option<u64>,
+    /// At most this share, in percent, of a zone's selected good snapshots; counts only where more than 10 go.
+    pub max_delete_percent: u8,
+    /// At most so far may this machine's clock be from the API's.
+    pub max_clock_skew: Duration,
+}
+
+/// Which good snapshots of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The newest good one.
+    Newest,
+    /// All good ones that stay.
+    All,
+}
+
+/// What is exported, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// Into each of these; at least one, each once.
+    pub archives: Vec<ArchiveName>,
+    /// Which ones.
+    pub snapshots: Which,
+    /// Whether a snapshot may go only once each archive holds, or has held, a verified copy.
+    pub required: bool,
+    /// Downloads at once.
+    pub concurrency: NonZeroUsize,
+    /// So long without a byte, and a download goes on over a new connection.
+    pub stall_timeout: Duration,
+}
+
+/// What becomes a template.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Promote {
+    /// The template's name.
+    pub name: TemplateName,
+    /// Which ones; never twice for one snapshot.
+    pub snapshots: Which,
+    /// So many of the templates that this policy made stay per instance; without it, all.
+    pub keep: Option<NonZeroU32>,
+    /// The template's description, at most 255 characters.
+    pub description: Option<String>,
+    /// The template's default user.
+    pub default_user: Option<String>,
+    /// Whether one may log in by password.
+    pub password_enabled: Option<bool>,
+    /// Whether one may log in by SSH key.
+    pub ssh_key_enabled: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_safe_in_paths_and_labels() {
+        for good in ["a", "nightly", "0-a_b", &"a".repeat(63)] {
+            assert!(good.parse::<PolicyName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", "-a", "_a", "A", "a.b", "a/b", "..", "é", &"a".repeat(64)] {
+            assert!(bad.parse::<PolicyName>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What is known of a zone at the moment of judging.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::policy::ArchiveName;
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
+
+/// Everything that a judgement may depend on beside the policies and the moment.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    /// Where.
+    pub zone: ZoneName,
+    /// Every snapshot of a complete listing, in any order.
+    pub snapshots: Vec<Snapshot>,
+    /// Every instance of a complete listing, in any order.
+    pub instances: Vec<Instance>,
+    /// Snapshots that people pinned.
+    pub holds: BTreeMap<SnapshotId, Hold>,
+    /// What each archive that an enabled policy names holds.
+    pub archives: BTreeMap<ArchiveName, Copies>,
+    /// This machine's clock less the API's, where the answer had a date.
+    pub clock_skew: Option<SignedDuration>,
+}
+
+/// A pin on a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// Without it, for ever.
+    pub until: Option<Timestamp>,
+    /// Why, in somebody's words.
+    pub reason: Option<String>,
+}
+
+/// What an archive holds, as far as deletions depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Copies {
+    /// It can't be told; whatever needs a copy there stays. Holds the reason.
+    Unreachable(String),
+    /// For decisions on paper: it holds whatever is required.
+    Assumed,
+    /// These verified copies, those included that the archive's own retention removed since.
+    Known(Vec<ArchivedCopy>),
+}
+
+/// A verified copy, as the gate sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchivedCopy {
+    /// Of which snapshot.
+    pub snapshot_id: SnapshotId,
+    /// Of which instance.
+    pub instance_id: InstanceId,
+    /// When the snapshot was taken.
+    pub created_at: Timestamp,
+}

@@ -1,0 +1,221 @@
+//! Exoscale's things as we speak of them: snapshots, instances, zones and their ids.
+//!
+//! These are the values after decoding: what the API may leave out is an `Option`, and a state that we do
+//! not know stays what it was, so that nothing is ever done to it.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self)
+            }
+        }
+    };
+}
+
+id!(
+    /// Which snapshot.
+    SnapshotId
+);
+id!(
+    /// Which instance.
+    InstanceId
+);
+id!(
+    /// Which template.
+    TemplateId
+);
+id!(
+    /// Which asynchronous operation.
+    OperationId
+);
+
+/// A zone, such as `ch-gva-2`. Its text is safe in a host name and in a path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ZoneName(Arc<str>);
+
+/// A text that is no zone's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a zone's name has 1 to 63 lower-case letters, digits and inner hyphens, such as `ch-gva-2`")]
+pub struct BadZoneName;
+
+impl ZoneName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ZoneName {
+    type Err = BadZoneName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if plain && (1..=63).contains(&text.len()) && !text.starts_with('-') && !text.ends_with('-') {
+            Ok(Self(text.into()))
+        } else {
+            Err(BadZoneName)
+        }
+    }
+}
+
+impl Display for ZoneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Serialize for ZoneName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ZoneName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Where a snapshot is in its life, in the API's words.
+///
+/// The steady state of a healthy snapshot is `exported` ("copied to object storage by the platform"), not
+/// `ready`; both are good.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SnapshotState {
+    /// Being taken.
+    Snapshotting,
+    /// Being copied to object storage.
+    Exporting,
+    /// Whole and usable; the steady state.
+    Exported,
+    /// Whole and usable; seen in passing, or on older zones.
+    Ready,
+    /// On its way out.
+    Deleting,
+    /// Gone, and still listed for a moment.
+    Deleted,
+    /// Failed.
+    Error,
+    /// A word that we do not know, or none (empty): never acted on.
+    Unknown(Box<str>),
+}
+
+impl SnapshotState {
+    /// The API's word.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Snapshotting => "snapshotting",
+            Self::Exporting => "exporting",
+            Self::Exported => "exported",
+            Self::Ready => "ready",
+            Self::Deleting => "deleting",
+            Self::Deleted => "deleted",
+            Self::Error => "error",
+            Self::Unknown(word) => word,
+        }
+    }
+
+    /// Whether it is a copy that one can rely on.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::Exported | Self::Ready)
+    }
+
+    /// Whether it is on its way to becoming good.
+    pub fn is_in_flight(&self) -> bool {
+        matches!(self, Self::Snapshotting | Self::Exporting)
+    }
+}
+
+impl From<&str> for SnapshotState {
+    fn from(word: &str) -> Self {
+        match word {
+            "snapshotting" => Self::Snapshotting,
+            "exporting" => Self::Exporting,
+            "exported" => Self::Exported,
+            "ready" => Self::Ready,
+            "deleting" => Self::Deleting,
+            "deleted" => Self::Deleted,
+            "error" => Self::Error,
+            other => Self::Unknown(other.into()),
+        }
+    }
+}
+
+impl Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A snapshot of an instance's root disk, as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The name that the platform gave it; hostile text, not unique.
+    pub name: Box<str>,
+    /// When it was taken.
+    pub created_at: Timestamp,
+    /// Where it is in its life.
+    pub state: SnapshotState,
+    /// The size of the **disk** in GiB, not of what is stored.
+    pub size_gib: Option<u64>,
+    /// Whose disk; the API may leave it out.
+    pub instance_id: Option<InstanceId>,
+}
+
+/// An instance, as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The name that people gave it; hostile text, not unique.
+    pub name: Box<str>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The template that it was started from.
+    pub template_id: Option<TemplateId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_state_survives_and_is_neither_good_nor_in_flight() {
+        let state = SnapshotState::from("hibernating");
+        assert_eq!(state.as_str(), "hibernating");
+        assert!(!state.is_good() && !state.is_in_flight());
+    }
+
+    #[test]
+    fn zone_names_are_safe_in_hosts_and_paths() {
+        for good in ["ch-gva-2", "a", "at-vie-1"] {
+            assert_eq!(good.parse::<ZoneName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "..", "a/b", "A", "-a", "a-", "a.b", "é", &"a".repeat(64)] {
+            assert!(bad.parse::<ZoneName>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Showing what was named elsewhere.
+//!
+//! Names of snapshots, instances and files, and every message of the API, come from outside and may hold
+//! control characters, terminal escapes or text that turns the reading direction. [`printable`] makes them
+//! safe for a terminal, a log line and an error message; JSON and HTML have escapes of their own on top.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt::Write as _;
+
+/// `text` with everything that could move a cursor, break a line, or hide or reorder text written as `\u{…}`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_treacherous) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if is_treacherous(character) {
+            // Writing to a String cannot fail.
+            let _ = write!(safe, "{}", character.escape_unicode());
+        } else {
+            safe.push(character);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Like [`printable`], and cut to at most `max` characters; a cut is shown by `…`.
+pub fn excerpt(text: &str, max: usize) -> String {
+    let mut characters = text.chars();
+    let head: String = characters.by_ref().take(max).collect();
+    let mut safe = printable(&head).into_owned();
+    if characters.next().is_some() {
+        safe.push('…');
+    }
+    safe
+}
+
+/// Control characters; line and paragraph separators; zero-width and direction marks; Unicode tags.
+fn is_treacherous(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// An error with its whole chain of causes, each once, joined by `: `.
+///
+/// `Display` of an error of this house does not repeat its source, so the chain reads as one sentence.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// `1 snapshot`, `2 snapshots`.
+pub fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_is_left_alone() {
+        assert!(matches!(printable("web-1 café 日本"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn terminal_escapes_newlines_and_direction_marks_are_spelled_out() {
+        assert_eq!(printable("a\u{1b}[31mb\nc\u{202e}d"), "a\\u{1b}[31mb\\u{a}c\\u{202e}d");
+    }
+
+    #[test]
+    fn an_excerpt_says_that_it_was_cut() {
+        assert_eq!(excerpt("abcdef", 3), "abc…");
+        assert_eq!(excerpt("abc", 3), "abc");
+    }
+}

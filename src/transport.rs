@@ -1,0 +1,213 @@
+//! The transport seam: HTTP exchanges.
+//!
+//! A [`Transport`] sends one request and gives back one answer, whatever its status. It repeats nothing,
+//! follows no redirect, signs nothing and has no opinion: the client and the archive decide. The real form
+//! is [`HttpTransport`]; the simulated zone in this process is the other (`sim`).
+
+use std::error::Error;
+use std::fmt::{self, Debug};
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{Stream, StreamExt, TryStreamExt};
+use http::{HeaderMap, Method, StatusCode};
+use url::Url;
+
+/// What an exchange is for. It decides which connections are used, and whether the address is a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A call of the API: small bodies, HTTP/2 where offered.
+    Api,
+    /// The bytes of an image from a presigned address, which is itself a credential: never shown.
+    Image,
+}
+
+/// One request.
+#[derive(Clone)]
+pub struct Request {
+    /// The verb.
+    pub method: Method,
+    /// Where to; a bearer secret if the purpose is [`Purpose::Image`].
+    pub url: Url,
+    /// Headers beside those that HTTP itself needs.
+    pub headers: HeaderMap,
+    /// The body; empty for none.
+    pub body: Bytes,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+impl Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers may hold a signature, and the address may be one.
+        let url = match self.purpose {
+            Purpose::Api => self.url.path(),
+            Purpose::Image => "(presigned address)",
+        };
+        f.debug_struct("Request").field("method", &self.method).field("url", &url).finish_non_exhaustive()
+    }
+}
+
+/// The bytes of an answer as they come in.
+pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, TransportError>> + Send>>;
+
+/// One answer: the head, and a body still to be read.
+pub struct Response {
+    /// The status, whatever it is.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body. Dropping it ends the exchange.
+    pub body: Body,
+}
+
+impl Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// How far an exchange came before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// No connection came about: the request was certainly not carried out.
+    Nothing,
+    /// The request may have been carried out; the answer is lost or cut.
+    Unknown,
+}
+
+/// An exchange that gave no whole answer. Its text never holds the address.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct TransportError {
+    /// How far it came.
+    pub reached: Reached,
+    what: &'static str,
+    #[source]
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl TransportError {
+    /// An error without a cause of its own, such as a cut connection in the simulated zone.
+    pub fn new(reached: Reached, what: &'static str) -> Self {
+        Self { reached, what, source: None }
+    }
+}
+
+/// Sends requests.
+pub trait Transport: Send + Sync + Debug {
+    /// Sends `request` and waits for the head of the answer. Any status is an answer.
+    ///
+    /// # Errors
+    /// [`TransportError`] if no head of an answer came.
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>>;
+}
+
+/// Reads a whole body of at most `max` bytes.
+///
+/// # Errors
+/// [`BodyError::TooLong`] beyond `max`; [`BodyError::Broken`] if it ends early.
+pub async fn read_body(mut body: Body, max: usize) -> Result<Bytes, BodyError> {
+    let mut whole = bytes::BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(BodyError::Broken)?;
+        if whole.len() + chunk.len() > max {
+            return Err(BodyError::TooLong { max });
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+/// Why a body could not be read whole.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Longer than the caller takes.
+    #[error("the body is longer than {max} bytes")]
+    TooLong {
+        /// The bound, in bytes.
+        max: usize,
+    },
+    /// The connection broke.
+    #[error("the body broke off")]
+    Broken(#[source] TransportError),
+}
+
+/// The real form: reqwest over rustls.
+///
+/// Two clients: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one connection
+/// each, which drains a fast store in less CPU time than HTTP/2 does. Neither follows redirects, neither has
+/// a total timeout: callers bound their exchanges by the clock seam.
+#[derive(Debug, Clone)]
+pub struct HttpTransport {
+    api: reqwest::Client,
+    image: reqwest::Client,
+}
+
+/// No HTTP client could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("set up TLS for HTTPS connections")]
+pub struct SetupError(#[source] reqwest::Error);
+
+impl HttpTransport {
+    /// Clients that trust the machine's certificate authorities, or the bundled ones where it has none.
+    ///
+    /// # Errors
+    /// [`SetupError`] if TLS can't be set up at all.
+    pub fn new() -> Result<Self, SetupError> {
+        let api = || client().http2_adaptive_window(true);
+        let image = || client().http1_only().no_gzip();
+        Ok(Self { api: build(api)?, image: build(image)? })
+    }
+}
+
+/// What both clients share.
+#[expect(clippy::disallowed_methods, reason = "the one place that makes HTTP clients")]
+fn client() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        // Guards against a dead route yet allows a slow handshake; several addresses share it.
+        .connect_timeout(std::time::Duration::from_secs(10))
+        .user_agent(concat!("snapwarden/", env!("CARGO_PKG_VERSION")))
+}
+
+fn build(client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client, SetupError> {
+    // An image without a CA bundle makes the platform's verifier fail (reqwest#2965): fall back to Mozilla's
+    // roots that travel with this binary.
+    client().build().or_else(|_| {
+        let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+            .iter()
+            .filter_map(|root| reqwest::Certificate::from_der(root).ok());
+        client().tls_certs_only(roots).build().map_err(SetupError)
+    })
+}
+
+impl Transport for HttpTransport {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        let client = match request.purpose {
+            Purpose::Api => &self.api,
+            Purpose::Image => &self.image,
+        };
+        let sent =
+            client.request(request.method, request.url).headers(request.headers).body(request.body).send();
+        Box::pin(async move {
+            let answer = sent.await.map_err(failed)?;
+            let (status, headers) = (answer.status(), answer.headers().clone());
+            let body = Box::pin(answer.bytes_stream().map_err(failed));
+            Ok(Response { status, headers, body })
+        })
+    }
+}
+
+/// reqwest's error without the address, which may be a secret.
+fn failed(error: reqwest::Error) -> TransportError {
+    let (reached, what) = if error.is_connect() {
+        (Reached::Nothing, "no connection")
+    } else if error.is_body() || error.is_decode() {
+        (Reached::Unknown, "the connection broke in the middle of the answer")
+    } else {
+        (Reached::Unknown, "the connection broke before an answer came")
+    };
+    TransportError { reached, what, source: Some(Box::new(error.without_url())) }
+}

@@ -1,0 +1,1 @@
+//! What crosses rooms: one binary, a module a subject.
