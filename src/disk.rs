@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
@@ -130,6 +130,13 @@ pub trait Disk: Send + Sync + Debug {
     /// # Errors
     /// Whatever the disk says.
     fn open(&self, path: &Path, how: Open, access: Access) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Adds `bytes` to the end of `path` (made if missing) and returns once they are safe from a crash, and
+    /// so is the name if it was made. Several processes may add to one file: pieces are never mixed.
+    ///
+    /// # Errors
+    /// Whatever the disk says; part of `bytes` may stand there then.
+    fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()>;
 
     /// Makes the folder and all above it that are missing.
     ///
@@ -284,11 +291,15 @@ fn give_to_owner_of_folder(path: &Path, made: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Neither follows a link in the last place nor waits for the other end of a pipe.
+fn no_follow() -> i32 {
+    i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default()
+}
+
 impl RealDisk {
     fn open_file(path: &Path, how: Open, access: Access) -> io::Result<File> {
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
         let mut options = OpenOptions::new();
-        options.read(true).mode(access.mode(false)).custom_flags(flags);
+        options.read(true).mode(access.mode(false)).custom_flags(no_follow());
         match how {
             Open::Read => options.open(path),
             Open::Update => options.write(true).open(path),
@@ -317,6 +328,19 @@ impl Disk for RealDisk {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
         Ok(Box::new(RealFile(file)))
+    }
+
+    fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
+        let folder = folder_of(path)?;
+        // Made apart from being opened, so that it goes to the folder's owner and its name is made safe.
+        match Self::open_file(path, Open::CreateNew, access) {
+            Ok(_) => self.sync_dir(&folder)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        let mut file = OpenOptions::new().append(true).custom_flags(no_follow()).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_data()
     }
 
     fn create_dir_all(&self, path: &Path, access: Access) -> io::Result<()> {
@@ -439,6 +463,16 @@ mod tests {
         assert_eq!(RealDisk.lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(held);
         RealDisk.lock(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_appended_comes_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for line in ["one\n", "two\n"] {
+            RealDisk.append(&path, line.as_bytes(), Access::Owner).unwrap();
+        }
+        assert_eq!(read_file(&RealDisk, &path, 100).unwrap(), b"one\ntwo\n");
     }
 
     #[test]

@@ -1,1 +1,191 @@
-//! state.
+//! Remembers: plain files in the state directory.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `audit.jsonl` | a line before and after everything that changes something ([`audit`]) |
+//! | `policy-<name>.json` | what a policy must remember from run to run ([`policy_state`]) |
+//! | `policy-<name>.lock`, `zone-<name>.lock` | who runs, who deletes ([`StateDirectory::lock_policy`]) |
+//!
+//! Every file is for its owner alone, replaced in one step, and carries a version. One that can't be read is
+//! an error that names it, never an empty start: an empty memory would do things twice.
+
+pub mod audit;
+pub mod policy_state;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{Access, Disk, DiskLock, Kind};
+use crate::policy::PolicyName;
+use crate::snapshot::ZoneName;
+
+/// Memory that fails.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The directory can't be used.
+    #[error(
+        "use the state directory {}: it must be a folder that this user may write (create it, or name another as `directory` under `[state]`)",
+        .path.display()
+    )]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file can't be read or written.
+    #[error("{verb} the state file {}", .path.display())]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error(
+        "the state file {} is damaged at line {line}, column {column}; restore it from a backup, or move it away if what it remembers may be forgotten",
+        .path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+        /// Where, from 1.
+        column: usize,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file of a later program.
+    #[error(
+        "the state file {} is of version {found}, this program knows up to {known}: it was written by a later snapwarden, use that one",
+        .path.display()
+    )]
+    FromTheFuture {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// The highest that we know.
+        known: u64,
+    },
+    /// Somebody else has the lock.
+    #[error("{what} is locked by another process ({})", .path.display())]
+    Locked {
+        /// What the lock is for.
+        what: String,
+        /// The lock's file.
+        path: PathBuf,
+    },
+}
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub struct StateDirectory {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl StateDirectory {
+    /// Opens the directory; one that is missing is made if the folder above it is there.
+    ///
+    /// # Errors
+    /// [`StateError::Directory`] if it can't be made, is no folder, or may not be written.
+    pub fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StateError> {
+        let directory = |source| StateError::Directory { path: path.to_owned(), source };
+        match disk.metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let above = path.parent().unwrap_or(path);
+                if disk.metadata(above).map_err(directory)?.kind != Kind::Folder {
+                    return Err(directory(io::ErrorKind::NotADirectory.into()));
+                }
+                disk.create_dir_all(path, Access::Owner).map_err(directory)?;
+            }
+            Err(error) => return Err(directory(error)),
+        }
+        let state = Self { disk, path: path.to_owned() };
+        // Listing and locking a file show what nothing but trying can: that we may read and write here.
+        state.disk.list(path).map_err(directory)?;
+        match state.disk.lock(&path.join("directory.lock")) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(directory(error)),
+        }
+        audit::mend(&state)?;
+        Ok(state)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes this process the only one that runs the policy, until the value is dropped.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] if another runs it.
+    pub fn lock_policy(&self, policy: &PolicyName) -> Result<Box<dyn DiskLock>, StateError> {
+        self.lock(&format!("policy-{policy}.lock"), || format!("policy `{policy}`"))
+    }
+
+    /// Makes this the only delete phase in the zone, until the value is dropped.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] if another deletes there.
+    pub fn lock_zone(&self, zone: &ZoneName) -> Result<Box<dyn DiskLock>, StateError> {
+        self.lock(&format!("zone-{zone}.lock"), || format!("the delete phase of zone {zone}"))
+    }
+
+    fn lock(&self, name: &str, what: impl Fn() -> String) -> Result<Box<dyn DiskLock>, StateError> {
+        let path = self.path.join(name);
+        self.disk.lock(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => StateError::Locked { what: what(), path: path.clone() },
+            _ => StateError::File { verb: "lock", path: path.clone(), source },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn open(path: &Path) -> Result<StateDirectory, StateError> {
+        StateDirectory::open(Arc::new(RealDisk), path)
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_only_below_one_that_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(open(&folder.path().join("state")).is_ok());
+        let error = open(&folder.path().join("a/b")).unwrap_err();
+        assert!(error.to_string().contains("a/b"), "{error}");
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_directory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        crate::disk::replace_file(&RealDisk, &path, b"", Access::Owner).unwrap();
+        assert!(matches!(open(&path), Err(StateError::Directory { .. })));
+    }
+
+    #[test]
+    fn a_policy_runs_once_at_a_time_and_others_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (open(folder.path()).unwrap(), open(folder.path()).unwrap());
+        let (nightly, weekly) = ("nightly".parse().unwrap(), "weekly".parse().unwrap());
+        let held = one.lock_policy(&nightly).unwrap();
+        assert!(matches!(other.lock_policy(&nightly), Err(StateError::Locked { .. })));
+        other.lock_policy(&weekly).unwrap();
+        drop(held);
+        other.lock_policy(&nightly).unwrap();
+    }
+}
