@@ -228,10 +228,16 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) 
         // Left behind by a crash, or nothing there.
         _ => {}
     }
-    let file = disk.open(&beside, Open::CreateNew, access)?;
-    file.write_all_at(bytes, 0)?;
-    file.sync()?;
-    disk.rename(&beside, path)?;
+    let made = disk.open(&beside, Open::CreateNew, access).and_then(|file| {
+        file.write_all_at(bytes, 0)?;
+        file.sync()?;
+        disk.rename(&beside, path)
+    });
+    if let Err(error) = made {
+        // On a full disk nothing half made stays behind.
+        let _ = disk.remove_file(&beside);
+        return Err(error);
+    }
     disk.sync_dir(&folder)
 }
 

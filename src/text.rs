@@ -45,6 +45,26 @@ fn is_treacherous(character: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
+/// JSON that is safe to look at: what [`printable`] would spell out is written as `\\uXXXX`, which reads back as
+/// the same text. (JSON itself asks this only of the first 32 characters.)
+pub fn safe_json(json: &str) -> Cow<'_, str> {
+    let harmful = |character: char| character != '\n' && is_treacherous(character);
+    if !json.chars().any(harmful) {
+        return Cow::Borrowed(json);
+    }
+    let mut safe = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if harmful(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
+        } else {
+            safe.push(character);
+        }
+    }
+    Cow::Owned(safe)
+}
+
 /// An error with its whole chain of causes, each once, joined by `: `.
 ///
 /// `Display` of an error of this house does not repeat its source, so the chain reads as one sentence.
@@ -75,6 +95,15 @@ mod tests {
     #[test]
     fn terminal_escapes_newlines_and_direction_marks_are_spelled_out() {
         assert_eq!(printable("a\u{1b}[31mb\nc\u{202e}d"), "a\\u{1b}[31mb\\u{a}c\\u{202e}d");
+    }
+
+    #[test]
+    fn safe_json_reads_back_as_the_same_text() {
+        let name = "a\u{9b}31m\u{202e}b\u{e0041}\n\"é";
+        let json = serde_json::to_string(&[name]).unwrap();
+        let safe = safe_json(&json);
+        assert!(!safe.chars().any(is_treacherous), "{safe}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&safe).unwrap(), [name]);
     }
 
     #[test]

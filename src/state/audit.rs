@@ -17,9 +17,10 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::disk::{Access, Open};
-use crate::policy::PolicyName;
+use crate::policy::{ArchiveName, PolicyName};
 use crate::snapshot::{InstanceId, OperationId, SnapshotId, TemplateId, ZoneName};
 use crate::state::{StateDirectory, StateError};
+use crate::text::safe_json;
 
 /// What is done to a snapshot, or to a template made of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -66,7 +67,7 @@ pub struct Subject {
 
 /// One line.
 #[derive(Debug, Clone, Serialize)]
-pub struct Line<'a> {
+pub struct Line {
     /// When it was written.
     pub at: Timestamp,
     /// How far it came.
@@ -74,30 +75,30 @@ pub struct Line<'a> {
     /// What is done.
     pub action: Action,
     /// For which policy; none for a command given by hand.
-    pub policy: Option<&'a PolicyName>,
+    pub policy: Option<PolicyName>,
     /// In which run.
     pub run_id: Uuid,
     /// Where.
-    pub zone: &'a ZoneName,
+    pub zone: ZoneName,
     /// To which snapshot.
-    pub snapshot: &'a Subject,
+    pub snapshot: Subject,
     /// Into which archive, for an export.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub archive: Option<&'a str>,
+    pub archive: Option<ArchiveName>,
     /// Which template, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template_id: Option<TemplateId>,
     /// The key to blame.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<&'a str>,
+    pub rule: Option<&'static str>,
     /// Why.
-    pub reasons: &'a [String],
+    pub reasons: Vec<String>,
     /// The API's operation, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<OperationId>,
     /// What went wrong, or else is worth saying.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<&'a str>,
+    pub message: Option<String>,
 }
 
 impl StateDirectory {
@@ -105,12 +106,12 @@ impl StateDirectory {
     ///
     /// # Errors
     /// [`StateError::File`]: then what was intended must not be done.
-    pub fn audit(&self, line: &Line<'_>) -> Result<(), StateError> {
+    pub fn audit(&self, line: &Line) -> Result<(), StateError> {
         let path = self.path.join(FILE);
         let failed = |source| StateError::File { verb: "append to", path: path.clone(), source };
-        let mut bytes = serde_json::to_vec(line).map_err(|error| failed(error.into()))?;
-        bytes.push(b'\n');
-        self.disk.append(&path, &bytes, Access::Owner).map_err(failed)
+        let json = serde_json::to_string(line).map_err(|error| failed(error.into()))?;
+        let text = safe_json(&json).into_owned() + "\n";
+        self.disk.append(&path, text.as_bytes(), Access::Owner).map_err(failed)
     }
 }
 
@@ -165,12 +166,12 @@ mod tests {
             action: Action::Delete,
             policy: None,
             run_id: Uuid::nil(),
-            zone: &"ch-gva-2".parse().unwrap(),
-            snapshot: &subject,
+            zone: "ch-gva-2".parse().unwrap(),
+            snapshot: subject.clone(),
             archive: None,
             template_id: None,
             rule: Some("max_age"),
-            reasons: &[],
+            reasons: Vec::new(),
             operation_id: None,
             message: None,
         };

@@ -93,33 +93,40 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Opens the directory; one that is missing is made if the folder above it is there.
+    /// The directory, for reading what may be there; nothing is made or changed.
+    pub fn at(disk: Arc<dyn Disk>, path: &Path) -> Self {
+        Self { disk, path: path.to_owned() }
+    }
+
+    /// Opens the directory for a run; one that is missing is made if the folder above it is there.
     ///
     /// # Errors
     /// [`StateError::Directory`] if it can't be made, is no folder, or may not be written.
     pub fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StateError> {
-        let directory = |source| StateError::Directory { path: path.to_owned(), source };
-        match disk.metadata(path) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let above = path.parent().unwrap_or(path);
-                if disk.metadata(above).map_err(directory)?.kind != Kind::Folder {
-                    return Err(directory(io::ErrorKind::NotADirectory.into()));
-                }
-                disk.create_dir_all(path, Access::Owner).map_err(directory)?;
-            }
-            Err(error) => return Err(directory(error)),
-        }
-        let state = Self { disk, path: path.to_owned() };
-        // Listing and locking a file show what nothing but trying can: that we may read and write here.
-        state.disk.list(path).map_err(directory)?;
-        match state.disk.lock(&path.join("directory.lock")) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(directory(error)),
-        }
+        let state = Self::at(disk, path);
+        state.prepare().map_err(|source| StateError::Directory { path: path.to_owned(), source })?;
         audit::mend(&state)?;
         Ok(state)
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        match self.disk.metadata(&self.path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let above = self.path.parent().unwrap_or(&self.path);
+                if self.disk.metadata(above)?.kind != Kind::Folder {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
+                self.disk.create_dir_all(&self.path, Access::Owner)?;
+            }
+            Err(error) => return Err(error),
+        }
+        // Listing it and locking a file in it show what nothing but trying can: that we may read and write.
+        self.disk.list(&self.path)?;
+        match self.disk.lock(&self.path.join("directory.lock")) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Where it is.
