@@ -1,14 +1,513 @@
 //! When something is due: cron lines in a time zone.
+//!
+//! A line has five fields (minute, hour, day of month, month, day of week), or six with seconds first, or is
+//! one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where both the day of the month and the day
+//! of the week are given, either one is enough, as cron has always done it (`+` before the day of the week
+//! asks for both); `L`, `W` and `#` work as in other crons.
+//!
+//! Clock changes: where the hour field is `*`, a line speaks about every hour that there really is, so it
+//! fires in both of two hours with one name and skips what the clock skips. Any other hour field names
+//! **fixed times**: one that the clock skips fires at the first instant after the gap, and one that comes
+//! twice fires once, at the first of the two.
+//!
+//! `croner` reads the line and searches the calendar; what clock changes do to the result is decided here,
+//! since `croner` takes a line of several hours (`30 1,2 * * *`) for one without fixed times.
 
-/// A cron line that was understood.
+use std::cmp::Ordering;
+use std::fmt::{self, Display};
+use std::str::FromStr;
+
+use croner::errors::CronError;
+use croner::parser::{CronParser, Seconds, Year};
+use croner::{CivilDate, CivilDateTime, CivilTime, Cron, CronDateTime, Resolution, Weekday};
+use jiff::civil::DateTime;
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::text::excerpt;
+
+/// A cron line that was understood, and that fires some day.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     text: String,
+    cron: Cron,
+    fixed_times: bool,
+}
+
+/// A line that can't be a schedule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScheduleError {
+    /// It has this many fields.
+    FieldCount(usize),
+    /// An `@`-word that is not known.
+    UnknownWord(String),
+    /// One field can't be read.
+    Field {
+        /// What stands there.
+        text: String,
+        /// What the field is for.
+        name: &'static str,
+        /// What may stand there.
+        range: &'static str,
+    },
+    /// Each field can be read, the line can't.
+    Line(String),
+    /// No moment fits it.
+    Never(String),
+}
+
+impl ScheduleError {
+    /// What is wrong.
+    pub fn fact(&self) -> String {
+        match self {
+            Self::FieldCount(0) => "it is empty".to_owned(),
+            Self::FieldCount(1) => "one field is no cron line".to_owned(),
+            Self::FieldCount(count) => format!("a cron line has five or six fields, not {count}"),
+            Self::UnknownWord(text) => format!("`{text}` is not known"),
+            Self::Field { text, name, .. } => format!("`{text}` can't be the {name}"),
+            Self::Line(text) => format!("`{text}` can't be read as a cron line"),
+            Self::Never(text) => format!("`{text}` never fires"),
+        }
+    }
+
+    /// The way out.
+    pub fn help(&self) -> String {
+        match self {
+            Self::FieldCount(_) | Self::Line(_) => {
+                "write minute, hour, day of month, month, day of week, such as `30 2 * * *` for 02:30 every day"
+                    .to_owned()
+            }
+            Self::UnknownWord(_) => {
+                "the words are `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly`".to_owned()
+            }
+            Self::Field { range, .. } => format!("use {range}, alone or as `*`, `*/2`, `1-5`, `1,3`"),
+            Self::Never(_) => "name a day that exists".to_owned(),
+        }
+    }
+}
+
+impl Display for ScheduleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.fact(), self.help())
+    }
+}
+
+impl std::error::Error for ScheduleError {}
+
+/// The words, and what they stand for.
+const WORDS: [(&str, &str); 5] = [
+    ("@hourly", "0 * * * *"),
+    ("@daily", "0 0 * * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@monthly", "0 0 1 * *"),
+    ("@yearly", "0 0 1 1 *"),
+];
+
+/// The six fields: what each is for, what may stand there, and the letters that it knows beside digits.
+const FIELDS: [(&str, &str, &str); 6] = [
+    ("second", "0 to 59", ""),
+    ("minute", "0 to 59", ""),
+    ("hour", "0 to 23", ""),
+    ("day of the month", "1 to 31", "LW?"),
+    ("month", "1 to 12 or JAN to DEC", "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    (
+        "day of the week",
+        "0 (Sunday) to 7 or SUN to SAT",
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ#+?",
+    ),
+];
+
+/// Where the hour stands among the six.
+const HOUR_FIELD: usize = 2;
+
+impl FromStr for Schedule {
+    type Err = ScheduleError;
+
+    fn from_str(text: &str) -> Result<Self, ScheduleError> {
+        Self::parse(text)
+    }
 }
 
 impl Schedule {
+    /// Reads a cron line.
+    ///
+    /// # Errors
+    /// Which field is wrong, or that the line can never fire.
+    pub fn parse(text: &str) -> Result<Self, ScheduleError> {
+        let line = match WORDS.iter().find(|(word, _)| *word == text.trim()) {
+            Some((_, line)) => *line,
+            None if text.trim_start().starts_with('@') => {
+                return Err(ScheduleError::UnknownWord(excerpt(text.trim(), 20)));
+            }
+            None => text,
+        };
+        let mut fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        if fields.len() == 5 {
+            fields.insert(0, "0");
+        }
+        if fields.len() != FIELDS.len() {
+            return Err(ScheduleError::FieldCount(fields.len()));
+        }
+        for (index, (field, (name, range, letters))) in fields.iter().zip(FIELDS).enumerate() {
+            if !reads_alone(index, field, letters) {
+                return Err(ScheduleError::Field { text: excerpt(field, 30), name, range });
+            }
+        }
+        let cron =
+            parser().parse(&fields.join(" ")).map_err(|_| ScheduleError::Line(excerpt(text.trim(), 60)))?;
+        // 2000 begins a cycle of the calendar: whatever does not come in the years that croner searches
+        // from there comes never.
+        if cron.find_next_occurrence(&Wall(DateTime::constant(2000, 1, 1, 0, 0, 0, 0)), true).is_err() {
+            return Err(ScheduleError::Never(excerpt(text.trim(), 60)));
+        }
+        let fixed_times = fields.get(HOUR_FIELD).is_some_and(|hour| *hour != "*");
+        Ok(Self { text: text.trim().to_owned(), cron, fixed_times })
+    }
+
     /// The line as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// The first instant after `after` at which it is due by the clocks of `zone`; `None` only at the end of
+    /// the calendar.
+    pub fn next_after(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        if self.fixed_times { self.next_fixed(after, zone) } else { self.next_real(after, zone) }
+    }
+
+    /// Goes along the wall clock; a time on it stands for one instant.
+    fn next_fixed(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let mut wall = zone.to_datetime(after);
+        loop {
+            wall = self.next_on_wall(wall, false)?;
+            let due = once(wall, zone)?;
+            // In the second of two hours with one name, the wall clock's times were all due already.
+            if due > after {
+                return Some(due);
+            }
+        }
+    }
+
+    /// Goes along real time, from one clock change to the next.
+    fn next_real(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let (mut from, mut inclusive) = (after, false);
+        loop {
+            let wall = zone.to_datetime(from);
+            let ahead = self.next_on_wall(wall, inclusive)?;
+            let due = zone.to_offset(from).to_timestamp(ahead).ok();
+            let change = zone.following(from).next().map(|transition| transition.timestamp());
+            match (due, change) {
+                (due, None) => return due,
+                (Some(due), Some(change)) if due < change => return Some(due),
+                (_, Some(change)) => (from, inclusive) = (change, true),
+            }
+        }
+    }
+
+    fn next_on_wall(&self, wall: DateTime, inclusive: bool) -> Option<DateTime> {
+        self.cron.find_next_occurrence(&Wall(wall), inclusive).ok().map(|next| next.0)
+    }
+}
+
+fn parser() -> CronParser {
+    CronParser::builder().seconds(Seconds::Required).year(Year::Disallowed).build()
+}
+
+/// Whether a field can be read with `*` in all others. The characters are looked at first: croner skips
+/// empty parts of a list, and replaces names of months and days wherever they stand.
+fn reads_alone(index: usize, field: &str, letters: &str) -> bool {
+    let known = |character: char| {
+        character.is_ascii_digit() || "*/,-".contains(character) || letters.contains(character)
+    };
+    let mut fields = ["*"; 6];
+    if let Some(place) = fields.get_mut(index) {
+        *place = field;
+    }
+    field.chars().all(known)
+        && field.split(',').all(|part| !part.is_empty())
+        && parser().parse(&fields.join(" ")).is_ok()
+}
+
+/// The one instant that a time on the wall stands for: the first of two; the first after a gap.
+fn once(wall: DateTime, zone: &TimeZone) -> Option<Timestamp> {
+    let ambiguous = zone.to_ambiguous_timestamp(wall);
+    if let AmbiguousOffset::Gap { .. } = ambiguous.offset() {
+        // Read by the offset after the gap, the time lies before the gap.
+        let before = ambiguous.earlier().ok()?;
+        return zone.following(before).next().map(|transition| transition.timestamp());
+    }
+    ambiguous.earlier().ok()
+}
+
+/// A time on the wall, without a zone, as croner wants to see it.
+#[derive(Clone)]
+struct Wall(DateTime);
+
+impl CronDateTime for Wall {
+    fn to_civil(&self) -> CivilDateTime {
+        let part = |number: i8| u32::from(number.unsigned_abs());
+        CivilDateTime::new(
+            CivilDate::from_parts_unchecked(self.0.year().into(), part(self.0.month()), part(self.0.day())),
+            CivilTime::from_parts_unchecked(
+                part(self.0.hour()),
+                part(self.0.minute()),
+                part(self.0.second()),
+            ),
+        )
+    }
+
+    fn civil_weekday(&self) -> Weekday {
+        Weekday::from_days_from_sunday(u32::from(self.0.weekday().to_sunday_zero_offset().unsigned_abs()))
+    }
+
+    fn resolve_civil(&self, civil: CivilDateTime) -> Result<Resolution<Self>, CronError> {
+        let part = |number: u32| i8::try_from(number).map_err(|_| CronError::InvalidDate);
+        let year = i16::try_from(civil.year()).map_err(|_| CronError::InvalidDate)?;
+        DateTime::new(
+            year,
+            part(civil.month())?,
+            part(civil.day())?,
+            part(civil.hour())?,
+            part(civil.minute())?,
+            part(civil.second())?,
+            0,
+        )
+        .map(|wall| Resolution::Single(Self(wall)))
+        .map_err(|_| CronError::InvalidDate)
+    }
+
+    fn checked_add_seconds(&self, seconds: i64) -> Option<Self> {
+        self.0.checked_add(SignedDuration::from_secs(seconds)).ok().map(Self)
+    }
+
+    fn cmp_instant(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn zone(name: &str) -> TimeZone {
+        TimeZone::get(name).unwrap()
+    }
+
+    /// What is due in `(from, until]`.
+    fn due(line: &str, name: &str, from: &str, until: &str) -> Vec<String> {
+        let (schedule, zone) = (Schedule::parse(line).unwrap(), zone(name));
+        let until = at(until);
+        let mut all = Vec::new();
+        let mut last = at(from);
+        while let Some(next) = schedule.next_after(last, &zone).filter(|next| *next <= until) {
+            assert!(next > last, "{line} in {name}: {next} after {last}");
+            all.push(next.to_string());
+            last = next;
+        }
+        all
+    }
+
+    #[test]
+    fn half_past_two_fires_once_a_day_through_the_clock_changes_of_2027() {
+        for (name, from, until, expected) in [
+            // Skipped: 02:00 to 03:00 on 28 March. Twice: 02:00 to 03:00 on 31 October.
+            (
+                "Europe/Zurich",
+                "2027-03-27T00:00:00Z",
+                "2027-03-29T12:00:00Z",
+                ["2027-03-27T01:30:00Z", "2027-03-28T01:00:00Z", "2027-03-29T00:30:00Z"],
+            ),
+            (
+                "Europe/Zurich",
+                "2027-10-30T00:00:00Z",
+                "2027-11-01T12:00:00Z",
+                ["2027-10-30T00:30:00Z", "2027-10-31T00:30:00Z", "2027-11-01T01:30:00Z"],
+            ),
+            // Skipped: 02:00 to 03:00 on 14 March. On 7 November the hour from 01:00 comes twice, not this one.
+            (
+                "America/New_York",
+                "2027-03-13T00:00:00Z",
+                "2027-03-15T12:00:00Z",
+                ["2027-03-13T07:30:00Z", "2027-03-14T07:00:00Z", "2027-03-15T06:30:00Z"],
+            ),
+            (
+                "America/New_York",
+                "2027-11-06T00:00:00Z",
+                "2027-11-08T12:00:00Z",
+                ["2027-11-06T06:30:00Z", "2027-11-07T07:30:00Z", "2027-11-08T07:30:00Z"],
+            ),
+            // Half an hour each: skipped 02:00 to 02:30 on 3 October; twice 01:30 to 02:00 on 4 April.
+            (
+                "Australia/Lord_Howe",
+                "2027-10-01T12:00:00Z",
+                "2027-10-04T12:00:00Z",
+                ["2027-10-01T16:00:00Z", "2027-10-02T15:30:00Z", "2027-10-03T15:30:00Z"],
+            ),
+            (
+                "Australia/Lord_Howe",
+                "2027-04-02T12:00:00Z",
+                "2027-04-05T12:00:00Z",
+                ["2027-04-02T15:30:00Z", "2027-04-03T16:00:00Z", "2027-04-04T16:00:00Z"],
+            ),
+        ] {
+            assert_eq!(due("30 2 * * *", name, from, until), expected, "{name} from {from}");
+        }
+    }
+
+    #[test]
+    fn other_fixed_times_in_a_gap_or_twice_fire_once() {
+        // Lord Howe: 02:15 does not exist on 3 October; 01:45 comes twice on 4 April.
+        assert_eq!(
+            due("15 2 * * *", "Australia/Lord_Howe", "2027-10-02T12:00:00Z", "2027-10-03T12:00:00Z"),
+            ["2027-10-02T15:30:00Z"]
+        );
+        assert_eq!(
+            due("45 1 * * *", "Australia/Lord_Howe", "2027-04-03T12:00:00Z", "2027-04-04T12:00:00Z"),
+            ["2027-04-03T14:45:00Z"]
+        );
+        // Several hours, one of them skipped, one of them twice.
+        assert_eq!(
+            due("30 1,2,3 * * *", "Europe/Zurich", "2027-03-28T00:00:00Z", "2027-03-28T12:00:00Z"),
+            ["2027-03-28T00:30:00Z", "2027-03-28T01:00:00Z", "2027-03-28T01:30:00Z"]
+        );
+        assert_eq!(
+            due("30 1,2,3 * * *", "Europe/Zurich", "2027-10-30T23:00:00Z", "2027-10-31T12:00:00Z"),
+            ["2027-10-30T23:30:00Z", "2027-10-31T00:30:00Z", "2027-10-31T02:30:00Z"]
+        );
+        // Two skipped times are due at one instant, once.
+        assert_eq!(
+            due("0,30 2 * * *", "Europe/Zurich", "2027-03-28T00:00:00Z", "2027-03-28T12:00:00Z"),
+            ["2027-03-28T01:00:00Z"]
+        );
+        // Midnight is skipped in Beirut on 28 March 2027.
+        assert_eq!(
+            due("@daily", "Asia/Beirut", "2027-03-27T12:00:00Z", "2027-03-29T12:00:00Z"),
+            ["2027-03-27T22:00:00Z", "2027-03-28T21:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn every_hour_means_every_hour_that_there_is() {
+        assert_eq!(
+            due("@hourly", "Europe/Zurich", "2027-03-28T00:00:00Z", "2027-03-28T03:00:00Z"),
+            ["2027-03-28T01:00:00Z", "2027-03-28T02:00:00Z", "2027-03-28T03:00:00Z"]
+        );
+        assert_eq!(
+            due("30 * * * *", "Europe/Zurich", "2027-10-30T23:00:00Z", "2027-10-31T03:00:00Z"),
+            ["2027-10-30T23:30:00Z", "2027-10-31T00:30:00Z", "2027-10-31T01:30:00Z", "2027-10-31T02:30:00Z"]
+        );
+        assert_eq!(
+            due("15 * * * *", "Australia/Lord_Howe", "2027-10-02T15:00:00Z", "2027-10-02T17:30:00Z"),
+            ["2027-10-02T16:15:00Z", "2027-10-02T17:15:00Z"],
+            "02:15 does not exist there"
+        );
+    }
+
+    #[test]
+    fn after_means_after() {
+        let daily = Schedule::parse("30 2 * * *").unwrap();
+        let next = |after: &str| daily.next_after(at(after), &TimeZone::UTC).unwrap().to_string();
+        assert_eq!(next("2027-01-01T02:29:59.999Z"), "2027-01-01T02:30:00Z");
+        assert_eq!(next("2027-01-01T02:30:00Z"), "2027-01-02T02:30:00Z");
+        assert_eq!(next("2027-01-01T02:30:00.5Z"), "2027-01-02T02:30:00Z");
+        assert_eq!(next("1927-01-01T02:30:00Z"), "1927-01-02T02:30:00Z");
+        // From within the second of the two hours.
+        let zurich = zone("Europe/Zurich");
+        assert_eq!(daily.next_after(at("2027-10-31T01:10:00Z"), &zurich), Some(at("2027-11-01T01:30:00Z")));
+        assert_eq!(daily.next_after(Timestamp::MAX, &zurich), None);
+    }
+
+    #[test]
+    fn seconds_come_first_and_either_day_is_enough() {
+        assert_eq!(
+            due("*/20 0 0 * * *", "UTC", "2027-01-01T00:00:00Z", "2027-01-01T01:00:00Z"),
+            ["2027-01-01T00:00:20Z", "2027-01-01T00:00:40Z"]
+        );
+        // Friday the 1st; the Fridays after it; the 1st of February.
+        assert_eq!(
+            due("0 0 1 * FRI", "UTC", "2026-12-31T23:00:00Z", "2027-02-01T12:00:00Z"),
+            [1, 8, 15, 22, 29]
+                .map(|day| format!("2027-01-{day:02}T00:00:00Z"))
+                .into_iter()
+                .chain(["2027-02-01T00:00:00Z".to_owned()])
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(
+            due("0 0 29 2 *", "UTC", "2027-01-01T00:00:00Z", "2033-01-01T00:00:00Z"),
+            ["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"]
+        );
+        assert_eq!(
+            due("0 0 * * 7", "UTC", "2027-01-01T00:00:00Z", "2027-01-04T00:00:00Z"),
+            ["2027-01-03T00:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_refused_with_the_field_to_blame() {
+        for (line, message) in [
+            ("", "it is empty: write minute, hour"),
+            ("30", "one field is no cron line: "),
+            ("30 2 * *", "a cron line has five or six fields, not 4: "),
+            ("0 30 2 * * * 2027", "a cron line has five or six fields, not 7: "),
+            ("61 2 * * *", "`61` can't be the minute: use 0 to 59, alone or as `*`"),
+            ("30 24 * * *", "`24` can't be the hour: use 0 to 23"),
+            ("30 2 0 * *", "`0` can't be the day of the month: "),
+            ("30 2 * 13 *", "`13` can't be the month: use 1 to 12 or JAN to DEC"),
+            ("30 2 * * 8", "`8` can't be the day of the week: "),
+            ("30 2 * * MONDAY", "`MONDAY` can't be the day of the week: "),
+            ("JAN 2 * * *", "`JAN` can't be the minute: "),
+            ("1,,2 2 * * *", "`1,,2` can't be the minute: "),
+            ("*/0 2 * * *", "`*/0` can't be the minute: "),
+            ("5-1 2 * * *", "`5-1` can't be the minute: "),
+            ("-5 2 * * *", "`-5` can't be the minute: "),
+            ("30 2 * ſEP *", "`ſEP` can't be the month: "),
+            ("@reboot", "`@reboot` is not known: the words are `@hourly`"),
+            ("0 0 30 2 *", "`0 0 30 2 *` never fires: name a day that exists"),
+            ("0 0 31 4,6,9,11 *", "`0 0 31 4,6,9,11 *` never fires"),
+        ] {
+            let error = Schedule::parse(line).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_line_is_shown_as_it_was_written() {
+        assert_eq!(Schedule::parse(" @daily ").unwrap().as_str(), "@daily");
+        assert_eq!(Schedule::parse("30  2 * * mon-fri").unwrap().as_str(), "30  2 * * mon-fri");
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(
+            text in any::<String>(),
+            near in r"(([*0-9LW#?+,/-]|[A-Z]{3}){1,5} ){4,6}[*0-9]",
+        ) {
+            let _ = Schedule::parse(&text);
+            let _ = Schedule::parse(&near);
+        }
+
+        #[test]
+        fn what_is_next_lies_ahead_and_nothing_lies_between(
+            minute in 0..60u8, hour in 0..24u8, second in 1_790_000_000i64..1_890_000_000,
+            name in prop::sample::select(vec!["UTC", "Europe/Zurich", "America/New_York", "Australia/Lord_Howe"]),
+        ) {
+            let zone = zone(name);
+            let after = Timestamp::from_second(second).unwrap();
+            let fixed = Schedule::parse(&format!("{minute} {hour} * * *")).unwrap();
+            let next = fixed.next_after(after, &zone).unwrap();
+            let ahead = next.duration_since(after);
+            prop_assert!(ahead > SignedDuration::ZERO && ahead <= SignedDuration::from_hours(25));
+            prop_assert_eq!(fixed.next_after(next - SignedDuration::from_secs(1), &zone), Some(next));
+            // Every day exactly once.
+            let later = fixed.next_after(next, &zone).unwrap();
+            let day = |instant| zone.to_datetime(instant).date();
+            prop_assert_eq!(day(later), day(next).tomorrow().unwrap());
+        }
     }
 }

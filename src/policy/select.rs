@@ -27,12 +27,19 @@ pub struct Select {
 #[derive(Debug, Clone)]
 pub struct NameGlob(GlobMatcher);
 
+/// The most characters of a glob: as many as a name may have. It also bounds the automaton that a glob
+/// becomes, which globset builds without a way to fail.
+const GLOB_MAX: usize = 255;
+
 impl NameGlob {
     /// Reads a glob.
     ///
     /// # Errors
     /// A text that says what is wrong with it.
     pub fn new(text: &str) -> Result<Self, String> {
+        if text.chars().count() > GLOB_MAX {
+            return Err(format!("it has more than {GLOB_MAX} characters"));
+        }
         Glob::new(text).map(|glob| Self(glob.compile_matcher())).map_err(|error| error.kind().to_string())
     }
 
@@ -89,5 +96,141 @@ impl Select {
         let excluded = |pattern: &Pattern<SnapshotId>| pattern.matches(&snapshot.id, Some(&snapshot.name));
         self.snapshot_names.as_ref().is_none_or(|globs| globs.iter().any(|glob| glob.matches(&snapshot.name)))
             && !self.exclude_snapshots.iter().any(excluded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::snapshot::SnapshotState;
+
+    const WEB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+    const OTHER: &str = "11111111-2222-4333-8444-555555555555";
+
+    fn instance(name: &str, labels: &[(&str, &str)]) -> Instance {
+        Instance {
+            id: WEB.parse().unwrap(),
+            name: name.into(),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            template_id: None,
+        }
+    }
+
+    fn snapshot(name: &str) -> Snapshot {
+        Snapshot {
+            id: OTHER.parse().unwrap(),
+            name: name.into(),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            state: SnapshotState::Exported,
+            size_gib: None,
+            instance_id: None,
+        }
+    }
+
+    fn patterns<Id: PartialEq + std::str::FromStr>(texts: &[&str]) -> Vec<Pattern<Id>> {
+        texts.iter().map(|text| Pattern::new(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn globs_fit_whole_names_and_names_are_not_paths() {
+        for (glob, name, fits) in [
+            ("web-*", "web-1", true),
+            ("web-*", "web-", true),
+            ("web-*", "my-web-1", false),
+            ("*", "../etc/passwd", true),
+            ("*", "", true),
+            ("*", ".hidden\n", true),
+            ("web-?", "web-12", false),
+            ("web-[0-9]", "web-7", true),
+            ("{web,db}-1", "db-1", true),
+            ("Web-1", "web-1", false),
+            (r"\*", "*", true),
+            (r"\*", "web", false),
+        ] {
+            assert_eq!(NameGlob::new(glob).unwrap().matches(name), fits, "{glob} on {name:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_glob_is_refused() {
+        for glob in ["web-[", "{a,b", "[z-a]", &"*".repeat(256)] {
+            assert!(NameGlob::new(glob).is_err(), "{glob:?}");
+        }
+    }
+
+    #[test]
+    fn an_instance_is_selected_if_every_given_part_fits() {
+        let web = instance("web-1", &[("backup", "nightly")]);
+        let labels = |value: &str| BTreeMap::from([("backup".to_owned(), value.to_owned())]);
+        for (what, select, selected) in [
+            ("nothing is given", Select::default(), true),
+            ("name", Select { instances: Some(patterns(&["db-*", "web-*"])), ..Select::default() }, true),
+            ("other name", Select { instances: Some(patterns(&["db-*"])), ..Select::default() }, false),
+            ("id", Select { instances: Some(patterns(&[WEB])), ..Select::default() }, true),
+            ("other id", Select { instances: Some(patterns(&[OTHER])), ..Select::default() }, false),
+            ("excluded name", Select { exclude_instances: patterns(&["*-1"]), ..Select::default() }, false),
+            ("excluded id", Select { exclude_instances: patterns(&[WEB]), ..Select::default() }, false),
+            ("label", Select { labels: labels("nightly"), ..Select::default() }, true),
+            ("other label", Select { labels: labels("weekly"), ..Select::default() }, false),
+            (
+                "name, but not label",
+                Select {
+                    instances: Some(patterns(&["web-*"])),
+                    labels: labels("weekly"),
+                    ..Select::default()
+                },
+                false,
+            ),
+        ] {
+            assert_eq!(select.selects_instance(Some(web.id), Some(&web)), selected, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_instance_that_is_not_listed_has_no_name_and_no_labels() {
+        let id = Some(WEB.parse().unwrap());
+        let labels = BTreeMap::from([("backup".to_owned(), "nightly".to_owned())]);
+        for (what, select, selected) in [
+            ("nothing is given", Select::default(), true),
+            ("any name", Select { instances: Some(patterns(&["*"])), ..Select::default() }, false),
+            ("its id", Select { instances: Some(patterns(&[WEB])), ..Select::default() }, true),
+            ("a label", Select { labels, ..Select::default() }, false),
+            ("any name excluded", Select { exclude_instances: patterns(&["*"]), ..Select::default() }, true),
+            ("its id excluded", Select { exclude_instances: patterns(&[WEB]), ..Select::default() }, false),
+        ] {
+            assert_eq!(select.selects_instance(id, None), selected, "{what}");
+        }
+        let by_id = Select { instances: Some(patterns(&[WEB])), ..Select::default() };
+        assert!(!by_id.selects_instance(None, None), "a snapshot of no known instance fits no id");
+        assert!(Select::default().selects_instance(None, None));
+    }
+
+    #[test]
+    fn snapshots_are_selected_and_excluded_by_name_and_id() {
+        let names = |globs: &[&str]| Some(globs.iter().map(|glob| NameGlob::new(glob).unwrap()).collect());
+        for (what, select, selected) in [
+            ("nothing is given", Select::default(), true),
+            ("name", Select { snapshot_names: names(&["*_ROOT-*"]), ..Select::default() }, true),
+            ("other name", Select { snapshot_names: names(&["manual-*"]), ..Select::default() }, false),
+            ("excluded name", Select { exclude_snapshots: patterns(&["web*"]), ..Select::default() }, false),
+            ("excluded id", Select { exclude_snapshots: patterns(&[OTHER]), ..Select::default() }, false),
+            ("another excluded", Select { exclude_snapshots: patterns(&[WEB]), ..Select::default() }, true),
+        ] {
+            assert_eq!(select.selects_snapshot(&snapshot("web_ROOT-1_2026")), selected, "{what}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reading_and_matching_never_panic(
+            glob in prop_oneof![any::<String>(), r"([a-z*?,]|\{|\}|\[!?|\]|\\|-){0,255}"],
+            name in any::<String>(),
+        ) {
+            if let Ok(glob) = NameGlob::new(&glob) {
+                glob.matches(&name);
+            }
+        }
     }
 }

@@ -1,1 +1,4 @@
 //! What crosses rooms: one binary, a module a subject.
+#![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
+
+mod config_files;

@@ -1,0 +1,297 @@
+//! What is wrong with a configuration: all of it, each with its place, the line, and the way out.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::fmt::{self, Display, Write as _};
+use std::ops::Range;
+
+use crate::text::{counted, excerpt, printable};
+
+/// The most findings that are printed: more than a person reads at once.
+const PRINTED_MAX: usize = 50;
+
+/// The most characters of a line that are printed; a longer one is cut around the spot.
+const LINE_MAX: usize = 100;
+
+/// What was found while a file was walked. Each spot is spoken of once: the first finding stands.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    list: RefCell<Vec<Finding>>,
+    spots: RefCell<HashSet<(String, Option<Range<usize>>)>>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug)]
+pub(super) struct Finding {
+    /// Where in the text; `None` for what does not stand there.
+    pub(super) span: Option<Range<usize>>,
+    /// What it is about: a key's path; empty for TOML itself.
+    pub(super) subject: String,
+    /// What is wrong.
+    pub(super) fact: String,
+    /// The way out.
+    pub(super) help: String,
+    /// How far it can be relied on, and shown.
+    pub(super) kind: Kind,
+}
+
+/// What sort of finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Not TOML.
+    Syntax,
+    /// A key that nobody knows: what it holds may be a secret, and is not shown.
+    UnknownKey,
+    /// Something that stands there is wrong.
+    Wrong,
+    /// Something is missing: not to be trusted if parts of the file can't be read.
+    Missing,
+}
+
+impl Findings {
+    pub(super) fn add(&self, finding: Finding) {
+        if self.spots.borrow_mut().insert((finding.subject.clone(), finding.span.clone())) {
+            self.list.borrow_mut().push(finding);
+        }
+    }
+
+    /// Nothing, or all that is wrong. `unread` are the parts of the text that TOML could not make sense of:
+    /// what is found there, or found missing, may be their doing, and is left out.
+    pub(super) fn into_diagnostics(
+        self,
+        text: &str,
+        file_name: &str,
+        unread: &[Range<usize>],
+    ) -> Option<Diagnostics> {
+        let mut findings = self.list.into_inner();
+        findings.retain(|finding| {
+            let in_unread = |span: &Range<usize>| {
+                // The parts are in order, and apart.
+                let next = unread.partition_point(|part| part.end <= span.start);
+                unread.get(next).is_some_and(|part| part.contains(&span.start))
+            };
+            match finding.kind {
+                Kind::Syntax => true,
+                Kind::Missing => unread.is_empty(),
+                Kind::UnknownKey | Kind::Wrong => !finding.span.as_ref().is_some_and(in_unread),
+            }
+        });
+        if findings.is_empty() {
+            return None;
+        }
+        findings.sort_by_key(|finding| finding.span.as_ref().map(|span| span.start));
+        let file_name = excerpt(file_name, 200);
+        let lines = Lines::of(text);
+        Some(Diagnostics {
+            count: findings.len(),
+            printed: findings
+                .iter()
+                .take(PRINTED_MAX)
+                .map(|finding| finding.print(&file_name, &lines))
+                .collect(),
+        })
+    }
+}
+
+impl Finding {
+    fn print(&self, file_name: &str, lines: &Lines<'_>) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail, here and below.
+        if let Some(span) = &self.span {
+            let (number, line, column) = lines.place(span.start);
+            let _ = write!(text, "{file_name}:{number}:{}: ", column + 1);
+            self.print_head(&mut text);
+            let gutter = number.to_string().len().max(4);
+            if may_hold_a_secret(line) {
+                let _ = write!(text, "\n  {number:>gutter$} | (not shown: it may hold a secret)");
+            } else {
+                let spot = lines.text.get(span.clone()).unwrap_or_default();
+                let (shown, before, marks) = mark(line, column, spot, self.kind == Kind::UnknownKey);
+                let _ = write!(text, "\n  {number:>gutter$} | {shown}");
+                let _ = write!(text, "\n  {:gutter$} | {:before$}{}", "", "", "^".repeat(marks));
+            }
+        } else {
+            self.print_head(&mut text);
+        }
+        if !self.help.is_empty() {
+            let _ = write!(text, "\n  {}", self.help);
+        }
+        text
+    }
+
+    fn print_head(&self, text: &mut String) {
+        if !self.subject.is_empty() {
+            let _ = write!(text, "{}: ", self.subject);
+        }
+        text.push_str(&self.fact);
+    }
+}
+
+/// Whether a line may hold what belongs into no log: somebody wrote a secret where none belongs.
+fn may_hold_a_secret(line: &str) -> bool {
+    let line = line.to_ascii_lowercase().replace("password_enabled", "");
+    let user_in_address = line.split_once(':').is_some_and(|(_, behind)| behind.contains('@'));
+    let words = ["secret", "password", "token", "api_key"];
+    user_in_address || words.iter().any(|word| line.contains(word))
+}
+
+/// A line as it can be printed, how many characters stand before the spot, and how many make the spot. What
+/// stands behind the spot is left out on demand.
+fn mark(line: &str, column: usize, spot: &str, hide_behind: bool) -> (String, usize, usize) {
+    let mut line: Vec<char> =
+        line.chars().map(|character| if character == '\t' { ' ' } else { character }).collect();
+    let spot_length = spot.lines().next().unwrap_or_default().chars().count().max(1);
+    let hidden = hide_behind && line.get(column + spot_length..).is_some_and(|rest| rest.contains(&'='));
+    if hidden {
+        line.truncate(column + spot_length);
+    }
+    let from = if line.len() > LINE_MAX { column.saturating_sub(LINE_MAX / 3) } else { 0 };
+    let until = line.len().min(from + LINE_MAX);
+    let part = |range: Range<usize>| {
+        let text: String = line.get(range).unwrap_or_default().iter().collect();
+        printable(&text).into_owned()
+    };
+    let spot_from = column.clamp(from, until);
+    let spot_until = (spot_from + spot_length).min(until);
+    let head = if from > 0 { "…" } else { "" };
+    let tail = match (until < line.len(), hidden) {
+        (true, _) => "…",
+        (false, true) => " = …",
+        (false, false) => "",
+    };
+    let (before, marked, behind) =
+        (part(from..spot_from), part(spot_from..spot_until), part(spot_until..until));
+    (
+        format!("{head}{before}{marked}{behind}{tail}"),
+        head.chars().count() + before.chars().count(),
+        marked.chars().count().max(1),
+    )
+}
+
+/// Finds lines by the offsets of their first bytes.
+struct Lines<'t> {
+    text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    fn of(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { text, starts }
+    }
+
+    /// A line's number from 1, its text without its end, and the column from 0, in characters.
+    fn place(&self, offset: usize) -> (usize, &'t str, usize) {
+        // Something that ends too early is found at the end of the text: then the last line that has any.
+        let offset = offset.min(self.text.trim_end().len());
+        let number = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts.get(number.saturating_sub(1)).copied().unwrap_or_default();
+        let rest = self.text.get(start..).unwrap_or_default();
+        let line = rest.split('\n').next().unwrap_or_default();
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let before = self.text.get(start..offset).unwrap_or_default();
+        (number, line, before.chars().count())
+    }
+}
+
+/// All that is wrong with a configuration, ready to be printed; never nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostics {
+    count: usize,
+    printed: Vec<String>,
+}
+
+impl Diagnostics {
+    /// How many things are wrong.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
+impl Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.printed.join("\n\n"))?;
+        match self.count - self.printed.len() {
+            0 => Ok(()),
+            more => write!(f, "\n\nand {}", counted(more, "more error")),
+        }
+    }
+}
+
+impl std::error::Error for Diagnostics {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(text: &str, span: Range<usize>) -> String {
+        let findings = Findings::default();
+        findings.add(Finding {
+            span: Some(span),
+            subject: "a".to_owned(),
+            fact: "is wrong".to_owned(),
+            help: "make it right".to_owned(),
+            kind: Kind::Wrong,
+        });
+        findings.into_diagnostics(text, "x.toml", &[]).unwrap().to_string()
+    }
+
+    #[test]
+    fn the_spot_is_marked_in_characters_also_behind_tabs_and_escapes() {
+        assert_eq!(
+            printed("b = 1\r\né\t\u{1b} = [bad]\r\n", 14..19),
+            "x.toml:2:7: a: is wrong\n     2 | é \\u{1b} = [bad]\n       |            ^^^^^\n  make it right"
+        );
+    }
+
+    #[test]
+    fn a_line_that_may_hold_a_secret_is_not_shown() {
+        for line in ["api_secret = \"s3cr3t\"", "url = \"https://u:s3cr3t@host\"", "Password = \"s3cr3t\""] {
+            let shown = printed(line, 0..3);
+            assert!(!shown.contains("s3cr3t") && shown.contains("(not shown"), "{shown}");
+        }
+        assert!(printed("schedule = \"@daily\"", 11..19).contains("@daily"));
+        assert!(printed("password_enabled = 1", 19..20).contains("enabled = 1"));
+        assert_eq!(mark("{ hook = \"https://x\" }", 2, "hook", true).0, "{ hook = …");
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_spot() {
+        let text = format!("a = [{}BAD{}]", "x".repeat(500), "y".repeat(500));
+        let shown = printed(&text, 505..508);
+        let line = shown.lines().nth(1).unwrap();
+        let marks = shown.lines().nth(2).unwrap();
+        assert!(line.chars().count() < 120 && line.contains('…'), "{line}");
+        let at = marks.chars().position(|c| c == '^').unwrap();
+        assert_eq!(line.chars().skip(at).take(3).collect::<String>(), "BAD");
+        assert!(marks.ends_with(" ^^^"));
+    }
+
+    #[test]
+    fn a_spot_over_several_lines_is_marked_on_its_first() {
+        assert!(printed("a = [\n1,\n]\n", 4..10).contains("1 | a = [\n       |     ^\n"));
+    }
+
+    #[test]
+    fn a_spot_at_the_very_end_has_a_mark() {
+        assert!(printed("a = \n", 5..5).contains("     1 | a = \n       |    ^"));
+    }
+
+    #[test]
+    fn a_spot_is_spoken_of_once_and_the_list_is_bounded() {
+        let findings = Findings::default();
+        for index in 0..120 {
+            findings.add(Finding {
+                span: Some(index / 2..index / 2 + 1),
+                subject: "a".to_owned(),
+                fact: format!("wrong {index}"),
+                help: String::new(),
+                kind: Kind::Wrong,
+            });
+        }
+        let all = findings.into_diagnostics(&"x".repeat(100), "x.toml", &[]).unwrap();
+        assert_eq!(all.count(), 60);
+        assert!(all.to_string().contains("wrong 0\n") && !all.to_string().contains("wrong 1\n"));
+        assert!(all.to_string().ends_with("and 10 more errors"));
+    }
+}

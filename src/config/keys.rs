@@ -1,0 +1,248 @@
+//! Every section and key that a configuration may have, and what of it this version can't do yet.
+//!
+//! A **shape** is a section's path with `*` in the place of a name: `policies.*.retention`.
+
+/// Every section with its keys, by shape. What is not here is an unknown key.
+pub(super) const SECTIONS: &[(&str, &[&str])] = &[
+    ("", &["exoscale", "server", "state", "archives", "policies", "notify"]),
+    (
+        "exoscale",
+        &[
+            "endpoint",
+            "credentials_file",
+            "request_timeout",
+            "poll_interval",
+            "operation_timeout",
+            "requests_per_second",
+            "concurrency",
+            "allow_plain_http",
+        ],
+    ),
+    ("server", &["listen", "shutdown_grace"]),
+    ("state", &["directory"]),
+    (
+        "archives.*",
+        &[
+            "type",
+            "path",
+            "endpoint",
+            "region",
+            "bucket",
+            "prefix",
+            "credentials_file",
+            "retention",
+            "verify",
+        ],
+    ),
+    ("archives.*.retention", RETENTION),
+    ("archives.*.verify", &["schedule", "percent"]),
+    (
+        "policies.*",
+        &[
+            "enabled",
+            "schedule",
+            "timezone",
+            "zones",
+            "jitter",
+            "on_start",
+            "deadline",
+            "create",
+            "select",
+            "retention",
+            "guard",
+            "export",
+            "promote",
+        ],
+    ),
+    (
+        "policies.*.select",
+        &[
+            "instances",
+            "exclude_instances",
+            "labels",
+            "snapshot_names",
+            "exclude_snapshots",
+            "ownership",
+            "orphans",
+        ],
+    ),
+    ("policies.*.retention", RETENTION),
+    (
+        "policies.*.guard",
+        &["max_deletes", "max_delete_percent", "max_listing_drop_percent", "max_clock_skew"],
+    ),
+    (
+        "policies.*.export",
+        &[
+            "archives",
+            "snapshots",
+            "required",
+            "alert_after",
+            "concurrency",
+            "connections",
+            "stall_timeout",
+            "bandwidth_limit",
+        ],
+    ),
+    (
+        "policies.*.promote",
+        &["name", "snapshots", "keep", "description", "default_user", "password_enabled", "ssh_key_enabled"],
+    ),
+    ("notify.*", &["type", "url_file", "on"]),
+];
+
+const RETENTION: &[&str] = &[
+    "keep_last",
+    "keep_within",
+    "keep_hourly",
+    "keep_daily",
+    "keep_weekly",
+    "keep_monthly",
+    "keep_yearly",
+    "keep_within_hourly",
+    "keep_within_daily",
+    "keep_within_weekly",
+    "keep_within_monthly",
+    "keep_within_yearly",
+    "keep_oldest",
+    "max_age",
+    "max_count",
+    "min_keep",
+    "allow_empty",
+    "failed_after",
+];
+
+/// How much of a key's values comes later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Later {
+    /// All of them.
+    All,
+    /// All but this one.
+    AllBut(&'static str),
+    /// This one.
+    Only(&'static str),
+}
+
+/// What this version knows and can't do: refused, never ignored. To make a key available, take its line out.
+pub(super) const LATER: &[(&str, Later)] = &[
+    ("server", Later::All),
+    ("archives.*.type", Later::Only("s3")),
+    ("archives.*.retention", Later::All),
+    ("archives.*.verify", Later::All),
+    ("policies.*.jitter", Later::All),
+    ("policies.*.on_start", Later::All),
+    ("policies.*.deadline", Later::All),
+    ("policies.*.create", Later::AllBut("false")),
+    ("policies.*.select.instances.*", Later::Only("self")),
+    ("policies.*.select.exclude_instances.*", Later::Only("self")),
+    ("policies.*.select.ownership", Later::Only("created")),
+    ("policies.*.retention.keep_hourly", Later::All),
+    ("policies.*.retention.keep_daily", Later::All),
+    ("policies.*.retention.keep_weekly", Later::All),
+    ("policies.*.retention.keep_monthly", Later::All),
+    ("policies.*.retention.keep_yearly", Later::All),
+    ("policies.*.retention.keep_within_hourly", Later::All),
+    ("policies.*.retention.keep_within_daily", Later::All),
+    ("policies.*.retention.keep_within_weekly", Later::All),
+    ("policies.*.retention.keep_within_monthly", Later::All),
+    ("policies.*.retention.keep_within_yearly", Later::All),
+    ("policies.*.retention.keep_oldest", Later::All),
+    ("policies.*.retention.allow_empty", Later::All),
+    ("policies.*.retention.failed_after", Later::All),
+    ("policies.*.guard.max_listing_drop_percent", Later::All),
+    ("policies.*.export.alert_after", Later::All),
+    ("policies.*.export.connections", Later::AllBut("1")),
+    ("policies.*.export.bandwidth_limit", Later::All),
+    ("notify.*", Later::All),
+];
+
+/// The keys of a section, if there is such a section.
+pub(super) fn of(shape: &str) -> Option<&'static [&'static str]> {
+    SECTIONS.iter().find(|(known, _)| *known == shape).map(|(_, keys)| *keys)
+}
+
+/// How much of a key's values comes later, if any.
+pub(super) fn later(shape: &str) -> Option<Later> {
+    LATER.iter().find(|(known, _)| *known == shape).map(|(_, later)| *later)
+}
+
+/// The candidate that `word` was probably meant to be: a few slips away, fewer for a short word, or begun
+/// alike (`policy`, `policies`).
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let length = word.chars().count();
+    // Long words are no typing slips, and the search is quadratic.
+    if length > 64 {
+        return None;
+    }
+    let slips_max = length.div_ceil(4).min(3);
+    let begun_alike = |candidate: &str| {
+        let shared = word.bytes().zip(candidate.bytes()).take_while(|(one, other)| one == other).count();
+        shared >= 4 && shared + 1 >= length
+    };
+    candidates
+        .into_iter()
+        .map(|candidate| (slips(word, candidate), candidate))
+        .filter(|(count, candidate)| *count <= slips_max || begun_alike(candidate))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// How many letters must be put in, taken out or replaced to make one word of the other (Levenshtein).
+fn slips(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, letter) in one.chars().enumerate() {
+        let mut next = vec![line + 1];
+        let mut left = line + 1;
+        for (pair, candidate) in row.windows(2).zip(&other) {
+            if let [diagonal, above] = pair {
+                left = (left + 1).min(above + 1).min(diagonal + usize::from(letter != *candidate));
+                next.push(left);
+            }
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_later_is_a_known_key() {
+        for (shape, _) in LATER {
+            let shape = shape.strip_suffix(".*").unwrap_or(shape);
+            let (section, key) = shape.rsplit_once('.').unwrap_or(("", shape));
+            assert!(of(section).is_some_and(|keys| keys.contains(&key)), "{shape}");
+        }
+    }
+
+    #[test]
+    fn the_full_example_shows_every_key_that_is_available() {
+        let example = include_str!("../../config/full.toml");
+        let comes_later = |shape: &str| later(shape) == Some(Later::All);
+        for (section, known) in SECTIONS {
+            // The sections themselves; what whole sections bring later; what is for archives of type `s3`.
+            if section.is_empty() || *section == "archives.*" || comes_later(section) {
+                continue;
+            }
+            for key in *known {
+                let shown = example.lines().any(|line| {
+                    line.starts_with(&format!("{key} = ")) || line.ends_with(&format!(".{key}]"))
+                });
+                assert_eq!(shown, !comes_later(&format!("{section}.{key}")), "{section}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_word_is_found_if_it_is_near() {
+        assert_eq!((slips("", "abc"), slips("kitten", "sitting"), slips("a", "a")), (3, 3, 0));
+        assert_eq!(nearest("max_agee", ["max_count", "max_age"]), Some("max_age"));
+        assert_eq!(nearest("policy", ["archives", "policies"]), Some("policies"));
+        assert_eq!(nearest("policys", ["archives", "policies"]), Some("policies"));
+        assert_eq!(nearest("retain", ["retention", "enabled"]), None);
+        assert_eq!(nearest("x", ["path", "on"]), None);
+    }
+}

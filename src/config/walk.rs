@@ -1,0 +1,547 @@
+//! Walking a TOML table that knows where everything stands.
+//!
+//! A [`Table`] and a [`Value`] know their path and their place, and put what is wrong with them into the
+//! findings: a getter returns `None` for what is not there and for what is wrong alike, so that a section
+//! reads on, and reads like its documentation. Whoever asks for a result looks at the findings first.
+
+use std::collections::HashSet;
+use std::num::NonZeroU32;
+use std::ops::{Range, RangeInclusive};
+use std::path::{Component, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::config::findings::{Finding, Findings, Kind};
+use crate::config::keys::{self, Later};
+use crate::policy::span::{Span, parse_duration};
+use crate::text::excerpt;
+
+/// A path in the file, and where it stands.
+#[derive(Clone)]
+pub(super) struct Place<'t> {
+    /// Such as `policies.nightly.zones`.
+    path: String,
+    /// Such as `policies.*.zones`.
+    shape: String,
+    span: Option<Range<usize>>,
+    findings: &'t Findings,
+}
+
+impl<'t> Place<'t> {
+    /// Where a file begins.
+    pub(super) fn root(findings: &'t Findings) -> Self {
+        Self { path: String::new(), shape: String::new(), span: None, findings }
+    }
+
+    /// A place outside the file, such as an environment variable.
+    pub(super) fn outside(name: &str, findings: &'t Findings) -> Self {
+        Self { path: excerpt(name, 200), shape: String::new(), span: None, findings }
+    }
+
+    fn child(&self, name: &str, shape: &str, span: Option<Range<usize>>) -> Self {
+        let join = |parent: &str, name: &str| {
+            if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
+        };
+        Self {
+            path: join(&self.path, &shown_key(name)),
+            shape: join(&self.shape, shape),
+            span,
+            findings: self.findings,
+        }
+    }
+
+    /// Says what is wrong here, and the way out.
+    pub(super) fn wrong(&self, fact: impl Into<String>, help: impl Into<String>) {
+        self.add(Kind::Wrong, fact.into(), help.into());
+    }
+
+    /// Says that something else is missing, seen from here.
+    pub(super) fn missing(&self, fact: impl Into<String>, help: impl Into<String>) {
+        self.add(Kind::Missing, fact.into(), help.into());
+    }
+
+    fn add(&self, kind: Kind, fact: String, help: String) {
+        let (span, subject) = (self.span.clone(), self.path.clone());
+        self.findings.add(Finding { span, subject, fact, help, kind });
+    }
+}
+
+/// A key as a path shows it: in quotes where TOML wants them.
+fn shown_key(name: &str) -> String {
+    let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if bare { excerpt(name, 64) } else { format!("\"{}\"", excerpt(name, 64)) }
+}
+
+/// A section of the file, or one that is not there.
+pub(super) struct Table<'t> {
+    place: Place<'t>,
+    entries: Option<&'t DeTable<'t>>,
+}
+
+impl<'t> Table<'t> {
+    /// The whole file.
+    pub(super) fn root(entries: &'t DeTable<'t>, findings: &'t Findings) -> Self {
+        Self::open(Place::root(findings), entries)
+    }
+
+    /// A table; where its shape has keys of its own, all others are reported.
+    fn open(place: Place<'t>, entries: &'t DeTable<'t>) -> Self {
+        let table = Self { place, entries: Some(entries) };
+        if let Some(known) = keys::of(&table.place.shape) {
+            for key in entries.keys() {
+                if !known.contains(&&**key.get_ref()) {
+                    table.report_unknown(key.get_ref(), key.span(), known);
+                }
+            }
+        }
+        table
+    }
+
+    fn report_unknown(&self, key: &str, span: Range<usize>, known: &[&str]) {
+        let place = self.place.child(key, key, Some(span));
+        let homes = self.homes_of(key);
+        let help = if matches!(key, "api_key" | "api_secret") {
+            "secrets never stand here: write them to a file of their own, and name it by `credentials_file`"
+                .to_owned()
+        } else if let [above, ..] = homes.above.as_slice() {
+            format!("`{key}` belongs to `{above}` itself: write it above the line `[{}]`", self.place.path)
+        } else if let Some(near) = keys::nearest(key, known.iter().copied()) {
+            format!("did you mean `{near}`?")
+        } else if !homes.beside.is_empty() {
+            let beside: Vec<_> = homes.beside.iter().map(|home| format!("`[{home}]`")).collect();
+            format!("`{key}` belongs under {}", beside.join(" or "))
+        } else {
+            let available = |key: &&&str| {
+                let shape = if self.place.shape.is_empty() {
+                    (**key).to_owned()
+                } else {
+                    format!("{}.{key}", self.place.shape)
+                };
+                keys::later(&shape) != Some(Later::All)
+            };
+            format!("the keys here are {}", listed(known.iter().filter(available)))
+        };
+        place.add(Kind::UnknownKey, "unknown key".to_owned(), help);
+    }
+
+    /// Whether an unknown key here was probably meant to be this one, so that it is not missing as well. Of a
+    /// section with hundreds of keys only some are looked at.
+    pub(super) fn has_slip_of(&self, key: &str) -> bool {
+        let known = keys::of(&self.place.shape).unwrap_or_default();
+        self.entries.is_some_and(|entries| {
+            entries.keys().take(100).map(|written| &**written.get_ref()).any(|written| {
+                !known.contains(&written) && keys::nearest(written, known.iter().copied()) == Some(key)
+            })
+        })
+    }
+
+    /// In which sections around this one a key is known.
+    fn homes_of(&self, key: &str) -> Homes {
+        let mut homes = Homes::default();
+        let names: Vec<&str> = self.place.path.split('.').collect();
+        let shapes: Vec<&str> = self.place.shape.split('.').collect();
+        for (shape, known) in keys::SECTIONS {
+            let parts: Vec<&str> = shape.split('.').collect();
+            // The root's keys are the sections themselves.
+            if shape.is_empty() || *shape == self.place.shape || !known.contains(&key) {
+                continue;
+            }
+            let shared = parts.iter().zip(&shapes).take_while(|(one, other)| one == other).count();
+            // The names here also name the section there: `policies.*` alike.
+            let home = parts.iter().enumerate().map(|(index, part)| match names.get(index) {
+                Some(name) if index < shared => *name,
+                _ => *part,
+            });
+            let home = home.collect::<Vec<_>>().join(".").replace('*', "NAME");
+            if shared == parts.len() {
+                homes.above.push(home);
+            } else if shared + 1 >= parts.len() {
+                homes.beside.push(home);
+            }
+        }
+        homes
+    }
+
+    /// Where this stands.
+    pub(super) fn place(&self) -> &Place<'t> {
+        &self.place
+    }
+
+    /// Whether the file has it.
+    pub(super) fn is_there(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    /// Whether it has no keys.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_none_or(DeTable::is_empty)
+    }
+
+    /// Whether a key has a value that is no table, which is reported where it is read.
+    pub(super) fn has_other_than_table(&self, key: &str) -> bool {
+        self.entries.and_then(|entries| entries.get(key)).is_some_and(|value| !value.get_ref().is_table())
+    }
+
+    /// A key's value. One that this version can't do yet is reported.
+    pub(super) fn value(&self, key: &str) -> Option<Value<'t>> {
+        debug_assert!(
+            keys::of(&self.place.shape).is_none_or(|known| known.contains(&key)),
+            "{key} is no key of {}",
+            self.place.shape
+        );
+        let value = self.entries?.get(key)?;
+        Some(Value::open(self.place.child(key, key, Some(value.span())), value.get_ref()))
+    }
+
+    /// A key's value; it must be there.
+    pub(super) fn required(&self, key: &str, help: &str) -> Option<Value<'t>> {
+        let value = self.value(key);
+        if value.is_none() && self.is_there() && !self.has_slip_of(key) {
+            self.place.missing(format!("`{key}` is missing"), help);
+        }
+        value
+    }
+
+    /// A table within, or one that is not there.
+    pub(super) fn table(&self, key: &str) -> Table<'t> {
+        self.value(key)
+            .and_then(|value| value.table())
+            .unwrap_or_else(|| Self { place: self.place.child(key, key, None), entries: None })
+    }
+
+    /// The tables within that have names, in the order of the file. A bad name is reported.
+    pub(super) fn named<N: FromStr<Err: ToString>>(&self) -> Vec<(N, Table<'t>)> {
+        let mut found = Vec::new();
+        for (key, value) in self.entries.into_iter().flatten() {
+            let place = self.place.child(key.get_ref(), "*", Some(key.span()));
+            let name = key.get_ref().parse::<N>();
+            if let Err(error) = &name {
+                place.wrong("not a name", error.to_string());
+            }
+            let value = Value::open(Place { span: Some(value.span()), ..place }, value.get_ref());
+            if let Some((table, name)) = value.table().zip(name.ok()) {
+                found.push((key.span().start, name, table));
+            }
+        }
+        found.sort_by_key(|(start, ..)| *start);
+        found.into_iter().map(|(_, name, table)| (name, table)).collect()
+    }
+
+    /// All keys with their texts.
+    pub(super) fn texts(&self) -> Vec<(String, String)> {
+        let entries = self.entries.into_iter().flatten();
+        entries
+            .filter_map(|(key, value)| {
+                let place = self.place.child(key.get_ref(), "*", Some(value.span()));
+                let text = Value::open(place, value.get_ref()).text()?;
+                Some((key.get_ref().to_string(), text.to_owned()))
+            })
+            .collect()
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&self, key: &str) -> Option<bool> {
+        self.value(key)?.boolean()
+    }
+
+    /// Text.
+    pub(super) fn text(&self, key: &str) -> Option<&'t str> {
+        self.value(key)?.text()
+    }
+
+    /// A whole number within a range.
+    pub(super) fn number(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        self.value(key)?.number(range)
+    }
+
+    /// A count that switches a rule off by not being there.
+    pub(super) fn count(&self, key: &str) -> Option<NonZeroU32> {
+        self.value(key)?.count()
+    }
+
+    /// Absolute time, such as `"30s"`.
+    pub(super) fn duration(&self, key: &str) -> Option<Duration> {
+        let value = self.value(key)?;
+        let text = value.span_text("10s")?;
+        parse_duration(text).map_err(|error| value.place.wrong(error.fact(), error.help())).ok()
+    }
+
+    /// Calendar time, such as `"14d"`.
+    pub(super) fn span(&self, key: &str) -> Option<Span> {
+        let value = self.value(key)?;
+        let text = value.span_text("30d")?;
+        text.parse::<Span>().map_err(|error| value.place.wrong(error.fact(), error.help())).ok()
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        self.value(key)?.choice(choices)
+    }
+
+    /// An absolute path.
+    pub(super) fn path(&self, key: &str) -> Option<PathBuf> {
+        self.value(key)?.path()
+    }
+}
+
+/// Sections in which a key is known, as the file would name them.
+#[derive(Default)]
+struct Homes {
+    above: Vec<String>,
+    beside: Vec<String>,
+}
+
+/// The way out of what comes later.
+const CANT_DO_IT: &str = "take it out: this version can't do it";
+
+/// One value.
+pub(super) struct Value<'t> {
+    place: Place<'t>,
+    value: &'t DeValue<'t>,
+}
+
+impl<'t> Value<'t> {
+    fn open(place: Place<'t>, value: &'t DeValue<'t>) -> Self {
+        let value = Self { place, value };
+        match (keys::later(&value.place.shape), value.plain()) {
+            (Some(Later::All), _) => {
+                value.place.wrong("not available yet", CANT_DO_IT);
+            }
+            (Some(Later::AllBut(word)), plain) if plain.is_none_or(|plain| plain != word) => {
+                value.place.wrong("not available yet", format!("this version can do `{word}` only"));
+            }
+            (Some(Later::Only(word)), Some(plain)) if plain == word => {
+                value.place.wrong(format!("`{word}` is not available yet"), CANT_DO_IT);
+            }
+            _ => {}
+        }
+        value
+    }
+
+    fn plain(&self) -> Option<&str> {
+        match self.value {
+            DeValue::String(text) => Some(text),
+            DeValue::Integer(number) => Some(number.as_str()),
+            DeValue::Boolean(true) => Some("true"),
+            DeValue::Boolean(false) => Some("false"),
+            _ => None,
+        }
+    }
+
+    /// Where this stands.
+    pub(super) fn place(&self) -> &Place<'t> {
+        &self.place
+    }
+
+    fn wrong_type<T>(&self, wanted: &str, help: &str) -> Option<T> {
+        let found = match self.value {
+            DeValue::String(_) => "text",
+            DeValue::Integer(_) => "a whole number",
+            DeValue::Float(_) => "a number with a point",
+            DeValue::Boolean(_) => "`true` or `false`",
+            DeValue::Datetime(_) => "a date or a time",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        self.place.wrong(format!("this is {found}, but must be {wanted}"), help);
+        None
+    }
+
+    fn table(&self) -> Option<Table<'t>> {
+        if let DeValue::Table(entries) = self.value {
+            return Some(Table::open(self.place.clone(), entries));
+        }
+        // Where the tables have names, keys stand in `[policies.NAME]`, not in `[policies]`.
+        let named = if keys::of(&format!("{}.*", self.place.shape)).is_some() { ".NAME" } else { "" };
+        self.wrong_type("a table", &format!("write its keys below a line `[{}{named}]`", self.place.path))
+    }
+
+    fn boolean(&self) -> Option<bool> {
+        match self.value {
+            DeValue::Boolean(value) => Some(*value),
+            _ => self.wrong_type("`true` or `false`", "write `true` or `false`, without quotes"),
+        }
+    }
+
+    /// Text.
+    pub(super) fn text(&self) -> Option<&'t str> {
+        match self.value {
+            DeValue::String(text) => Some(text),
+            _ => self.wrong_type("text", "put it in double quotes"),
+        }
+    }
+
+    /// Text that is shown to people, or sent: not empty, at most so many characters.
+    pub(super) fn line(&self, max: usize) -> Option<String> {
+        let text = self.text()?;
+        let length = text.chars().count();
+        if text.trim().is_empty() {
+            self.place.wrong("it is empty", "write something, or leave the key out");
+        } else if length > max {
+            self.place.wrong(format!("it has {length} characters"), format!("at most {max} are possible"));
+        } else if text.chars().any(char::is_control) {
+            self.place.wrong("it has a line break or another control character", "write one plain line");
+        } else {
+            return Some(text.to_owned());
+        }
+        None
+    }
+
+    /// Text that reads as a `T`; the way out is the error's own text.
+    pub(super) fn parsed<T: FromStr<Err: ToString>>(&self, what: &str) -> Option<T> {
+        let text = self.text()?;
+        text.parse::<T>()
+            .map_err(|error| {
+                self.place.wrong(format!("`{}` is not {what}", excerpt(text, 64)), error.to_string());
+            })
+            .ok()
+    }
+
+    fn span_text(&self, example: &str) -> Option<&'t str> {
+        let help = format!("write a number with a unit in double quotes, such as `\"{example}\"`");
+        match self.value {
+            DeValue::Integer(number) => {
+                self.place.wrong(format!("`{}` has no unit", excerpt(number.as_str(), 20)), help);
+                None
+            }
+            DeValue::String(text) => Some(text),
+            _ => self.wrong_type("a span of time", &help),
+        }
+    }
+
+    fn number(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let number = self.integer()?;
+        let fits = u64::try_from(number).ok().filter(|number| range.contains(number));
+        if fits.is_none() {
+            let help = match (*range.start(), *range.end()) {
+                (least, most) if most < u32::MAX.into() => format!("use {least} to {most}"),
+                (least, _) if number < least.into() => format!("use {least} or more"),
+                (_, most) => format!("use at most {most}"),
+            };
+            self.place.wrong(format!("`{}` is out of range", self.integer_text()), help);
+        }
+        fits
+    }
+
+    fn count(&self) -> Option<NonZeroU32> {
+        if self.integer()? == 0 {
+            self.place.wrong("`0` is not possible", "leave the key out to switch the rule off");
+            return None;
+        }
+        self.number(1..=u32::MAX.into())
+            .and_then(|number| u32::try_from(number).ok())
+            .and_then(NonZeroU32::new)
+    }
+
+    /// A count, or `"all"`.
+    pub(super) fn count_or_all(&self) {
+        match self.value {
+            DeValue::String(text) if text == "all" => {}
+            DeValue::String(_) => {
+                let _: Option<()> =
+                    self.wrong_type("a whole number, or `\"all\"`", "write the number without quotes");
+            }
+            _ => {
+                self.count();
+            }
+        }
+    }
+
+    fn integer(&self) -> Option<i128> {
+        match self.value {
+            DeValue::Integer(number) => {
+                let (digits, negative) = (number.as_str(), number.as_str().starts_with('-'));
+                // Beyond 128 bits it is out of every range.
+                let beyond = if negative { i128::MIN } else { i128::MAX };
+                Some(i128::from_str_radix(digits, number.radix()).unwrap_or(beyond))
+            }
+            DeValue::String(_) => {
+                self.wrong_type("a whole number", "write a number such as `7`, without quotes")
+            }
+            _ => self.wrong_type("a whole number", "write a number such as `7`"),
+        }
+    }
+
+    fn integer_text(&self) -> String {
+        match self.value {
+            DeValue::Integer(number) if number.radix() == 10 => excerpt(number.as_str(), 30),
+            _ => self.integer().unwrap_or_default().to_string(),
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
+        let text = self.text()?;
+        let found = choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
+        if found.is_none() {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            let words: Vec<_> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
+            self.place.wrong(
+                format!("`{}` is not possible", excerpt(text, 64)),
+                format!("use {}", words.join(" or ")),
+            );
+        }
+        found
+    }
+
+    /// An absolute path.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        let text = self.text()?;
+        let path = PathBuf::from(text);
+        if text.is_empty() || text.chars().any(char::is_control) {
+            self.place.wrong("not a path", "write an absolute path, such as `/var/lib/snapwarden`");
+        } else if !path.is_absolute() {
+            self.place.wrong(
+                format!("`{}` is not an absolute path", excerpt(text, 64)),
+                "begin it with `/`: what a relative path means depends on where the program is started",
+            );
+        } else if path.components().any(|part| part == Component::ParentDir) {
+            self.place.wrong("the path has a `..` in it", "write it without");
+        } else {
+            return Some(path);
+        }
+        None
+    }
+
+    /// The values of a list, each once, read by `read`. `empty` is the way out of an empty list; without it,
+    /// a list may be empty.
+    pub(super) fn list<T>(&self, empty: Option<&str>, read: impl Fn(&Value<'t>) -> Option<T>) -> Vec<T> {
+        let DeValue::Array(values) = self.value else {
+            let _: Option<()> = self.wrong_type("a list", "put it in brackets, such as `[\"one\", \"two\"]`");
+            return Vec::new();
+        };
+        if values.is_empty()
+            && let Some(help) = empty
+        {
+            self.place.wrong("the list is empty", help);
+        }
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for value in values {
+            let value = Self::open(self.element(value.span()), value.get_ref());
+            if value.plain().is_some_and(|text| !seen.insert(text.to_owned())) {
+                let text = value.plain().map(|text| excerpt(text, 64)).unwrap_or_default();
+                value.place.wrong(format!("`{text}` stands here twice"), "take one of them out");
+            }
+            all.extend(read(&value));
+        }
+        all
+    }
+
+    /// An element goes by the name of its list, and stands at its own spot.
+    fn element(&self, span: Range<usize>) -> Place<'t> {
+        Place { shape: format!("{}.*", self.place.shape), span: Some(span), ..self.place.clone() }
+    }
+}
+
+/// `a`, `b` and `c`.
+fn listed<'a>(words: impl IntoIterator<Item = &'a &'a str>) -> String {
+    let quoted: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    match quoted.as_slice() {
+        [] => "none".to_owned(),
+        [one] => one.clone(),
+        [all @ .., last] => format!("{} and {last}", all.join(", ")),
+    }
+}

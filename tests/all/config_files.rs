@@ -1,0 +1,204 @@
+//! Configurations: the examples that people copy are right, and broken ones are refused with messages that
+//! were read by somebody.
+
+#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use snapwarden::config::{self, ArchiveSettings, ConfigError};
+use snapwarden::disk::{Disk as _, RealDisk, read_named_file};
+use snapwarden::policy::Which;
+
+/// The files of a folder with such an ending, with their texts.
+fn files(folder: &str, ending: &str) -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let names = RealDisk.list(&folder).unwrap().into_iter().map(|entry| entry.name.into_string().unwrap());
+    let wanted: Vec<_> = names.filter(|name| name.ends_with(ending)).collect();
+    wanted
+        .into_iter()
+        .map(|name| {
+            let text = read_named_file(&folder.join(&name), config::FILE_BYTES_MAX).unwrap();
+            (name, text)
+        })
+        .collect()
+}
+
+#[test]
+fn every_example_parses() {
+    let examples = files("config", ".toml");
+    assert!(examples.len() >= 2);
+    for (name, text) in examples {
+        if let Err(diagnostics) = config::parse(&text, &name, None) {
+            panic!("{diagnostics}");
+        }
+    }
+}
+
+#[test]
+fn every_broken_configuration_is_refused_with_its_message() {
+    let broken = files("tests/config-invalid", ".toml");
+    assert!(broken.len() >= 25);
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../config-invalid");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| {
+        for (name, text) in broken {
+            let Err(diagnostics) = config::parse(&text, &name, None) else {
+                panic!("{name} was accepted");
+            };
+            insta::assert_snapshot!(name.trim_end_matches(".toml"), diagnostics.to_string());
+        }
+    });
+}
+
+#[test]
+fn the_full_example_has_every_key_that_is_available() {
+    let (_, text) = files("config", ".toml").into_iter().find(|(name, _)| name == "full.toml").unwrap();
+    let config = config::parse(&text, "full.toml", None).unwrap();
+    let policy = &config.policies[0];
+    let (retention, export) = (policy.retention.as_ref().unwrap(), policy.export.as_ref().unwrap());
+    let promote = policy.promote.as_ref().unwrap();
+    assert_eq!(config.state_directory.as_deref(), Some(Path::new("/var/lib/snapwarden")));
+    assert_eq!(
+        config.archives.values().collect::<Vec<_>>(),
+        [&ArchiveSettings::Local { path: "/var/lib/snapwarden/archive".into() }]
+    );
+    assert_eq!(policy.schedule.as_ref().unwrap().as_str(), "30 2 * * *");
+    assert_eq!(policy.time_zone.iana_name(), Some("Europe/Zurich"));
+    assert_eq!(policy.zones.len(), 2);
+    assert_eq!(policy.select.labels["backup"], "nightly");
+    assert_eq!(policy.select.instances.as_ref().map(Vec::len), Some(2));
+    assert_eq!(retention.max_age.as_ref().unwrap().to_string(), "400d");
+    assert_eq!(policy.guard.max_deletes, Some(500));
+    assert_eq!((export.snapshots, export.required), (Which::Newest, true));
+    assert_eq!(promote.keep.unwrap().get(), 3);
+    assert_eq!(promote.description.as_deref(), Some("nightly golden image"));
+}
+
+#[test]
+fn a_default_is_what_the_full_example_says() {
+    let policy = "[policies.p]\nzones = [\"z\"]\n[policies.p.export]\narchives = [\"a\"]\n[policies.p.retention]\nkeep_last = 1\n\
+                  [archives.a]\ntype = \"local\"\npath = \"/a\"\n";
+    let short = config::parse(policy, "short.toml", None).unwrap();
+    let (_, text) = files("config", ".toml").into_iter().find(|(name, _)| name == "full.toml").unwrap();
+    let full = config::parse(&text, "full.toml", None).unwrap();
+    let with_credentials = config::ExoscaleSettings {
+        credentials_file: full.exoscale.credentials_file.clone(),
+        ..short.exoscale.clone()
+    };
+    assert_eq!(with_credentials, full.exoscale);
+    let (short, full) = (&short.policies[0], &full.policies[0]);
+    assert_eq!(short.enabled, full.enabled);
+    assert!(short.schedule.is_none());
+    assert_eq!(short.time_zone.iana_name(), Some("UTC"));
+    assert_eq!(short.guard.max_deletes, None);
+    assert_eq!(short.guard.max_delete_percent, full.guard.max_delete_percent);
+    assert_eq!(short.guard.max_clock_skew, full.guard.max_clock_skew);
+    assert_eq!(short.retention.as_ref().unwrap().min_keep, full.retention.as_ref().unwrap().min_keep);
+    let (short, full) = (short.export.as_ref().unwrap(), full.export.as_ref().unwrap());
+    assert_eq!((short.snapshots, short.required), (full.snapshots, full.required));
+    assert_eq!((short.concurrency, short.stall_timeout), (full.concurrency, full.stall_timeout));
+}
+
+#[test]
+fn policies_stand_in_the_order_of_the_file() {
+    let text =
+        "[policies.b]\nzones = [\"z\"]\n[policies.c]\nzones = [\"z\"]\n[policies.a]\nzones = [\"z\"]\n";
+    let config = config::parse(text, "order.toml", None).unwrap();
+    let names: Vec<_> = config.policies.iter().map(|policy| policy.name.as_str()).collect();
+    assert_eq!(names, ["b", "c", "a"]);
+}
+
+#[test]
+fn the_environment_overrides_the_endpoint_and_is_checked_like_it() {
+    let text = "[exoscale]\nendpoint = \"https://one.example\"\n[policies.a]\nzones = [\"y\", \"z\"]\n";
+    let parse = |endpoint| config::parse(text, "x.toml", endpoint);
+    assert_eq!(parse(Some("https://{zone}.example")).unwrap().exoscale.endpoint, "https://{zone}.example");
+    assert!(parse(None).is_err());
+    assert!(parse(Some("")).is_err(), "an empty one overrides nothing");
+    assert_eq!(
+        parse(Some("http://{zone}.example")).unwrap_err().to_string(),
+        "EXOSCALE_API_ENDPOINT: `http://` to another machine can be read and changed on the way\n  \
+         use `https://`, or set `allow_plain_http = true` if the way is safe"
+    );
+    for loopback in ["http://127.0.0.1:8080/{zone}", "http://[::1]/{zone}/v2", "http://localhost/{zone}"] {
+        assert_eq!(parse(Some(loopback)).unwrap().exoscale.endpoint, loopback);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_configuration_gives_one_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |name: &str, bytes: Option<&[u8]>| {
+        let path = folder.path().join(name);
+        if let Some(bytes) = bytes {
+            let file = RealDisk
+                .open(&path, snapwarden::disk::Open::CreateNew, snapwarden::disk::Access::Owner)
+                .unwrap();
+            file.write_all_at(bytes, 0).unwrap();
+        }
+        config::load(&path, None).unwrap_err()
+    };
+    assert!(matches!(error("missing.toml", None), ConfigError::Missing { .. }));
+    assert!(matches!(error("latin1.toml", Some(b"a = \"\xe9\"")), ConfigError::NotText { .. }));
+    let large = vec![b'#'; 1024 * 1024 + 1];
+    assert!(matches!(error("large.toml", Some(&large)), ConfigError::TooLarge { .. }));
+    assert!(matches!(config::load(folder.path(), None).unwrap_err(), ConfigError::Read { .. }));
+    let ConfigError::Invalid(diagnostics) = error("empty.toml", Some(b"")) else { panic!("accepted") };
+    assert!(diagnostics.to_string().contains("there is no policy"), "{diagnostics}");
+}
+
+#[test]
+fn deep_and_endless_text_is_refused_and_not_choked_on() {
+    for (what, text) in [
+        ("lists in lists", format!("a = {}", "[".repeat(500_000))),
+        ("tables in tables", format!("a = {}", "{a=".repeat(300_000))),
+        ("a long path", format!("{}a = 1", "a.".repeat(400_000))),
+        ("a long section", format!("[{}a]", "policies.".repeat(100_000))),
+        ("errors on one line", "= ".repeat(400_000)),
+        ("errors on many lines", "=\n[a]\n".repeat(10_000)),
+        ("unknown keys", (0..5_000).map(|number| format!("kee{number} = 1")).collect::<Vec<_>>().join("\n")),
+        ("a long key", format!("{} = 1", "k".repeat(900_000))),
+        ("a long schedule", format!("[policies.a]\nschedule = \"{}\"", "* ".repeat(400_000))),
+        ("a long field", format!("[policies.a]\nschedule = \"{} * * * *\"", "1,".repeat(400_000))),
+        ("a long span", format!("[policies.a.retention]\nmax_age = \"{}\"", "1d".repeat(400_000))),
+        ("a long glob", format!("[policies.a.select]\ninstances = [\"{}\"]", "*a".repeat(400_000))),
+        ("a long list", format!("[policies.a]\nzones = [{}]", "\"ch-gva-2\", ".repeat(8_000))),
+    ] {
+        let shown = config::parse(&text, "x.toml", None).unwrap_err().to_string();
+        assert!(shown.len() < 60_000, "{what}: {} bytes", shown.len());
+    }
+}
+
+/// Text that is nearly a configuration: lines of a right one, some of them damaged.
+fn nearly() -> impl Strategy<Value = String> {
+    let (_, full) = files("config", ".toml").into_iter().find(|(name, _)| name == "full.toml").unwrap();
+    let lines: Vec<String> = full.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let damaged = (prop::sample::select(lines), any::<prop::sample::Index>(), any::<char>(), 0..4u8)
+        .prop_map(|(line, at, character, how)| {
+            let mut characters: Vec<char> = line.chars().collect();
+            let at = at.index(characters.len() + 1);
+            match how {
+                0 => characters.insert(at, character),
+                1 => characters.truncate(at),
+                _ => {}
+            }
+            characters.into_iter().collect::<String>()
+        });
+    prop::collection::vec(damaged, 0..60).prop_map(|lines| lines.join("\n"))
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_too_strange(text in any::<String>(), near in nearly()) {
+        for text in [text, near] {
+            if let Err(diagnostics) = config::parse(&text, "x.toml", None) {
+                let shown = diagnostics.to_string();
+                prop_assert!(diagnostics.count() > 0 && !shown.is_empty());
+                prop_assert!(shown.chars().all(|character| character == '\n' || !character.is_control()), "{shown:?}");
+            }
+        }
+    }
+}
