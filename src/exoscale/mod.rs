@@ -1,1 +1,19 @@
-//! exoscale.
+//! Speaks with Exoscale's API, version 2: signs, sends, repeats what may be repeated, waits for operations.
+//!
+//! The way of a call: [`client`] builds it, `sign` signs each attempt, the transport seam carries it,
+//! [`error`] names what went wrong, `retry` says whether and when to try again, [`wire`] decodes the answer,
+//! and [`operation`] waits until what was started is settled.
+//!
+//! Decoding is lenient (unknown fields and states survive, nearly everything is optional), judgement is
+//! strict: a listing in which a snapshot has no id or no date is no listing at all, since nothing may be
+//! deleted on half of one. What is done with the answers is up to the caller; nothing here decides.
+
+pub mod client;
+pub mod credentials;
+pub mod error;
+pub mod operation;
+mod retry;
+#[cfg(test)]
+mod scripted;
+mod sign;
+pub mod wire;

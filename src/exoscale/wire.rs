@@ -1,0 +1,791 @@
+//! The API's JSON, read into the house's values.
+//!
+//! ```json
+//! {"snapshots": [
+//!   {"id": "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105", "name": "web-1_ROOT-1_20261101023000",
+//!    "created-at": "2026-11-01T02:30:00Z", "state": "exported", "size": 50, "application-consistent": false,
+//!    "instance": {"id": "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec"},
+//!    "export": {"presigned-url": "https://…", "md5sum": "9e107d9d372bb6826bd81d3542a419d6"}}
+//! ]}
+//! ```
+//!
+//! The published description requires no property of any answer, so each may be missing here, and what is
+//! not known is skipped. Two things are not forgiven: in a listing, a thing without an id (a snapshot also:
+//! without a date), and the same id twice. Lists are read entry by entry into small values, so that a
+//! listing of 100,000 snapshots costs little more than its own bytes.
+//!
+//! `instance` in a snapshot is sparse (an id only) or a whole instance; `export` is short-lived and holds a
+//! secret, so it is read for a single snapshot alone. A template's `url` may be such an address too and is
+//! never read.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::marker::PhantomData;
+
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use uuid::Uuid;
+
+use crate::exoscale::error::is_markup;
+use crate::snapshot::{
+    Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName,
+};
+use crate::text::excerpt;
+
+/// So many characters of a reason are shown; serde repeats outside text in it.
+const MAX_REASON: usize = 300;
+
+/// JSON that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There is nothing.
+    #[error("it is empty where JSON was expected")]
+    Empty,
+    /// A page of a proxy, or of the edge in trouble.
+    #[error("it is a page of HTML or XML where JSON was expected")]
+    Markup,
+    /// Longer than anything that makes sense.
+    #[error("it is longer than {0} bytes")]
+    TooLong(usize),
+    /// Something in it is wrong; says what and where, by line and column.
+    #[error("{0}")]
+    Json(String),
+}
+
+impl DecodeError {
+    fn new(bytes: &[u8], error: &serde_json::Error) -> Self {
+        if bytes.trim_ascii().is_empty() {
+            Self::Empty
+        } else if is_markup(bytes) {
+            Self::Markup
+        } else {
+            Self::Json(excerpt(&error.to_string(), MAX_REASON))
+        }
+    }
+}
+
+/// What a body of list-snapshots holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedSnapshots {
+    /// Every snapshot, in the order listed.
+    pub snapshots: Vec<Snapshot>,
+    /// The instances as named inside the snapshots, each once, by id; the id stands for a name not given.
+    pub mentioned: Vec<Instance>,
+}
+
+/// A snapshot, and what its last export left for a while.
+#[derive(Debug, Clone)]
+pub struct SnapshotDetails {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Where its image can be fetched, if the answer said.
+    pub export: Option<ExportInfo>,
+}
+
+/// Where an exported image can be fetched for a while.
+#[derive(Debug, Clone)]
+pub struct ExportInfo {
+    /// The address, which is itself a credential.
+    pub presigned_url: SecretString,
+    /// The MD5 of the whole file in hexadecimal digits, if given; an empty one counts as none.
+    pub md5sum: Option<String>,
+}
+
+/// A template, as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Its id.
+    pub id: TemplateId,
+    /// Its name; hostile text, not unique.
+    pub name: String,
+    /// Its description; hostile text.
+    pub description: Option<String>,
+    /// When it was made.
+    pub created_at: Option<Timestamp>,
+    /// Its size in bytes (a snapshot's is in GiB).
+    pub size_bytes: Option<u64>,
+    /// How it boots: `legacy` or `uefi`.
+    pub boot_mode: Option<String>,
+    /// Who logs in.
+    pub default_user: Option<String>,
+    /// Whether one may log in by password.
+    pub password_enabled: Option<bool>,
+    /// Whether one may log in by SSH key.
+    pub ssh_key_enabled: Option<bool>,
+}
+
+/// How much of something the organization has, and may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quota {
+    /// Of what, such as `snapshot` or `template`.
+    pub resource: String,
+    /// How much there is.
+    pub usage: u64,
+    /// How much there may be; `None` is no limit (the API says -1) or none told.
+    pub limit: Option<u64>,
+}
+
+/// A zone, as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone {
+    /// Its name.
+    pub name: ZoneName,
+    /// Where its API answers.
+    pub api_endpoint: Option<String>,
+    /// Where its object store answers.
+    pub sos_endpoint: Option<String>,
+}
+
+/// What a promotion asks for; `None` leaves it to the platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PromoteRequest {
+    /// The template's name, 1 to 255 characters.
+    pub name: String,
+    /// The template's description, at most 255 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Who logs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
+    /// Whether one may log in by SSH key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_key_enabled: Option<bool>,
+    /// Whether one may log in by password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_enabled: Option<bool>,
+}
+
+/// What registering a template from an image asks for; `None` leaves it to the platform.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RegisterRequest {
+    /// The template's name, 1 to 255 characters.
+    pub name: String,
+    /// Where the platform fetches the image (qcow2); often a presigned address, hence a secret.
+    #[serde(serialize_with = "exposed")]
+    pub url: SecretString,
+    /// The MD5 of the image, in hexadecimal digits.
+    pub checksum: String,
+    /// Whether one may log in by SSH key.
+    pub ssh_key_enabled: bool,
+    /// Whether one may log in by password.
+    pub password_enabled: bool,
+    /// How it boots: `legacy` (which the platform assumes) or `uefi`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_mode: Option<String>,
+    /// The template's description, at most 255 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Who logs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
+    /// The disk's size in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+fn exposed<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
+}
+
+/// An asynchronous operation, as answered.
+///
+/// ```json
+/// {"id": "e2047130-b86e-11ef-83b3-0d8312b2c2d7", "state": "failure", "reason": "busy", "message": "…",
+///  "reference": {"id": "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105", "link": "/v2/snapshot/b0c0…", "command": "get-snapshot"}}
+/// ```
+#[derive(Debug, Deserialize)]
+pub(super) struct RawOperation {
+    pub(super) id: Option<OperationId>,
+    #[serde(default, deserialize_with = "or_empty")]
+    pub(super) state: String,
+    #[serde(default, deserialize_with = "or_empty")]
+    pub(super) reason: String,
+    #[serde(default, deserialize_with = "or_empty")]
+    pub(super) message: String,
+    pub(super) reference: Option<RawReference>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawReference {
+    pub(super) id: Option<Uuid>,
+}
+
+/// `null` as the empty text.
+fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RawSnapshot {
+    id: Option<SnapshotId>,
+    name: Option<Box<str>>,
+    created_at: Option<String>,
+    state: Option<String>,
+    size: Option<i64>,
+    instance: Option<RawInstance>,
+}
+
+#[derive(Deserialize)]
+struct RawSnapshotDetails {
+    // Any shape of it is taken, so that no error can quote the address that it holds.
+    export: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct RawInstance {
+    id: Option<InstanceId>,
+    name: Option<Box<str>>,
+    labels: Option<BTreeMap<String, String>>,
+    template: Option<RawTemplateRef>,
+}
+
+#[derive(Deserialize)]
+struct RawTemplateRef {
+    id: Option<TemplateId>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RawTemplate {
+    id: Option<TemplateId>,
+    name: Option<String>,
+    description: Option<String>,
+    created_at: Option<Timestamp>,
+    size: Option<i64>,
+    boot_mode: Option<String>,
+    default_user: Option<String>,
+    password_enabled: Option<bool>,
+    ssh_key_enabled: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct RawQuota {
+    resource: Option<String>,
+    usage: Option<i64>,
+    limit: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RawZone {
+    name: Option<String>,
+    api_endpoint: Option<String>,
+    sos_endpoint: Option<String>,
+}
+
+impl RawSnapshot {
+    fn checked(self) -> Result<(Snapshot, Option<Instance>), String> {
+        let name = self.name.unwrap_or_default();
+        let id =
+            self.id.ok_or_else(|| format!("the snapshot named `{}` has no `id`", excerpt(&name, 100)))?;
+        let created_at = self.created_at.ok_or_else(|| format!("snapshot {id} has no `created-at`"))?;
+        let created_at = created_at.parse().map_err(|_| {
+            let shown = excerpt(&created_at, 50);
+            format!("snapshot {id} has the `created-at` `{shown}`, which is not a time as in RFC 3339")
+        })?;
+        let instance_id = self.instance.as_ref().and_then(|instance| instance.id);
+        let snapshot = Snapshot {
+            id,
+            name,
+            created_at,
+            state: SnapshotState::from(self.state.unwrap_or_default().as_str()),
+            size_gib: self.size.and_then(|size| u64::try_from(size).ok()),
+            instance_id,
+        };
+        Ok((snapshot, self.instance.and_then(RawInstance::named)))
+    }
+}
+
+impl RawInstance {
+    fn named(self) -> Option<Instance> {
+        let id = self.id?;
+        Some(Instance {
+            id,
+            name: self.name.unwrap_or_else(|| id.to_string().into()),
+            labels: self.labels.unwrap_or_default(),
+            template_id: self.template.and_then(|template| template.id),
+        })
+    }
+
+    fn checked(self) -> Result<Instance, String> {
+        let shown = excerpt(self.name.as_deref().unwrap_or_default(), 100);
+        self.named().ok_or_else(|| format!("the instance named `{shown}` has no `id`"))
+    }
+}
+
+impl RawTemplate {
+    fn checked(self) -> Result<Template, String> {
+        let name = self.name.unwrap_or_default();
+        let id =
+            self.id.ok_or_else(|| format!("the template named `{}` has no `id`", excerpt(&name, 100)))?;
+        Ok(Template {
+            id,
+            name,
+            description: self.description,
+            created_at: self.created_at,
+            size_bytes: self.size.and_then(|size| u64::try_from(size).ok()),
+            boot_mode: self.boot_mode,
+            default_user: self.default_user,
+            password_enabled: self.password_enabled,
+            ssh_key_enabled: self.ssh_key_enabled,
+        })
+    }
+}
+
+impl RawQuota {
+    fn checked(self) -> Result<Quota, String> {
+        Ok(Quota {
+            resource: self.resource.ok_or("a quota has no `resource`")?,
+            usage: self.usage.and_then(|usage| u64::try_from(usage).ok()).unwrap_or_default(),
+            limit: self.limit.and_then(|limit| u64::try_from(limit).ok()),
+        })
+    }
+}
+
+/// Reads a body of list-snapshots.
+///
+/// # Errors
+/// [`DecodeError`], which says where and what.
+pub fn decode_snapshots(bytes: &[u8]) -> Result<ListedSnapshots, DecodeError> {
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    let mut seen = HashSet::new();
+    let mut mentioned: BTreeMap<InstanceId, Instance> = BTreeMap::new();
+    each(bytes, "snapshots", |raw: RawSnapshot| {
+        let (snapshot, instance) = raw.checked()?;
+        if !seen.insert(snapshot.id) {
+            return Err(format!("snapshot {} is listed twice", snapshot.id));
+        }
+        if let Some(instance) = instance {
+            // Where snapshots tell more and less of the same instance, the first that tells something counts.
+            let told = |instance: &Instance| *instance.name != *instance.id.to_string();
+            match mentioned.get_mut(&instance.id) {
+                None => drop(mentioned.insert(instance.id, instance)),
+                Some(known) if !told(known) && told(&instance) => *known = instance,
+                Some(_) => {}
+            }
+        }
+        snapshots.push(snapshot);
+        Ok(())
+    })?;
+    Ok(ListedSnapshots { snapshots, mentioned: mentioned.into_values().collect() })
+}
+
+/// Reads a body of list-instances.
+///
+/// # Errors
+/// [`DecodeError`], which says where and what.
+pub fn decode_instances(bytes: &[u8]) -> Result<Vec<Instance>, DecodeError> {
+    let mut instances = Vec::new();
+    let mut seen = HashSet::new();
+    each(bytes, "instances", |raw: RawInstance| {
+        let instance = raw.checked()?;
+        if !seen.insert(instance.id) {
+            return Err(format!("instance {} is listed twice", instance.id));
+        }
+        instances.push(instance);
+        Ok(())
+    })?;
+    Ok(instances)
+}
+
+pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<SnapshotDetails, DecodeError> {
+    let (snapshot, _) = one(bytes, RawSnapshot::checked)?;
+    let export = one(bytes, |raw: RawSnapshotDetails| Ok(raw.export))?;
+    let text = |name: &str| {
+        let text = export.as_ref()?.get(name)?.as_str()?.trim();
+        (!text.is_empty()).then(|| text.to_owned())
+    };
+    let export = text("presigned-url")
+        .map(|url| ExportInfo { presigned_url: SecretString::from(url), md5sum: text("md5sum") });
+    Ok(SnapshotDetails { snapshot, export })
+}
+
+pub(super) fn decode_instance(bytes: &[u8]) -> Result<Instance, DecodeError> {
+    one(bytes, RawInstance::checked)
+}
+
+pub(super) fn decode_operation(bytes: &[u8]) -> Result<RawOperation, DecodeError> {
+    one(bytes, Ok)
+}
+
+pub(super) fn decode_templates(bytes: &[u8]) -> Result<Vec<Template>, DecodeError> {
+    let mut templates = Vec::new();
+    each(bytes, "templates", |raw: RawTemplate| raw.checked().map(|template| templates.push(template)))?;
+    Ok(templates)
+}
+
+pub(super) fn decode_template(bytes: &[u8]) -> Result<Template, DecodeError> {
+    one(bytes, RawTemplate::checked)
+}
+
+pub(super) fn decode_quotas(bytes: &[u8]) -> Result<Vec<Quota>, DecodeError> {
+    let mut quotas = Vec::new();
+    each(bytes, "quotas", |raw: RawQuota| raw.checked().map(|quota| quotas.push(quota)))?;
+    Ok(quotas)
+}
+
+pub(super) fn decode_quota(bytes: &[u8]) -> Result<Quota, DecodeError> {
+    one(bytes, RawQuota::checked)
+}
+
+/// A zone whose name we could not use in an address is left out.
+pub(super) fn decode_zones(bytes: &[u8]) -> Result<Vec<Zone>, DecodeError> {
+    let mut zones = Vec::new();
+    each(bytes, "zones", |raw: RawZone| {
+        if let Some(name) = raw.name.and_then(|name| name.parse().ok()) {
+            zones.push(Zone { name, api_endpoint: raw.api_endpoint, sos_endpoint: raw.sos_endpoint });
+        }
+        Ok(())
+    })?;
+    Ok(zones)
+}
+
+/// One object.
+fn one<Raw: DeserializeOwned, T>(
+    bytes: &[u8],
+    checked: impl FnOnce(Raw) -> Result<T, String>,
+) -> Result<T, DecodeError> {
+    let raw = serde_json::from_slice(bytes).map_err(|error| DecodeError::new(bytes, &error))?;
+    checked(raw).map_err(DecodeError::Json)
+}
+
+/// Hands over each entry of the list under `key`, one at a time. No such key, or `null`, is an empty list.
+fn each<Raw: DeserializeOwned>(
+    bytes: &[u8],
+    key: &'static str,
+    take: impl FnMut(Raw) -> Result<(), String>,
+) -> Result<(), DecodeError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let list = List { key, take, raw: PhantomData };
+    list.deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end())
+        .map_err(|error| DecodeError::new(bytes, &error))
+}
+
+/// The object around a list.
+struct List<Raw, Take> {
+    key: &'static str,
+    take: Take,
+    raw: PhantomData<Raw>,
+}
+
+impl<'de, Raw, Take> DeserializeSeed<'de> for List<Raw, Take>
+where
+    Raw: DeserializeOwned,
+    Take: FnMut(Raw) -> Result<(), String>,
+{
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, Raw, Take> Visitor<'de> for List<Raw, Take>
+where
+    Raw: DeserializeOwned,
+    Take: FnMut(Raw) -> Result<(), String>,
+{
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with `{}`", self.key)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let mut found = false;
+        while let Some(key) = map.next_key::<String>()? {
+            if key != self.key {
+                map.next_value::<IgnoredAny>()?;
+            } else if found {
+                return Err(A::Error::custom(format_args!("`{key}` stands there twice")));
+            } else {
+                found = true;
+                map.next_value_seed(Entries { key: self.key, take: &mut self.take, raw: PhantomData })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The list itself.
+struct Entries<'a, Raw, Take> {
+    key: &'static str,
+    take: &'a mut Take,
+    raw: PhantomData<Raw>,
+}
+
+impl<'de, Raw, Take> DeserializeSeed<'de> for Entries<'_, Raw, Take>
+where
+    Raw: DeserializeOwned,
+    Take: FnMut(Raw) -> Result<(), String>,
+{
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, Raw, Take> Visitor<'de> for Entries<'_, Raw, Take>
+where
+    Raw: DeserializeOwned,
+    Take: FnMut(Raw) -> Result<(), String>,
+{
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of {}", self.key)
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let mut place = 1_usize;
+        loop {
+            let entry = entries.next_element::<Raw>().map_err(|error| {
+                A::Error::custom(format_args!("entry {place} of `{}`: {error}", self.key))
+            })?;
+            let Some(entry) = entry else { return Ok(()) };
+            (self.take)(entry)
+                .map_err(|what| A::Error::custom(format_args!("entry {place} of `{}`: {what}", self.key)))?;
+            place += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105";
+    const OTHER: &str = "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f106";
+    const INSTANCE: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+
+    fn snapshots(json: &str) -> Result<ListedSnapshots, String> {
+        decode_snapshots(json.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_least_and_the_most_are_both_read() {
+        let least = format!(r#"{{"snapshots":[{{"id":"{ID}","created-at":"2026-11-01T02:30:00Z"}}]}}"#);
+        let listed = snapshots(&least).unwrap();
+        assert_eq!(
+            listed.snapshots,
+            [Snapshot {
+                id: ID.parse().unwrap(),
+                name: "".into(),
+                created_at: "2026-11-01T02:30:00Z".parse().unwrap(),
+                state: SnapshotState::Unknown("".into()),
+                size_gib: None,
+                instance_id: None,
+            }]
+        );
+        assert_eq!(listed.mentioned, []);
+
+        let most = format!(
+            r#"{{"new":{{"a":[1]}},"snapshots":[{{"id":"{ID}","created-at":"2026-11-01T03:30:00.5+01:00",
+                "state":"hibernating","size":50,"name":"\u0000x","application-consistent":null,"later":[[]],
+                "export":{{"presigned-url":7}},
+                "instance":{{"id":"{INSTANCE}","name":"web-1","labels":{{"a":"b"}},"template":{{"id":"{OTHER}"}}}}}}]}}"#
+        );
+        let listed = snapshots(&most).unwrap();
+        let snapshot = &listed.snapshots[0];
+        assert_eq!(snapshot.state, SnapshotState::Unknown("hibernating".into()));
+        assert_eq!(snapshot.created_at, "2026-11-01T02:30:00.5Z".parse().unwrap());
+        assert_eq!((snapshot.size_gib, &*snapshot.name), (Some(50), "\0x"));
+        assert_eq!(
+            listed.mentioned,
+            [Instance {
+                id: INSTANCE.parse().unwrap(),
+                name: "web-1".into(),
+                labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+                template_id: Some(OTHER.parse().unwrap()),
+            }]
+        );
+    }
+
+    #[test]
+    fn an_instance_is_mentioned_once_by_its_name_if_any_snapshot_gives_one() {
+        let entry = |id: &str, instance: &str| {
+            format!(r#"{{"id":"{id}","created-at":"2026-11-01T02:30:00Z","instance":{instance}}}"#)
+        };
+        let sparse = format!(r#"{{"id":"{INSTANCE}"}}"#);
+        let fat = format!(r#"{{"id":"{INSTANCE}","name":"web-1"}}"#);
+        let names = |first: &str, second: &str| {
+            let json = format!(r#"{{"snapshots":[{},{}]}}"#, entry(ID, first), entry(OTHER, second));
+            let mentioned = snapshots(&json).unwrap().mentioned;
+            mentioned.iter().map(|instance| instance.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&sparse, &sparse), [INSTANCE]);
+        assert_eq!(names(&sparse, &fat), ["web-1"]);
+        assert_eq!(names(&fat, &sparse), ["web-1"]);
+        assert_eq!(names("{}", "null"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn no_list_is_an_empty_list() {
+        for json in ["{}", r#"{"snapshots":[]}"#, r#"{"snapshots":null}"#, r#" {"other":1} "#] {
+            assert_eq!(snapshots(json).unwrap().snapshots, [], "{json}");
+        }
+    }
+
+    #[test]
+    fn half_a_listing_is_none_and_the_error_says_where() {
+        let good = format!(r#"{{"id":"{ID}","created-at":"2026-11-01T02:30:00Z"}}"#);
+        let cases = [
+            (String::new(), "it is empty where JSON was expected".to_owned()),
+            (
+                "\n<!DOCTYPE html><html>".to_owned(),
+                "it is a page of HTML or XML where JSON was expected".to_owned(),
+            ),
+            (
+                "[]".to_owned(),
+                "invalid type: sequence, expected an object with `snapshots` at line 1 column 0".to_owned(),
+            ),
+            (
+                r#"{"snapshots":{}}"#.to_owned(),
+                "invalid type: map, expected a list of snapshots at line 1".to_owned(),
+            ),
+            (
+                format!(r#"{{"snapshots":[{good}"#),
+                "entry 2 of `snapshots`: EOF while parsing a list at line 1".to_owned(),
+            ),
+            (format!(r#"{{"snapshots":[{good}]}}{{}}"#), "trailing characters at line 1".to_owned()),
+            (
+                format!(r#"{{"snapshots":[{good}],"snapshots":[]}}"#),
+                "`snapshots` stands there twice at line 1".to_owned(),
+            ),
+            (
+                format!(
+                    r#"{{"snapshots":[{good},{{"name":"x\u001b","created-at":"2026-11-01T02:30:00Z"}}]}}"#
+                ),
+                "entry 2 of `snapshots`: the snapshot named `x\\u{1b}` has no `id` at line 1".to_owned(),
+            ),
+            (
+                format!(r#"{{"snapshots":[{{"id":"{ID}"}}]}}"#),
+                format!("entry 1 of `snapshots`: snapshot {ID} has no `created-at` at line 1"),
+            ),
+            (
+                format!(r#"{{"snapshots":[{{"id":"{ID}","created-at":"yesterday"}}]}}"#),
+                format!(
+                    "entry 1 of `snapshots`: snapshot {ID} has the `created-at` `yesterday`, \
+                     which is not a time as in RFC 3339 at line 1"
+                ),
+            ),
+            (
+                r#"{"snapshots":[{"id":"../etc"}]}"#.to_owned(),
+                "entry 1 of `snapshots`: UUID parsing failed".to_owned(),
+            ),
+            (
+                format!(r#"{{"snapshots":[{good},{good}]}}"#),
+                format!("entry 2 of `snapshots`: snapshot {ID} is listed twice at line 1"),
+            ),
+        ];
+        for (json, beginning) in cases {
+            let error = snapshots(&json).unwrap_err();
+            assert!(error.starts_with(&beginning), "{json}\n{error}");
+        }
+    }
+
+    #[test]
+    fn a_listing_cut_anywhere_is_none() {
+        let whole = format!(
+            r#"{{"snapshots":[{{"id":"{ID}","created-at":"2026-11-01T02:30:00Z","instance":{{"id":"{INSTANCE}"}}}},
+                {{"id":"{OTHER}","created-at":"2026-11-01T02:30:00Z","name":"é"}}],"more":[1]}}"#
+        );
+        assert_eq!(decode_snapshots(whole.as_bytes()).unwrap().snapshots.len(), 2);
+        for end in 0..whole.len() {
+            assert!(decode_snapshots(&whole.as_bytes()[..end]).is_err(), "{end}");
+        }
+    }
+
+    #[test]
+    fn an_instance_without_an_id_or_twice_makes_no_listing() {
+        let one = format!(r#"{{"id":"{INSTANCE}"}}"#);
+        let read = |json: String| decode_instances(json.as_bytes());
+        assert_eq!(&*read(format!(r#"{{"instances":[{one}]}}"#)).unwrap()[0].name, INSTANCE);
+        assert!(read(format!(r#"{{"instances":[{one},{one}]}}"#)).is_err());
+        assert!(read(r#"{"instances":[{"name":"web-1"}]}"#.to_owned()).is_err());
+    }
+
+    #[test]
+    fn outside_text_in_an_error_is_short_and_printable() {
+        let json = format!(r#"{{"snapshots":[{{"size":"\u001b{}"}}]}}"#, "x".repeat(10_000));
+        let error = snapshots(&json).unwrap_err();
+        assert!(error.len() < 400 && !error.contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn a_presigned_address_is_never_shown() {
+        let snapshot = |export: &str| {
+            let json = format!(
+                r#"{{"id":"{ID}","created-at":"2026-11-01T02:30:00Z","name":"n","export":{export}}}"#
+            );
+            decode_snapshot(json.as_bytes())
+        };
+        let details = snapshot(r#"{"presigned-url":"https://x/y?hush","md5sum":"AB"}"#).unwrap();
+        assert!(!format!("{details:?}").contains("hush"));
+        let export = details.export.unwrap();
+        assert_eq!(export.presigned_url.expose_secret(), "https://x/y?hush");
+        assert_eq!(export.md5sum.as_deref(), Some("AB"));
+        // Whatever its shape is, it is no error that could quote it.
+        for odd in
+            [r#""https://x/y?hush""#, r#"{"presigned-url":["hush"]}"#, "null", "{}", r#"{"md5sum":""}"#]
+        {
+            assert!(snapshot(odd).unwrap().export.is_none(), "{odd}");
+        }
+        let request = RegisterRequest {
+            name: "n".to_owned(),
+            url: "https://x/y?hush".into(),
+            checksum: "AB".to_owned(),
+            ssh_key_enabled: true,
+            password_enabled: false,
+            boot_mode: None,
+            description: None,
+            default_user: None,
+            size: None,
+        };
+        assert!(!format!("{request:?}").contains("hush"));
+        assert_eq!(
+            serde_json::to_string(&request).unwrap(),
+            r#"{"name":"n","url":"https://x/y?hush","checksum":"AB","ssh-key-enabled":true,"password-enabled":false}"#
+        );
+    }
+
+    #[test]
+    fn an_operation_is_read_however_little_it_says() {
+        let bare = decode_operation(b"{}").unwrap();
+        assert!(bare.id.is_none() && bare.state.is_empty() && bare.reference.is_none());
+        let null = br#"{"id":null,"state":null,"reason":null,"message":null,"reference":{"id":null}}"#;
+        assert!(decode_operation(null).unwrap().reference.unwrap().id.is_none());
+    }
+
+    #[test]
+    fn a_limit_of_minus_one_is_no_limit() {
+        let quotas = decode_quotas(
+            br#"{"quotas":[{"resource":"snapshot","usage":7,"limit":-1},{"resource":"template","limit":50}]}"#,
+        );
+        assert_eq!(
+            quotas.unwrap(),
+            [
+                Quota { resource: "snapshot".to_owned(), usage: 7, limit: None },
+                Quota { resource: "template".to_owned(), usage: 0, limit: Some(50) },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_zone_with_an_unusable_name_is_left_out() {
+        let zones = decode_zones(
+            br#"{"zones":[{"name":"ch-gva-2","api-endpoint":"https://a/v2"},{"name":"../x"},{}]}"#,
+        );
+        let names: Vec<String> = zones.unwrap().iter().map(|zone| zone.name.to_string()).collect();
+        assert_eq!(names, ["ch-gva-2"]);
+    }
+}
