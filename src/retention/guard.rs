@@ -1,9 +1,19 @@
-//! The guard: what holds a whole plan back.
+//! The guard: what holds the deletions of a whole zone back, however right each of them may be.
+//!
+//! A limit trips when it is exceeded, not when it is met. Percentages are judged zone by zone; `max_deletes`
+//! is one figure for all zones of a run. A zone where nothing would go has nothing to hold back.
+
+use std::fmt::{self, Display};
+use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::policy::Guard;
+use crate::policy::{Guard, PolicyName};
 use crate::snapshot::ZoneName;
+use crate::text::counted;
+
+/// A share of the snapshots counts only where more than so many would go: of three snapshots two may well go.
+const FEW_DELETES: u64 = 10;
 
 /// What the guard looks at, zone by zone.
 #[derive(Debug, Clone)]
@@ -18,15 +28,255 @@ pub struct ZoneCase {
     pub clock_skew: Option<SignedDuration>,
 }
 
-/// Why nothing of a zone is deleted.
+/// Why nothing of a zone is deleted: whose, where, what and what it would take.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Held {}
+pub struct Held {
+    /// Whose deletions.
+    pub policy: PolicyName,
+    /// Where.
+    pub zone: ZoneName,
+    /// How many would go in all zones of the run: so many would have to be allowed.
+    pub run_deletes: u64,
+    /// What is exceeded.
+    pub limit: Limit,
+}
+
+/// A limit that is exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// `max_clock_skew`: ages can't be trusted. No allowance lets it pass.
+    ClockSkew {
+        /// This machine's clock less the API's.
+        skew: SignedDuration,
+        /// How far it may be off in either direction.
+        max: Duration,
+    },
+    /// `max_deletes`.
+    Deletes {
+        /// How many may go in a run.
+        max: u64,
+    },
+    /// `max_delete_percent`.
+    DeletePercent {
+        /// How many of the zone would go.
+        deletes: u64,
+        /// Of so many good ones that are selected there.
+        good: u64,
+        /// How many of a hundred may go.
+        max: u8,
+    },
+}
 
 /// Which of the zones of one policy's run are held; in the order given.
 ///
 /// `allowed` lets a run of at most so many deletions pass; a larger one stays held whole, and a clock in
 /// doubt can't be allowed.
-pub fn hold(guard: &Guard, zones: &[ZoneCase], allowed: Option<u64>) -> Vec<Option<Held>> {
-    let _ = (guard, allowed);
-    vec![None; zones.len()]
+pub fn hold(
+    policy: &PolicyName,
+    guard: &Guard,
+    zones: &[ZoneCase],
+    allowed: Option<u64>,
+) -> Vec<Option<Held>> {
+    let run_deletes = zones.iter().fold(0_u64, |sum, case| sum.saturating_add(case.deletes));
+    let is_allowed = allowed.is_some_and(|allowed| run_deletes <= allowed);
+    let exceeded = |case: &ZoneCase| {
+        if case.deletes == 0 {
+            return None;
+        }
+        if let Some(skew) = case.clock_skew.filter(|skew| skew.unsigned_abs() > guard.max_clock_skew) {
+            return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
+        }
+        if is_allowed {
+            return None;
+        }
+        if let Some(max) = guard.max_deletes.filter(|max| run_deletes > *max) {
+            return Some(Limit::Deletes { max });
+        }
+        let (deletes, good, max) = (case.deletes, case.good, guard.max_delete_percent);
+        let too_many = u128::from(deletes) * 100 > u128::from(max) * u128::from(good);
+        (deletes > FEW_DELETES && too_many).then_some(Limit::DeletePercent { deletes, good, max })
+    };
+    let held = |case| {
+        let zone = |case: &ZoneCase| case.zone.clone();
+        exceeded(case).map(|limit| Held { policy: policy.clone(), zone: zone(case), run_deletes, limit })
+    };
+    zones.iter().map(held).collect()
+}
+
+impl Held {
+    /// Whether it would pass if [`Held::run_deletes`] deletions were allowed.
+    pub fn can_be_allowed(&self) -> bool {
+        !matches!(self.limit, Limit::ClockSkew { .. })
+    }
+}
+
+impl Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, zone, run_deletes, limit } = self;
+        match limit {
+            Limit::ClockSkew { skew, max } => {
+                let side = if skew.is_negative() { "behind" } else { "ahead of" };
+                let (off, max) = (readable(skew.unsigned_abs()), readable(*max));
+                return write!(
+                    f,
+                    "nothing of zone {zone} is deleted: this machine's clock is {off} {side} the API's, more than \
+                     max_clock_skew = {max}, so ages can't be trusted; set the clock right, nothing else lets it pass"
+                );
+            }
+            Limit::Deletes { max } => write!(
+                f,
+                "nothing of zone {zone} is deleted: the run would delete {}, more than max_deletes = {max}",
+                many(*run_deletes, "snapshot")
+            )?,
+            Limit::DeletePercent { deletes, good, max } => write!(
+                f,
+                "nothing of zone {zone} is deleted: {deletes} of {} would go, more than max_delete_percent = {max}",
+                many(*good, "good snapshot")
+            )?,
+        }
+        write!(f, "; if that is right, let it pass: snapwarden once {policy} --allow-deletes {run_deletes}")
+    }
+}
+
+fn many(count: u64, noun: &str) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), noun)
+}
+
+/// `20m 3s`; to the second, unless there is less than one.
+fn readable(duration: Duration) -> String {
+    let whole = Duration::from_secs(duration.as_secs());
+    let shown = if whole.is_zero() { duration } else { whole };
+    SignedDuration::try_from(shown)
+        .map_or_else(|_| format!("{} s", shown.as_secs()), |shown| format!("{shown:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUARD: Guard =
+        Guard { max_deletes: None, max_delete_percent: 50, max_clock_skew: Duration::from_mins(5) };
+
+    fn zone(name: &str, deletes: u64, good: u64) -> ZoneCase {
+        ZoneCase { zone: name.parse().unwrap(), deletes, good, clock_skew: None }
+    }
+
+    fn skewed(seconds: i64) -> ZoneCase {
+        let clock_skew = Some(SignedDuration::from_secs(seconds));
+        ZoneCase { clock_skew, ..zone("ch-gva-2", 1, 20) }
+    }
+
+    fn holds(guard: &Guard, zones: &[ZoneCase], allowed: Option<u64>) -> Vec<Option<Held>> {
+        hold(&"nightly".parse().unwrap(), guard, zones, allowed)
+    }
+
+    fn held(guard: &Guard, zones: &[ZoneCase], allowed: Option<u64>) -> Vec<bool> {
+        holds(guard, zones, allowed).iter().map(Option::is_some).collect()
+    }
+
+    #[test]
+    fn max_deletes_trips_when_exceeded_not_when_met() {
+        let guard = Guard { max_deletes: Some(5), max_delete_percent: 100, ..GUARD };
+        assert_eq!(held(&guard, &[zone("a", 5, 100)], None), [false]);
+        assert_eq!(held(&guard, &[zone("a", 6, 100)], None), [true]);
+        let none = Guard { max_deletes: None, ..guard };
+        assert_eq!(held(&none, &[zone("a", u64::MAX, u64::MAX)], None), [false]);
+    }
+
+    #[test]
+    fn max_deletes_counts_all_zones_and_holds_each_that_deletes() {
+        let guard = Guard { max_deletes: Some(5), ..GUARD };
+        let zones = [zone("a", 3, 100), zone("b", 0, 100), zone("c", 3, 100)];
+        assert_eq!(held(&guard, &zones, None), [true, false, true]);
+        assert_eq!(held(&guard, &zones[..2], None), [false, false]);
+    }
+
+    #[test]
+    fn the_share_trips_when_exceeded_and_only_where_more_than_10_go() {
+        for (deletes, good, expected) in [
+            (10, 10, false),
+            (11, 22, false),
+            (11, 21, true),
+            (11, 11, true),
+            (12, 24, false),
+            (13, 25, true),
+            (u64::MAX / 2, u64::MAX, false),
+            (u64::MAX / 2 + 1, u64::MAX, true),
+        ] {
+            assert_eq!(held(&GUARD, &[zone("a", deletes, good)], None), [expected], "{deletes} of {good}");
+        }
+    }
+
+    #[test]
+    fn the_share_holds_its_own_zone_only() {
+        assert_eq!(held(&GUARD, &[zone("a", 20, 20), zone("b", 20, 100)], None), [true, false]);
+    }
+
+    #[test]
+    fn an_allowance_covers_the_whole_run_or_nothing() {
+        let guard = Guard { max_deletes: Some(1), ..GUARD };
+        let zones = [zone("a", 20, 20), zone("b", 2, 100)];
+        assert_eq!(held(&guard, &zones, Some(21)), [true, true]);
+        assert_eq!(held(&guard, &zones, Some(22)), [false, false]);
+    }
+
+    #[test]
+    fn an_allowance_does_not_hold_what_no_limit_holds() {
+        assert_eq!(held(&GUARD, &[zone("a", 9, 100)], Some(0)), [false]);
+    }
+
+    #[test]
+    fn case_10_a_clock_that_is_off_holds_whatever_is_allowed() {
+        for (seconds, expected) in [(300, false), (301, true), (-300, false), (-301, true)] {
+            assert_eq!(held(&GUARD, &[skewed(seconds)], None), [expected], "{seconds} s");
+            assert_eq!(held(&GUARD, &[skewed(seconds)], Some(1000)), [expected], "{seconds} s, allowed");
+        }
+        assert!(held(&GUARD, &[ZoneCase { clock_skew: Some(SignedDuration::MIN), ..skewed(0) }], None)[0]);
+        assert_eq!(held(&GUARD, &[zone("a", 1, 20), skewed(1200)], None), [false, true]);
+    }
+
+    #[test]
+    fn a_zone_without_deletions_has_nothing_to_hold() {
+        assert_eq!(held(&GUARD, &[ZoneCase { deletes: 0, ..skewed(1200) }], None), [false]);
+    }
+
+    #[test]
+    fn case_37_what_is_held_says_what_the_numbers_are_and_how_to_let_it_pass() {
+        let said = |guard: &Guard, zones: &[ZoneCase]| {
+            let held = holds(guard, zones, None).swap_remove(0).unwrap();
+            (held.to_string(), held.can_be_allowed())
+        };
+        let few = Guard { max_deletes: Some(5), ..GUARD };
+        let zones = [zone("ch-gva-2", 12, 20), zone("de-fra-1", 1, 20)];
+        let way_out = "; if that is right, let it pass: snapwarden once nightly --allow-deletes 13";
+        assert_eq!(
+            said(&few, &zones),
+            (
+                format!(
+                    "nothing of zone ch-gva-2 is deleted: the run would delete 13 snapshots, \
+                     more than max_deletes = 5{way_out}"
+                ),
+                true
+            )
+        );
+        assert_eq!(
+            said(&GUARD, &zones),
+            (
+                format!(
+                    "nothing of zone ch-gva-2 is deleted: 12 of 20 good snapshots would go, \
+                     more than max_delete_percent = 50{way_out}"
+                ),
+                true
+            )
+        );
+        assert_eq!(
+            said(&few, &[skewed(-1203)]),
+            (
+                "nothing of zone ch-gva-2 is deleted: this machine's clock is 20m 3s behind the API's, more than \
+                 max_clock_skew = 5m, so ages can't be trusted; set the clock right, nothing else lets it pass"
+                    .to_owned(),
+                false
+            )
+        );
+    }
 }

@@ -12,9 +12,9 @@ use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 pub struct Inventory {
     /// Where.
     pub zone: ZoneName,
-    /// Every snapshot of a complete listing, in any order.
+    /// Every snapshot of a complete listing, each id once, in any order.
     pub snapshots: Vec<Snapshot>,
-    /// Every instance of a complete listing, in any order.
+    /// Every instance of a complete listing, each id once, in any order.
     pub instances: Vec<Instance>,
     /// Snapshots that people pinned.
     pub holds: BTreeMap<SnapshotId, Hold>,

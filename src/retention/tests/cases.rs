@@ -1,0 +1,670 @@
+//! Rules, their composition, and the numbered edge cases.
+
+use super::*;
+use crate::retention::guard::{ZoneCase, hold};
+use crate::retention::plan::CopyNeeded;
+
+fn nightly() -> Policy {
+    policy("nightly")
+}
+
+/// One good snapshot of `web-1` for each age in days.
+fn aged(days: &[i64]) -> Inventory {
+    inventory(days.iter().map(|days| snap("web-1", days_ago(*days))))
+}
+
+#[test]
+fn rules_compose() {
+    let last_or_within = Retention { keep_within: Some(span("4d")), ..keep_last(2) };
+    let oldest_three = |rules: Retention| Retention { min_keep: 3, ..rules };
+    let cases: [(&str, Retention, &[i64], &[&str]); 12] = [
+        (
+            "keep_last keeps the newest",
+            keep_last(2),
+            &[3, 1, 2],
+            &["delete keep", "keep keep_last", "keep keep_last"],
+        ),
+        (
+            "keep_last of more than there are",
+            keep_last(1_000_000_000),
+            &[1, 2],
+            &["keep keep_last", "keep keep_last"],
+        ),
+        ("keep_within keeps the young", keep_within("2d"), &[1, 3], &["keep keep_within", "delete keep"]),
+        (
+            "rules are a union",
+            last_or_within.clone(),
+            &[1, 3, 4, 5],
+            &["keep keep_last", "keep keep_last", "keep keep_within", "delete keep"],
+        ),
+        ("without a keep rule all are held", max_age("2d"), &[1, 3], &["keep none", "delete max_age"]),
+        (
+            "max_age overrules a keep rule",
+            Retention { max_age: Some(span("2d")), ..keep_last(3) },
+            &[1, 3],
+            &["keep keep_last", "delete max_age"],
+        ),
+        (
+            "what no rule wants goes by that, however old it is",
+            Retention { max_age: Some(span("2d")), ..keep_last(1) },
+            &[1, 3],
+            &["keep keep_last", "delete keep"],
+        ),
+        (
+            "max_count overrules a keep rule",
+            Retention { max_count: count(1), ..keep_within("4d") },
+            &[1, 3],
+            &["keep keep_within", "delete max_count"],
+        ),
+        (
+            "max_count alone",
+            Retention { max_count: count(1), ..no_rules() },
+            &[1, 3],
+            &["keep none", "delete max_count"],
+        ),
+        (
+            "min_keep overrules max_age",
+            oldest_three(max_age("2d")),
+            &[1, 3, 4, 5],
+            &["keep none", "keep min_keep", "keep min_keep", "delete max_age"],
+        ),
+        (
+            "min_keep overrules max_count",
+            oldest_three(Retention { max_count: count(1), ..no_rules() }),
+            &[1, 2, 3, 4],
+            &["keep none", "keep min_keep", "keep min_keep", "delete max_count"],
+        ),
+        (
+            "min_keep overrules that nothing wants it",
+            oldest_three(keep_last(1)),
+            &[1, 2, 3, 4],
+            &["keep keep_last", "keep min_keep", "keep min_keep", "delete keep"],
+        ),
+    ];
+    for (name, rules, ages, expected) in cases {
+        let zone = aged(ages);
+        assert_eq!(told(&plan_of(&[nightly().with(rules)], &zone, now()), &zone), expected, "{name}");
+    }
+}
+
+#[test]
+fn each_instance_is_judged_for_itself() {
+    let zone = inventory([
+        snap("web-1", days_ago(1)),
+        snap("web-2", days_ago(2)),
+        snap("web-1", days_ago(3)),
+        snap("web-2", days_ago(4)),
+    ]);
+    let expected = ["keep keep_last", "keep keep_last", "delete keep", "delete keep"];
+    assert_decided(&[nightly().with(keep_last(1))], &zone, now(), &expected);
+}
+
+#[test]
+fn decisions_stand_by_instance_and_newest_first_with_orphans_last() {
+    let zone = inventory([
+        Snapshot { instance_id: None, ..snap("", days_ago(0)) },
+        snap("gone", days_ago(0)),
+        snap("web-2", days_ago(1)),
+        snap("web-1", days_ago(3)),
+        in_state("error", snap("web-1", days_ago(2))),
+        snap("web-1", days_ago(1)),
+    ]);
+    let plan = plan_of(&[nightly().with(keep_last(1))], &zone, now());
+    let order: Vec<u32> = plan.decisions.iter().map(|decision| decision.index + 1).collect();
+    assert_eq!(order, [6, 5, 4, 3, 2, 1]);
+    assert_eq!((plan.good, plan.deletes), (3, 1));
+}
+
+#[test]
+fn a_policy_that_is_disabled_or_elsewhere_has_no_plan_and_no_say() {
+    let zone = aged(&[1, 2]);
+    let disabled = Policy { enabled: false, ..policy("disabled").with(keep_last(9)) };
+    let elsewhere =
+        Policy { zones: vec!["at-vie-1".parse().unwrap()], ..policy("elsewhere").with(keep_last(9)) };
+    let plan = plan(&[disabled, nightly().with(keep_last(1)), elsewhere], &zone, now());
+    assert_eq!(plan.policies.len(), 1);
+    assert_eq!(deleted(&plan.policies[0]), [2]);
+    assert_eq!((plan.at, plan.zone), (now(), zone.zone));
+}
+
+#[test]
+fn case_1_an_empty_listing_plans_nothing() {
+    let plan = plan_of(&[nightly().with(keep_last(1))], &inventory([]), now());
+    assert!(plan.decisions.is_empty());
+    assert_eq!((plan.good, plan.deletes), (0, 0));
+}
+
+#[test]
+fn case_2_without_a_retention_table_nothing_is_pruned() {
+    let zone = aged(&[1, 5000]);
+    let plan = plan_of(&[nightly()], &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep none", "keep none"]);
+    assert_eq!(words(&plan, 2), ["the policy has no retention table: it prunes nothing"]);
+    assert_eq!(decision(&plan, 2).expires_at, None);
+    // Nor has it a say about what others prune.
+    assert_decided(
+        &[policy("weekly").with(keep_last(1)), nightly()],
+        &zone,
+        now(),
+        &["keep keep_last", "delete keep"],
+    );
+}
+
+#[test]
+fn case_3_only_min_keep_0_may_empty_an_instance() {
+    let zone = aged(&[8, 9]);
+    let delete = "delete max_age";
+    assert_decided(&[nightly().with(max_age("1d"))], &zone, now(), &[delete, delete]);
+    let min_keep = Retention { min_keep: 1, ..max_age("1d") };
+    assert_decided(&[nightly().with(min_keep)], &zone, now(), &["keep min_keep", delete]);
+}
+
+#[test]
+fn case_5_fewer_than_min_keep_stay_however_old() {
+    let zone = aged(&[800, 900]);
+    let rules = Retention { min_keep: 3, max_count: count(1), ..max_age("1d") };
+    let plan = plan_of(&[nightly().with(rules)], &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep min_keep", "keep min_keep"]);
+    assert_eq!(decision(&plan, 2).expires_at, None);
+    assert_eq!(
+        words(&plan, 2),
+        [
+            "newest 2 of 3 that stay whatever the rules say (min_keep)",
+            "but for this it would go",
+            "older than 1d (max_age: taken before 2026-09-15T12:00:00Z)",
+        ]
+    );
+}
+
+#[test]
+fn case_6_only_good_ones_count() {
+    let zone = inventory([
+        in_state("error", snap("web-1", days_ago(1))),
+        in_state("error", snap("web-1", days_ago(2))),
+        in_state("snapshotting", snap("web-1", hours_ago(1))),
+        snap("web-1", days_ago(90)),
+        in_state("ready", snap("web-1", days_ago(91))),
+    ]);
+    let rules = Retention { min_keep: 1, max_age: Some(span("30d")), ..keep_last(1) };
+    let ignored = "ignore state";
+    assert_decided(
+        &[nightly().with(rules)],
+        &zone,
+        now(),
+        &[ignored, ignored, ignored, "keep min_keep", "delete keep"],
+    );
+}
+
+#[test]
+fn case_7_and_8_other_states_are_ignored_and_say_so() {
+    let states = ["error", "snapshotting", "exporting", "deleting", "deleted", "hiber\u{1b}[2Jnating", ""];
+    let zone = inventory(states.map(|state| in_state(state, snap("web-1", days_ago(9)))));
+    let plan = plan_of(&[nightly().with(max_age("1d"))], &zone, now());
+    assert_eq!(told(&plan, &zone), vec!["ignore state"; states.len()]);
+    let words: Vec<String> = (1..=7).flat_map(|number| words(&plan, number)).collect();
+    assert_eq!(
+        words,
+        [
+            "failed: its state is `error`, and no rule prunes those",
+            "not finished yet: its state is `snapshotting`",
+            "not finished yet: its state is `exporting`",
+            "going already: its state is `deleting`",
+            "going already: its state is `deleted`",
+            "its state is unknown: `hiber\\u{1b}[2Jnating`; left alone",
+            "it has no state; left alone",
+        ]
+    );
+    assert_eq!((plan.good, plan.deletes), (0, 0));
+}
+
+#[test]
+fn case_9_dated_in_the_future_is_not_judged_and_moves_nothing() {
+    let zone = inventory([
+        snap("web-1", minutes_ahead(5) + nanosecond()),
+        snap("web-1", days_ago(-365)),
+        snap("web-1", days_ago(2)),
+        snap("web-1", days_ago(3)),
+    ]);
+    let rules = Retention { min_keep: 1, ..keep_last(1) };
+    let plan = plan_of(&[nightly().with(rules)], &zone, now());
+    assert_eq!(told(&plan, &zone), ["ignore future", "ignore future", "keep keep_last", "delete keep"]);
+    assert_eq!(
+        words(&plan, 2),
+        ["dated more than 5 minutes in the future: 2027-09-16T12:00:00Z; not judged before"]
+    );
+}
+
+#[test]
+fn case_9_and_11_up_to_five_minutes_in_the_future_is_age_zero() {
+    let zone = inventory([snap("web-1", minutes_ahead(5)), snap("web-1", now())]);
+    let plan = plan_of(&[nightly().with(keep_within("100ms"))], &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_within", "keep keep_within"]);
+    assert_decided(&[nightly().with(keep_last(1))], &zone, now(), &["keep keep_last", "delete keep"]);
+}
+
+#[test]
+fn case_9_a_copy_dated_in_the_future_opens_no_gate() {
+    let zone =
+        inventory([snap("web-1", days_ago(1)), snap("web-1", days_ago(2)), snap("web-1", days_ago(-9))]);
+    let copies = zone.copies(&[3]);
+    let zone = zone.archive("vault", copies);
+    let policies = [nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest)];
+    assert_decided(&policies, &zone, now(), &["keep keep_last", "keep export", "ignore future"]);
+}
+
+#[test]
+fn case_12_days_are_the_calendars_and_hours_are_absolute_when_summer_ends() {
+    // 2026-10-25 has 25 hours in Zurich.
+    let zone = inventory([snap("web-1", at("2026-10-24T12:00:00+02:00"))]);
+    let after = |rules: &str, at: Timestamp| {
+        told(&plan_of(&[nightly().in_zone("Europe/Zurich").with(max_age(rules))], &zone, at), &zone)
+    };
+    assert_eq!(after("1d", at("2026-10-25T12:00:00+01:00")), ["keep none"]);
+    assert_eq!(after("24h", at("2026-10-25T12:00:00+01:00")), ["delete max_age"]);
+    assert_eq!(after("25h", at("2026-10-25T12:00:00+01:00")), ["keep none"]);
+}
+
+#[test]
+fn case_13_days_are_the_calendars_and_hours_are_absolute_when_summer_begins() {
+    // 2026-03-29 has 23 hours in Zurich.
+    let zone = inventory([snap("web-1", at("2026-03-28T12:00:00+01:00"))]);
+    let after = |rules: &str, at: Timestamp| {
+        told(&plan_of(&[nightly().in_zone("Europe/Zurich").with(max_age(rules))], &zone, at), &zone)
+    };
+    let noon = at("2026-03-29T12:00:00+02:00");
+    assert_eq!(after("1d", noon), ["keep none"]);
+    assert_eq!(after("1d", noon + nanosecond()), ["delete max_age"]);
+    assert_eq!(after("24h", noon + nanosecond()), ["keep none"]);
+}
+
+#[test]
+fn case_16_a_month_is_the_calendars_and_clamped() {
+    let zone = inventory([snap("web-1", at("2026-02-28T12:00:00Z"))]);
+    let policies = [nightly().with(max_age("1mo"))];
+    for (day, expected) in [
+        ("2026-03-28T12:00:00Z", "keep none"),
+        ("2026-03-28T12:00:00.000000001Z", "delete max_age"),
+        ("2026-03-31T12:00:00Z", "keep none"),
+        ("2026-03-31T12:00:00.000000001Z", "delete max_age"),
+        ("2026-04-01T00:00:00Z", "delete max_age"),
+    ] {
+        assert_eq!(told(&plan_of(&policies, &zone, at(day)), &zone), [expected], "{day}");
+    }
+}
+
+#[test]
+fn case_17_exactly_on_the_cut_off_is_kept() {
+    let zone = inventory([snap("web-1", days_ago(7)), snap("web-1", days_ago(7) - nanosecond())]);
+    assert_decided(&[nightly().with(max_age("7d"))], &zone, now(), &["keep none", "delete max_age"]);
+    assert_decided(&[nightly().with(keep_within("7d"))], &zone, now(), &["keep keep_within", "delete keep"]);
+    let zone = inventory([snap("web-1", hours_ago(7)), snap("web-1", hours_ago(7) - nanosecond())]);
+    assert_decided(&[nightly().with(max_age("7h"))], &zone, now(), &["keep none", "delete max_age"]);
+}
+
+#[test]
+fn case_18_with_one_timestamp_the_greater_id_is_newer() {
+    let zone =
+        inventory([snap("web-1", days_ago(1)), snap("web-1", days_ago(1)), snap("web-1", days_ago(1))]);
+    let expected = ["delete keep", "delete keep", "keep keep_last"];
+    assert_decided(&[nightly().with(keep_last(1))], &zone, now(), &expected);
+}
+
+#[test]
+fn case_21_a_long_gap_does_not_empty_a_count() {
+    let zone = aged(&[400, 401, 402]);
+    let expected = ["keep keep_last", "keep keep_last", "delete keep"];
+    assert_decided(&[nightly().with(keep_last(2))], &zone, now(), &expected);
+}
+
+#[test]
+fn case_23_a_flood_of_newer_ones_is_met_by_keep_within_and_the_guard() {
+    let flood = (0..40).map(|_| snap("web-1", hours_ago(1)));
+    let zone = inventory((1..=20).map(|day| snap("web-1", days_ago(day))).chain(flood));
+    let policy = Policy {
+        guard: Guard { max_deletes: Some(5), ..nightly().guard },
+        ..nightly().with(Retention { keep_within: Some(span("14d")), ..keep_last(7) })
+    };
+    let plan = plan_of(std::slice::from_ref(&policy), &zone, now());
+    assert_eq!(deleted(&plan), [15, 16, 17, 18, 19, 20]);
+    let case = ZoneCase { zone: zone.zone, deletes: plan.deletes, good: plan.good, clock_skew: None };
+    assert!(hold(&policy.name, &policy.guard, &[case], None)[0].is_some());
+}
+
+#[test]
+fn case_27_orphans_are_kept_unless_they_are_to_be_judged() {
+    let zone = inventory([
+        snap("gone", days_ago(1)),
+        snap("gone", days_ago(2)),
+        Snapshot { instance_id: None, ..snap("", days_ago(90)) },
+    ]);
+    let mut policy = nightly().with(keep_last(1));
+    let plan = plan_of(std::slice::from_ref(&policy), &zone, now());
+    assert_eq!(told(&plan, &zone), vec!["ignore orphan"; 3]);
+    assert_eq!(words(&plan, 1), ["its instance is not listed any more, and orphans are kept"]);
+    assert_eq!(words(&plan, 3), ["the API does not say which instance it is of"]);
+    assert_eq!(plan.good, 0);
+
+    policy.select.judge_orphans = true;
+    let expected = ["keep keep_last", "delete keep", "ignore orphan"];
+    assert_decided(std::slice::from_ref(&policy), &zone, now(), &expected);
+    // A policy that keeps orphans keeps them from others, too.
+    assert_decided(
+        &[policy.clone(), policy2().with(keep_last(1))],
+        &zone,
+        now(),
+        &["keep keep_last", "keep policy", "ignore orphan"],
+    );
+
+    policy.select.labels = [("backup".to_owned(), "nightly".to_owned())].into();
+    assert_decided(&[policy], &zone, now(), &["-", "-", "-"]);
+}
+
+fn policy2() -> Policy {
+    policy("weekly")
+}
+
+#[test]
+fn case_27_an_instance_that_lost_its_label_is_not_touched() {
+    let mut zone = aged(&[1, 2, 3]);
+    let mut policy = nightly().with(keep_last(1));
+    policy.select.labels = [("backup".to_owned(), "nightly".to_owned())].into();
+    assert_decided(std::slice::from_ref(&policy), &zone, now(), &["-", "-", "-"]);
+    zone.instances[0].labels.clone_from(&policy.select.labels);
+    let expected = ["keep keep_last", "delete keep", "delete keep"];
+    assert_decided(&[policy], &zone, now(), &expected);
+}
+
+#[test]
+fn case_28_a_snapshot_goes_only_if_every_policy_lets_it_go() {
+    let zone = aged(&[1, 2, 3]);
+    let policies =
+        [nightly().with(keep_last(1)), policy2().with(keep_within("2d")), policy("web-2").only("web-2")];
+    let plan = plan_of(&policies, &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep policy", "delete keep"]);
+    assert_eq!(
+        words(&plan, 2),
+        [
+            "policy `weekly` keeps it (keep_within)",
+            "but for this it would go",
+            "no keep rule wants it",
+            "newest 2, wanted are 1 (keep_last)",
+        ]
+    );
+    assert_eq!(words(&plan, 1), ["newest 1 of 1 (keep_last)", "policy `weekly` keeps it (keep_within)"]);
+    // It would go when the other one lets it go.
+    assert_eq!(decision(&plan, 2).expires_at, Some(now() + nanosecond()));
+}
+
+#[test]
+fn case_28_each_policy_judges_in_its_own_time_zone() {
+    // A day before noon of 25 October is 25 hours before in Zurich, and 24 in UTC.
+    let noon = at("2026-10-25T12:00:00+01:00");
+    let zone = inventory([snap("web-1", noon - SignedDuration::from_hours(25))]);
+    let zurich = nightly().in_zone("Europe/Zurich").with(max_age("1d"));
+    let utc = policy2().with(max_age("1d"));
+    assert_decided(&[zurich.clone(), utc.clone()], &zone, noon, &["keep none"]);
+    assert_decided(&[utc, zurich], &zone, noon, &["keep policy"]);
+}
+
+#[test]
+fn case_28_another_policys_gate_holds_too() {
+    let zone = aged(&[1, 2]).archive("vault", Copies::Known(Vec::new()));
+    let policies =
+        [nightly().with(keep_last(1)), policy2().with(keep_last(1)).requiring(&["vault"], Which::All)];
+    let plan = plan_of(&policies, &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep policy"]);
+    assert_eq!(
+        words(&plan, 2)[..2],
+        ["policy `weekly` keeps it (export)", "no verified copy of it in archive `vault`",]
+    );
+}
+
+#[test]
+fn case_29_a_pin_holds_until_it_ends() {
+    let zone =
+        aged(&[1, 2, 3, 4]).pinned(2, None).pinned(3, Some(now() + nanosecond())).pinned(4, Some(now()));
+    let plan = plan_of(&[nightly().with(keep_last(1))], &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep hold", "keep hold", "delete keep"]);
+    assert_eq!(words(&plan, 2)[..2], ["pinned for ever", "but for this it would go"]);
+    assert_eq!(decision(&plan, 2).expires_at, None);
+    assert_eq!(decision(&plan, 3).expires_at, Some(now() + nanosecond()));
+}
+
+#[test]
+fn case_35_a_required_copy_that_is_missing_keeps() {
+    let zone = aged(&[1, 2, 3, 4]);
+    let copies = zone.copies(&[3]);
+    let zone = zone.archive("vault", copies);
+    let newest = nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest);
+    let plan = plan_of(&[newest], &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep export", "delete keep", "delete keep"]);
+    assert_eq!(words(&plan, 2)[0], "no verified copy of it or a newer snapshot of web-1 in archive `vault`");
+    assert_eq!(decision(&plan, 2).expires_at, None);
+    let needed = CopyNeeded { archive: "vault".parse().unwrap(), of: Which::Newest };
+    assert_eq!(*decision(&plan, 4).copies, [needed]);
+
+    let all = nightly().with(keep_last(1)).requiring(&["vault"], Which::All);
+    assert_decided(&[all], &zone, now(), &["keep keep_last", "keep export", "delete keep", "keep export"]);
+}
+
+#[test]
+fn case_35_a_copy_of_another_instance_counts_for_nothing() {
+    let zone =
+        inventory([snap("web-2", days_ago(0)), snap("web-1", days_ago(1)), snap("web-1", days_ago(2))]);
+    let copies = zone.copies(&[1]);
+    let zone = zone.archive("vault", copies);
+    let policy = nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest);
+    assert_decided(&[policy], &zone, now(), &["keep keep_last", "keep keep_last", "keep export"]);
+}
+
+#[test]
+fn case_35_every_archive_must_have_it_and_one_that_cannot_be_asked_keeps_everything() {
+    let zone = aged(&[1, 2]);
+    let copies = zone.copies(&[1]);
+    let zone = zone.archive("vault", copies);
+    let policy = nightly().with(keep_last(1)).requiring(&["vault", "offsite"], Which::Newest);
+    let policies = std::slice::from_ref(&policy);
+    let why = |zone: &Inventory| {
+        let plan = plan_of(policies, zone, now());
+        assert_eq!(told(&plan, zone), ["keep keep_last", "keep export"]);
+        words(&plan, 2).swap_remove(0)
+    };
+    assert_eq!(why(&zone), "archive `offsite` can't be reached: it was not asked");
+    let unreachable = Copies::Unreachable("permission \u{1b}denied".to_owned());
+    assert_eq!(
+        why(&zone.clone().archive("offsite", unreachable)),
+        "archive `offsite` can't be reached: permission \\u{1b}denied"
+    );
+    let empty = Copies::Known(Vec::new());
+    assert_eq!(
+        why(&zone.clone().archive("offsite", empty)),
+        "no verified copy of it or a newer snapshot of web-1 in archive `offsite`"
+    );
+
+    let zone = zone.archive("offsite", Copies::Assumed);
+    let plan = plan_of(policies, &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_last", "delete keep"]);
+    // Also where it was only assumed, the proof is still asked for.
+    let archives: Vec<&str> = decision(&plan, 2).copies.iter().map(|copy| copy.archive.as_str()).collect();
+    assert_eq!(archives, ["vault", "offsite"]);
+}
+
+#[test]
+fn case_35_what_all_policies_require_must_be_proved() {
+    let zone = aged(&[1, 2]).archive("vault", Copies::Assumed).archive("offsite", Copies::Assumed);
+    let policies = [
+        nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest),
+        policy2().with(keep_last(1)).requiring(&["offsite", "vault"], Which::All),
+        policy("keeper").requiring(&["never-asked"], Which::All),
+    ];
+    let plan = plan(&policies, &zone, now());
+    for plan in &plan.policies[..2] {
+        let mut copies = decision(plan, 2).copies.to_vec();
+        copies.sort_by(|a, b| a.archive.cmp(&b.archive));
+        assert_eq!(
+            copies,
+            [
+                CopyNeeded { archive: "offsite".parse().unwrap(), of: Which::All },
+                CopyNeeded { archive: "vault".parse().unwrap(), of: Which::All },
+            ]
+        );
+        assert!(decision(plan, 1).copies.is_empty());
+    }
+}
+
+#[test]
+fn case_35_a_gate_without_required_keeps_nothing() {
+    let mut policy = nightly().with(keep_last(1)).requiring(&["vault"], Which::All);
+    policy.export.as_mut().unwrap().required = false;
+    let zone = aged(&[1, 2]);
+    let plan = plan_of(&[policy], &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep keep_last", "delete keep"]);
+    assert!(decision(&plan, 2).copies.is_empty());
+}
+
+#[test]
+fn case_39_a_failed_create_leaves_min_keep_and_the_guards_share_to_good_ones() {
+    let zone = inventory([in_state("error", snap("web-1", hours_ago(1))), snap("web-1", days_ago(40))]);
+    let plan = plan_of(&[nightly().with(Retention { min_keep: 1, ..max_age("30d") })], &zone, now());
+    assert_eq!(told(&plan, &zone), ["ignore state", "keep min_keep"]);
+    assert_eq!(plan.good, 1);
+}
+
+#[test]
+fn the_first_that_holds_gives_the_rule_and_all_of_them_are_told() {
+    let zone = aged(&[9]).pinned(1, None).archive("vault", Copies::Known(Vec::new()));
+    let nightly = nightly().with(max_age("1d")).requiring(&["vault"], Which::Newest);
+    let weekly = policy2().with(keep_last(1));
+    let policies = [nightly, weekly];
+    let plan = plan_of(&policies, &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep hold"]);
+    assert_eq!(
+        words(&plan, 1),
+        [
+            "pinned for ever",
+            "no verified copy of it or a newer snapshot of web-1 in archive `vault`",
+            "policy `weekly` keeps it (keep_last)",
+            "but for this it would go",
+            "older than 1d (max_age: taken before 2026-09-15T12:00:00Z)",
+        ]
+    );
+    let zone = Inventory { holds: BTreeMap::new(), ..zone };
+    assert_decided(&policies, &zone, now(), &["keep export"]);
+    let zone = zone.archive("vault", Copies::Assumed);
+    assert_decided(&policies, &zone, now(), &["keep policy"]);
+}
+
+#[test]
+fn reasons_tell_each_rule_with_its_place_and_limit() {
+    let zone = aged(&[1, 2, 40]);
+    let rules =
+        Retention { keep_within: Some(span("14d")), max_age: Some(span("30d")), min_keep: 1, ..keep_last(1) };
+    let plan = plan_of(&[nightly().with(rules)], &zone, now());
+    assert_eq!(
+        words(&plan, 1),
+        [
+            "newest 1 of 1 (keep_last)".to_owned(),
+            "not older than 14d (keep_within)".to_owned(),
+            "newest 1 of 1 that stay whatever the rules say (min_keep)".to_owned(),
+        ]
+    );
+    assert_eq!(words(&plan, 2), ["not older than 14d (keep_within)".to_owned()]);
+    assert_eq!(
+        words(&plan, 3),
+        [
+            "no keep rule wants it",
+            "newest 3, wanted are 1 (keep_last)",
+            "older than 14d (keep_within: taken before 2026-09-02T12:00:00Z)",
+            "older than 30d (max_age: taken before 2026-08-17T12:00:00Z)",
+        ]
+    );
+}
+
+#[test]
+fn a_name_in_a_reason_can_not_move_the_cursor() {
+    let mut zone = aged(&[1, 2]).archive("vault", Copies::Known(Vec::new()));
+    zone.instances[0].name = "we\u{1b}[2Jb\n".into();
+    zone.holds.insert(snapshot_id(2), Hold { until: None, reason: Some("\r\u{202e}audit".to_owned()) });
+    let policy = nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest);
+    let words = words(&plan_of(&[policy], &zone, now()), 2).join("\n");
+    assert!(words.contains("pinned for ever: \\u{d}\\u{202e}audit"), "{words}");
+    assert!(words.contains("newer snapshot of we\\u{1b}[2Jb\\u{a} in archive"), "{words}");
+}
+
+#[test]
+fn expiry_is_the_first_instant_past_the_limit() {
+    let expiry = |rules: Retention, ages: &[i64]| {
+        decision(&plan_of(&[nightly().with(rules)], &aged(ages), now()), 1).expires_at
+    };
+    let in_days = |days: i64| Some(days_ago(-days) + nanosecond());
+    assert_eq!(expiry(max_age("30d"), &[10]), in_days(20));
+    assert_eq!(expiry(keep_within("30d"), &[10]), in_days(20));
+    assert_eq!(expiry(keep_last(1), &[10]), None);
+    assert_eq!(expiry(Retention { max_age: Some(span("30d")), ..keep_last(1) }, &[10]), in_days(20));
+    assert_eq!(expiry(Retention { keep_within: Some(span("30d")), ..keep_last(1) }, &[10]), None);
+    assert_eq!(expiry(Retention { keep_within: Some(span("30d")), ..keep_last(1) }, &[10, 9]), in_days(20));
+    assert_eq!(expiry(Retention { max_count: count(1), ..no_rules() }, &[10]), None);
+    assert_eq!(expiry(Retention { min_keep: 1, ..max_age("30d") }, &[10]), None);
+}
+
+#[test]
+fn expiry_waits_for_the_last_of_pin_and_policies() {
+    let in_days = |days: i64| days_ago(-days);
+    let zone = aged(&[10]).pinned(1, Some(in_days(25)));
+    let nightly = nightly().with(max_age("30d"));
+    let expiry = |policies: &[Policy]| decision(&plan_of(policies, &zone, now()), 1).expires_at;
+    assert_eq!(expiry(std::slice::from_ref(&nightly)), Some(in_days(25)));
+    assert_eq!(expiry(&[nightly.clone(), policy2().with(max_age("40d"))]), Some(in_days(30) + nanosecond()));
+    assert_eq!(expiry(&[nightly, policy2().with(keep_last(1))]), None);
+}
+
+#[test]
+fn case_12_expiry_knows_that_a_repeated_hour_sets_the_limit_back() {
+    // A second 02:30 of Zurich. 52 weeks on, each 02:30 goes back to the first one, and 03:00 to half an hour after it.
+    let zone = inventory([snap("web-1", at("2025-10-26T02:30:00+01:00"))]);
+    let plan = plan_of(
+        &[nightly().in_zone("Europe/Zurich").with(max_age("52w"))],
+        &zone,
+        at("2026-09-01T00:00:00Z"),
+    );
+    assert_eq!(decision(&plan, 1).expires_at, Some(at("2026-10-25T03:00:00+01:00")));
+}
+
+#[test]
+fn case_16_expiry_knows_that_a_limit_falls_back_at_a_months_end() {
+    // Past the limit since noon of 28 March, and again on it until noon of 29 March.
+    let zone = inventory([snap("web-1", at("2026-02-28T12:00:00Z"))]);
+    let expiry = |pinned_until: &str| {
+        let zone = zone.clone().pinned(1, Some(at(pinned_until)));
+        let plan = plan_of(&[nightly().with(max_age("1mo"))], &zone, at("2026-03-01T00:00:00Z"));
+        decision(&plan, 1).expires_at
+    };
+    assert_eq!(expiry("2026-03-02T00:00:00Z"), Some(at("2026-03-28T12:00:00Z") + nanosecond()));
+    assert_eq!(expiry("2026-03-28T18:00:00Z"), Some(at("2026-03-28T18:00:00Z")));
+    assert_eq!(expiry("2026-03-29T06:00:00Z"), Some(at("2026-03-29T12:00:00Z") + nanosecond()));
+}
+
+#[test]
+fn what_is_dated_in_the_future_takes_its_place_when_its_time_comes() {
+    let zone = inventory([snap("web-1", days_ago(1)), snap("web-1", days_ago(-9))]);
+    let plan = plan_of(&[nightly().with(Retention { min_keep: 1, ..keep_last(1) })], &zone, now());
+    assert_eq!(decision(&plan, 1).expires_at, Some(days_ago(-9) - SignedDuration::from_mins(5)));
+}
+
+#[test]
+fn the_ends_of_time_are_no_trouble() {
+    let zone = inventory([Timestamp::MIN, now(), Timestamp::MAX].map(|taken| snap("web-1", taken)));
+    for span in ["1ms", "1y1mo1d12h", "30y"] {
+        let policies = [nightly().in_zone("Europe/Zurich").with(max_age(span))];
+        for at in [Timestamp::MIN, at("1970-01-01T00:00:00Z"), now(), Timestamp::MAX] {
+            assert_eq!(plan_of(&policies, &zone, at).decisions.len(), 3);
+        }
+    }
+}
+
+#[test]
+fn decisions_and_reasons_are_small() {
+    assert!(size_of::<Decision>() <= 56, "{}", size_of::<Decision>());
+    let reason = size_of::<crate::retention::reason::Reason>();
+    assert!(reason <= 32, "{reason}");
+}

@@ -1,0 +1,367 @@
+//! Laws that hold for whatever zone and policies there may be.
+
+use std::collections::BTreeSet;
+
+use proptest::collection::{btree_map, vec};
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::*;
+use crate::policy::select::NameGlob;
+
+const INSTANCES: [&str; 4] = ["web-1", "web-2", "gone", ""];
+
+/// Moments near every kind of edge: ends of months, leap days, clock changes, and none at all.
+fn moments() -> impl Strategy<Value = Timestamp> {
+    let edges = select(vec![
+        "2026-09-16T12:00:00Z",
+        "2024-02-29T10:00:00Z",
+        "2026-03-01T00:00:00Z",
+        "2026-03-29T01:00:00Z",
+        "2026-03-31T10:00:00Z",
+        "2026-10-25T01:00:00Z",
+        "2026-11-01T06:00:00Z",
+        "2026-04-04T15:00:00Z",
+        "2026-10-03T15:30:00Z",
+        "2026-12-31T23:30:00Z",
+    ]);
+    (edges, -50..50_i64).prop_map(|(edge, hours)| at(edge) + SignedDuration::from_hours(hours))
+}
+
+fn zones() -> impl Strategy<Value = TimeZone> {
+    select(vec!["UTC", "Europe/Zurich", "America/New_York", "Australia/Lord_Howe"]).prop_map(zone)
+}
+
+const SPANS: [&str; 13] =
+    ["100ms", "5h", "24h", "2d", "72h", "3d12h", "1w", "2w1d", "1mo", "1mo12h", "6w", "1mo4w1d", "3mo"];
+
+fn spans() -> impl Strategy<Value = Span> {
+    select(&SPANS[..]).prop_map(span)
+}
+
+fn counts() -> impl Strategy<Value = NonZeroU32> {
+    (1..6_u32).prop_map(|count| NonZeroU32::new(count).unwrap())
+}
+
+fn retentions() -> impl Strategy<Value = Retention> {
+    (of(counts()), of(spans()), of(spans()), of(counts()), 0..3_u32).prop_map(
+        |(keep_last, keep_within, max_age, max_count, min_keep)| Retention {
+            keep_last,
+            keep_within,
+            max_age,
+            max_count,
+            min_keep,
+        },
+    )
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    let selects = (any::<bool>(), prop_oneof![3 => Just("*"), 1 => Just("web-*")], of(Just("*7")));
+    let exports = of((select(vec![Which::Newest, Which::All]), vec(select(vec!["vault", "offsite"]), 1..3)));
+    (of(retentions()), zones(), selects, exports).prop_map(
+        |(retention, time_zone, (judge_orphans, instances, excluded), export)| {
+            let mut policy = Policy { time_zone, retention, ..policy("p") };
+            policy.select.judge_orphans = judge_orphans;
+            if instances != "*" {
+                policy = policy.only(instances);
+            }
+            let glob = excluded.map(|glob| Pattern::Name(NameGlob::new(glob).unwrap()));
+            policy.select.exclude_snapshots = glob.into_iter().collect();
+            match export {
+                Some((which, archives)) => {
+                    let archives: BTreeSet<&str> = archives.into_iter().collect();
+                    policy.requiring(&Vec::from_iter(archives), which)
+                }
+                None => policy,
+            }
+        },
+    )
+}
+
+/// Offsets from the moment: mostly exact spans, some a little off, some in the future.
+fn snapshots(moment: Timestamp) -> impl Strategy<Value = Snapshot> {
+    let states = prop_oneof![
+        8 => Just("exported"),
+        1 => Just("ready"),
+        1 => select(vec!["error", "snapshotting", "exporting", "deleting", "deleted", "odd"]),
+    ];
+    let taken = prop_oneof![
+        6 => (0..2400_i64).prop_map(SignedDuration::from_hours),
+        2 => (-5..20_i64).prop_map(SignedDuration::from_mins),
+        1 => (-20..-5_i64).prop_map(SignedDuration::from_mins),
+        1 => (-40..0_i64).prop_map(|days| SignedDuration::from_hours(24 * days)),
+    ];
+    let off = prop_oneof![3 => Just(0), 1 => -1..=1_i64].prop_map(SignedDuration::from_nanos);
+    let instances = prop_oneof![8 => 0..2_usize, 2 => 2..4_usize];
+    (instances, states, taken, off, 0..10_u8).prop_map(move |(instance, state, taken, off, name)| {
+        let instance = INSTANCES[instance];
+        let snapshot = in_state(state, snap(instance, moment - taken + off));
+        Snapshot {
+            name: format!("{name}").into(),
+            instance_id: snapshot.instance_id.filter(|_| !instance.is_empty()),
+            ..snapshot
+        }
+    })
+}
+
+fn archives(count: usize) -> impl Strategy<Value = Option<Vec<Index>>> {
+    of(vec(any::<Index>(), 0..=count.min(6)))
+}
+
+/// A moment, and a zone as it is then.
+fn scenes() -> impl Strategy<Value = (Timestamp, Inventory)> {
+    let zone = moments().prop_flat_map(|moment| {
+        (Just(moment), vec(snapshots(moment), 0..24)).prop_flat_map(|(moment, snapshots)| {
+            let count = snapshots.len();
+            let holds = btree_map(0..24_u128, of(-2..40_i64), 0..3);
+            (Just(moment), Just(snapshots), holds, archives(count), archives(count))
+        })
+    });
+    zone.prop_map(|(moment, snapshots, holds, vault, offsite)| {
+        let mut zone = inventory(snapshots);
+        for (number, days) in holds {
+            let until = days.map(|days| moment + SignedDuration::from_hours(24 * days));
+            zone = zone.pinned(number, until);
+        }
+        let known: Vec<usize> = (1..=zone.snapshots.len())
+            .filter(|number| zone.snapshots[*number - 1].instance_id.is_some())
+            .collect();
+        for (name, copies) in [("vault", vault), ("offsite", offsite)] {
+            let copies = match copies {
+                None => Copies::Assumed,
+                Some(_) if known.is_empty() => Copies::Known(Vec::new()),
+                Some(picks) => {
+                    zone.copies(&picks.iter().map(|pick| known[pick.index(known.len())]).collect::<Vec<_>>())
+                }
+            };
+            zone = zone.archive(name, copies);
+        }
+        (moment, zone)
+    })
+}
+
+/// One to three policies of different names.
+fn councils() -> impl Strategy<Value = Vec<Policy>> {
+    vec(policies(), 1..4).prop_map(|mut policies| {
+        for (policy, name) in policies.iter_mut().zip(["nightly", "weekly", "monthly"]) {
+            policy.name = name.parse().unwrap();
+        }
+        policies
+    })
+}
+
+/// Everything that a plan says, by snapshot.
+fn all_told(plan: &PolicyPlan, inventory: &Inventory) -> BTreeMap<SnapshotId, String> {
+    let tell = |decision: &Decision| {
+        let id = inventory.snapshots[decision.index as usize].id;
+        (id, format!("{decision:?} {:?}", plan.reasons(decision)))
+    };
+    let without_places = |(id, text): (SnapshotId, String)| {
+        let rest = |from: &str| text.split_once(from).map(|(_, rest)| rest.to_owned()).unwrap();
+        (id, format!("{} {}", rest("verdict").split(", first_reason").next().unwrap(), rest("}")))
+    };
+    plan.decisions.iter().map(tell).map(without_places).collect()
+}
+
+fn deleted_ids(policies: &[Policy], inventory: &Inventory, at: Timestamp) -> BTreeSet<SnapshotId> {
+    let plan = plan(policies, inventory, at);
+    let numbers = plan.policies.iter().flat_map(deleted);
+    numbers.map(|number| inventory.snapshots[number as usize - 1].id).collect()
+}
+
+/// What one policy would delete if it stood alone and nothing else held anything.
+fn deleted_by(
+    policy: &Policy,
+    retention: Retention,
+    inventory: &Inventory,
+    at: Timestamp,
+) -> BTreeSet<SnapshotId> {
+    deleted_ids(&[Policy { retention: Some(retention), export: None, ..policy.clone() }], inventory, at)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_selected_snapshot_is_decided_once_with_a_reason_and_sums_fit(
+        policies in councils(),
+        (moment, zone) in scenes(),
+    ) {
+        let plan = plan(&policies, &zone, moment);
+        prop_assert_eq!(plan.policies.len(), policies.len());
+        for (policy, plan) in policies.iter().zip(&plan.policies) {
+            let instance = |snapshot: &Snapshot| {
+                zone.instances.iter().find(|instance| Some(instance.id) == snapshot.instance_id)
+            };
+            let selected: Vec<u32> = (0..)
+                .zip(&zone.snapshots)
+                .filter(|(_, snapshot)| {
+                    policy.select.selects_instance(snapshot.instance_id, instance(snapshot))
+                        && policy.select.selects_snapshot(snapshot)
+                })
+                .map(|(index, _)| index)
+                .collect();
+            let mut decided: Vec<u32> = plan.decisions.iter().map(|decision| decision.index).collect();
+            decided.sort_unstable();
+            prop_assert_eq!(decided, selected);
+            for decision in &plan.decisions {
+                prop_assert!(!plan.reasons(decision).is_empty());
+            }
+            let reasons: usize = plan.decisions.iter().map(|decision| plan.reasons(decision).len()).sum();
+            prop_assert_eq!(reasons, plan.reasons.len());
+            prop_assert_eq!(plan.deletes, deleted(plan).len() as u64);
+            prop_assert!(plan.deletes <= plan.good);
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_listing_does_not_matter(
+        policies in councils(),
+        ((moment, zone), snapshots) in scenes().prop_flat_map(|(moment, zone)| {
+            let snapshots = Just(zone.snapshots.clone()).prop_shuffle();
+            (Just((moment, zone)), snapshots)
+        }),
+    ) {
+        let mut shuffled = Inventory { snapshots, ..zone.clone() };
+        shuffled.instances.reverse();
+        let (one, other) = (plan(&policies, &zone, moment), plan(&policies, &shuffled, moment));
+        for (one, other) in one.policies.iter().zip(&other.policies) {
+            prop_assert_eq!(all_told(one, &zone), all_told(other, &shuffled));
+            let ids = |plan: &PolicyPlan, zone: &Inventory| -> Vec<SnapshotId> {
+                plan.decisions.iter().map(|decision| zone.snapshots[decision.index as usize].id).collect()
+            };
+            prop_assert_eq!(ids(one, &zone), ids(other, &shuffled));
+        }
+    }
+
+    #[test]
+    fn planning_what_a_plan_leaves_deletes_nothing_more(policies in councils(), (moment, zone) in scenes()) {
+        let gone = deleted_ids(&policies, &zone, moment);
+        let mut left = zone;
+        left.snapshots.retain(|snapshot| !gone.contains(&snapshot.id));
+        prop_assert_eq!(deleted_ids(&policies, &left, moment), BTreeSet::new());
+    }
+
+    #[test]
+    fn another_keep_rule_or_a_higher_count_never_deletes_more(
+        policy in policies(),
+        rules in retentions(),
+        more in (of(counts()), of(spans()), 0..3_u32),
+        (moment, zone) in scenes(),
+    ) {
+        // `max_count` may bind then; and the first keep rule takes the place of keeping all.
+        prop_assume!(rules.keep_last.is_some() || rules.keep_within.is_some());
+        let rules = Retention { max_count: None, ..rules };
+        let (last, within, protected) = more;
+        let fewer = deleted_by(&policy, Retention {
+            keep_last: rules.keep_last.max(last),
+            keep_within: rules.keep_within.clone().or(within),
+            min_keep: rules.min_keep + protected,
+            ..rules.clone()
+        }, &zone, moment);
+        prop_assert!(fewer.is_subset(&deleted_by(&policy, rules, &zone, moment)));
+    }
+
+    #[test]
+    fn a_lower_limit_never_deletes_less(
+        policy in policies(),
+        rules in retentions(),
+        limits in (of(counts()), of(spans())),
+        (moment, zone) in scenes(),
+    ) {
+        let cutoff = |span: &Option<Span>| span.as_ref().map(|span| span.before(moment, &policy.time_zone));
+        let (lower_count, lower_age) = limits;
+        let lower = Retention {
+            max_count: rules.max_count.into_iter().chain(lower_count).min(),
+            max_age: if cutoff(&lower_age) > cutoff(&rules.max_age) { lower_age } else { rules.max_age.clone() },
+            ..rules.clone()
+        };
+        let more = deleted_by(&policy, lower, &zone, moment);
+        prop_assert!(deleted_by(&policy, rules, &zone, moment).is_subset(&more));
+    }
+
+    #[test]
+    fn the_newest_min_keep_good_ones_never_go(policies in councils(), (moment, zone) in scenes()) {
+        let gone = deleted_ids(&policies, &zone, moment);
+        let policies = policies.iter().filter_map(|policy| Some((policy, policy.retention.as_ref()?.min_keep)));
+        for (policy, min_keep) in policies {
+            for instance in &zone.instances {
+                let mut good: Vec<(Timestamp, SnapshotId)> = zone
+                    .snapshots
+                    .iter()
+                    .filter(|snapshot| {
+                        snapshot.instance_id == Some(instance.id)
+                            && policy.select.selects_instance(snapshot.instance_id, Some(instance))
+                            && policy.select.selects_snapshot(snapshot)
+                            && snapshot.state.is_good()
+                            && snapshot.created_at <= moment + SignedDuration::from_mins(5)
+                    })
+                    .map(|snapshot| (snapshot.created_at, snapshot.id))
+                    .collect();
+                good.sort_unstable();
+                for (_, id) in good.iter().rev().take(min_keep as usize) {
+                    prop_assert!(!gone.contains(id));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_good_or_dated_ahead_or_pinned_or_of_nobody_never_goes(
+        policies in councils(),
+        (moment, zone) in scenes(),
+    ) {
+        let gone = deleted_ids(&policies, &zone, moment);
+        for snapshot in zone.snapshots.iter().filter(|snapshot| gone.contains(&snapshot.id)) {
+            prop_assert!(snapshot.state.is_good());
+            prop_assert!(snapshot.created_at <= moment + SignedDuration::from_mins(5));
+            prop_assert!(snapshot.instance_id.is_some());
+            let hold = zone.holds.get(&snapshot.id);
+            prop_assert!(hold.is_none_or(|hold| hold.until.is_some_and(|until| until <= moment)));
+        }
+    }
+
+    #[test]
+    fn what_goes_by_one_policy_goes_by_all_that_select_it(policies in councils(), (moment, zone) in scenes()) {
+        let plan = plan(&policies, &zone, moment);
+        for number in plan.policies.iter().flat_map(deleted) {
+            for (policy, plan) in policies.iter().zip(&plan.policies) {
+                let decision = plan.decisions.iter().find(|decision| decision.index + 1 == number);
+                let agrees = decision.is_none_or(|decision| decision.verdict == Verdict::Delete);
+                prop_assert!(agrees || policy.retention.is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn expiry_is_exact(
+        policies in councils(),
+        (moment, zone) in scenes(),
+        before in vec(0..15_000_000_000_000_000_i64, 4),
+        later in vec(0..20_000_i64, 4),
+    ) {
+        let plans = plan(&policies, &zone, moment);
+        for (place, plan) in plans.policies.iter().enumerate() {
+            for decision in plan.decisions.iter().filter(|decision| decision.verdict == Verdict::Keep) {
+                let verdict = |at: Timestamp| {
+                    let plan = super::plan(&policies, &zone, at).policies.swap_remove(place);
+                    super::decision(&plan, decision.index + 1).verdict
+                };
+                if let Some(expiry) = decision.expires_at {
+                    prop_assert!(expiry > moment);
+                    prop_assert_eq!(verdict(expiry), Verdict::Delete);
+                    prop_assert_eq!(verdict(expiry - nanosecond()), Verdict::Keep);
+                    for before in &before {
+                        let earlier = expiry - SignedDuration::from_nanos(*before);
+                        prop_assert_eq!(verdict(earlier.max(moment)), Verdict::Keep);
+                    }
+                } else {
+                    for hours in &later {
+                        prop_assert_eq!(verdict(moment + SignedDuration::from_hours(*hours)), Verdict::Keep);
+                    }
+                }
+            }
+        }
+    }
+}

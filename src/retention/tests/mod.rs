@@ -1,0 +1,218 @@
+//! What the engine decides: stories with relative times, the numbered edge cases, and laws.
+
+mod cases;
+mod laws;
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use crate::policy::select::{Pattern, Select};
+use crate::policy::span::Span;
+use crate::policy::{Export, Guard, Policy, Retention, Which};
+use crate::retention::inventory::{ArchivedCopy, Copies, Hold, Inventory};
+use crate::retention::plan::{Decision, PolicyPlan, Verdict, plan};
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+/// A noon without any edge near it.
+fn now() -> Timestamp {
+    at("2026-09-16T12:00:00Z")
+}
+
+fn hours_ago(hours: i64) -> Timestamp {
+    now() - SignedDuration::from_hours(hours)
+}
+
+fn days_ago(days: i64) -> Timestamp {
+    hours_ago(24 * days)
+}
+
+fn minutes_ahead(minutes: i64) -> Timestamp {
+    now() + SignedDuration::from_mins(minutes)
+}
+
+fn nanosecond() -> SignedDuration {
+    SignedDuration::from_nanos(1)
+}
+
+fn zone(name: &str) -> TimeZone {
+    TimeZone::get(name).unwrap()
+}
+
+fn instance_id(name: &str) -> InstanceId {
+    InstanceId(Uuid::from_u128(name.bytes().fold(0, |id, byte| id << 8 | u128::from(byte))))
+}
+
+fn snapshot_id(number: u128) -> SnapshotId {
+    SnapshotId(Uuid::from_u128(number))
+}
+
+/// A good snapshot; its id comes with its place in the inventory.
+fn snap(instance: &str, created_at: Timestamp) -> Snapshot {
+    Snapshot {
+        id: snapshot_id(0),
+        name: format!("{instance}_ROOT-1_{created_at}").into(),
+        created_at,
+        state: SnapshotState::Exported,
+        size_gib: Some(10),
+        instance_id: Some(instance_id(instance)),
+    }
+}
+
+fn in_state(state: &str, snapshot: Snapshot) -> Snapshot {
+    Snapshot { state: state.into(), ..snapshot }
+}
+
+fn instance(name: &str) -> Instance {
+    Instance { id: instance_id(name), name: name.into(), labels: BTreeMap::new(), template_id: None }
+}
+
+/// A zone with these snapshots, numbered from 1 as their ids; `web-1` and `web-2` are listed.
+fn inventory(snapshots: impl IntoIterator<Item = Snapshot>) -> Inventory {
+    let numbered = (1..).zip(snapshots);
+    Inventory {
+        zone: "ch-gva-2".parse().unwrap(),
+        snapshots: numbered.map(|(number, snap)| Snapshot { id: snapshot_id(number), ..snap }).collect(),
+        instances: vec![instance("web-1"), instance("web-2")],
+        holds: BTreeMap::new(),
+        archives: BTreeMap::new(),
+        clock_skew: None,
+    }
+}
+
+impl Inventory {
+    fn pinned(mut self, number: u128, until: Option<Timestamp>) -> Self {
+        self.holds.insert(snapshot_id(number), Hold { until, reason: None });
+        self
+    }
+
+    fn archive(mut self, name: &str, copies: Copies) -> Self {
+        self.archives.insert(name.parse().unwrap(), copies);
+        self
+    }
+
+    /// Copies of the snapshots with these numbers.
+    fn copies(&self, numbers: &[usize]) -> Copies {
+        let copy = |number: &usize| {
+            let Snapshot { id, created_at, instance_id, .. } = self.snapshots[*number - 1];
+            ArchivedCopy { snapshot_id: id, created_at, instance_id: instance_id.unwrap() }
+        };
+        Copies::Known(numbers.iter().map(copy).collect())
+    }
+}
+
+/// A policy over everything in the zone, without a retention table.
+fn policy(name: &str) -> Policy {
+    Policy {
+        name: name.parse().unwrap(),
+        enabled: true,
+        schedule: None,
+        time_zone: TimeZone::UTC,
+        zones: vec!["ch-gva-2".parse().unwrap()],
+        select: Select::default(),
+        retention: None,
+        guard: Guard { max_deletes: None, max_delete_percent: 50, max_clock_skew: Duration::from_mins(5) },
+        export: None,
+        promote: None,
+    }
+}
+
+/// A table without any rule, and without `min_keep`; for building on.
+fn no_rules() -> Retention {
+    Retention { keep_last: None, keep_within: None, max_age: None, max_count: None, min_keep: 0 }
+}
+
+fn count(count: u32) -> Option<NonZeroU32> {
+    NonZeroU32::new(count)
+}
+
+fn span(text: &str) -> Span {
+    text.parse::<Span>().unwrap()
+}
+
+fn keep_last(last: u32) -> Retention {
+    Retention { keep_last: count(last), ..no_rules() }
+}
+
+fn keep_within(within: &str) -> Retention {
+    Retention { keep_within: Some(span(within)), ..no_rules() }
+}
+
+fn max_age(age: &str) -> Retention {
+    Retention { max_age: Some(span(age)), ..no_rules() }
+}
+
+impl Policy {
+    fn with(self, retention: Retention) -> Self {
+        Self { retention: Some(retention), ..self }
+    }
+
+    fn in_zone(self, name: &str) -> Self {
+        Self { time_zone: zone(name), ..self }
+    }
+
+    fn only(mut self, instance: &str) -> Self {
+        self.select.instances = Some(vec![Pattern::new(instance).unwrap()]);
+        self
+    }
+
+    fn requiring(self, archives: &[&str], snapshots: Which) -> Self {
+        let export = Export {
+            archives: archives.iter().map(|name| name.parse().unwrap()).collect(),
+            snapshots,
+            required: true,
+            concurrency: NonZeroUsize::MIN,
+            stall_timeout: Duration::from_mins(1),
+        };
+        Self { export: Some(export), ..self }
+    }
+}
+
+/// The plan of the first of these policies at this moment.
+fn plan_of(policies: &[Policy], inventory: &Inventory, at: Timestamp) -> PolicyPlan {
+    plan(policies, inventory, at).policies.swap_remove(0)
+}
+
+/// For each snapshot in the inventory's order its verdict and rule; `-` if it is not selected.
+fn told(plan: &PolicyPlan, inventory: &Inventory) -> Vec<String> {
+    let tell = |index| {
+        let decision = plan.decisions.iter().find(|decision| decision.index == index);
+        decision.map_or("-".to_owned(), |decision| format!("{} {}", decision.verdict, decision.rule))
+    };
+    (0..).zip(&inventory.snapshots).map(|(index, _)| tell(index)).collect()
+}
+
+#[track_caller]
+fn assert_decided(policies: &[Policy], inventory: &Inventory, at: Timestamp, expected: &[&str]) {
+    assert_eq!(told(&plan_of(policies, inventory, at), inventory), expected);
+}
+
+/// The decision about the snapshot with this number.
+fn decision(plan: &PolicyPlan, number: u32) -> &Decision {
+    plan.decisions.iter().find(|decision| decision.index == number - 1).unwrap()
+}
+
+/// The reasons of the snapshot with this number, in words.
+fn words(plan: &PolicyPlan, number: u32) -> Vec<String> {
+    plan.reasons(decision(plan, number)).iter().map(ToString::to_string).collect()
+}
+
+/// The numbers of the snapshots that go.
+fn deleted(plan: &PolicyPlan) -> Vec<u32> {
+    let mut numbers: Vec<u32> = plan
+        .decisions
+        .iter()
+        .filter(|decision| decision.verdict == Verdict::Delete)
+        .map(|decision| decision.index + 1)
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
