@@ -1,0 +1,146 @@
+//! Names of an archive's files.
+//!
+//! `<archive>/<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>.qcow2` and what stands beside
+//! it. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
+//! are dropped from the time; the id keeps the names apart.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+
+/// Where one copy is, or will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The zone's folder.
+    pub(super) zone_folder: PathBuf,
+    /// The instance's folder in it, which holds all files of the copy.
+    pub(super) folder: PathBuf,
+    /// What all names of the copy begin with.
+    stem: String,
+}
+
+impl Place {
+    pub(super) fn new(
+        archive: &Path,
+        zone: &ZoneName,
+        instance_id: InstanceId,
+        created_at: Timestamp,
+        snapshot_id: SnapshotId,
+    ) -> Self {
+        let zone_folder = archive.join(zone.as_str());
+        let folder = zone_folder.join(instance_id.to_string());
+        let stem = format!("{}-{snapshot_id}", created_at.strftime("%Y%m%dT%H%M%SZ"));
+        Self { zone_folder, folder, stem }
+    }
+
+    /// The name of the image without its folder.
+    pub(super) fn image_name(&self) -> String {
+        format!("{}.qcow2", self.stem)
+    }
+
+    /// The image: proved, if the manifest stands beside it.
+    pub(super) fn image(&self) -> PathBuf {
+        self.beside(".qcow2")
+    }
+
+    /// What makes the copy count.
+    pub(super) fn manifest(&self) -> PathBuf {
+        self.beside(".json")
+    }
+
+    /// For `md5sum -c`.
+    pub(super) fn md5(&self) -> PathBuf {
+        self.beside(".qcow2.md5")
+    }
+
+    /// The image while it comes in.
+    pub(super) fn part(&self) -> PathBuf {
+        self.beside(".qcow2.part")
+    }
+
+    /// An image whose MD5 was wrong, kept for somebody to look at.
+    pub(super) fn bad(&self) -> PathBuf {
+        self.beside(".qcow2.bad")
+    }
+
+    /// Held by whoever stores this snapshot.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.beside(".qcow2.lock")
+    }
+
+    fn beside(&self, end: &str) -> PathBuf {
+        self.folder.join(format!("{}{end}", self.stem))
+    }
+}
+
+/// What a file in an instance's folder is by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Image,
+    Manifest,
+}
+
+/// The stem and the role of an image or a manifest of ours; `None` for all other names.
+pub(super) fn read_name(name: &OsStr) -> Option<(&str, Role)> {
+    let name = name.to_str()?;
+    let (stem, role) = match (name.strip_suffix(".qcow2"), name.strip_suffix(".json")) {
+        (Some(stem), _) => (stem, Role::Image),
+        (_, Some(stem)) => (stem, Role::Manifest),
+        _ => return None,
+    };
+    let (time, id) = stem.split_once('-')?;
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    (shape == "00000000T000000Z" && is_id(id)).then_some((stem, role))
+}
+
+/// An instance's id, written as in folder names.
+pub(super) fn read_instance(name: &OsStr) -> Option<InstanceId> {
+    let name = name.to_str()?;
+    if is_id(name) { name.parse().ok() } else { None }
+}
+
+fn is_id(text: &str) -> bool {
+    text.parse::<SnapshotId>().is_ok_and(|id| id.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_made_of_zone_ids_and_time_without_fractions() {
+        let place = Place::new(
+            Path::new("/a"),
+            &"ch-gva-2".parse().unwrap(),
+            "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
+            "2026-11-01T02:30:00.987Z".parse().unwrap(),
+            "B0C0AB00-0000-4000-8000-00000000F105".parse().unwrap(),
+        );
+        let folder = "/a/ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+        let stem = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
+        assert_eq!(place.image(), PathBuf::from(format!("{folder}/{stem}.qcow2")));
+        assert_eq!(place.manifest(), PathBuf::from(format!("{folder}/{stem}.json")));
+        assert_eq!(place.md5(), PathBuf::from(format!("{folder}/{stem}.qcow2.md5")));
+        assert_eq!(read_name(OsStr::new(&place.image_name())), Some((stem, Role::Image)));
+    }
+
+    #[test]
+    fn only_images_and_manifests_of_our_shape_are_ours() {
+        let ours = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
+        assert!(read_name(OsStr::new(&format!("{ours}.json"))).is_some());
+        for end in ["", ".qcow2.part", ".qcow2.bad", ".qcow2.md5", ".qcow2.lock", ".json.new", ".txt"] {
+            assert_eq!(read_name(OsStr::new(&format!("{ours}{end}"))), None, "{end}");
+        }
+        for name in [
+            "notes.json",
+            "disk.qcow2",
+            "20261101T023000Z-B0C0AB00-0000-4000-8000-00000000F105.qcow2",
+            "2026-b0c0ab00-0000-4000-8000-00000000f105.qcow2",
+        ] {
+            assert_eq!(read_name(OsStr::new(name)), None, "{name}");
+        }
+    }
+}

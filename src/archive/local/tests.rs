@@ -1,0 +1,871 @@
+//! Claims about storing. The real disk in a temporary folder, a source in memory, paused time.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::archive::catalogue::ProblemKind;
+use crate::archive::testing::{
+    FakeSource, Fault, GIB, NoRandomness, Offer, Shared, TestClock, TestDisk, image, md5_of, put,
+};
+use crate::disk::RealDisk;
+use crate::policy::Which;
+use crate::snapshot::SnapshotState;
+use crate::text::chain;
+
+const STEM: &str = "20261101T023000Z-b0c0ab00-0000-4000-8000-000000000001";
+const INSTANCE: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+const LEN: usize = 2_500_000;
+
+struct Bench {
+    folder: tempfile::TempDir,
+    disk: Arc<TestDisk>,
+    archive: LocalArchive,
+    progress: Mutex<Vec<Progress>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::<TestDisk>::default();
+        let archive = archive_in(folder.path(), Arc::new(Shared(Arc::clone(&disk))));
+        Self { folder, disk, archive, progress: Mutex::default() }
+    }
+
+    async fn store(&self, source: &FakeSource) -> Result<VerifiedCopy, StoreError> {
+        self.store_this(&to_store(), source).await
+    }
+
+    async fn store_this(
+        &self,
+        image: &ImageToStore,
+        source: &FakeSource,
+    ) -> Result<VerifiedCopy, StoreError> {
+        let progress = |event| self.progress.lock().unwrap().push(event);
+        let options = StoreOptions { stall_timeout: Duration::from_mins(1) };
+        self.archive.store(image, source, &options, &progress).await
+    }
+
+    fn instance_folder(&self) -> PathBuf {
+        self.folder.path().join("vault/ch-gva-2").join(INSTANCE)
+    }
+
+    fn path(&self, end: &str) -> PathBuf {
+        self.instance_folder().join(format!("{STEM}{end}"))
+    }
+
+    fn read(&self, end: &str) -> Vec<u8> {
+        crate::disk::read_file(&RealDisk, &self.path(end), u64::MAX).unwrap()
+    }
+
+    /// The ends of all names in the instance's folder.
+    fn ends(&self) -> Vec<String> {
+        let entries = RealDisk.list(&self.instance_folder()).unwrap_or_default();
+        entries.iter().map(|e| e.name.to_str().unwrap().trim_start_matches(STEM).to_owned()).collect()
+    }
+
+    async fn holds(&self, bytes: &[u8]) {
+        let catalogue = self.archive.catalogue().await.unwrap();
+        assert_eq!(catalogue.problems(), []);
+        assert_eq!(catalogue.copies().len(), 1);
+        assert!(self.read(".qcow2") == bytes, "the image differs");
+    }
+
+    async fn holds_nothing(&self) {
+        let catalogue = self.archive.catalogue().await.unwrap();
+        assert_eq!((catalogue.copies(), catalogue.problems()), (&[][..], &[][..]));
+    }
+
+    fn saw(&self, wanted: Progress) -> bool {
+        self.progress.lock().unwrap().contains(&wanted)
+    }
+}
+
+fn archive_in(folder: &Path, disk: Arc<dyn Disk>) -> LocalArchive {
+    LocalArchive::new(
+        "vault".parse().unwrap(),
+        folder.join("vault"),
+        disk,
+        Arc::new(TestClock::at("2026-11-02T00:00:00Z")),
+        Arc::new(NoRandomness),
+    )
+}
+
+fn snapshot(number: u8, created_at: &str) -> Snapshot {
+    Snapshot {
+        id: format!("b0c0ab00-0000-4000-8000-0000000000{number:02x}").parse().unwrap(),
+        name: "web-1_ROOT-12_20261101023000".into(),
+        created_at: created_at.parse().unwrap(),
+        state: SnapshotState::Exported,
+        size_gib: Some(10),
+        instance_id: Some(INSTANCE.parse().unwrap()),
+    }
+}
+
+fn to_store() -> ImageToStore {
+    ImageToStore {
+        zone: "ch-gva-2".parse().unwrap(),
+        snapshot: snapshot(1, "2026-11-01T02:30:00.25Z"),
+        instance: Some(Instance {
+            id: INSTANCE.parse().unwrap(),
+            name: "web-1".into(),
+            labels: [("backup".to_owned(), "nightly".to_owned())].into(),
+            template_id: None,
+        }),
+        policy: "nightly".parse().unwrap(),
+        run_id: "01932b5e-0000-7000-8000-000000000000".parse().unwrap(),
+        template: None,
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn assert_send<T: Send>(value: T) -> T {
+    value
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_image_stands_under_its_names_and_md5sum_accepts_it() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let source = FakeSource::new(Offer::of(&bytes), []);
+    let copy = assert_send(bench.store(&source)).await.unwrap();
+
+    assert_eq!((copy.archive().as_str(), copy.bytes()), ("vault", LEN as u64));
+    assert!(copy.warnings().is_empty());
+    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
+    bench.holds(&bytes).await;
+    assert_eq!(bench.read(".qcow2.md5"), format!("{}  {STEM}.qcow2\n", md5_of(&bytes)).into_bytes());
+    assert_eq!(mode(&bench.instance_folder()), 0o750);
+    for end in bench.ends() {
+        assert_eq!(mode(&bench.path(&end)), 0o640, "{end}");
+    }
+    match Command::new("md5sum")
+        .args(["-c", "--strict", &format!("{STEM}.qcow2.md5")])
+        .current_dir(bench.instance_folder())
+        .output()
+    {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(error) => eprintln!("skipped: md5sum does not run here: {error}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_manifest_says_all_that_the_way_back_needs() {
+    let bench = Bench::new();
+    let template = TemplateRecord {
+        id: "00000000-0000-4000-8000-00000000000a".parse().unwrap(),
+        boot_mode: Some("uefi".to_owned()),
+        default_user: Some("debian".to_owned()),
+        password_enabled: Some(false),
+        ssh_key_enabled: Some(true),
+    };
+    let what = ImageToStore { template: Some(template), ..to_store() };
+    bench.store_this(&what, &FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap();
+    let text = String::from_utf8(bench.read(".json")).unwrap();
+    insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "[version]"), @r#"
+    {
+      "version": 1,
+      "zone": "ch-gva-2",
+      "snapshot": {
+        "id": "b0c0ab00-0000-4000-8000-000000000001",
+        "name": "web-1_ROOT-12_20261101023000",
+        "created_at": "2026-11-01T02:30:00.25Z",
+        "state": "exported",
+        "size_gib": 10
+      },
+      "instance": {
+        "id": "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec",
+        "name": "web-1",
+        "labels": {
+          "backup": "nightly"
+        }
+      },
+      "image": {
+        "file": "20261101T023000Z-b0c0ab00-0000-4000-8000-000000000001.qcow2",
+        "bytes": 2500000,
+        "md5": "e733b685a79410ac7b056903cf15b96f",
+        "qcow2_version": 3,
+        "virtual_size_bytes": 10737418240
+      },
+      "exported_at": "2026-11-02T00:00:00Z",
+      "verified_at": "2026-11-02T00:00:00Z",
+      "policy": "nightly",
+      "run_id": "01932b5e-0000-7000-8000-000000000000",
+      "program_version": "[version]",
+      "template": {
+        "id": "00000000-0000-4000-8000-00000000000a",
+        "boot_mode": "uefi",
+        "default_user": "debian",
+        "password_enabled": false,
+        "ssh_key_enabled": true
+      },
+      "warnings": [],
+      "pruned_at": null,
+      "corrupt_since": null
+    }
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_without_an_instance_is_refused() {
+    let bench = Bench::new();
+    let mut what = to_store();
+    what.snapshot.instance_id = None;
+    let source = FakeSource::new(Offer::of(&image(LEN, 1)), []);
+    let error = bench.store_this(&what, &source).await.unwrap_err();
+    assert!(matches!(error, StoreError::NoInstance(_)));
+    assert!(source.offsets().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_sound_md5_nothing_is_fetched() {
+    for md5 in [None, Some(""), Some("  "), Some("abc"), Some("g41d8cd98f00b204e9800998ecf8427e")] {
+        let bench = Bench::new();
+        let offer = Offer { md5: md5.map(str::to_owned), ..Offer::of(&image(LEN, 1)) };
+        let source = FakeSource::new(offer, []);
+        let error = bench.store(&source).await.unwrap_err();
+        assert!(chain(&error).contains("unverified"), "{}", chain(&error));
+        assert!(source.offsets().is_empty() && !bench.ends().contains(&".qcow2".to_owned()));
+        bench.holds_nothing().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_md5_in_capitals_is_the_same() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let offer = Offer { md5: Some(md5_of(&bytes).to_uppercase()), ..Offer::of(&bytes) };
+    bench.store(&FakeSource::new(offer, [])).await.unwrap();
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_breaks_is_taken_up_where_it_broke() {
+    for (fault, asked) in [
+        (Fault::Cut(1_234_567), [0, 1_234_567]),
+        (Fault::End(1_234_567), [0, 1_234_567]),
+        (Fault::Stall(1_234_567), [0, 1_234_567]),
+        (Fault::Hang, [0, 0]),
+        (Fault::Broken, [0, 0]),
+        (Fault::Cut(0), [0, 0]),
+    ] {
+        let (bench, bytes) = (Bench::new(), image(LEN, 1));
+        let source = FakeSource::new(Offer::of(&bytes), [fault]);
+        bench.store(&source).await.unwrap();
+        assert_eq!(source.offsets(), asked, "{fault:?}");
+        let etag = source.opened.lock().unwrap()[1].1.clone();
+        assert_eq!(etag.as_deref(), (asked[1] > 0).then_some("a"), "{fault:?}");
+        assert!(bench.saw(Progress::Resumed { bytes: asked[1] }));
+        assert_eq!(source.sent.load(Ordering::Relaxed), LEN as u64, "no byte twice: {fault:?}");
+        bench.holds(&bytes).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ignores_ranges_is_no_harm() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let script = [
+        Fault::Cut(1_000_001),
+        Fault::NoRange(400_000),
+        Fault::NoRange(2_000_000),
+        Fault::Beyond,
+        Fault::NoRange(LEN),
+    ];
+    let source = FakeSource::new(Offer { etag: None, ..Offer::of(&bytes) }, script);
+    bench.store(&source).await.unwrap();
+    assert_eq!(source.offsets(), [0, 1_000_001, 1_000_001, 2_000_000, 2_000_000]);
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_tries_without_progress_are_the_end() {
+    for fault in
+        [Fault::Broken, Fault::Hang, Fault::Stall(0), Fault::Expired, Fault::Beyond, Fault::NoRange(7)]
+    {
+        let bench = Bench::new();
+        let script = std::iter::once(Fault::Cut(1_000_000)).chain([fault; 20]);
+        let source = FakeSource::new(Offer::of(&image(LEN, 1)), script);
+        let error = bench.store(&source).await.unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains("give up at byte 1000000 of 2500000 after 5 tries"), "{text}");
+        assert!(text.contains("vault/ch-gva-2/"), "{text}");
+        assert_eq!(source.offsets().len(), 6, "the first one got somewhere: {fault:?}");
+        assert_eq!(bench.ends(), [".qcow2.lock"], "{fault:?}");
+        bench.holds_nothing().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_with_progress_do_not_count_and_waits_stay_below_a_minute() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Cut(100_000); 20]);
+    bench.store(&source).await.unwrap();
+    assert_eq!(source.offsets().len(), 21);
+    bench.holds(&bytes).await;
+
+    let began = tokio::time::Instant::now();
+    Bench::new().store(&FakeSource::new(Offer::of(&bytes), [Fault::Broken; 20])).await.unwrap_err();
+    // 1 + 4 + 16 + 30 s where chance adds nothing.
+    assert_eq!(began.elapsed().as_secs(), 51);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_image_is_not_asked_for_again() {
+    let bench = Bench::new();
+    let source = FakeSource::new(Offer::of(&image(LEN, 1)), [Fault::Refused]);
+    let error = bench.store(&source).await.unwrap_err();
+    assert!(chain(&error).ends_with("the image is refused: no such bucket"), "{}", chain(&error));
+    assert_eq!(source.offsets(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_address_is_renewed_and_the_same_image_goes_on() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Cut(1_000_000), Fault::Expired])
+        .with_renewals([Err(Fault::Broken), Ok(Offer::of(&bytes))]);
+    bench.store(&source).await.unwrap();
+    assert_eq!(source.offsets(), [0, 1_000_000, 1_000_000]);
+    assert_eq!(source.renewed.load(Ordering::Relaxed), 2);
+    assert_eq!(source.sent.load(Ordering::Relaxed), LEN as u64);
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_changed_is_begun_anew() {
+    let (old, new) = (image(LEN, 1), image(LEN + 100_000, 2));
+    let unnamed = |bytes: &[u8]| Offer { etag: None, ..Offer::of(bytes) };
+    let cases = [
+        ("by its MD5", Offer::of(&old), Offer::of(&new)),
+        (
+            "by its ETag",
+            Offer::of(&old),
+            Offer { etag: Some("b"), md5: Some(md5_of(&old)), ..Offer::of(&old) },
+        ),
+        ("by its length", unnamed(&old), unnamed(&new)),
+    ];
+    for (how, before, after) in cases {
+        let bench = Bench::new();
+        let expected = after.bytes.clone();
+        let source =
+            FakeSource::new(before, [Fault::Cut(1_000_000), Fault::Expired]).with_renewals([Ok(after)]);
+        bench.store(&source).await.unwrap();
+        assert!(bench.saw(Progress::StartedOver), "{how}");
+        assert_eq!(source.offsets().last(), Some(&0), "{how}");
+        bench.holds(&expected).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_md5_that_goes_missing_on_the_way_is_unverified() {
+    let bench = Bench::new();
+    let offer = Offer::of(&image(LEN, 1));
+    let gone = Offer { md5: None, ..offer.clone() };
+    let source = FakeSource::new(offer, [Fault::Cut(1_000_000), Fault::Expired]).with_renewals([Ok(gone)]);
+    assert!(chain(&bench.store(&source).await.unwrap_err()).contains("unverified"));
+    assert_eq!(bench.ends(), [".qcow2.lock"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_changes_again_and_again_is_given_up() {
+    for fault in [Fault::Changed, Fault::Promise(1)] {
+        let bench = Bench::new();
+        let source = FakeSource::new(Offer::of(&image(LEN, 1)), [fault; 9]);
+        let error = bench.store(&source).await.unwrap_err();
+        assert!(chain(&error).contains("give up after 3 starts"), "{}", chain(&error));
+        assert_eq!(source.offsets(), [0, 0, 0], "{fault:?}");
+        bench.holds_nothing().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_promise_once_ends_in_the_right_bytes() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    bench.store(&FakeSource::new(Offer::of(&bytes), [Fault::Promise(50_000)])).await.unwrap();
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_length_is_decided_by_the_end_and_the_md5() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let offer = Offer { tells_total: false, ..Offer::of(&bytes) };
+    let source = FakeSource::new(offer.clone(), [Fault::Cut(1_000_000)]);
+    bench.store(&source).await.unwrap();
+    assert_eq!(source.offsets(), [0, 1_000_000]);
+    bench.holds(&bytes).await;
+
+    let bench = Bench::new();
+    let error = bench.store(&FakeSource::new(offer, [Fault::End(9), Fault::End(9)])).await.unwrap_err();
+    assert!(error.is_checksum_mismatch());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_md5_is_kept_aside_and_fetched_anew_by_a_new_address() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Flip])
+        .with_renewals([Err(Fault::Broken), Ok(Offer::of(&bytes))]);
+    bench.store(&source).await.unwrap();
+    assert_eq!(source.renewed.load(Ordering::Relaxed), 2, "a new address is worth more than one try");
+    assert_eq!(source.offsets(), [0, 0]);
+    assert!(bench.saw(Progress::ChecksumMismatch));
+    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.bad", ".qcow2.md5"]);
+    assert_eq!(bench.read(".qcow2.bad").len(), LEN);
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_md5_that_is_wrong_twice_fails_naming_both_sums() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let offer = Offer { md5: Some("0".repeat(32)), ..Offer::of(&bytes) };
+    for _ in 0..2 {
+        let source = FakeSource::new(offer.clone(), []);
+        let error = bench.store(&source).await.unwrap_err();
+        assert!(error.is_checksum_mismatch());
+        assert!(error.to_string().contains(&md5_of(&bytes)) && error.to_string().contains(&"0".repeat(32)));
+        assert_eq!(source.offsets(), [0, 0]);
+        assert_eq!(bench.ends(), [".qcow2.bad", ".qcow2.lock"], "one bad file, replaced by the next");
+        bench.holds_nothing().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_after_a_wrong_md5_tells_of_both() {
+    let bench = Bench::new();
+    let source = FakeSource::new(Offer::of(&image(LEN, 1)), [Fault::Flip, Fault::Refused]);
+    let error = bench.store(&source).await.unwrap_err();
+    assert!(error.is_checksum_mismatch());
+    assert!(
+        chain(&error).contains("no such bucket") && chain(&error).contains(".qcow2.bad"),
+        "{}",
+        chain(&error)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_does_not_fit_is_not_begun() {
+    for tells_total in [true, false] {
+        let bench = Bench::new();
+        bench.disk.free.store(64 * (1 << 20) + 1_500_000, Ordering::Relaxed);
+        let source = FakeSource::new(Offer { tells_total, ..Offer::of(&image(LEN, 1)) }, []);
+        let error = bench.store(&source).await.unwrap_err();
+        let text = chain(&error);
+        let needs = if tells_total { "needs 3 MiB" } else { "needs 2 MiB" };
+        assert!(
+            text.contains(needs) && text.contains("65 MiB are free") && text.contains("make room"),
+            "{text}"
+        );
+        if tells_total {
+            assert_eq!(source.sent.load(Ordering::Relaxed), 0);
+        }
+        assert_eq!(bench.ends(), [".qcow2.lock"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_runs_full_at_any_byte_publishes_nothing_and_harms_nothing() {
+    let (bench, bytes) = (Bench::new(), image(300_000, 1));
+    let other = ImageToStore { snapshot: snapshot(2, "2026-10-01T00:00:00Z"), ..to_store() };
+    bench.store_this(&other, &FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    let before = bench.ends();
+    let mut failures = 0;
+    for room in (0..300_000).step_by(59_999).chain((300_000..302_000).step_by(61)) {
+        bench.disk.room.store(room, Ordering::Relaxed);
+        match bench.store(&FakeSource::new(Offer::of(&bytes), [])).await {
+            Err(error) => {
+                failures += 1;
+                assert!(chain(&error).contains("the file system is full"), "{room}: {}", chain(&error));
+                let mut expected = before.clone();
+                expected.insert(0, ".qcow2.lock".to_owned());
+                expected.sort();
+                let mut found = bench.ends();
+                found.sort();
+                assert_eq!(found, expected, "{room}");
+                let catalogue = bench.archive.catalogue().await.unwrap();
+                assert_eq!((catalogue.copies().len(), catalogue.problems()), (1, &[][..]), "{room}");
+            }
+            Ok(_) => break,
+        }
+    }
+    assert!(failures > 15, "it also ran full within the files beside the image: {failures}");
+    assert_eq!(bench.archive.catalogue().await.unwrap().copies().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopped_at_any_change_of_the_disk_there_is_a_verified_copy_or_none() {
+    let (bytes, mut published_at_last) = (image(400_000, 1), 0);
+    for changes in 0.. {
+        let bench = Bench::new();
+        bench.disk.changes.store(changes, Ordering::Relaxed);
+        let outcome = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await;
+        let after = archive_in(bench.folder.path(), Arc::new(RealDisk));
+        let catalogue = after.catalogue().await.unwrap();
+        assert!(outcome.is_err() || catalogue.copies().len() == 1, "{changes}");
+        if catalogue.copies().is_empty() {
+            let harmless = |what: &ProblemKind| *what == ProblemKind::NoManifest;
+            assert!(catalogue.problems().iter().all(|problem| harmless(&problem.what)), "{changes}");
+        } else {
+            published_at_last += 1;
+            assert!(bench.read(".qcow2") == bytes, "{changes}");
+        }
+        if !bench.disk.stopped() {
+            assert!(changes > 10 && published_at_last > 1, "{changes}");
+            return;
+        }
+        // The next run makes good what the stop left behind.
+        let again = Bench { archive: after, disk: Arc::default(), ..bench };
+        again.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+        again.holds(&bytes).await;
+        assert!(!again.ends().contains(&".qcow2.part".to_owned()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_are_safe_before_names_and_the_manifest_comes_last() {
+    let bench = Bench::new();
+    bench.store(&FakeSource::new(Offer::of(&image(400_000, 1)), [])).await.unwrap();
+    let log = bench.disk.log.lock().unwrap().clone();
+    let at = log.iter().rposition(|entry| entry == "write .qcow2.part").unwrap();
+    assert_eq!(
+        log[at + 1..],
+        [
+            "sync .qcow2.part",
+            "remove .json",
+            "rename to .qcow2",
+            "remove .qcow2.md5.new",
+            "create .qcow2.md5.new",
+            "write .qcow2.md5.new",
+            "sync .qcow2.md5.new",
+            "rename to .qcow2.md5",
+            "sync_dir folder",
+            "remove .json.new",
+            "create .json.new",
+            "write .json.new",
+            "sync .json.new",
+            "rename to .json",
+            "sync_dir folder",
+            "remove .qcow2.lock",
+        ]
+    );
+    // The archive's folder was made too: it, the zone's and the instance's are names in three folders.
+    let head: Vec<_> = log.iter().take_while(|entry| !entry.starts_with("lock")).cloned().collect();
+    assert_eq!(head, ["create_dir_all folder", "sync_dir folder", "sync_dir folder", "sync_dir folder"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsound_image_is_not_published_though_its_md5_is_right() {
+    let mut backed = image(LEN, 1);
+    put(&mut backed, 8, &4096_u64.to_be_bytes());
+    let truncated = image(LEN, 1)[..150_000].to_vec();
+    let html = b"<html>not here</html>".to_vec();
+    for bytes in [backed, truncated, html, Vec::new()] {
+        let bench = Bench::new();
+        let error = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unsound { .. }), "{}", chain(&error));
+        assert_eq!(bench.ends(), [".qcow2.lock"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_virtual_size_is_warned_about_and_recorded() {
+    for (size_gib, warned) in [(Some(20), 1), (Some(u64::MAX), 1), (Some(10), 0), (None, 0)] {
+        let bench = Bench::new();
+        let mut what = to_store();
+        what.snapshot.size_gib = size_gib;
+        let copy = bench.store_this(&what, &FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap();
+        assert_eq!(copy.warnings().len(), warned);
+        let catalogue = bench.archive.catalogue().await.unwrap();
+        let manifest = &catalogue.copies()[0].manifest;
+        assert_eq!(manifest.warnings, copy.warnings());
+        assert_eq!(manifest.image.virtual_size_bytes, Some(10 * GIB));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verified_copy_is_not_fetched_again() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let first = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    let source = FakeSource::new(Offer::of(&image(LEN, 2)), []);
+    assert_eq!(bench.store(&source).await.unwrap(), first);
+    assert!(source.offsets().is_empty());
+    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_count_is_fetched_anew_and_never_adopted() {
+    let bytes = image(LEN, 1);
+    for damage in ["no manifest", "corrupt", "other length", "garbled"] {
+        let bench = Bench::new();
+        bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+        let manifest = String::from_utf8(bench.read(".json")).unwrap();
+        let rewrite = |end: &str, text: &[u8]| {
+            replace_file(&RealDisk, &bench.path(end), text, Access::Group).unwrap();
+        };
+        let corrupt =
+            manifest.replace("\"corrupt_since\": null", "\"corrupt_since\": \"2026-11-03T00:00:00Z\"");
+        match damage {
+            "no manifest" => RealDisk.remove_file(&bench.path(".json")).unwrap(),
+            "corrupt" => rewrite(".json", corrupt.as_bytes()),
+            "other length" => rewrite(".qcow2", &bytes[1..]),
+            _ => rewrite(".json", b"{"),
+        }
+        assert!(bench.archive.catalogue().await.unwrap().copies().is_empty(), "{damage}");
+        let source = FakeSource::new(Offer::of(&bytes), []);
+        bench.store(&source).await.unwrap();
+        assert_eq!(source.sent.load(Ordering::Relaxed), LEN as u64, "{damage}");
+        bench.holds(&bytes).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_second_fetch_leaves_the_old_files_alone() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    RealDisk.remove_file(&bench.path(".json")).unwrap();
+    bench.store(&FakeSource::new(Offer::of(&bytes), [Fault::Refused])).await.unwrap_err();
+    assert!(bench.read(".qcow2") == bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_snapshot_is_stored_by_one_at_a_time() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let slow = FakeSource::new(Offer::of(&bytes), [Fault::Stall(1_000_000)]);
+    let other = ImageToStore { snapshot: snapshot(2, "2026-10-01T00:00:00Z"), ..to_store() };
+    let (source, other_source) =
+        (FakeSource::new(Offer::of(&bytes), []), FakeSource::new(Offer::of(&bytes), []));
+    let others = async {
+        while slow.offsets().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        tokio::join!(bench.store(&source), bench.store_this(&other, &other_source))
+    };
+    let (first, (second, third)) = tokio::join!(bench.store(&slow), others);
+    first.unwrap();
+    assert!(matches!(second, Err(StoreError::Busy { .. })), "{second:?}");
+    third.unwrap();
+    assert!(source.offsets().is_empty());
+    assert_eq!(bench.archive.catalogue().await.unwrap().copies().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_store_leaves_a_part_that_nothing_lists_and_the_next_replaces() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Stall(2_000_000)]);
+    let dropped =
+        crate::clock::timeout(&*bench.archive.clock, Duration::from_secs(1), bench.store(&source)).await;
+    assert!(dropped.is_err());
+    assert_eq!(bench.ends(), [".qcow2.lock", ".qcow2.part"]);
+    bench.holds_nothing().await;
+    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_from_outside_reach_no_path_and_long_ones_keep_the_manifest_small() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let hostile = "../../etc/\u{1b}[31m\"<b>\n";
+    let mut what = to_store();
+    what.snapshot.name = hostile.repeat(50_000).into();
+    what.snapshot.state = SnapshotState::from(hostile);
+    let instance = what.instance.as_mut().unwrap();
+    instance.name = hostile.repeat(50_000).into();
+    instance.labels = [(hostile.to_owned(), "\u{1}".repeat(1_000_000))].into();
+    let copy = bench.store_this(&what, &FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    assert_eq!(copy.warnings(), ["the instance's labels are left out, since they are too long"]);
+    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn links_in_the_way_are_refused_and_left_alone() {
+    for end in [".qcow2", ".json", ".qcow2.md5", ".qcow2.part", ".qcow2.bad", ".qcow2.lock", "folder"] {
+        let bench = Bench::new();
+        let target = bench.folder.path().join("target");
+        let at = if end == "folder" { bench.instance_folder() } else { bench.path(end) };
+        RealDisk.create_dir_all(at.parent().unwrap(), Access::Group).unwrap();
+        std::os::unix::fs::symlink(&target, &at).unwrap();
+        let source = FakeSource::new(Offer::of(&image(LEN, 1)), []);
+        let error = bench.store(&source).await.unwrap_err();
+        assert!(matches!(&error, StoreError::InTheWay { path } if *path == at), "{end}: {}", chain(&error));
+        assert_eq!(RealDisk.metadata(&at).unwrap().kind, Kind::Other);
+        assert!(RealDisk.metadata(&target).is_err() && source.offsets().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunks_of_any_size_make_the_same_image() {
+    for chunk in [1, 4095, 4096, 4097, 1 << 20, LEN] {
+        let (bench, bytes) = (Bench::new(), image(if chunk == 1 { 270_000 } else { LEN }, 1));
+        let mut source = FakeSource::new(Offer::of(&bytes), [Fault::Cut(3), Fault::Cut(5000)]);
+        source.chunk = chunk;
+        bench.store(&source).await.unwrap();
+        bench.holds(&bytes).await;
+    }
+}
+
+#[tokio::test]
+async fn a_slow_disk_slows_the_network_down() {
+    let (bench, bytes) = (Bench::new(), image(20 << 20, 1));
+    let (release, gate) = std::sync::mpsc::channel();
+    *bench.disk.gate.lock().unwrap() = Some(gate);
+    let source = FakeSource::new(Offer::of(&bytes), []);
+    let sent = Arc::clone(&source.sent);
+    let watch = async {
+        // The network has sent what it may, once the eighth batch is full and waits for room.
+        while sent.load(Ordering::Relaxed) < 8 << 20 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(sent.load(Ordering::Relaxed) <= (8 << 20) + 10_000);
+        drop(release);
+    };
+    let (stored, ()) = tokio::join!(bench.store(&source), watch);
+    stored.unwrap();
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_catalogue_counts_only_what_is_proved() {
+    let (bench, bytes) = (Bench::new(), image(400_000, 1));
+    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    let manifest = String::from_utf8(bench.read(".json")).unwrap();
+    let (first, later) = ("000000000001", "00000000000a");
+    let named = |id: &str, end: &str| bench.instance_folder().join(format!("{STEM}{end}").replace(first, id));
+    let write = |path: &Path, bytes: &[u8]| {
+        RealDisk.create_dir_all(path.parent().unwrap(), Access::Group).unwrap();
+        replace_file(&RealDisk, path, bytes, Access::Group).unwrap();
+    };
+    let of = |id: &str| manifest.replace(first, id);
+
+    // What counts: one from a later version, and one that was pruned.
+    let newer = of(later).replace("\"version\": 1", "\"version\": 7, \"colour\": {\"of\": [1]}");
+    write(&named(later, ".json"), newer.as_bytes());
+    write(&named(later, ".qcow2"), &bytes);
+    let pruned = of("00000000000b").replace("\"pruned_at\": null", "\"pruned_at\": \"2027-01-01T00:00:00Z\"");
+    write(&named("00000000000b", ".json"), pruned.as_bytes());
+    // What does not.
+    let mut expected = Vec::new();
+    let mut bad = |path: PathBuf, what: ProblemKind| expected.push((path, what));
+    write(&named("00000000000c", ".qcow2"), &bytes);
+    bad(named("00000000000c", ".qcow2"), ProblemKind::NoManifest);
+    write(&named("00000000000d", ".json"), of("00000000000d").as_bytes());
+    bad(named("00000000000d", ".json"), ProblemKind::NoImage);
+    write(&named("00000000000e", ".json"), of("00000000000e").as_bytes());
+    write(&named("00000000000e", ".qcow2"), &bytes[1..]);
+    bad(named("00000000000e", ".json"), ProblemKind::Length { expected: 400_000, found: 399_999 });
+    let corrupt =
+        of("00000000000f").replace("\"corrupt_since\": null", "\"corrupt_since\": \"2027-01-01T00:00:00Z\"");
+    write(&named("00000000000f", ".json"), corrupt.as_bytes());
+    write(&named("00000000000f", ".qcow2"), &bytes);
+    bad(named("00000000000f", ".json"), ProblemKind::Corrupt("2027-01-01T00:00:00Z".parse().unwrap()));
+    write(&named("000000000010", ".json"), manifest.as_bytes());
+    write(&named("000000000010", ".qcow2"), &bytes);
+    bad(named("000000000010", ".json"), ProblemKind::Misplaced("snapshot"));
+    let (elsewhere, stranger) = (
+        bench.folder.path().join("vault/de-fra-1").join(INSTANCE).join(format!("{STEM}.json")),
+        bench
+            .folder
+            .path()
+            .join("vault/ch-gva-2")
+            .join(INSTANCE.replace('9', "8"))
+            .join(format!("{STEM}.json")),
+    );
+    write(&elsewhere, manifest.as_bytes());
+    bad(elsewhere, ProblemKind::Misplaced("zone"));
+    write(&stranger, manifest.as_bytes());
+    bad(stranger, ProblemKind::Misplaced("instance"));
+    std::os::unix::fs::symlink(named(first, ".qcow2"), named("000000000011", ".qcow2")).unwrap();
+    write(&named("000000000011", ".json"), of("000000000011").as_bytes());
+    bad(named("000000000011", ".qcow2"), ProblemKind::Foreign);
+    bad(named("000000000011", ".json"), ProblemKind::Foreign);
+    // What is nobody's business.
+    for name in ["notes.txt", "disk.qcow2", "../README", "../../lost+found/x", "../../Z/y"] {
+        write(&bench.instance_folder().join(name), b"mine");
+    }
+    for end in [".qcow2.part", ".qcow2.bad", ".json.new"] {
+        write(&named("000000000012", end), b"half");
+    }
+
+    let catalogue = bench.archive.catalogue().await.unwrap();
+    let ids: Vec<_> = catalogue.copies().iter().map(|copy| copy.manifest.snapshot.id.to_string()).collect();
+    let id = |end: &str| format!("b0c0ab00-0000-4000-8000-{end}");
+    assert_eq!(ids, [id("00000000000b"), id(later), id(first)]);
+    let found: Vec<_> = catalogue.problems().iter().map(|p| (p.path.clone(), p.what.clone())).collect();
+    expected.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(found, expected);
+
+    // Garbled and boundless manifests, one by one, for the reason's sake.
+    for (text, reason) in [
+        (b"{\"zone\": \"\x1b[31m\"}".to_vec(), "can't be read"),
+        (b"{}".to_vec(), "missing field"),
+        (vec![b' '; (1 << 20) + 1], "more than 1048576"),
+        (vec![b'['; 100_000], "can't be read"),
+        (of("000000000013").replace("ch-gva-2", "../..").into_bytes(), "zone"),
+    ] {
+        write(&named("000000000013", ".json"), &text);
+        let catalogue = bench.archive.catalogue().await.unwrap();
+        let problem = catalogue.problems().iter().find(|p| p.path == named("000000000013", ".json")).unwrap();
+        assert!(problem.describe().contains(reason), "{}", problem.describe());
+        assert!(!problem.describe().contains('\u{1b}'));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_that_is_not_there_is_empty_and_one_that_can_not_be_read_is_an_error() {
+    let bench = Bench::new();
+    bench.holds_nothing().await;
+    replace_file(&RealDisk, &bench.folder.path().join("vault"), b"a file", Access::Group).unwrap();
+    let error = bench.archive.catalogue().await.unwrap_err();
+    assert!(chain(&error).starts_with("read archive `vault` in "), "{}", chain(&error));
+    let error = bench.store(&FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap_err();
+    assert!(matches!(error, StoreError::Disk { .. }), "{}", chain(&error));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_linked_folder_hides_nothing_silently() {
+    let bench = Bench::new();
+    RealDisk.create_dir_all(&bench.folder.path().join("vault"), Access::Group).unwrap();
+    std::os::unix::fs::symlink("/", bench.folder.path().join("vault/ch-gva-2")).unwrap();
+    let catalogue = bench.archive.catalogue().await.unwrap();
+    assert!(matches!(catalogue.problems()[0].what, ProblemKind::Folder(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proof_is_of_the_snapshot_itself_or_of_a_newer_one_where_that_is_enough() {
+    let bench = Bench::new();
+    bench.store(&FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap();
+    let catalogue = bench.archive.catalogue().await.unwrap();
+    let stored = to_store().snapshot;
+    let older = snapshot(9, "2026-10-31T00:00:00Z");
+    let cases = [
+        ("itself", stored.clone(), true, true),
+        (
+            "itself, without an instance in the listing",
+            Snapshot { instance_id: None, ..stored.clone() },
+            true,
+            true,
+        ),
+        ("an older one", older.clone(), true, false),
+        ("an older one of nobody", Snapshot { instance_id: None, ..older.clone() }, false, false),
+        (
+            "an older one of another instance",
+            Snapshot { instance_id: Some("00000000-0000-4000-8000-000000000001".parse().unwrap()), ..older },
+            false,
+            false,
+        ),
+        ("a newer one", snapshot(9, "2026-11-01T02:30:00.26Z"), false, false),
+        ("one of the same moment, later by id", snapshot(2, "2026-11-01T02:30:00.25Z"), false, false),
+        ("one of the same moment, earlier by id", snapshot(0, "2026-11-01T02:30:00.25Z"), true, false),
+    ];
+    for (what, snapshot, newest, all) in cases {
+        for (of, expected) in [(Which::Newest, newest), (Which::All, all)] {
+            let proof = catalogue.proof(&snapshot, of);
+            assert_eq!(proof.is_some(), expected, "{what}, {of:?}");
+            assert!(proof.is_none_or(|proof| proof.snapshot_id() == stored.id));
+        }
+    }
+}

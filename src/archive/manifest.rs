@@ -1,0 +1,146 @@
+//! The record beside an image: all that is needed to find, check and restore it without this program.
+//!
+//! ```json
+//! {
+//!   "version": 1,
+//!   "zone": "ch-gva-2",
+//!   "snapshot": { "id": "…", "name": "…", "created_at": "2026-11-01T02:30:00Z", "state": "exported", "size_gib": 10 },
+//!   "instance": { "id": "…", "name": "web-1", "labels": { "backup": "nightly" } },
+//!   "image": { "file": "20261101T023000Z-….qcow2", "bytes": 1, "md5": "…", "qcow2_version": 3, "virtual_size_bytes": 10737418240 },
+//!   "exported_at": "…", "verified_at": "…",
+//!   "policy": "nightly", "run_id": "…", "program_version": "0.1.0",
+//!   "template": { "id": "…", "boot_mode": "uefi", "default_user": "debian", "password_enabled": false, "ssh_key_enabled": true },
+//!   "warnings": [], "pruned_at": null, "corrupt_since": null
+//! }
+//! ```
+//!
+//! What is read back is judged as hostile: bounded in size, no name in it is used as a path, and its ids must
+//! be those of the file's own name. What a later version adds is ignored; only what is needed to trust the
+//! copy has to be there.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::archive::md5::Md5Sum;
+use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+
+/// A manifest is never larger, in bytes.
+pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// The version that this program writes.
+pub const MANIFEST_VERSION: u64 = 1;
+
+/// What is known about a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Which form it has; a later one only adds.
+    #[serde(default)]
+    pub version: u64,
+    /// Where the snapshot was.
+    pub zone: ZoneName,
+    /// The snapshot.
+    pub snapshot: SnapshotRecord,
+    /// The instance that it was taken of.
+    pub instance: InstanceRecord,
+    /// The image itself.
+    pub image: ImageRecord,
+    /// When it came in.
+    pub exported_at: Option<Timestamp>,
+    /// When its bytes were last proved.
+    pub verified_at: Timestamp,
+    /// The policy that asked for it.
+    pub policy: Option<String>,
+    /// The run that brought it.
+    pub run_id: Option<Uuid>,
+    /// The version of this program that wrote it.
+    pub program_version: Option<String>,
+    /// The instance's template, where it was known: what a restored template should be like.
+    pub template: Option<TemplateRecord>,
+    /// What is odd about the image, although it is proved.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// The archive's retention removed the image then. The copy was there, and still counts.
+    pub pruned_at: Option<Timestamp>,
+    /// The image was found to differ from its MD5 then. The copy does not count.
+    pub corrupt_since: Option<Timestamp>,
+}
+
+/// The snapshot, as it was listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name; hostile text.
+    #[serde(default)]
+    pub name: String,
+    /// When it was taken, with fractions of a second.
+    pub created_at: Timestamp,
+    /// Its state in the API's words.
+    #[serde(default)]
+    pub state: String,
+    /// The size of the disk in GiB.
+    pub size_gib: Option<u64>,
+}
+
+/// The instance, as it was listed; without a name if it was listed no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its name; hostile text.
+    pub name: Option<String>,
+    /// Its labels; hostile text.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The name of its file, for people: nothing here opens it by this name.
+    #[serde(default)]
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The MD5 of all its bytes.
+    pub md5: Md5Sum,
+    /// The version of its format.
+    pub qcow2_version: Option<u32>,
+    /// The size of the disk in it.
+    pub virtual_size_bytes: Option<u64>,
+}
+
+/// What a template made from the image should be like.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateRecord {
+    /// The instance's template.
+    pub id: TemplateId,
+    /// `legacy` or `uefi`.
+    pub boot_mode: Option<String>,
+    /// Who logs in.
+    pub default_user: Option<String>,
+    /// Whether one may log in by password.
+    pub password_enabled: Option<bool>,
+    /// Whether one may log in by SSH key.
+    pub ssh_key_enabled: Option<bool>,
+}
+
+impl Manifest {
+    /// As the file has it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("JSON can hold all that a manifest has");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads a file's content.
+    ///
+    /// # Errors
+    /// It is no JSON, or lacks what is needed. The text may hold words of the file.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}

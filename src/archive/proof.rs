@@ -1,0 +1,74 @@
+//! The proof that a verified copy exists, as a value.
+//!
+//! Whoever deletes a snapshot whose export is required has to hold one. Its fields are private and it is made
+//! in this room alone, so the order "prove first, delete then" is not a convention.
+
+use jiff::Timestamp;
+
+use crate::archive::manifest::Manifest;
+use crate::policy::{ArchiveName, Which};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
+
+/// An archive holds, or has held until its own retention removed it, a verified copy of this snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedCopy {
+    archive: ArchiveName,
+    snapshot_id: SnapshotId,
+    instance_id: InstanceId,
+    created_at: Timestamp,
+    bytes: u64,
+    warnings: Vec<String>,
+}
+
+impl VerifiedCopy {
+    pub(super) fn new(archive: &ArchiveName, manifest: &Manifest) -> Self {
+        Self {
+            archive: archive.clone(),
+            snapshot_id: manifest.snapshot.id,
+            instance_id: manifest.instance.id,
+            created_at: manifest.snapshot.created_at,
+            bytes: manifest.image.bytes,
+            warnings: manifest.warnings.clone(),
+        }
+    }
+
+    /// Which archive.
+    pub fn archive(&self) -> &ArchiveName {
+        &self.archive
+    }
+
+    /// Of which snapshot.
+    pub fn snapshot_id(&self) -> SnapshotId {
+        self.snapshot_id
+    }
+
+    /// Of which instance.
+    pub fn instance_id(&self) -> InstanceId {
+        self.instance_id
+    }
+
+    /// When the snapshot was taken.
+    pub fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+
+    /// The length of the image in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What is odd about the image, although it is proved.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether this copy is what `snapshot` needs before it may go: a copy of itself ([`Which::All`]), or of it
+    /// or a newer one of its instance ([`Which::Newest`]).
+    pub fn covers(&self, snapshot: &Snapshot, of: Which) -> bool {
+        let newer = || {
+            snapshot.instance_id == Some(self.instance_id)
+                && (self.created_at, self.snapshot_id) > (snapshot.created_at, snapshot.id)
+        };
+        self.snapshot_id == snapshot.id || (of == Which::Newest && newer())
+    }
+}

@@ -1,0 +1,433 @@
+//! Reading the structure of a qcow2 image: is it sound, and how large is the disk in it?
+//!
+//! Only the header and the first level of tables are read, in small pieces: whatever the numbers in the file
+//! say, nothing large is allocated and nothing overflows. The format is that of QEMU's
+//! `docs/interop/qcow2.txt`; the bounds are those that QEMU sets itself (`block/qcow2.h`).
+//!
+//! Refused is what can't be restored from this file alone (a backing file, an external data file, encryption)
+//! and what this program does not know (features that a reader must understand).
+
+use std::io;
+
+/// What an image says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Qcow2 {
+    /// The version of the format: 2 or 3.
+    pub version: u32,
+    /// The size of the disk in it, in bytes.
+    pub virtual_size_bytes: u64,
+    /// It was not closed properly: whoever opens it first has to repair its reference counts, without loss.
+    pub dirty: bool,
+}
+
+/// Why a file is not a sound qcow2 image.
+#[derive(Debug, thiserror::Error)]
+pub enum Qcow2Error {
+    /// The disk failed.
+    #[error("read the image back")]
+    Read(#[source] io::Error),
+    /// Shorter than its own header.
+    #[error("the file ends inside its header, after {len} bytes")]
+    Short {
+        /// The file's length in bytes.
+        len: u64,
+    },
+    /// It does not begin with the magic number.
+    #[error("it is no qcow2 image: it begins with {0:02x?}")]
+    Magic([u8; 4]),
+    /// A number in the header that can't be.
+    #[error("the header says {field} = {value}, which can't be")]
+    Number {
+        /// Which.
+        field: &'static str,
+        /// What it says.
+        value: u64,
+    },
+    /// A table that is not wholly inside the file.
+    #[error("the {table} at byte {offset} lies outside of the file's {len} bytes, or is not aligned")]
+    Outside {
+        /// Which.
+        table: &'static str,
+        /// Where it should begin.
+        offset: u64,
+        /// The file's length in bytes.
+        len: u64,
+    },
+    /// It is no image by itself.
+    #[error("the image needs another file ({0}), so it holds less than the disk")]
+    NeedsOther(&'static str),
+    /// It is encrypted.
+    #[error("the image is encrypted (method {0}), so nothing in it can be checked")]
+    Encrypted(u32),
+    /// It was marked so by whoever wrote it.
+    #[error("the image is marked as corrupt")]
+    MarkedCorrupt,
+    /// Something that a reader must know and this one does not.
+    #[error("the image needs features that are not known here (bits {0:#x})")]
+    Features(u64),
+}
+
+const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// QEMU's bounds: 32 MiB of L1 table, 8 MiB of refcount table, 65,536 internal snapshots.
+const L1_BYTES_MAX: u64 = 32 << 20;
+const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
+const SNAPSHOTS_MAX: u64 = 65_536;
+/// The fixed part of an entry in the table of internal snapshots.
+const SNAPSHOT_ENTRY_BYTES: u64 = 40;
+const HEADER_V2: usize = 72;
+const HEADER_V3: usize = 104;
+/// Version 3 plus the byte for the kind of compression.
+const HEADER_READ: usize = 112;
+
+const DIRTY: u64 = 1;
+const CORRUPT: u64 = 1 << 1;
+const EXTERNAL_DATA: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
+const KNOWN: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
+
+/// The bits of an L1 entry that are the offset of an L2 table.
+const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Reads an image of `len` bytes; `read_at` fills a buffer from an offset, as far as the file goes.
+///
+/// # Errors
+/// [`Qcow2Error`] if it is not sound, or can't be read.
+pub fn read(len: u64, read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>) -> Result<Qcow2, Qcow2Error> {
+    let mut bytes = [0; HEADER_READ];
+    let filled = fill(read_at, &mut bytes, 0)?;
+    let header = Header { bytes };
+    if filled < HEADER_V2 || len < HEADER_V2 as u64 {
+        return Err(if filled >= 4 && bytes[..4] != MAGIC {
+            magic(bytes)
+        } else {
+            Qcow2Error::Short { len }
+        });
+    }
+    if bytes[..4] != MAGIC {
+        return Err(magic(bytes));
+    }
+
+    let version = header.u32(4);
+    if !(2..=3).contains(&version) {
+        return Err(number("version", version));
+    }
+    let mut features = 0;
+    if version == 3 {
+        if filled < HEADER_V3 {
+            return Err(Qcow2Error::Short { len });
+        }
+        features = header.u64(72);
+    }
+    let cluster_bits = header.u32(20);
+    if !(9..=21).contains(&cluster_bits) {
+        return Err(number("cluster_bits", cluster_bits));
+    }
+    let cluster = 1_u64 << cluster_bits;
+    if version == 3 {
+        check_version_3(&header, features, cluster, len)?;
+    }
+    if header.u64(8) != 0 {
+        return Err(Qcow2Error::NeedsOther("a backing file"));
+    }
+    if header.u32(32) != 0 {
+        return Err(Qcow2Error::Encrypted(header.u32(32)));
+    }
+
+    let inside = |table: &'static str, offset: u64, size: u64| {
+        let end = offset.checked_add(size);
+        if offset >= cluster && offset.is_multiple_of(cluster) && end.is_some_and(|end| end <= len) {
+            Ok(())
+        } else {
+            Err(Qcow2Error::Outside { table, offset, len })
+        }
+    };
+
+    let virtual_size_bytes = header.u64(24);
+    let (l1_size, l1_offset) = (u64::from(header.u32(36)), header.u64(40));
+    if l1_size * 8 > L1_BYTES_MAX {
+        return Err(number("l1_size", l1_size));
+    }
+    let l2_entry = if features & EXTENDED_L2 == 0 { 8 } else { 16 };
+    // At most 2^18 entries of 2^21 bytes each: no overflow.
+    let covered_by_one_l2 = cluster / l2_entry * cluster;
+    if virtual_size_bytes == 0 || virtual_size_bytes.div_ceil(covered_by_one_l2) > l1_size {
+        return Err(number("size", virtual_size_bytes));
+    }
+    inside("L1 table", l1_offset, l1_size * 8)?;
+
+    let refcount_table_bytes = u64::from(header.u32(56)) << cluster_bits;
+    if refcount_table_bytes == 0 || refcount_table_bytes > REFCOUNT_TABLE_BYTES_MAX {
+        return Err(number("refcount_table_clusters", header.u32(56)));
+    }
+    inside("refcount table", header.u64(48), refcount_table_bytes)?;
+
+    let snapshots = u64::from(header.u32(60));
+    if snapshots > SNAPSHOTS_MAX {
+        return Err(number("nb_snapshots", snapshots));
+    }
+    if snapshots > 0 {
+        inside("snapshot table", header.u64(64), snapshots * SNAPSHOT_ENTRY_BYTES)?;
+    }
+    check_l1(len, l1_offset, l1_size, cluster, read_at)?;
+
+    Ok(Qcow2 { version, virtual_size_bytes, dirty: features & DIRTY != 0 })
+}
+
+/// What only version 3 has.
+fn check_version_3(header: &Header, features: u64, cluster: u64, len: u64) -> Result<(), Qcow2Error> {
+    if features & !KNOWN != 0 {
+        return Err(Qcow2Error::Features(features & !KNOWN));
+    }
+    if features & CORRUPT != 0 {
+        return Err(Qcow2Error::MarkedCorrupt);
+    }
+    if features & EXTERNAL_DATA != 0 {
+        return Err(Qcow2Error::NeedsOther("an external data file"));
+    }
+    if header.u32(96) > 6 {
+        return Err(number("refcount_order", header.u32(96)));
+    }
+    let header_length = u64::from(header.u32(100));
+    if header_length < HEADER_V3 as u64 || header_length % 8 != 0 || header_length > cluster {
+        return Err(number("header_length", header_length));
+    }
+    if header_length > len {
+        return Err(Qcow2Error::Short { len });
+    }
+    // 0 is deflate, 1 is zstd.
+    let compression = if header_length > HEADER_V3 as u64 { header.bytes[104] } else { 0 };
+    if compression > 1 || (compression == 0) == (features & COMPRESSION_TYPE != 0) {
+        return Err(number("compression_type", compression));
+    }
+    // Each entry has 32 subclusters of at least 512 bytes.
+    if features & EXTENDED_L2 != 0 && cluster < 1 << 14 {
+        return Err(number("cluster_bits", cluster.trailing_zeros()));
+    }
+    Ok(())
+}
+
+/// Every L2 table begins inside the file.
+fn check_l1(
+    len: u64,
+    l1_offset: u64,
+    l1_size: u64,
+    cluster: u64,
+    read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> Result<(), Qcow2Error> {
+    const ENTRIES: u64 = 4096;
+    let mut buffer = vec![0; 8 * 4096];
+    let mut entry = 0;
+    while entry < l1_size {
+        let count = usize::try_from((l1_size - entry).min(ENTRIES)).unwrap_or(4096);
+        let piece = &mut buffer[..count * 8];
+        if fill(read_at, piece, l1_offset + entry * 8)? < piece.len() {
+            return Err(Qcow2Error::Outside { table: "L1 table", offset: l1_offset, len });
+        }
+        for bytes in piece.as_chunks::<8>().0 {
+            let offset = u64::from_be_bytes(*bytes) & L1_OFFSET;
+            // 0 stands for a table that is not there: zeros.
+            if offset != 0 && (offset >= len || !offset.is_multiple_of(cluster)) {
+                return Err(Qcow2Error::Outside { table: "L2 table", offset, len });
+            }
+        }
+        entry += ENTRIES;
+    }
+    Ok(())
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(
+    read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>,
+    buffer: &mut [u8],
+    offset: u64,
+) -> Result<usize, Qcow2Error> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match read_at(rest, offset + filled as u64).map_err(Qcow2Error::Read)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+struct Header {
+    bytes: [u8; HEADER_READ],
+}
+
+impl Header {
+    /// The big-endian number at `at`, which is a constant inside of the header.
+    fn u32(&self, at: usize) -> u32 {
+        self.bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from(self.u32(at)) << 32 | u64::from(self.u32(at + 4))
+    }
+}
+
+fn magic(bytes: [u8; HEADER_READ]) -> Qcow2Error {
+    Qcow2Error::Magic([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+fn number(field: &'static str, value: impl Into<u64>) -> Qcow2Error {
+    Qcow2Error::Number { field, value: value.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::archive::testing::{GIB, image, put};
+    use crate::disk::{Access, Disk as _, Open, RealDisk};
+    use proptest::prelude::*;
+
+    const LEN: usize = 5 << 16;
+
+    fn read_bytes(bytes: &[u8]) -> Result<Qcow2, Qcow2Error> {
+        read(bytes.len() as u64, &|buffer, offset| {
+            let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+            // In small pieces, as a disk may.
+            let count = rest.len().min(buffer.len()).min(1000);
+            buffer[..count].copy_from_slice(&rest[..count]);
+            Ok(count)
+        })
+    }
+
+    /// What becomes of a sound image with other bytes at a place.
+    fn with(at: usize, what: &[u8]) -> String {
+        let mut bytes = image(LEN, 1);
+        put(&mut bytes, at, what);
+        read_bytes(&bytes).map_or_else(|error| error.to_string(), |found| format!("{found:?}"))
+    }
+
+    #[test]
+    fn a_sound_image_tells_its_version_and_disk_size() {
+        let expected = Qcow2 { version: 3, virtual_size_bytes: 10 * GIB, dirty: false };
+        assert_eq!(read_bytes(&image(LEN, 1)).unwrap(), expected);
+        assert!(with(4, &2_u32.to_be_bytes()).contains("version: 2"));
+        assert!(with(72, &DIRTY.to_be_bytes()).contains("dirty: true"));
+    }
+
+    #[test]
+    fn what_is_not_sound_is_named() {
+        let number = |field: &str, value: u64| format!("the header says {field} = {value}, which can't be");
+        let max = u64::MAX.to_be_bytes();
+        let cases: Vec<(usize, Vec<u8>, String)> = vec![
+            (0, b"VMDK".to_vec(), "it is no qcow2 image: it begins with [56, 4d, 44, 4b]".to_owned()),
+            (4, 1_u32.to_be_bytes().into(), number("version", 1)),
+            (4, 4_u32.to_be_bytes().into(), number("version", 4)),
+            (8, 1_u64.to_be_bytes().into(), "a backing file".to_owned()),
+            (20, 8_u32.to_be_bytes().into(), number("cluster_bits", 8)),
+            (20, 22_u32.to_be_bytes().into(), number("cluster_bits", 22)),
+            (20, u32::MAX.to_be_bytes().into(), number("cluster_bits", u32::MAX.into())),
+            (24, 0_u64.to_be_bytes().into(), number("size", 0)),
+            (24, max.into(), number("size", u64::MAX)),
+            (24, (10 * GIB + 1).to_be_bytes().into(), number("size", 10 * GIB + 1)),
+            (32, 2_u32.to_be_bytes().into(), "the image is encrypted (method 2)".to_owned()),
+            (36, u32::MAX.to_be_bytes().into(), number("l1_size", u32::MAX.into())),
+            (36, 40_000_u32.to_be_bytes().into(), "the L1 table at byte 196608".to_owned()),
+            (40, max.into(), "the L1 table".to_owned()),
+            (40, 0_u64.to_be_bytes().into(), "the L1 table at byte 0".to_owned()),
+            (40, 65_537_u64.to_be_bytes().into(), "or is not aligned".to_owned()),
+            (40, (LEN as u64).to_be_bytes().into(), "the L1 table".to_owned()),
+            (48, max.into(), "the refcount table".to_owned()),
+            (48, (LEN as u64).to_be_bytes().into(), "the refcount table".to_owned()),
+            (56, 0_u32.to_be_bytes().into(), number("refcount_table_clusters", 0)),
+            (56, 5_u32.to_be_bytes().into(), "the refcount table".to_owned()),
+            (56, u32::MAX.to_be_bytes().into(), number("refcount_table_clusters", u32::MAX.into())),
+            (60, 1_u32.to_be_bytes().into(), "the snapshot table at byte 0".to_owned()),
+            (60, u32::MAX.to_be_bytes().into(), number("nb_snapshots", u32::MAX.into())),
+            (72, CORRUPT.to_be_bytes().into(), "marked as corrupt".to_owned()),
+            (72, EXTERNAL_DATA.to_be_bytes().into(), "an external data file".to_owned()),
+            (72, COMPRESSION_TYPE.to_be_bytes().into(), number("compression_type", 0)),
+            (72, (1_u64 << 40).to_be_bytes().into(), "not known here (bits 0x10000000000)".to_owned()),
+            (96, 7_u32.to_be_bytes().into(), number("refcount_order", 7)),
+            (100, 96_u32.to_be_bytes().into(), number("header_length", 96)),
+            (100, 107_u32.to_be_bytes().into(), number("header_length", 107)),
+            (100, u32::MAX.to_be_bytes().into(), number("header_length", u32::MAX.into())),
+            (3 << 16, (LEN as u64 + 65_536).to_be_bytes().into(), "the L2 table at byte 393216".to_owned()),
+            ((3 << 16) + 19 * 8, 512_u64.to_be_bytes().into(), "the L2 table at byte 512".to_owned()),
+        ];
+        for (at, what, expected) in cases {
+            let found = with(at, &what);
+            assert!(found.contains(&expected), "{at}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_before_its_tables_end_is_refused() {
+        let bytes = image(LEN, 1);
+        let end_of_l1 = (3 << 16) + 20 * 8;
+        for len in (0..end_of_l1).step_by(997).chain([71, 72, 103, 104, end_of_l1 - 1]) {
+            assert!(read_bytes(&bytes[..len]).is_err(), "{len}");
+        }
+        assert!(read_bytes(&bytes[..end_of_l1]).is_ok());
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_told_apart_from_a_bad_image() {
+        let failing = |_: &mut [u8], _: u64| Err(io::Error::other("no"));
+        assert!(matches!(read(1 << 20, &failing), Err(Qcow2Error::Read(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_it_panic(header in proptest::collection::vec(any::<u8>(), 108), plain in any::<bool>()) {
+            let mut bytes = image(LEN, 1);
+            put(&mut bytes, if plain { 8 } else { 24 }, &header[..80]);
+            let _ = read_bytes(&bytes);
+            put(&mut bytes, 4, &header[4..]);
+            let _ = read_bytes(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_qemu_img_makes_is_sound_and_what_needs_more_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let create = |name: &str, arguments: &[&str]| {
+            let path = folder.path().join(name);
+            let output = Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2"])
+                .args(arguments)
+                .arg(&path)
+                .arg("10G")
+                .output();
+            match output {
+                Ok(output) => {
+                    assert!(output.status.success(), "{output:?}");
+                    let file = RealDisk.open(&path, Open::Read, Access::Owner).unwrap();
+                    Some(read(file.len().unwrap(), &|buffer, offset| file.read_at(buffer, offset)))
+                }
+                Err(error) => {
+                    eprintln!("skipped: qemu-img does not run here: {error}");
+                    None
+                }
+            }
+        };
+        let sound: [(&str, u32); 7] = [
+            ("compat=0.10", 2),
+            ("compat=1.1", 3),
+            ("cluster_size=512", 3),
+            ("cluster_size=2M", 3),
+            ("extended_l2=on,cluster_size=128k", 3),
+            ("preallocation=metadata", 3),
+            ("lazy_refcounts=on,refcount_bits=64,compression_type=zstd", 3),
+        ];
+        for (options, version) in sound {
+            let Some(found) = create("sound", &["-o", options]) else { return };
+            assert_eq!(
+                found.unwrap(),
+                Qcow2 { version, virtual_size_bytes: 10 * GIB, dirty: false },
+                "{options}"
+            );
+        }
+        let backed = create("backed", &["-b", "sound", "-F", "qcow2"]).unwrap();
+        assert!(matches!(backed, Err(Qcow2Error::NeedsOther("a backing file"))), "{backed:?}");
+        let data = format!("data_file={}", folder.path().join("data").display());
+        let external = create("external", &["-o", &data]).unwrap();
+        assert!(matches!(external, Err(Qcow2Error::NeedsOther("an external data file"))), "{external:?}");
+    }
+}
