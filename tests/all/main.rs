@@ -3,3 +3,5 @@
 
 mod client;
 mod config_files;
+mod simulated_zone;
+mod vendor_client;

@@ -1,0 +1,662 @@
+//! The world: one organisation's things in several zones, how tests arrange them, and what became of them.
+//!
+//! A world is reached by HTTP exchanges alone. In this process the hosts are the real ones
+//! (`api-<zone>.exoscale.com`, `exported-snapshots-<zone>-prod.sos-<zone>.exo.io`); behind a socket one address
+//! serves all: `http://127.0.0.1:PORT/<zone>/v2/…`, and its presigned addresses point back at it. Its time is
+//! the clock's that it was given; everything else follows from its seed, so that runs repeat.
+//!
+//! What asks for a zone or an instance that was never added is a mistake of the test, and panics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Method, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::randomness::Randomness as _;
+use crate::sim::answer::{Answer, Content, Outcome, as_received, cut, finished};
+use crate::sim::api;
+use crate::sim::call::Call;
+use crate::sim::fault::{Effect, Ending, Fault, When};
+use crate::sim::image::{DiskShape, Image};
+use crate::sim::loopback::{self, Served};
+use crate::sim::place::{Place, PlaceKind, Side};
+use crate::sim::randomness::SeededRandomness;
+use crate::sim::store;
+use crate::snapshot::{InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
+use crate::transport::{Reached, Request, Response, Transport, TransportError};
+
+/// The key of every world that may do everything.
+pub const API_KEY: &str = "EXO0123456789abcdef01234567";
+
+/// The secret of [`API_KEY`].
+pub const API_SECRET: &str = "simulated-secret-0123456789abcdefghijklmnop";
+
+/// A simulated organisation; clones are the same one.
+#[derive(Clone)]
+pub struct World {
+    clock: Arc<dyn Clock>,
+    state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").finish_non_exhaustive()
+    }
+}
+
+/// A template, as the world has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Its id.
+    pub id: TemplateId,
+    /// Its name; not unique.
+    pub name: String,
+    /// Its description.
+    pub description: String,
+    /// Whether everybody sees it; ours are private.
+    pub public: bool,
+    /// The virtual size, in bytes.
+    pub size_bytes: u64,
+    /// When it came to be.
+    pub created_at: Timestamp,
+    /// `legacy` or `uefi`.
+    pub boot_mode: String,
+    /// Who logs in.
+    pub default_user: Option<String>,
+    /// Whether a key is put in place for the user.
+    pub ssh_key_enabled: bool,
+    /// Whether a password is made for the user.
+    pub password_enabled: bool,
+    /// The operating system's family, version, and the vendor's build.
+    pub origin: [String; 3],
+    /// Where the platform was told to fetch it; a promoted one has none.
+    pub url: Option<String>,
+    /// The MD5 that it was registered with.
+    pub checksum: Option<String>,
+}
+
+/// One request, and what came of it.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// When it came, by the platform's time.
+    pub at: Timestamp,
+    /// The zone that it was for.
+    pub zone: ZoneName,
+    /// What it asked for.
+    pub call: Call,
+    /// The verb.
+    pub method: Method,
+    /// The path without the query, which may be a secret.
+    pub path: String,
+    /// The status of the answer; none if there was none, or nobody waited for it.
+    pub status: Option<StatusCode>,
+    /// How many bytes of the body were taken.
+    pub body_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) randomness: SeededRandomness,
+    pub(super) address_secret: u64,
+    pub(super) zones: BTreeMap<ZoneName, Zone>,
+    pub(super) keys: BTreeMap<String, Key>,
+    pub(super) quotas: BTreeMap<String, i64>,
+    pub(super) skew: SignedDuration,
+    pub(super) operations_take: Duration,
+    pub(super) address_lifetime: Duration,
+    /// Exports whose address went before its time.
+    pub(super) expired: BTreeSet<Uuid>,
+    faults: Vec<Fault>,
+    log: Vec<LogEntry>,
+    instances_added: u64,
+}
+
+#[derive(Debug)]
+struct LogEntry {
+    exchange: Exchange,
+    outcome: Arc<Outcome>,
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) secret: String,
+    /// What it may do; none for everything.
+    pub(super) allowed: Option<BTreeSet<Call>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Zone {
+    pub(super) instances: BTreeMap<InstanceId, InstanceRecord>,
+    pub(super) snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
+    pub(super) templates: BTreeMap<TemplateId, Template>,
+    pub(super) operations: BTreeMap<OperationId, Operation>,
+    /// Those that are not settled, by when they will be; `MAX` for never.
+    pub(super) unsettled: BTreeSet<(Duration, OperationId)>,
+}
+
+#[derive(Debug)]
+pub(super) struct InstanceRecord {
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) template: TemplateId,
+    pub(super) disk: DiskShape,
+    pub(super) created_at: Timestamp,
+    /// The `n` in the names of its snapshots.
+    number: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct SnapshotRecord {
+    pub(super) snapshot: Snapshot,
+    pub(super) image: Arc<Image>,
+    /// The last export: its id and when it was made.
+    pub(super) export: Option<(Uuid, Timestamp)>,
+    pub(super) template: TemplateId,
+}
+
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub(super) work: Work,
+    pub(super) ending: Ending,
+    pub(super) settled: bool,
+}
+
+/// What an operation does when it succeeds.
+#[derive(Debug, Clone)]
+pub(super) enum Work {
+    Create(SnapshotId),
+    Delete {
+        snapshot: SnapshotId,
+        state_before: SnapshotState,
+    },
+    Export(SnapshotId),
+    /// From a snapshot, or registered.
+    AddTemplate {
+        template: Box<Template>,
+        from: Option<SnapshotId>,
+    },
+    DeleteTemplate(TemplateId),
+}
+
+impl Work {
+    /// The thing that the operation refers to.
+    pub(super) fn reference(&self) -> Uuid {
+        match self {
+            Self::Create(id) | Self::Export(id) | Self::Delete { snapshot: id, .. } => id.0,
+            Self::AddTemplate { template, .. } => template.id.0,
+            Self::DeleteTemplate(id) => id.0,
+        }
+    }
+
+    /// The snapshot that it works on, which nothing else may meanwhile take away.
+    pub(super) fn snapshot(&self) -> Option<SnapshotId> {
+        match self {
+            Self::Create(id) | Self::Export(id) | Self::Delete { snapshot: id, .. } => Some(*id),
+            Self::AddTemplate { from, .. } => *from,
+            Self::DeleteTemplate(_) => None,
+        }
+    }
+}
+
+impl World {
+    /// A world without zones. Its one key, [`API_KEY`], may do everything; nothing is limited; operations take
+    /// 2 s and presigned addresses are good for an hour.
+    pub fn new(clock: Arc<dyn Clock>, seed: u64) -> Self {
+        let randomness = SeededRandomness::new(seed);
+        let state = State {
+            address_secret: randomness.next_u64(),
+            randomness,
+            zones: BTreeMap::new(),
+            keys: BTreeMap::from([(
+                API_KEY.to_owned(),
+                Key { secret: API_SECRET.to_owned(), allowed: None },
+            )]),
+            quotas: BTreeMap::from(["instance", "snapshot", "template"].map(|name| (name.to_owned(), -1))),
+            skew: SignedDuration::ZERO,
+            operations_take: Duration::from_secs(2),
+            address_lifetime: Duration::from_hours(1),
+            expired: BTreeSet::new(),
+            faults: Vec::new(),
+            log: Vec::new(),
+            instances_added: 0,
+        };
+        Self { clock, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Adds a zone with one public template.
+    pub fn add_zone(&self, name: &str) -> ZoneName {
+        let name: ZoneName = name.parse().expect("a zone's name as the API has them");
+        let created_at = self.now();
+        let id = TemplateId(self.state().fresh_id());
+        let template = Template {
+            id,
+            name: "Linux Ubuntu 24.04 LTS 64-bit".to_owned(),
+            description: "Linux Ubuntu 24.04 LTS 64-bit".to_owned(),
+            public: true,
+            size_bytes: 10 << 30,
+            created_at,
+            boot_mode: "uefi".to_owned(),
+            default_user: Some("ubuntu".to_owned()),
+            ssh_key_enabled: true,
+            password_enabled: false,
+            origin: ["ubuntu", "24.04 LTS", "2026-01-01-simulated"].map(str::to_owned),
+            url: None,
+            checksum: None,
+        };
+        let zone = Zone { templates: BTreeMap::from([(template.id, template)]), ..Zone::default() };
+        self.state().zones.insert(name.clone(), zone);
+        name
+    }
+
+    /// Adds an instance, started from the zone's public template, with the default disk.
+    pub fn add_instance(&self, zone: &ZoneName, name: &str, labels: &[(&str, &str)]) -> InstanceId {
+        let created_at = self.now();
+        let mut state = self.state();
+        let id = InstanceId(state.fresh_id());
+        state.instances_added += 1;
+        let number = 100_000 + state.instances_added;
+        let zone = state.zone(zone);
+        let template = zone.templates.values().find(|template| template.public).map(|template| template.id);
+        let record = InstanceRecord {
+            name: name.to_owned(),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            template: template.expect("add_zone put a public template there"),
+            disk: DiskShape::default(),
+            created_at,
+            number,
+        };
+        zone.instances.insert(id, record);
+        id
+    }
+
+    /// What the instance's disk, and the images of its snapshots from now on, look like.
+    pub fn set_disk(&self, instance: InstanceId, disk: DiskShape) {
+        self.state().instance(instance).1.disk = disk;
+    }
+
+    /// Removes an instance, and its snapshots with it, as the platform does.
+    pub fn remove_instance(&self, instance: InstanceId) {
+        for zone in self.state().zones.values_mut() {
+            zone.instances.remove(&instance);
+            zone.snapshots.retain(|_, record| record.snapshot.instance_id != Some(instance));
+        }
+    }
+
+    /// Adds a healthy snapshot, as if it had been taken at `created_at`.
+    pub fn add_snapshot(&self, instance: InstanceId, created_at: Timestamp) -> SnapshotId {
+        self.state().add_snapshot(instance, created_at, SnapshotState::Exported)
+    }
+
+    /// Removes a snapshot behind everybody's back.
+    pub fn remove_snapshot(&self, snapshot: SnapshotId) {
+        for zone in self.state().zones.values_mut() {
+            zone.snapshots.remove(&snapshot);
+        }
+    }
+
+    /// Puts a snapshot into a state.
+    pub fn set_state(&self, snapshot: SnapshotId, state: SnapshotState) {
+        self.state().snapshot(snapshot).snapshot.state = state;
+    }
+
+    /// Gives a snapshot another name; the platform itself never does.
+    pub fn set_name(&self, snapshot: SnapshotId, name: &str) {
+        self.state().snapshot(snapshot).snapshot.name = name.into();
+    }
+
+    /// Makes the platform forget whose snapshot this is, or say something else of it.
+    pub fn set_instance(&self, snapshot: SnapshotId, instance: Option<InstanceId>) {
+        self.state().snapshot(snapshot).snapshot.instance_id = instance;
+    }
+
+    /// Replaces a snapshot's image: another MD5, another entity tag.
+    pub fn set_image(&self, snapshot: SnapshotId, image: Image) {
+        self.state().snapshot(snapshot).image = Arc::new(image);
+    }
+
+    /// Limits how many things of a kind (`snapshot`, `template`) the organisation may have; −1 for no limit.
+    pub fn set_quota(&self, resource: &str, limit: i64) {
+        self.state().quotas.insert(resource.to_owned(), limit);
+    }
+
+    /// Adds a key that may do only this; an empty list for a key that is good, and may do nothing.
+    /// `get-operation` needs no permission, nor does `list-zones` without a signature.
+    pub fn add_key(&self, key: &str, secret: &str, allowed: &[Call]) {
+        let allowed = Some(allowed.iter().copied().collect());
+        self.state().keys.insert(key.to_owned(), Key { secret: secret.to_owned(), allowed });
+    }
+
+    /// How long operations take from now on; with nothing they are settled in the answer that they begin with.
+    pub fn set_operations_take(&self, duration: Duration) {
+        self.state().operations_take = duration;
+    }
+
+    /// How long presigned addresses are good that are made from now on; whole seconds.
+    pub fn set_address_lifetime(&self, lifetime: Duration) {
+        self.state().address_lifetime = lifetime;
+    }
+
+    /// How far the platform's clock is from the one that this world was given, in everything that it does.
+    pub fn set_skew(&self, skew: SignedDuration) {
+        self.state().skew = skew;
+    }
+
+    /// Adds a fault.
+    pub fn fault(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// Removes all faults.
+    pub fn clear_faults(&self) {
+        self.state().faults.clear();
+    }
+
+    /// The platform's time.
+    pub fn now(&self) -> Timestamp {
+        let skew = self.state().skew;
+        let now = self.clock.now();
+        now.checked_add(skew).unwrap_or(now)
+    }
+
+    /// A zone's snapshots, oldest first, as they truly are.
+    pub fn snapshots(&self, zone: &ZoneName) -> Vec<Snapshot> {
+        let mut state = self.settled();
+        let mut all: Vec<Snapshot> =
+            state.zone(zone).snapshots.values().map(|record| record.snapshot.clone()).collect();
+        all.sort_by_key(|snapshot| (snapshot.created_at, snapshot.id));
+        all
+    }
+
+    /// A zone's private templates, oldest first.
+    pub fn templates(&self, zone: &ZoneName) -> Vec<Template> {
+        let mut state = self.settled();
+        let mut all: Vec<Template> =
+            state.zone(zone).templates.values().filter(|template| !template.public).cloned().collect();
+        all.sort_by_key(|template| (template.created_at, template.id));
+        all
+    }
+
+    /// A snapshot's image.
+    pub fn image(&self, snapshot: SnapshotId) -> Arc<Image> {
+        self.state().snapshot(snapshot).image.clone()
+    }
+
+    /// Every request so far, in the order in which they came.
+    pub fn log(&self) -> Vec<Exchange> {
+        let state = self.state();
+        let entries = state.log.iter();
+        entries
+            .map(|entry| Exchange {
+                status: StatusCode::from_u16(entry.outcome.status.load(Ordering::Relaxed)).ok(),
+                body_bytes: entry.outcome.body_bytes.load(Ordering::Relaxed),
+                ..entry.exchange.clone()
+            })
+            .collect()
+    }
+
+    /// The requests of the log that ask for a change.
+    pub fn changes(&self) -> Vec<Exchange> {
+        self.log().into_iter().filter(|exchange| exchange.call.changes()).collect()
+    }
+
+    /// Forgets the log.
+    pub fn clear_log(&self) {
+        self.state().log.clear();
+    }
+
+    /// This world as a transport in this process.
+    pub fn transport(&self) -> Arc<dyn Transport> {
+        Arc::new(self.clone())
+    }
+
+    /// This world behind a socket, until the value is dropped; port 0 for a free one.
+    ///
+    /// # Errors
+    /// If the address can't be listened at.
+    pub async fn serve(&self, address: SocketAddr) -> std::io::Result<Served> {
+        loopback::serve(self.clone(), address).await
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, with all operations done that are due.
+    fn settled(&self) -> MutexGuard<'_, State> {
+        let (elapsed, now) = (self.clock.elapsed(), self.now());
+        let mut state = self.state();
+        state.settle(elapsed, now);
+        state
+    }
+
+    /// Carries out one request, with all that strikes it on the way.
+    ///
+    /// # Errors
+    /// If no host has this name, or a fault cuts the connection before an answer.
+    pub async fn exchange(&self, request: Request) -> Result<Response, TransportError> {
+        let nowhere = || TransportError::new(Reached::Nothing, "no connection");
+        let Some(place) = Place::of(&request.url) else { return Err(nowhere()) };
+        let now = self.now();
+        let (effects, outcome) = {
+            let mut state = self.settled();
+            // In this process a zone that does not exist is a host that does not exist.
+            if !state.zones.contains_key(&place.zone) && place.side == Side::Hosts {
+                return Err(nowhere());
+            }
+            let (call, id) = match &place.kind {
+                PlaceKind::Api(path) => api::route(&request.method, path),
+                PlaceKind::Store(key) => (Call::GetImage, store::snapshot_of(key).map(|id| id.0)),
+            };
+            let mut ids: Vec<Uuid> = id.into_iter().collect();
+            if let (Call::GetOperation, Some(id), Some(zone)) = (call, id, state.zones.get(&place.zone))
+                && let Some(operation) = zone.operations.get(&OperationId(id))
+            {
+                ids.push(operation.work.reference());
+                ids.extend(operation.work.snapshot().map(|snapshot| snapshot.0));
+            }
+            let effects: Vec<Effect> =
+                state.faults.iter_mut().filter_map(|fault| fault.strike(call, &place.zone, &ids)).collect();
+            let outcome = Arc::<Outcome>::default();
+            let exchange = Exchange {
+                at: now,
+                zone: place.zone.clone(),
+                call,
+                method: request.method.clone(),
+                path: request.url.path().to_owned(),
+                status: None,
+                body_bytes: 0,
+            };
+            state.log.push(LogEntry { exchange, outcome: outcome.clone() });
+            (effects, outcome)
+        };
+        let answer = self.answer(&request, &place, &effects, now)?;
+        for effect in &effects {
+            match effect {
+                Effect::Delay(duration) => self.clock.sleep(*duration).await,
+                Effect::CutAfter => return Err(cut("the connection broke before an answer came")),
+                _ => {}
+            }
+        }
+        outcome.status.store(answer.status.as_u16(), Ordering::Relaxed);
+        Ok(finished(answer, effects, now, outcome))
+    }
+
+    /// The answer, and everything that the request changes.
+    fn answer(
+        &self,
+        request: &Request,
+        place: &Place,
+        effects: &[Effect],
+        now: Timestamp,
+    ) -> Result<Answer, TransportError> {
+        for effect in effects {
+            match effect {
+                Effect::Unreachable => return Err(TransportError::new(Reached::Nothing, "no connection")),
+                Effect::CutBefore => return Err(cut("the connection broke before an answer came")),
+                Effect::Answer { status, content_type, body } => {
+                    let content = Content::Text(content_type, body.clone());
+                    return Ok(Answer { status: *status, headers: HeaderMap::new(), content });
+                }
+                _ => {}
+            }
+        }
+        let elapsed = self.clock.elapsed();
+        match &place.kind {
+            PlaceKind::Store(key) => {
+                Ok(store::answer(&mut self.state(), request, &place.zone, key, effects, now))
+            }
+            PlaceKind::Api(path) => {
+                let (call, id) = api::route(&request.method, path);
+                if let (Call::ExportSnapshot, Some(id)) = (call, id) {
+                    let known = self
+                        .state()
+                        .zones
+                        .get(&place.zone)
+                        .and_then(|zone| Some(zone.snapshots.get(&SnapshotId(id))?.image.clone()));
+                    if let Some(image) = known {
+                        // The MD5 of a large image takes seconds: not while everybody else waits.
+                        image.md5();
+                    }
+                }
+                let mut state = self.state();
+                let ending = effects.iter().find_map(|effect| match effect {
+                    Effect::Operation(ending) => Some(*ending),
+                    _ => None,
+                });
+                let ending = ending.unwrap_or(Ending::SUCCESS);
+                Ok(api::answer(&mut state, &api::Asked { request, place, path, ending, elapsed, now }))
+            }
+        }
+    }
+}
+
+impl Transport for World {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        Box::pin(async move { Ok(as_received(self.exchange(request).await?)) })
+    }
+}
+
+impl State {
+    pub(super) fn fresh_id(&self) -> Uuid {
+        let (high, low) = (self.randomness.next_u64(), self.randomness.next_u64());
+        uuid::Builder::from_random_bytes(Uuid::from_u64_pair(high, low).into_bytes()).into_uuid()
+    }
+
+    fn zone(&mut self, name: &ZoneName) -> &mut Zone {
+        self.zones.get_mut(name).expect("a zone that was added")
+    }
+
+    fn instance(&mut self, id: InstanceId) -> (&ZoneName, &mut InstanceRecord) {
+        let mut zones = self.zones.iter_mut();
+        zones
+            .find_map(|(name, zone)| Some((name, zone.instances.get_mut(&id)?)))
+            .expect("an instance that was added")
+    }
+
+    fn snapshot(&mut self, id: SnapshotId) -> &mut SnapshotRecord {
+        self.zones
+            .values_mut()
+            .find_map(|zone| zone.snapshots.get_mut(&id))
+            .expect("a snapshot that is there")
+    }
+
+    pub(super) fn add_snapshot(
+        &mut self,
+        instance: InstanceId,
+        created_at: Timestamp,
+        state: SnapshotState,
+    ) -> SnapshotId {
+        let id = SnapshotId(self.fresh_id());
+        let seed = self.randomness.next_u64();
+        // The API speaks in whole seconds.
+        let created_at = Timestamp::from_second(created_at.as_second()).unwrap_or(created_at);
+        let (zone, record) = self.instance(instance);
+        let stamp = created_at.strftime("%Y%m%d%H%M%S");
+        let snapshot = Snapshot {
+            id,
+            name: format!("{}_ROOT-{}_{stamp}", record.name, record.number).into(),
+            created_at,
+            state,
+            size_gib: Some(record.disk.size_gib),
+            instance_id: Some(instance),
+        };
+        let image = Arc::new(Image::new(record.disk, seed));
+        let record = SnapshotRecord { snapshot, image, export: None, template: record.template };
+        let zone = zone.clone();
+        self.zone(&zone).snapshots.insert(id, record);
+        id
+    }
+
+    /// Starts an operation, and ends it if it takes no time.
+    pub(super) fn begin(
+        &mut self,
+        zone: &ZoneName,
+        work: Work,
+        ending: Ending,
+        elapsed: Duration,
+        now: Timestamp,
+    ) -> OperationId {
+        let id = OperationId(self.fresh_id());
+        // In elapsed time, which no step of the wall clock touches.
+        let due = match ending.when {
+            When::AtOnce => elapsed,
+            When::Usual => elapsed + self.operations_take,
+            When::Never => Duration::MAX,
+        };
+        let zone = self.zone(zone);
+        zone.operations.insert(id, Operation { work, ending, settled: false });
+        zone.unsettled.insert((due, id));
+        self.settle(elapsed, now);
+        id
+    }
+
+    fn settle(&mut self, elapsed: Duration, now: Timestamp) {
+        for zone in self.zones.values_mut() {
+            while let Some(&(due, id)) = zone.unsettled.first().filter(|(due, _)| *due <= elapsed) {
+                zone.unsettled.remove(&(due, id));
+                let Some(operation) = zone.operations.get_mut(&id) else { continue };
+                operation.settled = true;
+                let (work, succeeded) = (operation.work.clone(), operation.ending.state == "success");
+                let export = Uuid::from_u64_pair(self.randomness.next_u64(), self.randomness.next_u64());
+                zone.finish(work, succeeded, export, now);
+            }
+        }
+    }
+}
+
+impl Zone {
+    fn finish(&mut self, work: Work, succeeded: bool, export: Uuid, now: Timestamp) {
+        match work {
+            Work::Create(id) => {
+                if let Some(record) = self.snapshots.get_mut(&id) {
+                    record.snapshot.state =
+                        if succeeded { SnapshotState::Exported } else { SnapshotState::Error };
+                }
+            }
+            Work::Delete { snapshot, .. } if succeeded => drop(self.snapshots.remove(&snapshot)),
+            Work::Delete { snapshot, state_before } => {
+                if let Some(record) = self.snapshots.get_mut(&snapshot) {
+                    record.snapshot.state = state_before;
+                }
+            }
+            Work::Export(id) if succeeded => {
+                if let Some(record) = self.snapshots.get_mut(&id) {
+                    record.export = Some((export, now));
+                }
+            }
+            Work::AddTemplate { template, .. } if succeeded => {
+                self.templates.insert(template.id, *template);
+            }
+            Work::DeleteTemplate(id) if succeeded => drop(self.templates.remove(&id)),
+            Work::Export(_) | Work::AddTemplate { .. } | Work::DeleteTemplate(_) => {}
+        }
+    }
+}
