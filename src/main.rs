@@ -1,2 +1,7 @@
 //! The binary: hands the command line to `cli` and exits with its status.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    snapwarden::cli::main()
+}

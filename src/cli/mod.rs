@@ -1,1 +1,125 @@
-//! cli.
+//! The command line: parse, run, print, exit status.
+//!
+//! Data goes to stdout, everything else to stderr. What a command prints is made from values that the floors
+//! below return; nothing is decided here.
+
+pub mod archive;
+pub mod args;
+pub mod assemble;
+pub mod check;
+pub mod demo;
+pub mod once;
+pub mod output;
+pub mod packaging;
+pub mod plan;
+pub mod promote;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::cli::args::{ArchiveCommand, Arguments, Command};
+use crate::cli::output::Output;
+use crate::telemetry::logging;
+
+/// How a command ends, for scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exit {
+    /// All was done.
+    Done = 0,
+    /// Nothing failed, but a guard held something back.
+    Held = 3,
+    /// Something failed, also in part.
+    Failed = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// The configuration, or the credentials, can't be used.
+    BadConfiguration = 78,
+}
+
+impl Exit {
+    /// The worse of two: a failure outdoes what a guard held back.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Done, other)
+            | (Self::Held, other @ (Self::Failed | Self::Usage | Self::BadConfiguration)) => other,
+            (one, _) => one,
+        }
+    }
+}
+
+/// An end before the work: what to say, and how to exit.
+#[derive(Debug)]
+pub struct Refusal {
+    /// How to exit.
+    pub exit: Exit,
+    /// What to say on stderr; whole lines, safe for a terminal.
+    pub text: String,
+}
+
+impl Refusal {
+    /// With this status.
+    pub fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self { exit, text: text.into() }
+    }
+
+    /// Something failed, with its whole chain of causes.
+    pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(Exit::Failed, crate::text::chain(error))
+    }
+}
+
+/// Runs the command that the process was given.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are what was asked for; they are data.
+            let exit = match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
+                _ => Exit::Usage,
+            };
+            // Nobody to tell that stdout is closed.
+            let _ = error.print();
+            return ExitCode::from(exit as u8);
+        }
+    };
+    let output = Output::new(&arguments.global);
+    logging::start(arguments.global.log_format.into(), arguments.log_level(), output.color_on_stderr());
+    let exit = match dispatch(&arguments, output) {
+        Ok(exit) => exit,
+        Err(refusal) => {
+            output.complain(&refusal.text);
+            refusal.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
+    let global = &arguments.global;
+    match &arguments.command {
+        Command::Once(once) => on_runtime(once::once(global, once, output)),
+        Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
+        Command::Check(check) => on_runtime(check::check(global, check, output)),
+        Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
+        Command::Archive { command: ArchiveCommand::List(list) } => {
+            on_runtime(archive::list(global, list, output))
+        }
+        Command::Demo(demo) => on_runtime(demo::demo(demo, output)),
+        Command::Completions { shell } => Ok(packaging::completions(*shell, output)),
+        Command::Man => packaging::man(output),
+    }
+}
+
+/// Two threads serve the network; hashing and the disk have the blocking pool.
+fn on_runtime(work: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::failed(&error))?
+        .block_on(work)
+}

@@ -1,1 +1,3 @@
-//! telemetry.
+//! Tells: logging.
+
+pub mod logging;

@@ -3,5 +3,8 @@
 
 mod client;
 mod config_files;
+mod floors;
 mod simulated_zone;
+mod stage;
 mod vendor_client;
+mod whole_runs;

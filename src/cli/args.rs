@@ -1,0 +1,277 @@
+//! What one may type.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+
+use crate::policy::PolicyName;
+use crate::snapshot::{SnapshotId, ZoneName};
+use crate::telemetry::logging;
+
+/// Keeps the snapshots of Exoscale Compute instances in order: prunes, exports, proves and promotes them.
+#[derive(Debug, Parser)]
+#[command(name = "snapwarden", version, max_term_width = 110)]
+pub struct Arguments {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The configuration.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "SNAPWARDEN_CONFIG",
+        default_value = "/etc/snapwarden/snapwarden.toml"
+    )]
+    pub config: PathBuf,
+    /// How data is printed.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputFormat,
+    /// How log lines look.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Which log lines there are: error, warn, info, debug or trace.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+    /// Log errors alone.
+    #[arg(short, long, global = true, conflicts_with_all = ["verbose", "log_level"])]
+    pub quiet: bool,
+    /// Log more; twice, even more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "log_level")]
+    pub verbose: u8,
+    /// When to colour.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line of text.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl From<LogFormat> for logging::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+/// Which log lines there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Somebody must act.
+    Error,
+    /// Something was coped with.
+    Warn,
+    /// A line per run and per change.
+    Info,
+    /// Decisions and requests.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run policies once, in the foreground.
+    Once(Once),
+    /// Show what a run would do, and why, snapshot by snapshot. Changes nothing.
+    Plan(Plan),
+    /// Read the configuration and say what is wrong with it. Changes nothing.
+    Check(Check),
+    /// Make a template of one snapshot, now.
+    Promote(Promote),
+    /// What is in the archives.
+    Archive {
+        /// What to do.
+        #[command(subcommand)]
+        command: ArchiveCommand,
+    },
+    /// See it work without an account: a simulated zone with months of history, in this process.
+    Demo(Demo),
+    /// Print the completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+/// `once`
+#[derive(Debug, Args)]
+pub struct Once {
+    /// Which policies; all enabled ones if none is named.
+    #[arg(value_name = "POLICY")]
+    pub policies: Vec<PolicyName>,
+    /// Let the guard pass a run of at most so many deletions; a larger one stays held whole.
+    #[arg(long, value_name = "N")]
+    pub allow_deletes: Option<u64>,
+}
+
+/// `plan`
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Which policies; all enabled ones if none is named.
+    #[arg(value_name = "POLICY")]
+    pub policies: Vec<PolicyName>,
+    /// Decide as of then instead of now.
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<Timestamp>,
+    /// Decide over the body of a list-snapshots answer in a file: no network, no credentials, no state. Without
+    /// `ZONE=` it stands for the policy's first zone.
+    #[arg(long, value_name = "[ZONE=]FILE")]
+    pub snapshots: Vec<ZoneFile>,
+    /// The body of a list-instances answer to go with it. Without it, every instance that a snapshot names
+    /// counts as listed.
+    #[arg(long, value_name = "[ZONE=]FILE", requires = "snapshots")]
+    pub instances: Vec<ZoneFile>,
+}
+
+/// A file that stands for a listing of a zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZoneFile {
+    /// Of which zone; the policy's first one if none is named.
+    pub zone: Option<ZoneName>,
+    /// Which file.
+    pub file: PathBuf,
+}
+
+impl std::str::FromStr for ZoneFile {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A file's name may hold `=` as well: only what could be a zone's name is one.
+        let named = text.split_once('=').and_then(|(zone, file)| Some((zone.parse().ok()?, file)));
+        Ok(match named {
+            Some((zone, file)) => Self { zone: Some(zone), file: file.into() },
+            None => Self { zone: None, file: text.into() },
+        })
+    }
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Also try the credentials, and each permission that the policies need.
+    #[arg(long)]
+    pub online: bool,
+}
+
+/// `promote`
+#[derive(Debug, Args)]
+pub struct Promote {
+    /// Which snapshot.
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshot: SnapshotId,
+    /// Where it is.
+    #[arg(long)]
+    pub zone: ZoneName,
+    /// The template's name.
+    #[arg(long)]
+    pub name: String,
+    /// The template's description.
+    #[arg(long)]
+    pub description: Option<String>,
+}
+
+/// `archive …`
+#[derive(Debug, Subcommand)]
+pub enum ArchiveCommand {
+    /// List the verified exports.
+    List(ArchiveList),
+}
+
+/// `archive list`
+#[derive(Debug, Args)]
+pub struct ArchiveList {
+    /// Which archives; all if none is named.
+    #[arg(value_name = "ARCHIVE")]
+    pub archives: Vec<crate::policy::ArchiveName>,
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// One run of each policy, then the end.
+    #[arg(long, required = true)]
+    pub once: bool,
+}
+
+impl Arguments {
+    /// The level for the log: what was asked for, else a line per change where something may change.
+    pub fn log_level(&self) -> &'static str {
+        if let Some(level) = self.global.log_level {
+            return match level {
+                LogLevel::Error => "error",
+                LogLevel::Warn => "warn",
+                LogLevel::Info => "info",
+                LogLevel::Debug => "debug",
+                LogLevel::Trace => "trace",
+            };
+        }
+        match (self.global.quiet, self.global.verbose) {
+            (true, _) => "error",
+            (false, 0) if matches!(self.command, Command::Once(_) | Command::Promote(_)) => "info",
+            (false, 0) => "warn",
+            (false, 1) => "info",
+            (false, 2) => "debug",
+            (false, _) => "trace",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_zone_before_the_file_is_a_zone_only_if_it_can_be_one() {
+        let with: ZoneFile = "ch-gva-2=a=b.json".parse().unwrap();
+        assert_eq!((with.zone.unwrap().as_str(), with.file.to_str()), ("ch-gva-2", Some("a=b.json")));
+        let without: ZoneFile = "dir/a=b.json".parse().unwrap();
+        assert_eq!((without.zone, without.file.to_str()), (None, Some("dir/a=b.json")));
+    }
+}

@@ -1,0 +1,169 @@
+//! Puts the parts together as the configuration says.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::archive::local::LocalArchive;
+use crate::cli::args::Global;
+use crate::cli::{Exit, Refusal};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, ArchiveSettings, Config};
+use crate::disk::{Disk, RealDisk};
+use crate::exoscale::client::{Client, Settings};
+use crate::exoscale::credentials::{self, Credentials};
+use crate::policy::{ArchiveName, Policy, PolicyName};
+use crate::randomness::{Randomness, SystemRandomness};
+use crate::run::Runner;
+use crate::state::StateDirectory;
+use crate::text::chain;
+use crate::transport::{HttpTransport, Transport};
+
+/// Where state is without a word about it.
+const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
+
+/// The four seams.
+#[derive(Debug, Clone)]
+pub struct Seams {
+    /// HTTP.
+    pub transport: Arc<dyn Transport>,
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Jitter and ids.
+    pub randomness: Arc<dyn Randomness>,
+}
+
+impl Seams {
+    /// Their real forms.
+    ///
+    /// # Errors
+    /// [`Refusal`] if TLS can't be set up.
+    pub fn real() -> Result<Self, Refusal> {
+        Ok(Self {
+            transport: Arc::new(HttpTransport::new().map_err(|error| Refusal::failed(&error))?),
+            disk: Arc::new(RealDisk),
+            clock: Arc::new(SystemClock::start()),
+            randomness: Arc::new(SystemRandomness),
+        })
+    }
+}
+
+/// Reads the configuration that the command line names.
+///
+/// # Errors
+/// [`Refusal`] with everything that is wrong with it.
+pub fn configuration(global: &Global) -> Result<Config, Refusal> {
+    let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
+    config::load(&global.config, endpoint.as_deref())
+        .map_err(|error| Refusal::new(Exit::BadConfiguration, error.to_string()))
+}
+
+/// The policies that a command names; all enabled ones if it names none.
+///
+/// # Errors
+/// [`Refusal`] if a name is not in the configuration, or the policy is not enabled.
+pub fn chosen<'a>(config: &'a Config, names: &[PolicyName]) -> Result<Vec<&'a Policy>, Refusal> {
+    if names.is_empty() {
+        return Ok(config.policies.iter().filter(|policy| policy.enabled).collect());
+    }
+    let find = |name: &PolicyName| {
+        let found = config.policies.iter().find(|policy| policy.name == *name).ok_or_else(|| {
+            let known: Vec<&str> = config.policies.iter().map(|policy| policy.name.as_str()).collect();
+            format!("there is no policy `{name}`; the configuration has {}", known.join(", "))
+        })?;
+        if found.enabled { Ok(found) } else { Err(format!("policy `{name}` is not enabled")) }
+    };
+    names.iter().map(|name| find(name).map_err(|text| Refusal::new(Exit::Usage, text))).collect()
+}
+
+/// Finds the credentials.
+///
+/// # Errors
+/// [`Refusal`] that says where they were looked for.
+pub fn credentials(config: &Config) -> Result<Credentials, Refusal> {
+    let environment = |name: &str| std::env::var(name).ok();
+    credentials::find(&environment, config.exoscale.credentials_file.as_deref())
+        .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))
+}
+
+/// Where state is: as configured, else as systemd says, else the usual place.
+pub fn state_path(config: &Config) -> PathBuf {
+    config
+        .state_directory
+        .clone()
+        .or_else(|| std::env::var_os("STATE_DIRECTORY").map(PathBuf::from))
+        .unwrap_or_else(|| Path::new(STATE_DIRECTORY).to_owned())
+}
+
+/// The archives of the configuration. Nothing is touched yet.
+pub fn archives(config: &Config, seams: &Seams) -> BTreeMap<ArchiveName, Arc<LocalArchive>> {
+    let make = |(name, settings): (&ArchiveName, &ArchiveSettings)| {
+        let ArchiveSettings::Local { path } = settings;
+        let archive = LocalArchive::new(
+            name.clone(),
+            path.clone(),
+            seams.disk.clone(),
+            seams.clock.clone(),
+            seams.randomness.clone(),
+        );
+        (name.clone(), Arc::new(archive))
+    };
+    config.archives.iter().map(make).collect()
+}
+
+/// Whether what is put together will change something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Looks alone: the state directory need not be there, and stays as it is.
+    Looking,
+    /// Runs: the state directory is made if it is missing, and must be writable.
+    Running,
+}
+
+/// Everything for looking or running.
+///
+/// # Errors
+/// [`Refusal`] if the state directory can't be used.
+pub fn runner(
+    config: &Config,
+    credentials: Credentials,
+    seams: &Seams,
+    purpose: Use,
+) -> Result<Runner, Refusal> {
+    let exoscale = &config.exoscale;
+    let settings = Settings {
+        endpoint: exoscale.endpoint.clone(),
+        request_timeout: exoscale.request_timeout,
+        poll_interval: exoscale.poll_interval,
+        operation_timeout: exoscale.operation_timeout,
+        requests_per_second: exoscale.requests_per_second,
+        concurrency: exoscale.concurrency,
+    };
+    let path = state_path(config);
+    let state = match purpose {
+        Use::Looking => StateDirectory::at(seams.disk.clone(), &path),
+        Use::Running => {
+            StateDirectory::open(seams.disk.clone(), &path).map_err(|error| Refusal::failed(&error))?
+        }
+    };
+    Ok(Runner {
+        client: Client::new(
+            settings,
+            Some(credentials),
+            seams.transport.clone(),
+            seams.clock.clone(),
+            seams.randomness.clone(),
+        ),
+        transport: seams.transport.clone(),
+        archives: archives(config, seams),
+        state,
+        clock: seams.clock.clone(),
+        randomness: seams.randomness.clone(),
+        policies: config.policies.clone(),
+        allow_plain_http: exoscale.allow_plain_http,
+        request_timeout: exoscale.request_timeout,
+        concurrency: exoscale.concurrency,
+    })
+}

@@ -1,0 +1,116 @@
+//! Printing: data to stdout, complaints to stderr, colour only where it is wanted.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use comfy_table::{Cell, Color as TableColor, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::cli::args::{Color, Global, OutputFormat};
+use crate::text::{printable, safe_json};
+
+/// Where a command prints to.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    format: OutputFormat,
+    color: Color,
+}
+
+/// How a cell of a table is to be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// As the rest.
+    Plain,
+    /// All is well.
+    Good,
+    /// Something goes.
+    Bad,
+    /// Nothing to look at.
+    Dim,
+}
+
+impl Output {
+    /// As the command line wants it.
+    pub fn new(global: &Global) -> Self {
+        Self { format: global.output, color: global.color }
+    }
+
+    /// Whether data is printed as JSON.
+    pub fn is_json(self) -> bool {
+        self.format == OutputFormat::Json
+    }
+
+    /// Whether stderr is coloured.
+    pub fn color_on_stderr(self) -> bool {
+        self.wants_color(io::stderr().is_terminal())
+    }
+
+    fn wants_color(self, terminal: bool) -> bool {
+        match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        }
+    }
+
+    /// Prints text as it is; the caller made it safe for a terminal.
+    pub fn print(self, text: &str) {
+        self.print_bytes(text.as_bytes());
+    }
+
+    /// Prints bytes as they are.
+    pub fn print_bytes(self, bytes: &[u8]) {
+        let mut stdout = io::stdout().lock();
+        // A reader that went away (`| head`) is no failure of ours.
+        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    }
+
+    /// Prints a value as pretty JSON, and a line's end.
+    pub fn print_json(self, value: &impl Serialize) {
+        if let Ok(text) = serde_json::to_string_pretty(value) {
+            self.print(&safe_json(&text));
+            self.print("\n");
+        }
+    }
+
+    /// Says what is wrong, on stderr. Lines stay lines; everything else that could harm a terminal is escaped.
+    pub fn complain(self, text: &str) {
+        let mut safe: String = String::new();
+        for (number, line) in text.lines().enumerate() {
+            safe.push_str(if number == 0 { "snapwarden: " } else { "" });
+            safe.push_str(&printable(line));
+            safe.push('\n');
+        }
+        let _ = io::stderr().lock().write_all(safe.as_bytes());
+    }
+
+    /// A table with a head, aligned, as wide as it needs to be, or as the terminal if that is narrower.
+    pub fn table(self, head: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header(head.to_vec());
+        if io::stdout().is_terminal() {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        }
+        if self.wants_color(io::stdout().is_terminal()) {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        for row in rows {
+            table.add_row(row.into_iter().map(|(text, tone)| {
+                let cell = Cell::new(printable(&text));
+                match tone {
+                    Tone::Plain => cell,
+                    Tone::Good => cell.fg(TableColor::Green),
+                    Tone::Bad => cell.fg(TableColor::Red),
+                    Tone::Dim => cell.fg(TableColor::DarkGrey),
+                }
+            }));
+        }
+        let mut text = String::new();
+        for line in table.lines() {
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}

@@ -1,0 +1,27 @@
+//! For packagers: completions and the manual page.
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+
+use crate::cli::args::Arguments;
+use crate::cli::output::Output;
+use crate::cli::{Exit, Refusal};
+
+/// Prints the completions for a shell.
+pub fn completions(shell: Shell, output: Output) -> Exit {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "snapwarden", &mut script);
+    output.print_bytes(&script);
+    Exit::Done
+}
+
+/// Prints the manual page.
+///
+/// # Errors
+/// [`Refusal`] if it can't be made.
+pub fn man(output: Output) -> Result<Exit, Refusal> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(|error| Refusal::failed(&error))?;
+    output.print_bytes(&page);
+    Ok(Exit::Done)
+}

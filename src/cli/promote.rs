@@ -1,0 +1,62 @@
+//! `promote`: one snapshot to a template, now.
+
+use serde::Serialize;
+
+use crate::cli::args::{Global, Promote};
+use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::output::Output;
+use crate::cli::{Exit, Refusal};
+use crate::exoscale::wire::PromoteRequest;
+use crate::run::promote::promote_by_hand;
+use crate::run::report::StepOutcome;
+use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
+use crate::text::printable;
+
+#[derive(Serialize)]
+struct Promoted<'a> {
+    zone: &'a ZoneName,
+    snapshot_id: SnapshotId,
+    template_id: Option<TemplateId>,
+    template_name: &'a str,
+}
+
+/// Promotes and prints the template's id.
+///
+/// # Errors
+/// [`Refusal`] if it could not be done.
+pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    let credentials = assemble::credentials(&config)?;
+    let characters = promote.name.chars().count();
+    if !(1..=255).contains(&characters) || promote.name.chars().any(char::is_control) {
+        let text = "a template's name has 1 to 255 characters and no control characters";
+        return Err(Refusal::new(Exit::Usage, text));
+    }
+    let runner = assemble::runner(&config, credentials, &Seams::real()?, Use::Running)?;
+    let request = PromoteRequest {
+        name: promote.name.clone(),
+        description: promote.description.clone(),
+        default_user: None,
+        password_enabled: None,
+        ssh_key_enabled: None,
+    };
+    let step = promote_by_hand(&runner, &promote.zone, promote.snapshot, &request)
+        .await
+        .map_err(|text| Refusal::new(Exit::Failed, text))?;
+    if step.outcome != StepOutcome::Done {
+        let why = step.message.unwrap_or_else(|| "it was not begun".to_owned());
+        return Err(Refusal::new(Exit::Failed, format!("promote snapshot {}: {why}", promote.snapshot)));
+    }
+    if output.is_json() {
+        output.print_json(&Promoted {
+            zone: &promote.zone,
+            snapshot_id: promote.snapshot,
+            template_id: step.template_id,
+            template_name: &promote.name,
+        });
+    } else {
+        let id = step.template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
+        output.print(&format!("template {id} ({}) in zone {}\n", printable(&promote.name), promote.zone));
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,192 @@
+//! Exports what the policy wants in its archives and is not there yet.
+
+use std::collections::HashSet;
+
+use futures_util::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use tracing::warn;
+
+use crate::archive::local::{ImageToStore, LocalArchive, StoreOptions};
+use crate::archive::manifest::TemplateRecord;
+use crate::archive::proof::VerifiedCopy;
+use crate::exoscale::client::ZoneClient;
+use crate::policy::{ArchiveName, Export, Policy, Which};
+use crate::retention::plan::{PolicyPlan, Verdict};
+use crate::run::inventory::Catalogues;
+use crate::run::report::Step;
+use crate::run::source::ExportedImage;
+use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
+use crate::run::{Planned, Runner};
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
+use crate::state::audit::Action;
+use crate::text::chain;
+
+/// One snapshot that an archive lacks.
+struct Missing<'a> {
+    place: usize,
+    zone: &'a ZoneName,
+    planned: &'a Planned,
+    snapshot: &'a Snapshot,
+    archive: &'a ArchiveName,
+    /// When the newest verified copy of the instance there was taken; none yet sorts first.
+    newest_copy: Option<Timestamp>,
+}
+
+/// Stores in each archive of the policy what it lacks: the instance whose newest verified copy is oldest
+/// comes first. Steps come back with the place of their zone.
+pub async fn export(
+    runner: &Runner,
+    recorder: &Recorder,
+    policy: &Policy,
+    export: &Export,
+    zones: &[(usize, &ZoneName, &Planned)],
+) -> Vec<(usize, Step)> {
+    let mut missing = Vec::new();
+    for (place, zone, planned) in zones {
+        for archive in &export.archives {
+            missing.extend(missing_in(*place, zone, planned, export.snapshots, archive));
+        }
+    }
+    missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
+    let exports = missing.into_iter().map(|missing| async move {
+        let intent = Intent {
+            action: Action::Export,
+            zone: missing.zone.clone(),
+            snapshot: subject(missing.snapshot, missing.planned.listed.instance_of(missing.snapshot)),
+            archive: Some(missing.archive.clone()),
+            template_id: None,
+            rule: None,
+            reasons: vec![why(export.snapshots, missing.archive)],
+        };
+        let place = missing.place;
+        (place, recorder.step(intent, store(runner, recorder, policy, export, missing)).await)
+    });
+    stream::iter(exports).buffer_unordered(export.concurrency.get()).collect().await
+}
+
+/// The policy's archives that can't be read, each as a sentence. Nothing is exported into them, and nothing is
+/// deleted that needs a copy there: that must not go unheard.
+pub(super) fn unreadable(export: &Export, catalogues: &Catalogues) -> Vec<String> {
+    let failure = |name: &ArchiveName| match catalogues.get(name)? {
+        Ok(_) => None,
+        Err(reason) => {
+            Some(format!("nothing is exported into archive {name}, since it can't be read: {reason}"))
+        }
+    };
+    export.archives.iter().filter_map(failure).collect()
+}
+
+fn why(which: Which, archive: &ArchiveName) -> String {
+    match which {
+        Which::Newest => {
+            format!("the newest good one of its instance, and archive {archive} has no copy of it")
+        }
+        Which::All => format!("it stays, and archive {archive} has no copy of it"),
+    }
+}
+
+/// What an archive that can be read lacks. One that can't be read gets nothing: what it holds is unknown.
+fn missing_in<'a>(
+    place: usize,
+    zone: &'a ZoneName,
+    planned: &'a Planned,
+    which: Which,
+    archive: &'a ArchiveName,
+) -> Vec<Missing<'a>> {
+    let Some(Ok(catalogue)) = planned.listed.catalogues.get(archive) else {
+        return Vec::new();
+    };
+    let copies = || catalogue.copies().iter().map(|copy| &copy.manifest);
+    let stored: HashSet<SnapshotId> = copies().map(|copy| copy.snapshot.id).collect();
+    wanted(&planned.plan, &planned.listed.inventory.snapshots, which)
+        .into_iter()
+        .filter(|(snapshot, _)| !stored.contains(&snapshot.id))
+        .map(|(snapshot, instance_id)| {
+            let of_instance = copies().filter(|copy| copy.instance.id == instance_id);
+            let newest_copy = of_instance.map(|copy| copy.snapshot.created_at).max();
+            Missing { place, zone, planned, snapshot, archive, newest_copy }
+        })
+        .collect()
+}
+
+/// The good snapshots that a policy speaks of: the newest of each instance, or all that stay.
+pub(super) fn wanted<'a>(
+    plan: &PolicyPlan,
+    snapshots: &'a [Snapshot],
+    which: Which,
+) -> Vec<(&'a Snapshot, InstanceId)> {
+    let mut seen = HashSet::new();
+    plan.decisions
+        .iter()
+        .filter(|decision| decision.verdict != Verdict::Ignore)
+        .filter_map(|decision| Some((decision.verdict, snapshots.get(decision.index as usize)?)))
+        .filter(|(_, snapshot)| snapshot.state.is_good())
+        .filter_map(|(verdict, snapshot)| Some((verdict, snapshot, snapshot.instance_id?)))
+        // Within an instance the newest comes first.
+        .filter(|(verdict, _, instance_id)| match which {
+            Which::Newest => seen.insert(*instance_id),
+            Which::All => *verdict == Verdict::Keep,
+        })
+        .map(|(_, snapshot, instance_id)| (snapshot, instance_id))
+        .collect()
+}
+
+async fn store(
+    runner: &Runner,
+    recorder: &Recorder,
+    policy: &Policy,
+    export: &Export,
+    missing: Missing<'_>,
+) -> Result<Done, NotDone> {
+    let archive: &LocalArchive = runner
+        .archives
+        .get(missing.archive)
+        .ok_or_else(|| NotDone::failed(format!("archive {} is not configured", missing.archive)))?;
+    let client = runner.client.zone(missing.zone);
+    let (source, operation_id) = ExportedImage::export(runner, client.clone(), missing.snapshot.id).await?;
+    let instance = missing.planned.listed.instance_of(missing.snapshot);
+    let image = ImageToStore {
+        zone: missing.zone.clone(),
+        snapshot: missing.snapshot.clone(),
+        instance: instance.cloned(),
+        template: template_of(&client, instance).await,
+        policy: policy.name.clone(),
+        run_id: recorder.run_id(),
+    };
+    let options = StoreOptions { stall_timeout: export.stall_timeout };
+    match archive.store(&image, &source, &options, &|_| {}).await {
+        Ok(stored) => Ok(Done { operation_id, template_id: None, message: Some(told(&stored)) }),
+        Err(error) => Err(NotDone { operation_id, ..NotDone::failed(chain(&error)) }),
+    }
+}
+
+fn told(stored: &VerifiedCopy) -> String {
+    let mut told = format!("{} bytes verified in archive {}", stored.bytes(), stored.archive());
+    for warning in stored.warnings() {
+        told.push_str("; ");
+        told.push_str(warning);
+    }
+    told
+}
+
+/// What a template made from the image should be like one day. An export is worth more than this: if it can't
+/// be told, the export goes on without it.
+async fn template_of(client: &ZoneClient, instance: Option<&Instance>) -> Option<TemplateRecord> {
+    let id = instance?.template_id?;
+    match client.get_template(id).await {
+        Ok(found) => found.map(|template| TemplateRecord {
+            id,
+            boot_mode: template.boot_mode,
+            default_user: template.default_user,
+            password_enabled: template.password_enabled,
+            ssh_key_enabled: template.ssh_key_enabled,
+        }),
+        Err(error) => {
+            warn!(
+                "template {id} can't be read, so the manifest lacks its boot mode and users: {}",
+                chain(&error)
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Lists a zone, and puts together all that a judgement may depend on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use futures_util::future::{join, join_all};
+
+use crate::archive::catalogue::Catalogue;
+use crate::policy::ArchiveName;
+use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
+use crate::run::Runner;
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotState, ZoneName};
+use crate::text::{chain, printable};
+
+/// What each archive holds, or why that can't be told.
+pub type Catalogues = BTreeMap<ArchiveName, Result<Arc<Catalogue>, String>>;
+
+/// A complete listing of a zone.
+#[derive(Debug)]
+pub struct Listed {
+    /// For judging.
+    pub inventory: Inventory,
+    /// For proving, at the moment of deletion, what was judged.
+    pub catalogues: Catalogues,
+    /// What is odd about it.
+    pub warnings: Vec<String>,
+    instances: HashMap<InstanceId, usize>,
+}
+
+impl Listed {
+    /// The instance of a snapshot, if it is listed.
+    pub fn instance_of(&self, snapshot: &Snapshot) -> Option<&Instance> {
+        let place = self.instances.get(&snapshot.instance_id?)?;
+        self.inventory.instances.get(*place)
+    }
+}
+
+/// Reads what every archive holds that an enabled policy names.
+pub async fn catalogues(runner: &Runner) -> Catalogues {
+    let names: BTreeSet<&ArchiveName> = runner
+        .policies
+        .iter()
+        .filter(|policy| policy.enabled)
+        .filter_map(|policy| policy.export.as_ref())
+        .flat_map(|export| &export.archives)
+        .collect();
+    let read = names.into_iter().map(|name| async move {
+        let catalogue = match runner.archives.get(name) {
+            Some(archive) => archive.catalogue().await.map(Arc::new).map_err(|error| chain(&error)),
+            None => Err("it is not configured".to_owned()),
+        };
+        (name.clone(), catalogue)
+    });
+    join_all(read).await.into_iter().collect()
+}
+
+/// Lists a zone. Anything less than both listings, whole and decoded, is an error.
+///
+/// # Errors
+/// Why the zone can't be judged, as a sentence.
+pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> Result<Listed, String> {
+    let client = runner.client.zone(zone);
+    let (snapshots, instances) = join(client.list_snapshots(), client.list_instances()).await;
+    let (snapshots, instances) = match (snapshots, instances) {
+        (Ok(snapshots), Ok(instances)) => (snapshots, instances),
+        (Err(error), _) | (_, Err(error)) => {
+            return Err(format!(
+                "nothing is done here, since the listing is not complete: {}",
+                chain(&error)
+            ));
+        }
+    };
+    let clock_skew = snapshots.date.map(|date| snapshots.received_at.duration_since(date));
+    let copies = catalogues.iter().map(|(name, catalogue)| {
+        let copies = match catalogue {
+            Ok(catalogue) => Copies::Known(copies_in(catalogue, zone)),
+            Err(reason) => Copies::Unreachable(reason.clone()),
+        };
+        (name.clone(), copies)
+    });
+    let inventory = Inventory {
+        zone: zone.clone(),
+        snapshots: snapshots.snapshots,
+        instances,
+        holds: BTreeMap::new(),
+        archives: copies.collect(),
+        clock_skew,
+    };
+    Ok(listed(inventory, catalogues.clone()))
+}
+
+/// Puts a listing together with what is odd about it.
+pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listed {
+    let instances: HashMap<_, _> =
+        inventory.instances.iter().enumerate().map(|(place, instance)| (instance.id, place)).collect();
+    let mut warnings: Vec<String> = Vec::new();
+    for snapshot in &inventory.snapshots {
+        if let SnapshotState::Unknown(word) = &snapshot.state {
+            warnings.push(format!(
+                "snapshot {} ({}) is in the unknown state `{}`: it is left alone",
+                printable(&snapshot.name),
+                snapshot.id,
+                printable(word),
+            ));
+        }
+    }
+    for (name, catalogue) in &catalogues {
+        if let Err(reason) = catalogue {
+            warnings.push(format!(
+                "archive {name} can't be read, so whatever needs a copy there stays: {reason}"
+            ));
+        }
+    }
+    Listed { inventory, catalogues, warnings, instances }
+}
+
+fn copies_in(catalogue: &Catalogue, zone: &ZoneName) -> Vec<ArchivedCopy> {
+    catalogue
+        .copies()
+        .iter()
+        .map(|copy| &copy.manifest)
+        .filter(|manifest| manifest.zone == *zone)
+        .map(|manifest| ArchivedCopy {
+            snapshot_id: manifest.snapshot.id,
+            instance_id: manifest.instance.id,
+            created_at: manifest.snapshot.created_at,
+        })
+        .collect()
+}

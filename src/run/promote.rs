@@ -1,0 +1,415 @@
+//! Makes templates of snapshots, once each, and deletes the older ones that the same policy made.
+//!
+//! A promotion can't be repeated blindly: a repeat makes a second template. So what is asked for is remembered
+//! before the request, and after a lost answer the template is looked for by its name and date.
+
+use std::collections::{BTreeMap, HashSet};
+
+use futures_util::stream::{self, StreamExt as _};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::exoscale::client::ZoneClient;
+use crate::exoscale::operation::Deleted;
+use crate::exoscale::wire::{PromoteRequest, Template};
+use crate::policy::template_name::TemplateNameValues;
+use crate::policy::{Policy, Promote};
+use crate::randomness::fresh_id;
+use crate::run::export::wanted;
+use crate::run::report::Step;
+use crate::run::step::{Done, Intent, NotDone, Recorder, blocking, subject};
+use crate::run::{Planned, Runner};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
+use crate::state::StateError;
+use crate::state::audit::Action;
+use crate::state::policy_state::{PolicyState, Promotion};
+use crate::text::{chain, printable};
+
+/// A promotion whose answer was lost is not asked for again before this is over: it may still go on unseen.
+/// Twice the hour that the vendor's own tools give a template.
+const UNKNOWN_FOR: SignedDuration = SignedDuration::from_hours(2);
+
+/// A template may be dated a little before our request, if our clock is ahead of the platform's.
+const DATED_BEFORE: SignedDuration = SignedDuration::from_mins(10);
+
+/// What the policy remembers, while a run changes it.
+struct Memory<'a> {
+    runner: &'a Runner,
+    policy: &'a Policy,
+    state: Mutex<PolicyState>,
+}
+
+impl<'a> Memory<'a> {
+    async fn read(runner: &'a Runner, policy: &'a Policy) -> Result<Self, StateError> {
+        let (state, name) = (runner.state.clone(), policy.name.clone());
+        let state = Mutex::new(blocking(move || state.policy_state(&name)).await?);
+        Ok(Self { runner, policy, state })
+    }
+
+    /// Changes what is remembered, and returns once the change is safe.
+    async fn change(&self, change: impl FnOnce(&mut PolicyState)) -> Result<(), NotDone> {
+        let mut held = self.state.lock().await;
+        let mut changed = held.clone();
+        change(&mut changed);
+        let (state, name, written) = (self.runner.state.clone(), self.policy.name.clone(), changed.clone());
+        blocking(move || state.set_policy_state(&name, &written))
+            .await
+            .map_err(|error| NotDone::failed(chain(&error)))?;
+        *held = changed;
+        Ok(())
+    }
+}
+
+/// Promotes what the policy wants and was not promoted yet. Steps come back with the place of their zone.
+pub async fn promote(
+    runner: &Runner,
+    recorder: &Recorder,
+    policy: &Policy,
+    promote: &Promote,
+    zones: &[(usize, &ZoneName, &Planned)],
+) -> Vec<(usize, Step)> {
+    let memory = Memory::read(runner, policy).await;
+    let settled: HashSet<SnapshotId> = match &memory {
+        Ok(memory) => {
+            let state = memory.state.lock().await;
+            state
+                .promotions
+                .iter()
+                .filter(|made| made.template_id.is_some())
+                .map(|made| made.snapshot_id)
+                .collect()
+        }
+        Err(_) => HashSet::new(),
+    };
+    let memory = &memory;
+    let candidates = zones.iter().flat_map(|(place, zone, planned)| {
+        wanted(&planned.plan, &planned.listed.inventory.snapshots, promote.snapshots)
+            .into_iter()
+            .map(move |(snapshot, instance_id)| (*place, *zone, *planned, snapshot, instance_id))
+    });
+    let steps = candidates.filter(|(_, _, _, snapshot, _)| !settled.contains(&snapshot.id)).map(
+        |(place, zone, planned, snapshot, instance_id)| async move {
+            let instance = planned.listed.instance_of(snapshot);
+            let values = TemplateNameValues {
+                instance: instance.map_or("", |instance| &instance.name),
+                zone,
+                policy: &policy.name,
+                snapshot: snapshot.id,
+                created: snapshot.created_at,
+                time_zone: &policy.time_zone,
+            };
+            let name = promote.name.render(&values);
+            let intent = Intent {
+                action: Action::Promote,
+                zone: zone.clone(),
+                snapshot: subject(snapshot, instance),
+                archive: None,
+                template_id: None,
+                rule: None,
+                reasons: vec![format!("the policy makes it a template named {}", printable(&name))],
+            };
+            let work = async {
+                let memory = memory.as_ref().map_err(|error| NotDone::failed(chain(error)))?;
+                let client = runner.client.zone(zone);
+                promote_once(memory, &client, promote, snapshot, instance_id, zone, name).await
+            };
+            (place, recorder.step(intent, work).await)
+        },
+    );
+    stream::iter(steps).buffer_unordered(runner.concurrency.get()).collect().await
+}
+
+async fn promote_once(
+    memory: &Memory<'_>,
+    client: &ZoneClient,
+    promote: &Promote,
+    snapshot: &Snapshot,
+    instance_id: InstanceId,
+    zone: &ZoneName,
+    name: String,
+) -> Result<Done, NotDone> {
+    let now = memory.runner.clock.now();
+    let (asked_before, known) = {
+        let state = memory.state.lock().await;
+        let asked = state.promotions.iter().find(|made| made.snapshot_id == snapshot.id).cloned();
+        let known: HashSet<TemplateId> =
+            state.promotions.iter().filter_map(|made| made.template_id).collect();
+        (asked, known)
+    };
+    let named: Vec<Template> = client
+        .list_templates()
+        .await?
+        .into_iter()
+        .filter(|template| template.name == name && !known.contains(&template.id))
+        .collect();
+
+    if let Some(asked) = asked_before {
+        if let Some(template_id) = made_since(&named, asked.requested_at) {
+            memory.change(|state| settle(state, snapshot.id, template_id)).await?;
+            let message = Some(format!("found the template that was asked for at {}", asked.requested_at));
+            return Ok(Done { template_id: Some(template_id), message, ..Done::default() });
+        }
+        let again_at = asked.requested_at + UNKNOWN_FOR;
+        if now < again_at {
+            return Err(NotDone::skipped(format!(
+                "it was asked for at {}, and what came of it is not known: not asked again before {again_at}",
+                asked.requested_at
+            )));
+        }
+    } else if let Some(template) = named.first() {
+        return Err(NotDone::skipped(format!(
+            "a template named {} is there already ({}), and this policy does not know of having made it",
+            printable(&name),
+            template.id
+        )));
+    }
+
+    let promotion = Promotion {
+        zone: zone.clone(),
+        snapshot_id: snapshot.id,
+        snapshot_created_at: snapshot.created_at,
+        instance_id,
+        template_name: name.clone(),
+        requested_at: now,
+        template_id: None,
+        deleted_at: None,
+    };
+    memory
+        .change(|state| {
+            state.promotions.retain(|made| made.snapshot_id != snapshot.id);
+            state.promotions.push(promotion);
+        })
+        .await?;
+    let request = PromoteRequest {
+        name: name.clone(),
+        description: promote.description.clone(),
+        default_user: promote.default_user.clone(),
+        password_enabled: promote.password_enabled,
+        ssh_key_enabled: promote.ssh_key_enabled,
+    };
+    match request_and_look(client, snapshot.id, &request, now, &known).await {
+        Ok(done) => {
+            if let Some(template_id) = done.template_id {
+                memory.change(|state| settle(state, snapshot.id, template_id)).await?;
+            }
+            Ok(done)
+        }
+        Err((not_done, may_have_happened)) => {
+            if !may_have_happened {
+                memory
+                    .change(|state| state.promotions.retain(|made| made.snapshot_id != snapshot.id))
+                    .await?;
+            }
+            Err(not_done)
+        }
+    }
+}
+
+fn settle(state: &mut PolicyState, snapshot_id: SnapshotId, template_id: TemplateId) {
+    if let Some(made) = state.promotions.iter_mut().find(|made| made.snapshot_id == snapshot_id) {
+        made.template_id = Some(template_id);
+    }
+}
+
+/// Promotes; where the answer was lost, or does not say which template came of it, looks for it by name.
+/// An error comes with whether the promotion may have happened all the same.
+pub(super) async fn request_and_look(
+    client: &ZoneClient,
+    snapshot_id: SnapshotId,
+    request: &PromoteRequest,
+    since: Timestamp,
+    known: &HashSet<TemplateId>,
+) -> Result<Done, (NotDone, bool)> {
+    let (operation_id, lost) = match client.promote_snapshot(snapshot_id, request).await {
+        Ok(operation) => {
+            if let Some(reference) = operation.reference {
+                let template_id = Some(TemplateId(reference));
+                return Ok(Done { operation_id: operation.id, template_id, message: None });
+            }
+            (operation.id, None)
+        }
+        Err(error) if error.may_have_happened() => (error.operation_id(), Some(error)),
+        Err(error) => return Err((error.into(), false)),
+    };
+    let found = client.list_templates().await.ok().and_then(|templates| {
+        let named: Vec<Template> = templates
+            .into_iter()
+            .filter(|template| template.name == request.name && !known.contains(&template.id))
+            .collect();
+        made_since(&named, since)
+    });
+    match (found, lost) {
+        (Some(template_id), _) => {
+            let message = Some("the answer did not name the template: found by its name".to_owned());
+            Ok(Done { operation_id, template_id: Some(template_id), message })
+        }
+        (None, None) => Ok(Done {
+            operation_id,
+            template_id: None,
+            message: Some("the API does not say which template came of it".to_owned()),
+        }),
+        (None, Some(error)) => Err((error.into(), true)),
+    }
+}
+
+fn made_since(named: &[Template], since: Timestamp) -> Option<TemplateId> {
+    let earliest = since - DATED_BEFORE;
+    named
+        .iter()
+        .find(|template| template.created_at.is_some_and(|at| at >= earliest))
+        .map(|template| template.id)
+}
+
+/// Deletes the templates beyond `keep` that this policy made.
+///
+/// # Errors
+/// Why it could not be told which those are, as a sentence.
+pub async fn prune_templates(
+    runner: &Runner,
+    recorder: &Recorder,
+    policy: &Policy,
+    promote: &Promote,
+    zone: &ZoneName,
+    planned: &Planned,
+) -> Result<Vec<Step>, String> {
+    let Some(keep) = promote.keep else { return Ok(Vec::new()) };
+    let memory = Memory::read(runner, policy).await.map_err(|error| chain(&error))?;
+    let client = runner.client.zone(zone);
+    let made: Vec<Promotion> = {
+        let state = memory.state.lock().await;
+        let ours =
+            |made: &&Promotion| made.zone == *zone && made.template_id.is_some() && made.deleted_at.is_none();
+        state.promotions.iter().filter(ours).cloned().collect()
+    };
+    if made.len() <= keep.get() as usize {
+        return Ok(Vec::new());
+    }
+    // Only those that are still there count as kept: people delete templates too.
+    let listed = client.list_templates().await.map_err(|error| chain(&error))?;
+    let names: BTreeMap<TemplateId, String> =
+        listed.into_iter().map(|template| (template.id, template.name)).collect();
+    let mut per_instance: BTreeMap<InstanceId, Vec<&Promotion>> = BTreeMap::new();
+    for promotion in &made {
+        let listed_name = promotion.template_id.and_then(|id| names.get(&id));
+        // One that was renamed is somebody's by now.
+        if listed_name == Some(&promotion.template_name) {
+            per_instance.entry(promotion.instance_id).or_default().push(promotion);
+        }
+    }
+    let mut steps = Vec::new();
+    for (_, mut promotions) in per_instance {
+        promotions.sort_by_key(|made| std::cmp::Reverse((made.snapshot_created_at, made.snapshot_id)));
+        for promotion in promotions.into_iter().skip(keep.get() as usize).rev() {
+            let Some(template_id) = promotion.template_id else { continue };
+            let intent = Intent {
+                action: Action::DeleteTemplate,
+                zone: zone.clone(),
+                snapshot: subject_of(promotion, planned),
+                archive: None,
+                template_id: Some(template_id),
+                rule: Some("keep"),
+                reasons: vec![format!("{keep} newer templates of its instance are kept")],
+            };
+            let work = async {
+                let deleted = client.delete_template(template_id).await?;
+                let now = runner.clock.now();
+                memory
+                    .change(|state| {
+                        for made in &mut state.promotions {
+                            if made.template_id == Some(template_id) {
+                                made.deleted_at = Some(now);
+                            }
+                        }
+                    })
+                    .await?;
+                let operation_id = match deleted {
+                    Deleted::Done(operation) => operation.id,
+                    Deleted::AlreadyGone => None,
+                };
+                Ok(Done { operation_id, ..Done::default() })
+            };
+            steps.push(recorder.step(intent, work).await);
+        }
+    }
+    forget(&memory, zone, planned).await?;
+    Ok(steps)
+}
+
+/// Forgets promotions whose template this policy deleted, once their snapshot is gone and can't come up again.
+async fn forget(memory: &Memory<'_>, zone: &ZoneName, planned: &Planned) -> Result<(), String> {
+    let listed: HashSet<SnapshotId> =
+        planned.listed.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
+    let over = |made: &Promotion| {
+        made.zone == *zone && made.deleted_at.is_some() && !listed.contains(&made.snapshot_id)
+    };
+    if memory.state.lock().await.promotions.iter().any(over) {
+        memory
+            .change(|state| state.promotions.retain(|made| !over(made)))
+            .await
+            .map_err(|not_done| not_done.message)?;
+    }
+    Ok(())
+}
+
+/// The snapshot that a template was made of; it may be gone.
+fn subject_of(promotion: &Promotion, planned: &Planned) -> crate::state::audit::Subject {
+    let snapshots = &planned.listed.inventory.snapshots;
+    match snapshots.iter().find(|snapshot| snapshot.id == promotion.snapshot_id) {
+        Some(snapshot) => subject(snapshot, planned.listed.instance_of(snapshot)),
+        None => crate::state::audit::Subject {
+            id: promotion.snapshot_id,
+            name: promotion.template_name.clone(),
+            created_at: promotion.snapshot_created_at,
+            instance_id: Some(promotion.instance_id),
+            instance_name: None,
+        },
+    }
+}
+
+/// Promotes one snapshot, now, for somebody who asked for it by hand.
+///
+/// # Errors
+/// Why it was not even begun, as a sentence.
+pub async fn promote_by_hand(
+    runner: &Runner,
+    zone: &ZoneName,
+    snapshot_id: SnapshotId,
+    request: &PromoteRequest,
+) -> Result<Step, String> {
+    let client = runner.client.zone(zone);
+    let details = client
+        .get_snapshot(snapshot_id)
+        .await
+        .map_err(|error| chain(&error))?
+        .ok_or_else(|| format!("there is no snapshot {snapshot_id} in zone {zone}"))?;
+    let snapshot = details.snapshot;
+    if !snapshot.state.is_good() {
+        let state = printable(snapshot.state.as_str()).into_owned();
+        return Err(format!(
+            "snapshot {snapshot_id} is in state `{state}`: only `exported` and `ready` ones are whole"
+        ));
+    }
+    let known: HashSet<TemplateId> = client
+        .list_templates()
+        .await
+        .map_err(|error| chain(&error))?
+        .iter()
+        .map(|template| template.id)
+        .collect();
+    let now = runner.clock.now();
+    let recorder = Recorder::new(runner, None, fresh_id(&*runner.randomness, now), CancellationToken::new());
+    let intent = Intent {
+        action: Action::Promote,
+        zone: zone.clone(),
+        snapshot: subject(&snapshot, None),
+        archive: None,
+        template_id: None,
+        rule: None,
+        reasons: vec![format!("asked for by hand, to be named {}", printable(&request.name))],
+    };
+    let work = async {
+        request_and_look(&client, snapshot_id, request, now, &known).await.map_err(|(not_done, _)| not_done)
+    };
+    Ok(recorder.step(intent, work).await)
+}

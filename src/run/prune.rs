@@ -1,0 +1,118 @@
+//! Deletes what the plan lets go, oldest first, each one read again just before.
+
+use futures_util::stream::{self, StreamExt as _};
+
+use crate::archive::proof::VerifiedCopy;
+use crate::exoscale::client::ZoneClient;
+use crate::exoscale::error::ApiError;
+use crate::exoscale::operation::Deleted;
+use crate::retention::plan::{Decision, Verdict};
+use crate::run::inventory::Listed;
+use crate::run::report::Step;
+use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
+use crate::run::{Planned, Runner};
+use crate::snapshot::{Snapshot, ZoneName};
+use crate::state::audit::Action;
+use crate::text::printable;
+
+/// The right to delete one snapshot: every copy that a policy requires is in hand.
+///
+/// Only [`leave`] makes it, and it takes values for that which only the archive can make.
+#[derive(Debug)]
+struct Leave {
+    _copies: Vec<VerifiedCopy>,
+}
+
+/// Deletes what the plan of a zone lets go; steps come back oldest first.
+pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planned: &Planned) -> Vec<Step> {
+    let snapshots = &planned.listed.inventory.snapshots;
+    let mut going: Vec<(&Decision, &Snapshot)> = planned
+        .plan
+        .decisions
+        .iter()
+        .filter(|decision| decision.verdict == Verdict::Delete)
+        .filter_map(|decision| Some((decision, snapshots.get(decision.index as usize)?)))
+        .collect();
+    going.sort_by_key(|(_, snapshot)| (snapshot.created_at, snapshot.id));
+    let client = runner.client.zone(zone);
+    let deletions = going.into_iter().map(|(decision, snapshot)| {
+        let intent = Intent {
+            action: Action::Delete,
+            zone: zone.clone(),
+            snapshot: subject(snapshot, planned.listed.instance_of(snapshot)),
+            archive: None,
+            template_id: None,
+            rule: Some(decision.rule.as_str()),
+            reasons: planned.plan.reasons(decision).iter().map(ToString::to_string).collect(),
+        };
+        recorder.step(intent, delete_if_unchanged(&client, decision, snapshot, &planned.listed))
+    });
+    stream::iter(deletions).buffered(runner.concurrency.get()).collect().await
+}
+
+async fn delete_if_unchanged(
+    client: &ZoneClient,
+    decision: &Decision,
+    planned: &Snapshot,
+    listed: &Listed,
+) -> Result<Done, NotDone> {
+    let leave = leave(decision, planned, listed)?;
+    let Some(now) = client.get_snapshot(planned.id).await? else {
+        return Ok(gone_already());
+    };
+    if now.snapshot != *planned {
+        return Err(NotDone::skipped(format!(
+            "it is not what was planned for any more: {}",
+            difference(planned, &now.snapshot)
+        )));
+    }
+    Ok(match delete(client, planned, leave).await? {
+        Deleted::Done(operation) => Done { operation_id: operation.id, ..Done::default() },
+        Deleted::AlreadyGone => gone_already(),
+    })
+}
+
+/// The one place that deletes a snapshot.
+async fn delete(client: &ZoneClient, snapshot: &Snapshot, _leave: Leave) -> Result<Deleted, ApiError> {
+    client.delete_snapshot(snapshot.id).await
+}
+
+/// Collects the proofs that the plan says are needed.
+fn leave(decision: &Decision, snapshot: &Snapshot, listed: &Listed) -> Result<Leave, NotDone> {
+    let mut copies = Vec::new();
+    for needed in decision.copies.iter() {
+        let lacking = |why: &str| {
+            NotDone::skipped(format!(
+                "archive {} can't prove the copy that a policy requires{why}",
+                needed.archive
+            ))
+        };
+        let catalogue = match listed.catalogues.get(&needed.archive) {
+            Some(Ok(catalogue)) => catalogue,
+            Some(Err(reason)) => return Err(lacking(&format!(": {reason}"))),
+            None => return Err(lacking("")),
+        };
+        copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(|| lacking(""))?);
+    }
+    Ok(Leave { _copies: copies })
+}
+
+fn difference(planned: &Snapshot, now: &Snapshot) -> String {
+    if planned.state != now.state {
+        format!(
+            "its state was `{}` and is `{}`",
+            printable(planned.state.as_str()),
+            printable(now.state.as_str())
+        )
+    } else if planned.created_at != now.created_at {
+        format!("it was taken at {} and now says {}", planned.created_at, now.created_at)
+    } else if planned.name != now.name {
+        format!("its name was `{}` and is `{}`", printable(&planned.name), printable(&now.name))
+    } else {
+        "its instance or size is another".to_owned()
+    }
+}
+
+fn gone_already() -> Done {
+    Done { message: Some("it was gone already".to_owned()), ..Done::default() }
+}

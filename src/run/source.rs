@@ -1,0 +1,215 @@
+//! An exported image as the archive wants it: bytes from any offset, and a fresh address when one expires.
+//!
+//! The presigned address is a credential. It is read here, handed to the transport, and never shown.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
+use crate::clock::{self, Clock};
+use crate::exoscale::client::ZoneClient;
+use crate::run::Runner;
+use crate::run::step::NotDone;
+use crate::snapshot::{OperationId, SnapshotId};
+use crate::transport::{Purpose, Request, Response, Transport};
+
+/// A store may send us on a few times, to another node of its own; more is a ring.
+const REDIRECTS_MAX: usize = 5;
+
+/// An image that the platform exported, by its presigned address.
+#[derive(Debug)]
+pub struct ExportedImage {
+    client: ZoneClient,
+    transport: Arc<dyn Transport>,
+    clock: Arc<dyn Clock>,
+    request_timeout: Duration,
+    allow_plain_http: bool,
+    snapshot_id: SnapshotId,
+    current: Mutex<Exported>,
+}
+
+#[derive(Debug, Clone)]
+struct Exported {
+    address: SecretString,
+    facts: ImageFacts,
+}
+
+impl ExportedImage {
+    /// Asks for an export and reads its address.
+    ///
+    /// # Errors
+    /// [`NotDone`] if the platform does not export it, or gives no address.
+    pub async fn export(
+        runner: &Runner,
+        client: ZoneClient,
+        snapshot_id: SnapshotId,
+    ) -> Result<(Self, Option<OperationId>), NotDone> {
+        let operation = client.export_snapshot(snapshot_id).await?;
+        let current = exported(&client, snapshot_id).await?;
+        let image = Self {
+            client,
+            transport: runner.transport.clone(),
+            clock: runner.clock.clone(),
+            request_timeout: runner.request_timeout,
+            allow_plain_http: runner.allow_plain_http,
+            snapshot_id,
+            current: Mutex::new(current),
+        };
+        Ok((image, operation.id))
+    }
+
+    fn current(&self) -> Exported {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks one address, and those that it sends us on to.
+    async fn ask(&self, address: &SecretString, headers: HeaderMap) -> Result<Response, SourceError> {
+        let mut url = Url::parse(address.expose_secret()).map_err(|_| refused("its address is not a URL"))?;
+        for _ in 0..=REDIRECTS_MAX {
+            self.allow(&url)?;
+            let request = Request {
+                method: Method::GET,
+                url: url.clone(),
+                headers: headers.clone(),
+                body: bytes::Bytes::new(),
+                purpose: Purpose::Image,
+            };
+            let response = clock::timeout(&*self.clock, self.request_timeout, self.transport.send(request))
+                .await
+                .map_err(|error| SourceError::Broken(Box::new(error)))?
+                .map_err(|error| SourceError::Broken(Box::new(error)))?;
+            if !response.status.is_redirection() || response.status == StatusCode::NOT_MODIFIED {
+                return Ok(response);
+            }
+            let next = response
+                .headers
+                .get(header::LOCATION)
+                .and_then(|location| location.to_str().ok())
+                .and_then(|location| url.join(location).ok())
+                .ok_or_else(|| refused("the store sends us on to nowhere"))?;
+            if next.scheme() != "https" && next.host() != url.host() {
+                return Err(refused("the store sends us on to another host without TLS"));
+            }
+            url = next;
+        }
+        Err(refused("the store sends us in a ring"))
+    }
+
+    /// Plain HTTP is for this machine alone, unless the operator allows more.
+    fn allow(&self, url: &Url) -> Result<(), SourceError> {
+        let loopback = match url.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        match url.scheme() {
+            "https" => Ok(()),
+            "http" if loopback || self.allow_plain_http => Ok(()),
+            _ => {
+                Err(refused("its address is not https; `allow_plain_http` under `[exoscale]` would allow it"))
+            }
+        }
+    }
+}
+
+fn refused(why: &str) -> SourceError {
+    SourceError::Refused(why.into())
+}
+
+async fn exported(client: &ZoneClient, snapshot_id: SnapshotId) -> Result<Exported, NotDone> {
+    let details = client
+        .get_snapshot(snapshot_id)
+        .await?
+        .ok_or_else(|| NotDone::failed("the snapshot is gone since it was exported"))?;
+    let export = details
+        .export
+        .ok_or_else(|| NotDone::failed("the API says that it is exported, and gives no address for it"))?;
+    Ok(Exported { address: export.presigned_url, facts: ImageFacts { md5: export.md5sum } })
+}
+
+impl ImageSource for ExportedImage {
+    fn facts(&self) -> ImageFacts {
+        self.current().facts
+    }
+
+    fn open<'a>(
+        &'a self,
+        offset: u64,
+        etag: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ImageStream, SourceError>> {
+        Box::pin(async move {
+            let mut headers = HeaderMap::new();
+            if offset > 0 {
+                headers.insert(header::RANGE, value(&format!("bytes={offset}-"))?);
+                // Not every store heeds it (the MD5 judges in the end), but one that does saves a download.
+                if let Some(etag) = etag {
+                    headers.insert(header::IF_RANGE, value(etag)?);
+                }
+            }
+            let response = self.ask(&self.current().address, headers).await?;
+            let (offset, total) = range_of(&response)?;
+            let etag =
+                response.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
+            Ok(ImageStream { offset, total, etag, body: response.body })
+        })
+    }
+
+    fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            let renewed = async {
+                self.client.export_snapshot(self.snapshot_id).await?;
+                exported(&self.client, self.snapshot_id).await
+            };
+            let renewed =
+                renewed.await.map_err(|not_done: NotDone| SourceError::Refused(not_done.message.into()))?;
+            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+            Ok(())
+        })
+    }
+}
+
+fn value(text: &str) -> Result<HeaderValue, SourceError> {
+    HeaderValue::from_str(text).map_err(|_| refused("the store's ETag can't be sent back"))
+}
+
+/// Where the bytes of an answer begin, and how many there are in all.
+fn range_of(response: &Response) -> Result<(u64, Option<u64>), SourceError> {
+    let text = |name| response.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    match response.status {
+        StatusCode::OK => {
+            // A page instead of an image, as proxies send it with a good conscience.
+            if text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
+                return Err(broken("the store answers with a web page"));
+            }
+            Ok((0, text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok())))
+        }
+        StatusCode::PARTIAL_CONTENT => text(header::CONTENT_RANGE)
+            .and_then(|range| {
+                let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+                Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
+            })
+            .ok_or_else(|| refused("the store answers with a part, and does not say which")),
+        // What stores say of an address whose time is over: 403 (S3) or 400 (others).
+        StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::GONE => {
+            Err(SourceError::Expired)
+        }
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(broken_by(response.status)),
+        status if status.is_server_error() => Err(broken_by(status)),
+        status => Err(refused(&format!("the store answers {status}"))),
+    }
+}
+
+fn broken_by(status: StatusCode) -> SourceError {
+    broken(&format!("the store answers {status}"))
+}
+
+fn broken(why: &str) -> SourceError {
+    SourceError::Broken(why.into())
+}

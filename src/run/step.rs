@@ -1,0 +1,240 @@
+//! One step: written down, done, written down again.
+//!
+//! Everything that changes something passes here, so that the audit log, the report and the log can't
+//! disagree, and so that nothing is begun that could not be written down first.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::exoscale::error::ApiError;
+use crate::policy::{ArchiveName, PolicyName};
+use crate::run::Runner;
+use crate::run::report::{STOPPED, Step, StepOutcome};
+use crate::snapshot::{Instance, OperationId, Snapshot, TemplateId, ZoneName};
+use crate::state::audit::{Action, Line, Outcome, Subject};
+use crate::state::{StateDirectory, StateError};
+use crate::text::{chain, printable};
+
+/// Writes the steps of one run down.
+#[derive(Debug)]
+pub struct Recorder {
+    state: StateDirectory,
+    clock: Arc<dyn Clock>,
+    policy: Option<PolicyName>,
+    run_id: Uuid,
+    stop: CancellationToken,
+}
+
+/// What is about to be done, and why.
+#[derive(Debug, Clone)]
+pub struct Intent {
+    /// What.
+    pub action: Action,
+    /// Where.
+    pub zone: ZoneName,
+    /// To which snapshot.
+    pub snapshot: Subject,
+    /// Into which archive.
+    pub archive: Option<ArchiveName>,
+    /// Which template.
+    pub template_id: Option<TemplateId>,
+    /// The key to blame.
+    pub rule: Option<&'static str>,
+    /// Why.
+    pub reasons: Vec<String>,
+}
+
+/// How a step went well.
+#[derive(Debug, Clone, Default)]
+pub struct Done {
+    /// The API's operation.
+    pub operation_id: Option<OperationId>,
+    /// The template that came of it.
+    pub template_id: Option<TemplateId>,
+    /// What is worth saying.
+    pub message: Option<String>,
+}
+
+/// How a step did not go well.
+#[derive(Debug)]
+pub struct NotDone {
+    /// How it ended.
+    pub outcome: StepOutcome,
+    /// The API's operation, if it came so far.
+    pub operation_id: Option<OperationId>,
+    /// Why.
+    pub message: String,
+}
+
+impl NotDone {
+    /// It failed.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { outcome: StepOutcome::Failed, operation_id: None, message: message.into() }
+    }
+
+    /// It was found that it must not be begun.
+    pub fn skipped(message: impl Into<String>) -> Self {
+        Self { outcome: StepOutcome::Skipped, operation_id: None, message: message.into() }
+    }
+}
+
+impl From<ApiError> for NotDone {
+    fn from(error: ApiError) -> Self {
+        let outcome = if error.is_busy() { StepOutcome::Blocked } else { StepOutcome::Failed };
+        Self { outcome, operation_id: error.operation_id(), message: chain(&error) }
+    }
+}
+
+impl Recorder {
+    /// For the steps of one run, or of one command given by hand.
+    pub fn new(runner: &Runner, policy: Option<PolicyName>, run_id: Uuid, stop: CancellationToken) -> Self {
+        let (state, clock) = (runner.state.clone(), runner.clock.clone());
+        Self { state, clock, policy, run_id, stop }
+    }
+
+    /// The run's id.
+    pub fn run_id(&self) -> Uuid {
+        self.run_id
+    }
+
+    /// Writes the intent down, does the work, writes down what came of it.
+    pub async fn step<W>(&self, intent: Intent, work: W) -> Step
+    where
+        W: Future<Output = Result<Done, NotDone>>,
+    {
+        let mut step = Step {
+            action: intent.action,
+            snapshot: intent.snapshot.clone(),
+            archive: intent.archive.clone(),
+            template_id: intent.template_id,
+            rule: intent.rule,
+            reasons: intent.reasons.clone(),
+            outcome: StepOutcome::Skipped,
+            message: None,
+        };
+        if self.stop.is_cancelled() {
+            step.message = Some(STOPPED.to_owned());
+            return step;
+        }
+        let mut line = Line {
+            at: self.clock.now(),
+            outcome: Outcome::Intended,
+            action: intent.action,
+            policy: self.policy.clone(),
+            run_id: self.run_id,
+            zone: intent.zone,
+            snapshot: intent.snapshot,
+            archive: intent.archive,
+            template_id: intent.template_id,
+            rule: intent.rule,
+            reasons: intent.reasons,
+            operation_id: None,
+            message: None,
+        };
+        if let Err(error) = self.write(&line).await {
+            step.outcome = StepOutcome::Failed;
+            step.message = Some(format!("not begun, since it can't be written down: {}", chain(&error)));
+            tell(&line.zone, &step);
+            return step;
+        }
+        match work.await {
+            Ok(done) => {
+                step.outcome = StepOutcome::Done;
+                step.template_id = done.template_id.or(step.template_id);
+                step.message = done.message;
+                line.operation_id = done.operation_id;
+            }
+            Err(not_done) => {
+                step.outcome = not_done.outcome;
+                step.message = Some(not_done.message);
+                line.operation_id = not_done.operation_id;
+            }
+        }
+        line.at = self.clock.now();
+        line.outcome = match step.outcome {
+            StepOutcome::Done => Outcome::Done,
+            StepOutcome::Failed => Outcome::Failed,
+            StepOutcome::Blocked | StepOutcome::Skipped => Outcome::Blocked,
+        };
+        line.template_id = step.template_id;
+        line.message.clone_from(&step.message);
+        if let Err(error) = self.write(&line).await {
+            // It was done or not; what can't be told any more must at least be heard of.
+            step.outcome = StepOutcome::Failed;
+            let came = step.message.take().map_or_else(String::new, |message| format!(" ({message})"));
+            step.message = Some(format!(
+                "{}{came}, and that can't be written down: {}",
+                word(line.outcome),
+                chain(&error)
+            ));
+        }
+        tell(&line.zone, &step);
+        step
+    }
+
+    async fn write(&self, line: &Line) -> Result<(), StateError> {
+        let (state, line) = (self.state.clone(), line.clone());
+        blocking(move || state.audit(&line)).await
+    }
+}
+
+/// Does blocking work off the async threads. A panic in it goes on here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(lost) => match lost.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is ending: nobody will look at the answer.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// A snapshot as the audit log and the report name it.
+pub fn subject(snapshot: &Snapshot, instance: Option<&Instance>) -> Subject {
+    Subject {
+        id: snapshot.id,
+        name: snapshot.name.to_string(),
+        created_at: snapshot.created_at,
+        instance_id: snapshot.instance_id,
+        instance_name: instance.map(|instance| instance.name.to_string()),
+    }
+}
+
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Intended => "intended",
+        Outcome::Done => "done",
+        Outcome::Failed => "failed",
+        Outcome::Blocked => "not done",
+    }
+}
+
+/// The log line of a step.
+fn tell(zone: &ZoneName, step: &Step) {
+    let (id, name) = (step.snapshot.id, printable(&step.snapshot.name));
+    let done = match step.action {
+        Action::Export => "exported",
+        Action::Promote => "promoted",
+        Action::Delete => "deleted",
+        Action::DeleteTemplate => "deleted the template of",
+    };
+    let told = step.message.as_ref().map_or_else(String::new, |message| format!(": {message}"));
+    let reasons = step.reasons.join("; ");
+    match step.outcome {
+        StepOutcome::Done => {
+            info!(zone.name = %zone, snapshot.id = %id, reasons, "{done} snapshot {name}{told}");
+        }
+        StepOutcome::Failed => {
+            error!(zone.name = %zone, snapshot.id = %id, reasons, "not {done}: snapshot {name}{told}");
+        }
+        StepOutcome::Blocked | StepOutcome::Skipped => {
+            warn!(zone.name = %zone, snapshot.id = %id, reasons, "not {done}: snapshot {name}{told}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What whole runs are played on: a simulated zone, real files in a temporary folder, and the program itself,
+//! put together from a configuration as it is for a user.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use snapwarden::cli::assemble::{self, Seams, Use};
+use snapwarden::clock::Clock as _;
+use snapwarden::config;
+use snapwarden::disk::{Disk, RealDisk};
+use snapwarden::exoscale::credentials::Credentials;
+use snapwarden::run::report::{RunReport, Step, StepOutcome};
+use snapwarden::run::{RunOptions, Runner};
+use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::image::DiskShape;
+use snapwarden::sim::randomness::SeededRandomness;
+use snapwarden::sim::world::{API_KEY, API_SECRET, World};
+use snapwarden::snapshot::{InstanceId, SnapshotId, ZoneName};
+use snapwarden::state::audit::Action;
+
+/// The moment at which every play begins.
+pub(crate) const NOW: &str = "2026-11-01T12:00:00Z";
+
+/// A policy with all that there is, for one zone and one archive.
+pub(crate) const NIGHTLY: &str = r#"
+[policies.nightly]
+zones = ["ch-gva-2"]
+[policies.nightly.retention]
+max_age = "15d"
+max_count = 10
+[policies.nightly.guard]
+max_delete_percent = 100
+[policies.nightly.export]
+archives = ["vault"]
+[policies.nightly.promote]
+name = "{instance}-{created:%Y%m%d}"
+keep = 2
+"#;
+
+/// A zone with what a run needs around it.
+pub(crate) struct Stage {
+    pub(crate) world: World,
+    pub(crate) clock: SimClock,
+    pub(crate) zone: ZoneName,
+    pub(crate) seams: Seams,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+/// So many days before the play begins.
+pub(crate) fn days_ago(days: i64) -> Timestamp {
+    NOW.parse::<Timestamp>().unwrap() - SignedDuration::from_hours(24 * days)
+}
+
+impl Stage {
+    /// An empty zone `ch-gva-2`, over real files.
+    pub(crate) fn new() -> Self {
+        Self::over(Arc::new(RealDisk))
+    }
+
+    /// An empty zone `ch-gva-2`, over this disk.
+    pub(crate) fn over(disk: Arc<dyn Disk>) -> Self {
+        let clock = SimClock::starting_at(NOW.parse().unwrap());
+        let world = World::new(Arc::new(clock.clone()), 7);
+        let zone = world.add_zone("ch-gva-2");
+        let seams = Seams {
+            transport: world.transport(),
+            disk,
+            clock: Arc::new(clock.clone()),
+            randomness: Arc::new(SeededRandomness::new(11)),
+        };
+        Self { world, clock, zone, seams, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// Two instances with a snapshot a day for 20 days, the newest of today; small images.
+    pub(crate) fn two_by_twenty() -> (Self, [Vec<SnapshotId>; 2]) {
+        let stage = Self::new();
+        let ids = ["web-1", "db-1"].map(|name| stage.instance(name, 20));
+        (stage, ids)
+    }
+
+    /// An instance with a snapshot a day, oldest first; the newest is of today.
+    pub(crate) fn instance(&self, name: &str, snapshots: i64) -> Vec<SnapshotId> {
+        let instance = self.world.add_instance(&self.zone, name, &[]);
+        self.world.set_disk(instance, DiskShape::with_data_mib(1));
+        self.days(instance, (0..snapshots).rev())
+    }
+
+    pub(crate) fn days(&self, instance: InstanceId, days: impl Iterator<Item = i64>) -> Vec<SnapshotId> {
+        days.map(|day| self.world.add_snapshot(instance, days_ago(day))).collect()
+    }
+
+    pub(crate) fn archive(&self) -> PathBuf {
+        self.folder.path().join("vault")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// A whole configuration around the given policies.
+    pub(crate) fn config(&self, policies: &str) -> String {
+        config_text(self.folder.path(), policies)
+    }
+
+    /// The program, put together from the configuration.
+    pub(crate) fn runner(&self, policies: &str) -> Runner {
+        let config = config::parse(&self.config(policies), "test.toml", None)
+            .unwrap_or_else(|diagnostics| panic!("{diagnostics}"));
+        let credentials = Credentials::new(API_KEY, API_SECRET).unwrap();
+        assemble::runner(&config, credentials, &self.seams, Use::Running)
+            .unwrap_or_else(|refusal| panic!("{}", refusal.text))
+    }
+
+    /// One run of the first policy.
+    pub(crate) async fn run(&self, policies: &str) -> RunReport {
+        self.run_with(policies, &RunOptions::default()).await
+    }
+
+    pub(crate) async fn run_with(&self, policies: &str, options: &RunOptions) -> RunReport {
+        let runner = self.runner(policies);
+        runner.run(&runner.policies[0], options).await.unwrap()
+    }
+
+    /// The ids of the snapshots that are there, oldest first.
+    pub(crate) fn there(&self) -> Vec<SnapshotId> {
+        self.world.snapshots(&self.zone).into_iter().map(|snapshot| snapshot.id).collect()
+    }
+
+    /// The lines of the audit log.
+    pub(crate) fn audit(&self) -> Vec<serde_json::Value> {
+        let text = read(&self.state().join("audit.jsonl"));
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Moves the wall clock.
+    pub(crate) fn step(&self, by: SignedDuration) {
+        self.clock.step(by);
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+/// A whole configuration around the given policies, with everything in one folder.
+pub(crate) fn config_text(folder: &Path, policies: &str) -> String {
+    format!(
+        "[state]\ndirectory = \"{0}/state\"\n[archives.vault]\ntype = \"local\"\npath = \"{0}/vault\"\n{policies}",
+        folder.display()
+    )
+}
+
+/// A file's text.
+pub(crate) fn read(path: &Path) -> String {
+    snapwarden::disk::read_named_file(path, 1 << 30)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The steps of a report that did, or set out to do, this.
+pub(crate) fn steps(report: &RunReport, action: Action) -> Vec<&Step> {
+    report.zones.iter().flat_map(|zone| &zone.steps).filter(|step| step.action == action).collect()
+}
+
+/// How many steps of a report ended so.
+pub(crate) fn ended(report: &RunReport, action: Action, outcome: StepOutcome) -> usize {
+    steps(report, action).iter().filter(|step| step.outcome == outcome).count()
+}
+
+/// Every file below a folder, with its bytes.
+pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let Ok(entries) = RealDisk.list(folder) else { return files };
+    for entry in entries {
+        let path = folder.join(&entry.name);
+        match entry.kind {
+            snapwarden::disk::Kind::Folder => files.extend(self::files(&path)),
+            _ => files.push((path.clone(), snapwarden::disk::read_file(&RealDisk, &path, 1 << 30).unwrap())),
+        }
+    }
+    files
+}
