@@ -123,6 +123,21 @@ pub trait DiskFile: Send + Sync + Debug {
 /// A lock that lasts until it is dropped, or its process ends.
 pub trait DiskLock: Send + Sync + Debug {}
 
+/// What was written could not be made safe from a crash.
+#[derive(Debug, thiserror::Error)]
+#[error("it could not be made safe from a crash")]
+struct SyncFailure(#[source] io::Error);
+
+/// Marks what a sync says within [`Disk::append`].
+pub(crate) fn sync_failure(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), SyncFailure(error))
+}
+
+/// Whether [`Disk::append`] failed since what it wrote could not be made safe.
+pub fn is_sync_failure(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<SyncFailure>()).is_some()
+}
+
 /// Where files are.
 pub trait Disk: Send + Sync + Debug {
     /// Opens `path`. What is made belongs to the owner of its folder, where we may decide that.
@@ -135,7 +150,8 @@ pub trait Disk: Send + Sync + Debug {
     /// so is the name if it was made. Several processes may add to one file: pieces are never mixed.
     ///
     /// # Errors
-    /// Whatever the disk says; part of `bytes` may stand there then.
+    /// Whatever the disk says; part of `bytes` may stand there then. After one that [`is_sync_failure`] knows
+    /// nothing may be trusted that is added later, as after a failed [`DiskFile::sync`].
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()>;
 
     /// Makes the folder and all above it that are missing.
@@ -241,6 +257,39 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) 
     disk.sync_dir(&folder)
 }
 
+/// Makes the folder and all above it that are missing, and returns once their names are safe from a crash.
+///
+/// Each name is made safe before the next folder is made. So of those that are there already only the last may
+/// not be safe yet, if whoever made it was stopped just then: its name is made safe as well.
+///
+/// # Errors
+/// Whatever the disk says; a name that is taken by something else is an error.
+pub fn create_folders(disk: &dyn Disk, path: &Path, access: Access) -> io::Result<()> {
+    let mut missing = Vec::new();
+    for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
+        match disk.metadata(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(folder),
+            Err(error) => return Err(error),
+            Ok(_) => {
+                match folder.parent().map_or(Ok(()), |above| sync_names(disk, above)) {
+                    // Where we may not look we made nothing.
+                    Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                    _ => break,
+                }
+            }
+        }
+    }
+    for folder in missing.into_iter().rev() {
+        disk.create_dir_all(folder, access)?;
+        folder.parent().map_or(Ok(()), |above| sync_names(disk, above))?;
+    }
+    disk.create_dir_all(path, access)
+}
+
+fn sync_names(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
+    disk.sync_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+}
+
 fn folder_of(path: &Path) -> io::Result<PathBuf> {
     path.parent()
         .map(Path::to_owned)
@@ -340,13 +389,13 @@ impl Disk for RealDisk {
         let folder = folder_of(path)?;
         // Made apart from being opened, so that it goes to the folder's owner and its name is made safe.
         match Self::open_file(path, Open::CreateNew, access) {
-            Ok(_) => self.sync_dir(&folder)?,
+            Ok(_) => self.sync_dir(&folder).map_err(sync_failure)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
         let mut file = OpenOptions::new().append(true).custom_flags(no_follow()).open(path)?;
         file.write_all(bytes)?;
-        file.sync_data()
+        file.sync_data().map_err(sync_failure)
     }
 
     fn create_dir_all(&self, path: &Path, access: Access) -> io::Result<()> {

@@ -24,7 +24,7 @@ use crate::archive::qcow2::{self, Qcow2, Qcow2Error};
 use crate::archive::source::ImageSource;
 use crate::archive::{blocking, is_full};
 use crate::clock::Clock;
-use crate::disk::{Access, Disk, DiskFile, DiskLock, Kind, Open, replace_file};
+use crate::disk::{Access, Disk, DiskFile, DiskLock, Kind, Open, create_folders, replace_file};
 use crate::policy::{ArchiveName, PolicyName};
 use crate::randomness::Randomness;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
@@ -243,8 +243,8 @@ impl LocalArchive {
         let instance_id = snapshot.instance_id.ok_or(StoreError::NoInstance(snapshot.id))?;
         let place = Place::new(&self.path, &image.zone, instance_id, snapshot.created_at, snapshot.id);
 
-        let (disk, archive, taken) = (Arc::clone(&self.disk), self.path.clone(), place.clone());
-        let work = Arc::new(blocking(move || Work::begin(disk, &archive, taken)).await?);
+        let (disk, taken) = (Arc::clone(&self.disk), place.clone());
+        let work = Arc::new(blocking(move || Work::begin(disk, taken)).await?);
         let (theirs, zone) = (Arc::clone(&work), image.zone.clone());
         if let Some(manifest) = blocking(move || theirs.find(&zone, instance_id)).await {
             return Ok(VerifiedCopy::new(&self.name, &manifest));
@@ -383,7 +383,7 @@ struct Work {
 
 impl Work {
     /// Makes the folders, safe from a crash, and takes the lock.
-    fn begin(disk: Arc<dyn Disk>, archive: &Path, place: Place) -> Result<Self, StoreError> {
+    fn begin(disk: Arc<dyn Disk>, place: Place) -> Result<Self, StoreError> {
         let names =
             [&place.image(), &place.manifest(), &place.md5(), &place.part(), &place.bad(), &place.lock()];
         let folders = [&place.zone_folder, &place.folder];
@@ -400,21 +400,8 @@ impl Work {
             }
         }
 
-        // Above the archive only what we make needs a sync; in it always, since whoever made a folder may have
-        // been stopped before.
-        let missing = |path: &&Path| {
-            let found = disk.metadata(path);
-            found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        };
-        let mut parents: Vec<&Path> =
-            archive.ancestors().take_while(missing).filter_map(Path::parent).collect();
-        parents.extend([&*place.zone_folder, archive]);
-        disk.create_dir_all(&place.folder, Access::Group)
+        create_folders(&*disk, &place.folder, Access::Group)
             .map_err(failed("make the folder", &place.folder))?;
-        for parent in parents {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            disk.sync_dir(parent).map_err(failed("sync the folder", parent))?;
-        }
 
         let lock = disk.lock(&place.lock()).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => StoreError::Busy { path: place.image() },

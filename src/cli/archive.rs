@@ -11,7 +11,7 @@ use crate::archive::catalogue::{Problem, StoredCopy};
 use crate::archive::local::LocalArchive;
 use crate::cli::args::{ArchiveList, Global};
 use crate::cli::assemble::{self, Seams};
-use crate::cli::output::{Output, Tone};
+use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::policy::ArchiveName;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
@@ -130,7 +130,7 @@ fn render(archive: &JsonArchive<'_>, output: Output) -> String {
                     plain(image.instance_name.clone().unwrap_or_else(|| image.instance_id.to_string())),
                     plain(image.created_at.to_string()),
                     plain(image.size_bytes.to_string()),
-                    plain(image.verified_at.to_string()),
+                    plain(to_the_second(image.verified_at).to_string()),
                     plain(image.md5.clone()),
                     plain(image.file.clone()),
                 ]

@@ -22,6 +22,9 @@ use crate::transport::{HttpTransport, Transport};
 /// Where state is without a word about it.
 const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
 
+/// Said where no policy is named and none is enabled: silence would look like success.
+pub(super) const NOTHING_ENABLED: &str = "no policy is enabled, so there is nothing to do";
+
 /// The four seams.
 #[derive(Debug, Clone)]
 pub struct Seams {
@@ -57,7 +60,7 @@ impl Seams {
 pub fn configuration(global: &Global) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
     config::load(&global.config, endpoint.as_deref())
-        .map_err(|error| Refusal::new(Exit::BadConfiguration, error.to_string()))
+        .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))
 }
 
 /// The policies that a command names; all enabled ones if it names none.
@@ -93,8 +96,14 @@ pub fn state_path(config: &Config) -> PathBuf {
     config
         .state_directory
         .clone()
-        .or_else(|| std::env::var_os("STATE_DIRECTORY").map(PathBuf::from))
+        .or_else(systemd_state_directory)
         .unwrap_or_else(|| Path::new(STATE_DIRECTORY).to_owned())
+}
+
+/// The first of the folders that systemd made for the service.
+fn systemd_state_directory() -> Option<PathBuf> {
+    let folders = std::env::var("STATE_DIRECTORY").ok()?;
+    folders.split(':').next().filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
 /// The archives of the configuration. Nothing is touched yet.

@@ -20,7 +20,7 @@ use crate::randomness::{Randomness, fresh_id};
 use crate::run::Runner;
 use crate::schedule::Schedule;
 use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
-use crate::text::chain;
+use crate::text::{chain, printable};
 
 #[derive(Serialize)]
 struct Checked<'a> {
@@ -94,7 +94,7 @@ fn checked(policy: &Policy, now: Timestamp) -> CheckedPolicy<'_> {
 }
 
 fn render(checked: &Checked<'_>, output: Output) -> String {
-    let mut text = format!("{}: sound, {}\n", checked.config, policies(checked.policies.len()));
+    let mut text = format!("{}: sound, {}\n", printable(&checked.config), policies(checked.policies.len()));
     let plain = |text: String| (text, Tone::Plain);
     let rows = checked
         .policies

@@ -25,15 +25,15 @@ use crate::run::{RunOptions, Runner};
 use crate::sim::clock::SimClock;
 use crate::sim::image::DiskShape;
 use crate::sim::world::{API_KEY, API_SECRET, World};
-use crate::snapshot::{InstanceId, SnapshotState};
+use crate::snapshot::{InstanceId, SnapshotState, ZoneName};
 
 /// The zones, instances and months of history never change, so that what the README shows is what one sees.
 const SEED: u64 = 20_261_101;
 
 const INTRODUCTION: &str = "\
-A simulated Exoscale zone runs in this process: three instances, and the snapshots that a nightly job has taken
-of them for months. Nobody ever deleted one, none of them exists anywhere else, and when an instance is deleted,
-its snapshots go with it. Below, snapwarden puts that in order by two policies:
+A simulated Exoscale zone runs in this process: three instances, and the snapshots that were taken of them for
+months. Nobody ever deleted one, and none exists anywhere else: if an instance is deleted, its snapshots go with
+it. snapwarden puts that in order by the two policies of this configuration:
 
 ";
 
@@ -44,7 +44,9 @@ its snapshots go with it. Below, snapwarden puts that in order by two policies:
 pub async fn demo(_demo: &Demo, output: Output) -> Result<Exit, Refusal> {
     let folder = tempfile::tempdir().map_err(|error| Refusal::failed(&error))?;
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
-    let world = populated(World::new(clock.clone(), SEED));
+    let world = World::new(clock.clone(), SEED);
+    let zone = populate(&world);
+    let history = world.snapshots(&zone).len();
     let seams = Seams {
         transport: world.transport(),
         disk: Arc::new(RealDisk),
@@ -68,30 +70,23 @@ pub async fn demo(_demo: &Demo, output: Output) -> Result<Exit, Refusal> {
         output.print(&reports.iter().map(|report| once::render(report, output)).collect::<String>());
     }
     output.print(&heading("5. What is there now"));
-    archive::show(&runner.archives, &[], output).await;
-    for zone in config.policies.iter().flat_map(|policy| &policy.zones).take(1) {
-        let templates =
-            world.templates(zone).into_iter().map(|template| format!("  template {}\n", template.name));
-        output.print(&format!(
-            "zone {zone}: {} snapshots of {} are left\n{}",
-            world.snapshots(zone).len(),
-            HISTORY,
-            templates.collect::<String>()
-        ));
-    }
-    output.print(
-        "\nAll of this was in a temporary folder, which is gone now. Your own first policy: README.md.\n",
-    );
+    exit = exit.worse(archive::show(&runner.archives, &[], output).await);
+    let templates: Vec<String> = world.templates(&zone).into_iter().map(|template| template.name).collect();
+    output.print(&format!(
+        "\nzone {zone}: {} of {history} snapshots, templates: {}\n\n\
+         The configuration, the state and the archive were in a temporary folder, which is gone now.\n\
+         For a first policy of your own see README.md.\n",
+        world.snapshots(&zone).len(),
+        templates.join(", ")
+    ));
     Ok(exit)
 }
 
-/// So many snapshots the zone begins with.
-const HISTORY: usize = 45 + 20 + 12 + 1;
-
 /// Three instances with months of history, and one snapshot that failed.
-fn populated(world: World) -> World {
+fn populate(world: &World) -> ZoneName {
     let zone = world.add_zone("ch-gva-2");
-    world.set_operations_take(Duration::from_millis(300));
+    // What one waits for on a real zone teaches nothing here.
+    world.set_operations_take(Duration::ZERO);
     let today = world.now().to_zoned_datetime(TimeZone::UTC).date();
     let at = |days: i64| -> Option<Timestamp> {
         let then = today.checked_sub(days.days()).ok()?.at(2, 30, 0, 0);
@@ -107,14 +102,14 @@ fn populated(world: World) -> World {
     };
     // Since yesterday: what is of today would be dated in the future if it is early.
     let (web, db) = (instance("web-1", &[("tier", "golden")], 24), instance("db-1", &[], 48));
-    take(web, &mut (1..=45).rev());
-    take(db, &mut (1..=20).rev());
-    // Weekly, and stopped two months ago: whoever prunes by age alone would be left with nothing.
-    take(instance("legacy-1", &[], 8), &mut (0..12).rev().map(|week| 60 + 7 * week));
-    if let Some(failed) = take(db, &mut [2].into_iter()) {
+    take(web, &mut (1..=24).rev());
+    take(db, &mut (2..=16).rev());
+    if let Some(failed) = take(db, &mut [1].into_iter()) {
         world.set_state(failed, SnapshotState::Error);
     }
-    world
+    // Weekly, and stopped two months ago: whoever prunes by age alone would be left with nothing.
+    take(instance("legacy-1", &[], 8), &mut (0..9).rev().map(|week| 60 + 7 * week));
+    zone
 }
 
 fn configuration(folder: &Path) -> String {
@@ -136,8 +131,6 @@ keep_within = "14d"                   # and all that are younger than two weeks
 max_age = "400d"
 [policies.nightly.export]
 archives = ["vault"]                  # what goes has a newer, verified copy there
-[policies.nightly.guard]
-max_delete_percent = 60
 
 [policies.weekly]                     # a golden image each week
 schedule = "0 4 * * 0"

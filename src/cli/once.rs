@@ -14,7 +14,7 @@ use crate::policy::Policy;
 use crate::run::report::{RunReport, RunResult, Step, StepOutcome};
 use crate::run::{RunOptions, Runner};
 use crate::state::audit::Action;
-use crate::text::{chain, counted, printable};
+use crate::text::{chain, printable};
 
 /// Runs the policies one after the other.
 ///
@@ -23,6 +23,9 @@ use crate::text::{chain, counted, printable};
 pub async fn once(global: &Global, once: &Once, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let policies = assemble::chosen(&config, &once.policies)?;
+    if policies.is_empty() {
+        output.complain(assemble::NOTHING_ENABLED);
+    }
     let credentials = assemble::credentials(&config)?;
     let runner = assemble::runner(&config, credentials, &Seams::real()?, Use::Running)?;
     let options = RunOptions { allow_deletes: once.allow_deletes, stop: stop_on_signal()? };
@@ -65,9 +68,7 @@ pub async fn run_all(
 }
 
 fn exit_of(report: &RunReport) -> Exit {
-    let stopped = report.zones.iter().flat_map(|zone| &zone.steps).any(Step::was_stopped);
     match report.result {
-        _ if stopped => Exit::Failed,
         RunResult::Success => Exit::Done,
         RunResult::Held => Exit::Held,
         RunResult::Partial | RunResult::Failed => Exit::Failed,
@@ -121,10 +122,8 @@ pub fn render(report: &RunReport, output: Output) -> String {
         if let Some(plan) = &zone.plan {
             let _ = writeln!(
                 text,
-                "  {} kept, {} ignored, {} to go",
-                counted(usize::try_from(plan.keep).unwrap_or(usize::MAX), "snapshot"),
-                plan.ignore,
-                plan.delete
+                "  the plan: {} kept, {} let go, {} ignored",
+                plan.keep, plan.delete, plan.ignore
             );
         }
     }

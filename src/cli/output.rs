@@ -3,8 +3,10 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{Cell, Color as TableColor, ContentArrangement, Table, presets};
+use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
+use crate::cli::Exit;
 use crate::cli::args::{Color, Global, OutputFormat};
 use crate::text::{printable, safe_json};
 
@@ -60,8 +62,15 @@ impl Output {
     /// Prints bytes as they are.
     pub fn print_bytes(self, bytes: &[u8]) {
         let mut stdout = io::stdout().lock();
-        // A reader that went away (`| head`) is no failure of ours.
-        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            // A reader that went away (`| head`) is no failure of ours.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.complain(&format!("write to stdout: {error}"));
+                // Half of the data must not look like all of it.
+                std::process::exit(Exit::Failed as i32);
+            }
+            _ => {}
+        }
     }
 
     /// Prints a value as pretty JSON, and a line's end.
@@ -106,6 +115,9 @@ impl Output {
                 }
             }));
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         let mut text = String::new();
         for line in table.lines() {
             text.push_str(line.trim_end());
@@ -113,4 +125,9 @@ impl Output {
         }
         text
     }
+}
+
+/// A time for people: fractions of a second help nobody.
+pub fn to_the_second(at: Timestamp) -> Timestamp {
+    at.round(Unit::Second).unwrap_or(at)
 }

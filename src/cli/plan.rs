@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use crate::cli::args::{Global, Plan, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
-use crate::cli::output::{Output, Tone};
+use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::config::Config;
 use crate::disk;
 use crate::exoscale::wire;
 use crate::policy::{Policy, PolicyName};
-use crate::retention::inventory::{Copies, Inventory};
+use crate::retention::inventory::{ClockSkew, Copies, Inventory};
 use crate::retention::plan::{Decision, Verdict};
 use crate::run::report::PlanSums;
 use crate::run::{Planned, preview_offline};
@@ -39,6 +39,9 @@ struct PolicyInZone<'a> {
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let policies = assemble::chosen(&config, &plan.policies)?;
+    if policies.is_empty() {
+        output.complain(assemble::NOTHING_ENABLED);
+    }
     let seams = Seams::real()?;
     let at = plan.at.unwrap_or_else(|| seams.clock.now());
     let mut all = Vec::new();
@@ -50,6 +53,8 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
             all.extend(zones.map(|(zone, planned)| PolicyInZone { policy, zone, planned }));
         }
     } else {
+        check_files(&policies, &plan.snapshots)?;
+        check_files(&policies, &plan.instances)?;
         for policy in policies {
             let inventories = inventories(&config, policy, &plan.snapshots, &plan.instances)?;
             let zones = preview_offline(&config.policies, policy, inventories, at).into_iter();
@@ -74,6 +79,30 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
     Ok(exit)
 }
 
+/// A file that would not be looked at is a mistake: what it holds would be missing from the plan without a word.
+fn check_files(policies: &[&Policy], files: &[ZoneFile]) -> Result<(), Refusal> {
+    for (place, file) in files.iter().enumerate() {
+        let why = if files.iter().take(place).any(|earlier| earlier.zone == file.zone) {
+            "another one stands for the same zone".to_owned()
+        } else if let Some(zone) = &file.zone
+            && !policies.iter().any(|policy| policy.zones.contains(zone))
+        {
+            format!("no policy that is planned has zone `{zone}`")
+        } else {
+            continue;
+        };
+        let text = format!("the listing {} is of no use: {why}", file.file.display());
+        return Err(Refusal::new(Exit::Usage, text));
+    }
+    Ok(())
+}
+
+/// The file that stands for a zone: the one that names it, else for the policy's first zone the one that names none.
+fn file_of<'a>(files: &'a [ZoneFile], policy: &Policy, zone: &ZoneName) -> Option<&'a ZoneFile> {
+    let named = files.iter().find(|file| file.zone.as_ref() == Some(zone));
+    named.or_else(|| files.iter().find(|file| file.zone.is_none() && policy.zones.first() == Some(zone)))
+}
+
 /// Reads the files that stand for listings of the policy's zones.
 fn inventories(
     config: &Config,
@@ -81,13 +110,12 @@ fn inventories(
     snapshots: &[ZoneFile],
     instances: &[ZoneFile],
 ) -> Result<Vec<Inventory>, Refusal> {
-    let zone_of = |file: &ZoneFile| file.zone.as_ref().or(policy.zones.first()).cloned();
     let mut inventories = Vec::new();
     for zone in &policy.zones {
-        let Some(file) = snapshots.iter().find(|file| zone_of(file).as_ref() == Some(zone)) else { continue };
+        let Some(file) = file_of(snapshots, policy, zone) else { continue };
         let listing =
             wire::decode_snapshots(&read(&file.file)?).map_err(|error| unreadable(&file.file, &error))?;
-        let instances = match instances.iter().find(|file| zone_of(file).as_ref() == Some(zone)) {
+        let instances = match file_of(instances, policy, zone) {
             Some(file) => {
                 wire::decode_instances(&read(&file.file)?).map_err(|error| unreadable(&file.file, &error))?
             }
@@ -99,7 +127,7 @@ fn inventories(
             instances,
             holds: BTreeMap::new(),
             archives: config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect(),
-            clock_skew: None,
+            clock: ClockSkew::OnPaper,
         });
     }
     Ok(inventories)
@@ -203,7 +231,7 @@ pub fn render(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         // Writing to a String cannot fail.
         let _ = writeln!(text, "\n  {title}");
         let rows = group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at)).collect();
-        let head = ["VERDICT", "RULE", "AGE", "TAKEN", "STATE", "SNAPSHOT", "WHY"];
+        let head = ["VERDICT", "RULE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
         for line in output.table(&head, rows).lines() {
             let _ = writeln!(text, "  {line}");
         }
@@ -242,21 +270,18 @@ fn row(planned: &Planned, decision: &Decision, snapshot: &Snapshot, at: Timestam
         Verdict::Delete => Tone::Bad,
         Verdict::Ignore => Tone::Dim,
     };
-    let reasons: Vec<String> = planned.plan.reasons(decision).iter().map(ToString::to_string).collect();
+    // Of one that stays the first reason is enough for people; JSON has them all.
+    let enough = if decision.verdict == Verdict::Keep { 1 } else { usize::MAX };
+    let reasons: Vec<String> =
+        planned.plan.reasons(decision).iter().take(enough).map(ToString::to_string).collect();
     vec![
         (decision.verdict.as_str().to_owned(), tone),
         (decision.rule.as_str().to_owned(), Tone::Plain),
         (age(snapshot.created_at, at), Tone::Plain),
         (snapshot.created_at.to_string(), Tone::Plain),
-        (snapshot.state.as_str().to_owned(), Tone::Plain),
         (snapshot.name.to_string(), Tone::Plain),
         (reasons.join("; "), Tone::Plain),
     ]
-}
-
-/// Fractions of a second help nobody.
-fn to_the_second(at: Timestamp) -> Timestamp {
-    at.round(Unit::Second).unwrap_or(at)
 }
 
 /// `3d 4h`, `4h 5m` or `5m`; `-` for what is not yet.
@@ -271,5 +296,49 @@ fn age(created_at: Timestamp, at: Timestamp) -> String {
         (0, 0) => format!("{minutes}m"),
         (0, _) => format!("{hours}h {minutes}m"),
         _ => format!("{days}d {hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_that_no_plan_would_look_at_is_refused() {
+        let text = "[policies.nightly]\nzones = [\"ch-gva-2\", \"de-fra-1\"]\n[policies.weekly]\nzones = [\"at-vie-1\"]\n";
+        let config = crate::config::parse(text, "test.toml", None).unwrap_or_else(|error| panic!("{error}"));
+        let (both, weekly): (Vec<_>, Vec<_>) =
+            (config.policies.iter().collect(), config.policies.iter().skip(1).collect());
+        for (policies, files, refused) in [
+            (&both, &["a.json"][..], None),
+            (&both, &["a.json", "de-fra-1=b.json", "at-vie-1=c.json"], None),
+            (&both, &["ch-dk-2=a.json"], Some("`ch-dk-2`")),
+            (&weekly, &["ch-gva-2=a.json"], Some("`ch-gva-2`")),
+            (&both, &["a.json", "b.json"], Some("b.json")),
+            (&both, &["de-fra-1=a.json", "de-fra-1=b.json"], Some("b.json")),
+        ] {
+            let files: Vec<ZoneFile> = files.iter().map(|file| file.parse().unwrap()).collect();
+            match (check_files(policies, &files), refused) {
+                (Ok(()), None) => {}
+                (Err(refusal), Some(word)) => {
+                    assert_eq!(refusal.exit, Exit::Usage, "{files:?}");
+                    assert!(refusal.text.contains(word), "{files:?}: {}", refusal.text);
+                }
+                (checked, _) => panic!("{files:?}: {checked:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_names_its_zone_goes_before_one_that_names_none() {
+        let text = "[policies.nightly]\nzones = [\"ch-gva-2\", \"de-fra-1\"]\n";
+        let config = crate::config::parse(text, "test.toml", None).unwrap_or_else(|error| panic!("{error}"));
+        let found = |files: &[&str], zone: &str| {
+            let files: Vec<ZoneFile> = files.iter().map(|file| file.parse().unwrap()).collect();
+            file_of(&files, &config.policies[0], &zone.parse().unwrap()).map(|file| file.file.clone())
+        };
+        assert_eq!(found(&["a.json", "ch-gva-2=b.json"], "ch-gva-2"), Some("b.json".into()));
+        assert_eq!(found(&["a.json", "de-fra-1=b.json"], "ch-gva-2"), Some("a.json".into()));
+        assert_eq!(found(&["a.json"], "de-fra-1"), None);
     }
 }

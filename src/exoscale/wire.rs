@@ -454,7 +454,8 @@ fn one<Raw: DeserializeOwned, T>(
     checked(raw).map_err(DecodeError::Json)
 }
 
-/// Hands over each entry of the list under `key`, one at a time. No such key, or `null`, is an empty list.
+/// Hands over each entry of the list under `key`, one at a time. An empty object, or `null` under the key, is an
+/// empty list.
 fn each<Raw: DeserializeOwned>(
     bytes: &[u8],
     key: &'static str,
@@ -497,10 +498,11 @@ where
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        let mut found = false;
+        let (mut found, mut other) = (false, None);
         while let Some(key) = map.next_key::<String>()? {
             if key != self.key {
                 map.next_value::<IgnoredAny>()?;
+                other = Some(key);
             } else if found {
                 return Err(A::Error::custom(format_args!("`{key}` stands there twice")));
             } else {
@@ -508,7 +510,15 @@ where
                 map.next_value_seed(Entries { key: self.key, take: &mut self.take, raw: PhantomData })?;
             }
         }
-        Ok(())
+        // An empty object is an empty list; one about something else is none.
+        match other {
+            Some(other) if !found => Err(A::Error::custom(format_args!(
+                "there is no `{}` in it, but `{}`",
+                self.key,
+                excerpt(&other, 50)
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -630,8 +640,17 @@ mod tests {
 
     #[test]
     fn no_list_is_an_empty_list() {
-        for json in ["{}", r#"{"snapshots":[]}"#, r#"{"snapshots":null}"#, r#" {"other":1} "#] {
+        for json in ["{}", r#"{"snapshots":[]}"#, r#"{"snapshots":null}"#, r#" {"other":1,"snapshots":[]} "#]
+        {
             assert_eq!(snapshots(json).unwrap().snapshots, [], "{json}");
+        }
+    }
+
+    #[test]
+    fn an_object_about_something_else_is_no_empty_list() {
+        for json in [r#"{"message":"try later"}"#, r#"{"instances":[]}"#] {
+            let error = snapshots(json).unwrap_err();
+            assert!(error.contains("there is no `snapshots` in it"), "{json}: {error}");
         }
     }
 

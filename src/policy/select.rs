@@ -67,6 +67,10 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
         text.parse().map(Self::Id).or_else(|_| NameGlob::new(text).map(Self::Name))
     }
 
+    fn is_name(&self) -> bool {
+        matches!(self, Self::Name(_))
+    }
+
     fn matches(&self, id: &Id, name: Option<&str>) -> bool {
         match self {
             Self::Id(wanted) => wanted == id,
@@ -77,7 +81,8 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
 
 impl Select {
     /// Whether the policy speaks about this instance. One that is not listed any more (`None`) has no name and
-    /// no labels: only an id, or no condition at all, selects it, and only an id excludes it.
+    /// no labels: only an id, or no condition at all, selects it. As for exclusions, its name is in doubt: any
+    /// exclusion by name excludes it.
     pub fn selects_instance(&self, id: Option<InstanceId>, instance: Option<&Instance>) -> bool {
         let name = instance.map(|instance| &*instance.name);
         let any = |patterns: &[Pattern<InstanceId>]| {
@@ -88,6 +93,7 @@ impl Select {
         };
         self.instances.as_ref().is_none_or(|patterns| any(patterns))
             && !any(&self.exclude_instances)
+            && !(instance.is_none() && self.exclude_instances.iter().any(Pattern::is_name))
             && self.labels.iter().all(labelled)
     }
 
@@ -197,7 +203,11 @@ mod tests {
             ("any name", Select { instances: Some(patterns(&["*"])), ..Select::default() }, false),
             ("its id", Select { instances: Some(patterns(&[WEB])), ..Select::default() }, true),
             ("a label", Select { labels, ..Select::default() }, false),
-            ("any name excluded", Select { exclude_instances: patterns(&["*"]), ..Select::default() }, true),
+            (
+                "any name excluded",
+                Select { exclude_instances: patterns(&["*-x"]), ..Select::default() },
+                false,
+            ),
             ("its id excluded", Select { exclude_instances: patterns(&[WEB]), ..Select::default() }, false),
         ] {
             assert_eq!(select.selects_instance(id, None), selected, "{what}");

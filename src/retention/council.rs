@@ -71,9 +71,9 @@ impl<'a> Council<'a> {
         let none: Arc<[CopyNeeded]> = Arc::new([]);
         let mut lists: CopyLists = Vec::new();
         let mut holders = Holders::default();
+        // Why a need is not met, made once: snapshots share it.
+        let mut missing: BTreeMap<usize, Reason> = BTreeMap::new();
         for group in groups {
-            // Why a need is not met, told once per group.
-            let mut missing: BTreeMap<usize, Reason> = BTreeMap::new();
             for entry in &group.entries {
                 let standing = own.judgement.standing(entry.index);
                 if standing.say == Say::Nothing {
@@ -83,7 +83,7 @@ impl<'a> Council<'a> {
                 let own_reasons = own_reasons.by_ref().take(usize::from(standing.reasons));
                 holders.clear();
                 if own.judgement.prunes() && !matches!(standing.say, Say::Ignores(_)) {
-                    self.ask(own, entry, group, &mut missing, &mut holders);
+                    self.ask(own, entry, &mut missing, &mut holders);
                 }
                 let (verdict, rule) = match (standing.say, holders.rule) {
                     (Say::LetsGo(rule), Some(holder)) => {
@@ -129,7 +129,6 @@ impl<'a> Council<'a> {
         &'m self,
         own: &Member<'_>,
         entry: &Entry<'_>,
-        group: &Group<'_>,
         missing: &mut BTreeMap<usize, Reason>,
         holders: &mut Holders<'m>,
     ) {
@@ -138,7 +137,7 @@ impl<'a> Council<'a> {
         }
         let is_missing = |need: &Need| need.opens(entry.snapshot, self.now).is_none_or(|at| at > self.now);
         for need in own.needs.iter().filter(|need| is_missing(need)) {
-            let reason = missing.entry(need.number).or_insert_with(|| need.reason(group)).clone();
+            let reason = missing.entry(need.number).or_insert_with(|| need.reason()).clone();
             holders.add(Rule::Export, reason);
         }
         for member in self.members.iter().filter(|member| member.judgement.prunes()) {
@@ -166,7 +165,7 @@ impl<'a> Council<'a> {
         let needs = std::mem::take(&mut holders.needs);
         let of_others = |need: &&&Need| !own.needs.iter().any(|known| known.number == need.number);
         for need in needs.iter().filter(of_others).filter(|need| is_missing(need)) {
-            let reason = missing.entry(need.number).or_insert_with(|| need.reason(group)).clone();
+            let reason = missing.entry(need.number).or_insert_with(|| need.reason()).clone();
             holders.add(Rule::Export, reason);
         }
         holders.needs = needs;

@@ -7,9 +7,8 @@ use jiff::Timestamp;
 
 use crate::policy::{ArchiveName, Policy, Which};
 use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
-use crate::retention::order::Group;
 use crate::retention::plan::{CopyNeeded, counted_from};
-use crate::retention::reason::{MissingCopy, Reason, UnreachableArchive};
+use crate::retention::reason::{Reason, UnreachableArchive};
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
 
 /// A copy that some policy requires, and what its archive holds.
@@ -84,18 +83,12 @@ impl Need {
         }
     }
 
-    /// Why it keeps the snapshots of a group for which it is not met.
-    pub(crate) fn reason(&self, group: &Group<'_>) -> Reason {
+    /// Why it keeps the snapshots for which it is not met.
+    pub(crate) fn reason(&self) -> Reason {
         if let Vault::Closed(reason) = &*self.vault {
             return reason.clone();
         }
-        let instance = match (group.instance, group.instance_id) {
-            (Some(instance), _) => instance.name.clone(),
-            (None, Some(id)) => id.to_string().into(),
-            (None, None) => "an unknown instance".into(),
-        };
-        let CopyNeeded { archive, of } = self.copy.clone();
-        Reason::MissingCopy(Arc::new(MissingCopy { archive, of, instance }))
+        Reason::MissingCopy(Arc::new(self.copy.clone()))
     }
 }
 

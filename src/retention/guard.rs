@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 use crate::policy::{Guard, PolicyName};
+use crate::retention::inventory::ClockSkew;
 use crate::snapshot::ZoneName;
 use crate::text::counted;
 
@@ -24,8 +25,8 @@ pub struct ZoneCase {
     pub deletes: u64,
     /// How many selected good ones there are.
     pub good: u64,
-    /// This machine's clock less the API's, where it is known.
-    pub clock_skew: Option<SignedDuration>,
+    /// How far this machine's clock is from the API's.
+    pub clock: ClockSkew,
 }
 
 /// Why nothing of a zone is deleted: whose, where, what and what it would take.
@@ -51,6 +52,8 @@ pub enum Limit {
         /// How far it may be off in either direction.
         max: Duration,
     },
+    /// There is nothing to compare this machine's clock with. No allowance lets it pass.
+    NoClock,
     /// `max_deletes`.
     Deletes {
         /// How many may go in a run.
@@ -83,8 +86,12 @@ pub fn hold(
         if case.deletes == 0 {
             return None;
         }
-        if let Some(skew) = case.clock_skew.filter(|skew| skew.unsigned_abs() > guard.max_clock_skew) {
-            return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
+        match case.clock {
+            ClockSkew::Known(skew) if skew.unsigned_abs() > guard.max_clock_skew => {
+                return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
+            }
+            ClockSkew::Unknown => return Some(Limit::NoClock),
+            ClockSkew::Known(_) | ClockSkew::OnPaper => {}
         }
         if is_allowed {
             return None;
@@ -106,7 +113,7 @@ pub fn hold(
 impl Held {
     /// Whether it would pass if [`Held::run_deletes`] deletions were allowed.
     pub fn can_be_allowed(&self) -> bool {
-        !matches!(self.limit, Limit::ClockSkew { .. })
+        !matches!(self.limit, Limit::ClockSkew { .. } | Limit::NoClock)
     }
 }
 
@@ -121,6 +128,13 @@ impl Display for Held {
                     f,
                     "nothing of zone {zone} is deleted: this machine's clock is {off} {side} the API's, more than \
                      max_clock_skew = {max}, so ages can't be trusted; set the clock right, nothing else lets it pass"
+                );
+            }
+            Limit::NoClock => {
+                return write!(
+                    f,
+                    "nothing of zone {zone} is deleted: the API's answer has no Date header to compare this \
+                     machine's clock with, so ages can't be trusted; see what on the way to the API takes it out"
                 );
             }
             Limit::Deletes { max } => write!(
@@ -158,12 +172,12 @@ mod tests {
         Guard { max_deletes: None, max_delete_percent: 50, max_clock_skew: Duration::from_mins(5) };
 
     fn zone(name: &str, deletes: u64, good: u64) -> ZoneCase {
-        ZoneCase { zone: name.parse().unwrap(), deletes, good, clock_skew: None }
+        ZoneCase { zone: name.parse().unwrap(), deletes, good, clock: ClockSkew::OnPaper }
     }
 
     fn skewed(seconds: i64) -> ZoneCase {
-        let clock_skew = Some(SignedDuration::from_secs(seconds));
-        ZoneCase { clock_skew, ..zone("ch-gva-2", 1, 20) }
+        let clock = ClockSkew::Known(SignedDuration::from_secs(seconds));
+        ZoneCase { clock, ..zone("ch-gva-2", 1, 20) }
     }
 
     fn holds(guard: &Guard, zones: &[ZoneCase], allowed: Option<u64>) -> Vec<Option<Held>> {
@@ -231,7 +245,9 @@ mod tests {
             assert_eq!(held(&GUARD, &[skewed(seconds)], None), [expected], "{seconds} s");
             assert_eq!(held(&GUARD, &[skewed(seconds)], Some(1000)), [expected], "{seconds} s, allowed");
         }
-        assert!(held(&GUARD, &[ZoneCase { clock_skew: Some(SignedDuration::MIN), ..skewed(0) }], None)[0]);
+        assert!(
+            held(&GUARD, &[ZoneCase { clock: ClockSkew::Known(SignedDuration::MIN), ..skewed(0) }], None)[0]
+        );
         assert_eq!(held(&GUARD, &[zone("a", 1, 20), skewed(1200)], None), [false, true]);
     }
 

@@ -20,8 +20,19 @@ pub struct Inventory {
     pub holds: BTreeMap<SnapshotId, Hold>,
     /// What each archive that an enabled policy names holds.
     pub archives: BTreeMap<ArchiveName, Copies>,
-    /// This machine's clock less the API's, where the answer had a date.
-    pub clock_skew: Option<SignedDuration>,
+    /// Whether this machine's clock can be trusted.
+    pub clock: ClockSkew,
+}
+
+/// How far this machine's clock is from the API's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClockSkew {
+    /// The listing came with the API's time: this machine's less that.
+    Known(SignedDuration),
+    /// The listing came without it, so ages are in doubt.
+    Unknown,
+    /// For decisions on paper: the moment of judging was given.
+    OnPaper,
 }
 
 /// A pin on a snapshot.

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use crate::policy::span::Span;
 use crate::policy::{ArchiveName, PolicyName, Which};
 use crate::retention::inventory::Hold;
-use crate::retention::plan::Rule;
+use crate::retention::plan::{CopyNeeded, Rule};
 use crate::snapshot::SnapshotState;
-use crate::text::{excerpt, printable};
+use crate::text::excerpt;
 
 /// So much of what somebody wrote, or of what another program said, is repeated in a reason.
 const QUOTED_CHARACTERS: usize = 200;
@@ -48,7 +48,7 @@ pub enum Reason {
         rule: Rule,
     },
     /// A copy that is required is not there.
-    MissingCopy(Arc<MissingCopy>),
+    MissingCopy(Arc<CopyNeeded>),
     /// An archive in which a copy is required can't be asked.
     ArchiveUnreachable(Arc<UnreachableArchive>),
     /// But for the reasons before this one, it would go by this rule; why stands behind it.
@@ -98,17 +98,6 @@ pub struct Cutoff {
 // A span compares field by field; it holds no floats.
 impl Eq for Cutoff {}
 
-/// A verified copy that is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MissingCopy {
-    /// Where it should be.
-    pub archive: ArchiveName,
-    /// Of the snapshot itself (`All`), or of it or a newer one of its instance (`Newest`).
-    pub of: Which,
-    /// The instance by its name, or by its id if it is not listed any more; hostile text.
-    pub instance: Box<str>,
-}
-
 /// An archive that can't be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnreachableArchive {
@@ -148,12 +137,9 @@ impl Display for Reason {
                 rule => write!(f, "policy `{policy}` keeps it ({rule})"),
             },
             Self::MissingCopy(missing) => match missing.of {
-                Which::Newest => write!(
-                    f,
-                    "no verified copy of it or a newer snapshot of {} in archive `{}`",
-                    printable(&missing.instance),
-                    missing.archive
-                ),
+                Which::Newest => {
+                    write!(f, "no verified copy of it or a newer one in archive `{}`", missing.archive)
+                }
                 Which::All => write!(f, "no verified copy of it in archive `{}`", missing.archive),
             },
             Self::ArchiveUnreachable(unreachable) => write!(
@@ -164,7 +150,9 @@ impl Display for Reason {
             ),
             Self::WouldGo(_) => f.write_str("but for this it would go"),
             Self::NotWanted => f.write_str("no keep rule wants it"),
-            Self::NotLast { place, count } => write!(f, "newest {place}, wanted are {count} (keep_last)"),
+            Self::NotLast { place, count } => {
+                write!(f, "number {place} from the newest (keep_last = {count})")
+            }
             Self::TooOld(cutoff) => {
                 let Cutoff { rule, span, at } = &**cutoff;
                 // Fractions of a second help nobody.
@@ -172,7 +160,7 @@ impl Display for Reason {
                 write!(f, "older than {span} ({rule}: taken before {at})")
             }
             Self::TooMany { place, count } => {
-                write!(f, "newest {place} of those wanted, {count} may stay (max_count)")
+                write!(f, "number {place} from the newest of those wanted (max_count = {count})")
             }
             Self::Future { taken } => {
                 write!(f, "dated more than 5 minutes in the future: {taken}; not judged before")

@@ -7,10 +7,10 @@ use futures_util::future::{join, join_all};
 
 use crate::archive::catalogue::Catalogue;
 use crate::policy::ArchiveName;
-use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
+use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Inventory};
 use crate::run::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotState, ZoneName};
-use crate::text::{chain, printable};
+use crate::text::{chain, counted, printable};
 
 /// What each archive holds, or why that can't be told.
 pub type Catalogues = BTreeMap<ArchiveName, Result<Arc<Catalogue>, String>>;
@@ -70,7 +70,9 @@ pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> 
             ));
         }
     };
-    let clock_skew = snapshots.date.map(|date| snapshots.received_at.duration_since(date));
+    let clock = snapshots
+        .date
+        .map_or(ClockSkew::Unknown, |date| ClockSkew::Known(snapshots.received_at.duration_since(date)));
     let copies = catalogues.iter().map(|(name, catalogue)| {
         let copies = match catalogue {
             Ok(catalogue) => Copies::Known(copies_in(catalogue, zone)),
@@ -84,7 +86,7 @@ pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> 
         instances,
         holds: BTreeMap::new(),
         archives: copies.collect(),
-        clock_skew,
+        clock,
     };
     Ok(listed(inventory, catalogues.clone()))
 }
@@ -105,13 +107,24 @@ pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listed {
         }
     }
     for (name, catalogue) in &catalogues {
-        if let Err(reason) = catalogue {
-            warnings.push(format!(
+        match catalogue {
+            Ok(catalogue) => warnings.extend(unreliable(name, catalogue)),
+            Err(reason) => warnings.push(format!(
                 "archive {name} can't be read, so whatever needs a copy there stays: {reason}"
-            ));
+            )),
         }
     }
     Listed { inventory, catalogues, warnings, instances }
+}
+
+/// A copy that was lost must not wait to be looked for: its snapshot may be gone.
+fn unreliable(name: &ArchiveName, catalogue: &Catalogue) -> Option<String> {
+    let first = catalogue.problems().first()?;
+    Some(format!(
+        "archive {name} has {} that can't be relied on, such as {}; see `snapwarden archive list {name}`",
+        counted(catalogue.problems().len(), "file"),
+        first.describe()
+    ))
 }
 
 fn copies_in(catalogue: &Catalogue, zone: &ZoneName) -> Vec<ArchivedCopy> {

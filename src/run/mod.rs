@@ -37,8 +37,9 @@ use crate::retention::guard::{self, Held, ZoneCase};
 use crate::retention::inventory::Inventory;
 use crate::retention::plan::{self, PolicyPlan};
 use crate::run::inventory::{Catalogues, Listed};
+use crate::run::promote::Memory;
 use crate::run::report::{RunReport, Step, ZoneReport};
-use crate::run::step::Recorder;
+use crate::run::step::{Recorder, blocking};
 use crate::snapshot::ZoneName;
 use crate::state::{StateDirectory, StateError};
 use crate::text::{chain, counted};
@@ -110,10 +111,13 @@ impl Runner {
     /// Runs the policy once.
     ///
     /// # Errors
-    /// [`StateError`] if the run could not begin, for example since the policy runs already. What fails later
-    /// stands in the report.
+    /// [`StateError`] if the run could not begin, for example since the policy runs already, or since what it
+    /// remembers can't be read. What fails later stands in the report.
     pub async fn run(&self, policy: &Policy, options: &RunOptions) -> Result<RunReport, StateError> {
         let _lock = self.state.lock_policy(&policy.name)?;
+        // Whoever can't remember what was done must not go on deleting: this is looked at before anything else.
+        let (state, name) = (self.state.clone(), policy.name.clone());
+        blocking(move || state.policy_state(&name)).await?;
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
         let report = self.run_locked(policy, options, run_id).instrument(span.clone()).await;
@@ -172,6 +176,10 @@ impl Runner {
             }
         }
         if options.stop.is_cancelled() {
+            // What would have gone is not known, so no step can tell of it.
+            for (place, _) in &locks {
+                reports[*place].failures.push("nothing is deleted: the program was told to stop".to_owned());
+            }
             return;
         }
 
@@ -179,19 +187,29 @@ impl Runner {
         let names: Vec<ZoneName> = places.iter().map(|place| first[*place].0.clone()).collect();
         let mut again = self.list_and_plan(policy, &names, None).await;
         guard(policy, &mut again, options.allow_deletes);
+        let memory = match &policy.promote {
+            Some(promote) => Some((promote, Memory::read(self, policy).await.map_err(|error| chain(&error)))),
+            None => None,
+        };
+        let memory = &memory;
         let deletes = places.iter().zip(&again).map(|(place, (zone, planned))| async move {
             match planned {
                 Ok(planned) if planned.held.is_none() => {
                     let mut steps = prune::prune(self, recorder, zone, planned).await;
-                    if let Some(promote) = &policy.promote {
-                        let pruned =
-                            promote::prune_templates(self, recorder, policy, promote, zone, planned).await;
-                        match pruned {
-                            Ok(more) => steps.extend(more),
-                            Err(failure) => return (*place, steps, Some(failure)),
+                    let pruned = match memory {
+                        Some((promote, Ok(memory))) => {
+                            promote::prune_templates(memory, recorder, promote, zone, planned).await
                         }
+                        Some((_, Err(failure))) => Err(failure.clone()),
+                        None => Ok(Vec::new()),
+                    };
+                    match pruned {
+                        Ok(more) => {
+                            steps.extend(more);
+                            (*place, steps, None)
+                        }
+                        Err(failure) => (*place, steps, Some(failure)),
                     }
-                    (*place, steps, None)
                 }
                 _ => (*place, Vec::new(), None),
             }
@@ -277,7 +295,7 @@ fn guard(policy: &Policy, zones: &mut [ZonePlan], allowed: Option<u64>) {
             zone: (*zone).clone(),
             deletes: planned.plan.deletes,
             good: planned.plan.good,
-            clock_skew: planned.listed.inventory.clock_skew,
+            clock: planned.listed.inventory.clock,
         })
         .collect();
     for ((_, planned), held) in
@@ -309,12 +327,14 @@ fn tell(report: &RunReport) {
     let sums = report.sums();
     info!(
         result = report.result.as_str(),
-        "policy {}: {}: {}, {}, {}, {} failed",
+        "policy {}: {}: {}, {}, {}, {} blocked, {} skipped, {} failed",
         report.policy,
         report.result.as_str(),
         counted(sums.exported, "export"),
         counted(sums.promoted, "promotion"),
         counted(sums.deleted, "deletion"),
+        sums.blocked,
+        sums.skipped,
         sums.failed,
     );
 }

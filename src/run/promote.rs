@@ -14,13 +14,13 @@ use crate::exoscale::client::ZoneClient;
 use crate::exoscale::operation::Deleted;
 use crate::exoscale::wire::{PromoteRequest, Template};
 use crate::policy::template_name::TemplateNameValues;
-use crate::policy::{Policy, Promote};
+use crate::policy::{Policy, PolicyName, Promote};
 use crate::randomness::fresh_id;
 use crate::run::export::wanted;
 use crate::run::report::Step;
 use crate::run::step::{Done, Intent, NotDone, Recorder, blocking, subject};
 use crate::run::{Planned, Runner};
-use crate::snapshot::{InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::StateError;
 use crate::state::audit::Action;
 use crate::state::policy_state::{PolicyState, Promotion};
@@ -33,18 +33,39 @@ const UNKNOWN_FOR: SignedDuration = SignedDuration::from_hours(2);
 /// A template may be dated a little before our request, if our clock is ahead of the platform's.
 const DATED_BEFORE: SignedDuration = SignedDuration::from_mins(10);
 
-/// What the policy remembers, while a run changes it.
-struct Memory<'a> {
+/// What the policy remembers, while a run changes it. Zones share one, so that no change overwrites another.
+#[derive(Debug)]
+pub struct Memory<'a> {
     runner: &'a Runner,
     policy: &'a Policy,
     state: Mutex<PolicyState>,
+    /// The templates of all other policies: never taken for this one's.
+    of_others: HashSet<TemplateId>,
 }
 
 impl<'a> Memory<'a> {
-    async fn read(runner: &'a Runner, policy: &'a Policy) -> Result<Self, StateError> {
+    /// Reads it; the run holds the policy's lock.
+    ///
+    /// # Errors
+    /// [`StateError`] if a policy's memory can't be read.
+    pub async fn read(runner: &'a Runner, policy: &'a Policy) -> Result<Self, StateError> {
         let (state, name) = (runner.state.clone(), policy.name.clone());
-        let state = Mutex::new(blocking(move || state.policy_state(&name)).await?);
-        Ok(Self { runner, policy, state })
+        let names: Vec<PolicyName> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
+        let read = move || {
+            let own = state.policy_state(&name)?;
+            let mut of_others = HashSet::new();
+            for other in names.iter().filter(|other| **other != name) {
+                of_others.extend(template_ids(&state.policy_state(other)?));
+            }
+            Ok((own, of_others))
+        };
+        let (own, of_others) = blocking(read).await?;
+        Ok(Self { runner, policy, state: Mutex::new(own), of_others })
+    }
+
+    /// Every template that a policy is known to have made.
+    fn known(&self, own: &PolicyState) -> HashSet<TemplateId> {
+        self.of_others.iter().copied().chain(template_ids(own)).collect()
     }
 
     /// Changes what is remembered, and returns once the change is safe.
@@ -59,6 +80,10 @@ impl<'a> Memory<'a> {
         *held = changed;
         Ok(())
     }
+}
+
+fn template_ids(state: &PolicyState) -> impl Iterator<Item = TemplateId> {
+    state.promotions.iter().filter_map(|made| made.template_id)
 }
 
 /// Promotes what the policy wants and was not promoted yet. Steps come back with the place of their zone.
@@ -83,13 +108,15 @@ pub async fn promote(
         Err(_) => HashSet::new(),
     };
     let memory = &memory;
-    let candidates = zones.iter().flat_map(|(place, zone, planned)| {
-        wanted(&planned.plan, &planned.listed.inventory.snapshots, promote.snapshots)
-            .into_iter()
-            .map(move |(snapshot, instance_id)| (*place, *zone, *planned, snapshot, instance_id))
-    });
-    let steps = candidates.filter(|(_, _, _, snapshot, _)| !settled.contains(&snapshot.id)).map(
-        |(place, zone, planned, snapshot, instance_id)| async move {
+    // Namesakes go one after the other: told apart by name alone, the template of one could be taken for that
+    // of another whose answer was lost.
+    let mut namesakes: BTreeMap<(&ZoneName, String), Vec<Candidate<'_>>> = BTreeMap::new();
+    for (place, zone, planned) in zones {
+        let wanted = wanted(&planned.plan, &planned.listed.inventory.snapshots, promote.snapshots);
+        for (snapshot, instance_id) in wanted {
+            if settled.contains(&snapshot.id) {
+                continue;
+            }
             let instance = planned.listed.instance_of(snapshot);
             let values = TemplateNameValues {
                 instance: instance.map_or("", |instance| &instance.name),
@@ -99,7 +126,14 @@ pub async fn promote(
                 created: snapshot.created_at,
                 time_zone: &policy.time_zone,
             };
-            let name = promote.name.render(&values);
+            let candidate = Candidate { place: *place, snapshot, instance, instance_id };
+            namesakes.entry((*zone, promote.name.render(&values))).or_default().push(candidate);
+        }
+    }
+    let steps = namesakes.into_iter().map(|((zone, name), candidates)| async move {
+        let mut steps = Vec::new();
+        for candidate in candidates {
+            let Candidate { place, snapshot, instance, instance_id } = candidate;
             let intent = Intent {
                 action: Action::Promote,
                 zone: zone.clone(),
@@ -109,15 +143,25 @@ pub async fn promote(
                 rule: None,
                 reasons: vec![format!("the policy makes it a template named {}", printable(&name))],
             };
+            let name = name.clone();
             let work = async {
                 let memory = memory.as_ref().map_err(|error| NotDone::failed(chain(error)))?;
                 let client = runner.client.zone(zone);
                 promote_once(memory, &client, promote, snapshot, instance_id, zone, name).await
             };
-            (place, recorder.step(intent, work).await)
-        },
-    );
-    stream::iter(steps).buffer_unordered(runner.concurrency.get()).collect().await
+            steps.push((place, recorder.step(intent, work).await));
+        }
+        steps
+    });
+    stream::iter(steps).buffer_unordered(runner.concurrency.get()).concat().await
+}
+
+/// A snapshot that is to become a template.
+struct Candidate<'a> {
+    place: usize,
+    snapshot: &'a Snapshot,
+    instance: Option<&'a Instance>,
+    instance_id: InstanceId,
 }
 
 async fn promote_once(
@@ -130,36 +174,40 @@ async fn promote_once(
     name: String,
 ) -> Result<Done, NotDone> {
     let now = memory.runner.clock.now();
-    let (asked_before, known) = {
+    let (asked_before, known, lost) = {
         let state = memory.state.lock().await;
         let asked = state.promotions.iter().find(|made| made.snapshot_id == snapshot.id).cloned();
-        let known: HashSet<TemplateId> =
-            state.promotions.iter().filter_map(|made| made.template_id).collect();
-        (asked, known)
+        let lost = |asked: &Promotion| lost_namesakes(&state, zone, &asked.template_name);
+        let lost = asked.as_ref().map_or(0, lost);
+        (asked, memory.known(&state), lost)
     };
+    // The policy may call its templates otherwise by now.
+    let asked_for = asked_before.as_ref().map_or(&name, |asked| &asked.template_name);
     let named: Vec<Template> = client
         .list_templates()
         .await?
         .into_iter()
-        .filter(|template| template.name == name && !known.contains(&template.id))
+        .filter(|template| template.name == *asked_for && !known.contains(&template.id))
         .collect();
 
     if let Some(asked) = asked_before {
-        if let Some(template_id) = made_since(&named, asked.requested_at) {
+        if let Some(template_id) = made_since(&named, asked.requested_at, lost) {
             memory.change(|state| settle(state, snapshot.id, template_id)).await?;
             let message = Some(format!("found the template that was asked for at {}", asked.requested_at));
             return Ok(Done { template_id: Some(template_id), message, ..Done::default() });
         }
-        let again_at = asked.requested_at + UNKNOWN_FOR;
+        let again_at = asked.requested_at.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
         if now < again_at {
             return Err(NotDone::skipped(format!(
                 "it was asked for at {}, and what came of it is not known: not asked again before {again_at}",
                 asked.requested_at
             )));
         }
-    } else if let Some(template) = named.first() {
-        return Err(NotDone::skipped(format!(
-            "a template named {} is there already ({}), and this policy does not know of having made it",
+    }
+    if let Some(template) = named.first() {
+        return Err(NotDone::failed(format!(
+            "a template named {} is there already ({}), and no policy knows of having made it: delete or rename it, or \
+             give the policy another `name`",
             printable(&name),
             template.id
         )));
@@ -237,7 +285,7 @@ pub(super) async fn request_and_look(
             .into_iter()
             .filter(|template| template.name == request.name && !known.contains(&template.id))
             .collect();
-        made_since(&named, since)
+        made_since(&named, since, 1)
     });
     match (found, lost) {
         (Some(template_id), _) => {
@@ -253,12 +301,26 @@ pub(super) async fn request_and_look(
     }
 }
 
-fn made_since(named: &[Template], since: Timestamp) -> Option<TemplateId> {
-    let earliest = since - DATED_BEFORE;
-    named
-        .iter()
-        .find(|template| template.created_at.is_some_and(|at| at >= earliest))
-        .map(|template| template.id)
+/// The template that came of a request, of those that have its name and are not known: one that is dated much earlier
+/// or later is somebody else's, and so may any be if there are more than the `lost` requests for this name.
+fn made_since<'a>(
+    named: impl IntoIterator<Item = &'a Template>,
+    since: Timestamp,
+    lost: usize,
+) -> Option<TemplateId> {
+    let earliest = since.checked_sub(DATED_BEFORE).unwrap_or(Timestamp::MIN);
+    let latest = since.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
+    let is_dated_so =
+        |template: &&Template| template.created_at.is_some_and(|at| (earliest..=latest).contains(&at));
+    let candidates: Vec<&Template> = named.into_iter().filter(is_dated_so).collect();
+    candidates.first().filter(|_| candidates.len() <= lost).map(|template| template.id)
+}
+
+/// How many promotions under this name were asked for whose template is not known.
+fn lost_namesakes(state: &PolicyState, zone: &ZoneName, name: &str) -> usize {
+    let is_lost =
+        |made: &&Promotion| made.zone == *zone && made.template_name == name && made.template_id.is_none();
+    state.promotions.iter().filter(is_lost).count()
 }
 
 /// Deletes the templates beyond `keep` that this policy made.
@@ -266,27 +328,24 @@ fn made_since(named: &[Template], since: Timestamp) -> Option<TemplateId> {
 /// # Errors
 /// Why it could not be told which those are, as a sentence.
 pub async fn prune_templates(
-    runner: &Runner,
+    memory: &Memory<'_>,
     recorder: &Recorder,
-    policy: &Policy,
     promote: &Promote,
     zone: &ZoneName,
     planned: &Planned,
 ) -> Result<Vec<Step>, String> {
     let Some(keep) = promote.keep else { return Ok(Vec::new()) };
-    let memory = Memory::read(runner, policy).await.map_err(|error| chain(&error))?;
+    let runner = memory.runner;
+    forget(memory, zone, planned).await?;
     let client = runner.client.zone(zone);
-    let made: Vec<Promotion> = {
-        let state = memory.state.lock().await;
-        let ours =
-            |made: &&Promotion| made.zone == *zone && made.template_id.is_some() && made.deleted_at.is_none();
-        state.promotions.iter().filter(ours).cloned().collect()
-    };
-    if made.len() <= keep.get() as usize {
+    let is_ours = |made: &&Promotion| made.zone == *zone && made.deleted_at.is_none();
+    if memory.state.lock().await.promotions.iter().filter(is_ours).count() <= keep.get() as usize {
         return Ok(Vec::new());
     }
-    // Only those that are still there count as kept: people delete templates too.
     let listed = client.list_templates().await.map_err(|error| chain(&error))?;
+    find_lost(memory, zone, &listed).await?;
+    let made: Vec<Promotion> = memory.state.lock().await.promotions.iter().filter(is_ours).cloned().collect();
+    // Only those that are still there count as kept: people delete templates too.
     let names: BTreeMap<TemplateId, String> =
         listed.into_iter().map(|template| (template.id, template.name)).collect();
     let mut per_instance: BTreeMap<InstanceId, Vec<&Promotion>> = BTreeMap::new();
@@ -312,7 +371,7 @@ pub async fn prune_templates(
                 reasons: vec![format!("{keep} newer templates of its instance are kept")],
             };
             let work = async {
-                let deleted = client.delete_template(template_id).await?;
+                let deleted = client.delete_template(template_id).await.map_err(NotDone::of_deletion)?;
                 let now = runner.clock.now();
                 memory
                     .change(|state| {
@@ -332,8 +391,30 @@ pub async fn prune_templates(
             steps.push(recorder.step(intent, work).await);
         }
     }
-    forget(&memory, zone, planned).await?;
     Ok(steps)
+}
+
+/// Finds the templates of promotions whose answer was lost. A snapshot that is not wanted any more is not looked
+/// at again by [`promote`], and its template would stay for ever.
+async fn find_lost(memory: &Memory<'_>, zone: &ZoneName, listed: &[Template]) -> Result<(), String> {
+    let is_lost = |made: &&Promotion| made.zone == *zone && made.template_id.is_none();
+    let lost: Vec<Promotion> = memory.state.lock().await.promotions.iter().filter(is_lost).cloned().collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let find = |state: &mut PolicyState| {
+        for asked in &lost {
+            let known = memory.known(state);
+            let named = listed
+                .iter()
+                .filter(|template| template.name == asked.template_name && !known.contains(&template.id));
+            let namesakes = lost_namesakes(state, zone, &asked.template_name);
+            if let Some(template_id) = made_since(named, asked.requested_at, namesakes) {
+                settle(state, asked.snapshot_id, template_id);
+            }
+        }
+    };
+    memory.change(find).await.map_err(|not_done| not_done.message)
 }
 
 /// Forgets promotions whose template this policy deleted, once their snapshot is gone and can't come up again.

@@ -60,13 +60,10 @@ async fn delete_if_unchanged(
     let Some(now) = client.get_snapshot(planned.id).await? else {
         return Ok(gone_already());
     };
-    if now.snapshot != *planned {
-        return Err(NotDone::skipped(format!(
-            "it is not what was planned for any more: {}",
-            difference(planned, &now.snapshot)
-        )));
+    if let Some(difference) = difference(planned, &now.snapshot) {
+        return Err(NotDone::skipped(format!("it is not what was planned for any more: {difference}")));
     }
-    Ok(match delete(client, planned, leave).await? {
+    Ok(match delete(client, planned, leave).await.map_err(NotDone::of_deletion)? {
         Deleted::Done(operation) => Done { operation_id: operation.id, ..Done::default() },
         Deleted::AlreadyGone => gone_already(),
     })
@@ -97,19 +94,19 @@ fn leave(decision: &Decision, snapshot: &Snapshot, listed: &Listed) -> Result<Le
     Ok(Leave { _copies: copies })
 }
 
-fn difference(planned: &Snapshot, now: &Snapshot) -> String {
+/// What a decision may have rested on, and is otherwise by now.
+fn difference(planned: &Snapshot, now: &Snapshot) -> Option<String> {
     if planned.state != now.state {
-        format!(
-            "its state was `{}` and is `{}`",
-            printable(planned.state.as_str()),
-            printable(now.state.as_str())
-        )
+        let [was, is] = [planned, now].map(|snapshot| printable(snapshot.state.as_str()));
+        Some(format!("its state was `{was}` and is `{is}`"))
     } else if planned.created_at != now.created_at {
-        format!("it was taken at {} and now says {}", planned.created_at, now.created_at)
+        Some(format!("it was taken at {} and now says {}", planned.created_at, now.created_at))
     } else if planned.name != now.name {
-        format!("its name was `{}` and is `{}`", printable(&planned.name), printable(&now.name))
+        Some(format!("its name was `{}` and is `{}`", printable(&planned.name), printable(&now.name)))
+    } else if planned.instance_id != now.instance_id {
+        Some("it is another instance's now".to_owned())
     } else {
-        "its instance or size is another".to_owned()
+        None
     }
 }
 

@@ -33,7 +33,7 @@ pub struct RunReport {
 pub enum RunResult {
     /// All was done, or nothing was to do.
     Success,
-    /// Some failed, some was done.
+    /// Some failed, or was not begun since the program was told to stop; some was done.
     Partial,
     /// No zone could be worked in.
     Failed,
@@ -221,7 +221,7 @@ impl RunReport {
             && self.zones.iter().all(|zone| !zone.failures.is_empty() && zone.steps.is_empty())
         {
             RunResult::Failed
-        } else if self.sums().failed > 0 {
+        } else if self.sums().failed > 0 || self.steps().any(Step::was_stopped) {
             RunResult::Partial
         } else if self.zones.iter().any(|zone| zone.held.is_some()) {
             RunResult::Held
@@ -230,23 +230,25 @@ impl RunReport {
         }
     }
 
+    fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.zones.iter().flat_map(|zone| &zone.steps)
+    }
+
     /// Adds up all steps.
     pub fn sums(&self) -> StepSums {
-        let mut sums = StepSums::default();
-        for zone in &self.zones {
-            sums.failed += zone.failures.len();
-            for step in &zone.steps {
-                match step.outcome {
-                    StepOutcome::Failed => sums.failed += 1,
-                    StepOutcome::Blocked => sums.blocked += 1,
-                    StepOutcome::Skipped => sums.skipped += 1,
-                    StepOutcome::Done => match step.action {
-                        Action::Export => sums.exported += 1,
-                        Action::Promote => sums.promoted += 1,
-                        Action::Delete => sums.deleted += 1,
-                        Action::DeleteTemplate => sums.templates_deleted += 1,
-                    },
-                }
+        let failed = self.zones.iter().map(|zone| zone.failures.len()).sum();
+        let mut sums = StepSums { failed, ..StepSums::default() };
+        for step in self.steps() {
+            match step.outcome {
+                StepOutcome::Failed => sums.failed += 1,
+                StepOutcome::Blocked => sums.blocked += 1,
+                StepOutcome::Skipped => sums.skipped += 1,
+                StepOutcome::Done => match step.action {
+                    Action::Export => sums.exported += 1,
+                    Action::Promote => sums.promoted += 1,
+                    Action::Delete => sums.deleted += 1,
+                    Action::DeleteTemplate => sums.templates_deleted += 1,
+                },
             }
         }
         sums

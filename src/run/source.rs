@@ -201,6 +201,7 @@ fn range_of(response: &Response) -> Result<(u64, Option<u64>), SourceError> {
             Err(SourceError::Expired)
         }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(broken_by(response.status)),
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => Err(SourceError::Changed),
         status if status.is_server_error() => Err(broken_by(status)),
         status => Err(refused(&format!("the store answers {status}"))),
     }

@@ -81,12 +81,19 @@ impl NotDone {
     pub fn skipped(message: impl Into<String>) -> Self {
         Self { outcome: StepOutcome::Skipped, operation_id: None, message: message.into() }
     }
+
+    /// A deletion that failed; one of what is busy, in use or in conflict is only blocked.
+    pub fn of_deletion(error: ApiError) -> Self {
+        let outcome = if error.is_busy() { StepOutcome::Blocked } else { StepOutcome::Failed };
+        Self { outcome, ..error.into() }
+    }
 }
 
+/// A call that failed. A copy that is busy does not come about either, and whoever waits for it must hear of it:
+/// only what would be deleted may as well stay until the next run ([`NotDone::of_deletion`]).
 impl From<ApiError> for NotDone {
     fn from(error: ApiError) -> Self {
-        let outcome = if error.is_busy() { StepOutcome::Blocked } else { StepOutcome::Failed };
-        Self { outcome, operation_id: error.operation_id(), message: chain(&error) }
+        Self { operation_id: error.operation_id(), ..Self::failed(chain(&error)) }
     }
 }
 

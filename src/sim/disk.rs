@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
-use crate::disk::{Access, Disk, DiskFile, DiskLock, Entry, Kind, Metadata, Open};
+use crate::disk::{Access, Disk, DiskFile, DiskLock, Entry, Kind, Metadata, Open, sync_failure};
 use crate::randomness::Randomness;
 
 /// A kind of call, for [`MemoryDisk::fail`].
@@ -374,10 +374,14 @@ impl Disk for MemoryDisk {
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
         // The steps of the real form, each of which may be the last before a crash.
         let _one_at_a_time = APPENDING.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = self.open(path, Open::UpdateOrCreate, access)?;
-        self.sync_dir(path.parent().unwrap_or(path))?;
+        match self.open(path, Open::CreateNew, access) {
+            Ok(_) => self.sync_dir(path.parent().unwrap_or(path)).map_err(sync_failure)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        let file = self.open(path, Open::Update, access)?;
         file.write_all_at(bytes, file.len()?)?;
-        file.sync()
+        file.sync().map_err(sync_failure)
     }
 
     fn create_dir_all(&self, path: &Path, _access: Access) -> io::Result<()> {
@@ -545,7 +549,7 @@ impl DiskFile for MemoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{RealDisk, read_file, replace_file};
+    use crate::disk::{RealDisk, create_folders, read_file, replace_file};
     use crate::sim::randomness::SeededRandomness;
 
     /// Runs one claim over both forms of the seam, each with an empty folder.
@@ -668,6 +672,33 @@ mod tests {
                 disk.create_dir_all(&folder.join("folder"), Access::Owner).unwrap();
                 assert_eq!(attempt(disk, folder).unwrap_err().kind(), kind, "{name} {disk:?}");
             });
+        }
+    }
+
+    #[test]
+    fn both_make_folders_and_refuse_a_file_in_their_place() {
+        on_both(|disk, folder| {
+            for _ in 0..2 {
+                create_folders(disk, &folder.join("a/b"), Access::Owner).unwrap();
+            }
+            assert_eq!(disk.metadata(&folder.join("a/b")).unwrap().kind, Kind::Folder, "{disk:?}");
+            write(disk, &folder.join("file"), b"x");
+            for path in ["file", "file/below"] {
+                assert!(create_folders(disk, &folder.join(path), Access::Owner).is_err(), "{path} {disk:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn folders_once_made_are_safe_also_if_their_first_maker_was_killed_on_the_way() {
+        let path = Path::new("/srv/a/b/c");
+        for changes in 0..10 {
+            let disk = memory();
+            disk.stop_after(changes);
+            let _ = create_folders(&disk, path, Access::Owner);
+            let disk = disk.kill();
+            create_folders(&disk, path, Access::Owner).unwrap();
+            assert_eq!(disk.crash().metadata(path).unwrap().kind, Kind::Folder, "{changes}");
         }
     }
 

@@ -16,7 +16,7 @@ pub mod clock;
 pub mod disk;
 pub mod fault;
 pub mod image;
-mod loopback;
+pub mod loopback;
 mod place;
 pub mod randomness;
 mod signature;

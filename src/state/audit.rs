@@ -11,12 +11,13 @@
 //! ```
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::disk::{Access, Open};
+use crate::disk::{Access, Open, is_sync_failure};
 use crate::policy::{ArchiveName, PolicyName};
 use crate::snapshot::{InstanceId, OperationId, SnapshotId, TemplateId, ZoneName};
 use crate::state::{StateDirectory, StateError};
@@ -105,19 +106,40 @@ impl StateDirectory {
     /// Adds a line and returns once it is safe from a crash.
     ///
     /// # Errors
-    /// [`StateError::File`]: then what was intended must not be done.
+    /// [`StateError`]: then what was intended must not be done.
     pub fn audit(&self, line: &Line) -> Result<(), StateError> {
         let path = self.path.join(FILE);
         let failed = |source| StateError::File { verb: "append to", path: path.clone(), source };
         let json = serde_json::to_string(line).map_err(|error| failed(error.into()))?;
         let text = safe_json(&json).into_owned() + "\n";
-        self.disk.append(&path, text.as_bytes(), Access::Owner).map_err(failed)
+        if self.log.is_unsafe.load(Ordering::Relaxed) {
+            return Err(StateError::Unsafe { path });
+        }
+        if self.log.is_torn.load(Ordering::Relaxed) {
+            mend(self)?;
+            self.log.is_torn.store(false, Ordering::Relaxed);
+        }
+        self.disk.append(&path, text.as_bytes(), Access::Owner).map_err(|source| {
+            self.log.is_torn.store(true, Ordering::Relaxed);
+            self.log.is_unsafe.fetch_or(is_sync_failure(&source), Ordering::Relaxed);
+            failed(source)
+        })
     }
+}
+
+/// What this process knows about the audit log from its own failures.
+#[derive(Debug, Default)]
+pub(super) struct LogHealth {
+    /// The last line may not be whole, as on a disk that was full.
+    is_torn: AtomicBool,
+    /// A line could not be made safe. Later ones would seem to be and might not, so there are none.
+    is_unsafe: AtomicBool,
 }
 
 const FILE: &str = "audit.jsonl";
 
-/// Ends a line that a crash left unfinished, so that the next one stands alone.
+/// Ends a line that a crash or a full disk left unfinished, so that the next one stands alone, and makes the
+/// file's name safe, should its maker have been stopped before.
 pub(super) fn mend(state: &StateDirectory) -> Result<(), StateError> {
     let path = state.path.join(FILE);
     let failed = |verb| {
@@ -129,6 +151,7 @@ pub(super) fn mend(state: &StateDirectory) -> Result<(), StateError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("open")(error)),
     };
+    state.disk.sync_dir(&state.path).map_err(failed("make safe"))?;
     let len = file.len().map_err(failed("read"))?;
     let mut last = [b'\n'];
     if len > 0 {

@@ -16,9 +16,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{Access, Disk, DiskLock, Kind};
+use crate::disk::{self, Access, Disk, DiskLock, Kind};
 use crate::policy::PolicyName;
 use crate::snapshot::ZoneName;
+use crate::state::audit::LogHealth;
 
 /// Memory that fails.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,15 @@ pub enum StateError {
         /// The highest that we know.
         known: u64,
     },
+    /// What was written could not be made safe.
+    #[error(
+        "the state file {} could not be made safe from a crash before, so nothing more is begun: look after the disk, then start snapwarden anew",
+        .path.display()
+    )]
+    Unsafe {
+        /// Which.
+        path: PathBuf,
+    },
     /// Somebody else has the lock.
     #[error("{what} is locked by another process ({})", .path.display())]
     Locked {
@@ -90,12 +100,13 @@ pub enum StateError {
 pub struct StateDirectory {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    log: Arc<LogHealth>,
 }
 
 impl StateDirectory {
     /// The directory, for reading what may be there; nothing is made or changed.
     pub fn at(disk: Arc<dyn Disk>, path: &Path) -> Self {
-        Self { disk, path: path.to_owned() }
+        Self { disk, path: path.to_owned(), log: Arc::default() }
     }
 
     /// Opens the directory for a run; one that is missing is made if the folder above it is there.
@@ -111,16 +122,17 @@ impl StateDirectory {
 
     fn prepare(&self) -> io::Result<()> {
         match self.disk.metadata(&self.path) {
-            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let above = self.path.parent().unwrap_or(&self.path);
                 if self.disk.metadata(above)?.kind != Kind::Folder {
                     return Err(io::ErrorKind::NotADirectory.into());
                 }
-                self.disk.create_dir_all(&self.path, Access::Owner)?;
             }
             Err(error) => return Err(error),
+            Ok(_) => {}
         }
+        // What is written below a name that is not safe would be lost with it.
+        disk::create_folders(&*self.disk, &self.path, Access::Owner)?;
         // Listing it and locking a file in it show what nothing but trying can: that we may read and write.
         self.disk.list(&self.path)?;
         match self.disk.lock(&self.path.join("directory.lock")) {

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
 
 mod client;
+mod command_line;
 mod config_files;
+mod crashes;
 mod floors;
 mod simulated_zone;
 mod stage;

@@ -202,6 +202,17 @@ async fn a_clock_in_doubt_holds_every_deletion_and_nothing_allows_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_the_apis_time_nothing_is_deleted_and_nothing_allows_it() {
+    let (stage, _) = Stage::two_by_twenty();
+    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::Header(header::DATE, None)));
+    let options = RunOptions { allow_deletes: Some(1_000), ..RunOptions::default() };
+    let report = stage.run_with(NIGHTLY, &options).await;
+    assert_eq!(report.result, RunResult::Held, "{}", said(&report));
+    assert_eq!(stage.there().len(), 40);
+    assert!(said(&report).contains("Date"), "{}", said(&report));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_plan_beyond_the_guard_is_held_whole_until_it_is_allowed() {
     let (stage, _) = Stage::two_by_twenty();
     let policy = NIGHTLY.replace("max_delete_percent = 100", "max_deletes = 19\nmax_delete_percent = 100");
@@ -246,6 +257,23 @@ async fn an_export_that_fails_keeps_its_own_instance_alone() {
     assert!(ids[0].iter().all(|id| there.contains(id)), "nothing of web-1 may go");
     assert_eq!(there.len(), 30);
     assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_does_not_come_about_is_a_failure_also_where_the_platform_was_busy() {
+    for (call, action) in [(Call::ExportSnapshot, Action::Export), (Call::PromoteSnapshot, Action::Promote)] {
+        for effect in [
+            Effect::status(409, "Template limit reached"),
+            Effect::operation_fails("conflict", "another operation runs"),
+        ] {
+            let (stage, ids) = Stage::two_by_twenty();
+            stage.world.fault(Fault::on(call, effect).of(ids[0].last().unwrap().0));
+            let report = stage.run(NIGHTLY).await;
+            assert_eq!(report.result, RunResult::Partial, "{}", said(&report));
+            assert_eq!(ended(&report, action, StepOutcome::Failed), 1, "{}", said(&report));
+            assert_eq!(ended(&report, action, StepOutcome::Done), 1, "{}", said(&report));
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,6 +341,67 @@ async fn a_promotion_whose_answer_is_lost_makes_no_second_template() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lost_promotion_takes_no_template_of_a_namesake_for_its_own() {
+    let stage = Stage::new();
+    let ids = ["web", "web"].map(|name| stage.instance(name, 1)[0]);
+    stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::operation_hangs()).of(ids[0].0).times(1));
+    let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
+    let report = stage.run(&policy).await;
+    let promoted = steps(&report, Action::Promote);
+    let of = |id| promoted.iter().find(|step| step.snapshot.id == id).unwrap();
+    assert_eq!(of(ids[1]).outcome, StepOutcome::Done, "{}", said(&report));
+    assert_eq!(of(ids[0]).outcome, StepOutcome::Failed, "{}", said(&report));
+
+    stage.step(SignedDuration::from_hours(3));
+    let again = stage.run(&policy).await;
+    assert_eq!(ended(&again, Action::Promote, StepOutcome::Done), 1, "{}", said(&again));
+    assert_eq!(stage.world.templates(&stage.zone).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_promotion_is_found_by_the_name_that_was_asked_for_then() {
+    let stage = Stage::new();
+    stage.instance("web-1", 1);
+    // The template comes, but neither its answer nor the look for it.
+    stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::CutAfter).times(1));
+    stage.world.fault(Fault::on(Call::ListTemplates, Effect::html()).after(1).times(1));
+    let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
+    assert_eq!(stage.run(&policy).await.result, RunResult::Partial);
+    stage.seams.clock.sleep(Duration::from_mins(1)).await;
+    stage.step(SignedDuration::from_hours(3));
+    let renamed = policy.replace("{instance}-{created:%Y%m%d}", "golden-{instance}");
+    let again = stage.run(&renamed).await;
+    assert_eq!(ended(&again, Action::Promote, StepOutcome::Done), 1, "{}", said(&again));
+    assert_eq!(stage.world.templates(&stage.zone).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promotion_remembered_from_the_end_of_time_is_no_panic() {
+    let stage = Stage::new();
+    stage.instance("web-1", 1);
+    stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::CutBefore).times(1));
+    let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
+    stage.run(&policy).await;
+    let path = stage.state().join("policy-nightly.json");
+    for (edge, action) in
+        [("9999-12-30T21:00:00Z", StepOutcome::Skipped), ("-009999-01-03T00:00:00Z", StepOutcome::Done)]
+    {
+        let mut memory: serde_json::Value = serde_json::from_str(&crate::stage::read(&path)).unwrap();
+        memory["promotions"][0]["requested_at"] = json!(edge);
+        let bytes = memory.to_string();
+        snapwarden::disk::replace_file(
+            &snapwarden::disk::RealDisk,
+            &path,
+            bytes.as_bytes(),
+            snapwarden::disk::Access::Owner,
+        )
+        .unwrap();
+        let report = stage.run(&policy).await;
+        assert_eq!(ended(&report, Action::Promote, action), 1, "{edge}: {}", said(&report));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn older_templates_of_the_policy_go_and_those_of_people_stay() {
     let stage = Stage::new();
     let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
@@ -325,6 +414,49 @@ async fn older_templates_of_the_policy_go_and_those_of_people_stay() {
     }
     let names: Vec<_> = stage.world.templates(&stage.zone).into_iter().map(|made| made.name).collect();
     assert_eq!(names, ["web-1-20261103", "web-1-20261104"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_whose_answer_was_lost_goes_too_once_there_are_enough_newer_ones() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
+    stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::CutAfter).times(1));
+    // At first it can't be looked for either.
+    stage.world.fault(Fault::on(Call::ListTemplates, Effect::status(503, "down")).after(1).times(5));
+    for _ in 0..4 {
+        stage.world.add_snapshot(instance, stage.now());
+        stage.run(&policy).await;
+        stage.step(SignedDuration::from_hours(24));
+    }
+    let names: Vec<_> = stage.world.templates(&stage.zone).into_iter().map(|made| made.name).collect();
+    assert_eq!(names, ["web-1-20261103", "web-1-20261104"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_somebody_made_later_under_the_name_of_a_lost_one_is_left_alone() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let policy = NIGHTLY
+        .replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "")
+        .replace("keep = 2", "keep = 1");
+    stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::CutBefore).times(1));
+    stage.world.add_snapshot(instance, stage.now());
+    let report = stage.run(&policy).await;
+    assert_eq!(ended(&report, Action::Promote, StepOutcome::Failed), 1, "{}", said(&report));
+    stage.step(SignedDuration::from_hours(24));
+    let another = policy
+        .replace("policies.nightly", "policies.another")
+        .replace("{instance}-{created:%Y%m%d}", "web-1-20261101");
+    stage.run(&another).await;
+
+    for _ in 0..2 {
+        stage.world.add_snapshot(instance, stage.now());
+        stage.run(&policy).await;
+        stage.step(SignedDuration::from_hours(24));
+    }
+    let names: Vec<_> = stage.world.templates(&stage.zone).into_iter().map(|made| made.name).collect();
+    assert_eq!(names, ["web-1-20261101", "web-1-20261103"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -359,6 +491,24 @@ async fn an_archive_that_cannot_be_read_keeps_everything_that_needs_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_vanished_from_the_archive_is_told_of_in_the_next_run() {
+    let (stage, _) = Stage::two_by_twenty();
+    let report = stage.run(NIGHTLY).await;
+    assert!(report.zones[0].warnings.is_empty(), "{:?}", report.zones[0].warnings);
+    let files = crate::stage::files(&stage.archive());
+    let (image, _) =
+        files.iter().find(|(path, _)| path.extension().is_some_and(|end| end == "qcow2")).unwrap();
+    snapwarden::disk::Disk::remove_file(&snapwarden::disk::RealDisk, image).unwrap();
+    // Its snapshot is gone as well, so that no export brings it back.
+    for id in stage.there() {
+        stage.world.remove_snapshot(id);
+    }
+    let again = stage.run(NIGHTLY).await;
+    let warnings = again.zones[0].warnings.join("\n");
+    assert!(warnings.contains("vault") && warnings.contains("image is missing"), "{warnings}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_runs_of_one_policy_do_not_overlap() {
     let (stage, _) = Stage::two_by_twenty();
     let (one, other) = (stage.runner(NIGHTLY), stage.runner(NIGHTLY));
@@ -379,6 +529,19 @@ async fn told_to_stop_no_new_step_begins() {
     assert!(stage.world.changes().is_empty());
     assert_eq!(stage.there().len(), 40);
     assert!(report.zones[0].steps.iter().all(snapwarden::run::report::Step::was_stopped));
+    assert_ne!(report.result, RunResult::Success, "a run that was stopped did not do its work");
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_stop_before_its_deletions_a_run_says_that_nothing_was_deleted() {
+    let (stage, _) = Stage::two_by_twenty();
+    let policy = "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\nkeep_last = 10\n";
+    let options = RunOptions::default();
+    options.stop.cancel();
+    let report = stage.run_with(policy, &options).await;
+    assert_eq!(stage.there().len(), 40);
+    assert_ne!(report.result, RunResult::Success, "{}", said(&report));
+    assert!(said(&report).contains("told to stop"), "{}", said(&report));
 }
 
 #[tokio::test(start_paused = true)]

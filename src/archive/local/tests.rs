@@ -550,7 +550,8 @@ async fn bytes_are_safe_before_names_and_the_manifest_comes_last() {
     );
     // The archive's folder was made too: it, the zone's and the instance's are names in three folders.
     let head: Vec<_> = log.iter().take_while(|entry| !entry.starts_with("lock")).cloned().collect();
-    assert_eq!(head, ["create_dir_all folder", "sync_dir folder", "sync_dir folder", "sync_dir folder"]);
+    let synced = head.windows(2).filter(|pair| *pair == ["create_dir_all folder", "sync_dir folder"]).count();
+    assert_eq!(synced, 3, "{head:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::policy::select::{Pattern, Select};
 use crate::policy::span::Span;
 use crate::policy::{Export, Guard, Policy, Retention, Which};
-use crate::retention::inventory::{ArchivedCopy, Copies, Hold, Inventory};
+use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::retention::plan::{Decision, PolicyPlan, Verdict, plan};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
 
@@ -84,7 +84,7 @@ fn inventory(snapshots: impl IntoIterator<Item = Snapshot>) -> Inventory {
         instances: vec![instance("web-1"), instance("web-2")],
         holds: BTreeMap::new(),
         archives: BTreeMap::new(),
-        clock_skew: None,
+        clock: ClockSkew::OnPaper,
     }
 }
 

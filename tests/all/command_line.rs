@@ -1,0 +1,1048 @@
+//! The program as a process: what it prints, where it prints it, how it exits, and what it leaves behind. The
+//! zone is a simulated one behind a socket; the clock, the disk and the network are real.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use snapwarden::clock::{Clock as _, SystemClock};
+use snapwarden::disk::{Access, Disk as _, RealDisk};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::image::DiskShape;
+use snapwarden::sim::loopback::Served;
+use snapwarden::sim::world::{API_KEY, API_SECRET, World};
+use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::state::StateDirectory;
+
+use crate::stage::{NIGHTLY, files, read};
+
+/// An image of 40 KiB or so: what is tried here does not depend on its size.
+const SMALL: DiskShape = DiskShape { size_gib: 10, data_clusters: 4, cluster_bits: 12 };
+
+/// A process that takes longer hangs.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A policy that only prunes.
+const PRUNE: &str =
+    "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\nmax_count = 2\n";
+
+/// A zone behind a socket, and a folder with a configuration that leads there.
+struct Play {
+    world: World,
+    zone: ZoneName,
+    served: Served,
+    folder: tempfile::TempDir,
+    begun: Timestamp,
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Ended with this status, said all of this on stderr, and printed no data.
+    fn refused(&self, status: i32, words: &[&str]) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.out, "", "{self:?}");
+        self.complained(words);
+    }
+
+    fn complained(&self, words: &[&str]) {
+        for word in words {
+            assert!(self.err.contains(word), "`{word}` is missing: {self:?}");
+        }
+    }
+}
+
+/// The program in an empty environment, with these arguments.
+fn bare(arguments: &[&str]) -> assert_cmd::Command {
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+    command.env_clear().timeout(PATIENCE).args(arguments);
+    command
+}
+
+/// Runs a process to its end, beside the zone that it speaks with.
+async fn end_of(mut command: assert_cmd::Command) -> Said {
+    let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    Said {
+        status: ended.status.code().unwrap_or_else(|| panic!("it was killed: {ended:?}")),
+        out: String::from_utf8(ended.stdout).unwrap(),
+        err: String::from_utf8(ended.stderr).unwrap(),
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    snapwarden::disk::replace_file(&RealDisk, path, text.as_bytes(), Access::Owner).unwrap();
+}
+
+/// A path as an argument.
+fn shown(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn is_there(path: &Path) -> bool {
+    RealDisk.metadata(path).is_ok()
+}
+
+impl Play {
+    /// An empty zone `ch-gva-2` whose operations are over at once.
+    async fn new() -> Self {
+        let begun = SystemClock::start().now();
+        let world = World::new(Arc::new(SimClock::starting_at(begun)), 7);
+        world.set_operations_take(Duration::ZERO);
+        let zone = world.add_zone("ch-gva-2");
+        let served = world.serve(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        Self { world, zone, served, folder: tempfile::tempdir().unwrap(), begun }
+    }
+
+    /// One instance `web-1` with a snapshot a day, five of them, and a configuration with these policies.
+    async fn five(policies: &str) -> (Self, Vec<SnapshotId>) {
+        let play = Self::new().await;
+        let (_, ids) = play.instance("web-1", 5, 24);
+        play.configure(policies);
+        (play, ids)
+    }
+
+    /// An instance and its snapshots, newest first: the newest is an hour old.
+    fn instance(&self, name: &str, snapshots: i64, hours_apart: i64) -> (InstanceId, Vec<SnapshotId>) {
+        let instance = self.world.add_instance(&self.zone, name, &[]);
+        self.world.set_disk(instance, SMALL);
+        let taken = |place: i64| self.begun - SignedDuration::from_hours(1 + place * hours_apart);
+        (instance, (0..snapshots).map(|place| self.world.add_snapshot(instance, taken(place))).collect())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn configure(&self, policies: &str) {
+        let exoscale = format!("endpoint = \"{}\"", self.served.endpoint());
+        self.configure_with(&exoscale, policies);
+    }
+
+    fn configure_with(&self, exoscale: &str, policies: &str) {
+        let rest = crate::stage::config_text(self.folder.path(), policies);
+        let fast = "poll_interval = \"100ms\"\nrequests_per_second = 1000";
+        write(&self.path("snapwarden.toml"), &format!("[exoscale]\n{exoscale}\n{fast}\n{rest}"));
+    }
+
+    /// The program with the configuration and without credentials.
+    fn stranger(&self, arguments: &[&str]) -> assert_cmd::Command {
+        let mut command = bare(&["--config", shown(&self.path("snapwarden.toml"))]);
+        command.args(arguments);
+        command
+    }
+
+    /// The program with the configuration and the credentials.
+    fn command(&self, arguments: &[&str]) -> assert_cmd::Command {
+        let mut command = self.stranger(arguments);
+        command.env("EXOSCALE_API_KEY", API_KEY).env("EXOSCALE_API_SECRET", API_SECRET);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Said {
+        end_of(self.command(arguments)).await
+    }
+
+    fn there(&self) -> Vec<SnapshotId> {
+        self.world.snapshots(&self.zone).into_iter().map(|snapshot| snapshot.id).collect()
+    }
+
+    fn audit(&self) -> Vec<Value> {
+        let text = read(&self.path("state/audit.jsonl"));
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Everything that the zone has and the folder holds.
+    fn everything(&self) -> String {
+        let zone = (self.world.snapshots(&self.zone), self.world.templates(&self.zone));
+        format!("{zone:?} {:?}", files(self.folder.path()))
+    }
+}
+
+/// Whether a tool is there; if not, says that something was not tried.
+#[expect(clippy::print_stdout, reason = "whoever runs the tests must see what was not tried")]
+fn have(tool: &str) -> bool {
+    let have = Command::new(tool).arg("--version").output().is_ok();
+    if !have {
+        println!("SKIPPED: {tool} is not installed, so it judged nothing here");
+    }
+    have
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_does_exactly_what_the_policy_says_and_a_second_time_nothing() {
+    let play = Play::new().await;
+    let (web, web_ids) = play.instance("web-1", 20, 24);
+    let (db, db_ids) = play.instance("db-1", 20, 48);
+    play.configure(&NIGHTLY.replace("archives = [\"vault\"]", "archives = [\"vault\"]\nrequired = true"));
+
+    let said = play.run(&["once"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    // Of web-1 max_count leaves 10; of db-1 no more than 8 are younger than 15 days.
+    let mut expected: Vec<SnapshotId> = web_ids[..10].iter().chain(&db_ids[..8]).copied().collect();
+    expected.sort();
+    let mut there = play.there();
+    there.sort();
+    assert_eq!(there, expected);
+
+    let archived = files(&play.path("vault"));
+    for (instance, newest) in [(web, web_ids[0]), (db, db_ids[0])] {
+        let folder = play.path("vault").join(format!("ch-gva-2/{instance}"));
+        let named = |end: &str| -> Vec<&PathBuf> {
+            let named = |path: &&PathBuf| path.starts_with(&folder) && shown(path).ends_with(end);
+            archived.iter().map(|(path, _)| path).filter(named).collect()
+        };
+        let images = named(&format!("-{newest}.qcow2"));
+        assert_eq!((images.len(), named(".qcow2").len(), named(".json").len()), (1, 1, 1), "{archived:?}");
+        let sums = named(".qcow2.md5");
+        assert_eq!(sums.len(), 1);
+        if have("md5sum") {
+            let checked = Command::new("md5sum").arg("-c").args(&sums).current_dir(&folder).output().unwrap();
+            assert!(checked.status.success(), "{checked:?}");
+            assert!(String::from_utf8_lossy(&checked.stdout).contains(&newest.to_string()), "{checked:?}");
+        }
+        if have("qemu-img") {
+            let checked =
+                Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(images[0]).output().unwrap();
+            assert!(checked.status.success(), "{checked:?}");
+        }
+    }
+
+    let listed = play.run(&["archive", "list", "--output", "json"]).await.json();
+    assert_eq!((&listed[0]["archive"], &listed[0]["problems"]), (&json!("vault"), &json!([])));
+    let images = listed[0]["images"].as_array().unwrap();
+    assert_eq!(images.len(), 2, "{listed}");
+    for image in images {
+        let of: SnapshotId = image["snapshot_id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(image["md5"], play.world.image(of).md5());
+        let file = RealDisk.metadata(Path::new(image["file"].as_str().unwrap())).unwrap();
+        assert_eq!(image["size_bytes"], file.len);
+    }
+
+    let day = |at: SnapshotId| {
+        let all = play.world.snapshots(&play.zone);
+        all.into_iter().find(|one| one.id == at).unwrap().created_at.strftime("%Y%m%d").to_string()
+    };
+    let mut templates: Vec<String> =
+        play.world.templates(&play.zone).into_iter().map(|template| template.name).collect();
+    templates.sort();
+    assert_eq!(templates, [format!("db-1-{}", day(db_ids[0])), format!("web-1-{}", day(web_ids[0]))]);
+
+    // Each step stands there twice, in this order, and says why.
+    let mut steps: BTreeMap<(String, String), Vec<Value>> = BTreeMap::new();
+    for line in play.audit() {
+        let key = |pointer: &str| line.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+        steps.entry((key("/action"), key("/snapshot/id"))).or_default().push(line);
+    }
+    let mut rules: BTreeMap<String, usize> = BTreeMap::new();
+    let mut actions: BTreeMap<&str, usize> = BTreeMap::new();
+    for ((action, id), lines) in &steps {
+        let outcomes: Vec<&str> = lines.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["intended", "done"], "{action} {id}");
+        assert!(lines[1]["operation_id"].is_string(), "{}", lines[1]);
+        assert!(!lines[0]["reasons"].as_array().unwrap().is_empty(), "{}", lines[0]);
+        *actions.entry(action).or_default() += 1;
+        if let Some(rule) = lines[0]["rule"].as_str() {
+            *rules.entry(rule.to_owned()).or_default() += 1;
+        }
+    }
+    assert_eq!(actions, BTreeMap::from([("delete", 22), ("export", 2), ("promote", 2)]));
+    assert_eq!(rules, BTreeMap::from([("max_age".to_owned(), 17), ("max_count".to_owned(), 5)]));
+
+    let before = play.everything();
+    play.world.clear_log();
+    let again = play.run(&["once", "--output", "json"]).await;
+    assert_eq!(again.status, 0, "{again:?}");
+    let report = again.json();
+    assert_eq!(report[0]["result"], "success", "{report}");
+    assert_eq!(report[0]["zones"][0]["steps"], json!([]), "{report}");
+    assert!(play.world.changes().is_empty());
+    assert_eq!(play.everything(), before);
+}
+
+/// What must stand nowhere: the secret, and what only a presigned address or a signed header has.
+fn secrets(world: &World) -> Vec<String> {
+    let of_images = world.log().into_iter().filter(|exchange| exchange.call == Call::GetImage);
+    let words = ["X-Amz-", "x-amz-", "EXO2-HMAC-SHA256", "signature=", "hush", "exported-snapshots-"];
+    let mut secrets: Vec<String> =
+        words.map(str::to_owned).into_iter().chain([API_SECRET.to_owned()]).collect();
+    secrets.extend(of_images.map(|exchange| exchange.path));
+    secrets
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_stands_in_any_output_log_or_file() {
+    let address = "fetch https://sos.example/x?X-Amz-Credential=hush&X-Amz-Signature=hush";
+    let elsewhere = "http://127.0.0.1:1/x?X-Amz-Signature=hush";
+    let faults: [(&str, Vec<Fault>, i32); 12] = [
+        ("nothing", vec![], 0),
+        (
+            "signature",
+            vec![Fault::on(Call::DeleteSnapshot, Effect::status(403, "Invalid request signature"))],
+            1,
+        ),
+        ("expired", vec![Fault::on(Call::GetImage, Effect::Expire(1_000)).times(1)], 0),
+        ("denied", vec![Fault::on(Call::GetImage, Effect::Expire(0)).times(1)], 0),
+        ("broken", vec![Fault::on(Call::GetImage, Effect::CutBody(1_000)).times(1)], 0),
+        ("cut", vec![Fault::on(Call::GetImage, Effect::CutBefore).times(1)], 0),
+        ("refused", vec![Fault::on(Call::GetImage, Effect::status(404, address))], 1),
+        (
+            "sent on",
+            vec![
+                Fault::on(Call::GetImage, Effect::status(302, "")).times(1),
+                Fault::on(Call::GetImage, Effect::header(http::header::LOCATION, elsewhere)).times(1),
+            ],
+            0,
+        ),
+        (
+            "another MD5",
+            vec![Fault::on(Call::GetSnapshot, Effect::Edit("/export/md5sum", Some(json!("0".repeat(32)))))],
+            1,
+        ),
+        (
+            "odd address",
+            vec![Fault::on(
+                Call::GetSnapshot,
+                Effect::Edit("/export/presigned-url", Some(json!("x?X-Amz-Signature=hush"))),
+            )],
+            1,
+        ),
+        ("told in an error", vec![Fault::on(Call::ExportSnapshot, Effect::status(400, address))], 1),
+        (
+            "told by an operation",
+            vec![Fault::on(Call::ExportSnapshot, Effect::operation_fails("fault", address))],
+            1,
+        ),
+    ];
+    // The log at its most talkative, as an operator who looks for a fault would have it.
+    let levels: [(&[&str], Option<&str>); 4] = [
+        (&["-vvv", "--log-format", "text"], None),
+        (&["-vvv", "--log-format", "json"], None),
+        (&["--log-format", "text"], Some("trace")),
+        (
+            &["--log-format", "json"],
+            Some("trace,hyper=trace,hyper_util=trace,reqwest=trace,h2=trace,rustls=trace"),
+        ),
+    ];
+    let plays = faults.into_iter().enumerate().map(|(place, (name, faults, status))| async move {
+        let (play, ids) = Play::five(&NIGHTLY.replace("max_count = 10", "max_count = 2")).await;
+        for fault in faults {
+            play.world.fault(fault);
+        }
+        let (flags, rust_log) = levels[place % levels.len()];
+        let newest = ids[0].to_string();
+        let mut told = String::new();
+        for arguments in [
+            vec!["check", "--online"],
+            vec!["plan"],
+            vec!["plan", "--output", "json"],
+            vec!["once"],
+            vec!["once", "--output", "json"],
+            vec!["promote", &newest, "--zone", "ch-gva-2", "--name", "golden"],
+            vec!["archive", "list"],
+            vec!["archive", "list", "--output", "json"],
+        ] {
+            let mut command = play.command(&arguments);
+            command.args(flags);
+            if let Some(rust_log) = rust_log {
+                command.env("RUST_LOG", rust_log);
+            }
+            let said = end_of(command).await;
+            if arguments == ["once"] {
+                assert_eq!(said.status, status, "{name}: {said:?}");
+                assert!(said.err.contains("list-snapshots"), "{name}: the log is not at its most talkative");
+            }
+            assert!(!said.err.contains("idle connection"), "{name}: a library talks: {said:?}");
+            told.push_str(&said.out);
+            told.push_str(&said.err);
+        }
+        let held = files(&play.path("state")).into_iter().chain(files(&play.path("vault")));
+        for (path, bytes) in held {
+            told.push_str(&path.to_string_lossy());
+            told.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        for secret in secrets(&play.world) {
+            let found = told.find(&secret).map(|at| {
+                let start = told.floor_char_boundary(at.saturating_sub(200));
+                &told[start..told.ceil_char_boundary(at + 300)]
+            });
+            assert_eq!(found, None, "{name}: `{secret}`");
+        }
+    });
+    // Side by side, since some of them wait before they try again.
+    join_all(plays).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_changes_nothing() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    let before = play.everything();
+    for arguments in [
+        vec!["plan"],
+        vec!["plan", "--output", "json"],
+        vec!["check"],
+        vec!["check", "--output", "json"],
+        vec!["archive", "list"],
+        vec!["archive", "list", "vault", "--output", "json"],
+    ] {
+        let said = play.run(&arguments).await;
+        assert_eq!(said.status, 0, "{arguments:?}: {said:?}");
+        assert!(!said.out.is_empty(), "{arguments:?}");
+        assert_eq!(said.err, "", "{arguments:?}");
+        assert_eq!(play.everything(), before, "{arguments:?}");
+    }
+    assert!(play.world.changes().is_empty());
+
+    let said = play.run(&["check", "--online", "--output", "json"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let checked = said.json();
+    let tried: Vec<&str> =
+        checked["online"].as_array().unwrap().iter().map(|tried| tried["what"].as_str().unwrap()).collect();
+    for operation in [
+        "list-snapshots",
+        "delete-snapshot",
+        "export-snapshot",
+        "promote-snapshot-to-template",
+        "delete-template",
+    ] {
+        assert!(tried.contains(&operation), "{checked}");
+    }
+    let changes = play.world.changes();
+    assert_eq!(changes.len(), 4, "{changes:?}");
+    for change in changes {
+        assert!(change.status.is_some_and(|status| [403, 404].contains(&status.as_u16())), "{change:?}");
+    }
+    assert_eq!(play.everything(), before);
+    assert!(!is_there(&play.path("state")) && !is_there(&play.path("vault")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_online_names_the_permission_that_is_missing() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    let may = [
+        Call::ListSnapshots,
+        Call::ListInstances,
+        Call::GetSnapshot,
+        Call::ExportSnapshot,
+        Call::ListTemplates,
+        Call::GetTemplate,
+        Call::PromoteSnapshot,
+        Call::DeleteTemplate,
+    ];
+    play.world.add_key("EXOfew", "few-secret", &may);
+    let few = |arguments: &[&str]| {
+        let mut command = play.stranger(arguments);
+        command.env("EXOSCALE_API_KEY", "EXOfew").env("EXOSCALE_API_SECRET", "few-secret");
+        command
+    };
+    let said = end_of(few(&["check", "--online"])).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    assert!(said.out.contains("allow `delete-snapshot`"), "{said:?}");
+    assert!(!said.out.contains("allow `export-snapshot`"), "{said:?}");
+    let mut wrong = play.stranger(&["check", "--online"]);
+    wrong.env("EXOSCALE_API_KEY", API_KEY).env("EXOSCALE_API_SECRET", "another-secret");
+    let said = end_of(wrong).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    assert!(said.out.contains("signature"), "{said:?}");
+    assert_eq!(play.there().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_exits_with_1_and_says_what_failed() {
+    let (play, ids) = Play::five(PRUNE).await;
+    play.world.fault(
+        Fault::on(Call::DeleteSnapshot, Effect::fails_inline("fault", "storage is gone")).of(ids[4].0),
+    );
+    let said = play.run(&["once"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.complained(&[&ids[4].to_string(), "storage is gone"]);
+    assert!(said.out.contains("storage is gone"), "{said:?}");
+    assert_eq!(play.there(), [ids[4], ids[1], ids[0]], "the others went");
+
+    // Somebody else runs the policy.
+    let state = StateDirectory::open(Arc::new(RealDisk), &play.path("state")).unwrap();
+    let held = state.lock_policy(&"nightly".parse().unwrap()).unwrap();
+    play.world.clear_log();
+    let said = play.run(&["once"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.complained(&["nightly", "locked by another process", "policy-nightly.lock"]);
+    assert!(play.world.log().is_empty(), "nothing was even asked");
+    drop(held);
+    play.world.clear_faults();
+    assert_eq!(play.run(&["once"]).await.status, 0);
+
+    // The zone does not answer as an API does.
+    for effect in [Effect::html(), Effect::malformed_json(), Effect::status(403, "Unknown API key")] {
+        let (play, _) = Play::five(PRUNE).await;
+        play.world.fault(Fault::on(Call::ListSnapshots, effect));
+        for arguments in [["once"], ["plan"]] {
+            let said = play.run(&arguments).await;
+            assert_eq!(said.status, 1, "{said:?}");
+            said.complained(&["list-snapshots", "ch-gva-2"]);
+        }
+        assert_eq!(play.there().len(), 5);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_usage_exits_with_2_before_anything_is_touched() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    let before = play.everything();
+    for (arguments, words) in [
+        (vec!["once", "weekly"], vec!["no policy `weekly`", "nightly"]),
+        (vec!["plan", "weekly"], vec!["no policy `weekly`", "nightly"]),
+        (vec!["once", "../x"], vec!["../x"]),
+        (vec!["once", "--allow-deletes", "-1"], vec!["-1"]),
+        (vec!["once", "--frobnicate"], vec!["--frobnicate"]),
+        (vec!["frobnicate"], vec!["frobnicate"]),
+        (vec!["archive", "list", "attic"], vec!["no archive `attic`"]),
+        (vec!["plan", "--at", "yesterday"], vec!["yesterday"]),
+        (vec!["plan", "--instances", "x.json"], vec!["--snapshots"]),
+        (vec!["promote", "web-1", "--zone", "ch-gva-2", "--name", "x"], vec!["web-1"]),
+        (vec!["-q", "-v", "check"], vec!["--quiet", "--verbose"]),
+        (vec![], vec!["Usage"]),
+    ] {
+        let said = play.run(&arguments).await;
+        said.refused(2, &words);
+        assert_eq!(play.everything(), before, "{arguments:?}");
+    }
+    assert!(play.world.log().is_empty());
+    let nameless =
+        play.run(&["promote", &play.there()[0].to_string(), "--zone", "ch-gva-2", "--name", ""]).await;
+    nameless.refused(2, &["1 to 255 characters"]);
+    assert_eq!(play.everything(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guard_holds_exits_with_3_and_says_how_to_let_it_pass() {
+    let (play, ids) = Play::five(&format!("{PRUNE}[policies.nightly.guard]\nmax_deletes = 2\n")).await;
+    let held = play.run(&["once"]).await;
+    assert_eq!(held.status, 3, "{held:?}");
+    held.complained(&["max_deletes = 2", "snapwarden once nightly --allow-deletes 3"]);
+    assert!(held.out.contains("HELD") && held.out.contains("--allow-deletes 3"), "{held:?}");
+    let report = play.run(&["once", "--output", "json"]).await;
+    assert_eq!(report.status, 3, "{report:?}");
+    assert!(report.json()[0]["zones"][0]["held"].is_string(), "{report:?}");
+    assert_eq!(play.run(&["once", "nightly", "--allow-deletes", "2"]).await.status, 3);
+    assert!(play.world.changes().is_empty());
+
+    // A plan only looks: what a guard would hold is no failure of it.
+    let looked = play.run(&["plan", "--output", "json"]).await;
+    assert_eq!(looked.status, 0, "{looked:?}");
+    assert!(looked.json()["policies"][0]["held"].is_string(), "{looked:?}");
+    assert!(play.run(&["plan"]).await.out.contains("HELD"));
+
+    assert_eq!(play.run(&["once", "nightly", "--allow-deletes", "3"]).await.status, 0);
+    assert_eq!(play.there(), [ids[1], ids[0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_or_credentials_that_cannot_be_used_exit_with_78() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    for arguments in [["once"].as_slice(), &["plan"], &["check", "--online"]] {
+        end_of(play.stranger(arguments)).await.refused(78, &["EXOSCALE_API_KEY", "credentials_file"]);
+        let mut half = play.stranger(arguments);
+        half.env("EXOSCALE_API_KEY", API_KEY);
+        end_of(half)
+            .await
+            .refused(78, &["`EXOSCALE_API_KEY` is there", "`EXOSCALE_API_SECRET` is not", "both"]);
+        let mut half = play.stranger(arguments);
+        half.env("EXOSCALE_API_SECRET", API_SECRET);
+        let said = end_of(half).await;
+        said.refused(78, &["`EXOSCALE_API_KEY` is not"]);
+        assert!(!said.err.contains(API_SECRET));
+    }
+    // Without --online a check needs none.
+    assert_eq!(end_of(play.stranger(&["check"])).await.status, 0);
+
+    play.configure(&PRUNE.replace("max_count = 2", "max_count = 0\nkeep_lost = 3"));
+    let said = play.run(&["once"]).await;
+    said.refused(78, &["snapwarden.toml", "max_count", "keep_lost", "keep_last"]);
+    let missing = play.path("nowhere.toml");
+    end_of(bare(&["--config", shown(&missing), "check"])).await.refused(78, &[shown(&missing), "--config"]);
+    let folder = play.folder.path();
+    let said = end_of(bare(&["--config", shown(folder), "check"])).await;
+    said.refused(78, &[shown(folder), "directory"]);
+    let mut by_environment = bare(&["check"]);
+    by_environment.env("SNAPWARDEN_CONFIG", &missing);
+    end_of(by_environment).await.refused(78, &[shown(&missing)]);
+    assert!(play.world.log().is_empty());
+    assert!(!is_there(&play.path("state")));
+}
+
+const WEB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+const DB: &str = "1b1c9d9e-0b43-4b23-9b2f-6f7f4b2a9a01";
+const AT: &str = "2026-11-01T12:00:00Z";
+
+/// The id of a snapshot in a file.
+fn id(number: u32) -> String {
+    format!("00000000-0000-4000-8000-{number:012}")
+}
+
+/// A snapshot as list-snapshots has it.
+fn listed(number: u32, created_at: &str, state: &str, instance: Option<&str>) -> Value {
+    let mut snapshot = json!({
+        "id": id(number), "name": format!("snap-{number}"), "created-at": created_at, "state": state, "size": 50,
+    });
+    if let Some(instance) = instance {
+        snapshot["instance"] = json!({ "id": instance });
+    }
+    snapshot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_of_files_needs_no_network_and_prints_what_scripts_rely_on() {
+    let play = Play::new().await;
+    // Nothing listens there.
+    play.configure_with(
+        "endpoint = \"http://127.0.0.1:1/{zone}/v2\"",
+        "[policies.nightly]\nzones = [\"ch-gva-2\", \"de-fra-1\", \"at-vie-1\"]\n[policies.nightly.retention]\n\
+         keep_last = 1\nkeep_within = \"2d\"\nmax_age = \"10d\"\n[policies.nightly.export]\narchives = [\"vault\"]\n",
+    );
+    let gva = play.path("gva.json");
+    write(
+        &gva,
+        &json!({"snapshots": [
+            listed(1, "2026-10-20T12:00:00Z", "exported", Some(WEB)),
+            listed(2, "2026-10-31T12:00:00Z", "exported", Some(WEB)),
+            listed(3, "2026-11-01T11:00:00Z", "ready", Some(WEB)),
+            listed(4, "2026-11-01T11:30:00Z", "snapshotting", Some(WEB)),
+            listed(5, "2026-10-28T12:00:00Z", "exported", Some(DB)),
+            listed(6, "2026-10-27T12:00:00Z", "exported", Some(DB)),
+            listed(7, "2026-11-03T12:00:00Z", "exported", Some(DB)),
+            listed(8, "2026-10-01T12:00:00Z", "exported", None),
+        ]})
+        .to_string(),
+    );
+    let instances = play.path("instances.json");
+    write(
+        &instances,
+        &json!({"instances": [{"id": WEB, "name": "web-1"}, {"id": DB, "name": "db-1"}]}).to_string(),
+    );
+    let gva_zone = format!("ch-gva-2={}", shown(&gva));
+    let instances_zone = format!("ch-gva-2={}", shown(&instances));
+    let offline = ["plan", "--at", AT, "--output", "json", "--snapshots"];
+    let with = [&offline[..], &[&gva_zone, "--instances", &instances_zone]].concat();
+    let said = end_of(play.stranger(&with)).await;
+    assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
+    let json = said.json();
+    assert_eq!(json["at"], AT);
+    let policies = json["policies"].as_array().unwrap();
+    assert_eq!(policies.len(), 1, "zones without a file are left out: {json}");
+    let keys = |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(keys(&json), ["at", "policies"]);
+    assert_eq!(keys(&policies[0]), ["decisions", "held", "policy", "zone"]);
+    assert_eq!((&policies[0]["policy"], &policies[0]["zone"]), (&json!("nightly"), &json!("ch-gva-2")));
+    assert_eq!(policies[0]["held"], Value::Null);
+    let decisions = policies[0]["decisions"].as_array().unwrap();
+    for decision in decisions {
+        assert_eq!(keys(decision), ["expires_at", "reasons", "rule", "snapshot", "verdict"]);
+        assert_eq!(
+            keys(&decision["snapshot"]),
+            ["created_at", "id", "instance_id", "instance_name", "name", "size_gib", "state"]
+        );
+        assert!(!decision["reasons"].as_array().unwrap().is_empty(), "{decision}");
+    }
+    let short = |decision: &Value| {
+        let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        let of = &decision["snapshot"];
+        (
+            word(&of["name"]),
+            word(&of["instance_name"]),
+            word(&decision["verdict"]),
+            word(&decision["rule"]),
+            word(&decision["expires_at"]),
+        )
+    };
+    let expected: Vec<_> = [
+        // Within an instance the newest comes first.
+        ("snap-7", "db-1", "ignore", "future", "-"),
+        // Until the one from the future counts.
+        ("snap-5", "db-1", "keep", "keep_last", "2026-11-03T11:55:00Z"),
+        ("snap-6", "db-1", "delete", "keep", "-"),
+        ("snap-4", "web-1", "ignore", "state", "-"),
+        ("snap-3", "web-1", "keep", "keep_last", "-"),
+        // Exactly as old as the limit is still kept.
+        ("snap-2", "web-1", "keep", "keep_within", "2026-11-02T12:00:00.000000001Z"),
+        ("snap-1", "web-1", "delete", "keep", "-"),
+        ("snap-8", "-", "ignore", "orphan", "-"),
+    ]
+    .map(|(name, instance, verdict, rule, expires)| {
+        (name.to_owned(), instance.to_owned(), verdict.to_owned(), rule.to_owned(), expires.to_owned())
+    })
+    .to_vec();
+    let mut got: Vec<_> = decisions.iter().map(short).collect();
+    // In which order instances come is nobody's business.
+    got.sort_by_key(|decision| decision.1.clone());
+    let mut sorted = expected.clone();
+    sorted.sort_by_key(|decision| decision.1.clone());
+    assert_eq!(got, sorted, "{json:#}");
+    let first = decisions.iter().find(|decision| decision["snapshot"]["id"] == id(3)).unwrap();
+    assert_eq!(
+        first["snapshot"],
+        json!({"id": id(3), "name": "snap-3", "created_at": "2026-11-01T11:00:00Z", "state": "ready",
+            "size_gib": 50, "instance_id": WEB, "instance_name": "web-1"})
+    );
+
+    // Several zones, and the file without a zone stands for the first; no instances: every one named is there.
+    let fra = play.path("fra.json");
+    write(
+        &fra,
+        &json!({"snapshots": [listed(9, "2026-11-01T11:00:00Z", "exported", Some(WEB))]}).to_string(),
+    );
+    let fra_zone = format!("de-fra-1={}", shown(&fra));
+    let said =
+        end_of(play.stranger(&[&offline[..], &[shown(&gva), "--snapshots", &fra_zone]].concat())).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let json = said.json();
+    let zones: Vec<&str> =
+        json["policies"].as_array().unwrap().iter().map(|one| one["zone"].as_str().unwrap()).collect();
+    assert_eq!(zones, ["ch-gva-2", "de-fra-1"]);
+    let sums = |value: &Value| {
+        let decisions = value["decisions"].as_array().unwrap();
+        let count = |word: &str| decisions.iter().filter(|decision| decision["verdict"] == word).count();
+        (count("keep"), count("delete"), count("ignore"))
+    };
+    assert_eq!((sums(&json["policies"][0]), sums(&json["policies"][1])), ((3, 2, 3), (1, 0, 0)), "{json:#}");
+
+    // An instance that is not listed any more: its snapshots are orphans.
+    write(&instances, &json!({"instances": [{"id": WEB, "name": "web-1"}]}).to_string());
+    let json = end_of(play.stranger(&with)).await.json();
+    assert_eq!(sums(&json["policies"][0]), (2, 1, 5), "{json:#}");
+
+    // The ends of time.
+    for at in ["1970-01-01T00:00:00Z", "9999-12-30T00:00:00Z"] {
+        for format in ["text", "json"] {
+            let said =
+                end_of(play.stranger(&["plan", "--at", at, "--output", format, "--snapshots", shown(&gva)]))
+                    .await;
+            assert_eq!((said.status, said.err.as_str()), (0, ""), "{at}: {said:?}");
+            assert!(said.out.contains("snap-8"), "{said:?}");
+        }
+    }
+    assert!(!is_there(&play.path("state")) && !is_there(&play.path("vault")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_listing_is_named_and_exits_with_1() {
+    let play = Play::new().await;
+    play.configure(PRUNE);
+    let good = json!({"snapshots": [listed(1, "2026-10-20T12:00:00Z", "exported", Some(WEB))]}).to_string();
+    let twice = listed(1, "2026-10-20T12:00:00Z", "exported", Some(WEB));
+    let instances = |list: Value| json!({ "instances": list }).to_string();
+    let (file, other) = (play.path("snapshots.json"), play.path("instances.json"));
+    let fine_instances = instances(json!([{"id": WEB, "name": "web-1"}]));
+    for (snapshots, listing, named) in [
+        (None, fine_instances.clone(), &file),
+        (Some(String::new()), fine_instances.clone(), &file),
+        (Some("[]".to_owned()), fine_instances.clone(), &file),
+        (Some(good[..good.len() - 10].to_owned()), fine_instances.clone(), &file),
+        (Some("<!DOCTYPE html><h1>Please sign in</h1>".to_owned()), fine_instances.clone(), &file),
+        (Some(json!({"snapshots": [twice, twice]}).to_string()), fine_instances.clone(), &file),
+        (Some(format!("{good}{good}")), fine_instances.clone(), &file),
+        (Some(good.clone()), instances(json!([{"name": "web-1"}])), &other),
+        (Some(good.clone()), instances(json!([{"id": WEB}, {"id": WEB}])), &other),
+    ] {
+        let _ = RealDisk.remove_file(&file);
+        if let Some(snapshots) = &snapshots {
+            write(&file, snapshots);
+        }
+        write(&other, &listing);
+        let arguments = ["plan", "--at", AT, "--snapshots", shown(&file), "--instances", shown(&other)];
+        end_of(play.stranger(&arguments)).await.refused(1, &[shown(named)]);
+    }
+}
+
+/// Names that somebody chose who means harm.
+const HOSTILE: [&str; 8] = [
+    "../../../../x",
+    "\"'`$(touch x)&|;",
+    "a\nb\r\nlevel=error c",
+    "\u{1b}[2J\u{1b}]0;x\u{7}",
+    "\u{9b}31m\u{0}\u{7f}",
+    "\u{202e}txt\u{2066}\u{200b}\u{feff}",
+    "<script>alert(1)</script>",
+    "/etc/passwd",
+];
+
+/// Nothing that moves a cursor, breaks a line, or turns the reading direction.
+fn is_clean(text: &str) -> bool {
+    !text.chars().any(|character| {
+        (character.is_control() && character != '\n')
+            || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_names_reach_no_terminal_log_or_path_and_come_back_unchanged() {
+    let play = Play::new().await;
+    let mut newest = Vec::new();
+    for name in HOSTILE {
+        let (_, ids) = play.instance(name, 3, 24);
+        for id in &ids {
+            play.world.set_name(*id, name);
+        }
+        newest.push(ids[0]);
+    }
+    // One with a state that nobody knows, one that fails: both are spoken of.
+    let odd = play.world.snapshots(&play.zone)[0].id;
+    play.world.set_state(odd, SnapshotState::Unknown("\u{1b}[2J\u{202e}".into()));
+    let failing = newest[3];
+    play.world.fault(
+        Fault::on(Call::DeleteSnapshot, Effect::fails_inline("fault", "\u{1b}[2J\nlevel=error \u{9b}31m"))
+            .times(1),
+    );
+    play.world
+        .fault(Fault::on(Call::PromoteSnapshot, Effect::status(400, "\u{1b}[2J\u{202e}\n")).of(failing.0));
+    play.configure(&NIGHTLY.replace("max_count = 10", "max_count = 2"));
+
+    for (format, log) in [("text", "text"), ("json", "json"), ("text", "json")] {
+        for arguments in [["plan"].as_slice(), &["once", "-v"], &["archive", "list"], &["plan", "-vvv"]] {
+            let said = play
+                .run(&[arguments, &["--output", format, "--log-format", log, "--color", "never"]].concat())
+                .await;
+            assert!(said.status <= 1, "{arguments:?}: {said:?}");
+            assert!(is_clean(&said.out), "{arguments:?}: {:?}", said.out);
+            assert!(is_clean(&said.err), "{arguments:?}: {:?}", said.err);
+            // A line of the log is one line: nobody else writes into it.
+            assert!(!said.err.lines().any(|line| line.starts_with("level=")), "{:?}", said.err);
+            if log == "json" {
+                for line in said.err.lines().filter(|line| !line.starts_with("snapwarden: ")) {
+                    serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                }
+            }
+            if format == "json" && arguments[0] == "plan" {
+                let json = said.json();
+                let decisions = json["policies"][0]["decisions"].as_array().unwrap();
+                for (name, id) in HOSTILE.into_iter().zip(&newest) {
+                    let of = &decisions.iter().find(|one| one["snapshot"]["id"] == id.to_string()).unwrap()["snapshot"];
+                    assert_eq!((&of["name"], &of["instance_name"]), (&json!(name), &json!(name)));
+                }
+            }
+            if format == "json" && arguments[0] == "archive" {
+                let json = said.json();
+                let images = json[0]["images"].as_array().unwrap();
+                assert_eq!(images.len(), HOSTILE.len());
+                for (name, id) in HOSTILE.into_iter().zip(&newest) {
+                    let of = images.iter().find(|one| one["snapshot_id"] == id.to_string()).unwrap();
+                    assert_eq!((&of["snapshot_name"], &of["instance_name"]), (&json!(name), &json!(name)));
+                }
+            }
+        }
+    }
+    let odd_path = play.path("\u{1b}[2J\u{202e}.toml");
+    write(&odd_path, &read(&play.path("snapwarden.toml")));
+    let said = end_of(bare(&["check", "--config", shown(&odd_path)])).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(is_clean(&said.out), "{said:?}");
+    RealDisk.remove_file(&odd_path).unwrap();
+
+    assert_eq!(play.there().len(), 2 * HOSTILE.len() + 1, "two of each, and the odd one");
+    let audit = play.audit();
+    assert!(is_clean(&read(&play.path("state/audit.jsonl"))));
+    assert!(audit.iter().any(|line| line["snapshot"]["name"] == HOSTILE[4]));
+    // Paths are made of ids and times alone.
+    for (path, _) in files(play.folder.path()) {
+        let below = shown(path.strip_prefix(play.folder.path()).unwrap());
+        assert!(
+            below == "snapwarden.toml" || below.starts_with("state/") || below.starts_with("vault/ch-gva-2/"),
+            "{below}"
+        );
+        assert!(
+            below.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"./-_".contains(&byte)),
+            "{below:?}"
+        );
+    }
+    let templates = play.world.templates(&play.zone);
+    assert!(templates.iter().all(|template| is_clean(&template.name)), "{templates:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_that_cannot_be_read_is_named_and_nothing_is_deleted() {
+    for (content, words) in [
+        ("{\"version\": 1, \"promo", vec!["policy-nightly.json", "damaged", "backup"]),
+        ("", vec!["policy-nightly.json", "damaged"]),
+        ("{\"version\": 2, \"moons\": []}", vec!["policy-nightly.json", "version 2", "later snapwarden"]),
+    ] {
+        let (play, _) = Play::five(&NIGHTLY.replace("max_count = 10", "max_count = 2")).await;
+        RealDisk.create_dir_all(&play.path("state"), Access::Owner).unwrap();
+        write(&play.path("state/policy-nightly.json"), content);
+        let said = play.run(&["once"]).await;
+        assert_eq!(said.status, 1, "{said:?}");
+        said.complained(&words);
+        assert_eq!(play.there().len(), 5, "{content}: {said:?}");
+        assert_eq!(read(&play.path("state/policy-nightly.json")), content, "it is left as it was");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_cannot_be_written_is_named_and_nothing_is_deleted() {
+    let (play, ids) = Play::five(PRUNE).await;
+    write(&play.path("state"), "somebody's own");
+    let state = play.path("state");
+    play.run(&["once"]).await.refused(1, &[shown(&state), "folder", "[state]"]);
+    let newest = ids[0].to_string();
+    let promote = ["promote", &newest, "--zone", "ch-gva-2", "--name", "golden"];
+    play.run(&promote).await.refused(1, &[shown(&state)]);
+    assert!(play.world.changes().is_empty());
+    assert_eq!(read(&state), "somebody's own");
+
+    let policy = NIGHTLY.replace("max_count = 10", "max_count = 2");
+    let (play, _) = Play::five(&policy).await;
+    let vault = play.path("vault");
+    write(&vault, "somebody's own");
+    let said = play.run(&["once"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.complained(&["vault"]);
+    assert_eq!(play.there().len(), 5, "{said:?}");
+    let said = play.run(&["archive", "list"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.complained(&["archive vault", shown(&vault)]);
+    let said = play.run(&["check", "--online"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    assert!(said.out.contains("archive vault"), "{said:?}");
+
+    let (play, _) = Play::five(&policy).await;
+    let vault = play.path("vault");
+    RealDisk.create_dir_all(&vault, Access::Owner).unwrap();
+    set_mode(&vault, 0o555);
+    if RealDisk.append(&vault.join("probe"), b"", Access::Owner).is_ok() {
+        println!("SKIPPED: this user may write everywhere, so a read-only archive was not tried");
+    } else {
+        let said = play.run(&["once"]).await;
+        assert_eq!(said.status, 1, "{said:?}");
+        said.complained(&[shown(&vault)]);
+        assert_eq!(play.there().len(), 5, "{said:?}");
+    }
+    set_mode(&vault, 0o755);
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promote_makes_one_template_and_prints_its_id() {
+    let (play, ids) = Play::five(PRUNE).await;
+    let promote = |id: &str, more: &[&str]| {
+        let all = [&["promote", id, "--zone", "ch-gva-2", "--name", "golden"], more].concat();
+        play.command(&all)
+    };
+    let said = end_of(promote(&ids[0].to_string(), &[])).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let template = play.world.templates(&play.zone)[0].clone();
+    assert_eq!(said.out, format!("template {} (golden) in zone ch-gva-2\n", template.id));
+    let said = end_of(promote(&ids[1].to_string(), &["--output", "json"])).await;
+    let made = play.world.templates(&play.zone).into_iter().find(|made| made.id != template.id).unwrap();
+    assert_eq!(
+        said.json(),
+        json!({"zone": "ch-gva-2", "snapshot_id": ids[1], "template_id": made.id, "template_name": "golden"})
+    );
+    let outcomes: Vec<Value> = play.audit().iter().map(|line| line["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["intended", "done", "intended", "done"]);
+
+    let unknown = id(404);
+    end_of(promote(&unknown, &[])).await.refused(1, &[&unknown, "ch-gva-2"]);
+    play.world.set_state(ids[2], SnapshotState::Error);
+    end_of(promote(&ids[2].to_string(), &[])).await.refused(1, &[&ids[2].to_string(), "`error`"]);
+    assert_eq!(play.world.templates(&play.zone).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_completions_and_the_manual_page_are_data() {
+    for (arguments, word) in [
+        (vec!["--help"], "Usage"),
+        (vec!["--version"], "snapwarden"),
+        (vec!["once", "--help"], "--allow-deletes"),
+        (vec!["archive", "list", "--help"], "ARCHIVE"),
+        (vec!["completions", "bash"], "complete"),
+        (vec!["completions", "zsh"], "compdef"),
+        (vec!["completions", "fish"], "complete"),
+        (vec!["man"], ".TH"),
+    ] {
+        let said = end_of(bare(&arguments)).await;
+        assert_eq!((said.status, said.err.as_str()), (0, ""), "{arguments:?}: {said:?}");
+        assert!(said.out.contains(word), "{arguments:?}: {said:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for arguments in [["completions", "zsh"].as_slice(), &["man"], &["--help"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
+            .args(arguments)
+            .env_clear()
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Gone before a byte is written, or in the middle of it.
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        assert!(ended.stderr.is_empty(), "{ended:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_overrides_the_endpoint_of_the_configuration() {
+    let (play, _) = Play::five(PRUNE).await;
+    play.configure_with("endpoint = \"http://127.0.0.1:1/{zone}/v2\"", PRUNE);
+    let mut command = play.command(&["plan", "--output", "json"]);
+    command.env("EXOSCALE_API_ENDPOINT", play.served.endpoint());
+    let said = end_of(command).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert_eq!(said.json()["policies"][0]["decisions"].as_array().unwrap().len(), 5);
+    // An empty one does not count; one that is none is named.
+    play.configure(PRUNE);
+    let mut command = play.command(&["plan"]);
+    command.env("EXOSCALE_API_ENDPOINT", "");
+    assert_eq!(end_of(command).await.status, 0);
+    let mut command = play.command(&["plan"]);
+    command.env("EXOSCALE_API_ENDPOINT", "http://api.example/{zone}");
+    end_of(command).await.refused(78, &["EXOSCALE_API_ENDPOINT", "http"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_is_kept_where_systemd_says_if_the_configuration_does_not() {
+    let (play, _) = Play::five(PRUNE).await;
+    let text = read(&play.path("snapwarden.toml"));
+    let lines = text.lines().filter(|line| *line != "[state]" && !line.starts_with("directory"));
+    write(&play.path("snapwarden.toml"), &lines.collect::<Vec<_>>().join("\n"));
+    let mut command = play.command(&["once"]);
+    command.env("STATE_DIRECTORY", play.path("given"));
+    let said = end_of(command).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(is_there(&play.path("given/audit.jsonl")) && !is_there(&play.path("state")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_with_nothing_enabled_says_that_nothing_was_done() {
+    let (play, _) = Play::five(&PRUNE.replace("zones", "enabled = false\nzones")).await;
+    for arguments in [["once"], ["plan"]] {
+        let said = play.run(&arguments).await;
+        assert_eq!(said.status, 0, "{said:?}");
+        said.complained(&["no policy is enabled"]);
+        let named = play.run(&[arguments[0], "nightly"]).await;
+        named.refused(2, &["policy `nightly` is not enabled"]);
+    }
+    assert!(play.world.log().is_empty());
+}
