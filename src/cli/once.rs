@@ -136,13 +136,18 @@ pub fn render(report: &RunReport, output: Output) -> String {
     text
 }
 
-fn row(step: &Step) -> Vec<(String, Tone)> {
-    let what = match step.action {
+/// An action as people read it.
+pub(super) fn word(action: Action) -> &'static str {
+    match action {
         Action::Export => "export",
         Action::Promote => "promote",
         Action::Delete => "delete",
         Action::DeleteTemplate => "delete template",
-    };
+    }
+}
+
+fn row(step: &Step) -> Vec<(String, Tone)> {
+    let what = word(step.action);
     let (word, tone) = match step.outcome {
         StepOutcome::Done => (what.to_owned(), Tone::Good),
         StepOutcome::Failed => (format!("{what} FAILED"), Tone::Bad),
@@ -165,6 +170,7 @@ fn row(step: &Step) -> Vec<(String, Tone)> {
     ]
 }
 
-fn instance(name: Option<&str>) -> String {
+/// An instance's name, if it is known.
+pub(super) fn instance(name: Option<&str>) -> String {
     name.unwrap_or("(not listed)").to_owned()
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::args::{Global, Plan, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::once;
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::config::Config;
@@ -233,6 +234,23 @@ pub fn render(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         let rows = group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at)).collect();
         let head = ["VERDICT", "RULE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
         for line in output.table(&head, rows).lines() {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    if !planned.ahead.is_empty() {
+        let plain = |text: String| (text, Tone::Plain);
+        let rows = planned.ahead.iter().map(|ahead| {
+            vec![
+                plain(once::word(ahead.action).to_owned()),
+                plain(once::instance(ahead.snapshot.instance_name.as_deref())),
+                plain(ahead.snapshot.created_at.to_string()),
+                plain(ahead.snapshot.name.clone()),
+                plain(ahead.why.clone()),
+            ]
+        });
+        let table = output.table(&["FIRST", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"], rows.collect());
+        text.push('\n');
+        for line in table.lines() {
             let _ = writeln!(text, "  {line}");
         }
     }

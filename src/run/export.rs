@@ -16,7 +16,7 @@ use crate::run::inventory::Catalogues;
 use crate::run::report::Step;
 use crate::run::source::ExportedImage;
 use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
-use crate::run::{Planned, Runner};
+use crate::run::{Ahead, Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
 use crate::text::chain;
@@ -62,6 +62,18 @@ pub async fn export(
         (place, recorder.step(intent, store(runner, recorder, policy, export, missing)).await)
     });
     stream::iter(exports).buffer_unordered(export.concurrency.get()).collect().await
+}
+
+/// What would be exported in a zone, and why; nothing is changed.
+pub fn ahead(export: &Export, zone: &ZoneName, planned: &Planned) -> Vec<Ahead> {
+    let missing =
+        export.archives.iter().flat_map(|archive| missing_in(0, zone, planned, export.snapshots, archive));
+    let tell = |missing: Missing<'_>| Ahead {
+        action: Action::Export,
+        snapshot: subject(missing.snapshot, planned.listed.instance_of(missing.snapshot)),
+        why: why(export.snapshots, missing.archive),
+    };
+    missing.map(tell).collect()
 }
 
 /// The policy's archives that can't be read, each as a sentence. Nothing is exported into them, and nothing is

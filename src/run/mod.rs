@@ -41,6 +41,7 @@ use crate::run::promote::Memory;
 use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::run::step::{Recorder, blocking};
 use crate::snapshot::ZoneName;
+use crate::state::audit::{Action, Subject};
 use crate::state::{StateDirectory, StateError};
 use crate::text::{chain, counted};
 use crate::transport::Transport;
@@ -95,6 +96,19 @@ pub struct Planned {
     pub plan: PolicyPlan,
     /// Why nothing of it would be deleted, if so.
     pub held: Option<Held>,
+    /// What a run would do first; told by a preview alone.
+    pub ahead: Vec<Ahead>,
+}
+
+/// An export or a promotion that a run would begin with.
+#[derive(Debug)]
+pub struct Ahead {
+    /// What.
+    pub action: Action,
+    /// Of which snapshot.
+    pub snapshot: Subject,
+    /// Why.
+    pub why: String,
 }
 
 /// A zone, and what is decided there, or why nothing can be.
@@ -105,6 +119,18 @@ impl Runner {
     pub async fn preview(&self, policy: &Policy, at: Option<Timestamp>) -> Vec<ZonePlan> {
         let mut zones = self.list_and_plan(policy, &policy.zones, at).await;
         guard(policy, &mut zones, None);
+        for (zone, planned) in &mut zones {
+            let Ok(planned) = planned else { continue };
+            if let Some(export) = &policy.export {
+                planned.ahead.extend(export::ahead(export, zone, planned));
+            }
+            if let Some(promote) = &policy.promote {
+                match promote::ahead(self, policy, promote, planned).await {
+                    Ok(ahead) => planned.ahead.extend(ahead),
+                    Err(error) => planned.listed.warnings.push(chain(&error)),
+                }
+            }
+        }
         zones
     }
 
@@ -281,7 +307,7 @@ fn decide(policies: &[Policy], policy: &Policy, listed: Listed, at: Timestamp) -
         .policies
         .into_iter()
         .find(|plan| plan.policy == policy.name)
-        .map(|plan| Planned { listed, plan, held: None })
+        .map(|plan| Planned { listed, plan, held: None, ahead: Vec::new() })
         .ok_or_else(|| "the policy is not enabled, or does not speak about this zone".to_owned())
 }
 

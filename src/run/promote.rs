@@ -19,7 +19,7 @@ use crate::randomness::fresh_id;
 use crate::run::export::wanted;
 use crate::run::report::Step;
 use crate::run::step::{Done, Intent, NotDone, Recorder, blocking, subject};
-use crate::run::{Planned, Runner};
+use crate::run::{Ahead, Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::StateError;
 use crate::state::audit::Action;
@@ -63,6 +63,13 @@ impl<'a> Memory<'a> {
         Ok(Self { runner, policy, state: Mutex::new(own), of_others })
     }
 
+    /// The snapshots whose template is known: they are never promoted again.
+    async fn settled(&self) -> HashSet<SnapshotId> {
+        let state = self.state.lock().await;
+        let settled = state.promotions.iter().filter(|made| made.template_id.is_some());
+        settled.map(|made| made.snapshot_id).collect()
+    }
+
     /// Every template that a policy is known to have made.
     fn known(&self, own: &PolicyState) -> HashSet<TemplateId> {
         self.of_others.iter().copied().chain(template_ids(own)).collect()
@@ -95,16 +102,8 @@ pub async fn promote(
     zones: &[(usize, &ZoneName, &Planned)],
 ) -> Vec<(usize, Step)> {
     let memory = Memory::read(runner, policy).await;
-    let settled: HashSet<SnapshotId> = match &memory {
-        Ok(memory) => {
-            let state = memory.state.lock().await;
-            state
-                .promotions
-                .iter()
-                .filter(|made| made.template_id.is_some())
-                .map(|made| made.snapshot_id)
-                .collect()
-        }
+    let settled = match &memory {
+        Ok(memory) => memory.settled().await,
         Err(_) => HashSet::new(),
     };
     let memory = &memory;
@@ -112,22 +111,8 @@ pub async fn promote(
     // of another whose answer was lost.
     let mut namesakes: BTreeMap<(&ZoneName, String), Vec<Candidate<'_>>> = BTreeMap::new();
     for (place, zone, planned) in zones {
-        let wanted = wanted(&planned.plan, &planned.listed.inventory.snapshots, promote.snapshots);
-        for (snapshot, instance_id) in wanted {
-            if settled.contains(&snapshot.id) {
-                continue;
-            }
-            let instance = planned.listed.instance_of(snapshot);
-            let values = TemplateNameValues {
-                instance: instance.map_or("", |instance| &instance.name),
-                zone,
-                policy: &policy.name,
-                snapshot: snapshot.id,
-                created: snapshot.created_at,
-                time_zone: &policy.time_zone,
-            };
-            let candidate = Candidate { place: *place, snapshot, instance, instance_id };
-            namesakes.entry((*zone, promote.name.render(&values))).or_default().push(candidate);
+        for (name, candidate) in candidates(policy, promote, *place, planned, &settled) {
+            namesakes.entry((*zone, name)).or_default().push(candidate);
         }
     }
     let steps = namesakes.into_iter().map(|((zone, name), candidates)| async move {
@@ -141,7 +126,7 @@ pub async fn promote(
                 archive: None,
                 template_id: None,
                 rule: None,
-                reasons: vec![format!("the policy makes it a template named {}", printable(&name))],
+                reasons: vec![why(&name)],
             };
             let name = name.clone();
             let work = async {
@@ -154,6 +139,55 @@ pub async fn promote(
         steps
     });
     stream::iter(steps).buffer_unordered(runner.concurrency.get()).concat().await
+}
+
+/// What would be promoted in a zone, and why; nothing is changed.
+///
+/// # Errors
+/// [`StateError`] if it can't be told what was promoted already.
+pub async fn ahead(
+    runner: &Runner,
+    policy: &Policy,
+    promote: &Promote,
+    planned: &Planned,
+) -> Result<Vec<Ahead>, StateError> {
+    let settled = Memory::read(runner, policy).await?.settled().await;
+    let candidates = candidates(policy, promote, 0, planned, &settled);
+    let tell = |(name, candidate): (String, Candidate<'_>)| Ahead {
+        action: Action::Promote,
+        snapshot: subject(candidate.snapshot, candidate.instance),
+        why: why(&name),
+    };
+    Ok(candidates.into_iter().map(tell).collect())
+}
+
+fn why(name: &str) -> String {
+    format!("the policy makes it a template named {}", printable(name))
+}
+
+/// What the policy wants promoted in a zone and was not yet, each with its template's name.
+fn candidates<'a>(
+    policy: &Policy,
+    promote: &Promote,
+    place: usize,
+    planned: &'a Planned,
+    settled: &HashSet<SnapshotId>,
+) -> Vec<(String, Candidate<'a>)> {
+    let wanted = wanted(&planned.plan, &planned.listed.inventory.snapshots, promote.snapshots);
+    let unsettled = wanted.into_iter().filter(|(snapshot, _)| !settled.contains(&snapshot.id));
+    let named = unsettled.map(|(snapshot, instance_id)| {
+        let instance = planned.listed.instance_of(snapshot);
+        let values = TemplateNameValues {
+            instance: instance.map_or("", |instance| &instance.name),
+            zone: &planned.listed.inventory.zone,
+            policy: &policy.name,
+            snapshot: snapshot.id,
+            created: snapshot.created_at,
+            time_zone: &policy.time_zone,
+        };
+        (promote.name.render(&values), Candidate { place, snapshot, instance, instance_id })
+    });
+    named.collect()
 }
 
 /// A snapshot that is to become a template.
