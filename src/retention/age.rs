@@ -13,8 +13,8 @@ use jiff::civil::Time;
 use jiff::tz::TimeZone;
 
 use crate::policy::span::Span;
-use crate::retention::plan::Rule;
 use crate::retention::reason::Cutoff;
+use crate::retention::verdict::Rule;
 
 /// By how much going a span back and going it forward may differ: the lengths of months, of clamped month
 /// ends and of clock changes come to less than so many days.

@@ -11,8 +11,9 @@ use crate::retention::gate::{self, Need};
 use crate::retention::inventory::{Hold, Inventory};
 use crate::retention::judge::{Judgement, Say, first_of_all};
 use crate::retention::order::{Entry, Group};
-use crate::retention::plan::{CopyNeeded, Decision, PolicyPlan, Rule, Verdict};
+use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::reason::Reason;
+use crate::retention::verdict::{CopyNeeded, Rule, Verdict};
 
 /// The policies of a zone, and what they have to respect beside each other.
 #[derive(Debug)]

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 
 use crate::policy::{ArchiveName, Policy, Which};
 use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
-use crate::retention::plan::{CopyNeeded, counted_from};
+use crate::retention::order::counted_from;
 use crate::retention::reason::{Reason, UnreachableArchive};
+use crate::retention::verdict::CopyNeeded;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
 
 /// A copy that some policy requires, and what its archive holds.

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 
 use crate::policy::{Policy, Retention};
 use crate::retention::age::AgeLimit;
+use crate::retention::order::counted_from;
 use crate::retention::order::{Entry, Group};
-use crate::retention::plan::{Rule, counted_from};
 use crate::retention::reason::Reason;
+use crate::retention::verdict::Rule;
 use crate::snapshot::{InstanceId, Snapshot};
 
 /// What a policy says of a snapshot.

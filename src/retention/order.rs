@@ -1,10 +1,20 @@
-//! The order in which everything is judged: by instance, and newest first within one.
+//! The order in which everything is judged: by instance, and newest first within one; and from when on.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::retention::inventory::Inventory;
 use crate::snapshot::{Instance, InstanceId, Snapshot};
+
+/// So far in the future a snapshot may be dated and still be judged, as if taken now: clocks differ a little.
+const FUTURE_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+
+/// From when on a snapshot that was taken then is judged.
+pub(crate) fn counted_from(taken: Timestamp) -> Timestamp {
+    taken.checked_sub(FUTURE_TOLERANCE).unwrap_or(Timestamp::MIN)
+}
 
 /// The snapshots of one instance, or of none that is known.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::policy::span::Span;
 use crate::policy::{ArchiveName, PolicyName, Which};
 use crate::retention::inventory::Hold;
-use crate::retention::plan::{CopyNeeded, Rule};
+use crate::retention::verdict::{CopyNeeded, Rule};
 use crate::snapshot::SnapshotState;
 use crate::text::excerpt;
 

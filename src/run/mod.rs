@@ -33,9 +33,10 @@ use crate::disk::DiskLock;
 use crate::exoscale::client::Client;
 use crate::policy::{ArchiveName, Policy};
 use crate::randomness::{Randomness, fresh_id};
+use crate::retention;
 use crate::retention::guard::{self, Held, ZoneCase};
 use crate::retention::inventory::Inventory;
-use crate::retention::plan::{self, PolicyPlan};
+use crate::retention::plan::PolicyPlan;
 use crate::run::inventory::{Catalogues, Listed};
 use crate::run::promote::Memory;
 use crate::run::report::{RunReport, Step, ZoneReport};
@@ -303,7 +304,7 @@ pub fn preview_offline(
 }
 
 fn decide(policies: &[Policy], policy: &Policy, listed: Listed, at: Timestamp) -> Result<Planned, String> {
-    plan::plan(policies, &listed.inventory, at)
+    retention::plan(policies, &listed.inventory, at)
         .policies
         .into_iter()
         .find(|plan| plan.policy == policy.name)

@@ -5,7 +5,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::policy::{ArchiveName, PolicyName};
-use crate::retention::plan::{Rule, Verdict};
+use crate::retention::verdict::{Rule, Verdict};
 use crate::run::Planned;
 use crate::snapshot::{TemplateId, ZoneName};
 use crate::state::audit::{Action, Subject};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::retention::guard::{ZoneCase, hold};
-use crate::retention::plan::CopyNeeded;
+use crate::retention::verdict::CopyNeeded;
 
 fn nightly() -> Policy {
     policy("nightly")

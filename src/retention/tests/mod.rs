@@ -15,7 +15,9 @@ use crate::policy::select::{Pattern, Select};
 use crate::policy::span::Span;
 use crate::policy::{Export, Guard, Policy, Retention, Which};
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
-use crate::retention::plan::{Decision, PolicyPlan, Verdict, plan};
+use crate::retention::plan;
+use crate::retention::plan::{Decision, PolicyPlan};
+use crate::retention::verdict::Verdict;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
 
 fn at(text: &str) -> Timestamp {

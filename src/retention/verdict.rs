@@ -1,0 +1,102 @@
+//! Verdicts: what becomes of a snapshot, by which key, and what must be proved before it goes.
+
+use std::fmt::{self, Display};
+
+use crate::policy::{ArchiveName, Which};
+
+/// What becomes of one snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays, and something says so.
+    Keep,
+    /// It goes.
+    Delete,
+    /// It is not judged at all: it stays.
+    Ignore,
+}
+
+/// A verified copy without which a snapshot may not go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyNeeded {
+    /// In this archive.
+    pub archive: ArchiveName,
+    /// Of the snapshot itself (`All`), or of it or a newer one of its instance (`Newest`).
+    pub of: Which,
+}
+
+/// The key to blame for a verdict: a closed list, for scripts and metrics.
+///
+/// For one that is kept it is the first that holds it, in the order that stands here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// Kept: among the newest so many.
+    KeepLast,
+    /// Kept: young enough.
+    KeepWithin,
+    /// Kept: there is no keep rule, so all are wanted; or no retention table, so nothing is pruned.
+    NoKeepRule,
+    /// Kept: among the newest good ones that stay whatever the rules say.
+    MinKeep,
+    /// Kept, though the policy would let it go: somebody pinned it.
+    Hold,
+    /// Kept, though the policy would let it go: a copy that it requires is missing.
+    Export,
+    /// Kept, though the policy would let it go: another policy keeps it.
+    Policy,
+    /// Goes: no keep rule wants it.
+    NotWanted,
+    /// Goes: too old, even if a keep rule wants it.
+    MaxAge,
+    /// Goes: too many, even if a keep rule wants it.
+    MaxCount,
+    /// Not judged: dated in the future.
+    Future,
+    /// Not judged: not in a good state.
+    State,
+    /// Not judged: its instance is not listed any more, or not known.
+    Orphan,
+}
+
+impl Rule {
+    /// The key, as in the configuration where it stands there.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeepLast => "keep_last",
+            Self::KeepWithin => "keep_within",
+            Self::NoKeepRule => "none",
+            Self::MinKeep => "min_keep",
+            Self::Hold => "hold",
+            Self::Policy => "policy",
+            Self::Export => "export",
+            Self::NotWanted => "keep",
+            Self::MaxAge => "max_age",
+            Self::MaxCount => "max_count",
+            Self::Future => "future",
+            Self::State => "state",
+            Self::Orphan => "orphan",
+        }
+    }
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl Verdict {
+    /// The verdict as a word: `keep`, `delete` or `ignore`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Delete => "delete",
+            Self::Ignore => "ignore",
+        }
+    }
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
