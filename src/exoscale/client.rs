@@ -19,11 +19,11 @@ use url::Url;
 use crate::clock::{Clock, TimedOut, timeout};
 use crate::exoscale::credentials::Credentials;
 use crate::exoscale::error::{ApiError, ErrorKind};
-use crate::exoscale::operation::{Deleted, Operation};
 use crate::exoscale::retry::{MAX_TRIES, Pace, Repeat, http_date, pause, retry_after};
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};
 use crate::exoscale::wire::{
-    self, DecodeError, PromoteRequest, Quota, RegisterRequest, SnapshotDetails, Template, Zone,
+    self, DecodeError, Deleted, Operation, PromoteRequest, Quota, RegisterRequest, SnapshotDetails, Template,
+    Zone,
 };
 use crate::randomness::Randomness;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};

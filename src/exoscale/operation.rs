@@ -6,12 +6,10 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use crate::exoscale::client::{Call, Failed, ZoneClient};
 use crate::exoscale::error::{ApiError, ErrorKind, is_busy_message, safe_message};
 use crate::exoscale::retry::MAX_TRIES;
-use crate::exoscale::wire::{self, RawOperation};
+use crate::exoscale::wire::{self, Operation, RawOperation};
 use crate::snapshot::OperationId;
 
 /// For so long after its start an operation is asked for at the first interval; then the waits grow.
@@ -22,24 +20,6 @@ const GROWN_AT: Duration = Duration::from_mins(15);
 
 /// The longest wait between two polls.
 const LONGEST: Duration = Duration::from_mins(1);
-
-/// An operation that ended well.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Operation {
-    /// Its id, if the answer gave one.
-    pub id: Option<OperationId>,
-    /// The thing that it was about: a new snapshot or template, or the snapshot itself.
-    pub reference: Option<Uuid>,
-}
-
-/// How a deletion ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deleted {
-    /// By this operation.
-    Done(Operation),
-    /// 404: there is no such thing in the zone (any more).
-    AlreadyGone,
-}
 
 /// The wait before the next poll of an operation that has run for `elapsed`.
 ///

@@ -138,6 +138,24 @@ pub struct Zone {
     pub sos_endpoint: Option<String>,
 }
 
+/// An operation that ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// Its id, if the answer gave one.
+    pub id: Option<OperationId>,
+    /// The thing that it was about: a new snapshot or template, or the snapshot itself.
+    pub reference: Option<Uuid>,
+}
+
+/// How a deletion ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// By this operation.
+    Done(Operation),
+    /// 404: there is no such thing in the zone (any more).
+    AlreadyGone,
+}
+
 /// What a promotion asks for; `None` leaves it to the platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

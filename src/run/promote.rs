@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::exoscale::client::ZoneClient;
-use crate::exoscale::operation::Deleted;
+use crate::exoscale::wire::Deleted;
 use crate::exoscale::wire::{PromoteRequest, Template};
 use crate::policy::template_name::TemplateNameValues;
 use crate::policy::{Policy, PolicyName, Promote};

@@ -5,7 +5,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::archive::proof::VerifiedCopy;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
-use crate::exoscale::operation::Deleted;
+use crate::exoscale::wire::Deleted;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
 use crate::run::inventory::Listed;

@@ -8,7 +8,7 @@ use snapwarden::clock::SystemClock;
 use snapwarden::exoscale::client::{Client, Settings, ZoneClient};
 use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::exoscale::error::ErrorKind;
-use snapwarden::exoscale::operation::Deleted;
+use snapwarden::exoscale::wire::Deleted;
 use snapwarden::exoscale::wire::PromoteRequest;
 use snapwarden::randomness::SystemRandomness;
 use snapwarden::snapshot::{InstanceId, SnapshotId};
