@@ -1,15 +1,19 @@
 //! Whole runs of a policy against the simulated zone, in virtual time.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header;
 use jiff::SignedDuration;
 use serde_json::json;
+use snapwarden::disk::{Access, Disk as _};
 use snapwarden::run::RunOptions;
 use snapwarden::run::report::{RunReport, RunResult, StepOutcome};
 use snapwarden::sim::call::Call;
+use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::image::DiskShape;
 use snapwarden::snapshot::{SnapshotId, SnapshotState};
 use snapwarden::state::audit::Action;
 
@@ -506,6 +510,40 @@ async fn a_copy_that_vanished_from_the_archive_is_told_of_in_the_next_run() {
     let again = stage.run(NIGHTLY).await;
     let warnings = again.zones[0].warnings.join("\n");
     assert!(warnings.contains("vault") && warnings.contains("image is missing"), "{warnings}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_archive_publishes_nothing_deletes_nothing_and_says_what_to_do() {
+    // Full from the start; and full on the way, since others write as well.
+    for (capacity, shrinks) in [(65 << 20, false), (200 << 20, true)] {
+        let disk = MemoryDisk::new();
+        disk.set_capacity(Some(capacity));
+        let stage = Stage::over(Arc::new(disk.clone()));
+        disk.create_dir_all(stage.folder.path(), Access::Owner).unwrap();
+        let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+        stage.world.set_disk(instance, DiskShape::with_data_mib(8));
+        stage.days(instance, (0..20).rev());
+        let runner = stage.runner(NIGHTLY);
+        if shrinks {
+            let used = capacity - disk.free_bytes(stage.folder.path()).unwrap();
+            let full = disk.clone();
+            // Between the look at the free space and the bytes themselves.
+            stage.world.fault(Fault::on(Call::GetImage, Effect::Delay(Duration::from_secs(20))));
+            let clock = stage.seams.clock.clone();
+            tokio::spawn(async move {
+                clock.sleep(Duration::from_secs(12)).await;
+                full.set_capacity(Some(used + (3 << 20)));
+            });
+        }
+        let report = runner.run(&runner.policies[0], &RunOptions::default()).await.unwrap();
+        let text = said(&report);
+        assert_eq!(report.result, RunResult::Partial, "{text}");
+        assert_eq!(stage.there().len(), 20, "{text}");
+        assert!(text.contains("make room"), "{text}");
+        assert!(text.contains(if shrinks { "the file system is full" } else { "MiB to spare" }), "{text}");
+        let catalogue = runner.archives[&"vault".parse().unwrap()].catalogue().await.unwrap();
+        assert!(catalogue.copies().is_empty() && catalogue.problems().is_empty());
+    }
 }
 
 #[tokio::test(start_paused = true)]
