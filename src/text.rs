@@ -83,6 +83,12 @@ pub fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
+/// Says that a test did not try something, past the capturing of what tests print: it must be heard.
+#[cfg(test)]
+pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {why}\n"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -402,7 +402,7 @@ mod tests {
                     Some(read(file.len().unwrap(), &|buffer, offset| file.read_at(buffer, offset)))
                 }
                 Err(error) => {
-                    eprintln!("skipped: qemu-img does not run here: {error}");
+                    crate::text::skipped(format_args!("qemu-img does not run here: {error}"));
                     None
                 }
             }

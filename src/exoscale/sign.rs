@@ -152,7 +152,7 @@ mod tests {
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
         let path = folder.join("sign-vectors.json");
         let Ok(text) = crate::disk::read_named_file(&path, 1 << 20) else {
-            eprintln!("SKIPPED: there is no {}", path.display());
+            crate::text::skipped(format_args!("there is no {}", path.display()));
             return;
         };
         let Vectors { key, secret, expires, cases } = serde_json::from_str(&text).unwrap();

@@ -234,7 +234,7 @@ mod tests {
             DiskShape { size_gib: 51_200, data_clusters: 1, cluster_bits: 16 },
         ];
         if Command::new("qemu-img").arg("--version").output().is_err() {
-            println!("SKIPPED: qemu-img is not installed, so no image was checked by it");
+            crate::text::skipped(format_args!("qemu-img is not installed, so no image was checked by it"));
             return;
         }
         let folder = tempfile::tempdir().unwrap();

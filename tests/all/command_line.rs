@@ -177,11 +177,10 @@ impl Play {
 }
 
 /// Whether a tool is there; if not, says that something was not tried.
-#[expect(clippy::print_stdout, reason = "whoever runs the tests must see what was not tried")]
 fn have(tool: &str) -> bool {
     let have = Command::new(tool).arg("--version").output().is_ok();
     if !have {
-        println!("SKIPPED: {tool} is not installed, so it judged nothing here");
+        crate::stage::skipped(format_args!("{tool} is not installed, so it judged nothing here"));
     }
     have
 }
@@ -924,7 +923,9 @@ async fn a_place_that_cannot_be_written_is_named_and_nothing_is_deleted() {
     RealDisk.create_dir_all(&vault, Access::Owner).unwrap();
     set_mode(&vault, 0o555);
     if RealDisk.append(&vault.join("probe"), b"", Access::Owner).is_ok() {
-        println!("SKIPPED: this user may write everywhere, so a read-only archive was not tried");
+        crate::stage::skipped(format_args!(
+            "this user may write everywhere, so a read-only archive was not tried"
+        ));
     } else {
         let said = play.run(&["once"]).await;
         assert_eq!(said.status, 1, "{said:?}");

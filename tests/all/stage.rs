@@ -180,3 +180,8 @@ pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     files
 }
+
+/// Says that a test did not try something, past the capturing of what tests print: it must be heard.
+pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {why}\n"));
+}

@@ -17,7 +17,9 @@ use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 #[tokio::test(flavor = "multi_thread")]
 async fn the_vendors_client_drives_the_simulated_zone() {
     let Some(python) = std::env::var_os("SNAPWARDEN_VENDOR_PYTHON") else {
-        println!("SKIPPED: SNAPWARDEN_VENDOR_PYTHON names no Python with the package `exoscale`");
+        crate::stage::skipped(format_args!(
+            "SNAPWARDEN_VENDOR_PYTHON names no Python with the package `exoscale`"
+        ));
         return;
     };
     let clock = SystemClock::start();
