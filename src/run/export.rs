@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::archive::local::{ImageToStore, LocalArchive, StoreOptions};
 use crate::archive::manifest::TemplateRecord;
@@ -20,7 +20,7 @@ use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
 use crate::run::{Ahead, Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
-use crate::text::chain;
+use crate::text::{chain, printable};
 
 /// One snapshot that an archive lacks.
 struct Missing<'a> {
@@ -155,6 +155,9 @@ async fn store(
         .archives
         .get(missing.archive)
         .ok_or_else(|| NotDone::failed(format!("archive {} is not configured", missing.archive)))?;
+    // It may take hours: whoever looks should see that it began.
+    let (name, id) = (printable(&missing.snapshot.name), missing.snapshot.id);
+    info!(zone.name = %missing.zone, snapshot.id = %id, "exporting snapshot {name} into archive {}", missing.archive);
     let client = runner.client.zone(missing.zone);
     let (source, operation_id) = ExportedImage::export(runner, client.clone(), missing.snapshot.id).await?;
     let instance = missing.planned.listed.instance_of(missing.snapshot);
