@@ -108,7 +108,7 @@ pub fn render(report: &RunReport, output: Output) -> String {
             let _ = writeln!(text, "  FAILED: {}", printable(failure));
         }
         if let Some(held) = &zone.held {
-            let _ = writeln!(text, "  HELD, nothing was deleted: {}", printable(held));
+            let _ = writeln!(text, "  HELD: {}", printable(held));
         }
         for warning in &zone.warnings {
             let _ = writeln!(text, "  note: {}", printable(warning));

@@ -277,7 +277,7 @@ pub fn render(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         }
     }
     if let Some(held) = &planned.held {
-        let _ = writeln!(text, "  HELD, nothing would be deleted: {held}");
+        let _ = writeln!(text, "  HELD: {held}");
     }
     text.push('\n');
     text
