@@ -203,6 +203,20 @@ pub trait Disk: Send + Sync + Debug {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
 }
 
+/// Does what blocks (these calls, hashing) on the blocking pool, so that nothing else waits for it.
+///
+/// A panic in it goes on in the caller. Work that the runtime refuses, since it is ending, never returns: the
+/// caller is about to be dropped as well.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(lost) => match lost.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// Reads a whole file of at most `max` bytes.
 ///
 /// # Errors

@@ -18,11 +18,11 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::archive::is_full;
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
-use crate::archive::{blocking, is_full};
 use crate::clock::{Clock, timeout};
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, blocking};
 use crate::randomness::{Randomness, up_to};
 use crate::text::excerpt;
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::archive::catalogue::{self, Catalogue};
 use crate::archive::download::{Download, DownloadError, Fetched, Progress, expected_md5};
+use crate::archive::is_full;
 use crate::archive::layout::Place;
 use crate::archive::manifest::{
     ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord, TemplateRecord,
@@ -22,9 +23,8 @@ use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::qcow2::{self, Qcow2, Qcow2Error};
 use crate::archive::source::ImageSource;
-use crate::archive::{blocking, is_full};
 use crate::clock::Clock;
-use crate::disk::{Access, Disk, DiskFile, DiskLock, Kind, Open, create_folders, replace_file};
+use crate::disk::{Access, Disk, DiskFile, DiskLock, Kind, Open, blocking, create_folders, replace_file};
 use crate::policy::{ArchiveName, PolicyName};
 use crate::randomness::Randomness;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};

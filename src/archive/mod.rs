@@ -25,20 +25,6 @@ pub mod source;
 #[cfg(test)]
 mod testing;
 
-/// Runs disk or hash work on the blocking pool.
-///
-/// A panic goes on in the caller. Work that the runtime refuses, since it is ending, never returns: the caller
-/// is about to be dropped as well.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
-
 /// Whether there is no space left, on the disk or in a quota.
 fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)

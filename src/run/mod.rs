@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use crate::archive::local::LocalArchive;
 use crate::clock::Clock;
-use crate::disk::DiskLock;
+use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::Client;
 use crate::policy::{ArchiveName, Policy};
 use crate::randomness::{Randomness, fresh_id};
@@ -40,7 +40,7 @@ use crate::retention::plan::PolicyPlan;
 use crate::run::inventory::{Catalogues, Listed};
 use crate::run::promote::Memory;
 use crate::run::report::{RunReport, Step, ZoneReport};
-use crate::run::step::{Recorder, blocking};
+use crate::run::step::Recorder;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, Subject};
 use crate::state::{StateDirectory, StateError};

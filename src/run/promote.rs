@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::blocking;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::wire::Deleted;
 use crate::exoscale::wire::{PromoteRequest, Template};
@@ -18,7 +19,7 @@ use crate::policy::{Policy, PolicyName, Promote};
 use crate::randomness::fresh_id;
 use crate::run::export::wanted;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, NotDone, Recorder, blocking, subject};
+use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
 use crate::run::{Ahead, Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::StateError;
@@ -242,7 +243,7 @@ async fn promote_once(
         return Err(NotDone::failed(format!(
             "a template named {} is there already ({}), and no policy knows of having made it: delete or rename it, or \
              give the policy another `name`",
-            printable(&name),
+            printable(&template.name),
             template.id
         )));
     }

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::disk::blocking;
 use crate::exoscale::error::ApiError;
 use crate::policy::{ArchiveName, PolicyName};
 use crate::run::Runner;
@@ -187,18 +188,6 @@ impl Recorder {
     async fn write(&self, line: &Line) -> Result<(), StateError> {
         let (state, line) = (self.state.clone(), line.clone());
         blocking(move || state.audit(&line)).await
-    }
-}
-
-/// Does blocking work off the async threads. A panic in it goes on here.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(lost) => match lost.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is ending: nobody will look at the answer.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 
