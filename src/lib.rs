@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! main · cli                     parse, run, print, exit status
-//! telemetry                      tells: logging
+//! daemon                         lives long: schedules, the HTTP port, the word with systemd
+//! telemetry                      tells: metrics, status, logging
 //! run                            conducts one run: list, select, plan, execute, report
 //! config │ retention │ exoscale │ archive │ state
 //!                                reads │ judges (pure) │ speaks │ stores │ remembers: none imports another
@@ -20,6 +21,7 @@ pub mod archive;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod disk;
 pub mod exoscale;
 pub mod policy;

@@ -103,6 +103,10 @@ const WORDS: [(&str, &str); 5] = [
     ("@yearly", "0 0 1 1 *"),
 ];
 
+/// So many due times are looked at for the longest gap: enough for each day of the week and for a clock change of most
+/// schedules, and few enough to be asked at each reload.
+const DUE_TIMES_COMPARED: usize = 128;
+
 /// The six fields: what each is for, what may stand there, and the letters that it knows beside digits.
 const FIELDS: [(&str, &str, &str); 6] = [
     ("second", "0 to 59", ""),
@@ -173,6 +177,41 @@ impl Schedule {
     /// the calendar.
     pub fn next_after(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         if self.fixed_times { self.next_fixed(after, zone) } else { self.next_real(after, zone) }
+    }
+
+    /// The last instant at which it is due in `(after, until]`; `None` if there is none.
+    pub fn last_until(&self, until: Timestamp, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let due_by = |second: i64| {
+            let from = Timestamp::from_second(second).ok()?;
+            self.next_after(from, zone).filter(|next| *next <= until)
+        };
+        // The later one asks from, the later the answer, and all are whole seconds: halve until the last that fits.
+        let mut best = self.next_after(after, zone).filter(|next| *next <= until)?;
+        let (mut fits, mut fits_not) = (best.as_second(), until.as_second());
+        while fits < fits_not {
+            let middle = fits + (fits_not - fits) / 2;
+            match due_by(middle) {
+                Some(next) => {
+                    best = next;
+                    fits = next.as_second();
+                }
+                None => fits_not = middle,
+            }
+        }
+        Some(best)
+    }
+
+    /// The longest span between two successive due times, among the next 128 after `from`; `None` only at the end of
+    /// the calendar. What did not run for longer than this is late.
+    pub fn longest_gap(&self, from: Timestamp, zone: &TimeZone) -> Option<SignedDuration> {
+        let mut last = self.next_after(from, zone)?;
+        let mut longest = None;
+        for _ in 1..DUE_TIMES_COMPARED {
+            let Some(next) = self.next_after(last, zone) else { break };
+            longest = longest.max(Some(next.duration_since(last)));
+            last = next;
+        }
+        longest
     }
 
     /// Goes along the wall clock; a time on it stands for one instant.
@@ -311,6 +350,24 @@ mod tests {
             last = next;
         }
         all
+    }
+
+    #[test]
+    fn the_longest_gap_is_between_due_times_and_knows_clock_changes_and_weekends() {
+        let cases = [
+            ("30 2 * * *", "UTC", "2026-11-01T00:00:00Z", 24 * 3600),
+            // The night on which 02:30 comes twice is in reach.
+            ("30 2 * * *", "Europe/Zurich", "2026-08-01T00:00:00Z", 25 * 3600),
+            // From Friday to Monday.
+            ("0 12 * * 1-5", "UTC", "2026-11-01T00:00:00Z", 72 * 3600),
+            ("0 8,20 * * *", "UTC", "2026-11-01T09:00:00Z", 12 * 3600),
+            ("*/20 * * * * *", "UTC", "2026-11-01T00:00:01Z", 20),
+            ("@yearly", "UTC", "2026-11-01T00:00:00Z", 366 * 86400),
+        ];
+        for (line, name, from, seconds) in cases {
+            let gap = Schedule::parse(line).unwrap().longest_gap(at(from), &zone(name));
+            assert_eq!(gap, Some(SignedDuration::from_secs(seconds)), "{line} in {name}");
+        }
     }
 
     #[test]

@@ -80,7 +80,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// `1 snapshot`, `2 snapshots`.
 pub fn counted(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+    match noun.strip_suffix('y') {
+        _ if count == 1 => format!("1 {noun}"),
+        // Nouns in a vowel and `y` are not among those that we count.
+        Some(stem) => format!("{count} {stem}ies"),
+        None => format!("{count} {noun}s"),
+    }
 }
 
 /// Says that a test did not try something, past the capturing of what tests print: it must be heard.
@@ -92,6 +97,14 @@ pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_counted_is_spelled_as_people_do() {
+        let table = [(1, "policy", "1 policy"), (2, "policy", "2 policies"), (0, "run", "0 runs")];
+        for (count, noun, expected) in table {
+            assert_eq!(counted(count, noun), expected);
+        }
+    }
 
     #[test]
     fn plain_text_is_left_alone() {

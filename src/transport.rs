@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::fmt::{self, Debug};
 use std::pin::Pin;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -138,27 +139,36 @@ pub enum BodyError {
 ///
 /// Two clients: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one connection
 /// each, which drains a fast store in less CPU time than HTTP/2 does. Neither follows redirects, neither has
-/// a total timeout: callers bound their exchanges by the clock seam.
-#[derive(Debug, Clone)]
+/// a total timeout: callers bound their exchanges by the clock seam. Each is made when it is first needed: reading the
+/// machine's certificates takes its time, and many a process never speaks with anybody.
+///
+/// They trust the machine's certificate authorities, or the bundled ones where it has none.
+#[derive(Debug, Clone, Default)]
 pub struct HttpTransport {
-    api: reqwest::Client,
-    image: reqwest::Client,
+    api: OnceLock<reqwest::Client>,
+    image: OnceLock<reqwest::Client>,
 }
 
 /// No HTTP client could be made.
 #[derive(Debug, thiserror::Error)]
 #[error("set up TLS for HTTPS connections")]
-pub struct SetupError(#[source] reqwest::Error);
+struct SetupError(#[source] reqwest::Error);
 
 impl HttpTransport {
-    /// Clients that trust the machine's certificate authorities, or the bundled ones where it has none.
-    ///
-    /// # Errors
-    /// [`SetupError`] if TLS can't be set up at all.
-    pub fn new() -> Result<Self, SetupError> {
-        let api = || client().http2_adaptive_window(true);
-        let image = || client().http1_only().no_gzip();
-        Ok(Self { api: build(api)?, image: build(image)? })
+    fn client(&self, purpose: Purpose) -> Result<&reqwest::Client, SetupError> {
+        let made = match purpose {
+            Purpose::Api => &self.api,
+            Purpose::Image => &self.image,
+        };
+        if let Some(client) = made.get() {
+            return Ok(client);
+        }
+        let fresh = match purpose {
+            Purpose::Api => build(|| client().http2_adaptive_window(true)),
+            Purpose::Image => build(|| client().http1_only().no_gzip()),
+        }?;
+        // One that another thread made meanwhile is as good.
+        Ok(made.get_or_init(|| fresh))
     }
 }
 
@@ -185,19 +195,24 @@ fn build(client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client,
 
 impl Transport for HttpTransport {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
-        let client = match request.purpose {
-            Purpose::Api => &self.api,
-            Purpose::Image => &self.image,
-        };
-        let sent =
-            client.request(request.method, request.url).headers(request.headers).body(request.body).send();
         Box::pin(async move {
+            let client = self.client(request.purpose).map_err(no_client)?;
+            let sent = client
+                .request(request.method, request.url)
+                .headers(request.headers)
+                .body(request.body)
+                .send();
             let answer = sent.await.map_err(failed)?;
             let (status, headers) = (answer.status(), answer.headers().clone());
             let body = Box::pin(answer.bytes_stream().map_err(failed));
             Ok(Response { status, headers, body })
         })
     }
+}
+
+/// Nothing was sent, for want of a client.
+fn no_client(error: SetupError) -> TransportError {
+    TransportError { reached: Reached::Nothing, what: "nothing was sent", source: Some(Box::new(error)) }
 }
 
 /// reqwest's error without the address, which may be a secret.

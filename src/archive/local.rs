@@ -38,8 +38,8 @@ const LABEL_BYTES_MAX: usize = 128 << 10;
 #[derive(Debug, Clone)]
 pub struct LocalArchive {
     name: ArchiveName,
-    path: PathBuf,
-    disk: Arc<dyn Disk>,
+    pub(super) path: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
 }

@@ -7,7 +7,7 @@
 //!
 //! The way of an image: [`source`] gives its bytes, [`download`] brings them in while [`md5`] hashes them,
 //! [`qcow2`] reads its structure, and [`local`] publishes it under the names of `layout` with a [`manifest`].
-//! [`catalogue`] reads an archive back: there is no database beside it. [`proof`] is the value without which a
+//! [`catalogue`] reads an archive back, and [`facts`] adds it up: there is no database beside it. [`proof`] is the value without which a
 //! snapshot whose export is required is not deleted; nothing outside of this room can make one.
 //!
 //! Left to others: asking the service for an export and talking HTTP (`run` makes a source of the client), and
@@ -15,6 +15,7 @@
 
 pub mod catalogue;
 pub mod download;
+pub mod facts;
 mod layout;
 pub mod local;
 pub mod manifest;

@@ -109,6 +109,8 @@ pub enum Color {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The daemon: runs policies by their schedules, and serves an HTTP port.
+    Run,
     /// Run policies once, in the foreground.
     Once(Once),
     /// Show what a run would do, and why, snapshot by snapshot. Changes nothing.
@@ -117,13 +119,24 @@ pub enum Command {
     Check(Check),
     /// Make a template of one snapshot, now.
     Promote(Promote),
+    /// Pin a snapshot: whatever the policies say, it stays. Needs no credentials, works beside a running daemon.
+    Hold(HoldSnapshot),
+    /// Take the pin of a snapshot away. Needs no credentials, works beside a running daemon.
+    Unhold(Unhold),
+    /// Show which snapshots are pinned. Changes nothing.
+    Holds,
+    /// Let the guard pass a policy's next run, once. Needs no credentials, works beside a running daemon.
+    Allow(Allow),
     /// What is in the archives.
     Archive {
         /// What to do.
         #[command(subcommand)]
         command: ArchiveCommand,
     },
-    /// See it work without an account: a simulated zone with months of history, in this process.
+    /// What the running daemon says of itself; exits with 1 if something needs attention.
+    Status,
+    /// See it work without an account: a simulated zone with months of history, in this process, and the daemon
+    /// over it.
     Demo(Demo),
     /// Print the completions for a shell.
     Completions {
@@ -155,7 +168,7 @@ pub struct Plan {
     #[arg(long, value_name = "TIME")]
     pub at: Option<Timestamp>,
     /// Decide over the body of a list-snapshots answer in a file: no network, no credentials, no state. Without
-    /// `ZONE=` it stands for the policy's first zone.
+    /// `ZONE=` it stands for the policy's first zone. All snapshots in it count as made by this program.
     #[arg(long, value_name = "[ZONE=]FILE")]
     pub snapshots: Vec<ZoneFile>,
     /// The body of a list-instances answer to go with it. Without it, every instance that a snapshot names
@@ -210,6 +223,42 @@ pub struct Promote {
     pub description: Option<String>,
 }
 
+/// `hold`
+#[derive(Debug, Args)]
+pub struct HoldSnapshot {
+    /// Which snapshot.
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshot: SnapshotId,
+    /// From then on it counts no more, such as 2027-01-31T00:00:00Z; without it, it counts for ever.
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Timestamp>,
+    /// Why, for those who come after.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `unhold`
+#[derive(Debug, Args)]
+pub struct Unhold {
+    /// Which snapshot.
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshot: SnapshotId,
+}
+
+/// `allow`
+#[derive(Debug, Args)]
+pub struct Allow {
+    /// Which policy.
+    #[arg(value_name = "POLICY")]
+    pub policy: PolicyName,
+    /// Its next run passes if it would make at most so many deletions; a larger one stays held whole.
+    #[arg(value_name = "N")]
+    pub deletes: u64,
+    /// Let only this zone pass, if it alone has at most so many deletions.
+    #[arg(long, value_name = "Z")]
+    pub zone: Option<ZoneName>,
+}
+
 /// `archive …`
 #[derive(Debug, Subcommand)]
 pub enum ArchiveCommand {
@@ -228,9 +277,16 @@ pub struct ArchiveList {
 /// `demo`
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// One run of each policy, then the end.
-    #[arg(long, required = true)]
+    /// One run of each policy, then the end, instead of the daemon.
+    #[arg(long)]
     pub once: bool,
+}
+
+impl Command {
+    /// Whether a line per run and per change is wanted without asking for it.
+    fn tells_what_it_does(&self) -> bool {
+        matches!(self, Self::Run | Self::Once(_) | Self::Promote(_) | Self::Demo(Demo { once: false }))
+    }
 }
 
 impl Arguments {
@@ -247,7 +303,7 @@ impl Arguments {
         }
         match (self.global.quiet, self.global.verbose) {
             (true, _) => "error",
-            (false, 0) if matches!(self.command, Command::Once(_) | Command::Promote(_)) => "info",
+            (false, 0) if self.command.tells_what_it_does() => "info",
             (false, 0) => "warn",
             (false, 1) => "info",
             (false, 2) => "debug",

@@ -40,16 +40,13 @@ pub struct Seams {
 
 impl Seams {
     /// Their real forms.
-    ///
-    /// # Errors
-    /// [`Refusal`] if TLS can't be set up.
-    pub fn real() -> Result<Self, Refusal> {
-        Ok(Self {
-            transport: Arc::new(HttpTransport::new().map_err(|error| Refusal::failed(&error))?),
+    pub fn real() -> Self {
+        Self {
+            transport: Arc::new(HttpTransport::default()),
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock::start()),
             randomness: Arc::new(SystemRandomness),
-        })
+        }
     }
 }
 
@@ -131,6 +128,20 @@ pub enum Use {
     Running,
 }
 
+/// The state directory for looking, or for changing what is in it.
+///
+/// # Errors
+/// [`Refusal`] if it can't be used.
+pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirectory, Refusal> {
+    let path = state_path(config);
+    match purpose {
+        Use::Looking => Ok(StateDirectory::at(seams.disk.clone(), &path)),
+        Use::Running => {
+            StateDirectory::open(seams.disk.clone(), &path).map_err(|error| Refusal::failed(&error))
+        }
+    }
+}
+
 /// Everything for looking or running.
 ///
 /// # Errors
@@ -150,13 +161,7 @@ pub fn runner(
         requests_per_second: exoscale.requests_per_second,
         concurrency: exoscale.concurrency,
     };
-    let path = state_path(config);
-    let state = match purpose {
-        Use::Looking => StateDirectory::at(seams.disk.clone(), &path),
-        Use::Running => {
-            StateDirectory::open(seams.disk.clone(), &path).map_err(|error| Refusal::failed(&error))?
-        }
-    };
+    let state = state(config, seams, purpose)?;
     Ok(Runner {
         client: Client::new(
             settings,

@@ -19,8 +19,8 @@ use crate::policy::{Policy, PolicyName};
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::Runner;
 use crate::schedule::Schedule;
-use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
-use crate::text::{chain, printable};
+use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use crate::text::{chain, counted, printable};
 
 #[derive(Serialize)]
 struct Checked<'a> {
@@ -55,7 +55,7 @@ struct Tried {
 /// [`Refusal`] if the configuration, or the credentials, can't be used.
 pub async fn check(global: &Global, check: &Check, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
-    let seams = Seams::real()?;
+    let seams = Seams::real();
     let online = if check.online {
         let credentials = assemble::credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Looking)?;
@@ -79,6 +79,7 @@ pub async fn check(global: &Global, check: &Check, output: Output) -> Result<Exi
 
 fn checked(policy: &Policy, now: Timestamp) -> CheckedPolicy<'_> {
     let does = [
+        (policy.create, "create"),
         (policy.export.is_some(), "export"),
         (policy.promote.is_some(), "promote"),
         (policy.retention.is_some(), "prune"),
@@ -94,7 +95,8 @@ fn checked(policy: &Policy, now: Timestamp) -> CheckedPolicy<'_> {
 }
 
 fn render(checked: &Checked<'_>, output: Output) -> String {
-    let mut text = format!("{}: sound, {}\n", printable(&checked.config), policies(checked.policies.len()));
+    let mut text =
+        format!("{}: sound, {}\n", printable(&checked.config), counted(checked.policies.len(), "policy"));
     let plain = |text: String| (text, Tone::Plain);
     let rows = checked
         .policies
@@ -128,10 +130,6 @@ fn render(checked: &Checked<'_>, output: Output) -> String {
         let _ = write!(text, "\n{}", output.table(&["WHERE", "WHAT", "RESULT"], rows));
     }
     text
-}
-
-fn policies(count: usize) -> String {
-    if count == 1 { "1 policy".to_owned() } else { format!("{count} policies") }
 }
 
 /// Tries everything that an enabled policy needs, in every zone and archive that it names.
@@ -172,6 +170,8 @@ enum Need {
     ListSnapshots,
     ListInstances,
     GetSnapshot,
+    GetQuota,
+    CreateSnapshot,
     DeleteSnapshot,
     ExportSnapshot,
     ListTemplates,
@@ -182,6 +182,9 @@ enum Need {
 
 fn needs_of(policy: &Policy) -> Vec<Need> {
     let mut needs = vec![Need::ListSnapshots, Need::ListInstances];
+    if policy.create {
+        needs.extend([Need::CreateSnapshot, Need::GetSnapshot, Need::GetQuota]);
+    }
     if policy.retention.is_some() {
         needs.extend([Need::GetSnapshot, Need::DeleteSnapshot]);
     }
@@ -202,6 +205,8 @@ impl Need {
             Self::ListSnapshots => "list-snapshots",
             Self::ListInstances => "list-instances",
             Self::GetSnapshot => "get-snapshot",
+            Self::GetQuota => "get-quota",
+            Self::CreateSnapshot => "create-snapshot",
             Self::DeleteSnapshot => "delete-snapshot",
             Self::ExportSnapshot => "export-snapshot",
             Self::ListTemplates => "list-templates",
@@ -225,6 +230,8 @@ impl Need {
             Self::ListSnapshots => client.list_snapshots().await.map(drop),
             Self::ListInstances => client.list_instances().await.map(drop),
             Self::GetSnapshot => client.get_snapshot(snapshot).await.map(drop),
+            Self::GetQuota => client.get_quota("snapshot").await.map(drop),
+            Self::CreateSnapshot => client.create_snapshot(InstanceId(nothing)).await.map(drop),
             Self::DeleteSnapshot => client.delete_snapshot(snapshot).await.map(drop),
             Self::ExportSnapshot => client.export_snapshot(snapshot).await.map(drop),
             Self::ListTemplates => client.list_templates().await.map(drop),

@@ -1,23 +1,32 @@
 //! `demo`: see it work without an account.
 //!
 //! A simulated zone with months of history, in this process; a configuration in a temporary folder; and the
-//! program itself over both, exactly as it would be over the real thing.
+//! program itself over both, exactly as it would be over the real thing: one run of each policy, or the daemon.
+//!
+//! The daemon's zone stands behind a socket, so that the commands of a second terminal reach it as well. Nothing in
+//! the environment may lead any of this to a real account: what the demo's policies do there can't be undone.
 
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use crate::cli::args::Demo;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;
 use crate::cli::plan;
-use crate::cli::{Exit, Refusal, archive, once};
-use crate::clock::{Clock as _, SystemClock};
+use crate::cli::{Exit, Refusal, archive, once, run};
+use crate::clock::{Clock, SystemClock};
 use crate::config;
-use crate::disk::RealDisk;
+use crate::daemon::Order;
+use crate::disk::{Access, RealDisk, replace_file};
 use crate::exoscale::credentials::Credentials;
 use crate::policy::Policy;
 use crate::randomness::SystemRandomness;
@@ -25,7 +34,8 @@ use crate::run::{RunOptions, Runner};
 use crate::sim::clock::SimClock;
 use crate::sim::image::DiskShape;
 use crate::sim::world::{API_KEY, API_SECRET, World};
-use crate::snapshot::{InstanceId, SnapshotState, ZoneName};
+use crate::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
+use crate::text::printable;
 
 /// The zones, instances and months of history never change, so that what the README shows is what one sees.
 const SEED: u64 = 20_261_101;
@@ -37,15 +47,48 @@ it. snapwarden puts that in order by the two policies of this configuration:
 
 ";
 
-/// Plays one run of each policy, and shows what happened and why.
+/// The port that a configuration has without a word about it.
+const USUAL_PORT: u16 = 9788;
+
+/// Slow enough to follow, fast enough not to wait.
+const NEW_SNAPSHOT_EVERY: Duration = Duration::from_secs(15);
+
+/// What goes before the written configuration, and would lead a command elsewhere.
+const LEADING_ELSEWHERE: [&str; 6] = [
+    config::ENDPOINT_VARIABLE,
+    "EXOSCALE_API_KEY",
+    "EXOSCALE_API_SECRET",
+    "EXOSCALE_API_KEY_FILE",
+    "EXOSCALE_API_SECRET_FILE",
+    "CREDENTIALS_DIRECTORY",
+];
+
+/// How many snapshots of each instance `nightly` leaves.
+const NIGHTLY_KEEPS: usize = 12;
+
+/// Plays one run of each policy and shows what happened and why; or the daemon, until Ctrl-C.
 ///
 /// # Errors
-/// [`Refusal`] if the temporary folder can't be used.
-pub async fn demo(_demo: &Demo, output: Output) -> Result<Exit, Refusal> {
+/// [`Refusal`] if the temporary folder or the loopback can't be used.
+pub async fn demo(demo: &Demo, output: Output) -> Result<Exit, Refusal> {
+    // Before any folder: nobody but this process removes it.
+    let mut orders = run::orders_by_signal()?;
+    if !demo.once {
+        return daemon(output, orders).await;
+    }
+    tokio::select! {
+        exit = one_run_each(output) => exit,
+        _ = orders.recv() => Ok(Exit::Failed),
+    }
+}
+
+async fn one_run_each(output: Output) -> Result<Exit, Refusal> {
     let folder = tempfile::tempdir().map_err(|error| Refusal::failed(&error))?;
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
     let world = World::new(clock.clone(), SEED);
-    let zone = populate(&world);
+    // What one waits for on a real zone teaches nothing here.
+    world.set_operations_take(Duration::ZERO);
+    let zone = populate(&world, [24, 48, 8].map(DiskShape::with_data_mib)).zone;
     let history = world.snapshots(&zone).len();
     let seams = Seams {
         transport: world.transport(),
@@ -82,11 +125,172 @@ pub async fn demo(_demo: &Demo, output: Output) -> Result<Exit, Refusal> {
     Ok(exit)
 }
 
-/// Three instances with months of history, and one snapshot that failed.
-fn populate(world: &World) -> ZoneName {
+async fn daemon(output: Output, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal> {
+    let folder = tempfile::Builder::new().prefix("snapwarden-demo-").tempdir();
+    // Removed when this function ends, whichever way.
+    let folder = folder.map_err(|error| Refusal::failed(&error))?;
+    let clock = Arc::new(SystemClock::start());
+    let world = World::new(clock.clone(), SEED);
+    // There to be seen, as an operation of a real zone would be, but soon over.
+    world.set_operations_take(Duration::from_millis(400));
+    // Small: one image after the other goes to the temporary folder.
+    let history = populate(&world, [DiskShape::default(); 3]);
+    world.add_instance(&history.zone, "cache-1", &[]);
+    let served =
+        world.serve((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(|error| Refusal::failed(&error))?;
+    let listen = free_address().await.map_err(|error| Refusal::failed(&error))?;
+
+    let config_path = folder.path().join("snapwarden.toml");
+    let text = daemon_configuration(folder.path(), &served.endpoint(), listen);
+    let credentials = format!("api_key = {API_KEY}\napi_secret = {API_SECRET}\n");
+    replace_file(&RealDisk, &folder.path().join("credentials"), credentials.as_bytes(), Access::Owner)
+        .and_then(|()| replace_file(&RealDisk, &config_path, text.as_bytes(), Access::Owner))
+        .map_err(|error| Refusal::failed(&error))?;
+
+    let program = std::env::current_exe().map_err(|error| Refusal::failed(&error))?;
+    let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let elsewhere: Vec<&str> = LEADING_ELSEWHERE.into_iter().filter(set).collect();
+    let command = command_line(&program, &config_path, &elsewhere);
+    output.print(&guide(&command, &config_path, listen, next_to_go(&world, &history)));
+
+    let (send, passed_on) = mpsc::unbounded_channel();
+    tokio::select! {
+        exit = run_daemon(&config_path, passed_on) => exit,
+        () = pass_on(orders, &send) => Ok(Exit::Done),
+        () = keep_taking_snapshots(&world, &*clock, [history.web, history.db]) => Ok(Exit::Done),
+    }
+}
+
+/// The daemon itself, over the written configuration, until Ctrl-C. Neither endpoint nor credentials come from the
+/// environment, at the start nor at a reload: what is there may be a real account, whose zone has the same name.
+async fn run_daemon(config_path: &Path, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal> {
+    let path = config_path.to_owned();
+    let read = move || {
+        let config = config::load(&path, None).map_err(|error| Refusal::failed(&error))?;
+        let credentials = Credentials::new(API_KEY, API_SECRET).map_err(|error| Refusal::failed(&error))?;
+        Ok((config, credentials))
+    };
+    run::run_over(read, orders).await
+}
+
+/// Passes orders on for ever. A terminal that was closed hangs up, too: nobody would be left to end the demo.
+async fn pass_on(mut orders: mpsc::UnboundedReceiver<Order>, to: &mpsc::UnboundedSender<Order>) {
+    let began_on_terminal = io::stdout().is_terminal();
+    while let Some(order) = orders.recv().await {
+        let is_closed = began_on_terminal && !io::stdout().is_terminal();
+        // The daemon that does not listen any more is about to end.
+        let _ = to.send(if is_closed { Order::Stop } else { order });
+    }
+}
+
+/// New ones for the instances in turn, of which somebody else takes care. Never ends.
+async fn keep_taking_snapshots(world: &World, clock: &dyn Clock, instances: [InstanceId; 2]) {
+    for instance in instances.into_iter().cycle() {
+        clock.sleep(NEW_SNAPSHOT_EVERY).await;
+        world.add_snapshot(instance, world.now());
+        // Nobody asks for it here, and it would grow.
+        world.clear_log();
+    }
+}
+
+/// Where the daemon can listen: the usual place, or any that is free.
+async fn free_address() -> io::Result<SocketAddr> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, USUAL_PORT)).await {
+        Ok(listener) => listener.local_addr(),
+        Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr(),
+    }
+}
+
+/// The snapshot that `nightly` deletes as soon as the first instance has a new one.
+fn next_to_go(world: &World, history: &History) -> Option<SnapshotId> {
+    let all = world.snapshots(&history.zone);
+    let of_web = all.iter().rev().filter(|snapshot| snapshot.instance_id == Some(history.web));
+    of_web.map(|snapshot| snapshot.id).nth(NIGHTLY_KEEPS - 1)
+}
+
+/// The beginning of each command for a second terminal.
+fn command_line(program: &Path, config_path: &Path, elsewhere: &[&str]) -> String {
+    let mut text = String::new();
+    if !elsewhere.is_empty() {
+        text.push_str("env ");
+        for name in elsewhere {
+            let _ = write!(text, "-u {name} ");
+        }
+    }
+    let _ = write!(text, "{} --config {}", for_shell(program), for_shell(config_path));
+    text
+}
+
+/// A path as a shell takes it for one word.
+fn for_shell(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+fn guide(command: &str, config_path: &Path, listen: SocketAddr, next_to_go: Option<SnapshotId>) -> String {
+    let mut commands: Vec<(String, &str)> = [
+        ("status", "what the daemon says of itself"),
+        ("plan nightly", "what would go now, and why"),
+        ("once nightly", "a run of your own, beside the daemon"),
+        ("archive list", "the verified copies"),
+        ("check --online", "whether the credentials allow all that the policies need"),
+        ("allow nightly 40", "lets up to 40 deletions of the next run pass the guard"),
+    ]
+    .map(|(arguments, why)| (format!("{command} {arguments}"), why))
+    .into();
+    if let Some(snapshot) = next_to_go {
+        let hold = format!("{command} hold {snapshot} --reason 'before the upgrade'");
+        commands.push((hold, "pins the one that would go next"));
+        commands.push((format!("{command} holds"), "what is pinned"));
+        commands.push((format!("{command} unhold {snapshot}"), "lets it go again"));
+    }
+    commands.push((format!("curl http://{listen}/metrics"), "for Prometheus"));
+    commands.push((format!("curl http://{listen}/api/v1/status"), "for programs"));
+
+    let mut text = format!(
+        "\
+A simulated Exoscale zone runs in this process, and the daemon over it, on the real clock. There are four instances,
+months of snapshots, a new one every {} seconds, and three policies that run every 20 seconds:
+
+    nightly   exports the newest snapshot of each instance, proves the copy, then leaves the newest {NIGHTLY_KEEPS}
+    golden    makes a template of the newest snapshot of web-1, and keeps 4 of them
+    fresh     takes snapshots of cache-1 by itself, and leaves the newest 5
+
+To look at it from a second terminal:
+
+",
+        NEW_SNAPSHOT_EVERY.as_secs()
+    );
+    for (command, why) in commands {
+        let _ = writeln!(text, "    # {why}\n    {}", printable(&command));
+    }
+    let _ = write!(
+        text,
+        "
+The configuration, to be read and changed; `kill -HUP {}` loads it anew:
+
+    {}
+
+Ctrl-C ends the daemon and removes the folder. This is its log:
+
+",
+        std::process::id(),
+        printable(&config_path.to_string_lossy()),
+    );
+    text
+}
+
+/// What there is when a demo begins.
+struct History {
+    zone: ZoneName,
+    web: InstanceId,
+    db: InstanceId,
+}
+
+/// Three instances with such disks and months of history, and one snapshot that failed.
+fn populate(world: &World, disks: [DiskShape; 3]) -> History {
     let zone = world.add_zone("ch-gva-2");
-    // What one waits for on a real zone teaches nothing here.
-    world.set_operations_take(Duration::ZERO);
     let today = world.now().to_zoned_datetime(TimeZone::UTC).date();
     let at = |days: i64| -> Option<Timestamp> {
         let then = today.checked_sub(days.days()).ok()?.at(2, 30, 0, 0);
@@ -95,21 +299,21 @@ fn populate(world: &World) -> ZoneName {
     let take = |instance: InstanceId, days: &mut dyn Iterator<Item = i64>| {
         days.filter_map(at).map(|at| world.add_snapshot(instance, at)).last()
     };
-    let instance = |name: &str, labels: &[(&str, &str)], data_mib: u64| {
+    let instance = |name: &str, labels: &[(&str, &str)], disk: DiskShape| {
         let instance = world.add_instance(&zone, name, labels);
-        world.set_disk(instance, DiskShape::with_data_mib(data_mib));
+        world.set_disk(instance, disk);
         instance
     };
     // Since yesterday: what is of today would be dated in the future if it is early.
-    let (web, db) = (instance("web-1", &[("tier", "golden")], 24), instance("db-1", &[], 48));
+    let (web, db) = (instance("web-1", &[("tier", "golden")], disks[0]), instance("db-1", &[], disks[1]));
     take(web, &mut (1..=24).rev());
     take(db, &mut (2..=16).rev());
     if let Some(failed) = take(db, &mut [1].into_iter()) {
         world.set_state(failed, SnapshotState::Error);
     }
     // Weekly, and stopped two months ago: whoever prunes by age alone would be left with nothing.
-    take(instance("legacy-1", &[], 8), &mut (0..9).rev().map(|week| 60 + 7 * week));
-    zone
+    take(instance("legacy-1", &[], disks[2]), &mut (0..9).rev().map(|week| 60 + 7 * week));
+    History { zone, web, db }
 }
 
 fn configuration(folder: &Path) -> String {
@@ -145,6 +349,57 @@ keep = 4
     )
 }
 
+fn daemon_configuration(folder: &Path, endpoint: &str, listen: SocketAddr) -> String {
+    format!(
+        r#"[exoscale]
+endpoint = "{endpoint}"   # the simulated zone
+credentials_file = "{0}/credentials"
+poll_interval = "200ms"
+requests_per_second = 50
+
+[server]
+listen = "{listen}"
+
+[state]
+directory = "{0}/state"
+
+[archives.vault]                      # where exports go
+type = "local"
+path = "{0}/vault"
+
+[policies.nightly]                    # prune, but never without a copy that was proved
+schedule = "*/20 * * * * *"           # six fields: seconds first
+timezone = "Europe/Zurich"
+zones = ["ch-gva-2"]
+[policies.nightly.select]
+exclude_instances = ["cache-*"]
+[policies.nightly.retention]
+keep_last = {NIGHTLY_KEEPS}
+[policies.nightly.export]
+archives = ["vault"]                  # what goes has a newer, verified copy there
+
+[policies.golden]                     # golden images
+schedule = "7,27,47 * * * * *"
+zones = ["ch-gva-2"]
+[policies.golden.select]
+labels = {{ tier = "golden" }}
+[policies.golden.promote]
+name = "{{instance}}-{{created:%Y%m%d-%H%M%S}}"
+keep = 4
+
+[policies.fresh]                      # takes snapshots by itself
+schedule = "13,33,53 * * * * *"
+zones = ["ch-gva-2"]
+create = true
+[policies.fresh.select]
+instances = ["cache-*"]
+[policies.fresh.retention]
+keep_last = 5
+"#,
+        folder.display()
+    )
+}
+
 fn heading(text: &str) -> String {
     format!("\n=== {text}\n\n")
 }
@@ -160,5 +415,48 @@ async fn show_plan(runner: &Runner, policy: &Policy, output: Output) {
             Ok(planned) => output.print(&plan::render(&policy.name, planned, at, output)),
             Err(failure) => output.complain(failure),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_can_read_what_is_written_for_it() {
+        let listen = SocketAddr::from(([127, 0, 0, 1], USUAL_PORT));
+        let text = daemon_configuration(Path::new("/tmp/x"), "http://127.0.0.1:1/{zone}/v2", listen);
+        let config = config::parse(&text, "demo.toml", None).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.server.listen, listen);
+        let names: Vec<&str> = config.policies.iter().map(|policy| policy.name.as_str()).collect();
+        assert_eq!(names, ["nightly", "golden", "fresh"]);
+        assert!(config.policies.iter().all(|policy| policy.schedule.is_some()));
+        assert!(config.policies[2].create);
+    }
+
+    #[test]
+    fn a_command_survives_the_shell_and_leaves_no_way_elsewhere() {
+        let plain = command_line(Path::new("/usr/bin/snapwarden"), Path::new("/tmp/d-1/s.toml"), &[]);
+        assert_eq!(plain, "/usr/bin/snapwarden --config /tmp/d-1/s.toml");
+        let odd = command_line(
+            Path::new("/my tools/it's/snapwarden"),
+            Path::new("/tmp/$x/s.toml"),
+            &["EXOSCALE_API_ENDPOINT", "EXOSCALE_API_KEY"],
+        );
+        assert_eq!(
+            odd,
+            r"env -u EXOSCALE_API_ENDPOINT -u EXOSCALE_API_KEY '/my tools/it'\''s/snapwarden' --config '/tmp/$x/s.toml'"
+        );
+    }
+
+    #[tokio::test]
+    async fn nightly_would_delete_the_named_snapshot_next() {
+        let world = World::new(Arc::new(SystemClock::start()), SEED);
+        let history = populate(&world, [DiskShape::default(); 3]);
+        let next = next_to_go(&world, &history).unwrap();
+        let all = world.snapshots(&history.zone);
+        let of_web: Vec<SnapshotId> =
+            all.iter().filter(|found| found.instance_id == Some(history.web)).map(|found| found.id).collect();
+        assert_eq!(of_web.iter().position(|id| *id == next), Some(of_web.len() - NIGHTLY_KEEPS));
     }
 }

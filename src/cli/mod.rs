@@ -3,18 +3,23 @@
 //! Data goes to stdout, everything else to stderr. What a command prints is made from values that the floors
 //! below return; nothing is decided here.
 
+pub mod allow;
 pub mod archive;
 pub mod args;
 pub mod assemble;
 pub mod check;
 pub mod demo;
+pub mod hold;
 pub mod once;
 pub mod output;
 pub mod packaging;
 pub mod plan;
 pub mod promote;
+pub mod run;
+pub mod status;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
@@ -101,25 +106,60 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
     let global = &arguments.global;
     match &arguments.command {
+        Command::Run => on_runtime(run::run(global)),
         Command::Once(once) => on_runtime(once::once(global, once, output)),
         Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
         Command::Check(check) => on_runtime(check::check(global, check, output)),
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
+        Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
+        Command::Unhold(unhold) => on_runtime(hold::unhold(global, unhold, output)),
+        Command::Holds => hold::holds(global, output),
+        Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command: ArchiveCommand::List(list) } => {
             on_runtime(archive::list(global, list, output))
         }
+        Command::Status => on_runtime(status::status(global, output)),
         Command::Demo(demo) => on_runtime(demo::demo(demo, output)),
         Command::Completions { shell } => Ok(packaging::completions(*shell, output)),
         Command::Man => packaging::man(output),
     }
 }
 
+/// At the end whatever still blocks on a disk is waited for no longer than this: it may hang for ever, as on a file
+/// system whose server is gone, and whoever told us to stop would wait with it.
+const END_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Two threads serve the network; hashing and the disk have the blocking pool.
 fn on_runtime(work: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| Refusal::failed(&error))?
-        .block_on(work)
+        .map_err(|error| Refusal::failed(&error))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(END_WAIT_MAX);
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::blocking;
+
+    #[test]
+    fn a_disk_that_hangs_does_not_keep_the_process() {
+        let (answer, disk) = std::sync::mpsc::channel::<()>();
+        let (begins, has_begun) = tokio::sync::oneshot::channel();
+        let work = async {
+            let hanging = tokio::spawn(blocking(move || {
+                begins.send(()).unwrap();
+                disk.recv()
+            }));
+            has_begun.await.unwrap();
+            hanging.abort();
+            Ok(Exit::Done)
+        };
+        assert!(on_runtime(work).is_ok_and(|exit| exit == Exit::Done));
+        drop(answer);
+    }
 }

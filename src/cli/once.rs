@@ -27,8 +27,8 @@ pub async fn once(global: &Global, once: &Once, output: Output) -> Result<Exit, 
         output.complain(assemble::NOTHING_ENABLED);
     }
     let credentials = assemble::credentials(&config)?;
-    let runner = assemble::runner(&config, credentials, &Seams::real()?, Use::Running)?;
-    let options = RunOptions { allow_deletes: once.allow_deletes, stop: stop_on_signal()? };
+    let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
+    let options = RunOptions { allow_deletes: once.allow_deletes, slot: None, stop: stop_on_signal()? };
     let (exit, reports) = run_all(&runner, &policies, &options, output).await;
     if output.is_json() {
         output.print_json(&reports);
@@ -127,18 +127,14 @@ pub fn render(report: &RunReport, output: Output) -> String {
             );
         }
     }
-    let sums = report.sums();
-    let _ = writeln!(
-        text,
-        "\n  in all: {} exported, {} promoted, {} deleted, {} blocked, {} skipped, {} failed\n",
-        sums.exported, sums.promoted, sums.deleted, sums.blocked, sums.skipped, sums.failed
-    );
+    let _ = writeln!(text, "\n  in all: {}\n", report.sums());
     text
 }
 
 /// An action as people read it.
 pub(super) fn word(action: Action) -> &'static str {
     match action {
+        Action::Create => "create",
         Action::Export => "export",
         Action::Promote => "promote",
         Action::Delete => "delete",
@@ -148,6 +144,8 @@ pub(super) fn word(action: Action) -> &'static str {
 
 fn row(step: &Step) -> Vec<(String, Tone)> {
     let what = word(step.action);
+    // One that was to be taken and was not has neither date nor name.
+    let is_there = step.snapshot.id.is_some();
     let (word, tone) = match step.outcome {
         StepOutcome::Done => (what.to_owned(), Tone::Good),
         StepOutcome::Failed => (format!("{what} FAILED"), Tone::Bad),
@@ -164,8 +162,8 @@ fn row(step: &Step) -> Vec<(String, Tone)> {
     vec![
         (word, tone),
         (instance(step.snapshot.instance_name.as_deref()), Tone::Plain),
-        (step.snapshot.created_at.to_string(), Tone::Plain),
-        (step.snapshot.name.clone(), Tone::Plain),
+        (if is_there { step.snapshot.created_at.to_string() } else { "-".to_owned() }, Tone::Plain),
+        (if is_there { step.snapshot.name.clone() } else { "-".to_owned() }, Tone::Plain),
         (why, Tone::Plain),
     ]
 }

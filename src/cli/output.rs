@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Exit;
 use crate::cli::args::{Color, Global, OutputFormat};
+use crate::telemetry::logging;
 use crate::text::{printable, safe_json};
 
 /// Where a command prints to.
@@ -83,8 +84,10 @@ impl Output {
 
     /// Says what is wrong, on stderr. Lines stay lines; everything else that could harm a terminal is escaped.
     pub fn complain(self, text: &str) {
+        let prefix = logging::complaint_prefix();
         let mut safe: String = String::new();
         for (number, line) in text.lines().enumerate() {
+            safe.push_str(prefix);
             safe.push_str(if number == 0 { "snapwarden: " } else { "" });
             safe.push_str(&printable(line));
             safe.push('\n');

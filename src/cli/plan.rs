@@ -1,6 +1,6 @@
 //! `plan`: what a run would do, and why, snapshot by snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -18,8 +18,8 @@ use crate::exoscale::wire;
 use crate::policy::{Policy, PolicyName};
 use crate::retention::inventory::{ClockSkew, Copies, Inventory};
 use crate::retention::plan::Decision;
-use crate::retention::verdict::Verdict;
-use crate::run::report::PlanSums;
+use crate::retention::verdict::{Rule, Verdict};
+use crate::run::report::sums_of;
 use crate::run::{Planned, preview_offline};
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::{chain, counted, printable};
@@ -44,7 +44,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
     if policies.is_empty() {
         output.complain(assemble::NOTHING_ENABLED);
     }
-    let seams = Seams::real()?;
+    let seams = Seams::real();
     let at = plan.at.unwrap_or_else(|| seams.clock.now());
     let mut all = Vec::new();
     if plan.snapshots.is_empty() {
@@ -59,7 +59,8 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         check_files(&policies, &plan.instances)?;
         for policy in policies {
             let inventories = inventories(&config, policy, &plan.snapshots, &plan.instances)?;
-            let zones = preview_offline(&config.policies, policy, inventories, at).into_iter();
+            let zones = preview_offline(&config.policies, policy, inventories, at, &*seams.randomness);
+            let zones = zones.into_iter();
             all.extend(zones.map(|(zone, planned)| PolicyInZone { policy, zone, planned }));
         }
     }
@@ -125,6 +126,9 @@ fn inventories(
         };
         inventories.push(Inventory {
             zone: zone.clone(),
+            // There is no memory to ask, so all count as made by this program.
+            created: listing.snapshots.iter().map(|snapshot| snapshot.id).collect(),
+            coming: HashSet::new(),
             snapshots: listing.snapshots,
             instances,
             holds: BTreeMap::new(),
@@ -170,7 +174,8 @@ struct JsonDecision<'a> {
 
 #[derive(Serialize)]
 struct JsonSnapshot<'a> {
-    id: SnapshotId,
+    /// None of one that the run would take first.
+    id: Option<SnapshotId>,
     name: &'a str,
     created_at: Timestamp,
     state: &'a str,
@@ -189,7 +194,7 @@ fn json<'a>(at: Timestamp, all: &'a [PolicyInZone<'a>]) -> JsonPlan<'a> {
             decisions: decided(planned)
                 .map(|(decision, snapshot)| JsonDecision {
                     snapshot: JsonSnapshot {
-                        id: snapshot.id,
+                        id: Some(snapshot.id).filter(|id| !planned.listed.inventory.coming.contains(id)),
                         name: &snapshot.name,
                         created_at: snapshot.created_at,
                         state: snapshot.state.as_str(),
@@ -244,8 +249,8 @@ pub fn render(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
             vec![
                 plain(once::word(ahead.action).to_owned()),
                 plain(once::instance(ahead.snapshot.instance_name.as_deref())),
-                plain(ahead.snapshot.created_at.to_string()),
-                plain(ahead.snapshot.name.clone()),
+                plain(taken(ahead.snapshot.created_at, ahead.snapshot.id.is_none())),
+                plain(called(&ahead.snapshot.name, ahead.snapshot.id.is_none())),
                 plain(ahead.why.clone()),
             ]
         });
@@ -258,15 +263,19 @@ pub fn render(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
     for warning in &planned.listed.warnings {
         let _ = writeln!(text, "\n  note: {}", printable(warning));
     }
-    let sums = PlanSums::of(&planned.plan);
+    let sums = sums_of(&planned.plan);
+    let coming = all.iter().filter(|(decision, _)| decision.rule == Rule::Create).count();
     let _ = writeln!(
         text,
         "\n  {}: {} kept, {} to delete, {} ignored",
-        counted(all.len(), "snapshot"),
-        sums.keep,
+        counted(all.len() - coming, "snapshot"),
+        sums.keep.saturating_sub(coming as u64),
         sums.delete,
         sums.ignore
     );
+    if coming > 0 {
+        let _ = writeln!(text, "  {} to be taken first", counted(coming, "snapshot"));
+    }
     for (count, why) in [
         (sums.blocked_by_hold, "a hold"),
         (sums.blocked_by_policy, "another policy"),
@@ -289,6 +298,7 @@ fn row(planned: &Planned, decision: &Decision, snapshot: &Snapshot, at: Timestam
         Verdict::Delete => Tone::Bad,
         Verdict::Ignore => Tone::Dim,
     };
+    let is_coming = decision.rule == Rule::Create;
     // Of one that stays the first reason is enough for people; JSON has them all.
     let enough = if decision.verdict == Verdict::Keep { 1 } else { usize::MAX };
     let reasons: Vec<String> =
@@ -296,11 +306,21 @@ fn row(planned: &Planned, decision: &Decision, snapshot: &Snapshot, at: Timestam
     vec![
         (decision.verdict.as_str().to_owned(), tone),
         (decision.rule.as_str().to_owned(), Tone::Plain),
-        (age(snapshot.created_at, at), Tone::Plain),
-        (snapshot.created_at.to_string(), Tone::Plain),
-        (snapshot.name.to_string(), Tone::Plain),
+        (if is_coming { "-".to_owned() } else { age(snapshot.created_at, at) }, Tone::Plain),
+        (taken(snapshot.created_at, is_coming), Tone::Plain),
+        (called(&snapshot.name, is_coming), Tone::Plain),
         (reasons.join("; "), Tone::Plain),
     ]
+}
+
+/// When it was taken; `-` of one that is to be.
+fn taken(at: Timestamp, is_coming: bool) -> String {
+    if is_coming { "-".to_owned() } else { at.to_string() }
+}
+
+/// Its name; one that is to be taken has none yet.
+fn called(name: &str, is_coming: bool) -> String {
+    if is_coming { "(to be taken)".to_owned() } else { name.to_owned() }
 }
 
 /// `3d 4h`, `4h 5m` or `5m`; `-` for what is not yet.

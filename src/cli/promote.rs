@@ -32,7 +32,7 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
         let text = "a template's name has 1 to 255 characters and no control characters";
         return Err(Refusal::new(Exit::Usage, text));
     }
-    let runner = assemble::runner(&config, credentials, &Seams::real()?, Use::Running)?;
+    let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
     let request = PromoteRequest {
         name: promote.name.clone(),
         description: promote.description.clone(),

@@ -125,17 +125,11 @@ pub(super) enum Later {
 
 /// What this version knows and can't do: refused, never ignored. To make a key available, take its line out.
 pub(super) const LATER: &[(&str, Later)] = &[
-    ("server", Later::All),
     ("archives.*.type", Later::Only("s3")),
     ("archives.*.retention", Later::All),
     ("archives.*.verify", Later::All),
-    ("policies.*.jitter", Later::All),
-    ("policies.*.on_start", Later::All),
-    ("policies.*.deadline", Later::All),
-    ("policies.*.create", Later::AllBut("false")),
     ("policies.*.select.instances.*", Later::Only("self")),
     ("policies.*.select.exclude_instances.*", Later::Only("self")),
-    ("policies.*.select.ownership", Later::Only("created")),
     ("policies.*.retention.keep_hourly", Later::All),
     ("policies.*.retention.keep_daily", Later::All),
     ("policies.*.retention.keep_weekly", Later::All),
@@ -149,7 +143,6 @@ pub(super) const LATER: &[(&str, Later)] = &[
     ("policies.*.retention.keep_oldest", Later::All),
     ("policies.*.retention.allow_empty", Later::All),
     ("policies.*.retention.failed_after", Later::All),
-    ("policies.*.guard.max_listing_drop_percent", Later::All),
     ("policies.*.export.alert_after", Later::All),
     ("policies.*.export.connections", Later::AllBut("1")),
     ("policies.*.export.bandwidth_limit", Later::All),

@@ -14,7 +14,7 @@ mod walk;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -54,11 +54,18 @@ const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// The most of anything at once that may be asked for: beyond it threads and connections run out first.
 const CONCURRENCY_MAX: u64 = 256;
 
+/// This machine alone: who may see it from elsewhere is to be decided by somebody.
+const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9788));
+/// Well within the 90 s that systemd gives a service to stop.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+
 /// A whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// How to speak with Exoscale.
     pub exoscale: ExoscaleSettings,
+    /// The port, and the end.
+    pub server: ServerSettings,
     /// Where state is kept, if the file says so.
     pub state_directory: Option<PathBuf>,
     /// Where exports go, by name.
@@ -87,6 +94,15 @@ pub struct ExoscaleSettings {
     pub concurrency: NonZeroUsize,
     /// Whether `http://` is allowed to hosts other than this machine.
     pub allow_plain_http: bool,
+}
+
+/// What the daemon alone needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerSettings {
+    /// Where the HTTP port is.
+    pub listen: SocketAddr,
+    /// So long steps in flight may go on once the daemon was told to stop.
+    pub shutdown_grace: Duration,
 }
 
 /// Where an archive is.
@@ -171,11 +187,11 @@ pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Conf
     let policies = policies::read(&named_policies, &archives);
     let config = Config {
         exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, &findings),
+        server: read_server(&root.table("server")),
         state_directory: root.table("state").path("directory"),
         archives: archives.into_iter().filter_map(|(name, settings)| Some((name, settings?))).collect(),
         policies,
     };
-    check_server(&root.table("server"));
     check_notify(&root.table("notify"));
 
     findings.into_diagnostics(text, file_name, &unread).map_or(Ok(config), Err)
@@ -398,10 +414,18 @@ fn read_schedule(value: &Value<'_>) -> Option<Schedule> {
     Schedule::parse(text).map_err(|error| value.place().wrong(error.fact(), error.help())).ok()
 }
 
-/// Its keys are known; its work comes later.
-fn check_server(table: &Table<'_>) {
-    table.text("listen");
-    table.duration("shutdown_grace");
+fn read_server(table: &Table<'_>) -> ServerSettings {
+    let listen = table.value("listen").and_then(|value| {
+        let text = value.text()?;
+        let help = "write an address and a port, such as `127.0.0.1:9788`, or `0.0.0.0:9788` for all of this machine's addresses";
+        text.parse()
+            .map_err(|_| value.place().wrong(format!("`{}` is not an address with a port", excerpt(text, 64)), help))
+            .ok()
+    });
+    ServerSettings {
+        listen: listen.unwrap_or(LISTEN),
+        shutdown_grace: table.duration("shutdown_grace").unwrap_or(SHUTDOWN_GRACE),
+    }
 }
 
 /// Its keys are known; its work comes later.

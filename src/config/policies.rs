@@ -11,12 +11,14 @@ use crate::config::walk::{Table, Value};
 use crate::config::{ArchiveSettings, keys, read_concurrency, read_schedule};
 use crate::policy::select::{NameGlob, Pattern, Select};
 use crate::policy::template_name::TemplateName;
-use crate::policy::{ArchiveName, Export, Guard, Policy, PolicyName, Promote, Retention, Which};
+use crate::policy::{ArchiveName, Export, Guard, OnStart, Policy, PolicyName, Promote, Retention, Which};
 use crate::snapshot::ZoneName;
 use crate::text::excerpt;
 
 /// Half of a zone at once is no routine.
 const MAX_DELETE_PERCENT: u8 = 50;
+/// A listing that lost half of its snapshots by itself is not to be trusted.
+const MAX_LISTING_DROP_PERCENT: u8 = 50;
 /// Clocks that are kept by NTP are off by milliseconds, so this one is not kept; at ten minutes slow it could
 /// not even sign a request.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
@@ -48,22 +50,22 @@ pub(super) fn read(table: &Table<'_>, archives: &Archives) -> Vec<Policy> {
 }
 
 fn read_policy(name: PolicyName, table: &Table<'_>, archives: &Archives) -> Policy {
-    // Known, and refused above wherever they ask for something.
-    table.duration("jitter");
-    table.choice("on_start", &[("if_missed", ()), ("wait", ()), ("now", ())]);
-    table.duration("deadline");
-    table.boolean("create");
-
+    let on_start = [("if_missed", OnStart::IfMissed), ("wait", OnStart::Wait), ("now", OnStart::Now)];
+    let create = table.boolean("create").unwrap_or(false);
     let zones = table.required("zones", ZONES_EXAMPLE);
     Policy {
         name,
         enabled: table.boolean("enabled").unwrap_or(true),
         schedule: table.value("schedule").and_then(|value| read_schedule(&value)),
         time_zone: table.value("timezone").and_then(|value| read_time_zone(&value)).unwrap_or(TimeZone::UTC),
+        jitter: table.duration("jitter").unwrap_or(Duration::ZERO),
+        on_start: table.choice("on_start", &on_start).unwrap_or(OnStart::IfMissed),
+        deadline: table.duration("deadline"),
+        create,
         zones: zones.map_or_else(Vec::new, |zones| {
             zones.list(Some(ZONES_EXAMPLE), |zone| zone.parsed::<ZoneName>("a zone"))
         }),
-        select: read_select(&table.table("select")),
+        select: read_select(&table.table("select"), create),
         retention: read_retention(&table.table("retention")),
         guard: read_guard(&table.table("guard")),
         export: read_export(&table.table("export"), archives),
@@ -92,8 +94,8 @@ fn read_time_zone(value: &Value<'_>) -> Option<TimeZone> {
     zone
 }
 
-fn read_select(table: &Table<'_>) -> Select {
-    table.choice("ownership", &[("all", ()), ("created", ())]);
+/// A policy that takes snapshots prunes its own alone, unless told otherwise.
+fn read_select(table: &Table<'_>, create: bool) -> Select {
     Select {
         instances: table.value("instances").map(|list| patterns(&list, Some(EMPTY_SELECTS_NOTHING))),
         exclude_instances: table
@@ -106,6 +108,7 @@ fn read_select(table: &Table<'_>) -> Select {
         exclude_snapshots: table
             .value("exclude_snapshots")
             .map_or_else(Vec::new, |list| patterns(&list, None)),
+        only_created: table.choice("ownership", &[("all", false), ("created", true)]).unwrap_or(create),
         judge_orphans: table.choice("orphans", &[("keep", false), ("apply", true)]).unwrap_or(false),
     }
 }
@@ -156,10 +159,10 @@ pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
 
 fn read_guard(table: &Table<'_>) -> Guard {
     let percent = |key| table.number(key, 0..=100).and_then(|number| u8::try_from(number).ok());
-    percent("max_listing_drop_percent");
     Guard {
         max_deletes: table.number("max_deletes", 0..=u64::MAX),
         max_delete_percent: percent("max_delete_percent").unwrap_or(MAX_DELETE_PERCENT),
+        max_listing_drop_percent: percent("max_listing_drop_percent").unwrap_or(MAX_LISTING_DROP_PERCENT),
         max_clock_skew: table.duration("max_clock_skew").unwrap_or(MAX_CLOCK_SKEW),
     }
 }

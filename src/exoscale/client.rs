@@ -5,13 +5,14 @@
 //! and a running operation is known only where it was started.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use url::Url;
@@ -53,6 +54,18 @@ pub struct Settings {
     pub concurrency: NonZeroUsize,
 }
 
+/// Hears of every exchange, for metrics. It must not block.
+pub trait Observer: Send + Sync + Debug {
+    /// A request ended after `took`: with this status, or without an answer.
+    fn answered(&self, zone: &ZoneName, operation: &'static str, status: Option<StatusCode>, took: Duration);
+
+    /// A request, or the poll of an operation, is sent again.
+    fn retried(&self, operation: &'static str, reason: ErrorKind);
+
+    /// A listing told the time: this machine's clock is ahead of the API's by so much.
+    fn clock_compared(&self, zone: &ZoneName, ahead: SignedDuration);
+}
+
 /// Speaks with the API. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -66,6 +79,7 @@ struct Shared {
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
+    observer: Option<Arc<dyn Observer>>,
     pace: Pace,
     /// Per zone, the permits for operations in flight.
     permits: Mutex<BTreeMap<ZoneName, Arc<Semaphore>>>,
@@ -178,8 +192,18 @@ impl Client {
     ) -> Self {
         let pace = Pace::new(settings.requests_per_second);
         let permits = Mutex::new(BTreeMap::new());
-        let shared = Shared { settings, credentials, transport, clock, randomness, pace, permits };
+        let observer = None;
+        let shared = Shared { settings, credentials, transport, clock, randomness, observer, pace, permits };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The same client, with somebody who hears of every exchange. Only a client that nobody shares yet gets one.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.observer = Some(observer);
+        }
+        self
     }
 
     /// The client of one zone.
@@ -217,6 +241,9 @@ impl ZoneClient {
         let call = Call::list("list-snapshots", &["snapshot"]);
         let answer = self.send(&call).await?;
         let listed = wire::decode_snapshots(&answer.body).map_err(|error| self.malformed(&call, error))?;
+        if let (Some(observer), Some(date)) = (&self.shared.observer, answer.date) {
+            observer.clock_compared(&self.zone, answer.received_at.duration_since(date));
+        }
         Ok(SnapshotListing {
             snapshots: listed.snapshots,
             mentioned: listed.mentioned,
@@ -402,6 +429,7 @@ impl ZoneClient {
                 zone = %self.zone, operation = call.operation, reason = failed.error.kind().as_str(),
                 "`{}` is tried again in {} ms", call.operation, span.as_millis()
             );
+            self.retried(call.operation, failed.error.kind());
             self.shared.clock.sleep(span).await;
             tries += 1;
         }
@@ -433,7 +461,12 @@ impl ZoneClient {
             Err(late) => Err(Lost::Late(late)),
         };
 
-        let elapsed_ms = clock.elapsed().saturating_sub(begun).as_millis();
+        let took = clock.elapsed().saturating_sub(begun);
+        let elapsed_ms = took.as_millis();
+        if let Some(observer) = &shared.observer {
+            let status = outcome.as_ref().ok().map(|(status, ..)| *status);
+            observer.answered(&self.zone, call.operation, status, took);
+        }
         let (status, headers, received_at, body) = match outcome {
             Ok(answer) => answer,
             Err(lost) => {
@@ -513,6 +546,13 @@ impl ZoneClient {
             url.query_pairs_mut().append_pair(name, value);
         }
         Some(url)
+    }
+
+    /// Tells the observer that a request is sent again.
+    pub(super) fn retried(&self, operation: &'static str, reason: ErrorKind) {
+        if let Some(observer) = &self.shared.observer {
+            observer.retried(operation, reason);
+        }
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -83,6 +83,7 @@ impl ZoneClient {
                     if failures == MAX_TRIES || !(failed.passing || fresh) {
                         return Err(unsettled(failed.error.after(failures), id));
                     }
+                    self.retried("get-operation", failed.error.kind());
                     asked = failed.retry_after.unwrap_or_default();
                 }
             }

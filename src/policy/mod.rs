@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::policy::select::Select;
 use crate::policy::span::Span;
@@ -45,6 +45,12 @@ macro_rules! name {
         impl Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.pad(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
             }
         }
 
@@ -88,6 +94,14 @@ pub struct Policy {
     pub schedule: Option<Schedule>,
     /// For its schedule, and for days, weeks, months and years of its rules.
     pub time_zone: TimeZone,
+    /// A run begins at most so much later than its schedule says, always by the same span for a policy.
+    pub jitter: Duration,
+    /// What becomes of runs that were missed.
+    pub on_start: OnStart,
+    /// So long after a run began, no creation, export or promotion begins in it.
+    pub deadline: Option<Duration>,
+    /// Whether a run takes a snapshot of each selected instance first.
+    pub create: bool,
     /// Where; at least one, each once.
     pub zones: Vec<ZoneName>,
     /// Which snapshots.
@@ -100,6 +114,17 @@ pub struct Policy {
     pub export: Option<Export>,
     /// What becomes a template.
     pub promote: Option<Promote>,
+}
+
+/// What becomes of runs that were missed, since the program or the machine was not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStart {
+    /// One run makes up for them. A policy that never ran has missed nothing.
+    IfMissed,
+    /// They are counted, and the next one is waited for.
+    Wait,
+    /// The policy runs whenever the program starts.
+    Now,
 }
 
 /// What stays. At least one of the keep rules, `max_age` and `max_count` is there.
@@ -124,6 +149,9 @@ pub struct Guard {
     pub max_deletes: Option<u64>,
     /// At most this share, in percent, of a zone's selected good snapshots; counts only where more than 10 go.
     pub max_delete_percent: u8,
+    /// At most this share, in percent, of the zone's snapshots may have vanished since the last accepted listing, those
+    /// that we deleted aside; counts only where more than 10 did.
+    pub max_listing_drop_percent: u8,
     /// At most so far may this machine's clock be from the API's.
     pub max_clock_skew: Duration,
 }

@@ -19,6 +19,8 @@ pub struct Select {
     pub snapshot_names: Option<Vec<NameGlob>>,
     /// Snapshots left out, by name or id.
     pub exclude_snapshots: Vec<Pattern<SnapshotId>>,
+    /// Whether only those are meant that this program made.
+    pub only_created: bool,
     /// Whether snapshots of instances that are not listed any more are judged like others.
     pub judge_orphans: bool,
 }

@@ -83,7 +83,8 @@ impl<'a> Council<'a> {
                 let first_reason = plan.reasons.len();
                 let own_reasons = own_reasons.by_ref().take(usize::from(standing.reasons));
                 holders.clear();
-                if own.judgement.prunes() && !matches!(standing.say, Say::Ignores(_)) {
+                let is_asked = !matches!(standing.say, Say::Ignores(_) | Say::Keeps(Rule::Create));
+                if own.judgement.prunes() && is_asked {
                     self.ask(own, entry, &mut missing, &mut holders);
                 }
                 let (verdict, rule) = match (standing.say, holders.rule) {
@@ -110,7 +111,12 @@ impl<'a> Council<'a> {
                     index: entry.index,
                     verdict,
                     rule,
-                    expires_at: if verdict == Verdict::Keep { self.expiry(own, entry) } else { None },
+                    // What is not there yet has no end yet either.
+                    expires_at: if verdict == Verdict::Keep && rule != Rule::Create {
+                        self.expiry(own, entry)
+                    } else {
+                        None
+                    },
                     copies: if is_deleted { copies(&holders.needs, &mut lists) } else { none.clone() },
                     first_reason: u32::try_from(first_reason).unwrap_or(u32::MAX),
                     reason_count: u16::try_from(plan.reasons.len() - first_reason).unwrap_or(u16::MAX),
@@ -143,7 +149,7 @@ impl<'a> Council<'a> {
         }
         for member in self.members.iter().filter(|member| member.judgement.prunes()) {
             let say = member.judgement.standing(entry.index).say;
-            if say == Say::Nothing {
+            if say.is_silent() {
                 continue;
             }
             for need in &member.needs {
@@ -184,7 +190,7 @@ impl<'a> Council<'a> {
         first_of_all(self.now, |from| {
             let mut free = from.max(pinned_until);
             for member in self.members.iter().filter(|member| member.judgement.prunes()) {
-                if member.judgement.standing(entry.index).say == Say::Nothing {
+                if member.judgement.standing(entry.index).say.is_silent() {
                     continue;
                 }
                 for need in &member.needs {

@@ -1,7 +1,8 @@
 //! The guard: what holds the deletions of a whole zone back, however right each of them may be.
 //!
 //! A limit trips when it is exceeded, not when it is met. Percentages are judged zone by zone; `max_deletes`
-//! is one figure for all zones of a run. A zone where nothing would go has nothing to hold back.
+//! is one figure for all zones of a run. A zone where nothing would go has nothing to hold back, but for a
+//! listing that lost too much: that is to be heard of, and not to be taken for the truth from then on.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::retention::inventory::ClockSkew;
 use crate::snapshot::ZoneName;
 use crate::text::counted;
 
-/// A share of the snapshots counts only where more than so many would go: of three snapshots two may well go.
-const FEW_DELETES: u64 = 10;
+/// A share of the snapshots counts only where it is more than so many: of three snapshots two may well go.
+pub const FEW: u64 = 10;
 
 /// What the guard looks at, zone by zone.
 #[derive(Debug, Clone)]
@@ -25,8 +26,34 @@ pub struct ZoneCase {
     pub deletes: u64,
     /// How many selected good ones there are.
     pub good: u64,
+    /// What vanished from its listing.
+    pub drop: ListingDrop,
     /// How far this machine's clock is from the API's.
     pub clock: ClockSkew,
+    /// So many of its own deletions were allowed.
+    pub allowed: Option<u64>,
+}
+
+/// What vanished from a zone's listing since the last accepted one, all policies and selections aside. Without
+/// an accepted listing there is nothing that could have vanished.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ListingDrop {
+    /// How many of the accepted listing are not listed any more, and were not deleted by us.
+    pub dropped: u64,
+    /// How many the accepted listing had, less those that we deleted since.
+    pub accepted: u64,
+}
+
+impl ListingDrop {
+    /// Whether it is more than the policy takes for the truth.
+    pub fn exceeds(self, guard: &Guard) -> bool {
+        self.dropped > FEW && is_beyond(self.dropped, self.accepted, guard.max_listing_drop_percent)
+    }
+}
+
+/// Whether `part` is more than so many percent of `whole`.
+fn is_beyond(part: u64, whole: u64, percent: u8) -> bool {
+    u128::from(part) * 100 > u128::from(percent) * u128::from(whole)
 }
 
 /// Why nothing of a zone is deleted: whose, where, what and what it would take.
@@ -68,12 +95,19 @@ pub enum Limit {
         /// How many of a hundred may go.
         max: u8,
     },
+    /// `max_listing_drop_percent`: the listing may not be whole.
+    ListingDrop {
+        /// What vanished.
+        drop: ListingDrop,
+        /// How many of a hundred may vanish.
+        max: u8,
+    },
 }
 
 /// Which of the zones of one policy's run are held; in the order given.
 ///
-/// `allowed` lets a run of at most so many deletions pass; a larger one stays held whole, and a clock in
-/// doubt can't be allowed.
+/// `allowed` lets a run of at most so many deletions pass, and [`ZoneCase::allowed`] a zone of at most so many of
+/// its own; a larger one stays held whole, and a clock in doubt can't be allowed.
 pub fn hold(
     policy: &PolicyName,
     guard: &Guard,
@@ -81,27 +115,35 @@ pub fn hold(
     allowed: Option<u64>,
 ) -> Vec<Option<Held>> {
     let run_deletes = zones.iter().fold(0_u64, |sum, case| sum.saturating_add(case.deletes));
-    let is_allowed = allowed.is_some_and(|allowed| run_deletes <= allowed);
+    let is_run_allowed = allowed.is_some_and(|allowed| run_deletes <= allowed);
     let exceeded = |case: &ZoneCase| {
-        if case.deletes == 0 {
+        if case.deletes > 0 {
+            match case.clock {
+                ClockSkew::Known(skew) if skew.unsigned_abs() > guard.max_clock_skew => {
+                    return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
+                }
+                ClockSkew::Unknown => return Some(Limit::NoClock),
+                ClockSkew::Known(_) | ClockSkew::OnPaper => {}
+            }
+        }
+        if is_run_allowed || case.allowed.is_some_and(|allowed| case.deletes <= allowed) {
             return None;
         }
-        match case.clock {
-            ClockSkew::Known(skew) if skew.unsigned_abs() > guard.max_clock_skew => {
-                return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
-            }
-            ClockSkew::Unknown => return Some(Limit::NoClock),
-            ClockSkew::Known(_) | ClockSkew::OnPaper => {}
+        if case.drop.exceeds(guard) {
+            return Some(Limit::ListingDrop { drop: case.drop, max: guard.max_listing_drop_percent });
         }
-        if is_allowed {
+        if case.deletes == 0 {
             return None;
         }
         if let Some(max) = guard.max_deletes.filter(|max| run_deletes > *max) {
             return Some(Limit::Deletes { max });
         }
         let (deletes, good, max) = (case.deletes, case.good, guard.max_delete_percent);
-        let too_many = u128::from(deletes) * 100 > u128::from(max) * u128::from(good);
-        (deletes > FEW_DELETES && too_many).then_some(Limit::DeletePercent { deletes, good, max })
+        (deletes > FEW && is_beyond(deletes, good, max)).then_some(Limit::DeletePercent {
+            deletes,
+            good,
+            max,
+        })
     };
     let held = |case| {
         let zone = |case: &ZoneCase| case.zone.clone();
@@ -147,8 +189,18 @@ impl Display for Held {
                 "nothing of zone {zone} is deleted: {deletes} of {} would go, more than max_delete_percent = {max}",
                 many(*good, "good snapshot")
             )?,
+            Limit::ListingDrop { drop: ListingDrop { dropped, accepted }, max } => write!(
+                f,
+                "nothing of zone {zone} is deleted: {dropped} of {} of the last accepted listing are not listed any \
+                 more, though snapwarden did not delete them, more than max_listing_drop_percent = {max}",
+                many(*accepted, "snapshot")
+            )?,
         }
-        write!(f, "; if that is right, let it pass: snapwarden once {policy} --allow-deletes {run_deletes}")
+        write!(
+            f,
+            "; if that is right, let it pass: snapwarden once {policy} --allow-deletes {run_deletes}, or in the next \
+             run by itself: snapwarden allow {policy} {run_deletes}"
+        )
     }
 }
 
@@ -168,11 +220,28 @@ fn readable(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    const GUARD: Guard =
-        Guard { max_deletes: None, max_delete_percent: 50, max_clock_skew: Duration::from_mins(5) };
+    const GUARD: Guard = Guard {
+        max_deletes: None,
+        max_delete_percent: 50,
+        max_listing_drop_percent: 50,
+        max_clock_skew: Duration::from_mins(5),
+    };
 
     fn zone(name: &str, deletes: u64, good: u64) -> ZoneCase {
-        ZoneCase { zone: name.parse().unwrap(), deletes, good, clock: ClockSkew::OnPaper }
+        let drop = ListingDrop::default();
+        ZoneCase {
+            zone: name.parse().unwrap(),
+            deletes,
+            good,
+            drop,
+            clock: ClockSkew::OnPaper,
+            allowed: None,
+        }
+    }
+
+    /// A zone of whose last accepted listing so many are not listed any more.
+    fn dropped(deletes: u64, dropped: u64, accepted: u64) -> ZoneCase {
+        ZoneCase { drop: ListingDrop { dropped, accepted }, ..zone("a", deletes, 1000) }
     }
 
     fn skewed(seconds: i64) -> ZoneCase {
@@ -240,6 +309,59 @@ mod tests {
     }
 
     #[test]
+    fn an_allowance_for_a_zone_covers_its_own_deletions_or_nothing() {
+        let guard = Guard { max_deletes: Some(1), ..GUARD };
+        for (allowed, expected) in [(19, true), (20, false)] {
+            let zones = [ZoneCase { allowed: Some(allowed), ..zone("a", 20, 20) }, zone("b", 2, 100)];
+            assert_eq!(held(&guard, &zones, None), [expected, true], "{allowed}");
+            assert_eq!(
+                held(&guard, &zones, Some(21)),
+                [expected, true],
+                "{allowed}, and too few for the run"
+            );
+        }
+    }
+
+    #[test]
+    fn a_drop_of_the_listing_trips_when_exceeded_and_only_beyond_10() {
+        for (dropped_, accepted, max, expected) in [
+            (10, 10, 50, false),
+            (11, 11, 50, true),
+            (11, 22, 50, false),
+            (11, 21, 50, true),
+            (20, 40, 50, false),
+            (21, 40, 50, true),
+            (40, 40, 100, false),
+            (10, 1000, 0, false),
+            (11, 1000, 0, true),
+            (u64::MAX / 2, u64::MAX, 50, false),
+            (u64::MAX / 2 + 1, u64::MAX, 50, true),
+        ] {
+            let guard = Guard { max_listing_drop_percent: max, ..GUARD };
+            let case = dropped(1, dropped_, accepted);
+            assert_eq!(case.drop.exceeds(&guard), expected, "{dropped_} of {accepted}, at most {max} %");
+            assert_eq!(held(&guard, &[case], None), [expected], "{dropped_} of {accepted}, at most {max} %");
+        }
+    }
+
+    #[test]
+    fn a_drop_holds_its_own_zone_only_and_also_where_nothing_would_go() {
+        assert_eq!(held(&GUARD, &[dropped(0, 30, 40), zone("b", 5, 100)], None), [true, false]);
+    }
+
+    #[test]
+    fn a_drop_passes_once_allowed_also_by_an_allowance_of_nothing() {
+        for (deletes, allowed, expected) in [(0, 0, false), (1, 0, true), (1, 1, false), (2, 1, true)] {
+            let case = dropped(deletes, 30, 40);
+            assert_eq!(held(&GUARD, std::slice::from_ref(&case), Some(allowed)), [expected], "{deletes}");
+            let case = ZoneCase { allowed: Some(allowed), ..case };
+            assert_eq!(held(&GUARD, &[case], None), [expected], "{deletes} in the zone");
+        }
+        let skewed = ZoneCase { drop: ListingDrop { dropped: 30, accepted: 40 }, ..skewed(1200) };
+        assert_eq!(held(&GUARD, &[skewed], Some(1000)), [true], "a clock in doubt can't be allowed");
+    }
+
+    #[test]
     fn case_10_a_clock_that_is_off_holds_whatever_is_allowed() {
         for (seconds, expected) in [(300, false), (301, true), (-300, false), (-301, true)] {
             assert_eq!(held(&GUARD, &[skewed(seconds)], None), [expected], "{seconds} s");
@@ -264,7 +386,8 @@ mod tests {
         };
         let few = Guard { max_deletes: Some(5), ..GUARD };
         let zones = [zone("ch-gva-2", 12, 20), zone("de-fra-1", 1, 20)];
-        let way_out = "; if that is right, let it pass: snapwarden once nightly --allow-deletes 13";
+        let way_out = "; if that is right, let it pass: snapwarden once nightly --allow-deletes 13, \
+                       or in the next run by itself: snapwarden allow nightly 13";
         assert_eq!(
             said(&few, &zones),
             (
@@ -282,6 +405,17 @@ mod tests {
                     "nothing of zone ch-gva-2 is deleted: 12 of 20 good snapshots would go, \
                      more than max_delete_percent = 50{way_out}"
                 ),
+                true
+            )
+        );
+        assert_eq!(
+            said(&GUARD, &[dropped(0, 30, 40), zones[1].clone()]),
+            (
+                "nothing of zone a is deleted: 30 of 40 snapshots of the last accepted listing are not listed any \
+                 more, though snapwarden did not delete them, more than max_listing_drop_percent = 50; if that is \
+                 right, let it pass: snapwarden once nightly --allow-deletes 1, or in the next run by itself: \
+                 snapwarden allow nightly 1"
+                    .to_owned(),
                 true
             )
         );

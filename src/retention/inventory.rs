@@ -1,6 +1,6 @@
 //! What is known of a zone at the moment of judging.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -16,6 +16,10 @@ pub struct Inventory {
     pub snapshots: Vec<Snapshot>,
     /// Every instance of a complete listing, each id once, in any order.
     pub instances: Vec<Instance>,
+    /// Those that this program made; whatever else is there is foreign to a policy that asks for its own.
+    pub created: HashSet<SnapshotId>,
+    /// Those of `snapshots` that are not there yet: a preview adds what the run would take first.
+    pub coming: HashSet<SnapshotId>,
     /// Snapshots that people pinned.
     pub holds: BTreeMap<SnapshotId, Hold>,
     /// What each archive that an enabled policy names holds.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::policy::{Policy, Retention};
 use crate::retention::age::AgeLimit;
+use crate::retention::inventory::Inventory;
 use crate::retention::order::counted_from;
 use crate::retention::order::{Entry, Group};
 use crate::retention::reason::Reason;
@@ -23,6 +24,13 @@ pub(crate) enum Say {
     Keeps(Rule),
     /// It lets it go, by this.
     LetsGo(Rule),
+}
+
+impl Say {
+    /// Whether it leaves others alone with it: it does not select it, or it is not this program's.
+    pub(crate) fn is_silent(self) -> bool {
+        matches!(self, Self::Nothing | Self::Ignores(Rule::Foreign))
+    }
 }
 
 /// Where a snapshot stands with a policy.
@@ -43,7 +51,7 @@ pub(crate) struct Judgement<'a> {
     pub(crate) policy: &'a Policy,
     /// The reasons of the selected ones, one after the other in the order of the groups.
     pub(crate) reasons: Vec<Reason>,
-    /// How many are judged.
+    /// How many are judged and there.
     pub(crate) good: u64,
     rules: Option<Rules<'a>>,
     /// By place in the inventory.
@@ -61,12 +69,12 @@ struct Rules<'a> {
 }
 
 impl<'a> Judgement<'a> {
-    /// Judges everything that the policy selects. `count` is how many snapshots the inventory has, and `taken`
-    /// when the first and the last that can be judged were taken.
+    /// Judges everything that the policy selects. `taken` is when the first and the last that can be judged were
+    /// taken.
     pub(crate) fn new(
         policy: &'a Policy,
         groups: &[Group<'_>],
-        count: usize,
+        inventory: &Inventory,
         taken: Option<(Timestamp, Timestamp)>,
         now: Timestamp,
     ) -> Self {
@@ -83,18 +91,18 @@ impl<'a> Judgement<'a> {
             reasons: Vec::new(),
             good: 0,
             rules,
-            standings: vec![UNSELECTED; count],
+            standings: vec![UNSELECTED; inventory.snapshots.len()],
             coming: HashMap::new(),
         };
         for group in groups {
             if policy.select.selects_instance(group.instance_id, group.instance) {
-                judgement.judge_group(group, now);
+                judgement.judge_group(group, inventory, now);
             }
         }
         judgement
     }
 
-    fn judge_group(&mut self, group: &Group<'_>, now: Timestamp) {
+    fn judge_group(&mut self, group: &Group<'_>, inventory: &Inventory, now: Timestamp) {
         let select = &self.policy.select;
         let orphan = match (group.instance_id, group.instance) {
             (None, _) => Some(Reason::NoInstance),
@@ -104,11 +112,24 @@ impl<'a> Judgement<'a> {
         let mut coming = Vec::new();
         let (mut place, mut wanted) = (0, 0);
         for Entry { index, snapshot } in &group.entries {
-            if !select.selects_snapshot(snapshot) {
+            // Of one that is not there yet nothing is known that could speak against it.
+            let is_coming = inventory.coming.contains(&snapshot.id);
+            if !is_coming && !select.selects_snapshot(snapshot) {
                 continue;
             }
             let reasons_before = self.reasons.len();
-            let say = if let Some(rule) = ignored(snapshot, orphan.as_ref(), now, &mut self.reasons) {
+            let say = if is_coming {
+                place += 1;
+                self.reasons.push(Reason::Create);
+                if let Some(rules) = &self.rules {
+                    // It counts as any other does; what the rules say of it is not told.
+                    rules.judge(snapshot, place, &mut wanted, &mut Vec::new());
+                }
+                Say::Keeps(Rule::Create)
+            } else if select.only_created && !inventory.created.contains(&snapshot.id) {
+                self.reasons.push(Reason::Foreign);
+                Say::Ignores(Rule::Foreign)
+            } else if let Some(rule) = ignored(snapshot, orphan.as_ref(), now, &mut self.reasons) {
                 if orphan.is_none() && snapshot.state.is_good() {
                     coming.push(counted_from(snapshot.created_at));
                 }
@@ -153,8 +174,8 @@ impl<'a> Judgement<'a> {
         let rules = self.rules.as_ref()?;
         let standing = self.standing(index);
         match standing.say {
-            Say::Nothing => return Some(from),
-            Say::Ignores(_) => return None,
+            say if say.is_silent() => return Some(from),
+            Say::Nothing | Say::Ignores(_) => return None,
             Say::Keeps(_) | Say::LetsGo(_) => {}
         }
         let coming = snapshot.instance_id.and_then(|id| self.coming.get(&id)).map_or(&[][..], Vec::as_slice);

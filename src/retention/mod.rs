@@ -11,7 +11,7 @@ mod gate;
 pub mod guard;
 pub mod inventory;
 mod judge;
-mod order;
+pub(crate) mod order;
 pub mod plan;
 pub mod reason;
 pub mod verdict;
@@ -35,9 +35,8 @@ pub fn plan(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Plan 
     let counted = inventory.snapshots.iter().filter(|snapshot| snapshot.state.is_good());
     let counted = counted.map(|snapshot| snapshot.created_at).filter(|taken| counted_from(*taken) <= now);
     let taken = counted.clone().min().zip(counted.max());
-    let judgements: Vec<Judgement<'_>> = policies
-        .map(|policy| Judgement::new(policy, &groups, inventory.snapshots.len(), taken, now))
-        .collect();
+    let judgements: Vec<Judgement<'_>> =
+        policies.map(|policy| Judgement::new(policy, &groups, inventory, taken, now)).collect();
     let policies = Council::new(judgements, inventory, now).conclude(&groups);
     Plan { at: now, zone: inventory.zone.clone(), policies }
 }

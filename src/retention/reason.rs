@@ -18,6 +18,8 @@ const QUOTED_CHARACTERS: usize = 200;
 /// One reason. Places count from 1, which is the newest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
+    /// The run would take it first.
+    Create,
     /// Among the newest `count`.
     Last {
         /// Its place.
@@ -82,6 +84,8 @@ pub enum Reason {
     Orphan,
     /// The API does not say whose it is.
     NoInstance,
+    /// Somebody else made it.
+    Foreign,
 }
 
 /// A rule's limit to ages at the moment of judging.
@@ -110,6 +114,7 @@ pub struct UnreachableArchive {
 impl Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Create => f.write_str("the run takes it first (create)"),
             Self::Last { place, count } => write!(f, "newest {place} of {count} (keep_last)"),
             Self::Within(cutoff) => {
                 let Cutoff { rule, span, .. } = &**cutoff;
@@ -181,6 +186,7 @@ impl Display for Reason {
             },
             Self::Orphan => f.write_str("its instance is not listed any more, and orphans are kept"),
             Self::NoInstance => f.write_str("the API does not say which instance it is of"),
+            Self::Foreign => f.write_str("not known to be made by this program (ownership = \"created\")"),
         }
     }
 }

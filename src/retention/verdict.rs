@@ -29,6 +29,8 @@ pub struct CopyNeeded {
 /// For one that is kept it is the first that holds it, in the order that stands here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
+    /// Kept: the run would take it first. Only a preview has such.
+    Create,
     /// Kept: among the newest so many.
     KeepLast,
     /// Kept: young enough.
@@ -55,12 +57,15 @@ pub enum Rule {
     State,
     /// Not judged: its instance is not listed any more, or not known.
     Orphan,
+    /// Not judged: the policy speaks only about what this program made, and this was made by somebody else.
+    Foreign,
 }
 
 impl Rule {
     /// The key, as in the configuration where it stands there.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Create => "create",
             Self::KeepLast => "keep_last",
             Self::KeepWithin => "keep_within",
             Self::NoKeepRule => "none",
@@ -74,6 +79,7 @@ impl Rule {
             Self::Future => "future",
             Self::State => "state",
             Self::Orphan => "orphan",
+            Self::Foreign => "foreign",
         }
     }
 }

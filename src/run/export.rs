@@ -1,12 +1,17 @@
 //! Exports what the policy wants in its archives and is not there yet.
 
 use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::archive::local::{ImageToStore, LocalArchive, StoreOptions};
+use crate::archive::download::Progress;
+use crate::archive::local::{ImageToStore, LocalArchive, StoreError, StoreOptions};
 use crate::archive::manifest::TemplateRecord;
 use crate::archive::proof::VerifiedCopy;
 use crate::exoscale::client::ZoneClient;
@@ -14,13 +19,16 @@ use crate::policy::{ArchiveName, Export, Policy, Which};
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::Verdict;
 use crate::run::inventory::Catalogues;
-use crate::run::report::Step;
+use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
 use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
 use crate::run::{Ahead, Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
 use crate::text::{chain, printable};
+
+/// Between two looks at an image that somebody else is storing.
+const BUSY_POLL: Duration = Duration::from_secs(2);
 
 /// One snapshot that an archive lacks.
 struct Missing<'a> {
@@ -31,6 +39,40 @@ struct Missing<'a> {
     archive: &'a ArchiveName,
     /// When the newest verified copy of the instance there was taken; none yet sorts first.
     newest_copy: Option<Timestamp>,
+}
+
+/// How an image comes in, added up from what its download tells.
+#[derive(Default)]
+struct Coming(Mutex<(Transfer, u64)>);
+
+impl Coming {
+    fn note(&self, progress: Progress) {
+        let (transfer, position) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Progress::Downloading { bytes, .. } => {
+                // Further back than before is a new beginning that was not told of.
+                transfer.bytes += bytes.checked_sub(*position).unwrap_or(bytes);
+                *position = bytes;
+            }
+            Progress::Resumed { .. } => transfer.resumes += 1,
+            Progress::StartedOver => *position = 0,
+            Progress::ChecksumMismatch => {
+                transfer.checksum_mismatches += 1;
+                *position = 0;
+            }
+            Progress::Verifying => {}
+        }
+    }
+
+    fn ended(&self, took: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.seconds = took.as_secs_f64();
+    }
+
+    /// None if no connection brought anything.
+    fn transfer(&self) -> Option<Transfer> {
+        let (transfer, _) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (transfer.bytes > 0 || transfer.resumes > 0).then_some(transfer)
+    }
 }
 
 /// Stores in each archive of the policy what it lacks: the instance whose newest verified copy is oldest
@@ -49,19 +91,30 @@ pub async fn export(
         }
     }
     missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
-    let exports = missing.into_iter().map(|missing| async move {
-        let intent = Intent {
-            action: Action::Export,
-            zone: missing.zone.clone(),
-            snapshot: subject(missing.snapshot, missing.planned.listed.instance_of(missing.snapshot)),
-            archive: Some(missing.archive.clone()),
-            template_id: None,
-            rule: None,
-            reasons: vec![why(export.snapshots, missing.archive)],
-        };
-        let place = missing.place;
-        (place, recorder.step(intent, store(runner, recorder, policy, export, missing)).await)
-    });
+    let mut exports: Vec<BoxFuture<'_, _>> = Vec::new();
+    for missing in missing {
+        exports.push({
+            async move {
+                let intent = Intent {
+                    action: Action::Export,
+                    zone: missing.zone.clone(),
+                    snapshot: subject(missing.snapshot, missing.planned.listed.instance_of(missing.snapshot)),
+                    archive: Some(missing.archive.clone()),
+                    template_id: None,
+                    rule: None,
+                    reasons: vec![why(export.snapshots, missing.archive)],
+                };
+                let place = missing.place;
+                let coming = Coming::default();
+                let mut step =
+                    recorder.step(intent, store(runner, recorder, policy, export, missing, &coming)).await;
+                step.transfer = coming.transfer();
+                (place, step)
+            }
+            .boxed()
+        });
+    }
+
     stream::iter(exports).buffer_unordered(export.concurrency.get()).collect().await
 }
 
@@ -150,6 +203,7 @@ async fn store(
     policy: &Policy,
     export: &Export,
     missing: Missing<'_>,
+    coming: &Coming,
 ) -> Result<Done, NotDone> {
     let archive: &LocalArchive = runner
         .archives
@@ -170,8 +224,20 @@ async fn store(
         run_id: recorder.run_id(),
     };
     let options = StoreOptions { stall_timeout: export.stall_timeout };
-    match archive.store(&image, &source, &options, &|_| {}).await {
-        Ok(stored) => Ok(Done { operation_id, template_id: None, message: Some(told(&stored)) }),
+    let begun = runner.clock.elapsed();
+    let stored = loop {
+        let stored = archive.store(&image, &source, &options, &|progress| coming.note(progress)).await;
+        // Another policy, or `once` beside the daemon, is at it: what it leaves is found, or made after all.
+        let wait =
+            matches!(stored, Err(StoreError::Busy { .. })) && recorder.refusal(Action::Export).is_none();
+        if !wait {
+            break stored;
+        }
+        runner.clock.sleep(BUSY_POLL).await;
+    };
+    coming.ended(runner.clock.elapsed().saturating_sub(begun));
+    match stored {
+        Ok(stored) => Ok(Done { operation_id, message: Some(told(&stored)), ..Done::default() }),
         Err(error) => Err(NotDone { operation_id, ..NotDone::failed(chain(&error)) }),
     }
 }

@@ -1,22 +1,24 @@
 //! Lists a zone, and puts together all that a judgement may depend on.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::BoxFuture;
+use futures_util::future::{FutureExt as _, join, join_all};
 
 use crate::archive::catalogue::Catalogue;
-use crate::policy::ArchiveName;
-use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Inventory};
+use crate::disk::blocking;
+use crate::policy::{ArchiveName, Policy};
+use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::run::Runner;
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotState, ZoneName};
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::text::{chain, counted, printable};
 
 /// What each archive holds, or why that can't be told.
 pub type Catalogues = BTreeMap<ArchiveName, Result<Arc<Catalogue>, String>>;
 
 /// A complete listing of a zone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listed {
     /// For judging.
     pub inventory: Inventory,
@@ -44,17 +46,25 @@ pub async fn catalogues(runner: &Runner) -> Catalogues {
         .filter_map(|policy| policy.export.as_ref())
         .flat_map(|export| &export.archives)
         .collect();
-    let read = names.into_iter().map(|name| async move {
-        let catalogue = match runner.archives.get(name) {
-            Some(archive) => archive.catalogue().await.map(Arc::new).map_err(|error| chain(&error)),
-            None => Err("it is not configured".to_owned()),
-        };
-        (name.clone(), catalogue)
-    });
+    let mut read: Vec<BoxFuture<'_, _>> = Vec::new();
+    for name in names {
+        read.push({
+            async move {
+                let catalogue = match runner.archives.get(name) {
+                    Some(archive) => archive.catalogue().await.map(Arc::new).map_err(|error| chain(&error)),
+                    None => Err("it is not configured".to_owned()),
+                };
+                (name.clone(), catalogue)
+            }
+            .boxed()
+        });
+    }
+
     join_all(read).await.into_iter().collect()
 }
 
-/// Lists a zone. Anything less than both listings, whole and decoded, is an error.
+/// Lists a zone, and reads what people pinned. Anything less than both listings, whole and decoded, and every
+/// hold is an error.
 ///
 /// # Errors
 /// Why the zone can't be judged, as a sentence.
@@ -70,6 +80,14 @@ pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> 
             ));
         }
     };
+    let state = runner.state.clone();
+    let holds = blocking(move || state.holds()).await.map_err(|error| {
+        format!("nothing is done here, since it can't be told what is held: {}", chain(&error))
+    })?;
+    let holds = holds.holds.into_iter().map(|hold| {
+        let pin = Hold { until: hold.until, reason: hold.reason };
+        (hold.snapshot, pin)
+    });
     let clock = snapshots
         .date
         .map_or(ClockSkew::Unknown, |date| ClockSkew::Known(snapshots.received_at.duration_since(date)));
@@ -84,11 +102,26 @@ pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> 
         zone: zone.clone(),
         snapshots: snapshots.snapshots,
         instances,
-        holds: BTreeMap::new(),
+        created: created(runner, zone).await?,
+        coming: HashSet::new(),
+        holds: holds.collect(),
         archives: copies.collect(),
         clock,
     };
     Ok(listed(inventory, catalogues.clone()))
+}
+
+/// What this program is known to have made, if any policy that speaks about the zone asks for that. It is read
+/// after the listing, so that it knows of all that is listed.
+async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashSet<SnapshotId>, String> {
+    let asks = |policy: &Policy| policy.enabled && policy.select.only_created && policy.zones.contains(zone);
+    if !runner.policies.iter().any(asks) {
+        return Ok(HashSet::new());
+    }
+    let state = runner.state.clone();
+    blocking(move || state.created_snapshots()).await.map_err(|error| {
+        format!("nothing is done here, since what this program made can't be told: {}", chain(&error))
+    })
 }
 
 /// Puts a listing together with what is odd about it.

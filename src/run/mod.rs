@@ -1,50 +1,59 @@
-//! Conducts one run of a policy: list → select → plan → export → promote → list again → plan again → delete →
+//! Conducts one run of a policy: list → select → plan → create → export → promote → list again → plan again → delete →
 //! report.
 //!
-//! The way of a snapshot: [`inventory`] lists its zone, `retention` decides, [`export`] and [`promote`] make
-//! copies of what stays, [`prune`] deletes what goes, [`step`] writes everything down before and after, and
-//! [`report`] is what is left to tell. Nothing here decides what stays: that is `retention`'s alone.
+//! The way of a snapshot: [`create`] takes it, [`inventory`] lists its zone, `retention` decides, [`export`] and
+//! [`promote`] make copies of what stays, [`guard`] hears whether a zone must be left alone, [`prune`] deletes what
+//! goes, [`step`] writes everything down before and after, [`report`] is what is left to tell, and [`remember`] what
+//! the next run has to know. Nothing here decides what stays: that is `retention`'s alone.
 //!
-//! A run takes no input but the policies. It repeats nothing by itself: requests are repeated inside the
-//! client, and a run by the next run.
+//! A run takes no input but the policies and what they remember ([`memory`]). It repeats nothing by itself: requests
+//! are repeated inside the client, and a run by the next run.
 
+pub mod create;
 pub mod export;
+pub mod guard;
 pub mod inventory;
+pub mod memory;
 pub mod promote;
 pub mod prune;
+pub mod remember;
 pub mod report;
 pub mod source;
 pub mod step;
+pub mod tally;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::BoxFuture;
+use futures_util::future::{FutureExt as _, join_all};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, error, info, info_span, warn};
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::archive::local::LocalArchive;
-use crate::clock::Clock;
+use crate::clock::{Clock, timeout};
 use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::Client;
+use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, Policy};
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention;
-use crate::retention::guard::{self, Held, ZoneCase};
+use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
 use crate::run::inventory::{Catalogues, Listed};
-use crate::run::promote::Memory;
-use crate::run::report::{RunReport, Step, ZoneReport};
+use crate::run::memory::Memory;
+use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
 use crate::run::step::Recorder;
-use crate::snapshot::ZoneName;
+use crate::snapshot::{SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
+use crate::state::last_runs::{AcceptedListing, LastRuns};
 use crate::state::{StateDirectory, StateError};
-use crate::text::{chain, counted};
+use crate::text::chain;
 use crate::transport::Transport;
 
 /// Between two looks at a zone's lock that another delete phase holds.
@@ -53,6 +62,9 @@ const ZONE_LOCK_POLL: Duration = Duration::from_secs(1);
 /// So long a delete phase waits for another one in its zone. One that takes longer is left alone: the next
 /// run deletes what this one could not.
 const ZONE_LOCK_WAIT_MAX: Duration = Duration::from_mins(15);
+
+/// So long a run waits for the quotas at its end.
+const QUOTAS_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What runs need, whichever policy it is.
 #[derive(Debug, Clone)]
@@ -84,6 +96,8 @@ pub struct Runner {
 pub struct RunOptions {
     /// Lets the guard pass a run of at most so many deletions.
     pub allow_deletes: Option<u64>,
+    /// The moment of the schedule that the run is for; without it, the moment at which it begins.
+    pub slot: Option<Timestamp>,
     /// Once cancelled, no new step begins; those in flight go on.
     pub stop: CancellationToken,
 }
@@ -97,6 +111,8 @@ pub struct Planned {
     pub plan: PolicyPlan,
     /// Why nothing of it would be deleted, if so.
     pub held: Option<Held>,
+    /// Whether its listing is taken for the truth, so that later ones are compared with it.
+    pub is_accepted: bool,
     /// What a run would do first; told by a preview alone.
     pub ahead: Vec<Ahead>,
 }
@@ -119,7 +135,15 @@ impl Runner {
     /// Decides what a run of the policy would do now, or as of `at`. Sends nothing that changes anything.
     pub async fn preview(&self, policy: &Policy, at: Option<Timestamp>) -> Vec<ZonePlan> {
         let mut zones = self.list_and_plan(policy, &policy.zones, at).await;
-        guard(policy, &mut zones, None);
+        if policy.create {
+            let at = at.unwrap_or_else(|| self.clock.now());
+            for (_, planned) in &mut zones {
+                let Ok(Planned { listed, .. }) = planned else { continue };
+                create::add_coming(policy, &mut listed.inventory, at, &*self.randomness);
+                *planned = decide(&self.policies, policy, listed.clone(), at);
+            }
+        }
+        guard::preview(self, policy, &mut zones).await;
         for (zone, planned) in &mut zones {
             let Ok(planned) = planned else { continue };
             if let Some(export) = &policy.export {
@@ -130,6 +154,10 @@ impl Runner {
                     Ok(ahead) => planned.ahead.extend(ahead),
                     Err(error) => planned.listed.warnings.push(chain(&error)),
                 }
+            }
+            let coming = &planned.listed.inventory.coming;
+            for ahead in &mut planned.ahead {
+                ahead.snapshot.id = ahead.snapshot.id.filter(|id| !coming.contains(id));
             }
         }
         zones
@@ -145,27 +173,41 @@ impl Runner {
         // Whoever can't remember what was done must not go on deleting: this is looked at before anything else.
         let (state, name) = (self.state.clone(), policy.name.clone());
         blocking(move || state.policy_state(&name)).await?;
+        let (state, name) = (self.state.clone(), policy.name.clone());
+        let before = blocking(move || state.last_runs(&name)).await?;
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
-        let report = self.run_locked(policy, options, run_id).instrument(span.clone()).await;
+        let run = async {
+            let (mut report, accepted) = self.run_locked(policy, options, run_id, &before).await;
+            remember::remember(self, policy, before, accepted, &mut report).await;
+            report
+        };
+        let report = run.instrument(span.clone()).await;
         span.in_scope(|| tell(&report));
         Ok(report)
     }
 
-    async fn run_locked(&self, policy: &Policy, options: &RunOptions, run_id: Uuid) -> RunReport {
+    /// What came of it, and the listings that were accepted.
+    async fn run_locked(
+        &self,
+        policy: &Policy,
+        options: &RunOptions,
+        run_id: Uuid,
+        before: &LastRuns,
+    ) -> (RunReport, BTreeMap<ZoneName, AcceptedListing>) {
         let started_at = self.clock.now();
-        let recorder = Recorder::new(self, Some(policy.name.clone()), run_id, options.stop.clone());
+        let recorder = Recorder::new(self, policy, run_id, options.stop.clone());
 
-        let first = self.list_and_plan(policy, &policy.zones, None).await;
+        let mut first = self.list_and_plan(policy, &policy.zones, None).await;
         let mut zones: Vec<ZoneReport> = first
             .iter()
             .map(|(zone, planned)| ZoneReport::new(zone.clone(), planned.as_ref().err().cloned()))
             .collect();
-        let listed: Vec<(usize, &ZoneName, &Planned)> = first
-            .iter()
-            .enumerate()
-            .filter_map(|(place, (zone, planned))| Some((place, zone, planned.as_ref().ok()?)))
-            .collect();
+        if policy.create {
+            let slot = options.slot.unwrap_or(started_at);
+            self.create(policy, slot, &recorder, &mut first, &mut zones, before).await;
+        }
+        let listed = listed(&first);
 
         if let Some(export) = &policy.export {
             for (place, _, planned) in &listed {
@@ -179,19 +221,69 @@ impl Runner {
             add(&mut zones, steps);
         }
         drop(listed);
-        self.delete_phase(policy, options, &recorder, &first, &mut zones).await;
-        RunReport::new(run_id, policy.name.clone(), started_at, self.clock.now(), zones)
+        let accepted = self.delete_phase(policy, options, &recorder, &first, before, &mut zones).await;
+        let finished_at = self.clock.now();
+        let quotas = self.quotas(policy, &options.stop).await;
+        let report = RunReport::new(run_id, policy.name.clone(), started_at, finished_at, zones);
+        (RunReport { quotas, ..report }, accepted)
     }
 
-    /// Lists anew, plans anew, and deletes what that plan lets go, in every zone that this run could list.
+    /// The organization's quotas, for metrics: nothing depends on them, so a run does not wait long for them.
+    async fn quotas(&self, policy: &Policy, stop: &CancellationToken) -> Vec<Quota> {
+        let Some(zone) = policy.zones.first().filter(|_| !stop.is_cancelled()) else { return Vec::new() };
+        let client = self.client.zone(zone);
+        match timeout(&*self.clock, QUOTAS_WAIT_MAX, client.list_quotas()).await {
+            Ok(Ok(quotas)) => quotas,
+            Ok(Err(error)) => {
+                debug!(zone.name = %zone, "the quotas can't be read: {}", chain(&error));
+                Vec::new()
+            }
+            Err(late) => {
+                debug!(zone.name = %zone, "the quotas can't be read: {late}");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Takes the snapshots of this slot; where it did, what was listed and planned is put in place of the old.
+    async fn create(
+        &self,
+        policy: &Policy,
+        slot: Timestamp,
+        recorder: &Recorder,
+        first: &mut [ZonePlan],
+        reports: &mut [ZoneReport],
+        before: &LastRuns,
+    ) {
+        let creations = create::create(self, recorder, policy, slot, &listed(first), before).await;
+        let mut changed: Vec<usize> = Vec::new();
+        for (place, creation) in creations {
+            if creation.steps.iter().any(|step| step.outcome != StepOutcome::Skipped) {
+                changed.push(place);
+            }
+            reports[place].steps.extend(creation.steps);
+            reports[place].warnings.extend(creation.warnings);
+            reports[place].failures.extend(creation.failure);
+        }
+        let names: Vec<ZoneName> = changed.iter().map(|place| first[*place].0.clone()).collect();
+        let again = self.list_and_plan(policy, &names, None).await;
+        for (place, planned) in changed.into_iter().zip(again) {
+            reports[place].failures.extend(planned.1.as_ref().err().cloned());
+            first[place] = planned;
+        }
+    }
+
+    /// Lists anew, plans anew, and deletes what that plan lets go, in every zone that this run could list. Returns
+    /// the listings that were accepted.
     async fn delete_phase(
         &self,
         policy: &Policy,
         options: &RunOptions,
         recorder: &Recorder,
         first: &[ZonePlan],
+        before: &LastRuns,
         reports: &mut [ZoneReport],
-    ) {
+    ) -> BTreeMap<ZoneName, AcceptedListing> {
         // Taken in one order everywhere, so that two runs can't wait for each other in a ring.
         let mut order: Vec<usize> = (0..first.len()).filter(|place| first[*place].1.is_ok()).collect();
         order.sort_by(|a, b| first[*a].0.cmp(&first[*b].0));
@@ -207,48 +299,72 @@ impl Runner {
             for (place, _) in &locks {
                 reports[*place].failures.push("nothing is deleted: the program was told to stop".to_owned());
             }
-            return;
+            return BTreeMap::new();
         }
 
         let places: Vec<usize> = locks.iter().map(|(place, _)| *place).collect();
         let names: Vec<ZoneName> = places.iter().map(|place| first[*place].0.clone()).collect();
+        // Before the listing: whatever is deleted after it stands behind.
+        let state = self.state.clone();
+        let mark = blocking(move || state.audit_len()).await;
         let mut again = self.list_and_plan(policy, &names, None).await;
-        guard(policy, &mut again, options.allow_deletes);
+        let listed_at = self.clock.now();
+        guard::judge_run(self, policy, &mut again, before, options.allow_deletes).await;
         let memory = match &policy.promote {
             Some(promote) => Some((promote, Memory::read(self, policy).await.map_err(|error| chain(&error)))),
             None => None,
         };
         let memory = &memory;
-        let deletes = places.iter().zip(&again).map(|(place, (zone, planned))| async move {
-            match planned {
-                Ok(planned) if planned.held.is_none() => {
-                    let mut steps = prune::prune(self, recorder, zone, planned).await;
-                    let pruned = match memory {
-                        Some((promote, Ok(memory))) => {
-                            promote::prune_templates(memory, recorder, promote, zone, planned).await
+        let mut deletes: Vec<BoxFuture<'_, _>> = Vec::new();
+        for (place, (zone, planned)) in places.iter().zip(&again) {
+            deletes.push({
+                async move {
+                    match planned {
+                        Ok(planned) if planned.held.is_none() => {
+                            let mut steps = prune::prune(self, recorder, zone, planned).await;
+                            let pruned = match memory {
+                                Some((promote, Ok(memory))) => {
+                                    promote::prune_templates(memory, recorder, promote, zone, planned).await
+                                }
+                                Some((_, Err(failure))) => Err(failure.clone()),
+                                None => Ok(Vec::new()),
+                            };
+                            match pruned {
+                                Ok(more) => {
+                                    steps.extend(more);
+                                    (*place, steps, None)
+                                }
+                                Err(failure) => (*place, steps, Some(failure)),
+                            }
                         }
-                        Some((_, Err(failure))) => Err(failure.clone()),
-                        None => Ok(Vec::new()),
-                    };
-                    match pruned {
-                        Ok(more) => {
-                            steps.extend(more);
-                            (*place, steps, None)
-                        }
-                        Err(failure) => (*place, steps, Some(failure)),
+                        _ => (*place, Vec::new(), None),
                     }
                 }
-                _ => (*place, Vec::new(), None),
-            }
-        });
+                .boxed()
+            });
+        }
+
         let done = join_all(deletes).await;
-        for (place, (_, planned)) in places.iter().zip(&again) {
-            reports[*place].planned(planned);
+        let mut accepted = BTreeMap::new();
+        for (place, (zone, planned)) in places.iter().zip(&again) {
+            let report = &mut reports[*place];
+            report.planned(planned);
+            let Ok(planned) = planned else { continue };
+            report.instances = tally::tally(policy, planned);
+            match &mark {
+                Ok(audit_from) if planned.is_accepted => {
+                    accepted.insert(zone.clone(), accepted_listing(listed_at, *audit_from, planned));
+                }
+                Ok(_) => {}
+                // With the older one more is read of the log, and nothing is missed.
+                Err(error) => report.failures.push(format!("the listing is not accepted: {}", chain(error))),
+            }
         }
         for (place, steps, failure) in done {
             reports[place].steps.extend(steps);
             reports[place].failures.extend(failure);
         }
+        accepted
     }
 
     async fn lock_zone(
@@ -275,16 +391,27 @@ impl Runner {
         at: Option<Timestamp>,
     ) -> Vec<ZonePlan> {
         let catalogues = inventory::catalogues(self).await;
-        let planned = zones.iter().map(|zone| {
-            let catalogues = &catalogues;
-            async move {
-                let listed = inventory::list(self, zone, catalogues).await;
-                let at = at.unwrap_or_else(|| self.clock.now());
-                (zone.clone(), listed.and_then(|listed| decide(&self.policies, policy, listed, at)))
-            }
-        });
+        let mut planned: Vec<BoxFuture<'_, _>> = Vec::new();
+        for zone in zones {
+            planned.push({
+                let catalogues = &catalogues;
+                async move {
+                    let listed = inventory::list(self, zone, catalogues).await;
+                    let at = at.unwrap_or_else(|| self.clock.now());
+                    (zone.clone(), listed.and_then(|listed| decide(&self.policies, policy, listed, at)))
+                }
+                .boxed()
+            });
+        }
+
         join_all(planned).await
     }
+}
+
+/// The zones that could be listed, with their places.
+fn listed(zones: &[ZonePlan]) -> Vec<(usize, &ZoneName, &Planned)> {
+    let zones = zones.iter().enumerate();
+    zones.filter_map(|(place, (zone, planned))| Some((place, zone, planned.as_ref().ok()?))).collect()
 }
 
 /// Decides what a run of the policy would do over the given listings: no network, no memory.
@@ -293,13 +420,15 @@ pub fn preview_offline(
     policy: &Policy,
     inventories: Vec<Inventory>,
     at: Timestamp,
+    randomness: &dyn Randomness,
 ) -> Vec<ZonePlan> {
-    let plan = |inventory: Inventory| {
+    let plan = |mut inventory: Inventory| {
         let zone = inventory.zone.clone();
+        create::add_coming(policy, &mut inventory, at, randomness);
         (zone, decide(policies, policy, inventory::listed(inventory, Catalogues::new()), at))
     };
     let mut zones: Vec<ZonePlan> = inventories.into_iter().map(plan).collect();
-    guard(policy, &mut zones, None);
+    guard::judge_on_paper(policy, &mut zones);
     zones
 }
 
@@ -308,28 +437,17 @@ fn decide(policies: &[Policy], policy: &Policy, listed: Listed, at: Timestamp) -
         .policies
         .into_iter()
         .find(|plan| plan.policy == policy.name)
-        .map(|plan| Planned { listed, plan, held: None, ahead: Vec::new() })
+        .map(|plan| Planned { listed, plan, held: None, is_accepted: true, ahead: Vec::new() })
         .ok_or_else(|| "the policy is not enabled, or does not speak about this zone".to_owned())
 }
 
-/// Writes into each plan whether the guard holds it back.
-fn guard(policy: &Policy, zones: &mut [ZonePlan], allowed: Option<u64>) {
-    let mut listed: Vec<(&ZoneName, &mut Planned)> =
-        zones.iter_mut().filter_map(|(zone, planned)| Some((&*zone, planned.as_mut().ok()?))).collect();
-    let cases: Vec<ZoneCase> = listed
-        .iter()
-        .map(|(zone, planned)| ZoneCase {
-            zone: (*zone).clone(),
-            deletes: planned.plan.deletes,
-            good: planned.plan.good,
-            clock: planned.listed.inventory.clock,
-        })
-        .collect();
-    for ((_, planned), held) in
-        listed.iter_mut().zip(guard::hold(&policy.name, &policy.guard, &cases, allowed))
-    {
-        planned.held = held;
-    }
+fn accepted_listing(at: Timestamp, audit_from: u64, planned: &Planned) -> AcceptedListing {
+    // One on its way out will not be missed, and what set it on its way may stand before the mark.
+    let is_leaving =
+        |state: &SnapshotState| matches!(state, SnapshotState::Deleting | SnapshotState::Deleted);
+    let snapshots = planned.listed.inventory.snapshots.iter();
+    let staying = snapshots.filter(|snapshot| !is_leaving(&snapshot.state)).map(|snapshot| snapshot.id);
+    AcceptedListing { at, audit_from, snapshots: staying.collect() }
 }
 
 fn add(zones: &mut [ZoneReport], steps: Vec<(usize, Step)>) {
@@ -351,17 +469,5 @@ fn tell(report: &RunReport) {
             warn!(zone.name = %zone.zone, "zone {}: deletions are held back: {held}", zone.zone);
         }
     }
-    let sums = report.sums();
-    info!(
-        result = report.result.as_str(),
-        "policy {}: {}: {}, {}, {}, {} blocked, {} skipped, {} failed",
-        report.policy,
-        report.result.as_str(),
-        counted(sums.exported, "export"),
-        counted(sums.promoted, "promotion"),
-        counted(sums.deleted, "deletion"),
-        sums.blocked,
-        sums.skipped,
-        sums.failed,
-    );
+    info!(result = report.result.as_str(), "{}: {}", report.result.as_str(), report.sums());
 }

@@ -5,19 +5,19 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
 
-use crate::disk::blocking;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::wire::Deleted;
 use crate::exoscale::wire::{PromoteRequest, Template};
 use crate::policy::template_name::TemplateNameValues;
-use crate::policy::{Policy, PolicyName, Promote};
+use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::run::export::wanted;
+use crate::run::memory::Memory;
 use crate::run::report::Step;
 use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
 use crate::run::{Ahead, Planned, Runner};
@@ -34,60 +34,16 @@ const UNKNOWN_FOR: SignedDuration = SignedDuration::from_hours(2);
 /// A template may be dated a little before our request, if our clock is ahead of the platform's.
 const DATED_BEFORE: SignedDuration = SignedDuration::from_mins(10);
 
-/// What the policy remembers, while a run changes it. Zones share one, so that no change overwrites another.
-#[derive(Debug)]
-pub struct Memory<'a> {
-    runner: &'a Runner,
-    policy: &'a Policy,
-    state: Mutex<PolicyState>,
-    /// The templates of all other policies: never taken for this one's.
-    of_others: HashSet<TemplateId>,
+/// The snapshots whose template is known: they are never promoted again.
+async fn settled(memory: &Memory<'_>) -> HashSet<SnapshotId> {
+    let state = memory.own().await;
+    let settled = state.promotions.iter().filter(|made| made.template_id.is_some());
+    settled.map(|made| made.snapshot_id).collect()
 }
 
-impl<'a> Memory<'a> {
-    /// Reads it; the run holds the policy's lock.
-    ///
-    /// # Errors
-    /// [`StateError`] if a policy's memory can't be read.
-    pub async fn read(runner: &'a Runner, policy: &'a Policy) -> Result<Self, StateError> {
-        let (state, name) = (runner.state.clone(), policy.name.clone());
-        let names: Vec<PolicyName> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
-        let read = move || {
-            let own = state.policy_state(&name)?;
-            let mut of_others = HashSet::new();
-            for other in names.iter().filter(|other| **other != name) {
-                of_others.extend(template_ids(&state.policy_state(other)?));
-            }
-            Ok((own, of_others))
-        };
-        let (own, of_others) = blocking(read).await?;
-        Ok(Self { runner, policy, state: Mutex::new(own), of_others })
-    }
-
-    /// The snapshots whose template is known: they are never promoted again.
-    async fn settled(&self) -> HashSet<SnapshotId> {
-        let state = self.state.lock().await;
-        let settled = state.promotions.iter().filter(|made| made.template_id.is_some());
-        settled.map(|made| made.snapshot_id).collect()
-    }
-
-    /// Every template that a policy is known to have made.
-    fn known(&self, own: &PolicyState) -> HashSet<TemplateId> {
-        self.of_others.iter().copied().chain(template_ids(own)).collect()
-    }
-
-    /// Changes what is remembered, and returns once the change is safe.
-    async fn change(&self, change: impl FnOnce(&mut PolicyState)) -> Result<(), NotDone> {
-        let mut held = self.state.lock().await;
-        let mut changed = held.clone();
-        change(&mut changed);
-        let (state, name, written) = (self.runner.state.clone(), self.policy.name.clone(), changed.clone());
-        blocking(move || state.set_policy_state(&name, &written))
-            .await
-            .map_err(|error| NotDone::failed(chain(&error)))?;
-        *held = changed;
-        Ok(())
-    }
+/// Every template that a policy is known to have made: those of others are never taken for this one's.
+fn known(memory: &Memory<'_>, own: &PolicyState) -> HashSet<TemplateId> {
+    memory.others.iter().flat_map(template_ids).chain(template_ids(own)).collect()
 }
 
 fn template_ids(state: &PolicyState) -> impl Iterator<Item = TemplateId> {
@@ -104,7 +60,7 @@ pub async fn promote(
 ) -> Vec<(usize, Step)> {
     let memory = Memory::read(runner, policy).await;
     let settled = match &memory {
-        Ok(memory) => memory.settled().await,
+        Ok(memory) => settled(memory).await,
         Err(_) => HashSet::new(),
     };
     let memory = &memory;
@@ -116,29 +72,36 @@ pub async fn promote(
             namesakes.entry((*zone, name)).or_default().push(candidate);
         }
     }
-    let steps = namesakes.into_iter().map(|((zone, name), candidates)| async move {
-        let mut steps = Vec::new();
-        for candidate in candidates {
-            let Candidate { place, snapshot, instance, instance_id } = candidate;
-            let intent = Intent {
-                action: Action::Promote,
-                zone: zone.clone(),
-                snapshot: subject(snapshot, instance),
-                archive: None,
-                template_id: None,
-                rule: None,
-                reasons: vec![why(&name)],
-            };
-            let name = name.clone();
-            let work = async {
-                let memory = memory.as_ref().map_err(|error| NotDone::failed(chain(error)))?;
-                let client = runner.client.zone(zone);
-                promote_once(memory, &client, promote, snapshot, instance_id, zone, name).await
-            };
-            steps.push((place, recorder.step(intent, work).await));
-        }
-        steps
-    });
+    let mut steps: Vec<BoxFuture<'_, _>> = Vec::new();
+    for ((zone, name), candidates) in namesakes {
+        steps.push({
+            async move {
+                let mut steps = Vec::new();
+                for candidate in candidates {
+                    let Candidate { place, snapshot, instance, instance_id } = candidate;
+                    let intent = Intent {
+                        action: Action::Promote,
+                        zone: zone.clone(),
+                        snapshot: subject(snapshot, instance),
+                        archive: None,
+                        template_id: None,
+                        rule: None,
+                        reasons: vec![why(&name)],
+                    };
+                    let name = name.clone();
+                    let work = async {
+                        let memory = memory.as_ref().map_err(|error| NotDone::failed(chain(error)))?;
+                        let client = runner.client.zone(zone);
+                        promote_once(memory, &client, promote, snapshot, instance_id, zone, name).await
+                    };
+                    steps.push((place, recorder.step(intent, work).await));
+                }
+                steps
+            }
+            .boxed()
+        });
+    }
+
     stream::iter(steps).buffer_unordered(runner.concurrency.get()).concat().await
 }
 
@@ -152,7 +115,7 @@ pub async fn ahead(
     promote: &Promote,
     planned: &Planned,
 ) -> Result<Vec<Ahead>, StateError> {
-    let settled = Memory::read(runner, policy).await?.settled().await;
+    let settled = settled(&Memory::read(runner, policy).await?).await;
     let candidates = candidates(policy, promote, 0, planned, &settled);
     let tell = |(name, candidate): (String, Candidate<'_>)| Ahead {
         action: Action::Promote,
@@ -210,11 +173,11 @@ async fn promote_once(
 ) -> Result<Done, NotDone> {
     let now = memory.runner.clock.now();
     let (asked_before, known, lost) = {
-        let state = memory.state.lock().await;
+        let state = memory.own().await;
         let asked = state.promotions.iter().find(|made| made.snapshot_id == snapshot.id).cloned();
         let lost = |asked: &Promotion| lost_namesakes(&state, zone, &asked.template_name);
         let lost = asked.as_ref().map_or(0, lost);
-        (asked, memory.known(&state), lost)
+        (asked, known(memory, &state), lost)
     };
     // The policy may call its templates otherwise by now.
     let asked_for = asked_before.as_ref().map_or(&name, |asked| &asked.template_name);
@@ -308,7 +271,7 @@ pub(super) async fn request_and_look(
         Ok(operation) => {
             if let Some(reference) = operation.reference {
                 let template_id = Some(TemplateId(reference));
-                return Ok(Done { operation_id: operation.id, template_id, message: None });
+                return Ok(Done { operation_id: operation.id, template_id, ..Done::default() });
             }
             (operation.id, None)
         }
@@ -325,12 +288,12 @@ pub(super) async fn request_and_look(
     match (found, lost) {
         (Some(template_id), _) => {
             let message = Some("the answer did not name the template: found by its name".to_owned());
-            Ok(Done { operation_id, template_id: Some(template_id), message })
+            Ok(Done { operation_id, template_id: Some(template_id), message, ..Done::default() })
         }
         (None, None) => Ok(Done {
             operation_id,
-            template_id: None,
             message: Some("the API does not say which template came of it".to_owned()),
+            ..Done::default()
         }),
         (None, Some(error)) => Err((error.into(), true)),
     }
@@ -374,12 +337,12 @@ pub async fn prune_templates(
     forget(memory, zone, planned).await?;
     let client = runner.client.zone(zone);
     let is_ours = |made: &&Promotion| made.zone == *zone && made.deleted_at.is_none();
-    if memory.state.lock().await.promotions.iter().filter(is_ours).count() <= keep.get() as usize {
+    if memory.own().await.promotions.iter().filter(is_ours).count() <= keep.get() as usize {
         return Ok(Vec::new());
     }
     let listed = client.list_templates().await.map_err(|error| chain(&error))?;
     find_lost(memory, zone, &listed).await?;
-    let made: Vec<Promotion> = memory.state.lock().await.promotions.iter().filter(is_ours).cloned().collect();
+    let made: Vec<Promotion> = memory.own().await.promotions.iter().filter(is_ours).cloned().collect();
     // Only those that are still there count as kept: people delete templates too.
     let names: BTreeMap<TemplateId, String> =
         listed.into_iter().map(|template| (template.id, template.name)).collect();
@@ -433,13 +396,13 @@ pub async fn prune_templates(
 /// at again by [`promote`], and its template would stay for ever.
 async fn find_lost(memory: &Memory<'_>, zone: &ZoneName, listed: &[Template]) -> Result<(), String> {
     let is_lost = |made: &&Promotion| made.zone == *zone && made.template_id.is_none();
-    let lost: Vec<Promotion> = memory.state.lock().await.promotions.iter().filter(is_lost).cloned().collect();
+    let lost: Vec<Promotion> = memory.own().await.promotions.iter().filter(is_lost).cloned().collect();
     if lost.is_empty() {
         return Ok(());
     }
     let find = |state: &mut PolicyState| {
         for asked in &lost {
-            let known = memory.known(state);
+            let known = known(memory, state);
             let named = listed
                 .iter()
                 .filter(|template| template.name == asked.template_name && !known.contains(&template.id));
@@ -459,7 +422,7 @@ async fn forget(memory: &Memory<'_>, zone: &ZoneName, planned: &Planned) -> Resu
     let over = |made: &Promotion| {
         made.zone == *zone && made.deleted_at.is_some() && !listed.contains(&made.snapshot_id)
     };
-    if memory.state.lock().await.promotions.iter().any(over) {
+    if memory.own().await.promotions.iter().any(over) {
         memory
             .change(|state| state.promotions.retain(|made| !over(made)))
             .await
@@ -474,7 +437,7 @@ fn subject_of(promotion: &Promotion, planned: &Planned) -> crate::state::audit::
     match snapshots.iter().find(|snapshot| snapshot.id == promotion.snapshot_id) {
         Some(snapshot) => subject(snapshot, planned.listed.instance_of(snapshot)),
         None => crate::state::audit::Subject {
-            id: promotion.snapshot_id,
+            id: Some(promotion.snapshot_id),
             name: promotion.template_name.clone(),
             created_at: promotion.snapshot_created_at,
             instance_id: Some(promotion.instance_id),
@@ -514,7 +477,7 @@ pub async fn promote_by_hand(
         .map(|template| template.id)
         .collect();
     let now = runner.clock.now();
-    let recorder = Recorder::new(runner, None, fresh_id(&*runner.randomness, now), CancellationToken::new());
+    let recorder = Recorder::by_hand(runner, fresh_id(&*runner.randomness, now));
     let intent = Intent {
         action: Action::Promote,
         zone: zone.clone(),

@@ -1,8 +1,11 @@
-//! Deletes what the plan lets go, oldest first, each one read again just before.
+//! Deletes what the plan lets go, oldest first; each one, and what people pinned, is read again just before.
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::archive::proof::VerifiedCopy;
+use crate::disk::blocking;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
@@ -12,9 +15,9 @@ use crate::run::inventory::Listed;
 use crate::run::report::Step;
 use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
 use crate::run::{Planned, Runner};
-use crate::snapshot::{Snapshot, ZoneName};
+use crate::snapshot::{Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
-use crate::text::printable;
+use crate::text::{chain, printable};
 
 /// The right to delete one snapshot: every copy that a policy requires is in hand.
 ///
@@ -36,7 +39,8 @@ pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planne
         .collect();
     going.sort_by_key(|(_, snapshot)| (snapshot.created_at, snapshot.id));
     let client = runner.client.zone(zone);
-    let deletions = going.into_iter().map(|(decision, snapshot)| {
+    let mut deletions: Vec<BoxFuture<'_, _>> = Vec::new();
+    for (decision, snapshot) in going {
         let intent = Intent {
             action: Action::Delete,
             zone: zone.clone(),
@@ -46,12 +50,14 @@ pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planne
             rule: Some(decision.rule.as_str()),
             reasons: planned.plan.reasons(decision).iter().map(ToString::to_string).collect(),
         };
-        recorder.step(intent, delete_if_unchanged(&client, decision, snapshot, &planned.listed))
-    });
+        let work = delete_if_unchanged(runner, &client, decision, snapshot, &planned.listed);
+        deletions.push(recorder.step(intent, work).boxed());
+    }
     stream::iter(deletions).buffered(runner.concurrency.get()).collect().await
 }
 
 async fn delete_if_unchanged(
+    runner: &Runner,
     client: &ZoneClient,
     decision: &Decision,
     planned: &Snapshot,
@@ -63,6 +69,10 @@ async fn delete_if_unchanged(
     };
     if let Some(difference) = difference(planned, &now.snapshot) {
         return Err(NotDone::skipped(format!("it is not what was planned for any more: {difference}")));
+    }
+    // Last, so that a hold that comes while the API takes its time still counts.
+    if let Some(held) = held(runner, planned.id).await? {
+        return Err(NotDone::skipped(held));
     }
     Ok(match delete(client, planned, leave).await.map_err(NotDone::of_deletion)? {
         Deleted::Done(operation) => Done { operation_id: operation.id, ..Done::default() },
@@ -93,6 +103,20 @@ fn leave(decision: &Decision, snapshot: &Snapshot, listed: &Listed) -> Result<Le
         copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(|| lacking(""))?);
     }
     Ok(Leave { _copies: copies })
+}
+
+/// Why it must stay, if somebody pinned it since the plan was made.
+async fn held(runner: &Runner, snapshot: SnapshotId) -> Result<Option<String>, NotDone> {
+    let state = runner.state.clone();
+    let holds = blocking(move || state.holds()).await.map_err(|error| {
+        NotDone::failed(format!("not deleted, since it can't be told what is held: {}", chain(&error)))
+    })?;
+    Ok(holds.on(snapshot, runner.clock.now()).map(|hold| {
+        let until = hold.until.map_or_else(String::new, |until| format!(" until {until}"));
+        let reason =
+            hold.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", printable(reason)));
+        format!("it has been pinned meanwhile{until}{reason}")
+    }))
 }
 
 /// What a decision may have rested on, and is otherwise by now.

@@ -1,14 +1,19 @@
 //! What came of a run, as data: the exit status, the log line, the page and the metrics all read this.
 
+use std::fmt::{self, Display};
+
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, PolicyName};
+use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::Planned;
 use crate::snapshot::{TemplateId, ZoneName};
 use crate::state::audit::{Action, Subject};
+use crate::state::last_runs::{InstanceTally, PlanSums};
 
 /// What came of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -25,6 +30,10 @@ pub struct RunReport {
     pub result: RunResult,
     /// Zone by zone, in the policy's order.
     pub zones: Vec<ZoneReport>,
+    /// The organization's quotas when the run ended; none if they could not be read. For metrics, so no part of the
+    /// printed report.
+    #[serde(skip)]
+    pub quotas: Vec<Quota>,
 }
 
 /// A run in one word.
@@ -33,7 +42,7 @@ pub struct RunReport {
 pub enum RunResult {
     /// All was done, or nothing was to do.
     Success,
-    /// Some failed, or was not begun since the program was told to stop; some was done.
+    /// Some failed, or was not begun since the program was told to stop or the deadline was over; some was done.
     Partial,
     /// No zone could be worked in.
     Failed,
@@ -58,7 +67,7 @@ impl RunResult {
 pub struct ZoneReport {
     /// Where.
     pub zone: ZoneName,
-    /// What failed for the zone as a whole; nothing was deleted there then.
+    /// What failed for the zone as a whole.
     pub failures: Vec<String>,
     /// What went well but should be looked at.
     pub warnings: Vec<String>,
@@ -66,48 +75,32 @@ pub struct ZoneReport {
     pub held: Option<String>,
     /// What the last plan said; none if the zone could not be listed.
     pub plan: Option<PlanSums>,
+    /// What each instance had when the plan was made; for metrics, so no part of the printed report.
+    #[serde(skip)]
+    pub instances: Vec<InstanceTally>,
     /// What was set out to be done, in that order.
     pub steps: Vec<Step>,
 }
 
-/// How many snapshots a plan keeps, lets go and ignores.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct PlanSums {
-    /// Kept.
-    pub keep: u64,
-    /// Let go.
-    pub delete: u64,
-    /// Not judged.
-    pub ignore: u64,
-    /// Of the kept: would go but for a hold.
-    pub blocked_by_hold: u64,
-    /// Of the kept: would go but for another policy.
-    pub blocked_by_policy: u64,
-    /// Of the kept: would go but for a missing verified copy.
-    pub blocked_by_export: u64,
-}
-
-impl PlanSums {
-    /// Adds up a plan.
-    pub fn of(plan: &crate::retention::plan::PolicyPlan) -> Self {
-        let mut sums = Self::default();
-        for decision in &plan.decisions {
-            match (decision.verdict, decision.rule) {
-                (Verdict::Delete, _) => sums.delete += 1,
-                (Verdict::Ignore, _) => sums.ignore += 1,
-                (Verdict::Keep, rule) => {
-                    sums.keep += 1;
-                    match rule {
-                        Rule::Hold => sums.blocked_by_hold += 1,
-                        Rule::Policy => sums.blocked_by_policy += 1,
-                        Rule::Export => sums.blocked_by_export += 1,
-                        _ => {}
-                    }
+/// Adds up a plan.
+pub fn sums_of(plan: &PolicyPlan) -> PlanSums {
+    let mut sums = PlanSums::default();
+    for decision in &plan.decisions {
+        match (decision.verdict, decision.rule) {
+            (Verdict::Delete, _) => sums.delete += 1,
+            (Verdict::Ignore, _) => sums.ignore += 1,
+            (Verdict::Keep, rule) => {
+                sums.keep += 1;
+                match rule {
+                    Rule::Hold => sums.blocked_by_hold += 1,
+                    Rule::Policy => sums.blocked_by_policy += 1,
+                    Rule::Export => sums.blocked_by_export += 1,
+                    _ => {}
                 }
             }
         }
-        sums
     }
+    sums
 }
 
 /// How a step ended.
@@ -147,21 +140,43 @@ pub struct Step {
     /// What went wrong, or else is worth saying.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// How the image came in, if this exported something and a byte came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+}
+
+/// How an image came in, or how far it came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Transfer {
+    /// Bytes that arrived, those that had to come again included.
+    pub bytes: u64,
+    /// From the first request for the image until it was proved and published, or given up.
+    pub seconds: f64,
+    /// How often a new connection went on where one broke or stalled.
+    pub resumes: u64,
+    /// How often the MD5 of all bytes was not the one that the service gives.
+    pub checksum_mismatches: u64,
 }
 
 impl Step {
-    /// Whether it was not begun since the program was told to stop.
+    /// Whether it was not begun since the program was told to stop, or since it was too late.
     pub fn was_stopped(&self) -> bool {
-        self.outcome == StepOutcome::Skipped && self.message.as_deref() == Some(STOPPED)
+        let refused = self.message.as_deref().is_some_and(|message| [STOPPED, LATE].contains(&message));
+        self.outcome == StepOutcome::Skipped && refused
     }
 }
 
 /// What a step says that was not begun since the program was told to stop.
 pub(crate) const STOPPED: &str = "not begun: the program was told to stop";
 
+/// What a step says that was not begun since the run's `deadline` was over.
+pub(crate) const LATE: &str = "not begun: the run's deadline was over";
+
 /// What all steps of a run add up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepSums {
+    /// Snapshots that were taken.
+    pub created: usize,
     /// Exports that were proved and published.
     pub exported: usize,
     /// Snapshots that became templates.
@@ -178,6 +193,29 @@ pub struct StepSums {
     pub failed: usize,
 }
 
+impl Display for StepSums {
+    /// What there was of it: `3 exported, 1 deleted`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [
+            (self.created, "created"),
+            (self.exported, "exported"),
+            (self.promoted, "promoted"),
+            (self.deleted, "deleted"),
+            (self.templates_deleted, "old templates deleted"),
+            (self.blocked, "blocked"),
+            (self.skipped, "skipped"),
+            (self.failed, "failed"),
+        ];
+        let some: Vec<String> = all
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        f.write_str(if some.is_empty() { "nothing was to do" } else { "" })?;
+        f.write_str(&some.join(", "))
+    }
+}
+
 impl ZoneReport {
     pub(crate) fn new(zone: ZoneName, failure: Option<String>) -> Self {
         Self {
@@ -186,6 +224,7 @@ impl ZoneReport {
             warnings: Vec::new(),
             held: None,
             plan: None,
+            instances: Vec::new(),
             steps: Vec::new(),
         }
     }
@@ -194,7 +233,7 @@ impl ZoneReport {
     pub(crate) fn planned(&mut self, planned: &Result<Planned, String>) {
         match planned {
             Ok(planned) => {
-                self.plan = Some(PlanSums::of(&planned.plan));
+                self.plan = Some(sums_of(&planned.plan));
                 self.held = planned.held.as_ref().map(ToString::to_string);
                 self.warnings.extend(planned.listed.warnings.iter().cloned());
             }
@@ -211,9 +250,18 @@ impl RunReport {
         finished_at: Timestamp,
         zones: Vec<ZoneReport>,
     ) -> Self {
-        let mut report = Self { run_id, policy, started_at, finished_at, result: RunResult::Success, zones };
+        let result = RunResult::Success;
+        let mut report = Self { run_id, policy, started_at, finished_at, result, zones, quotas: Vec::new() };
         report.result = report.judge();
         report
+    }
+
+    /// Says of each zone that this failed as well.
+    pub(crate) fn fail(&mut self, failure: &str) {
+        for zone in &mut self.zones {
+            zone.failures.push(failure.to_owned());
+        }
+        self.result = self.judge();
     }
 
     fn judge(&self) -> RunResult {
@@ -244,6 +292,7 @@ impl RunReport {
                 StepOutcome::Blocked => sums.blocked += 1,
                 StepOutcome::Skipped => sums.skipped += 1,
                 StepOutcome::Done => match step.action {
+                    Action::Create => sums.created += 1,
                     Action::Export => sums.exported += 1,
                     Action::Promote => sums.promoted += 1,
                     Action::Delete => sums.deleted += 1,

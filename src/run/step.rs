@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -13,9 +14,9 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::disk::blocking;
 use crate::exoscale::error::ApiError;
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::run::Runner;
-use crate::run::report::{STOPPED, Step, StepOutcome};
+use crate::run::report::{LATE, STOPPED, Step, StepOutcome};
 use crate::snapshot::{Instance, OperationId, Snapshot, TemplateId, ZoneName};
 use crate::state::audit::{Action, Line, Outcome, Subject};
 use crate::state::{StateDirectory, StateError};
@@ -29,6 +30,8 @@ pub struct Recorder {
     policy: Option<PolicyName>,
     run_id: Uuid,
     stop: CancellationToken,
+    /// From then on, by the clock's elapsed time, nothing is begun that adds something.
+    late_from: Option<Duration>,
 }
 
 /// What is about to be done, and why.
@@ -57,6 +60,8 @@ pub struct Done {
     pub operation_id: Option<OperationId>,
     /// The template that came of it.
     pub template_id: Option<TemplateId>,
+    /// The snapshot that came of it.
+    pub snapshot: Option<Subject>,
     /// What is worth saying.
     pub message: Option<String>,
 }
@@ -99,15 +104,36 @@ impl From<ApiError> for NotDone {
 }
 
 impl Recorder {
-    /// For the steps of one run, or of one command given by hand.
-    pub fn new(runner: &Runner, policy: Option<PolicyName>, run_id: Uuid, stop: CancellationToken) -> Self {
+    /// For the steps of one run, which begins now.
+    pub fn new(runner: &Runner, policy: &Policy, run_id: Uuid, stop: CancellationToken) -> Self {
+        let late_from = policy.deadline.map(|deadline| runner.clock.elapsed().saturating_add(deadline));
+        Self { policy: Some(policy.name.clone()), stop, late_from, ..Self::by_hand(runner, run_id) }
+    }
+
+    /// For the steps of one command given by hand.
+    pub fn by_hand(runner: &Runner, run_id: Uuid) -> Self {
         let (state, clock) = (runner.state.clone(), runner.clock.clone());
-        Self { state, clock, policy, run_id, stop }
+        Self { state, clock, policy: None, run_id, stop: CancellationToken::new(), late_from: None }
     }
 
     /// The run's id.
     pub fn run_id(&self) -> Uuid {
         self.run_id
+    }
+
+    /// Why nothing of this kind is begun any more, if so. What goes may go however late it is.
+    pub fn refusal(&self, action: Action) -> Option<&'static str> {
+        let adds = match action {
+            Action::Create | Action::Export | Action::Promote => true,
+            Action::Delete | Action::DeleteTemplate => false,
+        };
+        if self.stop.is_cancelled() {
+            Some(STOPPED)
+        } else if adds && self.late_from.is_some_and(|late| self.clock.elapsed() >= late) {
+            Some(LATE)
+        } else {
+            None
+        }
     }
 
     /// Writes the intent down, does the work, writes down what came of it.
@@ -124,9 +150,10 @@ impl Recorder {
             reasons: intent.reasons.clone(),
             outcome: StepOutcome::Skipped,
             message: None,
+            transfer: None,
         };
-        if self.stop.is_cancelled() {
-            step.message = Some(STOPPED.to_owned());
+        if let Some(refusal) = self.refusal(intent.action) {
+            step.message = Some(refusal.to_owned());
             return step;
         }
         let mut line = Line {
@@ -154,6 +181,7 @@ impl Recorder {
             Ok(done) => {
                 step.outcome = StepOutcome::Done;
                 step.template_id = done.template_id.or(step.template_id);
+                step.snapshot = done.snapshot.unwrap_or(step.snapshot);
                 step.message = done.message;
                 line.operation_id = done.operation_id;
             }
@@ -170,6 +198,7 @@ impl Recorder {
             StepOutcome::Blocked | StepOutcome::Skipped => Outcome::Blocked,
         };
         line.template_id = step.template_id;
+        line.snapshot.clone_from(&step.snapshot);
         line.message.clone_from(&step.message);
         if let Err(error) = self.write(&line).await {
             // It was done or not; what can't be told any more must at least be heard of.
@@ -194,7 +223,7 @@ impl Recorder {
 /// A snapshot as the audit log and the report name it.
 pub fn subject(snapshot: &Snapshot, instance: Option<&Instance>) -> Subject {
     Subject {
-        id: snapshot.id,
+        id: Some(snapshot.id),
         name: snapshot.name.to_string(),
         created_at: snapshot.created_at,
         instance_id: snapshot.instance_id,
@@ -213,8 +242,13 @@ fn word(outcome: Outcome) -> &'static str {
 
 /// The log line of a step.
 fn tell(zone: &ZoneName, step: &Step) {
-    let (id, name) = (step.snapshot.id, printable(&step.snapshot.name));
+    // One that was not taken has no id; its instance is all that can be told.
+    let id = step.snapshot.id.map(tracing::field::display);
+    let of = step.snapshot.instance_name.as_deref().filter(|_| id.is_none());
+    let name = of.map_or_else(|| step.snapshot.name.clone(), |instance| format!("of instance {instance}"));
+    let name = printable(&name);
     let done = match step.action {
+        Action::Create => "created",
         Action::Export => "exported",
         Action::Promote => "promoted",
         Action::Delete => "deleted",
@@ -224,13 +258,13 @@ fn tell(zone: &ZoneName, step: &Step) {
     let reasons = step.reasons.join("; ");
     match step.outcome {
         StepOutcome::Done => {
-            info!(zone.name = %zone, snapshot.id = %id, reasons, "{done} snapshot {name}{told}");
+            info!(zone.name = %zone, snapshot.id = id, reasons, "{done} snapshot {name}{told}");
         }
         StepOutcome::Failed => {
-            error!(zone.name = %zone, snapshot.id = %id, reasons, "not {done}: snapshot {name}{told}");
+            error!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{told}");
         }
         StepOutcome::Blocked | StepOutcome::Skipped => {
-            warn!(zone.name = %zone, snapshot.id = %id, reasons, "not {done}: snapshot {name}{told}");
+            warn!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{told}");
         }
     }
 }

@@ -4,22 +4,43 @@
 //! | --- | --- |
 //! | `audit.jsonl` | a line before and after everything that changes something ([`audit`]) |
 //! | `policy-<name>.json` | what a policy must remember from run to run ([`policy_state`]) |
-//! | `policy-<name>.lock`, `zone-<name>.lock` | who runs, who deletes ([`StateDirectory::lock_policy`]) |
+//! | `runs-<name>.json` | what came of its last runs, and the listings that they accepted ([`last_runs`]) |
+//! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
+//! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
+//! | `daemon.lock` | which daemon works on the directory |
+//! | `holds.json` | snapshots that people pinned ([`holds`]) |
+//! | `allowances.json` | leave to pass the guard, once ([`allowances`]) |
+//! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`StateDirectory::lock_policy`]) |
+//! | `holds.lock`, `allowances.lock` | who changes what commands change beside a running daemon |
 //!
-//! Every file is for its owner alone, replaced in one step, and carries a version. One that can't be read is
-//! an error that names it, never an empty start: an empty memory would do things twice.
+//! Every file is for its owner alone, replaced in one step, and carries a version; one that root makes belongs
+//! to the directory's owner, so that a command beside the daemon takes nothing away from it. One that can't be
+//! read is an error that names it, never an empty start: an empty memory would do things twice.
 
+pub mod allowances;
 pub mod audit;
+mod file;
+pub mod holds;
+pub mod last_runs;
 pub mod policy_state;
+pub mod schedules;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::disk::{self, Access, Disk, DiskLock, Kind};
+use crate::clock::Clock;
+use crate::disk::{self, Access, Disk, DiskLock, Kind, blocking};
 use crate::policy::PolicyName;
 use crate::snapshot::ZoneName;
 use crate::state::audit::LogHealth;
+
+/// Between two looks at the lock of a file that somebody else changes.
+const SHARED_LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// So long the lock of a file is waited for that is changed within milliseconds.
+const SHARED_LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Memory that fails.
 #[derive(Debug, thiserror::Error)]
@@ -162,6 +183,40 @@ impl StateDirectory {
         self.lock(&format!("zone-{zone}.lock"), || format!("the delete phase of zone {zone}"))
     }
 
+    /// Changes a file that other processes change as well, one at a time: waits for the lock `<name>.lock`, and
+    /// keeps it until the work is done, even if the caller is dropped meanwhile.
+    async fn change_shared<T: Send + 'static>(
+        &self,
+        clock: &dyn Clock,
+        name: &'static str,
+        work: impl FnOnce(&Self) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let deadline = clock.elapsed() + SHARED_LOCK_WAIT_MAX;
+        let lock = loop {
+            match self.lock(&format!("{name}.lock"), || format!("the file of {name}")) {
+                Err(StateError::Locked { .. }) if clock.elapsed() < deadline => {
+                    clock.sleep(SHARED_LOCK_POLL).await;
+                }
+                locked => break locked?,
+            }
+        };
+        let state = self.clone();
+        blocking(move || {
+            let done = work(&state);
+            drop(lock);
+            done
+        })
+        .await
+    }
+
+    /// Makes this the only one that decides which snapshots are taken in the zone, until the value is dropped.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] if another decides that just now.
+    pub fn lock_creation(&self, zone: &ZoneName) -> Result<Box<dyn DiskLock>, StateError> {
+        self.lock(&format!("create-{zone}.lock"), || format!("the taking of snapshots in zone {zone}"))
+    }
+
     fn lock(&self, name: &str, what: impl Fn() -> String) -> Result<Box<dyn DiskLock>, StateError> {
         let path = self.path.join(name);
         self.disk.lock(&path).map_err(|source| match source.kind() {
@@ -194,6 +249,36 @@ mod tests {
         let path = folder.path().join("state");
         crate::disk::replace_file(&RealDisk, &path, b"", Access::Owner).unwrap();
         assert!(matches!(open(&path), Err(StateError::Directory { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_root_makes_belongs_to_the_owner_of_the_directory() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+
+        use crate::sim::clock::SimClock;
+        use crate::state::allowances::Allowance;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let state = open(&path).unwrap();
+        if let Err(error) = chown(&path, Some(12345), Some(12346)) {
+            return crate::text::skipped(format_args!("whose the files are that root makes: {error}"));
+        }
+        let clock = SimClock::starting_at(jiff::Timestamp::UNIX_EPOCH);
+        let (policy, given_at): (PolicyName, _) = ("nightly".parse().unwrap(), jiff::Timestamp::UNIX_EPOCH);
+        let snapshot = crate::snapshot::SnapshotId(uuid::Uuid::nil());
+        let hold = holds::Hold { snapshot, until: None, reason: None, since: given_at };
+        state.hold(&clock, hold).await.unwrap();
+        state
+            .allow(&clock, Allowance { policy: policy.clone(), zone: None, deletes: 1, given_at })
+            .await
+            .unwrap();
+        drop(state.lock_policy(&policy).unwrap());
+        for name in ["holds.json", "holds.lock", "allowances.json", "allowances.lock", "policy-nightly.lock"]
+        {
+            let found = std::fs::symlink_metadata(path.join(name)).unwrap();
+            assert_eq!((found.uid(), found.gid(), found.mode() & 0o777), (12345, 12346, 0o600), "{name}");
+        }
     }
 
     #[test]

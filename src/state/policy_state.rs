@@ -1,26 +1,56 @@
 //! What one policy remembers from run to run. It is read and written under the policy's lock alone.
 
+use std::collections::HashSet;
 use std::io;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{self, Access};
+use crate::disk::Entry;
 use crate::policy::PolicyName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
-use crate::state::{StateDirectory, StateError};
+use crate::state::{StateDirectory, StateError, file};
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
-
-/// A policy that promotes 100 snapshots a day for ten years stays far below this.
-const BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// The memory of one policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyState {
     /// The templates that it made, and those that it set out to make.
     pub promotions: Vec<Promotion>,
+    /// The snapshots that it took, and those that it set out to take.
+    #[serde(default)]
+    pub created: Vec<Creation>,
+}
+
+/// A snapshot that was taken, or was about to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Creation {
+    /// Where.
+    pub zone: ZoneName,
+    /// Of which instance.
+    pub instance_id: InstanceId,
+    /// For which moment of the schedule.
+    pub slot: Timestamp,
+    /// When it was asked for. It is written before the request, so that a snapshot whose answer was lost is found
+    /// again by instance and date, instead of a second one being taken.
+    pub requested_at: Timestamp,
+    /// The snapshot, once it is known.
+    pub snapshot_id: Option<SnapshotId>,
+    /// Whether several could be it, so that it will never be known: none of them counts as ours.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_in_doubt: bool,
+    /// The instance's snapshots of about that time that were listed before the request: none of them came of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listed_before: Vec<SnapshotId>,
+}
+
+impl Creation {
+    /// Whether it is still to be found out what came of it.
+    pub fn is_open(&self) -> bool {
+        self.snapshot_id.is_none() && !self.is_in_doubt
+    }
 }
 
 /// A snapshot that became a template, or was about to.
@@ -46,41 +76,13 @@ pub struct Promotion {
     pub deleted_at: Option<Timestamp>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Versioned<T> {
-    version: u64,
-    #[serde(flatten)]
-    state: T,
-}
-
-#[derive(Deserialize)]
-struct VersionAlone {
-    version: u64,
-}
-
 impl StateDirectory {
     /// What the policy remembers; nothing if it never ran.
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
     pub fn policy_state(&self, policy: &PolicyName) -> Result<PolicyState, StateError> {
-        let path = self.path.join(file_name(policy));
-        let bytes = match disk::read_file(&*self.disk, &path, BYTES_MAX) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PolicyState::default()),
-            Err(source) => return Err(StateError::File { verb: "read", path, source }),
-        };
-        let damaged = |source: serde_json::Error| StateError::Damaged {
-            path: path.clone(),
-            line: source.line(),
-            column: source.column(),
-            source,
-        };
-        let found = serde_json::from_slice::<VersionAlone>(&bytes).map_err(damaged)?.version;
-        if found > VERSION {
-            return Err(StateError::FromTheFuture { path, found, known: VERSION });
-        }
-        Ok(serde_json::from_slice::<Versioned<PolicyState>>(&bytes).map_err(damaged)?.state)
+        file::read(self, &file_name(policy), VERSION)
     }
 
     /// Remembers; after a crash at any moment the file holds the old or the new, whole.
@@ -88,12 +90,34 @@ impl StateDirectory {
     /// # Errors
     /// [`StateError::File`].
     pub fn set_policy_state(&self, policy: &PolicyName, state: &PolicyState) -> Result<(), StateError> {
-        let path = self.path.join(file_name(policy));
-        let failed = |source| StateError::File { verb: "write", path: path.clone(), source };
-        let versioned = Versioned { version: VERSION, state };
-        let mut bytes = serde_json::to_vec_pretty(&versioned).map_err(|error| failed(error.into()))?;
-        bytes.push(b'\n');
-        disk::replace_file(&*self.disk, &path, &bytes, Access::Owner).map_err(failed)
+        file::write(self, &file_name(policy), VERSION, state)
+    }
+
+    /// What every policy that ever ran here remembers of the snapshots that it took, also one that is not
+    /// configured any more.
+    ///
+    /// # Errors
+    /// A directory or a file that can't be read, or a file that is damaged or was written by a later program.
+    pub fn all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
+        let entries = match self.disk.list(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(StateError::File { verb: "list", path: self.path.clone(), source }),
+        };
+        let named = |entry: Entry| {
+            entry.name.to_str()?.strip_prefix("policy-")?.strip_suffix(".json")?.parse::<PolicyName>().ok()
+        };
+        let read = |policy: PolicyName| self.policy_state(&policy).map(|state| (policy, state.created));
+        entries.into_iter().filter_map(named).map(read).collect()
+    }
+
+    /// The snapshots that this program is known to have taken.
+    ///
+    /// # Errors
+    /// As [`StateDirectory::all_created`].
+    pub fn created_snapshots(&self) -> Result<HashSet<SnapshotId>, StateError> {
+        let all = self.all_created()?.into_iter().flat_map(|(_, created)| created);
+        Ok(all.filter_map(|made| made.snapshot_id).collect())
     }
 }
 
@@ -109,7 +133,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::disk::{Disk as _, RealDisk};
+    use crate::disk::{self, Access, Disk as _, RealDisk};
 
     fn state(folder: &Path) -> StateDirectory {
         StateDirectory::open(Arc::new(RealDisk), folder).unwrap()
@@ -133,9 +157,39 @@ mod tests {
                 template_id: None,
                 deleted_at: None,
             }],
+            created: vec![Creation {
+                zone: "ch-gva-2".parse().unwrap(),
+                instance_id: InstanceId(Uuid::from_u128(2)),
+                slot: Timestamp::UNIX_EPOCH,
+                requested_at: Timestamp::UNIX_EPOCH,
+                snapshot_id: Some(SnapshotId(Uuid::from_u128(1))),
+                is_in_doubt: false,
+                listed_before: vec![SnapshotId(Uuid::from_u128(3))],
+            }],
         };
         state(folder.path()).set_policy_state(&nightly(), &remembered).unwrap();
         assert_eq!(state(folder.path()).policy_state(&nightly()).unwrap(), remembered);
+        let created = state(folder.path()).created_snapshots().unwrap();
+        assert_eq!(created, HashSet::from([SnapshotId(Uuid::from_u128(1))]));
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_program_knows_of_no_creation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy-nightly.json");
+        let earlier = b"{\"version\":1,\"promotions\":[]}";
+        disk::replace_file(&RealDisk, &path, earlier, Access::Owner).unwrap();
+        assert_eq!(state(folder.path()).policy_state(&nightly()).unwrap(), PolicyState::default());
+    }
+
+    #[test]
+    fn ownership_is_not_told_from_less_than_every_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(state(&folder.path().join("state")).created_snapshots().unwrap().is_empty());
+        let path = folder.path().join("policy-gone-from-the-configuration.json");
+        disk::replace_file(&RealDisk, &path, b"{", Access::Owner).unwrap();
+        let error = state(folder.path()).created_snapshots().unwrap_err();
+        assert!(error.to_string().contains("gone-from-the-configuration"), "{error}");
     }
 
     #[test]

@@ -1,11 +1,33 @@
 //! The log: on stderr, as text for people or as JSON for machines.
+//!
+//! Under systemd, where stderr leads to the journal, every line begins with its priority (`<3>` error, `<4>`
+//! warning, `<6>` info, `<7>` debug), which the journal takes off again, and text lines leave out what the
+//! journal knows anyway: the time, the level, colours.
+//!
+//! Whatever stands in a message, it makes no log line of its own: control characters are spelled out as
+//! [`printable`] does, and the further lines of a message with several are marked as such.
 
-use std::io;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, Write};
 
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing::field::Field;
+use tracing::{Event, Level, Metadata, Subscriber, warn};
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, filter};
+
+use crate::text::{excerpt, printable, safe_json};
+
+/// Begins the second and every further line of a message: nothing else of ours begins so.
+const FURTHER_LINE: &str = "    | ";
+
+/// More of a `RUST_LOG` that makes no sense is not repeated.
+const RUST_LOG_SHOWN_MAX: usize = 200;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,36 +38,186 @@ pub enum Format {
     Json,
 }
 
+/// Where log lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Destination {
+    /// To a terminal, a file, or whoever reads our stderr.
+    Plain {
+        /// Whether they are coloured.
+        color: bool,
+    },
+    /// To systemd's journal.
+    Journal,
+}
+
 /// Starts logging for the whole process. `RUST_LOG`, where it is set, goes before `level`; whatever it says, of
-/// the libraries only warnings and errors are logged.
+/// the libraries only warnings and errors are logged. One that can't be understood is warned about, and counts
+/// as none.
 ///
 /// A second call changes nothing.
 pub fn start(format: Format, level: &str, color: bool) {
-    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
-    let filter = wanted
-        .and_then(|wanted| EnvFilter::try_new(wanted).ok())
-        .unwrap_or_else(|| EnvFilter::new(format!("warn,snapwarden={level}")));
-    let subscriber = subscriber(format, filter, color, io::stderr);
+    let (filter, trouble) = wanted(std::env::var_os("RUST_LOG").as_deref(), level);
+    let destination = if is_to_journal() { Destination::Journal } else { Destination::Plain { color } };
+    let subscriber = subscriber(format, filter, destination, io::stderr);
     if let Err(error) = tracing::subscriber::set_global_default(subscriber) {
         tracing::debug!("logging was started before: {error}");
     }
+    if let Some(trouble) = trouble {
+        warn!("{trouble}");
+    }
+}
+
+/// What each line on stderr must begin with that is no log line and asks somebody to act; nothing but for the
+/// journal, which would take it for a remark.
+pub fn complaint_prefix() -> &'static str {
+    if is_to_journal() { priority(Level::ERROR) } else { "" }
+}
+
+fn is_to_journal() -> bool {
+    leads_to(std::env::var_os("JOURNAL_STREAM").as_deref(), stderr_identity())
+}
+
+/// What is logged, and what is wrong with `RUST_LOG`, if so.
+fn wanted(rust_log: Option<&OsStr>, level: &str) -> (EnvFilter, Option<String>) {
+    let usual = || EnvFilter::new(format!("warn,snapwarden={level}"));
+    let Some(text) = rust_log.map(OsStr::to_string_lossy).filter(|text| !text.trim().is_empty()) else {
+        return (usual(), None);
+    };
+    match EnvFilter::try_new(&*text) {
+        Ok(filter) => (filter, None),
+        Err(error) => {
+            let trouble = format!(
+                "`RUST_LOG` is `{}`, which can't be understood ({error}), so it counts as not set: write it like `info` or `snapwarden=debug`",
+                excerpt(&text, RUST_LOG_SHOWN_MAX)
+            );
+            (usual(), Some(trouble))
+        }
+    }
+}
+
+/// Device and inode of our stderr.
+fn stderr_identity() -> Option<(u64, u64)> {
+    let found = rustix::fs::fstat(io::stderr()).ok()?;
+    Some((found.st_dev, found.st_ino))
+}
+
+/// Whether `JOURNAL_STREAM`, as systemd sets it (`device:inode`), means this file. The variable alone says
+/// nothing: it is inherited, also by those whose stderr was led elsewhere.
+fn leads_to(journal_stream: Option<&OsStr>, file: Option<(u64, u64)>) -> bool {
+    let named = journal_stream.and_then(|text| {
+        let (device, inode) = text.to_str()?.split_once(':')?;
+        Some((device.parse().ok()?, inode.parse().ok()?))
+    });
+    named.is_some() && named == file
 }
 
 fn subscriber<W>(
     format: Format,
     filter: EnvFilter,
-    color: bool,
+    destination: Destination,
     writer: W,
 ) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let builder = fmt::fmt().with_env_filter(filter).with_writer(writer).with_ansi(color).with_target(false);
+    let builder = tracing_subscriber::fmt::fmt()
+        .with_env_filter(filter)
+        .with_writer(Lines { to: writer, format, destination })
+        .with_ansi(destination == Destination::Plain { color: true })
+        .with_target(false)
+        // A log that can't be written must not stop the work: saying so on stderr, where it failed, would.
+        .log_internal_errors(false);
     let hush = filter::filter_fn(is_harmless);
+    let text = builder.fmt_fields(text_fields());
     match format {
-        Format::Text => Box::new(builder.finish().with(hush)),
-        Format::Json => Box::new(builder.json().flatten_event(true).finish().with(hush)),
+        Format::Text => {
+            let people = People { is_to_journal: destination == Destination::Journal };
+            Box::new(text.event_format(people).finish().with(hush))
+        }
+        Format::Json => Box::new(text.json().flatten_event(true).finish().with(hush)),
     }
+}
+
+/// A line for people: when, how bad, which policy, what, why, and what to search for.
+struct People {
+    /// It knows when and how bad.
+    is_to_journal: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for People
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if !self.is_to_journal {
+            let mut time = String::new();
+            SystemTime.format_time(&mut Writer::new(&mut time))?;
+            // To the second; JSON has the rest.
+            let level = *event.metadata().level();
+            write!(writer, "{}Z ", time.get(..19).unwrap_or(&time))?;
+            match color_of(level).filter(|_| writer.has_ansi_escapes()) {
+                Some(color) => write!(writer, "\u{1b}[{color}m{level:>5}\u{1b}[0m ")?,
+                None => write!(writer, "{level:>5} ")?,
+            }
+        }
+        if let Some(policy) = policy_of(context) {
+            write!(writer, "{policy}: ")?;
+        }
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+/// By the codes of ANSI X3.64.
+fn color_of(level: Level) -> Option<u8> {
+    match level {
+        Level::ERROR => Some(31),
+        Level::WARN => Some(33),
+        Level::INFO => Some(32),
+        _ => None,
+    }
+}
+
+/// The policy whose run an event belongs to. Its name has no blanks.
+fn policy_of<S, N>(context: &FmtContext<'_, S, N>) -> Option<String>
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    context.event_scope()?.find_map(|span| {
+        let extensions = span.extensions();
+        let fields = extensions.get::<FormattedFields<N>>()?;
+        fields
+            .split(' ')
+            .find_map(|field| field.strip_prefix("policy.name="))
+            .map(|name| name.trim_matches('"').to_owned())
+    })
+}
+
+/// The message, the reasons in parentheses, and the rest as `name=value`, safe for a terminal.
+fn text_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    let write_field = |writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        let value = format!("{value:?}");
+        match field.name() {
+            "message" => {}
+            "reasons" => return write!(writer, "({})", printable(value.trim_matches('"'))),
+            name => return write!(writer, "{name}={}", printable(&value)),
+        }
+        for (number, line) in value.split('\n').enumerate() {
+            if number > 0 {
+                write!(writer, "\n{FURTHER_LINE}")?;
+            }
+            writer.write_str(&printable(line))?;
+        }
+        Ok(())
+    };
+    format::debug_fn(write_field).delimited(" ")
 }
 
 /// The libraries' talk may quote whole requests, and an address or a header may be a secret: of theirs only what
@@ -56,11 +228,78 @@ fn is_harmless(metadata: &Metadata<'_>) -> bool {
         || *metadata.level() <= Level::WARN
 }
 
+/// Writes each event in one piece, with priorities where they are wanted.
+struct Lines<W> {
+    to: W,
+    format: Format,
+    destination: Destination,
+}
+
+/// Takes one event.
+struct Line<W> {
+    to: W,
+    format: Format,
+    /// What each line begins with.
+    prefix: &'static str,
+}
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Lines<W> {
+    type Writer = Line<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        Line { to: self.to.make_writer(), format: self.format, prefix: "" }
+    }
+
+    fn make_writer_for(&'w self, metadata: &Metadata<'_>) -> Self::Writer {
+        let prefix = match self.destination {
+            Destination::Plain { .. } => "",
+            Destination::Journal => priority(*metadata.level()),
+        };
+        Line { to: self.to.make_writer_for(metadata), format: self.format, prefix }
+    }
+}
+
+/// As in syslog(3).
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        Level::DEBUG | Level::TRACE => "<7>",
+    }
+}
+
+impl<W: Write> Write for Line<W> {
+    /// Takes a whole event, as the formatter hands it over.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let text = match self.format {
+            Format::Text => text,
+            Format::Json => safe_json(&text).into_owned().into(),
+        };
+        let mut lines = String::with_capacity(text.len() + 16);
+        for line in text.split_inclusive('\n') {
+            lines.push_str(self.prefix);
+            lines.push_str(line);
+        }
+        // In one call, so that lines of several threads don't mix.
+        self.to.write_all(lines.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    const PLAIN: Destination = Destination::Plain { color: false };
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -75,22 +314,135 @@ mod tests {
         }
     }
 
+    /// What is written while `work` is done.
+    fn logged(format: Format, destination: Destination, wanted: &str, work: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = subscriber(format, EnvFilter::new(wanted), destination, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, work);
+        let bytes = written.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
     #[test]
     fn of_libraries_only_warnings_are_logged_whatever_is_asked_for() {
         for format in [Format::Text, Format::Json] {
             for wanted in ["trace", "trace,h2=trace,hyper_util::client=debug"] {
-                let written = Written::default();
-                let writer = written.clone();
-                let subscriber = subscriber(format, EnvFilter::new(wanted), false, move || writer.clone());
-                tracing::subscriber::with_default(subscriber, || {
+                let text = logged(format, PLAIN, wanted, || {
                     tracing::trace!(target: "h2::codec::framed_write", "hush");
                     tracing::info!(target: "snapwarden_lookalike", "hush");
                     tracing::warn!(target: "hyper_util::client", "a warning");
                     tracing::trace!("our own");
                 });
-                let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
                 assert_eq!(text.lines().count(), 2, "{text}");
                 assert!(text.contains("a warning") && text.contains("our own"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_nothing_that_it_knows_itself() {
+        let all = || {
+            let _span = tracing::info_span!("policy_run", policy.name = "nightly").entered();
+            tracing::error!("one");
+            tracing::warn!(zone.name = %"ch-gva-2", "two");
+            tracing::info!("three");
+            tracing::debug!("four");
+            tracing::trace!("five");
+        };
+        let span = "nightly: ";
+        let expected = format!(
+            "<3>{span}one\n<4>{span}two zone.name=ch-gva-2\n<6>{span}three\n<7>{span}four\n<7>{span}five\n"
+        );
+        assert_eq!(logged(Format::Text, Destination::Journal, "trace", all), expected);
+        let json = logged(Format::Json, Destination::Journal, "trace", all);
+        for (line, priority) in json.lines().zip(["<3>", "<4>", "<6>", "<7>", "<7>"]) {
+            let rest = line.strip_prefix(priority).unwrap_or_else(|| panic!("{line}"));
+            let value: serde_json::Value = serde_json::from_str(rest).unwrap();
+            assert!(value["message"].is_string() && value["timestamp"].is_string(), "{line}");
+        }
+        assert_eq!(json.lines().count(), 5);
+    }
+
+    #[test]
+    fn elsewhere_a_line_has_its_time_and_level() {
+        let text = logged(Format::Text, PLAIN, "info", || tracing::warn!("well"));
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert!(time.parse::<jiff::Timestamp>().is_ok(), "{text}");
+        assert_eq!(rest, " WARN well\n");
+    }
+
+    #[test]
+    fn a_message_makes_no_line_of_its_own_and_no_priority() {
+        let name = "web\n<0>2026-11-01T12:00:00Z  INFO all is well\r\u{1b}[2K\u{202e}\u{9b}1m";
+        let work = || {
+            let _span = tracing::info_span!("step", name = %name).entered();
+            tracing::warn!(name = %name, other = ?name, "failed on {name}");
+        };
+        for destination in [PLAIN, Destination::Plain { color: true }, Destination::Journal] {
+            let text = logged(Format::Text, destination, "info", work);
+            let lines: Vec<&str> = text.lines().collect();
+            let prefix = if destination == Destination::Journal { "<4>" } else { "" };
+            assert_eq!(lines.len(), 2, "{text}");
+            assert!(lines[1].starts_with(&format!("{prefix}{FURTHER_LINE}<0>2026")), "{text}");
+            for harmful in ['\r', '\u{202e}', '\u{9b}'] {
+                assert!(!text.contains(harmful), "{text:?}");
+            }
+            assert!(!text.contains("\u{1b}[2K"), "{text:?}");
+        }
+        for destination in [PLAIN, Destination::Journal] {
+            let text = logged(Format::Json, destination, "info", work);
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert_eq!(
+                text.trim_end().chars().filter(|c| printable(&c.to_string()) != c.to_string()).count(),
+                0
+            );
+            let json = text.trim_start_matches("<4>");
+            let value: serde_json::Value = serde_json::from_str(json).unwrap();
+            assert_eq!(value["name"], name, "what was said can be read back");
+        }
+    }
+
+    #[test]
+    fn the_journal_is_where_stderr_leads_not_what_a_variable_claims() {
+        let file = tempfile::tempfile().unwrap();
+        let found = rustix::fs::fstat(file.as_fd()).unwrap();
+        let identity = Some((found.st_dev, found.st_ino));
+        let own = format!("{}:{}", found.st_dev, found.st_ino);
+        let other = format!("{}:{}", found.st_dev, found.st_ino + 1);
+        let cases = [
+            (Some(own.as_str()), identity, true),
+            (Some(other.as_str()), identity, false),
+            (Some(own.as_str()), None, false),
+            (Some(""), identity, false),
+            (Some("1:x"), identity, false),
+            (Some("9"), None, false),
+            (None, identity, false),
+            (None, None, false),
+        ];
+        for (variable, file, expected) in cases {
+            assert_eq!(leads_to(variable.map(OsStr::new), file), expected, "{variable:?}");
+        }
+        assert!(stderr_identity().is_some());
+    }
+
+    #[test]
+    fn a_rust_log_that_makes_no_sense_is_said_and_counts_as_none() {
+        let cases = [
+            (None, "warn,snapwarden=info", false),
+            (Some("  "), "warn,snapwarden=info", false),
+            (Some("snapwarden=debug"), "snapwarden=debug", false),
+            (Some("snapwarden=loud\u{1b}"), "warn,snapwarden=info", true),
+            (Some("a=b=c"), "warn,snapwarden=info", true),
+        ];
+        for (rust_log, expected, said) in cases {
+            let (filter, trouble) = wanted(rust_log.map(OsStr::new), "info");
+            let mut parts: Vec<String> = filter.to_string().split(',').map(str::to_owned).collect();
+            parts.sort_by_key(|part| part.contains('='));
+            assert_eq!(parts.join(","), expected, "{rust_log:?}");
+            assert_eq!(trouble.is_some(), said, "{rust_log:?}: {trouble:?}");
+            if let Some(trouble) = trouble {
+                assert!(trouble.contains("`RUST_LOG`") && !trouble.contains('\u{1b}'), "{trouble}");
             }
         }
     }

@@ -35,7 +35,7 @@ fn client(server: &MockServer) -> Client {
     Client::new(
         settings,
         Some(credentials),
-        Arc::new(HttpTransport::new().unwrap()),
+        Arc::new(HttpTransport::default()),
         Arc::new(SystemClock::start()),
         Arc::new(SystemRandomness),
     )

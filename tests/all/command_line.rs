@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const PRUNE: &str =
     "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\nmax_count = 2\n";
 
+/// An id that nothing has.
+const NIL: &str = "00000000-0000-0000-0000-000000000000";
+
 /// A zone behind a socket, and a folder with a configuration that leads there.
 struct Play {
     world: World,
@@ -266,6 +269,8 @@ async fn once_does_exactly_what_the_policy_says_and_a_second_time_nothing() {
     assert_eq!(rules, BTreeMap::from([("max_age".to_owned(), 17), ("max_count".to_owned(), 5)]));
 
     let before = play.everything();
+    let memory = play.path("state/runs-nightly.json");
+    let remembered = read(&memory);
     play.world.clear_log();
     let again = play.run(&["once", "--output", "json"]).await;
     assert_eq!(again.status, 0, "{again:?}");
@@ -273,11 +278,18 @@ async fn once_does_exactly_what_the_policy_says_and_a_second_time_nothing() {
     assert_eq!(report[0]["result"], "success", "{report}");
     assert_eq!(report[0]["zones"][0]["steps"], json!([]), "{report}");
     assert!(play.world.changes().is_empty());
-    assert_eq!(play.everything(), before);
+    // That it ran is remembered, and nothing else is otherwise.
+    assert_ne!(read(&memory), remembered);
+    write(&memory, &remembered);
+    assert!(
+        play.everything() == before,
+        "{:?}",
+        files(play.folder.path()).iter().map(|file| &file.0).collect::<Vec<_>>()
+    );
 }
 
 /// What must stand nowhere: the secret, and what only a presigned address or a signed header has.
-fn secrets(world: &World) -> Vec<String> {
+pub(crate) fn secrets(world: &World) -> Vec<String> {
     let of_images = world.log().into_iter().filter(|exchange| exchange.call == Call::GetImage);
     let words = ["X-Amz-", "x-amz-", "EXO2-HMAC-SHA256", "signature=", "hush", "exported-snapshots-"];
     let mut secrets: Vec<String> =
@@ -515,6 +527,13 @@ async fn wrong_usage_exits_with_2_before_anything_is_touched() {
         (vec!["plan", "--at", "yesterday"], vec!["yesterday"]),
         (vec!["plan", "--instances", "x.json"], vec!["--snapshots"]),
         (vec!["promote", "web-1", "--zone", "ch-gva-2", "--name", "x"], vec!["web-1"]),
+        (vec!["hold", "web-1"], vec!["web-1"]),
+        (vec!["hold", NIL, "--until", "2026-01-01T00:00:00Z"], vec!["has passed", "leave it out"]),
+        (vec!["hold", NIL, "--until", "tomorrow"], vec!["tomorrow"]),
+        (vec!["unhold"], vec!["SNAPSHOT"]),
+        (vec!["allow", "weekly", "3"], vec!["no policy `weekly`", "nightly"]),
+        (vec!["allow", "nightly", "-3"], vec!["-3"]),
+        (vec!["allow", "nightly", "3", "--zone", "at-vie-1"], vec!["no zone `at-vie-1`", "ch-gva-2"]),
         (vec!["-q", "-v", "check"], vec!["--quiet", "--verbose"]),
         (vec![], vec!["Usage"]),
     ] {
@@ -550,6 +569,81 @@ async fn what_a_guard_holds_exits_with_3_and_says_how_to_let_it_pass() {
 
     assert_eq!(play.run(&["once", "nightly", "--allow-deletes", "3"]).await.status, 0);
     assert_eq!(play.there(), [ids[1], ids[0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holds_are_put_shown_and_taken_away_without_credentials() {
+    let (play, ids) = Play::five(PRUNE).await;
+    let (first, second) = (ids[4].to_string(), ids[3].to_string());
+    let stranger = async |arguments: &[&str]| {
+        let said = end_of(play.stranger(arguments)).await;
+        assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
+        said
+    };
+    assert_eq!(stranger(&["holds"]).await.out, "nothing is held\n");
+    assert!(!is_there(&play.path("state")), "looking makes nothing");
+    assert_eq!(stranger(&["unhold", &first]).await.out.lines().count(), 1);
+
+    let put = stranger(&["hold", &first, "--reason", "an \u{1b}[31maudit"]).await.out;
+    assert_eq!(put, format!("snapshot {first} is held for ever: an \\u{{1b}}[31maudit\n"));
+    let until = "2999-01-01T00:00:00Z";
+    let put = stranger(&["hold", &first, "--until", until]).await.out;
+    assert!(put.starts_with(&format!("snapshot {first} is held until {until} (before: for ever")), "{put}");
+    let put = stranger(&["--output", "json", "hold", &second]).await.json();
+    assert_eq!((&put["snapshot"], &put["until"]), (&json!(second), &Value::Null));
+
+    let shown = stranger(&["holds", "--output", "json"]).await.json();
+    let snapshots: Vec<_> = shown.as_array().unwrap().iter().map(|hold| hold["snapshot"].clone()).collect();
+    assert_eq!(snapshots, [json!(first), json!(second)]);
+    assert_eq!(shown[0]["until"], until);
+    let table = stranger(&["holds"]).await.out;
+    assert!(table.starts_with("SNAPSHOT") && table.contains(until) && table.contains("for ever"), "{table}");
+
+    let planned = play.run(&["plan", "--output", "json"]).await.json();
+    assert_eq!(planned["policies"][0]["decisions"][4]["rule"], "hold");
+    let taken = stranger(&["unhold", &second]).await.out;
+    assert_eq!(taken, format!("snapshot {second} is not held any more (before: for ever)\n"));
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    assert_eq!(play.there(), [ids[4], ids[1], ids[0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_allowance_lets_one_run_pass_and_needs_no_credentials() {
+    let (play, ids) = Play::five(&format!("{PRUNE}[policies.nightly.guard]\nmax_deletes = 2\n")).await;
+    let held = play.run(&["once"]).await;
+    assert_eq!(held.status, 3, "{held:?}");
+    held.complained(&["snapwarden allow nightly 3"]);
+    for (arguments, said) in [
+        (
+            ["allow", "nightly", "3"].as_slice(),
+            "the next run of policy nightly passes the guard if it would make at most 3 deletions\n",
+        ),
+        (
+            &["allow", "nightly", "1", "--zone", "ch-gva-2"],
+            "the next run of policy nightly passes the guard in zone ch-gva-2 if it would make at most 1 deletion\n",
+        ),
+        (
+            &["allow", "nightly", "2", "--zone", "ch-gva-2"],
+            "the next run of policy nightly passes the guard in zone ch-gva-2 if it would make at most 2 deletions \
+             (before: at most 1)\n",
+        ),
+    ] {
+        let ended = end_of(play.stranger(arguments)).await;
+        assert_eq!((ended.status, ended.out.as_str(), ended.err.as_str()), (0, said, ""));
+    }
+    let json = end_of(play.stranger(&["allow", "nightly", "3", "--output", "json"])).await.json();
+    assert_eq!(
+        (&json["policy"], &json["zone"], &json["deletes"]),
+        (&json!("nightly"), &Value::Null, &json!(3))
+    );
+    assert!(
+        !play.run(&["plan"]).await.out.contains("HELD"),
+        "a plan looks at what was allowed, and takes nothing"
+    );
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    assert_eq!(play.there(), [ids[1], ids[0]]);
+    let left = StateDirectory::at(std::sync::Arc::new(RealDisk), &play.path("state"));
+    assert!(left.allowances(&"nightly".parse().unwrap()).unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1046,4 +1140,71 @@ async fn a_configuration_with_nothing_enabled_says_that_nothing_was_done() {
         named.refused(2, &["policy `nightly` is not enabled"]);
     }
     assert!(play.world.log().is_empty());
+}
+
+/// Takes one first, and keeps the newest two of its own.
+const CREATE: &str = "[policies.nightly]\nzones = [\"ch-gva-2\"]\ncreate = true\n[policies.nightly.retention]\nkeep_last = 2\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_counts_what_the_run_would_take_first_and_the_run_takes_it() {
+    let (play, _) = Play::five(&CREATE.replace(
+        "[policies.nightly.ret",
+        "[policies.nightly.select]\nownership = \"all\"\n[policies.nightly.ret",
+    ))
+    .await;
+    let told = |plan: &Value| -> Vec<String> {
+        let decisions = plan["policies"][0]["decisions"].as_array().unwrap().iter();
+        decisions
+            .map(|one| format!("{} {}", one["verdict"].as_str().unwrap(), one["rule"].as_str().unwrap()))
+            .collect()
+    };
+    let expected =
+        ["keep create", "keep keep_last", "delete keep", "delete keep", "delete keep", "delete keep"];
+    let online = play.run(&["plan", "--output", "json"]).await;
+    assert_eq!(told(&online.json()), expected, "{online:?}");
+    let first = &online.json()["policies"][0]["decisions"][0];
+    assert_eq!((&first["snapshot"]["id"], &first["expires_at"]), (&json!(null), &json!(null)));
+    assert_eq!(first["snapshot"]["instance_name"], "web-1");
+    let text = play.run(&["plan"]).await.out;
+    assert!(text.contains("(to be taken)") && text.contains("1 snapshot to be taken first"), "{text}");
+    assert!(text.contains("5 snapshots: 1 kept, 4 to delete, 0 ignored"), "{text}");
+
+    let once = play.run(&["once"]).await;
+    assert_eq!((once.status, play.there().len()), (0, 2), "{once:?}");
+    assert!(once.out.contains("1 created") && once.out.contains("create"), "{once:?}");
+    // From now on only its own: the other one counts for nothing.
+    play.configure(CREATE);
+    let online = play.run(&["plan", "--output", "json"]).await;
+    assert_eq!(told(&online.json()), ["keep create", "keep keep_last", "ignore foreign"], "{online:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_paper_all_snapshots_count_as_its_own() {
+    let play = Play::new().await;
+    play.configure(CREATE);
+    let listing = play.path("snapshots.json");
+    let snapshots: Vec<Value> =
+        (1..=3).map(|day| listed(day, &format!("2026-09-0{day}T00:00:00Z"), "exported", Some(WEB))).collect();
+    write(&listing, &json!({ "snapshots": snapshots }).to_string());
+    let at = ["plan", "--at", "2026-09-05T00:00:00Z", "--output", "json", "--snapshots", shown(&listing)];
+    let said = end_of(play.stranger(&at)).await;
+    let decisions = said.json()["policies"][0]["decisions"].as_array().unwrap().clone();
+    let rules: Vec<_> = decisions.iter().map(|one| one["rule"].as_str().unwrap()).collect();
+    assert_eq!(rules, ["create", "keep_last", "keep", "keep"], "{said:?}");
+    assert!(decisions[0]["snapshot"]["id"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_of_creation_and_tries_what_it_needs() {
+    let (play, _) = Play::five(CREATE).await;
+    let checked = play.run(&["check", "--output", "json"]).await.json();
+    assert_eq!(checked["policies"][0]["does"], json!(["create", "prune"]));
+    let tried = play.run(&["check", "--online"]).await;
+    assert_eq!(tried.status, 0, "{tried:?}");
+    assert!(tried.out.contains("create-snapshot") && tried.out.contains("get-quota"), "{tried:?}");
+    assert_eq!(play.there().len(), 5);
+    let forbidden = Effect::status(403, "Forbidden by role policy for compute");
+    play.world.fault(Fault::on(Call::CreateSnapshot, forbidden));
+    let tried = play.run(&["check", "--online"]).await;
+    assert!(tried.status == 1 && tried.out.contains("allow `create-snapshot`"), "{tried:?}");
 }

@@ -128,7 +128,7 @@ impl Night {
         let mut all: Vec<String> = zones.clone().flat_map(|zone| zone.failures.clone()).collect();
         all.extend(zones.flat_map(|zone| &zone.steps).map(|step| {
             let message = step.message.as_deref().unwrap_or_default();
-            format!("{:?} {} {:?} {message}", step.action, step.snapshot.id, step.outcome)
+            format!("{:?} {:?} {:?} {message}", step.action, step.snapshot.id, step.outcome)
         }));
         format!("{:?}\n{}", report.result, all.join("\n"))
     }
@@ -293,7 +293,8 @@ impl Play {
                 let is_told = steps.any(|step| {
                     let template_id = step.template_id.map(|template_id| template_id.to_string());
                     step.action == action
-                        && (step.snapshot.id.to_string() == id || template_id.as_deref() == Some(id))
+                        && (step.snapshot.id.is_some_and(|of| of.to_string() == id)
+                            || template_id.as_deref() == Some(id))
                 });
                 assert!(is_told, "{context}\nasked for, but not told: {exchange:?}");
             }
@@ -321,7 +322,7 @@ impl Play {
         let mut blocked = 0;
         let steps = || report.zones.iter().flat_map(|zone| &zone.steps);
         for step in steps() {
-            let id = step.snapshot.id;
+            let id = step.snapshot.id.unwrap();
             match (step.action, step.outcome) {
                 (_, StepOutcome::Blocked | StepOutcome::Skipped) => blocked += 1,
                 (Action::Delete, StepOutcome::Done) => {
@@ -337,7 +338,7 @@ impl Play {
                     let made = self.templates.contains_key(&format!("Promoted snapshot - {id}"));
                     // One that is older than another of its instance goes again at once.
                     let went = steps()
-                        .any(|other| other.action == Action::DeleteTemplate && other.snapshot.id == id);
+                        .any(|other| other.action == Action::DeleteTemplate && other.snapshot.id == Some(id));
                     assert!(made || went, "{context}\nsaid to be promoted: {id}");
                 }
                 _ => {}
@@ -418,6 +419,11 @@ impl Play {
         let state = StateDirectory::at(Arc::new(self.disk.clone()), &Path::new(FOLDER).join("state"));
         let nightly: PolicyName = "nightly".parse().unwrap();
         state.policy_state(&nightly).unwrap_or_else(|error| panic!("{context}\n{error}"));
+        let runs = state.last_runs(&nightly).unwrap_or_else(|error| panic!("{context}\n{error}"));
+        if let Some(report) = night.report.as_ref().filter(|report| report.result == RunResult::Success) {
+            let last_success = runs.zones.get(&self.zone).and_then(|zone| zone.last_success_at);
+            assert_eq!(last_success, Some(report.finished_at), "{context}\na success that is not remembered");
+        }
         let log = self.read_audit_log().unwrap_or_else(|error| panic!("{context}\n{error}"));
         assert!(log.starts_with(&night.audit_log_before), "{context}\nolder lines are gone");
         let mut lines = Vec::new();
@@ -442,7 +448,7 @@ impl Play {
         // An operation that hangs for ever keeps its snapshot busy for ever.
         let busy: BTreeSet<SnapshotId> = steps
             .filter(|step| step.action == Action::Delete && step.outcome == StepOutcome::Blocked)
-            .map(|step| step.snapshot.id)
+            .filter_map(|step| step.snapshot.id)
             .collect();
         let left = &Self::let_go(&snapshots, self.clock.now()) - &busy;
         assert!(left.is_empty(), "{context}\nshould be gone: {left:?}");
@@ -616,7 +622,7 @@ fn a_line(text: &str) -> Line {
         run_id: Uuid::nil(),
         zone: "ch-gva-2".parse().unwrap(),
         snapshot: Subject {
-            id: SnapshotId(Uuid::nil()),
+            id: Some(SnapshotId(Uuid::nil())),
             name: text.to_owned(),
             created_at: NOW.parse().unwrap(),
             instance_id: None,

@@ -76,7 +76,7 @@ async fn on_both(story: impl AsyncFn(&Stage)) {
     let mut stage = arranged();
     stage.world.set_operations_take(Duration::ZERO);
     let served = stage.world.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    stage.client.transport = Arc::new(HttpTransport::new().unwrap());
+    stage.client.transport = Arc::new(HttpTransport::default());
     stage.client.endpoint = served.endpoint();
     stage.in_process = false;
     story(&stage).await;

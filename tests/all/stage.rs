@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use snapwarden::cli::Refusal;
 use snapwarden::cli::assemble::{self, Seams, Use};
 use snapwarden::clock::Clock as _;
 use snapwarden::config;
@@ -105,11 +106,15 @@ impl Stage {
 
     /// The program, put together from the configuration.
     pub(crate) fn runner(&self, policies: &str) -> Runner {
+        self.assemble(policies).unwrap_or_else(|refusal| panic!("{}", refusal.text))
+    }
+
+    /// The program, or why it could not be put together.
+    pub(crate) fn assemble(&self, policies: &str) -> Result<Runner, Refusal> {
         let config = config::parse(&self.config(policies), "test.toml", None)
             .unwrap_or_else(|diagnostics| panic!("{diagnostics}"));
         let credentials = Credentials::new(API_KEY, API_SECRET).unwrap();
         assemble::runner(&config, credentials, &self.seams, Use::Running)
-            .unwrap_or_else(|refusal| panic!("{}", refusal.text))
     }
 
     /// One run of the first policy.

@@ -330,7 +330,9 @@ fn case_23_a_flood_of_newer_ones_is_met_by_keep_within_and_the_guard() {
         zone: zone.zone,
         deletes: plan.deletes,
         good: plan.good,
+        drop: crate::retention::guard::ListingDrop::default(),
         clock: crate::retention::inventory::ClockSkew::OnPaper,
+        allowed: None,
     };
     assert!(hold(&policy.name, &policy.guard, &[case], None)[0].is_some());
 }
@@ -671,4 +673,99 @@ fn decisions_and_reasons_are_small() {
     assert!(size_of::<Decision>() <= 56, "{}", size_of::<Decision>());
     let reason = size_of::<crate::retention::reason::Reason>();
     assert!(reason <= 32, "{reason}");
+}
+
+/// A policy that asks for what this program made alone.
+fn own(policy: Policy) -> Policy {
+    let select = crate::policy::select::Select { only_created: true, ..policy.select.clone() };
+    Policy { select, ..policy }
+}
+
+impl Inventory {
+    fn made_by_us(mut self, numbers: &[u128]) -> Self {
+        self.created = numbers.iter().map(|number| snapshot_id(*number)).collect();
+        self
+    }
+
+    fn coming(mut self, number: u128) -> Self {
+        self.coming.insert(snapshot_id(number));
+        self
+    }
+}
+
+#[test]
+fn what_somebody_else_made_counts_for_nothing_where_only_ours_are_meant() {
+    let foreign = "ignore foreign";
+    for (name, ages, ours, rules, expected) in [
+        ("nothing is ours", &[1, 2][..], &[][..], keep_last(1), &[foreign, foreign][..]),
+        (
+            "it takes no place",
+            &[1, 2, 3, 4],
+            &[2, 4],
+            keep_last(1),
+            &[foreign, "keep keep_last", foreign, "delete keep"],
+        ),
+        (
+            "nor of max_count",
+            &[1, 2, 3],
+            &[2, 3],
+            Retention { max_count: count(1), ..no_rules() },
+            &[foreign, "keep none", "delete max_count"],
+        ),
+        (
+            "nor of min_keep",
+            &[1, 2, 3],
+            &[2, 3],
+            Retention { min_keep: 1, ..max_age("1h") },
+            &[foreign, "keep min_keep", "delete max_age"],
+        ),
+        ("however old it is", &[500], &[], max_age("1d"), &[foreign]),
+    ] {
+        let zone = aged(ages).made_by_us(ours);
+        let plan = plan_of(&[own(nightly().with(rules))], &zone, now());
+        assert_eq!(told(&plan, &zone), expected, "{name}");
+        assert_eq!(plan.good, ours.len() as u64, "{name}");
+    }
+    let zone = aged(&[1]);
+    assert_decided(&[nightly().with(keep_last(1))], &zone, now(), &["keep keep_last"]);
+    let words = words(&plan_of(&[own(nightly())], &zone, now()), 1);
+    assert_eq!(words, ["not known to be made by this program (ownership = \"created\")"]);
+}
+
+#[test]
+fn a_policy_has_no_say_about_what_is_foreign_to_it() {
+    let holder = || policy("weekly").with(keep_within("9d")).requiring(&["vault"], Which::All);
+    let zone = aged(&[1, 2]).archive("vault", Copies::Known(Vec::new())).made_by_us(&[1]);
+    let pair = |weekly| [nightly().with(Retention { max_age: Some(span("1h")), ..keep_last(2) }), weekly];
+    assert_decided(&pair(holder()), &zone, now(), &["keep policy", "keep policy"]);
+    let plan = plan_of(&pair(own(holder())), &zone, now());
+    assert_eq!(told(&plan, &zone), ["keep policy", "delete max_age"]);
+    assert!(decision(&plan, 2).copies.is_empty(), "nor does it ask for a copy");
+    // Nor for how long it stays: only nightly's rule counts.
+    let kept = plan_of(&[nightly().with(max_age("3d")), own(holder())], &zone, now());
+    assert_eq!(decision(&kept, 2).expires_at, Some(now() + SignedDuration::from_hours(24) + nanosecond()));
+}
+
+#[test]
+fn one_that_comes_takes_the_first_place_and_is_neither_counted_nor_let_go() {
+    let create = "keep create";
+    for (name, rules, expected) in [
+        ("keep_last", keep_last(1), [create, "delete keep"]),
+        ("max_count", Retention { max_count: count(1), ..no_rules() }, [create, "delete max_count"]),
+        ("min_keep", Retention { min_keep: 1, ..max_age("1h") }, [create, "delete max_age"]),
+        ("all may stay", keep_last(2), [create, "keep keep_last"]),
+    ] {
+        let zone = aged(&[0, 1]).made_by_us(&[2]).coming(1);
+        let plan = plan_of(&[own(nightly().with(rules))], &zone, now());
+        assert_eq!(told(&plan, &zone), expected, "{name}");
+        assert_eq!((plan.good, decision(&plan, 1).expires_at), (1, None), "{name}");
+    }
+    // Not even a rule that is out of place here lets it go, and its name is not known yet.
+    let zone = aged(&[0]).coming(1);
+    let mut unnamed = nightly().with(Retention { max_count: None, ..max_age("1h") });
+    unnamed.select.snapshot_names = Some(Vec::new());
+    let later = now() + SignedDuration::from_hours(5);
+    let plan = plan_of(&[unnamed, policy("weekly").with(keep_last(1))], &zone, later);
+    assert_eq!(told(&plan, &zone), [create]);
+    assert_eq!(words(&plan, 1), ["the run takes it first (create)"]);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, hash_set, vec};
 use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -57,12 +57,14 @@ fn retentions() -> impl Strategy<Value = Retention> {
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    let selects = (any::<bool>(), prop_oneof![3 => Just("*"), 1 => Just("web-*")], of(Just("*7")));
+    let flags = (any::<bool>(), prop_oneof![3 => Just(false), 1 => Just(true)]);
+    let selects = (flags, prop_oneof![3 => Just("*"), 1 => Just("web-*")], of(Just("*7")));
     let exports = of((select(vec![Which::Newest, Which::All]), vec(select(vec!["vault", "offsite"]), 1..3)));
     (of(retentions()), zones(), selects, exports).prop_map(
-        |(retention, time_zone, (judge_orphans, instances, excluded), export)| {
+        |(retention, time_zone, ((judge_orphans, only_created), instances, excluded), export)| {
             let mut policy = Policy { time_zone, retention, ..policy("p") };
             policy.select.judge_orphans = judge_orphans;
+            policy.select.only_created = only_created;
             if instances != "*" {
                 policy = policy.only(instances);
             }
@@ -115,11 +117,13 @@ fn scenes() -> impl Strategy<Value = (Timestamp, Inventory)> {
         (Just(moment), vec(snapshots(moment), 0..24)).prop_flat_map(|(moment, snapshots)| {
             let count = snapshots.len();
             let holds = btree_map(0..24_u128, of(-2..40_i64), 0..3);
-            (Just(moment), Just(snapshots), holds, archives(count), archives(count))
+            let created = hash_set(1..24_u128, 0..24);
+            (Just(moment), Just(snapshots), holds, created, archives(count), archives(count))
         })
     });
-    zone.prop_map(|(moment, snapshots, holds, vault, offsite)| {
+    zone.prop_map(|(moment, snapshots, holds, created, vault, offsite)| {
         let mut zone = inventory(snapshots);
+        zone.created = created.into_iter().map(snapshot_id).collect();
         for (number, days) in holds {
             let until = days.map(|days| moment + SignedDuration::from_hours(24 * days));
             zone = zone.pinned(number, until);
@@ -149,6 +153,11 @@ fn councils() -> impl Strategy<Value = Vec<Policy>> {
         }
         policies
     })
+}
+
+/// Whether a snapshot is not foreign to a policy.
+fn is_meant(policy: &Policy, zone: &Inventory, snapshot: &Snapshot) -> bool {
+    !policy.select.only_created || zone.created.contains(&snapshot.id)
 }
 
 /// Everything that a plan says, by snapshot.
@@ -294,6 +303,7 @@ proptest! {
                         snapshot.instance_id == Some(instance.id)
                             && policy.select.selects_instance(snapshot.instance_id, Some(instance))
                             && policy.select.selects_snapshot(snapshot)
+                            && is_meant(policy, &zone, snapshot)
                             && snapshot.state.is_good()
                             && snapshot.created_at <= moment + SignedDuration::from_mins(5)
                     })
@@ -326,10 +336,13 @@ proptest! {
     fn what_goes_by_one_policy_goes_by_all_that_select_it(policies in councils(), (moment, zone) in scenes()) {
         let plan = plan(&policies, &zone, moment);
         for number in plan.policies.iter().flat_map(deleted) {
+            let snapshot = &zone.snapshots[number as usize - 1];
             for (policy, plan) in policies.iter().zip(&plan.policies) {
                 let decision = plan.decisions.iter().find(|decision| decision.index + 1 == number);
-                let agrees = decision.is_none_or(|decision| decision.verdict == Verdict::Delete);
-                prop_assert!(agrees || policy.retention.is_none());
+                let goes = decision.is_none_or(|decision| decision.verdict == Verdict::Delete);
+                let is_meant = is_meant(policy, &zone, snapshot);
+                prop_assert!(goes || policy.retention.is_none() || !is_meant);
+                prop_assert!(is_meant || decision.is_none_or(|decision| decision.verdict == Verdict::Ignore));
             }
         }
     }

@@ -3,7 +3,7 @@
 mod cases;
 mod laws;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::policy::select::{Pattern, Select};
 use crate::policy::span::Span;
-use crate::policy::{Export, Guard, Policy, Retention, Which};
+use crate::policy::{Export, Guard, OnStart, Policy, Retention, Which};
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::retention::plan;
 use crate::retention::plan::{Decision, PolicyPlan};
@@ -84,6 +84,8 @@ fn inventory(snapshots: impl IntoIterator<Item = Snapshot>) -> Inventory {
         zone: "ch-gva-2".parse().unwrap(),
         snapshots: numbered.map(|(number, snap)| Snapshot { id: snapshot_id(number), ..snap }).collect(),
         instances: vec![instance("web-1"), instance("web-2")],
+        created: HashSet::new(),
+        coming: HashSet::new(),
         holds: BTreeMap::new(),
         archives: BTreeMap::new(),
         clock: ClockSkew::OnPaper,
@@ -118,10 +120,19 @@ fn policy(name: &str) -> Policy {
         enabled: true,
         schedule: None,
         time_zone: TimeZone::UTC,
+        jitter: Duration::ZERO,
+        on_start: OnStart::IfMissed,
+        deadline: None,
+        create: false,
         zones: vec!["ch-gva-2".parse().unwrap()],
         select: Select::default(),
         retention: None,
-        guard: Guard { max_deletes: None, max_delete_percent: 50, max_clock_skew: Duration::from_mins(5) },
+        guard: Guard {
+            max_deletes: None,
+            max_delete_percent: 50,
+            max_listing_drop_percent: 50,
+            max_clock_skew: Duration::from_mins(5),
+        },
         export: None,
         promote: None,
     }

@@ -1,0 +1,60 @@
+//! `allow`: leave to pass the guard, for a policy's next run, once.
+
+use crate::cli::args::{Allow, Global};
+use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::output::Output;
+use crate::cli::{Exit, Refusal};
+use crate::policy::Policy;
+use crate::snapshot::ZoneName;
+use crate::state::allowances::Allowance;
+use crate::text::counted;
+
+/// Gives an allowance; one for the same policy and zone is replaced.
+///
+/// # Errors
+/// [`Refusal`] if there is no such policy or zone, or if it could not be done.
+pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    for policy in assemble::chosen(&config, std::slice::from_ref(&allow.policy))? {
+        check(policy, allow).map_err(|text| Refusal::new(Exit::Usage, text))?;
+    }
+    let seams = Seams::real();
+    let state = assemble::state(&config, &seams, Use::Running)?;
+    let allowance = Allowance {
+        policy: allow.policy.clone(),
+        zone: allow.zone.clone(),
+        deletes: allow.deletes,
+        given_at: seams.clock.now(),
+    };
+    let replaced =
+        state.allow(&*seams.clock, allowance.clone()).await.map_err(|error| Refusal::failed(&error))?;
+    if output.is_json() {
+        output.print_json(&allowance);
+    } else {
+        let Allow { policy, deletes, .. } = allow;
+        let place = allow.zone.as_ref().map_or_else(String::new, |zone| format!(" in zone {zone}"));
+        let most = counted(usize::try_from(*deletes).unwrap_or(usize::MAX), "deletion");
+        let before =
+            replaced.map_or_else(String::new, |before| format!(" (before: at most {})", before.deletes));
+        output.print(&format!(
+            "the next run of policy {policy} passes the guard{place} if it would make at most {most}{before}\n"
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+fn check(policy: &Policy, allow: &Allow) -> Result<(), String> {
+    if policy.retention.is_none() {
+        return Err(format!(
+            "policy `{}` has no retention table, so it deletes nothing and there is nothing to allow",
+            policy.name
+        ));
+    }
+    match &allow.zone {
+        Some(zone) if !policy.zones.contains(zone) => {
+            let known: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
+            Err(format!("policy `{}` has no zone `{zone}`; it has {}", policy.name, known.join(", ")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,98 @@
+//! `run`: the daemon.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::cli::args::Global;
+use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::{Exit, Refusal};
+use crate::config::Config;
+use crate::daemon::scheduler::Heartbeat;
+use crate::daemon::service::ServiceManager;
+use crate::daemon::{Daemon, Ending, Loaded, Order};
+use crate::exoscale::credentials::Credentials;
+use crate::telemetry::model::Telemetry;
+
+/// The commit that a packager built from, if the build was told.
+const REVISION: &str = match option_env!("SNAPWARDEN_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// [`Refusal`] if it can't start; nothing was begun then.
+pub async fn run(global: &Global) -> Result<Exit, Refusal> {
+    // First of all: whoever starts us may send one at once.
+    let orders = orders_by_signal()?;
+    let global = global.clone();
+    let read = move || {
+        let config = assemble::configuration(&global)?;
+        let credentials = assemble::credentials(&config)?;
+        Ok((config, credentials))
+    };
+    run_over(read, orders).await
+}
+
+/// Runs the daemon over what `read` gives, which is asked again at each reload, until `orders` end it.
+///
+/// # Errors
+/// [`Refusal`] if it can't start; nothing was begun then.
+pub async fn run_over<R>(read: R, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal>
+where
+    R: Fn() -> Result<(Config, Credentials), Refusal> + Send + 'static,
+{
+    let seams = Seams::real();
+    let telemetry = Telemetry::new(Arc::clone(&seams.clock), env!("CARGO_PKG_VERSION"), REVISION);
+    let observer = Arc::new(telemetry.clone());
+    let load = move |purpose: Use| -> Result<Loaded, Refusal> {
+        let (config, credentials) = read()?;
+        let mut runner = assemble::runner(&config, credentials, &seams, purpose)?;
+        runner.client = runner.client.with_observer(observer.clone());
+        Ok(Loaded { runner, server: config.server })
+    };
+    let loaded = load(Use::Running)?;
+    if loaded.runner.policies.iter().all(|policy| !policy.enabled) {
+        warn!("{}", assemble::NOTHING_ENABLED);
+    }
+    // The state directory that is open goes on being used: a reload only looks.
+    let again = Box::new(move || load(Use::Looking).map_err(|refusal| refusal.text));
+    let daemon = Daemon::open(loaded, again, telemetry, ServiceManager::from_environment())
+        .await
+        .map_err(|error| Refusal::failed(&error))?;
+    let heartbeat = Heartbeat::start().await.map_err(|error| Refusal::failed(&error))?;
+    let ending = daemon.run(orders, heartbeat.beat()).await;
+    heartbeat.stop().await;
+    Ok(match ending {
+        Ending::Orderly => Exit::Done,
+        Ending::AtOnce => Exit::Failed,
+    })
+}
+
+/// SIGHUP reloads; SIGINT and SIGTERM stop, a second one at once. From here on none of them ends the process by itself.
+///
+/// # Errors
+/// [`Refusal`] if the system has no handlers to give.
+pub fn orders_by_signal() -> Result<mpsc::UnboundedReceiver<Order>, Refusal> {
+    let failed = |error| Refusal::failed(&error);
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let (send, orders) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let order = tokio::select! {
+                _ = hangup.recv() => Order::Reload,
+                _ = interrupt.recv() => Order::Stop,
+                _ = terminate.recv() => Order::Stop,
+            };
+            // Nobody listens after the end.
+            let _ = send.send(order);
+        }
+    });
+    Ok(orders)
+}

@@ -1,0 +1,227 @@
+//! `status`: what the running daemon says of itself.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use jiff::Timestamp;
+use serde_json::Value;
+use url::Url;
+
+use crate::cli::args::Global;
+use crate::cli::assemble::{self, Seams};
+use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::{Exit, Refusal};
+use crate::clock::timeout;
+use crate::telemetry::status::{ArchiveStatus, PolicyStatus, Status, ZoneStatus};
+use crate::text::{chain, counted, printable};
+use crate::transport::{Purpose, Request, read_body};
+
+/// Some thousand policies with ten zones each.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// The daemon answers from memory.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks the daemon of this configuration, and prints what it says.
+///
+/// # Errors
+/// [`Refusal`] if nobody answers, or something else does.
+pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    let address = reachable(config.server.listen);
+    let answer = ask(&Seams::real(), address).await.map_err(|text| Refusal::new(Exit::Failed, text))?;
+    let strange = |error: serde_json::Error| {
+        let text = format!("{address} does not answer as a snapwarden does ({error}): {ELSE}");
+        Refusal::new(Exit::Failed, text)
+    };
+    let json: Value = serde_json::from_slice(&answer).map_err(strange)?;
+    let status: Status = serde_json::from_slice(&answer).map_err(strange)?;
+    if output.is_json() {
+        output.print_json(&json);
+    } else {
+        output.print(&render(&status, output));
+    }
+    let attention = attention(&status);
+    for line in &attention {
+        output.complain(line);
+    }
+    Ok(if attention.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+/// Said where somebody answers who is not the daemon.
+const ELSE: &str = "something else may have the port that `listen` in `[server]` names";
+
+/// An address that listens everywhere is asked at this machine's own.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The body of the daemon's status, or why there is none.
+async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
+    let nobody = |why: String| {
+        format!(
+            "no snapwarden answers at {address} ({why}): see `systemctl status snapwarden`, or start one by \
+             `snapwarden run`"
+        )
+    };
+    let url =
+        Url::parse(&format!("http://{address}/api/v1/status")).map_err(|error| nobody(chain(&error)))?;
+    let request = Request {
+        method: Method::GET,
+        url,
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        purpose: Purpose::Api,
+    };
+    let exchange = async {
+        let response = seams.transport.send(request).await.map_err(|error| nobody(chain(&error)))?;
+        if response.status != StatusCode::OK {
+            return Err(format!("{address} answers with {}: {ELSE}", response.status.as_u16()));
+        }
+        read_body(response.body, ANSWER_BYTES_MAX).await.map_err(|error| nobody(chain(&error)))
+    };
+    match timeout(&*seams.clock, ANSWER_TIMEOUT, exchange).await {
+        Ok(answer) => answer,
+        Err(late) => Err(nobody(late.to_string())),
+    }
+}
+
+/// What somebody should look at, a line each.
+fn attention(status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !status.config.last_reload_successful {
+        lines.push(
+            "the configuration could not be loaded, the one before is in force: see `snapwarden check`"
+                .to_owned(),
+        );
+    }
+    if let Some(error) = &status.state_error {
+        lines.push(format!("what was run can't be remembered: {error}"));
+    }
+    for (name, policy) in &status.policies {
+        let failed_zones = policy.zones.values().any(|zone| zone.failure.is_some() || zone.held.is_some());
+        for (zone, known) in &policy.zones {
+            if let Some(failure) = &known.failure {
+                lines.push(format!("policy {name}, zone {zone}: {failure}"));
+            }
+            if let Some(held) = &known.held {
+                lines.push(format!("policy {name}, zone {zone}: deletions are held back: {held}"));
+            }
+        }
+        match &policy.last {
+            // What it was stands above already.
+            Some(last) if last.result != "success" && !failed_zones => lines.push(format!(
+                "policy {name}: its last run ended at {} with the result {}",
+                to_the_second(last.finished_at),
+                last.result
+            )),
+            _ => {}
+        }
+    }
+    for (name, archive) in &status.archives {
+        if let Some(error) = &archive.error {
+            lines.push(format!("archive {name} can't be read: {error}"));
+        }
+        if archive.corrupt > 0 {
+            lines.push(format!(
+                "archive {name} has {} that can't be relied on: see `snapwarden archive list {name}`",
+                counted(usize::try_from(archive.corrupt).unwrap_or(usize::MAX), "file")
+            ));
+        }
+    }
+    lines
+}
+
+fn render(status: &Status, output: Output) -> String {
+    let mut text = format!("snapwarden {}", printable(&status.version));
+    if status.draining {
+        text.push_str(", about to stop");
+    }
+    if let Some(at) = status.config.loaded_at {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ", configuration of {}", to_the_second(at));
+    }
+    text.push('\n');
+    if !status.policies.is_empty() {
+        let head = &["POLICY", "NEXT RUN", "LAST RUN", "RESULT", "ZONE", "LAST SUCCESS", "PLAN", "NOTE"];
+        let rows = status.policies.iter().flat_map(|(name, policy)| policy_rows(name, policy)).collect();
+        text.push('\n');
+        text.push_str(&output.table(head, rows));
+    }
+    if !status.archives.is_empty() {
+        let head = &["ARCHIVE", "IMAGES", "BYTES", "FREE BYTES", "NOTE"];
+        let rows = status.archives.iter().map(|(name, archive)| archive_row(name, archive)).collect();
+        text.push('\n');
+        text.push_str(&output.table(head, rows));
+    }
+    text
+}
+
+/// A row a zone; what is of the policy stands in the first.
+fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Vec<(String, Tone)>> {
+    let next = match (policy.running_since, policy.enabled) {
+        (Some(since), _) => (format!("runs since {}", to_the_second(since)), Tone::Good),
+        (None, false) => ("(not enabled)".to_owned(), Tone::Dim),
+        (None, true) => moment(policy.next_run_at, "(by hand)"),
+    };
+    let (last, result) = match &policy.last {
+        Some(last) => {
+            let tone = if last.result == "success" { Tone::Good } else { Tone::Bad };
+            (moment(Some(last.finished_at), ""), (last.result.clone(), tone))
+        }
+        None => (moment(None, "(never)"), (String::new(), Tone::Plain)),
+    };
+    let of_policy = [(name.to_owned(), Tone::Plain), next, last, result];
+    let blank = || [(); 4].map(|()| (String::new(), Tone::Plain));
+    let mut rows: Vec<Vec<(String, Tone)>> = Vec::new();
+    for (zone, known) in &policy.zones {
+        let first = if rows.is_empty() { of_policy.clone() } else { blank() };
+        rows.push(first.into_iter().chain(zone_cells(zone, known)).collect());
+    }
+    if rows.is_empty() {
+        rows.push(of_policy.into());
+    }
+    rows
+}
+
+fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
+    let plan = known.plan.as_ref().map_or_else(String::new, |plan| {
+        format!("{} kept, {} let go, {} ignored", plan.keep, plan.delete, plan.ignore)
+    });
+    let note = match (&known.failure, &known.held) {
+        (Some(failure), _) => (format!("FAILED: {failure}"), Tone::Bad),
+        (None, Some(held)) => (format!("HELD: {held}"), Tone::Bad),
+        (None, None) => (String::new(), Tone::Plain),
+    };
+    [(zone.to_owned(), Tone::Plain), moment(known.last_success_at, "(never)"), (plan, Tone::Plain), note]
+}
+
+fn archive_row(name: &str, archive: &ArchiveStatus) -> Vec<(String, Tone)> {
+    let note = match (&archive.error, archive.corrupt) {
+        (Some(error), _) => (error.clone(), Tone::Bad),
+        (None, 0) => (String::new(), Tone::Plain),
+        (None, corrupt) => (format!("{corrupt} can't be relied on"), Tone::Bad),
+    };
+    vec![
+        (name.to_owned(), Tone::Plain),
+        (archive.images.to_string(), Tone::Plain),
+        (archive.bytes.to_string(), Tone::Plain),
+        (archive.free_bytes.map_or_else(String::new, |free| free.to_string()), Tone::Plain),
+        note,
+    ]
+}
+
+fn moment(at: Option<Timestamp>, none: &str) -> (String, Tone) {
+    match at {
+        Some(at) => (to_the_second(at).to_string(), Tone::Plain),
+        None => (none.to_owned(), Tone::Dim),
+    }
+}

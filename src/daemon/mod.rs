@@ -1,0 +1,443 @@
+//! Lives long: keeps the schedules, the port and the service manager's trust, from start to end.
+//!
+//! One loop ([`Daemon::run`]): a beat of [`scheduler`] each second, [`timetable`] says what is due, each run is a task
+//! of its own, and what came of it is folded into `telemetry`, which [`server`] shows. Orders (reload, stop) come in
+//! from outside; [`service`] passes on to systemd how it stands. Nothing here decides about snapshots.
+
+pub mod scheduler;
+pub mod server;
+pub mod service;
+pub mod timetable;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::archive::facts::ArchiveFacts;
+use crate::clock::timeout;
+use crate::config::ServerSettings;
+use crate::daemon::server::{BindError, Listener};
+use crate::daemon::service::ServiceManager;
+use crate::daemon::timetable::{Event, Timetable};
+use crate::disk::{DiskLock, blocking};
+use crate::policy::{Policy, PolicyName};
+use crate::run::report::{RunReport, RunResult};
+use crate::run::{RunOptions, Runner};
+use crate::state::StateError;
+use crate::state::last_runs::LastRuns;
+use crate::state::schedules::Schedules;
+use crate::telemetry::model::{PolicyView, Telemetry};
+use crate::text::{chain, counted};
+
+/// The loop turns at least this often, beat or not: the heartbeat's own clock stands still while the machine's goes
+/// back, and then there is no beat for as long as it went back.
+const TURN: Duration = Duration::from_secs(2);
+
+/// A configuration, put together.
+#[derive(Debug)]
+pub struct Loaded {
+    /// For the runs of its policies.
+    pub runner: Runner,
+    /// The port, and the end.
+    pub server: ServerSettings,
+}
+
+/// Reads the configuration anew; the error is what to tell people.
+pub type Load = Box<dyn Fn() -> Result<Loaded, String> + Send>;
+
+/// What somebody may want of a daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Take over the configuration as it is now.
+    Reload,
+    /// Finish what is in flight, begin nothing, end.
+    Stop,
+}
+
+/// How a daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// As it should, whether or not all that was in flight came to its end in time: the next start goes on there.
+    Orderly,
+    /// By being told twice.
+    AtOnce,
+}
+
+/// A daemon that could not start; nothing was begun.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// What it must remember can't be used, or another daemon has it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The port can't be opened.
+    #[error(transparent)]
+    Port(#[from] BindError),
+}
+
+/// A daemon that is ready to run.
+#[derive(Debug)]
+pub struct Daemon {
+    runner: Arc<Runner>,
+    server: ServerSettings,
+    load: LoadAgain,
+    telemetry: Telemetry,
+    service: ServiceManager,
+    listener: Option<Listener>,
+    timetable: Timetable,
+    runs: JoinSet<Result<RunReport, StateError>>,
+    running: HashMap<Id, PolicyName>,
+    stop: CancellationToken,
+    status: String,
+    /// Whether what is to be remembered could not be written; each turn tries again.
+    unsaved: bool,
+    _lock: Box<dyn DiskLock>,
+}
+
+struct LoadAgain(Load);
+
+impl std::fmt::Debug for LoadAgain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LoadAgain")
+    }
+}
+
+impl Daemon {
+    /// Reads all that is remembered and opens the port, last of all; nothing is begun.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub async fn open(
+        loaded: Loaded,
+        load: Load,
+        telemetry: Telemetry,
+        service: ServiceManager,
+    ) -> Result<Self, DaemonError> {
+        let Loaded { runner, server } = loaded;
+        let lock = runner.state.lock_daemon()?;
+        let state = runner.state.clone();
+        let before = blocking(move || state.schedules()).await?;
+        tell_gone(&before, &runner.policies);
+        let now = runner.clock.now();
+        let timetable = Timetable::new(&runner.policies, &before, now);
+        let mut daemon = Self {
+            runner: Arc::new(runner),
+            server,
+            load: LoadAgain(load),
+            telemetry,
+            service,
+            listener: None,
+            timetable,
+            runs: JoinSet::new(),
+            running: HashMap::new(),
+            stop: CancellationToken::new(),
+            status: String::new(),
+            unsaved: false,
+            _lock: lock,
+        };
+        let remembered = remembered(&daemon.runner).await?;
+        daemon.configure(&remembered);
+        daemon.telemetry.reloaded(true, now);
+        daemon.listener = Some(server::bind(daemon.server.listen).await?);
+        Ok(daemon)
+    }
+
+    /// Where the port is.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.as_ref().map_or(self.server.listen, Listener::address)
+    }
+
+    /// Runs until it is told to stop, then waits for what is in flight, for `shutdown_grace` at most, or until it is
+    /// told to stop again. Tells which it was.
+    pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, beat: Arc<Notify>) -> Ending {
+        let clock = Arc::clone(&self.runner.clock);
+        let served = CancellationToken::new();
+        let address = self.address();
+        if let Some(listener) = self.listener.take() {
+            let serving = server::serve(listener, self.telemetry.clone(), Arc::clone(&clock), served.clone());
+            tokio::spawn(serving);
+        }
+        self.telemetry.tick(clock.now());
+        self.service.ready(&self.status_now());
+        info!(
+            "{} {} keeps {}, listens on {address}",
+            env!("CARGO_PKG_NAME"),
+            env!("CARGO_PKG_VERSION"),
+            counted(self.runner.policies.iter().filter(|policy| policy.enabled).count(), "policy"),
+        );
+        self.look_at_archives();
+        // What is new to us is known from now on, however soon we are killed.
+        self.save().await;
+        let due = self.timetable.look_at_start(clock.now());
+        self.follow(due).await;
+        loop {
+            tokio::select! {
+                _ = timeout(&*clock, TURN, beat.notified()) => {}
+                Some(ended) = self.runs.join_next_with_id() => self.ended(ended).await,
+                order = orders.recv() => match order {
+                    Some(Order::Reload) => self.reload().await,
+                    Some(Order::Stop) | None => break,
+                },
+            }
+            let due = self.timetable.look(clock.now());
+            self.follow(due).await;
+            if self.unsaved {
+                self.save().await;
+            }
+            self.telemetry.tick(clock.now());
+            self.service.alive();
+        }
+        let ending = self.drain(&mut orders).await;
+        served.cancel();
+        ending
+    }
+
+    /// Carries out what the timetable says.
+    async fn follow(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        for event in &events {
+            match event {
+                Event::Begin(..) => {}
+                Event::Skipped(policy, slots) => {
+                    warn!(policy.name = %policy, "policy {policy} still runs: {} skipped", counted(usize::try_from(*slots).unwrap_or(usize::MAX), "run"));
+                    (0..*slots).for_each(|_| self.telemetry.skipped(policy));
+                }
+                Event::Missed(policy, slots) => {
+                    warn!(policy.name = %policy, "policy {policy} missed {}", counted(usize::try_from(*slots).unwrap_or(usize::MAX), "run"));
+                    self.telemetry.missed(policy, *slots);
+                }
+            }
+        }
+        // Before anything begins, so that a run that is killed is known to have begun.
+        self.save().await;
+        for event in events {
+            if let Event::Begin(policy, slot) = event {
+                self.begin(policy, slot);
+            }
+        }
+        self.tell_next();
+    }
+
+    fn begin(&mut self, policy: PolicyName, slot: Timestamp) {
+        let Some(place) = self.runner.policies.iter().position(|known| known.name == policy) else { return };
+        let options = RunOptions { slot: Some(slot), stop: self.stop.clone(), ..RunOptions::default() };
+        self.telemetry.run_begun(&policy, self.runner.clock.now());
+        let runner = Arc::clone(&self.runner);
+        let task = self.runs.spawn(async move { runner.run(&runner.policies[place], &options).await });
+        self.running.insert(task.id(), policy);
+    }
+
+    /// Takes down what came of a run.
+    async fn ended(&mut self, ended: Result<(Id, Result<RunReport, StateError>), JoinError>) {
+        let (id, outcome) = match ended {
+            Ok((id, outcome)) => (id, Ok(outcome)),
+            Err(lost) => (lost.id(), Err(lost)),
+        };
+        let Some(policy) = self.running.remove(&id) else { return };
+        let mut cut_short = false;
+        match outcome {
+            Ok(Ok(report)) => {
+                let is_whole = matches!(report.result, RunResult::Success | RunResult::Held);
+                cut_short = self.stop.is_cancelled() && !is_whole;
+                self.telemetry.run_ended(&report);
+            }
+            Ok(Err(error @ StateError::Locked { .. })) => {
+                warn!(policy.name = %policy, "policy {policy} is not run now: {}", chain(&error));
+                self.telemetry.gave_way(&policy);
+            }
+            Ok(Err(error)) => {
+                error!(policy.name = %policy, "policy {policy} did not run: {}", chain(&error));
+                self.telemetry.run_panicked_or_refused(&policy, self.runner.clock.now());
+            }
+            Err(lost) => {
+                error!(policy.name = %policy, "the run of policy {policy} broke off by a mistake in the program: {lost}");
+                self.telemetry.run_panicked_or_refused(&policy, self.runner.clock.now());
+            }
+        }
+        self.timetable.ended(&policy, cut_short);
+        self.save().await;
+        self.look_at_archives();
+        self.tell_next();
+    }
+
+    /// Loads the configuration anew, or keeps the old one and says why.
+    async fn reload(&mut self) {
+        self.service.reloading();
+        let now = self.runner.clock.now();
+        match self.take_over().await {
+            Ok(()) => {
+                self.telemetry.reloaded(true, now);
+                info!("reloaded: {} now", counted(self.runner.policies.len(), "policy"));
+            }
+            Err(reason) => {
+                self.telemetry.reloaded(false, now);
+                error!("not reloaded, the configuration from before stays in force: {reason}");
+            }
+        }
+        self.service.ready(&self.status_now());
+    }
+
+    async fn take_over(&mut self) -> Result<(), String> {
+        let Loaded { mut runner, server } = (self.load.0)()?;
+        if runner.state.path() != self.runner.state.path() {
+            return Err("the state directory is another one now: that takes a restart".to_owned());
+        }
+        // It knows what happened to the audit log in this process.
+        runner.state = self.runner.state.clone();
+        let remembered = remembered(&runner).await.map_err(|error| chain(&error))?;
+        if server.listen != self.server.listen {
+            warn!("the port stays at {}: another one takes a restart", self.server.listen);
+        }
+        tell_gone(&self.timetable.schedules(), &runner.policies);
+        self.server.shutdown_grace = server.shutdown_grace;
+        self.runner = Arc::new(runner);
+        let now = self.runner.clock.now();
+        self.timetable = Timetable::new(&self.runner.policies, &self.timetable.schedules(), now)
+            .reloaded(&self.timetable, now);
+        self.configure(&remembered);
+        self.save().await;
+        self.look_at_archives();
+        Ok(())
+    }
+
+    /// Waits for runs in flight.
+    async fn drain(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) -> Ending {
+        self.service.stopping(self.server.shutdown_grace);
+        self.telemetry.draining();
+        self.stop.cancel();
+        let clock = Arc::clone(&self.runner.clock);
+        if !self.runs.is_empty() {
+            info!(
+                "told to stop: {} in flight may go on for {} s",
+                counted(self.runs.len(), "run"),
+                self.server.shutdown_grace.as_secs()
+            );
+        }
+        let until = clock.elapsed() + self.server.shutdown_grace;
+        let mut ending = Ending::Orderly;
+        while !self.runs.is_empty() {
+            let left = until.saturating_sub(clock.elapsed());
+            if left.is_zero() || ending == Ending::AtOnce {
+                let names: Vec<&str> = self.running.values().map(PolicyName::as_str).collect();
+                warn!("not waited for any longer: {}; the next start does it again", names.join(", "));
+                self.runs.abort_all();
+                break;
+            }
+            tokio::select! {
+                Some(ended) = self.runs.join_next_with_id() => self.ended(ended).await,
+                Some(Order::Stop) = orders.recv() => ending = Ending::AtOnce,
+                () = clock.sleep(left.min(TURN)) => {}
+            }
+            self.service.alive();
+        }
+        self.save().await;
+        info!("stopped");
+        ending
+    }
+
+    /// Tells telemetry what there is.
+    fn configure(&self, remembered: &HashMap<PolicyName, LastRuns>) {
+        let now = self.runner.clock.now();
+        let schedules = self.timetable.schedules();
+        let view = |policy| PolicyView {
+            policy,
+            first_seen_at: schedules.policies.get(&policy.name).map_or(now, |served| served.first_seen_at),
+            remembered: remembered.get(&policy.name).cloned().unwrap_or_default(),
+            expected_interval: policy
+                .schedule
+                .as_ref()
+                .filter(|_| policy.enabled)
+                .and_then(|schedule| schedule.longest_gap(now, &policy.time_zone))
+                .map(SignedDuration::unsigned_abs),
+        };
+        let views: Vec<PolicyView<'_>> = self.runner.policies.iter().map(view).collect();
+        let archives = self.runner.archives.keys().cloned().collect();
+        self.telemetry.configure(&views, &archives);
+        self.tell_next();
+    }
+
+    fn tell_next(&self) {
+        for policy in self.timetable.policies() {
+            self.telemetry.next_run(policy, self.timetable.next(policy));
+        }
+    }
+
+    fn status_now(&self) -> String {
+        let next =
+            self.timetable.policies().filter_map(|policy| Some((self.timetable.next(policy)?, policy)));
+        let next = next.min().map_or_else(
+            || "no policy has a schedule".to_owned(),
+            |(at, policy)| format!("next: {policy} at {}", at.strftime("%Y-%m-%d %H:%M:%SZ")),
+        );
+        match self.running.len() {
+            0 => next,
+            running => format!("{} in flight; {next}", counted(running, "run")),
+        }
+    }
+
+    async fn save(&mut self) {
+        let (state, schedules) = (self.runner.state.clone(), self.timetable.schedules());
+        let error = blocking(move || state.set_schedules(&schedules)).await.err().map(|error| chain(&error));
+        match &error {
+            Some(error) if !self.unsaved => {
+                error!("what was run can't be remembered, so a restart may run it again: {error}");
+            }
+            None if self.unsaved => info!("what was run can be remembered again"),
+            _ => {}
+        }
+        self.unsaved = error.is_some();
+        self.telemetry.state_written(error);
+        let status = self.status_now();
+        if status != self.status {
+            self.service.status(&status);
+            self.status = status;
+        }
+    }
+
+    /// Has every archive looked at, beside everything else.
+    fn look_at_archives(&self) {
+        for (name, archive) in &self.runner.archives {
+            let (name, archive, telemetry) = (name.clone(), Arc::clone(archive), self.telemetry.clone());
+            tokio::spawn(async move {
+                let facts = ArchiveFacts::read(&archive).await;
+                telemetry.archive(&name, facts);
+            });
+        }
+    }
+}
+
+/// A name that was misspelled in a configuration must not end a policy in silence.
+fn tell_gone(before: &Schedules, policies: &[Policy]) {
+    let is_gone = |name: &&PolicyName| policies.iter().all(|known| known.name != **name);
+    for name in before.policies.keys().filter(is_gone) {
+        warn!(policy.name = %name, "policy {name} is not in the configuration any more: it does not run");
+    }
+}
+
+/// Reads everything that runs will need of the state, so that what is damaged is told before anything begins.
+async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, StateError> {
+    let names: Vec<PolicyName> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
+    let state = runner.state.clone();
+    blocking(move || {
+        state.holds()?;
+        // Also of policies that are not configured any more: what they took counts as taken.
+        state.all_created()?;
+        let mut all = HashMap::new();
+        for name in names {
+            state.allowances(&name)?;
+            state.policy_state(&name)?;
+            let runs = state.last_runs(&name)?;
+            all.insert(name, runs);
+        }
+        Ok(all)
+    })
+    .await
+}

@@ -1,0 +1,208 @@
+//! The HTTP port: read only, and bounded against slow, many and malformed clients.
+//!
+//! A connection carries one request. So none of them is idle, whoever holds a place works for it, and the bound on
+//! the time of a connection is a bound on the time of an answer. No body is read, and no route calls the API.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::clock::{Clock, timeout};
+use crate::telemetry::model::Telemetry;
+use crate::text::safe_json;
+
+/// So many at once; more wait until the machine's own queue is full.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Between two bytes of a request's head, and for all of it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From the first byte to the last: a scrape of ten thousand series takes a hundredth of a second.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A longer head is refused. It is twice what hyper needs at least.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// After a connection that could not be taken, mostly since too many files are open.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// So long the answers under way are waited for at the end.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
+
+const INDEX: &str = "\
+snapwarden
+
+/metrics          metrics, for Prometheus
+/api/v1/status    policies and archives, as JSON
+/livez            whether the scheduler's loop turns
+/readyz           whether runs may begin
+/healthz          the same as /livez
+";
+
+/// A port that is open and not served yet: whoever connects waits.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// A port that can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("open the HTTP port {address}{}", way_out(.source))]
+pub struct BindError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ", which another process has (`ss -ltnp` names it): stop that one, or set `listen` in `[server]`"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            ", which is no address of this machine: set `listen` in `[server]`"
+        }
+        io::ErrorKind::PermissionDenied => {
+            ", which only root may open: set `listen` in `[server]` to a port from 1024 on"
+        }
+        _ => ", as `listen` in `[server]` says",
+    }
+}
+
+/// Opens the port.
+///
+/// # Errors
+/// [`BindError`], which says what to do.
+pub async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
+    let failed = |source| BindError { address, source };
+    let socket = TcpListener::bind(address).await.map_err(failed)?;
+    let address = socket.local_addr().map_err(failed)?;
+    Ok(Listener { socket, address })
+}
+
+/// Serves the port until told to stop; answers under way get a second then.
+pub async fn serve(listener: Listener, telemetry: Telemetry, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    let routes = routes(telemetry);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let accept = async {
+        loop {
+            // The semaphore is never closed.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.socket.accept().await {
+                Ok((stream, _)) => {
+                    let (routes, clock) = (routes.clone(), Arc::clone(&clock));
+                    tokio::spawn(async move {
+                        let _place = place;
+                        converse(stream, routes, &*clock).await;
+                    });
+                }
+                Err(error) => {
+                    warn!("the HTTP port could not take a connection: {error}");
+                    clock.sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = stop.cancelled() => {}
+    }
+    drop(listener);
+    // Whoever needs longer is cut off by the end of the process.
+    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+    let _ = timeout(&*clock, STOP_WAIT_MAX, places.acquire_many(all)).await;
+}
+
+/// One request and its answer, whatever the other side does.
+async fn converse(stream: TcpStream, routes: Router, clock: &dyn Clock) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    match timeout(clock, CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!("a client of the HTTP port: {error}"),
+        Err(late) => debug!("a client of the HTTP port was cut off: {late}"),
+    }
+}
+
+fn routes(telemetry: Telemetry) -> Router {
+    Router::new()
+        .route("/", get(async || text(StatusCode::OK, INDEX.to_owned())))
+        .route("/metrics", get(metrics))
+        .route("/livez", get(livez))
+        .route("/healthz", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/api/v1/status", get(status))
+        .fallback(async || text(StatusCode::NOT_FOUND, "there is nothing here; see /\n".to_owned()))
+        .layer(map_response(guarded))
+        .with_state(telemetry)
+}
+
+/// What every answer says, so that no browser makes more of it than it is, or shows an old one.
+async fn guarded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn metrics(State(telemetry): State<Telemetry>) -> Response {
+    answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", telemetry.metrics_text())
+}
+
+async fn livez(State(telemetry): State<Telemetry>) -> Response {
+    health(telemetry.alive())
+}
+
+async fn readyz(State(telemetry): State<Telemetry>) -> Response {
+    health(telemetry.ready())
+}
+
+async fn status(State(telemetry): State<Telemetry>) -> Response {
+    match serde_json::to_string_pretty(&telemetry.status_json()) {
+        Ok(json) => answer(StatusCode::OK, "application/json", format!("{}\n", safe_json(&json))),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the status is no JSON: {error}\n")),
+    }
+}
+
+fn health(state: Result<(), String>) -> Response {
+    match state {
+        Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response {
+    answer(status, "text/plain; charset=utf-8", body)
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    (status, [(CONTENT_TYPE, content_type)], body).into_response()
+}

@@ -1,0 +1,505 @@
+//! Which policies are due: pure, fed with the time by the daemon's loop.
+//!
+//! A **slot** is a moment of a policy's schedule; its run begins there, or later by the policy's jitter. Slots up to
+//! the persisted watermark are dealt with; the one to run is the last in `(watermark, now]`, however the clock came
+//! to `now`. Two marks are kept: up to `seen` slots were begun, skipped or counted as missed; `watermark` follows when
+//! the run that was begun has ended. So a run that was cut short is due again at the next start, and no slot is run
+//! twice for a clock that goes back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use crate::policy::{OnStart, Policy, PolicyName};
+use crate::schedule::Schedule;
+use crate::state::schedules::{Schedules, Served};
+
+/// A run that begins so much after its slot was missed and is made up for; before, it is on time. A loop that is
+/// held up for a moment misses nothing.
+const LATE: SignedDuration = SignedDuration::from_mins(1);
+
+/// A clock that goes back by less than this repeats nothing; one that goes back further was wrong before, and what it
+/// said is forgotten. Three hours, as in Debian's cron(8).
+const BACK_MAX: SignedDuration = SignedDuration::from_hours(3);
+
+/// More missed slots than this are not told apart: a second's schedule after a year away has millions.
+const COUNT_MAX: u64 = 1000;
+
+/// How far back the slot of a run on start is looked for: 29 February, whatever the century.
+const SLOT_BACK_MAX: SignedDuration = SignedDuration::from_hours(24 * 366 * 8);
+
+/// When the policies of a configuration are due.
+#[derive(Debug, Default)]
+pub struct Timetable {
+    entries: BTreeMap<PolicyName, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// None for a policy that runs by hand alone, or is not enabled.
+    schedule: Option<(Schedule, TimeZone)>,
+    /// Its own part of the jitter.
+    delay: SignedDuration,
+    on_start: OnStart,
+    served: Served,
+    seen: Timestamp,
+    running: bool,
+    /// To run as soon as the loop looks, whatever the schedule says.
+    at_once: bool,
+    /// When it is next due, jitter included: what `seen` alone decides.
+    due_at: Option<Timestamp>,
+}
+
+/// What is to be done, or to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A run begins, for this slot.
+    Begin(PolicyName, Timestamp),
+    /// So many slots passed while the policy still ran.
+    Skipped(PolicyName, u64),
+    /// So many slots passed without a run, and are not made up for one by one.
+    Missed(PolicyName, u64),
+}
+
+impl Timetable {
+    /// The timetable of a configuration, as of `now`: at a start, and again after each reload. `before` is what was
+    /// remembered; policies that were there before a reload go on as they were.
+    pub fn new(policies: &[Policy], before: &Schedules, now: Timestamp) -> Self {
+        let entry = |policy: &Policy| {
+            let fresh = Served { first_seen_at: now, watermark: now, has_run: false };
+            let mut served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
+            if !served.has_run {
+                served.watermark = now;
+            }
+            let schedule = policy
+                .schedule
+                .clone()
+                .filter(|_| policy.enabled)
+                .map(|line| (line, policy.time_zone.clone()));
+            let mut entry = Entry {
+                delay: own_part(&policy.name, policy.jitter),
+                on_start: policy.on_start,
+                seen: served.watermark,
+                served,
+                running: false,
+                at_once: schedule.is_some() && policy.on_start == OnStart::Now,
+                due_at: None,
+                schedule,
+            };
+            entry.see(served.watermark);
+            (policy.name.clone(), entry)
+        };
+        Self { entries: policies.iter().map(entry).collect() }
+    }
+
+    /// Takes over what the timetable before a reload knew of policies that stay: a reload is no start.
+    #[must_use]
+    pub fn reloaded(mut self, before: &Self, now: Timestamp) -> Self {
+        for (name, entry) in &mut self.entries {
+            entry.at_once = false;
+            if let Some(old) = before.entries.get(name) {
+                entry.served = old.served;
+                entry.running = old.running;
+                entry.at_once = old.at_once;
+                // What a new schedule would have had before it was there was never promised.
+                let same = entry.schedule_text() == old.schedule_text();
+                let dealt_with = now.checked_sub(old.delay).unwrap_or(now);
+                entry.see(if same { old.seen } else { old.seen.max(dealt_with) });
+                if !same && !entry.running {
+                    entry.served.watermark = entry.served.watermark.max(entry.seen);
+                }
+            }
+        }
+        self
+    }
+
+    /// What is to be persisted.
+    pub fn schedules(&self) -> Schedules {
+        let served = |(name, entry): (&PolicyName, &Entry)| (name.clone(), entry.served);
+        Schedules { policies: self.entries.iter().map(served).collect() }
+    }
+
+    /// What is due by the first look after a start; later looks are [`Timetable::look`]'s.
+    pub fn look_at_start(&mut self, now: Timestamp) -> Vec<Event> {
+        for entry in self.entries.values_mut().filter(|entry| entry.on_start == OnStart::Now) {
+            // What was missed is made up for by the run that begins anyway.
+            if let Some((latest, _)) = entry.passed(now) {
+                entry.see(latest);
+            }
+        }
+        self.look_with(now, SignedDuration::ZERO)
+    }
+
+    /// What is due by `now`.
+    pub fn look(&mut self, now: Timestamp) -> Vec<Event> {
+        self.look_with(now, LATE)
+    }
+
+    fn look_with(&mut self, now: Timestamp, late: SignedDuration) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (name, entry) in &mut self.entries {
+            entry.look(name, now, late, &mut events);
+        }
+        events
+    }
+
+    /// The policy's run ended. One that was cut short leaves its slot to the next start.
+    pub fn ended(&mut self, policy: &PolicyName, cut_short: bool) {
+        if let Some(entry) = self.entries.get_mut(policy) {
+            entry.running = false;
+            if !cut_short {
+                entry.served.watermark = entry.served.watermark.max(entry.seen);
+            }
+        }
+    }
+
+    /// When the policy is next due, if ever by itself.
+    pub fn next(&self, policy: &PolicyName) -> Option<Timestamp> {
+        self.entries.get(policy)?.due_at
+    }
+
+    /// Which policies there are.
+    pub fn policies(&self) -> impl Iterator<Item = &PolicyName> {
+        self.entries.keys()
+    }
+}
+
+impl Entry {
+    fn schedule_text(&self) -> Option<(&str, Option<&str>)> {
+        self.schedule.as_ref().map(|(schedule, zone)| (schedule.as_str(), zone.iana_name()))
+    }
+
+    /// Slots up to here are dealt with.
+    fn see(&mut self, slot: Timestamp) {
+        self.seen = slot;
+        self.due_at = self
+            .schedule
+            .as_ref()
+            .and_then(|(schedule, zone)| schedule.next_after(slot, zone)?.checked_add(self.delay).ok());
+    }
+
+    /// The last slot that is due by `now` and not dealt with, and how many there are, at most [`COUNT_MAX`].
+    fn passed(&self, now: Timestamp) -> Option<(Timestamp, u64)> {
+        let (schedule, zone) = self.schedule.as_ref()?;
+        let until = now.checked_sub(self.delay).ok()?;
+        let mut latest = schedule.next_after(self.seen, zone).filter(|next| *next <= until)?;
+        for count in 1..COUNT_MAX {
+            match schedule.next_after(latest, zone).filter(|next| *next <= until) {
+                Some(next) => latest = next,
+                None => return Some((latest, count)),
+            }
+        }
+        Some((schedule.last_until(until, latest, zone).unwrap_or(latest), COUNT_MAX))
+    }
+
+    fn look(&mut self, name: &PolicyName, now: Timestamp, late: SignedDuration, events: &mut Vec<Event>) {
+        if self.schedule.is_none() {
+            // What is not due misses nothing, also by the time at which it has a schedule again.
+            if !self.running {
+                self.served.watermark = self.served.watermark.max(now);
+            }
+            return;
+        }
+        if self.seen > now && self.seen.duration_since(now) > BACK_MAX {
+            self.served.watermark = self.served.watermark.min(now);
+            self.see(now);
+        }
+        if self.at_once && !self.running {
+            self.at_once = false;
+            let slot = self.slot_at(now);
+            self.begin(name, slot, events);
+            return;
+        }
+        if self.due_at.is_none_or(|due| due > now) {
+            return;
+        }
+        let Some((latest, count)) = self.passed(now) else { return };
+        self.see(latest);
+        if self.running {
+            events.push(Event::Skipped(name.clone(), count));
+            return;
+        }
+        let begun_late = now.duration_since(latest).saturating_sub(self.delay) > late;
+        if begun_late && self.on_start == OnStart::Wait {
+            self.served.watermark = latest;
+            events.push(Event::Missed(name.clone(), count));
+            return;
+        }
+        if count > 1 {
+            events.push(Event::Missed(name.clone(), count - 1));
+        }
+        self.begin(name, latest, events);
+    }
+
+    fn begin(&mut self, name: &PolicyName, slot: Timestamp, events: &mut Vec<Event>) {
+        self.running = true;
+        self.served.has_run = true;
+        events.push(Event::Begin(name.clone(), slot));
+    }
+
+    /// The slot that a run at `now` stands for: the last one that there was, so that a program which is started again
+    /// and again takes no snapshot each time.
+    fn slot_at(&self, now: Timestamp) -> Timestamp {
+        let last = self.schedule.as_ref().and_then(|(schedule, zone)| {
+            schedule.last_until(now, now.checked_sub(SLOT_BACK_MAX).ok()?, zone)
+        });
+        last.unwrap_or(now)
+    }
+}
+
+/// A policy's part of its jitter, in whole milliseconds: spread evenly over policies, and always the same for one, so
+/// that the gap between two runs is what the schedule says.
+fn own_part(policy: &PolicyName, jitter: Duration) -> SignedDuration {
+    let digest = Sha256::digest(policy.as_str());
+    let share = digest.iter().take(8).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let millis = u64::try_from(jitter.as_millis()).unwrap_or(u64::MAX);
+    let part = (u128::from(share) * (u128::from(millis) + 1)) >> 64;
+    SignedDuration::from_millis(i64::try_from(part).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn policies(text: &str) -> Vec<Policy> {
+        let table = |keys: &str| format!("[policies.p]\nzones = [\"ch-gva-2\"]\n{keys}\n");
+        config::parse(&table(text), "test.toml", None).unwrap_or_else(|wrong| panic!("{wrong}")).policies
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn p() -> PolicyName {
+        "p".parse().unwrap()
+    }
+
+    fn begin(slot: &str) -> Event {
+        Event::Begin(p(), at(slot))
+    }
+
+    fn served(watermark: &str) -> Schedules {
+        let watermark = at(watermark);
+        let served = Served { first_seen_at: watermark, watermark, has_run: true };
+        Schedules { policies: BTreeMap::from([(p(), served)]) }
+    }
+
+    /// Every begin from one moment to another, looked for each second; each run ends at once.
+    fn begins(timetable: &mut Timetable, from: &str, until: &str) -> Vec<String> {
+        let (mut now, until) = (at(from), at(until));
+        let mut begun = Vec::new();
+        while now <= until {
+            for event in timetable.look(now) {
+                match event {
+                    Event::Begin(policy, slot) => {
+                        timetable.ended(&policy, false);
+                        begun.push(format!("{slot} at {now}"));
+                    }
+                    other => panic!("{other:?} at {now}"),
+                }
+            }
+            now += SignedDuration::from_secs(1);
+        }
+        begun
+    }
+
+    #[test]
+    fn a_run_a_day_through_the_clock_changes_of_2027() {
+        for (zone, first, last, expected) in [
+            (
+                "Europe/Zurich",
+                "2027-03-27T12:00:00Z",
+                "2027-03-29T12:00:00Z",
+                ["2027-03-28T01:00:00Z", "2027-03-29T00:30:00Z"],
+            ),
+            (
+                "Europe/Zurich",
+                "2027-10-30T12:00:00Z",
+                "2027-11-01T12:00:00Z",
+                ["2027-10-31T00:30:00Z", "2027-11-01T01:30:00Z"],
+            ),
+            (
+                "America/New_York",
+                "2027-03-13T12:00:00Z",
+                "2027-03-15T12:00:00Z",
+                ["2027-03-14T07:00:00Z", "2027-03-15T06:30:00Z"],
+            ),
+            (
+                "America/New_York",
+                "2027-11-06T12:00:00Z",
+                "2027-11-08T12:00:00Z",
+                ["2027-11-07T07:30:00Z", "2027-11-08T07:30:00Z"],
+            ),
+            (
+                "Australia/Lord_Howe",
+                "2027-04-03T00:00:00Z",
+                "2027-04-04T20:00:00Z",
+                ["2027-04-03T16:00:00Z", "2027-04-04T16:00:00Z"],
+            ),
+            (
+                "Australia/Lord_Howe",
+                "2027-10-02T00:00:00Z",
+                "2027-10-04T00:00:00Z",
+                ["2027-10-02T15:30:00Z", "2027-10-03T15:30:00Z"],
+            ),
+        ] {
+            let policies = policies(&format!("schedule = \"30 2 * * *\"\ntimezone = \"{zone}\""));
+            let mut timetable = Timetable::new(&policies, &Schedules::default(), at(first));
+            let expected: Vec<String> = expected.iter().map(|due| format!("{due} at {due}")).collect();
+            assert_eq!(begins(&mut timetable, first, last), expected, "{zone} from {first}");
+        }
+    }
+
+    #[test]
+    fn what_was_missed_is_made_up_for_once_or_waited_for_or_run_whenever_the_program_starts() {
+        let (now, slot) = ("2026-11-03T12:00:00Z", "2026-11-03T02:30:00Z");
+        let missed = |count| Event::Missed(p(), count);
+        for (name, on_start, before, expected) in [
+            ("never seen", "if_missed", Schedules::default(), vec![]),
+            ("never seen", "wait", Schedules::default(), vec![]),
+            ("never seen", "now", Schedules::default(), vec![begin(slot)]),
+            ("nothing missed", "if_missed", served(slot), vec![]),
+            ("nothing missed", "now", served(slot), vec![begin(slot)]),
+            ("one missed", "if_missed", served("2026-11-02T02:30:00Z"), vec![begin(slot)]),
+            ("one missed", "wait", served("2026-11-02T02:30:00Z"), vec![missed(1)]),
+            ("one missed", "now", served("2026-11-02T02:30:00Z"), vec![begin(slot)]),
+            ("three missed", "if_missed", served("2026-10-31T02:30:00Z"), vec![missed(2), begin(slot)]),
+            ("three missed", "wait", served("2026-10-31T02:30:00Z"), vec![missed(3)]),
+        ] {
+            let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
+            let mut timetable = Timetable::new(&policies, &before, at(now));
+            assert_eq!(timetable.look_at_start(at(now)), expected, "{name}, {on_start}");
+            timetable.ended(&p(), false);
+            assert_eq!(timetable.look(at(now)), [], "{name}, {on_start}, again");
+            assert_eq!(timetable.next(&p()), Some(at("2026-11-04T02:30:00Z")), "{name}, {on_start}");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_never_ran_has_missed_nothing_even_if_it_was_seen_before() {
+        let mut before = served("2026-11-01T00:00:00Z");
+        before.policies.get_mut(&p()).unwrap().has_run = false;
+        let now = at("2026-11-03T12:00:00Z");
+        let mut timetable = Timetable::new(&policies("schedule = \"30 2 * * *\""), &before, now);
+        assert_eq!(timetable.look_at_start(now), []);
+        assert_eq!(timetable.schedules().policies[&p()].first_seen_at, at("2026-11-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_run_that_was_cut_short_is_begun_again_by_the_next_start_and_one_that_ended_is_not() {
+        let policies = policies("schedule = \"30 2 * * *\"");
+        let slot = "2026-11-03T02:30:00Z";
+        for (cut_short, again) in [(true, vec![begin(slot)]), (false, vec![])] {
+            let mut timetable =
+                Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:29:00Z"));
+            assert_eq!(timetable.look(at(slot)), [begin(slot)]);
+            // A kill would leave just this.
+            assert_eq!(timetable.schedules().policies[&p()].watermark, at("2026-11-02T02:30:00Z"));
+            timetable.ended(&p(), cut_short);
+            let now = at("2026-11-03T02:31:00Z");
+            let mut next = Timetable::new(&policies, &timetable.schedules(), now);
+            assert_eq!(next.look_at_start(now), again);
+        }
+    }
+
+    #[test]
+    fn a_slot_that_comes_while_the_policy_still_runs_is_skipped_and_counted() {
+        let mut timetable = Timetable::new(
+            &policies("schedule = \"*/10 * * * *\""),
+            &Schedules::default(),
+            at("2026-11-03T00:05:00Z"),
+        );
+        assert_eq!(timetable.look(at("2026-11-03T00:10:00Z")), [begin("2026-11-03T00:10:00Z")]);
+        assert_eq!(timetable.look(at("2026-11-03T00:20:00Z")), [Event::Skipped(p(), 1)]);
+        assert_eq!(timetable.look(at("2026-11-03T00:25:00Z")), []);
+        timetable.ended(&p(), false);
+        assert_eq!(timetable.look(at("2026-11-03T00:26:00Z")), []);
+        assert_eq!(timetable.schedules().policies[&p()].watermark, at("2026-11-03T00:20:00Z"));
+        assert_eq!(timetable.look(at("2026-11-03T00:30:00Z")), [begin("2026-11-03T00:30:00Z")]);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_a_little_repeats_nothing_and_one_that_was_wrong_is_forgotten() {
+        let policies = policies("schedule = \"30 2 * * *\"");
+        let mut timetable =
+            Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:00:00Z"));
+        assert_eq!(timetable.look(at("2026-11-03T02:30:00Z")), [begin("2026-11-03T02:30:00Z")]);
+        timetable.ended(&p(), false);
+        assert_eq!(begins(&mut timetable, "2026-11-03T01:30:00Z", "2026-11-03T04:00:00Z"), [""; 0]);
+
+        // Three years ahead, and back.
+        assert_eq!(timetable.look(at("2029-11-03T02:30:00Z"))[1], begin("2029-11-03T02:30:00Z"));
+        timetable.ended(&p(), false);
+        let again = begins(&mut timetable, "2026-11-03T04:00:00Z", "2026-11-04T04:00:00Z");
+        assert_eq!(again, ["2026-11-04T02:30:00Z at 2026-11-04T02:30:00Z"]);
+    }
+
+    #[test]
+    fn after_a_suspend_or_a_step_forward_one_run_makes_up_and_wait_waits() {
+        for (on_start, expected) in [
+            ("if_missed", vec![Event::Missed(p(), 2), begin("2026-11-05T02:30:00Z")]),
+            ("wait", vec![Event::Missed(p(), 3)]),
+        ] {
+            let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
+            let mut timetable =
+                Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-02T12:00:00Z"));
+            assert_eq!(timetable.look(at("2026-11-02T12:00:01Z")), []);
+            assert_eq!(timetable.look(at("2026-11-05T12:00:00Z")), expected, "{on_start}");
+        }
+    }
+
+    #[test]
+    fn jitter_is_within_its_bound_always_the_same_and_moves_the_run_not_the_slot() {
+        let policies = policies("schedule = \"0 * * * *\"\njitter = \"5m\"");
+        let delay = own_part(&p(), Duration::from_mins(5));
+        assert_eq!(delay, own_part(&p(), Duration::from_mins(5)));
+        let names = ["a", "b", "c", "nightly", "weekly"].map(|name| name.parse().unwrap());
+        let parts = names.map(|name: PolicyName| own_part(&name, Duration::from_mins(5)));
+        assert!(parts.iter().all(|part| (0..=300_000).contains(&part.as_millis())), "{parts:?}");
+        assert!(parts.windows(2).all(|pair| pair[0] != pair[1]), "{parts:?}");
+        assert_eq!(own_part(&p(), Duration::ZERO), SignedDuration::ZERO);
+
+        let slot = at("2026-11-03T01:00:00Z");
+        let mut timetable = Timetable::new(&policies, &Schedules::default(), at("2026-11-03T00:30:00Z"));
+        assert_eq!(timetable.next(&p()), Some(slot + delay));
+        assert_eq!(timetable.look(slot + delay - SignedDuration::from_millis(1)), []);
+        assert_eq!(timetable.look(slot + delay), [Event::Begin(p(), slot)]);
+    }
+
+    #[test]
+    fn a_reload_begins_nothing_keeps_what_runs_and_promises_nothing_backwards() {
+        let hourly = policies("schedule = \"0 * * * *\"\non_start = \"now\"");
+        let now = at("2026-11-03T02:40:00Z");
+        let old =
+            Timetable::new(&policies("schedule = \"30 2 * * *\""), &served("2026-10-01T02:30:00Z"), now);
+        let mut new = Timetable::new(&hourly, &old.schedules(), now).reloaded(&old, now);
+        assert_eq!(new.look(now), []);
+        assert_eq!(new.next(&p()), Some(at("2026-11-03T03:00:00Z")));
+        assert_eq!(new.look(at("2026-11-03T03:00:00Z")), [begin("2026-11-03T03:00:00Z")]);
+        let mut newer = Timetable::new(&hourly, &new.schedules(), now).reloaded(&new, now);
+        assert_eq!(newer.look(at("2026-11-03T04:00:00Z")), [Event::Skipped(p(), 1)]);
+    }
+
+    #[test]
+    fn years_of_a_schedule_by_the_second_are_no_work() {
+        let policies = policies("schedule = \"* * * * * *\"");
+        let mut timetable =
+            Timetable::new(&policies, &served("2020-01-01T00:00:00Z"), at("2026-11-03T00:00:00Z"));
+        let events = timetable.look(at("2026-11-03T00:00:00Z"));
+        assert_eq!(events, [Event::Missed(p(), COUNT_MAX - 1), begin("2026-11-03T00:00:00Z")]);
+    }
+
+    #[test]
+    fn what_has_no_schedule_or_is_not_enabled_is_never_due() {
+        for text in ["", "enabled = false\nschedule = \"* * * * * *\"\non_start = \"now\""] {
+            let now = at("2026-11-03T00:00:00Z");
+            let mut timetable = Timetable::new(&policies(text), &served("2020-01-01T00:00:00Z"), now);
+            assert_eq!(timetable.look_at_start(now), []);
+            assert_eq!(timetable.next(&p()), None);
+        }
+    }
+}

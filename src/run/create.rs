@@ -1,0 +1,661 @@
+//! Takes a snapshot of each instance that the policy selects, once for a slot of its schedule.
+//!
+//! A creation can't be repeated blindly: a repeat makes a second snapshot. So what is asked for is remembered before
+//! the request, and after a lost answer, or a process that was killed, the snapshot is looked for by its instance and
+//! date. What can't be told for sure is never taken for ours: it stays.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::future::{FutureExt as _, join_all};
+use futures_util::stream::{self, StreamExt as _};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::disk::{DiskLock, blocking};
+use crate::exoscale::client::ZoneClient;
+use crate::exoscale::error::ApiError;
+use crate::policy::{Policy, PolicyName};
+use crate::randomness::{Randomness, fresh_id};
+use crate::retention::inventory::Inventory;
+use crate::retention::order::counted_from;
+use crate::run::memory::Memory;
+use crate::run::report::Step;
+use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
+use crate::run::{Planned, Runner};
+use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use crate::state::StateError;
+use crate::state::audit::{Action, Subject};
+use crate::state::last_runs::{AcceptedListing, LastRuns};
+use crate::state::policy_state::{Creation, PolicyState};
+use crate::text::{chain, printable};
+
+/// A snapshot may be dated so much before or after our request, if our clock is off the platform's.
+const DATED_OFF: SignedDuration = SignedDuration::from_mins(10);
+
+/// How often a snapshot is asked for whose request is proved not to have been carried out.
+const MAX_TRIES: u32 = 5;
+
+/// What neither a complete listing nor the last accepted one shows any more is forgotten after this: a fresh one may
+/// not be listed yet.
+const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+/// Between two looks at a snapshot that is being taken and whose operation is not known.
+const WATCH_POLL: Duration = Duration::from_secs(10);
+
+/// So long such a snapshot is waited for, as the vendor's own tools do.
+const WATCH_MAX: Duration = Duration::from_hours(1);
+
+/// Between two looks at the lock under which creations are written down; it is held for a moment alone.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// So long it is waited for.
+const LOCK_WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// What came of it in one zone.
+#[derive(Debug, Default)]
+pub struct ZoneCreations {
+    /// What was set out to be done.
+    pub steps: Vec<Step>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+    /// Why nothing could be begun.
+    pub failure: Option<String>,
+}
+
+/// Takes a snapshot of every selected instance that has none of this slot yet. The results come with the places of
+/// their zones; `before` is what the last runs left.
+pub async fn create(
+    runner: &Runner,
+    recorder: &Recorder,
+    policy: &Policy,
+    slot: Timestamp,
+    zones: &[(usize, &ZoneName, &Planned)],
+    before: &LastRuns,
+) -> Vec<(usize, ZoneCreations)> {
+    let memory = match Memory::read(runner, policy).await {
+        Ok(memory) => memory,
+        Err(error) => {
+            let failure = format!("no snapshot is taken: {}", chain(&error));
+            let failed = || ZoneCreations { failure: Some(failure.clone()), ..ZoneCreations::default() };
+            return zones.iter().map(|(place, _, _)| (*place, failed())).collect();
+        }
+    };
+    let memory = &memory;
+    let begun = runner.clock.elapsed();
+    let mut creations: Vec<BoxFuture<'_, _>> = Vec::new();
+    for (place, zone, planned) in zones {
+        creations.push({
+            async move {
+                let client = runner.client.zone(zone);
+                let accepted = before.zones.get(*zone).and_then(|zone| zone.accepted.as_ref());
+                let creator =
+                    ZoneCreator { runner, recorder, policy, memory, slot, begun, zone, client, accepted };
+                (*place, creator.run(planned).await)
+            }
+            .boxed()
+        });
+    }
+
+    join_all(creations).await
+}
+
+/// Adds to the inventory what a run of the policy would take at `at`: whole, and with ids that name nothing.
+pub fn add_coming(policy: &Policy, inventory: &mut Inventory, at: Timestamp, randomness: &dyn Randomness) {
+    if !policy.create {
+        return;
+    }
+    let coming: Vec<Snapshot> = selected(policy, inventory)
+        .map(|instance| Snapshot {
+            id: SnapshotId(fresh_id(randomness, at)),
+            name: "".into(),
+            created_at: at,
+            state: SnapshotState::Exported,
+            size_gib: None,
+            instance_id: Some(instance.id),
+        })
+        .collect();
+    inventory.coming.extend(coming.iter().map(|snapshot| snapshot.id));
+    inventory.snapshots.extend(coming);
+}
+
+/// The listed instances that the policy selects.
+pub(super) fn selected<'a>(
+    policy: &'a Policy,
+    inventory: &'a Inventory,
+) -> impl Iterator<Item = &'a Instance> {
+    let instances = inventory.instances.iter();
+    instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
+}
+
+/// What takes the snapshots of one zone.
+struct ZoneCreator<'a> {
+    runner: &'a Runner,
+    recorder: &'a Recorder,
+    policy: &'a Policy,
+    memory: &'a Memory<'a>,
+    slot: Timestamp,
+    /// When this began, by the clock's elapsed time: every request of an earlier process had been sent by then.
+    begun: Duration,
+    zone: &'a ZoneName,
+    client: ZoneClient,
+    /// The last listing that was taken for the truth.
+    accepted: Option<&'a AcceptedListing>,
+}
+
+/// An instance of which a snapshot is due.
+struct Due<'a> {
+    instance: &'a Instance,
+    /// When its newest good one was taken.
+    newest: Option<Timestamp>,
+    /// A request of an earlier run of which nobody knows what came.
+    open: Option<Creation>,
+    /// Its snapshots of about now that are there already.
+    listed_before: Vec<SnapshotId>,
+}
+
+/// What a look at a listing shows of a request whose answer was lost.
+enum Found {
+    Nothing,
+    One(Snapshot),
+    Several(usize),
+}
+
+impl ZoneCreator<'_> {
+    async fn run(&self, planned: &Planned) -> ZoneCreations {
+        let mut creations = ZoneCreations::default();
+        match self.recover(planned).await {
+            Ok(steps) => creations.steps = steps,
+            Err(error) => {
+                creations.failure = Some(format!("no snapshot is taken: {error}"));
+                return creations;
+            }
+        }
+        let mut due = self.due(planned).await;
+        if due.is_empty() {
+            return creations;
+        }
+        // Where not all can be had, the one that needs it most goes first.
+        due.sort_by_key(|due| (due.newest, due.instance.id));
+        let wanted = due.len();
+        let (room, lacking) = match self.client.get_quota("snapshot").await {
+            Ok(quota) => match quota.and_then(|quota| Some((quota.usage, quota.limit?))) {
+                Some((usage, limit)) => (
+                    usize::try_from(limit.saturating_sub(usage)).unwrap_or(usize::MAX),
+                    lacking(usage, limit, wanted),
+                ),
+                None => (usize::MAX, String::new()),
+            },
+            Err(error) => {
+                creations.warnings.push(format!(
+                    "the quota of snapshots can't be read, so they are asked for all the same: {}",
+                    chain(&error)
+                ));
+                (usize::MAX, String::new())
+            }
+        };
+        let lacking = &lacking;
+        let mut takes: Vec<BoxFuture<'_, _>> = Vec::new();
+        for (place, due) in due.into_iter().enumerate() {
+            takes.push({
+                async move {
+                    let intent = Intent {
+                        action: Action::Create,
+                        zone: self.zone.clone(),
+                        snapshot: self.subject_of(due.instance),
+                        archive: None,
+                        template_id: None,
+                        rule: Some("create"),
+                        reasons: vec![format!(
+                            "the policy takes one of each selected instance; this one for {}",
+                            self.slot.strftime("%Y-%m-%dT%H:%M:%SZ")
+                        )],
+                    };
+                    let work = async {
+                        if place < room {
+                            self.take(&due).await
+                        } else {
+                            Err(NotDone::failed(lacking.clone()))
+                        }
+                    };
+                    self.recorder.step(intent, work).await
+                }
+                .boxed()
+            });
+        }
+
+        let takes = stream::iter(takes).buffered(self.runner.concurrency.get());
+        creations.steps.extend(takes.collect::<Vec<_>>().await);
+        creations
+    }
+
+    /// A snapshot that is not there yet.
+    fn subject_of(&self, instance: &Instance) -> Subject {
+        Subject {
+            id: None,
+            name: String::new(),
+            created_at: self.runner.clock.now(),
+            instance_id: Some(instance.id),
+            instance_name: Some(instance.name.to_string()),
+        }
+    }
+
+    /// Finds what came of earlier requests, and forgets what is over.
+    async fn recover(&self, planned: &Planned) -> Result<Vec<Step>, String> {
+        let inventory = &planned.listed.inventory;
+        let is_open = |made: &&Creation| made.zone == *self.zone && made.is_open();
+        let open: Vec<Creation> = self.memory.own().await.created.iter().filter(is_open).cloned().collect();
+        let mut steps = Vec::new();
+        for asked in open {
+            let known = self.known().await.map_err(|error| chain(&error))?;
+            let found = match found(&inventory.snapshots, &asked, self.dated_until(&asked), &known) {
+                Found::Nothing => continue,
+                Found::One(snapshot) => Ok(snapshot),
+                Found::Several(count) => Err(count),
+            };
+            let instance = inventory.instances.iter().find(|instance| instance.id == asked.instance_id);
+            let snapshot = match &found {
+                Ok(snapshot) => subject(snapshot, instance),
+                Err(_) => Subject {
+                    id: None,
+                    name: String::new(),
+                    created_at: asked.requested_at,
+                    instance_id: Some(asked.instance_id),
+                    instance_name: instance.map(|instance| instance.name.to_string()),
+                },
+            };
+            let intent = Intent {
+                action: Action::Create,
+                zone: self.zone.clone(),
+                snapshot,
+                archive: None,
+                template_id: None,
+                rule: Some("create"),
+                reasons: vec![format!("it was asked for at {}, and no answer was heard", asked.requested_at)],
+            };
+            let work = async {
+                let snapshot = match found {
+                    Ok(snapshot) => snapshot,
+                    Err(count) => return Err(self.doubt(&asked, count).await?),
+                };
+                self.settle(&asked, snapshot.id).await?;
+                whole(&snapshot)?;
+                let still = if snapshot.state.is_in_flight() { ", still being taken" } else { "" };
+                Ok(Done {
+                    message: Some(format!("found by its instance and date{still}")),
+                    ..Done::default()
+                })
+            };
+            steps.push(self.recorder.step(intent, work).await);
+        }
+
+        // One listing alone may lack what is there: a run must have taken that for the truth.
+        let accepted = self.accepted.map_or(&[][..], |accepted| &accepted.snapshots);
+        let listed = inventory.snapshots.iter().map(|snapshot| snapshot.id);
+        let listed: HashSet<SnapshotId> = listed.chain(accepted.iter().copied()).collect();
+        let now = self.runner.clock.now();
+        let is_over = |made: &Creation| {
+            made.zone == *self.zone
+                && made.snapshot_id.is_none_or(|id| !listed.contains(&id))
+                && now.duration_since(made.requested_at) > REMEMBERED_FOR
+        };
+        if self.memory.own().await.created.iter().any(is_over) {
+            let forget = |state: &mut PolicyState| state.created.retain(|made| !is_over(made));
+            self.memory.change(forget).await.map_err(|not_done| not_done.message)?;
+        }
+        Ok(steps)
+    }
+
+    /// The selected instances that have no snapshot of this slot yet.
+    async fn due<'p>(&'p self, planned: &'p Planned) -> Vec<Due<'p>> {
+        let inventory = &planned.listed.inventory;
+        let now = self.runner.clock.now();
+        let mut newest: BTreeMap<InstanceId, Timestamp> = BTreeMap::new();
+        let mut made: HashSet<InstanceId> = HashSet::new();
+        let mut failed: HashSet<SnapshotId> = HashSet::new();
+        for snapshot in &inventory.snapshots {
+            let (state, taken) = (&snapshot.state, snapshot.created_at);
+            if *state == SnapshotState::Error {
+                failed.insert(snapshot.id);
+            }
+            // One that is dated far ahead would stand in the way until then.
+            let Some(id) = snapshot.instance_id.filter(|_| counted_from(taken) <= now) else { continue };
+            if state.is_good() {
+                newest.entry(id).and_modify(|newest| *newest = taken.max(*newest)).or_insert(taken);
+            }
+            if taken >= self.slot && (state.is_good() || state.is_in_flight()) {
+                made.insert(id);
+            }
+        }
+        let memory = self.memory.own().await;
+        let of_zone = || memory.created.iter().filter(|made| made.zone == *self.zone);
+        // The platform's clock may have dated ours before the slot.
+        let is_made =
+            |made: &&Creation| made.slot == self.slot && !made.is_open() && !has_failed(made, &failed);
+        made.extend(of_zone().filter(is_made).map(|made| made.instance_id));
+        let due = selected(self.policy, inventory).filter(|instance| !made.contains(&instance.id));
+        let from = now.checked_sub(DATED_OFF).unwrap_or(Timestamp::MIN);
+        let listed_before = |instance: &Instance| {
+            let of_now = |snapshot: &&Snapshot| {
+                snapshot.instance_id == Some(instance.id) && snapshot.created_at >= from
+            };
+            inventory.snapshots.iter().filter(of_now).map(|snapshot| snapshot.id).collect()
+        };
+        due.map(|instance| Due {
+            instance,
+            listed_before: listed_before(instance),
+            newest: newest.get(&instance.id).copied(),
+            open: of_zone().find(|made| made.is_open() && made.instance_id == instance.id).cloned(),
+        })
+        .collect()
+    }
+
+    /// Takes one snapshot.
+    async fn take(&self, due: &Due<'_>) -> Result<Done, NotDone> {
+        if let Some(asked) = &due.open {
+            let found = self.find(asked, self.begun, self.dated_until(asked)).await;
+            let found = found.map_err(|error| unknown(asked, &error))?;
+            if let Some(done) = self.conclude(asked, found, due.instance).await? {
+                return Ok(done);
+            }
+            // It was never carried out.
+            self.forget(asked).await?;
+        }
+        let mut tries = 1;
+        loop {
+            let asked = self.ask(due).await?;
+            let error = match self.client.create_snapshot(due.instance.id).await {
+                Ok(operation) => {
+                    let id = operation.reference.map(SnapshotId);
+                    return self.taken(&asked, due.instance, operation.id, id).await;
+                }
+                Err(error) => error,
+            };
+            if let Some(operation_id) = error.operation_id() {
+                return Err(self.begun_and_failed(&asked, operation_id, error).await);
+            }
+            if !error.may_have_happened() {
+                self.forget(&asked).await?;
+                return Err(error.into());
+            }
+            // The answer was lost.
+            let (clock, lost_at) = (&self.runner.clock, self.runner.clock.elapsed());
+            let until = clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
+            let found = match self.find(&asked, lost_at, until).await {
+                Ok(found) => found,
+                Err(look) => {
+                    return Err(NotDone::failed(format!(
+                        "{}; {}",
+                        chain(&error),
+                        unknown(&asked, &look).message
+                    )));
+                }
+            };
+            if let Some(done) = self.conclude(&asked, found, due.instance).await? {
+                return Ok(done);
+            }
+            self.forget(&asked).await?;
+            if tries == MAX_TRIES || self.recorder.refusal(Action::Create).is_some() {
+                return Err(NotDone::failed(format!(
+                    "{}; no snapshot came of it, as the listing shows",
+                    chain(&error)
+                )));
+            }
+            tries += 1;
+        }
+    }
+
+    /// Writes down that a snapshot is asked for, unless another policy does just that.
+    async fn ask(&self, due: &Due<'_>) -> Result<Creation, NotDone> {
+        let _lock = self.lock().await?;
+        let state = self.runner.state.clone();
+        let all =
+            blocking(move || state.all_created()).await.map_err(|error| NotDone::failed(chain(&error)))?;
+        let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
+        let of_this_slot = |made: &Creation| {
+            made.zone == *self.zone && made.instance_id == due.instance.id && made.requested_at >= self.slot
+        };
+        let taker =
+            others.filter(|(_, created)| created.iter().any(of_this_slot)).map(|(policy, _)| policy).next();
+        if let Some(taker) = taker {
+            return Err(taken_by(taker));
+        }
+        let asked = Creation {
+            zone: self.zone.clone(),
+            instance_id: due.instance.id,
+            slot: self.slot,
+            requested_at: self.runner.clock.now(),
+            snapshot_id: None,
+            is_in_doubt: false,
+            listed_before: due.listed_before.clone(),
+        };
+        self.memory.change(|state| state.created.push(asked.clone())).await?;
+        Ok(asked)
+    }
+
+    async fn lock(&self) -> Result<Box<dyn DiskLock>, NotDone> {
+        let clock = &self.runner.clock;
+        let deadline = clock.elapsed() + LOCK_WAIT_MAX;
+        loop {
+            match self.runner.state.lock_creation(self.zone) {
+                Ok(lock) => return Ok(lock),
+                Err(StateError::Locked { .. }) if clock.elapsed() < deadline => clock.sleep(LOCK_POLL).await,
+                Err(error) => return Err(NotDone::failed(chain(&error))),
+            }
+        }
+    }
+
+    /// The operation went well.
+    async fn taken(
+        &self,
+        asked: &Creation,
+        instance: &Instance,
+        operation_id: Option<OperationId>,
+        id: Option<SnapshotId>,
+    ) -> Result<Done, NotDone> {
+        let Some(id) = id else { return self.taken_unnamed(asked, instance, operation_id).await };
+        self.settle(asked, id).await?;
+        let (snapshot, message) = match self.client.get_snapshot(id).await {
+            Ok(Some(details)) => {
+                whole(&details.snapshot).map_err(|not_done| NotDone { operation_id, ..not_done })?;
+                (subject(&details.snapshot, Some(instance)), None)
+            }
+            // It is there all the same; only its name and date are not known.
+            Ok(None) => (
+                Subject { id: Some(id), ..self.subject_of(instance) },
+                Some("it can't be read yet".to_owned()),
+            ),
+            Err(error) => (Subject { id: Some(id), ..self.subject_of(instance) }, Some(chain(&error))),
+        };
+        Ok(Done { operation_id, snapshot: Some(snapshot), message, ..Done::default() })
+    }
+
+    /// The operation went well, and did not say which snapshot came of it.
+    async fn taken_unnamed(
+        &self,
+        asked: &Creation,
+        instance: &Instance,
+        operation_id: Option<OperationId>,
+    ) -> Result<Done, NotDone> {
+        let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
+        let (snapshot, so) = match self.look(asked, until).await {
+            Ok(Found::One(snapshot)) => {
+                self.settle(asked, snapshot.id).await?;
+                (Some(subject(&snapshot, Some(instance))), "found by its instance and date".to_owned())
+            }
+            Ok(Found::Nothing | Found::Several(_)) => {
+                self.change(asked, |made| made.is_in_doubt = true).await?;
+                (None, "so it does not count as ours".to_owned())
+            }
+            Err(error) => (None, format!("the next run looks for it: {error}")),
+        };
+        let message = Some(format!("the API does not say which snapshot came of it: {so}"));
+        Ok(Done { operation_id, snapshot, message, ..Done::default() })
+    }
+
+    /// The operation began, and failed or was lost sight of: what it left behind is ours, too.
+    async fn begun_and_failed(
+        &self,
+        asked: &Creation,
+        operation_id: OperationId,
+        error: ApiError,
+    ) -> NotDone {
+        let has_failed = !error.may_have_happened();
+        let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
+        let remembered = match self.look(asked, until).await {
+            Ok(Found::One(snapshot)) => self.settle(asked, snapshot.id).await,
+            Ok(Found::Nothing | Found::Several(_)) if has_failed => self.forget(asked).await,
+            Ok(Found::Several(count)) => self.doubt(asked, count).await.map(drop),
+            // The next run looks again.
+            Ok(Found::Nothing) | Err(_) => Ok(()),
+        };
+        let mut message = chain(&error);
+        if let Err(not_done) = remembered {
+            message = format!("{message}; {}", not_done.message);
+        }
+        NotDone { operation_id: Some(operation_id), ..NotDone::failed(message) }
+    }
+
+    /// What a look-up means; nothing if the request was never carried out.
+    async fn conclude(
+        &self,
+        asked: &Creation,
+        found: Found,
+        instance: &Instance,
+    ) -> Result<Option<Done>, NotDone> {
+        let snapshot = match found {
+            Found::Nothing => return Ok(None),
+            Found::Several(count) => return Err(self.doubt(asked, count).await?),
+            Found::One(snapshot) => snapshot,
+        };
+        self.settle(asked, snapshot.id).await?;
+        let snapshot = self.watch(snapshot).await?;
+        let message = Some("the answer was lost: found by its instance and date".to_owned());
+        Ok(Some(Done { snapshot: Some(subject(&snapshot, Some(instance))), message, ..Done::default() }))
+    }
+
+    /// Waits until a snapshot is whole.
+    async fn watch(&self, mut snapshot: Snapshot) -> Result<Snapshot, NotDone> {
+        let clock = &self.runner.clock;
+        let deadline = clock.elapsed() + WATCH_MAX;
+        while snapshot.state.is_in_flight() {
+            let id = snapshot.id;
+            if clock.elapsed() >= deadline {
+                return Err(NotDone::failed(format!("snapshot {id} is still being taken after an hour")));
+            }
+            clock.sleep(WATCH_POLL).await;
+            let now = self.client.get_snapshot(id).await?;
+            snapshot = now.ok_or_else(|| NotDone::failed(format!("snapshot {id} is gone again")))?.snapshot;
+        }
+        whole(&snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Looks for what came of a request, and once more when it can't be on its way any longer; `sent_by` is when it
+    /// was, by the clock's elapsed time.
+    async fn find(&self, asked: &Creation, sent_by: Duration, until: Timestamp) -> Result<Found, String> {
+        let found = self.look(asked, until).await?;
+        let clock = &self.runner.clock;
+        let left = (sent_by + self.runner.request_timeout).saturating_sub(clock.elapsed());
+        if !matches!(found, Found::Nothing) || left.is_zero() {
+            return Ok(found);
+        }
+        clock.sleep(left).await;
+        self.look(asked, until).await
+    }
+
+    async fn look(&self, asked: &Creation, until: Timestamp) -> Result<Found, String> {
+        let listing = self.client.list_snapshots().await.map_err(|error| chain(&error))?;
+        let known = self.known().await.map_err(|error| chain(&error))?;
+        Ok(found(&listing.snapshots, asked, until, &known))
+    }
+
+    /// Every snapshot that a policy is known to have taken, also those that run beside this one.
+    async fn known(&self) -> Result<HashSet<SnapshotId>, StateError> {
+        let state = self.runner.state.clone();
+        blocking(move || state.created_snapshots()).await
+    }
+
+    /// The latest date that a snapshot may bear that came of a request of an earlier process.
+    fn dated_until(&self, asked: &Creation) -> Timestamp {
+        let until = asked.requested_at.checked_add(self.runner.request_timeout);
+        until.and_then(|until| until.checked_add(DATED_OFF)).unwrap_or(Timestamp::MAX)
+    }
+
+    async fn settle(&self, asked: &Creation, id: SnapshotId) -> Result<(), NotDone> {
+        self.change(asked, |made| made.snapshot_id = Some(id)).await
+    }
+
+    async fn doubt(&self, asked: &Creation, count: usize) -> Result<NotDone, NotDone> {
+        self.change(asked, |made| made.is_in_doubt = true).await?;
+        Ok(NotDone::skipped(format!(
+            "it was asked for at {}, the answer was lost, and any of {count} snapshots could be it: it counts as taken, \
+             and none of them as ours, so none is pruned where only ours are",
+            asked.requested_at
+        )))
+    }
+
+    async fn change(&self, asked: &Creation, change: impl FnOnce(&mut Creation)) -> Result<(), NotDone> {
+        let change = |state: &mut PolicyState| {
+            if let Some(made) = state.created.iter_mut().find(|made| *made == asked) {
+                change(made);
+            }
+        };
+        self.memory.change(change).await
+    }
+
+    async fn forget(&self, asked: &Creation) -> Result<(), NotDone> {
+        self.memory.change(|state| state.created.retain(|made| made != asked)).await
+    }
+}
+
+/// The snapshots that may have come of a request: of its instance, dated about when it was sent, not listed before
+/// it, and not known to have come of another.
+fn found(snapshots: &[Snapshot], asked: &Creation, until: Timestamp, known: &HashSet<SnapshotId>) -> Found {
+    let from = asked.requested_at.checked_sub(DATED_OFF).unwrap_or(Timestamp::MIN);
+    let may_be = |snapshot: &&Snapshot| {
+        snapshot.instance_id == Some(asked.instance_id)
+            && (from..=until).contains(&snapshot.created_at)
+            && !known.contains(&snapshot.id)
+            && !asked.listed_before.contains(&snapshot.id)
+    };
+    let candidates: Vec<&Snapshot> = snapshots.iter().filter(may_be).collect();
+    match candidates.as_slice() {
+        [] => Found::Nothing,
+        [one] => Found::One((*one).clone()),
+        several => Found::Several(several.len()),
+    }
+}
+
+fn has_failed(made: &Creation, failed: &HashSet<SnapshotId>) -> bool {
+    made.snapshot_id.is_some_and(|id| failed.contains(&id))
+}
+
+/// Whether what was taken is not a failure.
+fn whole(snapshot: &Snapshot) -> Result<(), NotDone> {
+    if snapshot.state == SnapshotState::Error {
+        let (name, id) = (printable(&snapshot.name), snapshot.id);
+        return Err(NotDone::failed(format!(
+            "the platform failed to take it: snapshot {name} ({id}) is in state `error`"
+        )));
+    }
+    Ok(())
+}
+
+fn unknown(asked: &Creation, error: &str) -> NotDone {
+    NotDone::failed(format!(
+        "what came of the request of {} can't be told, so there is none anew; the next run looks again: {error}",
+        asked.requested_at
+    ))
+}
+
+fn taken_by(policy: &PolicyName) -> NotDone {
+    NotDone::skipped(format!("policy {policy} takes one of this instance for the same time"))
+}
+
+fn lacking(usage: u64, limit: u64, wanted: usize) -> String {
+    format!(
+        "not asked for, since the organization's quota of snapshots does not suffice: {usage} of {limit} are there, and \
+         this run needs {wanted} more in this zone; delete some, or ask Exoscale for a higher quota"
+    )
+}

@@ -1,0 +1,57 @@
+//! What a policy remembers, while a run changes it.
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::disk::blocking;
+use crate::policy::{Policy, PolicyName};
+use crate::run::Runner;
+use crate::run::step::NotDone;
+use crate::state::StateError;
+use crate::state::policy_state::PolicyState;
+use crate::text::chain;
+
+/// The memory of one policy. Zones share one, so that no change overwrites another.
+#[derive(Debug)]
+pub struct Memory<'a> {
+    pub(super) runner: &'a Runner,
+    policy: &'a Policy,
+    own: Mutex<PolicyState>,
+    /// What all other policies remembered when this was read.
+    pub(super) others: Vec<PolicyState>,
+}
+
+impl<'a> Memory<'a> {
+    /// Reads it; the run holds the policy's lock.
+    ///
+    /// # Errors
+    /// [`StateError`] if a policy's memory can't be read.
+    pub async fn read(runner: &'a Runner, policy: &'a Policy) -> Result<Self, StateError> {
+        let (state, name) = (runner.state.clone(), policy.name.clone());
+        let names: Vec<PolicyName> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
+        let read = move || {
+            let own = state.policy_state(&name)?;
+            let others = names.iter().filter(|other| **other != name).map(|other| state.policy_state(other));
+            Ok((own, others.collect::<Result<Vec<_>, _>>()?))
+        };
+        let (own, others) = blocking(read).await?;
+        Ok(Self { runner, policy, own: Mutex::new(own), others })
+    }
+
+    /// What the policy itself remembers by now; nothing changes while this is held.
+    pub(super) async fn own(&self) -> MutexGuard<'_, PolicyState> {
+        self.own.lock().await
+    }
+
+    /// Changes what is remembered, and returns once the change is safe.
+    pub(super) async fn change(&self, change: impl FnOnce(&mut PolicyState)) -> Result<(), NotDone> {
+        let mut held = self.own.lock().await;
+        let mut changed = held.clone();
+        change(&mut changed);
+        let (state, name, written) = (self.runner.state.clone(), self.policy.name.clone(), changed.clone());
+        blocking(move || state.set_policy_state(&name, &written))
+            .await
+            .map_err(|error| NotDone::failed(chain(&error)))?;
+        *held = changed;
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! Remembers at a run's end what came of it. What counts as a success is said here alone ([`after`]).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::disk::blocking;
+use crate::policy::Policy;
+use crate::run::Runner;
+use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
+use crate::snapshot::ZoneName;
+use crate::state::audit::Action;
+use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, ZoneMemory};
+use crate::text::chain;
+
+/// Writes down what came of a run; `before` is what was remembered when it began, under the same lock. A run that
+/// can't be remembered has failed in each of its zones.
+///
+/// `accepted` are the listings of those zones where they were accepted. Zones that the policy has no more are
+/// forgotten.
+pub async fn remember(
+    runner: &Runner,
+    policy: &Policy,
+    mut before: LastRuns,
+    mut accepted: BTreeMap<ZoneName, AcceptedListing>,
+    report: &mut RunReport,
+) {
+    let zones = report.zones.iter().map(|zone| {
+        let memory = before.zones.remove(&zone.zone).unwrap_or_default();
+        let accepted = accepted.remove(&zone.zone).or_else(|| memory.accepted.clone());
+        (zone.zone.clone(), ZoneMemory { accepted, ..after(memory, zone, report.finished_at) })
+    });
+    let last = LastRun {
+        run_id: report.run_id,
+        started_at: report.started_at,
+        finished_at: report.finished_at,
+        result: report.result.as_str().to_owned(),
+    };
+    let runs = LastRuns { zones: zones.collect(), last: Some(last) };
+    let (state, name) = (runner.state.clone(), policy.name.clone());
+    if let Err(error) = blocking(move || state.set_last_runs(&name, &runs)).await {
+        report.fail(&format!("what came of this run is not remembered: {}", chain(&error)));
+    }
+}
+
+/// What is remembered of a zone after a run that ended at `at`; the accepted listing stays as it was.
+pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory {
+    let failure = first_failure(zone);
+    let is_success = failure.is_none() && zone.held.is_none();
+    let mut memory = ZoneMemory {
+        last_run_at: Some(at),
+        last_success_at: if is_success { Some(at) } else { before.last_success_at },
+        failure,
+        held: zone.held.clone(),
+        ..before
+    };
+    // Without a plan of this run the last one still tells more than nothing.
+    if zone.plan.is_some() {
+        memory.plan.clone_from(&zone.plan);
+        memory.instances.clone_from(&zone.instances);
+    }
+    memory
+}
+
+/// What failed first, or was not begun since the program was told to stop.
+fn first_failure(zone: &ZoneReport) -> Option<String> {
+    let is_failure = |step: &&Step| step.outcome == StepOutcome::Failed || step.was_stopped();
+    zone.failures.first().cloned().or_else(|| {
+        let step = zone.steps.iter().find(is_failure)?;
+        let what = match step.action {
+            Action::Create => "create",
+            Action::Export => "export",
+            Action::Promote => "promote",
+            Action::Delete => "delete",
+            Action::DeleteTemplate => "delete the template of",
+        };
+        let why = step.message.as_deref().unwrap_or("it failed");
+        let of = step.snapshot.instance_name.as_deref().unwrap_or("an instance");
+        let which = step.snapshot.id.map_or_else(|| format!("of {of}"), |id| id.to_string());
+        Some(format!("{what} snapshot {which}: {why}"))
+    })
+}

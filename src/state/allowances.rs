@@ -1,0 +1,193 @@
+//! Leave to pass the guard, given by somebody for the next run of a policy, once.
+//!
+//! Anybody who may write here changes the file, also beside a running daemon, so it has a lock of its own.
+//! Reading needs none, since the file is replaced in one step.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::disk::blocking;
+use crate::policy::PolicyName;
+use crate::snapshot::ZoneName;
+use crate::state::{StateDirectory, StateError, file};
+
+/// The version of the file that this program writes.
+const VERSION: u64 = 1;
+
+const FILE: &str = "allowances.json";
+
+/// Every allowance that no run took yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Allowances {
+    allowances: Vec<Allowance>,
+}
+
+/// Leave to pass the guard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowance {
+    /// For the next run of this policy.
+    pub policy: PolicyName,
+    /// For this zone alone; without it, for the run as a whole.
+    #[serde(default)]
+    pub zone: Option<ZoneName>,
+    /// It passes with at most so many deletions, in the zone or in the run as a whole.
+    pub deletes: u64,
+    /// When it was given.
+    pub given_at: Timestamp,
+}
+
+impl StateDirectory {
+    /// The allowances for the policy's next run; they stay.
+    ///
+    /// # Errors
+    /// A file that can't be read, is damaged, or was written by a later program.
+    pub fn allowances(&self, policy: &PolicyName) -> Result<Vec<Allowance>, StateError> {
+        let mut all: Allowances = file::read(self, FILE, VERSION)?;
+        all.allowances.retain(|allowance| allowance.policy == *policy);
+        Ok(all.allowances)
+    }
+
+    /// Gives an allowance, and returns the one for the same policy and zone that it replaces.
+    ///
+    /// # Errors
+    /// [`StateError`]; the allowances are as they were then, or new.
+    pub async fn allow(
+        &self,
+        clock: &dyn Clock,
+        allowance: Allowance,
+    ) -> Result<Option<Allowance>, StateError> {
+        self.change_shared(clock, "allowances", move |state| {
+            let mut all: Allowances = file::read(state, FILE, VERSION)?;
+            let is_same =
+                |other: &Allowance| other.policy == allowance.policy && other.zone == allowance.zone;
+            let place = all.allowances.iter().position(is_same);
+            let replaced = place.map(|place| all.allowances.remove(place));
+            all.allowances.push(allowance);
+            file::write(state, FILE, VERSION, &all)?;
+            Ok(replaced)
+        })
+        .await
+    }
+
+    /// The allowances for the policy's run, which are gone for good, also after a crash, once they are returned.
+    ///
+    /// # Errors
+    /// [`StateError`]: then nothing is allowed, since it might be allowed twice.
+    pub async fn take_allowances(
+        &self,
+        clock: &dyn Clock,
+        policy: &PolicyName,
+    ) -> Result<Vec<Allowance>, StateError> {
+        // Hardly ever is there one, and a run without changes nothing here. One that comes a moment later is for
+        // the next run.
+        let (state, name) = (self.clone(), policy.clone());
+        if blocking(move || state.allowances(&name)).await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let policy = policy.clone();
+        self.change_shared(clock, "allowances", move |state| {
+            let all: Allowances = file::read(state, FILE, VERSION)?;
+            let (taken, allowances): (Vec<_>, Vec<_>) =
+                all.allowances.into_iter().partition(|allowance| allowance.policy == policy);
+            file::write(state, FILE, VERSION, &Allowances { allowances })?;
+            Ok(taken)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::{self, Access, Disk as _};
+    use crate::sim::clock::SimClock;
+    use crate::sim::disk::{DiskCall, MemoryDisk};
+
+    const FOLDER: &str = "/srv";
+
+    fn disk() -> MemoryDisk {
+        let disk = MemoryDisk::new();
+        disk.create_dir_all(Path::new(FOLDER), Access::Owner).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        disk
+    }
+
+    fn state(disk: &MemoryDisk) -> StateDirectory {
+        StateDirectory::open(Arc::new(disk.clone()), Path::new(FOLDER)).unwrap()
+    }
+
+    fn clock() -> SimClock {
+        SimClock::starting_at(Timestamp::UNIX_EPOCH)
+    }
+
+    fn name(text: &str) -> PolicyName {
+        text.parse().unwrap()
+    }
+
+    fn leave(policy: &str, zone: Option<&str>, deletes: u64) -> Allowance {
+        let zone = zone.map(|zone| zone.parse().unwrap());
+        Allowance { policy: name(policy), zone, deletes, given_at: Timestamp::UNIX_EPOCH }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_replaces_that_of_the_same_policy_and_zone_alone() {
+        let (state, clock) = (state(&disk()), clock());
+        let given = [
+            leave("nightly", None, 1),
+            leave("nightly", Some("ch-gva-2"), 2),
+            leave("weekly", None, 3),
+            leave("nightly", Some("de-fra-1"), 4),
+        ];
+        for one in &given {
+            assert_eq!(state.allow(&clock, one.clone()).await.unwrap(), None);
+        }
+        let another = leave("nightly", Some("ch-gva-2"), 5);
+        assert_eq!(state.allow(&clock, another.clone()).await.unwrap(), Some(given[1].clone()));
+        let of_nightly = [given[0].clone(), given[3].clone(), another];
+        assert_eq!(state.allowances(&name("nightly")).unwrap(), of_nightly);
+        assert_eq!(state.allowances(&name("weekly")).unwrap(), [given[2].clone()]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn they_are_taken_once_and_a_crash_brings_none_back() {
+        let (disk, clock) = (disk(), clock());
+        let state_before = state(&disk);
+        state_before.allow(&clock, leave("nightly", None, 1)).await.unwrap();
+        state_before.allow(&clock, leave("weekly", None, 2)).await.unwrap();
+        let taken = state_before.take_allowances(&clock, &name("nightly")).await.unwrap();
+        assert_eq!(taken, [leave("nightly", None, 1)]);
+        let state = state(&disk.crash());
+        assert_eq!(state.take_allowances(&clock, &name("nightly")).await.unwrap(), []);
+        assert_eq!(state.allowances(&name("weekly")).unwrap(), [leave("weekly", None, 2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_cannot_be_taken_away_is_not_given() {
+        for call in [DiskCall::Sync, DiskCall::Write, DiskCall::Rename] {
+            let (disk, clock) = (disk(), clock());
+            let state = state(&disk);
+            state.allow(&clock, leave("nightly", None, 1)).await.unwrap();
+            disk.fail(call, 1, std::io::ErrorKind::Other);
+            state.take_allowances(&clock, &name("nightly")).await.unwrap_err();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn damaged_allowances_are_an_error_and_are_not_overwritten() {
+        let (disk, clock) = (disk(), clock());
+        let (state, path) = (state(&disk), Path::new(FOLDER).join(FILE));
+        for damaged in
+            ["", "{}", "{\"version\":1}", "{\"version\":1,\"allowances\":[{\"policy\":\"nightly\"}]}"]
+        {
+            disk::replace_file(&disk, &path, damaged.as_bytes(), Access::Owner).unwrap();
+            let error = state.allow(&clock, leave("nightly", None, 1)).await.unwrap_err();
+            assert!(error.to_string().contains("allowances.json"), "{damaged:?}: {error}");
+            state.take_allowances(&clock, &name("nightly")).await.unwrap_err();
+            assert_eq!(disk::read_file(&disk, &path, 100).unwrap(), damaged.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Snapshots that people pinned: whatever the policies say, they stay.
+//!
+//! Anybody who may write here changes the file, also beside a running daemon, so it has a lock of its own.
+//! Reading needs none, since the file is replaced in one step.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::snapshot::SnapshotId;
+use crate::state::{StateDirectory, StateError, file};
+
+/// The version of the file that this program writes.
+const VERSION: u64 = 1;
+
+const FILE: &str = "holds.json";
+
+/// Every hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// In the order in which they were put; expired ones may be among them until the next change.
+    pub holds: Vec<Hold>,
+}
+
+/// A pin on a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// On which.
+    pub snapshot: SnapshotId,
+    /// From then on it counts no more; without it, it counts for ever.
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+    /// Why, in somebody's words: hostile text.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// When it was put.
+    pub since: Timestamp,
+}
+
+impl Hold {
+    /// Whether it still counts.
+    pub fn counts_at(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
+}
+
+impl Holds {
+    /// The hold on this snapshot that counts at that moment.
+    pub fn on(&self, snapshot: SnapshotId, now: Timestamp) -> Option<&Hold> {
+        self.holds.iter().find(|hold| hold.snapshot == snapshot && hold.counts_at(now))
+    }
+
+    /// Takes away what counts no more, and the hold on this snapshot, which is given back.
+    fn release(&mut self, snapshot: SnapshotId, now: Timestamp) -> Option<Hold> {
+        self.holds.retain(|hold| hold.counts_at(now));
+        let place = self.holds.iter().position(|hold| hold.snapshot == snapshot)?;
+        Some(self.holds.remove(place))
+    }
+}
+
+impl StateDirectory {
+    /// Every hold that was put and not taken away; expired ones may be among them.
+    ///
+    /// # Errors
+    /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
+    pub fn holds(&self) -> Result<Holds, StateError> {
+        file::read(self, FILE, VERSION)
+    }
+
+    /// Puts a hold, and returns the one on the same snapshot that it replaces.
+    ///
+    /// # Errors
+    /// [`StateError`]; the holds are as they were then, or new.
+    pub async fn hold(&self, clock: &dyn Clock, hold: Hold) -> Result<Option<Hold>, StateError> {
+        let now = clock.now();
+        self.change_holds(clock, move |holds| {
+            let replaced = holds.release(hold.snapshot, now);
+            holds.holds.push(hold);
+            replaced
+        })
+        .await
+    }
+
+    /// Takes the hold on a snapshot away, and returns it; none if there was none that counts.
+    ///
+    /// # Errors
+    /// [`StateError`]; the holds are as they were then, or new.
+    pub async fn unhold(&self, clock: &dyn Clock, snapshot: SnapshotId) -> Result<Option<Hold>, StateError> {
+        let now = clock.now();
+        self.change_holds(clock, move |holds| holds.release(snapshot, now)).await
+    }
+
+    async fn change_holds(
+        &self,
+        clock: &dyn Clock,
+        change: impl FnOnce(&mut Holds) -> Option<Hold> + Send + 'static,
+    ) -> Result<Option<Hold>, StateError> {
+        self.change_shared(clock, "holds", move |state| {
+            let before = state.holds()?;
+            let mut holds = before.clone();
+            let other = change(&mut holds);
+            if holds != before {
+                file::write(state, FILE, VERSION, &holds)?;
+            }
+            Ok(other)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use jiff::SignedDuration;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::disk::{self, Access, RealDisk};
+    use crate::sim::clock::SimClock;
+
+    const NOW: &str = "2026-11-01T12:00:00Z";
+
+    fn state(folder: &Path) -> StateDirectory {
+        StateDirectory::open(Arc::new(RealDisk), folder).unwrap()
+    }
+
+    fn clock() -> SimClock {
+        SimClock::starting_at(NOW.parse().unwrap())
+    }
+
+    fn id(number: u128) -> SnapshotId {
+        SnapshotId(Uuid::from_u128(number))
+    }
+
+    /// A hold on a snapshot that counts for so many hours; without a number, for ever.
+    fn pin(number: u128, hours: Option<i64>) -> Hold {
+        let now: Timestamp = NOW.parse().unwrap();
+        let until = hours.map(|hours| now + SignedDuration::from_hours(hours));
+        Hold { snapshot: id(number), until, reason: Some("a \u{1b}[31mreason".to_owned()), since: now }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holds_are_put_replaced_and_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, clock) = (state(folder.path()), clock());
+        assert_eq!(state.hold(&clock, pin(1, None)).await.unwrap(), None);
+        assert_eq!(state.hold(&clock, pin(2, None)).await.unwrap(), None);
+        assert_eq!(state.hold(&clock, pin(1, Some(3))).await.unwrap(), Some(pin(1, None)));
+        assert_eq!(state.holds().unwrap().holds, [pin(2, None), pin(1, Some(3))]);
+        assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), Some(pin(2, None)));
+        assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), None);
+        assert_eq!(state.holds().unwrap().holds, [pin(1, Some(3))]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_hold_counts_no_more_and_goes_with_the_next_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, clock) = (state(folder.path()), clock());
+        state.hold(&clock, pin(1, Some(1))).await.unwrap();
+        clock.step(SignedDuration::from_secs(3599));
+        assert!(state.holds().unwrap().on(id(1), clock.now()).is_some());
+        clock.step(SignedDuration::from_secs(1));
+        assert_eq!(state.holds().unwrap().on(id(1), clock.now()), None);
+        assert_eq!(state.holds().unwrap().holds.len(), 1, "reading changes nothing");
+        assert_eq!(state.unhold(&clock, id(1)).await.unwrap(), None, "it held nothing any more");
+        assert_eq!(state.holds().unwrap(), Holds::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_at_the_same_time_lose_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = clock();
+        let states: Vec<_> = (0..20).map(|_| state(folder.path())).collect();
+        let put = states.iter().zip(0..).map(|(state, number)| state.hold(&clock, pin(number, None)));
+        for put in futures_util::future::join_all(put).await {
+            assert_eq!(put.unwrap(), None);
+        }
+        assert_eq!(states[0].holds().unwrap().holds.len(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_stays_is_an_error_after_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, clock) = (state(folder.path()), clock());
+        let _held = state.lock("holds.lock", || "them".to_owned()).unwrap();
+        let error = state.hold(&clock, pin(1, None)).await.unwrap_err();
+        assert!(matches!(error, StateError::Locked { .. }), "{error}");
+        assert!(clock.elapsed() >= std::time::Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn damaged_holds_are_an_error_and_are_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, clock) = (state(folder.path()), clock());
+        let path = folder.path().join(FILE);
+        for damaged in ["", "{}", "{\"version\":1}", "{\"version\":1,\"holds\":[{}]}"] {
+            disk::replace_file(&RealDisk, &path, damaged.as_bytes(), Access::Owner).unwrap();
+            let error = state.hold(&clock, pin(1, None)).await.unwrap_err();
+            assert!(error.to_string().contains("holds.json"), "{damaged:?}: {error}");
+            assert_eq!(disk::read_file(&RealDisk, &path, 100).unwrap(), damaged.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What came of a policy's last runs, and what they saw: for metrics and status after a restart, and for the guard.
+//! It is written at the end of a run, under the policy's lock.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::policy::{ArchiveName, PolicyName};
+use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::state::{StateDirectory, StateError, file};
+
+/// The version of the file that this program writes.
+const VERSION: u64 = 1;
+
+/// What is remembered of a policy's last runs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastRuns {
+    /// The last one, whichever way it was begun; none yet.
+    pub last: Option<LastRun>,
+    /// By zone.
+    pub zones: BTreeMap<ZoneName, ZoneMemory>,
+}
+
+/// A run that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastRun {
+    /// Which.
+    pub run_id: Uuid,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// `success`, `partial`, `failed` or `held`.
+    pub result: String,
+}
+
+/// What the last runs left to tell of a zone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ZoneMemory {
+    /// When a run last ended here.
+    pub last_run_at: Option<Timestamp>,
+    /// When one last ended in which nothing failed and nothing was held.
+    pub last_success_at: Option<Timestamp>,
+    /// What went wrong in the last one, if something did: the first thing.
+    pub failure: Option<String>,
+    /// Why the last one's deletions were held, if they were.
+    pub held: Option<String>,
+    /// What the last plan said.
+    pub plan: Option<PlanSums>,
+    /// What each instance had then.
+    pub instances: Vec<InstanceTally>,
+    /// The listing against which a drop is measured.
+    pub accepted: Option<AcceptedListing>,
+}
+
+/// How many snapshots a plan keeps, lets go and ignores.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanSums {
+    /// Kept.
+    pub keep: u64,
+    /// Let go.
+    pub delete: u64,
+    /// Not judged.
+    pub ignore: u64,
+    /// Of the kept: would go but for a hold.
+    pub blocked_by_hold: u64,
+    /// Of the kept: would go but for another policy.
+    pub blocked_by_policy: u64,
+    /// Of the kept: would go but for a missing verified copy.
+    pub blocked_by_export: u64,
+}
+
+/// What one instance that the policy selects has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceTally {
+    /// Which.
+    pub id: InstanceId,
+    /// Its name; its id's text where it is not listed any more.
+    pub name: String,
+    /// Selected snapshots that are good.
+    pub good: u64,
+    /// Selected snapshots in state `error`.
+    pub failed: u64,
+    /// Selected snapshots that are being made.
+    pub in_flight: u64,
+    /// Selected snapshots in other states.
+    pub other: u64,
+    /// When the newest good one was taken.
+    pub newest_at: Option<Timestamp>,
+    /// When the oldest good one was taken.
+    pub oldest_at: Option<Timestamp>,
+    /// When the newest one was taken of which each of the policy's archives has a verified copy.
+    pub newest_verified_at: BTreeMap<ArchiveName, Timestamp>,
+}
+
+/// A listing that a run accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedListing {
+    /// When it came.
+    pub at: Timestamp,
+    /// How long the audit log was then, in bytes: what was deleted since stands behind.
+    pub audit_from: u64,
+    /// Every snapshot of the zone but those on their way out.
+    pub snapshots: Vec<SnapshotId>,
+}
+
+impl InstanceTally {
+    /// Of an instance that has nothing yet; without a name it is not listed any more.
+    pub fn of(id: InstanceId, name: Option<String>) -> Self {
+        Self {
+            id,
+            name: name.unwrap_or_else(|| id.to_string()),
+            good: 0,
+            failed: 0,
+            in_flight: 0,
+            other: 0,
+            newest_at: None,
+            oldest_at: None,
+            newest_verified_at: BTreeMap::new(),
+        }
+    }
+}
+
+impl StateDirectory {
+    /// What is remembered of the policy's last runs; nothing if it never ran.
+    ///
+    /// # Errors
+    /// A file that can't be read, is damaged, or was written by a later program.
+    pub fn last_runs(&self, policy: &PolicyName) -> Result<LastRuns, StateError> {
+        file::read(self, &file_name(policy), VERSION)
+    }
+
+    /// Remembers; after a crash at any moment the file holds the old or the new, whole.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn set_last_runs(&self, policy: &PolicyName, runs: &LastRuns) -> Result<(), StateError> {
+        file::write(self, &file_name(policy), VERSION, runs)
+    }
+}
+
+fn file_name(policy: &PolicyName) -> String {
+    format!("runs-{policy}.json")
+}

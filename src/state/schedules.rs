@@ -1,0 +1,60 @@
+//! Up to where each policy's schedule was dealt with. The daemon alone reads and writes it, under its lock.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::DiskLock;
+use crate::policy::PolicyName;
+use crate::state::{StateDirectory, StateError, file};
+
+/// The version of the file that this program writes.
+const VERSION: u64 = 1;
+
+const FILE: &str = "schedules.json";
+
+/// What the daemon remembers of the schedules that it serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedules {
+    /// By policy; those of the configuration alone.
+    pub policies: BTreeMap<PolicyName, Served>,
+}
+
+/// How far a policy's schedule was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// When a daemon first had the policy.
+    pub first_seen_at: Timestamp,
+    /// Every moment of the schedule up to here had its run, or was counted as skipped or missed. A run that a crash
+    /// or a stop cut short does not move it, so that the next start does that run again.
+    pub watermark: Timestamp,
+    /// Whether a daemon ever began a run of it. One that never ran has missed nothing.
+    pub has_run: bool,
+}
+
+impl StateDirectory {
+    /// Makes this process the only daemon on the directory, until the value is dropped.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] if another one is there.
+    pub fn lock_daemon(&self) -> Result<Box<dyn DiskLock>, StateError> {
+        self.lock("daemon.lock", || format!("the state directory {}", self.path.display()))
+    }
+
+    /// How far each schedule was served; nothing on a first start.
+    ///
+    /// # Errors
+    /// A file that can't be read, is damaged, or was written by a later program.
+    pub fn schedules(&self) -> Result<Schedules, StateError> {
+        file::read(self, FILE, VERSION)
+    }
+
+    /// Remembers; after a crash at any moment the file holds the old or the new, whole.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn set_schedules(&self, schedules: &Schedules) -> Result<(), StateError> {
+        file::write(self, FILE, VERSION, schedules)
+    }
+}

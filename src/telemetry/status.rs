@@ -1,0 +1,198 @@
+//! What the daemon says of itself at `/api/v1/status`.
+//!
+//! ```json
+//! {
+//!   "version": "0.1.0", "at": "2026-11-02T08:00:00Z", "draining": false,
+//!   "state_error": null,
+//!   "config": { "last_reload_successful": true, "loaded_at": "2026-11-01T12:00:00Z" },
+//!   "policies": { "nightly": {
+//!     "enabled": true, "schedule": "30 2 * * *", "timezone": "Europe/Zurich",
+//!     "next_run_at": "2026-11-03T01:30:00Z", "running_since": null,
+//!     "last": { "started_at": "…", "finished_at": "…", "result": "success" },
+//!     "missed_runs": 0,
+//!     "zones": { "ch-gva-2": {
+//!       "last_run_at": "…", "last_success_at": "…", "failure": null, "held": null,
+//!       "plan": { "keep": 14, "delete": 1, "ignore": 0, "blocked_by_hold": 0, "blocked_by_policy": 0, "blocked_by_export": 0 }
+//!     } }
+//!   } },
+//!   "archives": { "vault": { "images": 3, "bytes": 1, "free_bytes": 1, "corrupt": 0, "error": null } },
+//!   "downloads": []
+//! }
+//! ```
+//!
+//! Read back it may be another version's: what is missing there is nothing, and what is new is passed over.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::state::last_runs::PlanSums;
+use crate::telemetry::model::{Model, PolicyModel, ZoneModel};
+
+/// The whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Of the program.
+    pub version: String,
+    /// The moment at which this was said.
+    pub at: Option<Timestamp>,
+    /// Whether it was told to stop.
+    pub draining: bool,
+    /// Why the daemon can't write down how far it served the schedules, if so.
+    pub state_error: Option<String>,
+    /// The configuration in force.
+    pub config: ConfigStatus,
+    /// The policies of the configuration, by name.
+    pub policies: BTreeMap<String, PolicyStatus>,
+    /// The archives of the configuration, by name, once they were read.
+    pub archives: BTreeMap<String, ArchiveStatus>,
+    /// Images on their way in. None is told yet.
+    pub downloads: Vec<serde_json::Value>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConfigStatus {
+    /// Whether the last attempt to read it went well; if not, the one before is in force.
+    pub last_reload_successful: bool,
+    /// When the one in force was read.
+    pub loaded_at: Option<Timestamp>,
+}
+
+impl Default for ConfigStatus {
+    fn default() -> Self {
+        Self { last_reload_successful: true, loaded_at: None }
+    }
+}
+
+/// A policy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyStatus {
+    /// Whether it runs.
+    pub enabled: bool,
+    /// Its cron line; none if it runs by hand alone.
+    pub schedule: Option<String>,
+    /// The name of its time zone.
+    pub timezone: Option<String>,
+    /// When it runs next by itself.
+    pub next_run_at: Option<Timestamp>,
+    /// When the run in flight began; none if there is none.
+    pub running_since: Option<Timestamp>,
+    /// The last run that ended.
+    pub last: Option<Last>,
+    /// Runs that were due while nobody was there, since the program started.
+    pub missed_runs: u64,
+    /// Its zones, by name.
+    pub zones: BTreeMap<String, ZoneStatus>,
+}
+
+/// A run that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Last {
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// `success`, `partial`, `failed` or `held`.
+    pub result: String,
+}
+
+/// A policy in one zone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ZoneStatus {
+    /// When a run last ended here.
+    pub last_run_at: Option<Timestamp>,
+    /// When one last ended in which nothing failed and nothing was held.
+    pub last_success_at: Option<Timestamp>,
+    /// What went wrong in the last one, if something did: the first thing.
+    pub failure: Option<String>,
+    /// Why the last one's deletions were held, if they were.
+    pub held: Option<String>,
+    /// What the last plan said.
+    pub plan: Option<PlanSums>,
+}
+
+/// An archive.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArchiveStatus {
+    /// Verified copies whose image is there.
+    pub images: u64,
+    /// The length of all these images in bytes.
+    pub bytes: u64,
+    /// Bytes that may still be written there.
+    pub free_bytes: Option<u64>,
+    /// Copies that were lost or damaged.
+    pub corrupt: u64,
+    /// Why it can't be read, if so.
+    pub error: Option<String>,
+}
+
+/// The status as of now.
+pub(super) fn of(model: &Model, now: Timestamp) -> Status {
+    let archives = model.archives.iter().map(|(name, facts)| {
+        let status = ArchiveStatus {
+            images: facts.images,
+            bytes: facts.bytes,
+            free_bytes: facts.free_bytes,
+            corrupt: facts.corrupt,
+            error: facts.error.clone(),
+        };
+        (name.to_string(), status)
+    });
+    Status {
+        version: model.version.clone(),
+        at: Some(now),
+        draining: model.draining,
+        state_error: model.state_error.clone(),
+        config: ConfigStatus { last_reload_successful: model.reload_ok, loaded_at: model.loaded_at },
+        policies: model.policies.iter().map(|(name, policy)| (name.to_string(), of_policy(policy))).collect(),
+        archives: archives.collect(),
+        downloads: Vec::new(),
+    }
+}
+
+fn of_policy(policy: &PolicyModel) -> PolicyStatus {
+    PolicyStatus {
+        enabled: policy.enabled,
+        schedule: policy.schedule.clone(),
+        timezone: policy.time_zone.clone(),
+        next_run_at: policy.next_run_at,
+        running_since: policy.running_since,
+        last: policy.last.clone(),
+        missed_runs: policy.missed_runs,
+        zones: policy.zones.iter().map(|(name, zone)| (name.to_string(), of_zone(zone))).collect(),
+    }
+}
+
+fn of_zone(zone: &ZoneModel) -> ZoneStatus {
+    let memory = &zone.memory;
+    ZoneStatus {
+        last_run_at: memory.last_run_at,
+        last_success_at: memory.last_success_at,
+        failure: memory.failure.clone(),
+        held: memory.held.clone(),
+        plan: memory.plan.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_versions_answer_is_read_as_far_as_it_is_known() {
+        let text = r#"{"new": 1, "policies": {"a": {"later": {}, "zones": {"z": {"plan": {"keep": 3, "more": 1}}}}}}"#;
+        let status: Status = serde_json::from_str(text).unwrap();
+        let plan = status.policies["a"].zones["z"].plan.clone();
+        assert_eq!(plan, Some(PlanSums { keep: 3, ..PlanSums::default() }));
+        assert!(status.config.last_reload_successful);
+        let again: Status = serde_json::from_str(&serde_json::to_string(&status).unwrap()).unwrap();
+        assert_eq!(again, status);
+    }
+}

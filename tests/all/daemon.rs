@@ -1,0 +1,441 @@
+//! The daemon over the simulated zone, in virtual time: its loop turns by the clock alone, no heartbeat needed.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::{SignedDuration, Timestamp};
+use snapwarden::clock::Clock as _;
+use snapwarden::config::ServerSettings;
+use snapwarden::daemon::service::ServiceManager;
+use snapwarden::daemon::{Daemon, DaemonError, Ending, Loaded, Order};
+use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::state::StateError;
+use snapwarden::telemetry::model::Telemetry;
+use snapwarden::transport::{Request, Response, Transport, TransportError};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::stage::Stage;
+
+/// A daemon at work.
+struct Play {
+    telemetry: Telemetry,
+    orders: mpsc::UnboundedSender<Order>,
+    ended: JoinHandle<Ending>,
+}
+
+fn loaded(stage: &Stage, policies: &str) -> Loaded {
+    let server =
+        ServerSettings { listen: "127.0.0.1:0".parse().unwrap(), shutdown_grace: Duration::from_secs(30) };
+    Loaded { runner: stage.runner(policies), server }
+}
+
+/// Started by nobody who wants to hear of it.
+fn nobody() -> ServiceManager {
+    ServiceManager::new(&|_| None, 1)
+}
+
+async fn open(
+    stage: &Stage,
+    policies: &str,
+    later: Vec<Result<Loaded, String>>,
+) -> Result<(Daemon, Telemetry), DaemonError> {
+    let later = std::sync::Mutex::new(later.into_iter());
+    let load = Box::new(move || later.lock().unwrap().next().expect("a configuration for each reload"));
+    let telemetry = Telemetry::new(stage.seams.clock.clone(), "0", "test");
+    let daemon = Daemon::open(loaded(stage, policies), load, telemetry.clone(), nobody()).await?;
+    Ok((daemon, telemetry))
+}
+
+async fn play(stage: &Stage, policies: &str) -> Play {
+    play_with(stage, policies, Vec::new()).await
+}
+
+async fn play_with(stage: &Stage, policies: &str, later: Vec<Result<Loaded, String>>) -> Play {
+    let (daemon, telemetry) = open(stage, policies, later).await.unwrap();
+    let (orders, receiver) = mpsc::unbounded_channel();
+    let ended = tokio::spawn(daemon.run(receiver, Arc::new(Notify::new())));
+    Play { telemetry, orders, ended }
+}
+
+impl Play {
+    async fn stop(self) -> Telemetry {
+        self.orders.send(Order::Stop).unwrap();
+        self.ended.await.unwrap();
+        self.telemetry
+    }
+
+    /// The value of a series, by its whole name with labels.
+    fn value(&self, series: &str) -> Option<f64> {
+        value(&self.telemetry, series)
+    }
+}
+
+fn value(telemetry: &Telemetry, series: &str) -> Option<f64> {
+    let text = telemetry.metrics_text();
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+    Some(line.parse().unwrap())
+}
+
+async fn until(stage: &Stage, at: &str) {
+    let at: Timestamp = at.parse().unwrap();
+    let left = at.duration_since(stage.now());
+    stage.clock.sleep(left.unsigned_abs()).await;
+}
+
+/// Starts the play's clock at this moment, with one instance.
+fn stage_at(now: &str) -> Stage {
+    let stage = Stage::new();
+    let at: Timestamp = now.parse().unwrap();
+    stage.step(at.duration_since(stage.now()));
+    stage.instance("web-1", 0);
+    stage
+}
+
+/// When snapshots were taken.
+fn taken(stage: &Stage) -> Vec<String> {
+    stage.world.snapshots(&stage.zone).iter().map(|snapshot| snapshot.created_at.to_string()).collect()
+}
+
+fn creating(keys: &str) -> String {
+    format!("[policies.p]\nzones = [\"ch-gva-2\"]\ncreate = true\n{keys}\n")
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_past_two_takes_one_snapshot_a_day_through_the_clock_changes_of_2027() {
+    for (zone, from, until_at, expected) in [
+        (
+            "Europe/Zurich",
+            "2027-03-27T22:00:00Z",
+            "2027-03-29T03:00:00Z",
+            ["2027-03-28T01:00:0", "2027-03-29T00:30:0"],
+        ),
+        (
+            "Europe/Zurich",
+            "2027-10-30T22:00:00Z",
+            "2027-11-01T03:00:00Z",
+            ["2027-10-31T00:30:0", "2027-11-01T01:30:0"],
+        ),
+        (
+            "America/New_York",
+            "2027-03-14T05:00:00Z",
+            "2027-03-15T09:00:00Z",
+            ["2027-03-14T07:00:0", "2027-03-15T06:30:0"],
+        ),
+        (
+            "America/New_York",
+            "2027-11-07T05:00:00Z",
+            "2027-11-08T09:00:00Z",
+            ["2027-11-07T07:30:0", "2027-11-08T07:30:0"],
+        ),
+        (
+            "Australia/Lord_Howe",
+            "2027-04-03T13:00:00Z",
+            "2027-04-04T18:00:00Z",
+            ["2027-04-03T16:00:0", "2027-04-04T16:00:0"],
+        ),
+        (
+            "Australia/Lord_Howe",
+            "2027-10-02T13:00:00Z",
+            "2027-10-03T18:00:00Z",
+            ["2027-10-02T15:30:0", "2027-10-03T15:30:0"],
+        ),
+    ] {
+        let stage = stage_at(from);
+        let play =
+            play(&stage, &creating(&format!("schedule = \"30 2 * * *\"\ntimezone = \"{zone}\""))).await;
+        until(&stage, until_at).await;
+        let taken = taken(&stage);
+        let fits = taken.len() == expected.len()
+            && taken.iter().zip(expected).all(|(taken, expected)| taken.starts_with(expected));
+        assert!(fits, "{zone} from {from}: {taken:?}");
+        assert_eq!(play.value("snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}"), Some(2.0));
+        play.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_still_runs_is_not_begun_again_and_what_it_skips_is_counted() {
+    let stage = stage_at("2026-11-03T00:05:00Z");
+    stage.world.set_operations_take(Duration::from_mins(25));
+    let play = play(&stage, &creating("schedule = \"*/10 * * * *\"")).await;
+    until(&stage, "2026-11-03T00:32:00Z").await;
+    assert_eq!(taken(&stage).len(), 1);
+    assert_eq!(play.value("snapwarden_policy_runs_total{policy=\"p\",result=\"skipped\"}"), Some(2.0));
+    until(&stage, "2026-11-03T00:38:00Z").await;
+    assert_eq!(play.value("snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}"), Some(1.0));
+    until(&stage, "2026-11-03T00:41:00Z").await;
+    assert_eq!(taken(&stage).len(), 2);
+    play.stop().await;
+}
+
+/// Panics where it is asked for a zone that is not there.
+#[derive(Debug)]
+struct Broken(Arc<dyn Transport>);
+
+impl Transport for Broken {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        assert!(!request.url.as_str().contains("at-vie-1"), "a mistake in the program");
+        self.0.send(request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_fails_its_own_run_alone() {
+    let mut stage = stage_at("2026-11-03T00:59:00Z");
+    stage.seams.transport = Arc::new(Broken(stage.world.transport()));
+    let policies = "[policies.good]\nschedule = \"@hourly\"\nzones = [\"ch-gva-2\"]\n\
+                    [policies.bad]\nschedule = \"@hourly\"\nzones = [\"at-vie-1\"]\n";
+    let play = play(&stage, policies).await;
+    until(&stage, "2026-11-03T02:30:00Z").await;
+    let runs = |policy, result| {
+        play.value(&format!("snapwarden_policy_runs_total{{policy=\"{policy}\",result=\"{result}\"}}"))
+    };
+    assert_eq!(runs("bad", "failed"), Some(2.0));
+    assert_eq!(runs("good", "success"), Some(2.0));
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_a_stop_cut_short_is_done_by_the_next_start_and_takes_no_second_snapshot() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.world.set_operations_take(Duration::from_mins(5));
+    let policies = creating("schedule = \"@hourly\"");
+    let first = play(&stage, &policies).await;
+    until(&stage, "2026-11-03T01:00:30Z").await;
+    let begun = stage.clock.elapsed();
+    first.stop().await;
+    let took = stage.clock.elapsed().saturating_sub(begun);
+    assert!(took <= Duration::from_secs(31), "the grace is 30 s, it took {took:?}");
+    assert_eq!(taken(&stage).len(), 1);
+
+    let second = play(&stage, &policies).await;
+    until(&stage, "2026-11-03T01:20:00Z").await;
+    assert_eq!(taken(&stage).len(), 1, "the slot has its snapshot");
+    assert_eq!(second.value("snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}"), Some(1.0));
+    second.stop().await;
+    let third = play(&stage, &policies).await;
+    until(&stage, "2026-11-03T01:40:00Z").await;
+    assert_eq!(third.value("snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}"), Some(0.0));
+    third.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_in_flight_is_waited_for() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.world.set_operations_take(Duration::from_secs(10));
+    let play = play(&stage, &creating("schedule = \"@hourly\"")).await;
+    until(&stage, "2026-11-03T01:00:05Z").await;
+    play.stop().await;
+    let outcomes: Vec<_> = stage.audit().iter().map(|line| line["outcome"].to_string()).collect();
+    assert_eq!(outcomes, ["\"intended\"", "\"done\""]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_are_there_at_zero_go_on_over_a_restart_and_go_with_their_policy() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let two =
+        creating("schedule = \"@hourly\"") + "[policies.q]\nschedule = \"@daily\"\nzones = [\"ch-gva-2\"]\n";
+    let one = creating("schedule = \"@hourly\"");
+    let later = vec![Err("a line is wrong".to_owned()), Ok(loaded(&stage, &one))];
+    let play = play_with(&stage, &two, later).await;
+    stage.clock.sleep(Duration::from_secs(3)).await;
+    let runs = "snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}";
+    let success = "snapwarden_policy_last_success_timestamp_seconds{policy=\"p\",zone=\"ch-gva-2\"}";
+    assert_eq!((play.value(runs), play.value(success)), (Some(0.0), None));
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    let last = play.value(success);
+    assert!(play.value(runs) == Some(1.0) && last.is_some_and(|at| at > 1.0), "{last:?}");
+
+    play.orders.send(Order::Reload).unwrap();
+    stage.clock.sleep(Duration::from_secs(3)).await;
+    assert_eq!(play.value("snapwarden_config_last_reload_successful"), Some(0.0));
+    assert!(play.telemetry.metrics_text().contains("policy=\"q\""));
+    play.orders.send(Order::Reload).unwrap();
+    stage.clock.sleep(Duration::from_secs(3)).await;
+    assert_eq!(play.value("snapwarden_config_last_reload_successful"), Some(1.0));
+    assert!(
+        !play.telemetry.metrics_text().contains("policy=\"q\""),
+        "a policy that is gone leaves no series"
+    );
+    assert_eq!(play.value(runs), Some(1.0), "a counter goes on over a reload");
+    play.stop().await;
+
+    let (_, telemetry) = open(&stage, &one, Vec::new()).await.unwrap();
+    assert_eq!(value(&telemetry, success), last, "the last success is known at once after a restart");
+    assert_eq!(value(&telemetry, runs), Some(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_in_flight_keep_their_configuration() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.world.set_operations_take(Duration::from_mins(5));
+    let none = "[policies.q]\nschedule = \"@daily\"\nzones = [\"ch-gva-2\"]\n";
+    let play = play_with(&stage, &creating("schedule = \"@hourly\""), vec![Ok(loaded(&stage, none))]).await;
+    until(&stage, "2026-11-03T01:00:30Z").await;
+    play.orders.send(Order::Reload).unwrap();
+    until(&stage, "2026-11-03T01:10:00Z").await;
+    let outcomes: Vec<_> = stage.audit().iter().map(|line| line["outcome"].to_string()).collect();
+    assert_eq!(outcomes, ["\"intended\"", "\"done\""]);
+    assert!(!play.telemetry.metrics_text().contains("policy=\"p\""));
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_policies_run_side_by_side() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.world.add_zone("de-fra-1");
+    stage.world.set_operations_take(Duration::from_mins(5));
+    stage.world.add_instance(&"de-fra-1".parse().unwrap(), "db-1", &[]);
+    let policies = creating("schedule = \"@hourly\"")
+        + "[policies.q]\nschedule = \"@hourly\"\nzones = [\"de-fra-1\"]\ncreate = true\n";
+    let play = play(&stage, &policies).await;
+    until(&stage, "2026-11-03T01:06:30Z").await;
+    for policy in ["p", "q"] {
+        let series = format!("snapwarden_policy_runs_total{{policy=\"{policy}\",result=\"success\"}}");
+        assert_eq!(play.value(&series), Some(1.0), "{policy}");
+    }
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn damaged_state_is_told_before_anything_begins() {
+    // The last is of a policy that is not configured any more.
+    for name in [
+        "schedules.json",
+        "runs-p.json",
+        "policy-p.json",
+        "holds.json",
+        "allowances.json",
+        "policy-gone.json",
+    ] {
+        for damage in ["", "{}", "{\"version\": 1, \"", "{\"version\": 99}"] {
+            let stage = stage_at("2026-11-03T00:59:00Z");
+            drop(loaded(&stage, &creating("schedule = \"@hourly\"")));
+            replace_file(&RealDisk, &stage.state().join(name), damage.as_bytes(), Access::Owner).unwrap();
+            let error = open(&stage, &creating("schedule = \"@hourly\""), Vec::new()).await.err().unwrap();
+            assert!(error.to_string().contains(name), "{name}, {damage}: {error}");
+            assert!(stage.world.log().is_empty(), "{name}, {damage}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_daemon_on_a_state_directory() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let policies = creating("schedule = \"@hourly\"");
+    let first = open(&stage, &policies, Vec::new()).await.unwrap();
+    let error = open(&stage, &policies, Vec::new()).await.err().unwrap();
+    assert!(matches!(error, DaemonError::State(StateError::Locked { .. })), "{error}");
+    drop(first);
+    open(&stage, &policies, Vec::new()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_is_taken_is_named() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut loaded = loaded(&stage, &creating("schedule = \"@hourly\""));
+    loaded.server.listen = taken.local_addr().unwrap();
+    let telemetry = Telemetry::new(stage.seams.clock.clone(), "0", "test");
+    let load = Box::new(|| Err(String::new()));
+    let error = Daemon::open(loaded, load, telemetry, nobody()).await.unwrap_err();
+    assert!(error.to_string().contains(&taken.local_addr().unwrap().to_string()), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_goes_back_stops_nothing_and_repeats_nothing() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let play = play(&stage, &creating("schedule = \"@hourly\"")).await;
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    stage.step(SignedDuration::from_hours(-1));
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    assert_eq!(taken(&stage).len(), 1);
+    until(&stage, "2026-11-03T02:30:00Z").await;
+    assert_eq!(taken(&stage).len(), 2);
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_policies_that_want_one_copy_get_it_together() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.instance("db-1", 1);
+    let export = |name: &str| {
+        format!(
+            "[policies.{name}]\nschedule = \"@hourly\"\nzones = [\"ch-gva-2\"]\n\
+             [policies.{name}.export]\narchives = [\"vault\"]\n"
+        )
+    };
+    // Slow enough that the second one comes while the first one stores.
+    stage.world.fault(Fault::on(Call::GetImage, Effect::Delay(Duration::from_secs(20))));
+    let play = play(&stage, &(export("p") + &export("q"))).await;
+    until(&stage, "2026-11-03T01:10:00Z").await;
+    for policy in ["p", "q"] {
+        let series = format!("snapwarden_policy_runs_total{{policy=\"{policy}\",result=\"success\"}}");
+        assert_eq!(play.value(&series), Some(1.0), "{policy}");
+    }
+    let fetched = stage.world.log().iter().filter(|exchange| exchange.call == Call::GetImage).count();
+    assert_eq!(fetched, 1);
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_by_hand_goes_first_and_the_slot_is_counted_as_skipped_once() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let policies = creating("schedule = \"@hourly\"");
+    let first = play(&stage, &policies).await;
+    let by_hand = stage.runner(&policies).state.lock_policy(&"p".parse().unwrap()).unwrap();
+    until(&stage, "2026-11-03T01:00:30Z").await;
+    let skipped = "snapwarden_policy_runs_total{policy=\"p\",result=\"skipped\"}";
+    assert_eq!(first.value(skipped), Some(1.0));
+    assert_eq!(first.telemetry.status_json().policies["p"].running_since, None, "it does not run");
+    drop(by_hand);
+    first.stop().await;
+    let second = play(&stage, &policies).await;
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    assert_eq!(taken(&stage), [""; 0], "the slot was dealt with");
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memory_that_cannot_be_written_is_told_until_it_can_and_runs_go_on() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let play = play(&stage, &creating("schedule = \"@hourly\"")).await;
+    stage.clock.sleep(Duration::from_secs(3)).await;
+    let written = "snapwarden_state_last_write_successful";
+    assert_eq!(play.value(written), Some(1.0));
+    // In the way of what is written beside the old.
+    let in_the_way = stage.state().join("schedules.json.new");
+    RealDisk.create_dir_all(&in_the_way, Access::Owner).unwrap();
+    until(&stage, "2026-11-03T01:10:00Z").await;
+    assert_eq!((taken(&stage).len(), play.value(written)), (1, Some(0.0)));
+    let told = play.telemetry.status_json().state_error.unwrap();
+    assert!(told.contains("schedules.json"), "{told}");
+
+    assert!(Command::new("rmdir").arg(&in_the_way).status().unwrap().success());
+    stage.clock.sleep(Duration::from_secs(5)).await;
+    assert_eq!((play.value(written), play.telemetry.status_json().state_error), (Some(1.0), None));
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_was_not_enabled_has_missed_nothing() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    let (on, off) = (creating("schedule = \"@hourly\""), creating("schedule = \"@hourly\"\nenabled = false"));
+    let first = play_with(&stage, &on, vec![Ok(loaded(&stage, &off))]).await;
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    first.orders.send(Order::Reload).unwrap();
+    until(&stage, "2026-11-03T05:30:00Z").await;
+    first.stop().await;
+    let second = play(&stage, &on).await;
+    until(&stage, "2026-11-03T05:50:00Z").await;
+    assert_eq!(taken(&stage).len(), 1, "before it was switched off");
+    until(&stage, "2026-11-03T06:10:00Z").await;
+    assert_eq!(taken(&stage).len(), 2);
+    assert_eq!(second.value("snapwarden_policy_missed_runs_total{policy=\"p\"}"), Some(0.0));
+    second.stop().await;
+}

@@ -1,0 +1,156 @@
+//! The demo as a process, and what it says can be done in a second terminal.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use snapwarden::disk::{Disk as _, RealDisk};
+
+/// The line after which only the daemon speaks.
+const LAST_LINE: &str = "This is its log:";
+
+/// In the environment of whoever tries the demo, leading to nowhere: an account must never be reached by it.
+const ELSEWHERE: [(&str, &str); 3] = [
+    ("EXOSCALE_API_ENDPOINT", "http://127.0.0.1:1/v2"),
+    ("EXOSCALE_API_KEY", "EXOelsewhere"),
+    ("EXOSCALE_API_SECRET", "elsewhere"),
+];
+
+/// A demo that runs, and what it said.
+struct Running {
+    child: Child,
+    said: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Running {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
+            .arg("demo")
+            .env("TMPDIR", folder.path())
+            .envs(ELSEWHERE)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = Vec::new();
+        let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        while !said.last().is_some_and(|line: &String| line.contains(LAST_LINE)) {
+            said.push(lines.next().unwrap_or_else(|| panic!("it ended after {said:?}")).unwrap());
+        }
+        Self { child, said, folder }
+    }
+
+    /// Waits until the daemon is there.
+    fn listens(&mut self) {
+        let mut log = BufReader::new(self.child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let said = log.by_ref().find(|line| line.contains("listens on"));
+        assert!(said.is_some(), "it ended before it listened");
+        // Whatever it says later must go somewhere.
+        std::thread::spawn(move || log.for_each(drop));
+    }
+
+    /// The commands for a second terminal, as they stand there.
+    fn commands(&self) -> Vec<&str> {
+        let lines = self.said.iter().filter_map(|line| line.strip_prefix("    "));
+        lines.filter(|line| line.starts_with("env ") || line.starts_with("curl ")).collect()
+    }
+
+    fn interrupt(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing to do where it has ended, as it should have.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Pastes a command into a shell.
+fn paste(command: &str) -> Output {
+    Command::new("sh").args(["-c", command]).envs(ELSEWHERE).output().unwrap()
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    RealDisk.list(folder).unwrap().iter().map(|entry| entry.name.to_string_lossy().into_owned()).collect()
+}
+
+/// Asks the address of a `curl` line, as curl does.
+fn get(command: &str) -> String {
+    let address = command.strip_prefix("curl http://").unwrap();
+    let (host, path) = address.split_once('/').unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn what_it_says_for_a_second_terminal_can_be_done_and_ctrl_c_leaves_nothing() {
+    let mut demo = Running::start();
+    demo.listens();
+    let commands: Vec<String> = demo.commands().into_iter().map(str::to_owned).collect();
+    let pinned = commands.iter().find_map(|command| command.split(" hold ").nth(1)?.split(' ').next());
+    let pinned = pinned.unwrap_or_else(|| panic!("no `hold`: {commands:#?}"));
+    // In the order in which they stand there: what a command is, and what it prints.
+    let mut table = vec![
+        (" status", "golden"),
+        (" plan nightly", "web-1"),
+        (" once nightly", "policy nightly: success"),
+        (" archive list", "vault"),
+        (" check --online", "delete-snapshot"),
+        (" allow nightly 40", "at most 40 deletions"),
+        (" hold ", "is held for ever: before the upgrade"),
+        (" holds", pinned),
+        (" unhold ", "is not held any more"),
+    ]
+    .into_iter();
+    for command in &commands {
+        if command.starts_with("curl ") {
+            continue;
+        }
+        let (part, word) = table.next().unwrap_or_else(|| panic!("`{command}` is not tried here"));
+        assert!(command.contains(part), "`{part}` is missing in its place: {commands:#?}");
+        let ended = paste(command);
+        let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        // A run of one's own may meet one of the daemon's, which is said.
+        let met = part == " once nightly" && err.contains("is locked by another process");
+        assert!(met || (ended.status.success() && out.contains(word)), "{command}: {ended:?}\n{out}\n{err}");
+    }
+    assert_eq!(table.next(), None, "{commands:#?}");
+    for (path, word) in
+        [("/metrics", "snapwarden_policy_enabled{policy=\"fresh\"} 1"), ("/api/v1/status", "\"golden\": {")]
+    {
+        let command = commands.iter().find(|command| command.starts_with("curl ") && command.ends_with(path));
+        let answer = get(command.unwrap_or_else(|| panic!("no `curl` of {path}: {commands:#?}")));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(word), "{path}: {answer}");
+    }
+
+    assert_eq!(names_in(demo.folder.path()).len(), 1);
+    demo.interrupt();
+    let mut rest = String::new();
+    demo.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+    assert_eq!(demo.child.wait().unwrap().code(), Some(0), "{rest}");
+    assert_eq!(names_in(demo.folder.path()), Vec::<String>::new());
+    // Nobody is there any more to say anything.
+    let status = paste(commands.iter().find(|command| command.ends_with(" status")).unwrap());
+    assert_eq!(status.status.code(), Some(78), "{status:?}");
+
+    // Not even where it comes before anything is there, and again.
+    let mut demo = Running::start();
+    for _ in 0..2 {
+        demo.interrupt();
+    }
+    // Nothing may have been under way, and then the second is too late to matter.
+    let code = demo.child.wait().unwrap().code();
+    assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    assert_eq!(names_in(demo.folder.path()), Vec::<String>::new());
+}

@@ -1,0 +1,158 @@
+//! `snapwarden status` against a port of its own, and against others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use snapwarden::archive::facts::ArchiveFacts;
+use snapwarden::config;
+use snapwarden::daemon::server;
+use snapwarden::disk::{Access, RealDisk, replace_file};
+use snapwarden::sim::clock::SimClock;
+use snapwarden::state::last_runs::{LastRuns, PlanSums, ZoneMemory};
+use snapwarden::telemetry::model::{PolicyView, Telemetry};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::stage::{NIGHTLY, NOW, config_text};
+
+/// How `status` ended with these arguments beside a configuration that listens there, and what it printed.
+async fn status(address: SocketAddr, arguments: &[&str]) -> (i32, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("snapwarden.toml");
+    let text = format!("[server]\nlisten = \"{address}\"\n{}", config_text(folder.path(), NIGHTLY));
+    replace_file(&RealDisk, &file, text.as_bytes(), Access::Owner).unwrap();
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+    command
+        .env_clear()
+        .timeout(Duration::from_mins(1))
+        .arg("--config")
+        .arg(&file)
+        .arg("status")
+        .args(arguments);
+    let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let [out, err] = [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    (ended.status.code().unwrap(), out, err)
+}
+
+/// What is folded in before the question.
+type Change<'a> = &'a dyn Fn(&Telemetry);
+
+/// A port that tells of the policy `nightly` in this condition.
+async fn daemon(memory: ZoneMemory) -> (SocketAddr, Telemetry) {
+    let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
+    let telemetry = Telemetry::new(clock.clone(), "1.2.3", "");
+    let text = config_text(std::path::Path::new("/x"), NIGHTLY);
+    let config = config::parse(&text, "test.toml", None).unwrap();
+    let remembered = LastRuns { last: None, zones: BTreeMap::from([("ch-gva-2".parse().unwrap(), memory)]) };
+    let view = PolicyView {
+        policy: &config.policies[0],
+        first_seen_at: NOW.parse().unwrap(),
+        remembered,
+        expected_interval: None,
+    };
+    let archives: BTreeSet<_> = config.archives.keys().cloned().collect();
+    telemetry.configure(&[view], &archives);
+    let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let address = listener.address();
+    // It lasts as long as the test's runtime.
+    tokio::spawn(server::serve(listener, telemetry.clone(), clock, CancellationToken::new()));
+    (address, telemetry)
+}
+
+fn well() -> ZoneMemory {
+    ZoneMemory {
+        last_run_at: Some(NOW.parse().unwrap()),
+        last_success_at: Some(NOW.parse().unwrap()),
+        plan: Some(PlanSums { keep: 14, delete: 1, ..PlanSums::default() }),
+        ..ZoneMemory::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
+    let (address, telemetry) = daemon(well()).await;
+    let facts = ArchiveFacts { images: 3, bytes: 4096, free_bytes: Some(1 << 30), ..ArchiveFacts::default() };
+    telemetry.archive(&"vault".parse().unwrap(), facts);
+    let (exit, out, err) = status(address, &[]).await;
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    for word in [
+        "snapwarden 1.2.3",
+        "nightly",
+        "(by hand)",
+        "2026-11-01T12:00:00Z",
+        "14 kept, 1 let go",
+        "vault",
+        "4096",
+    ] {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    let (exit, out, _) = status(address, &["--output", "json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((exit, &json["policies"]["nightly"]["zones"]["ch-gva-2"]["plan"]["keep"]), (0, &14.into()));
+    assert_eq!(json["downloads"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_attention_is_said_and_exits_with_1() {
+    let vault = "vault".parse().unwrap();
+    let broken = ArchiveFacts { error: Some("no such folder".to_owned()), ..ArchiveFacts::default() };
+    let corrupt = ArchiveFacts { corrupt: 2, ..ArchiveFacts::default() };
+    let failed = ZoneMemory { failure: Some("no \u{1b}[31mroute".to_owned()), ..well() };
+    let held = ZoneMemory { held: Some("it would delete 40 of 50".to_owned()), ..well() };
+    let cases: [(ZoneMemory, Change<'_>, &str); 7] = [
+        (failed, &|_| (), "policy nightly, zone ch-gva-2: no \\u{1b}[31mroute"),
+        (held, &|_| (), "deletions are held back: it would delete 40 of 50"),
+        (
+            well(),
+            &|telemetry| telemetry.archive(&vault, broken.clone()),
+            "vault can't be read: no such folder",
+        ),
+        (well(), &|telemetry| telemetry.archive(&vault, corrupt.clone()), "2 files that can't be relied on"),
+        (well(), &|telemetry| telemetry.reloaded(false, NOW.parse().unwrap()), "could not be loaded"),
+        (well(), &|telemetry| telemetry.state_written(Some("disk full".to_owned())), "remembered: disk full"),
+        (
+            well(),
+            &|telemetry| telemetry.run_panicked_or_refused(&"nightly".parse().unwrap(), NOW.parse().unwrap()),
+            "its last run ended at 2026-11-01T12:00:00Z with the result failed",
+        ),
+    ];
+    for (memory, change, word) in cases {
+        let (address, telemetry) = daemon(memory).await;
+        change(&telemetry);
+        let (exit, out, err) = status(address, &[]).await;
+        assert_eq!(exit, 1, "{word}: {out}{err}");
+        assert!(err.contains(word) && out.contains("nightly"), "{word}: {out}{err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_and_somebody_else_are_told_apart() {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    drop(socket);
+    let (exit, out, err) = status(address, &[]).await;
+    assert_eq!((exit, out.as_str()), (1, ""));
+    assert!(err.contains("systemctl status snapwarden") && err.contains(&address.to_string()), "{err}");
+
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+        "HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{\"policies\": [1]}",
+    ] {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = socket.accept().await.unwrap();
+            // Whoever answers before he was asked is not understood.
+            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let (exit, out, err) = status(address, &[]).await;
+        assert_eq!((exit, out.as_str()), (1, ""), "{answer}");
+        assert!(err.contains("something else may have the port"), "{answer}: {err}");
+    }
+}
