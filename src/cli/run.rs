@@ -14,7 +14,7 @@ use crate::daemon::scheduler::Heartbeat;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::{Daemon, Ending, Loaded, Order};
 use crate::exoscale::credentials::Credentials;
-use crate::telemetry::model::Telemetry;
+use crate::telemetry::Telemetry;
 
 /// The commit that a packager built from, if the build was told.
 const REVISION: &str = match option_env!("SNAPWARDEN_REVISION") {

@@ -33,7 +33,8 @@ use crate::run::{RunOptions, Runner};
 use crate::state::StateError;
 use crate::state::last_runs::LastRuns;
 use crate::state::schedules::Schedules;
-use crate::telemetry::model::{PolicyView, Telemetry};
+use crate::telemetry::Telemetry;
+use crate::telemetry::model::PolicyView;
 use crate::text::{chain, counted};
 
 /// The loop turns at least this often, beat or not: the heartbeat's own clock stands still while the machine's goes

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::clock::{Clock, timeout};
-use crate::telemetry::model::Telemetry;
+use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
 /// So many at once; more wait until the machine's own queue is full.

@@ -1,9 +1,255 @@
 //! Tells: what the program did and how it is, as log lines, as metrics, and as a status.
 //!
-//! Everything is folded in one place, [`model`], from which [`metrics`] and [`status`] are made: so they can't
-//! disagree. The log is apart from them.
+//! Everything is told to [`Telemetry`] and folded in one place, [`model`], from which [`metrics`] and [`status`] are
+//! made: so they can't disagree. The log is apart from them.
 
 pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::archive::facts::ArchiveFacts;
+use crate::clock::Clock;
+use crate::exoscale::client::Observer;
+use crate::exoscale::error::ErrorKind;
+use crate::policy::{ArchiveName, PolicyName};
+use crate::run::report::{RunReport, RunResult, StepOutcome};
+use crate::snapshot::ZoneName;
+use crate::telemetry::metrics::Histograms;
+use crate::telemetry::model::{Last, Model, PolicyModel, PolicyView, SKIPPED, count};
+use crate::telemetry::status::Status;
+
+/// A scheduler that did not turn for so long is stuck.
+const TICK_LATE: Duration = Duration::from_mins(1);
+
+/// All that the daemon tells of itself. Cloning is cheap and shares everything.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clock: Arc<dyn Clock>,
+    model: Mutex<Model>,
+    histograms: Histograms,
+}
+
+impl Telemetry {
+    /// Nothing is known yet but what this program is; `revision` is empty where it is not known.
+    pub fn new(clock: Arc<dyn Clock>, version: &str, revision: &str) -> Self {
+        let model = Model {
+            version: version.to_owned(),
+            revision: revision.to_owned(),
+            draining: false,
+            configured: false,
+            ticked_at: None,
+            ticked: clock.elapsed(),
+            reload_ok: true,
+            loaded_at: None,
+            state_error: None,
+            policies: BTreeMap::new(),
+            archive_names: BTreeSet::new(),
+            archives: BTreeMap::new(),
+            quotas: BTreeMap::new(),
+            clock_skew: BTreeMap::new(),
+            api_requests: BTreeMap::new(),
+            api_retries: BTreeMap::new(),
+        };
+        let shared = Shared { clock, model: Mutex::new(model), histograms: Histograms::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.shared.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a configuration over, at the start and at each reload. Every series of a policy is there from now on;
+    /// policies, zones and archives that the configuration does not have any more are forgotten with all their
+    /// series; the counters of those that stay go on. It also makes the program ready.
+    pub fn configure(&self, policies: &[PolicyView<'_>], archives: &BTreeSet<ArchiveName>) {
+        let mut model = self.model();
+        let mut before = std::mem::take(&mut model.policies);
+        for view in policies {
+            let name = &view.policy.name;
+            self.shared.histograms.begin(name);
+            let policy = PolicyModel::configured(view, before.remove(name));
+            model.policies.insert(name.clone(), policy);
+        }
+        for gone in before.keys() {
+            self.shared.histograms.forget(gone);
+        }
+        let zones: BTreeSet<ZoneName> =
+            policies.iter().flat_map(|view| view.policy.zones.iter().cloned()).collect();
+        model.clock_skew.retain(|zone, _| zones.contains(zone));
+        model.api_requests.retain(|(zone, ..), _| zones.contains(zone));
+        model.archives.retain(|name, _| archives.contains(name));
+        model.archive_names.clone_from(archives);
+        model.configured = true;
+    }
+
+    /// A configuration was read and taken over, or was not and the old one stays.
+    pub fn reloaded(&self, ok: bool, at: Timestamp) {
+        let mut model = self.model();
+        model.reload_ok = ok;
+        if ok {
+            model.loaded_at = Some(at);
+        }
+    }
+
+    /// What the daemon must remember was written, or could not be, because of this.
+    pub fn state_written(&self, error: Option<String>) {
+        self.model().state_error = error;
+    }
+
+    /// The scheduler's loop turned.
+    pub fn tick(&self, at: Timestamp) {
+        let ticked = self.shared.clock.elapsed();
+        let mut model = self.model();
+        (model.ticked_at, model.ticked) = (Some(at), ticked);
+    }
+
+    /// No new run begins any more.
+    pub fn draining(&self) {
+        self.model().draining = true;
+    }
+
+    /// When the policy runs next by itself.
+    pub fn next_run(&self, policy: &PolicyName, at: Option<Timestamp>) {
+        self.of(policy, |policy| policy.next_run_at = at);
+    }
+
+    /// A run of the policy began.
+    pub fn run_begun(&self, policy: &PolicyName, at: Timestamp) {
+        self.of(policy, |policy| policy.running_since = Some(at));
+    }
+
+    /// So many runs of the policy were due while nobody was there to begin them.
+    pub fn missed(&self, policy: &PolicyName, runs: u64) {
+        self.of(policy, |policy| policy.missed_runs += runs);
+    }
+
+    /// A run of the policy was due while another one went on.
+    pub fn skipped(&self, policy: &PolicyName) {
+        self.of(policy, |policy| count(&mut policy.runs, SKIPPED));
+    }
+
+    /// A run of the policy that had begun gave way to one of another process.
+    pub fn gave_way(&self, policy: &PolicyName) {
+        self.of(policy, |policy| {
+            policy.running_since = None;
+            count(&mut policy.runs, SKIPPED);
+        });
+    }
+
+    /// A run of the policy ended without a report: it panicked, or could not begin.
+    pub fn run_panicked_or_refused(&self, policy: &PolicyName, at: Timestamp) {
+        self.of(policy, |policy| {
+            let started_at = policy.running_since.take().unwrap_or(at);
+            let result = RunResult::Failed.as_str();
+            count(&mut policy.runs, result);
+            policy.last = Some(Last { started_at, finished_at: at, result: result.to_owned() });
+        });
+    }
+
+    /// A run ended.
+    pub fn run_ended(&self, report: &RunReport) {
+        let histograms = &self.shared.histograms;
+        let mut model = self.model();
+        let Some(policy) = model.policies.get_mut(&report.policy) else { return };
+        policy.fold(report);
+        histograms.run_took(&report.policy, report.finished_at.duration_since(report.started_at));
+        for step in report.zones.iter().flat_map(|zone| &zone.steps) {
+            if let (StepOutcome::Done, Some(transfer)) = (step.outcome, &step.transfer) {
+                histograms.export_took(&report.policy, transfer.seconds);
+            }
+        }
+        if !report.quotas.is_empty() {
+            model.fold_quotas(&report.quotas);
+        }
+    }
+
+    /// What an archive holds by now.
+    pub fn archive(&self, name: &ArchiveName, facts: ArchiveFacts) {
+        let mut model = self.model();
+        if model.archive_names.contains(name) {
+            model.archives.insert(name.clone(), facts);
+        }
+    }
+
+    /// This machine's clock is ahead of the API's by so many seconds.
+    pub fn clock_skew(&self, zone: &ZoneName, seconds: f64) {
+        let mut model = self.model();
+        if model.has_zone(zone) {
+            model.clock_skew.insert(zone.clone(), seconds);
+        }
+    }
+
+    fn of(&self, policy: &PolicyName, fold: impl FnOnce(&mut PolicyModel)) {
+        if let Some(policy) = self.model().policies.get_mut(policy) {
+            fold(policy);
+        }
+    }
+
+    /// Whether the scheduler's loop turns.
+    ///
+    /// # Errors
+    /// Why not, as a sentence.
+    pub fn alive(&self) -> Result<(), String> {
+        let still = self.shared.clock.elapsed().saturating_sub(self.model().ticked);
+        if still <= TICK_LATE {
+            return Ok(());
+        }
+        Err(format!("the scheduler's loop did not turn for {} s", still.as_secs()))
+    }
+
+    /// Whether a configuration is in force and runs may begin.
+    ///
+    /// # Errors
+    /// Why not, as a sentence.
+    pub fn ready(&self) -> Result<(), String> {
+        let model = self.model();
+        if model.draining {
+            Err("the program was told to stop: no new run begins".to_owned())
+        } else if model.configured {
+            Ok(())
+        } else {
+            Err("the configuration and the state are not read yet".to_owned())
+        }
+    }
+
+    /// Everything in the text format of Prometheus, version 0.0.4.
+    pub fn metrics_text(&self) -> String {
+        metrics::text(&self.model(), &self.shared.histograms)
+    }
+
+    /// Everything as `/api/v1/status` tells it.
+    pub fn status_json(&self) -> Status {
+        status::of(&self.model(), self.shared.clock.now())
+    }
+}
+
+impl Observer for Telemetry {
+    fn answered(&self, zone: &ZoneName, operation: &'static str, status: Option<StatusCode>, took: Duration) {
+        let mut model = self.model();
+        if model.has_zone(zone) {
+            *model.api_requests.entry((zone.clone(), operation, status)).or_default() += 1;
+            self.shared.histograms.request_took(operation, took);
+        }
+    }
+
+    fn retried(&self, operation: &'static str, reason: ErrorKind) {
+        *self.model().api_retries.entry((operation, reason.as_str())).or_default() += 1;
+    }
+
+    fn clock_compared(&self, zone: &ZoneName, ahead: SignedDuration) {
+        self.clock_skew(zone, ahead.as_secs_f64());
+    }
+}

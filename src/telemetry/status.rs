@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::state::last_runs::PlanSums;
-use crate::telemetry::model::{Model, PolicyModel, ZoneModel};
+use crate::telemetry::model::{Last, Model, PolicyModel, ZoneModel};
 
 /// The whole.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -88,17 +88,6 @@ pub struct PolicyStatus {
     pub missed_runs: u64,
     /// Its zones, by name.
     pub zones: BTreeMap<String, ZoneStatus>,
-}
-
-/// A run that ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Last {
-    /// When it began.
-    pub started_at: Timestamp,
-    /// When it ended.
-    pub finished_at: Timestamp,
-    /// `success`, `partial`, `failed` or `held`.
-    pub result: String,
 }
 
 /// A policy in one zone.

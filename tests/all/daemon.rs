@@ -14,7 +14,7 @@ use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::state::StateError;
-use snapwarden::telemetry::model::Telemetry;
+use snapwarden::telemetry::Telemetry;
 use snapwarden::transport::{Request, Response, Transport, TransportError};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;

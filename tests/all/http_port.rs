@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use snapwarden::clock::Clock;
 use snapwarden::daemon::server;
 use snapwarden::sim::clock::SimClock;
-use snapwarden::telemetry::model::Telemetry;
+use snapwarden::telemetry::Telemetry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;

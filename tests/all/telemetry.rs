@@ -17,7 +17,8 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{InstanceId, ZoneName};
 use snapwarden::state::last_runs::{InstanceTally, LastRun, LastRuns, PlanSums, ZoneMemory};
-use snapwarden::telemetry::model::{PolicyView, Telemetry};
+use snapwarden::telemetry::Telemetry;
+use snapwarden::telemetry::model::PolicyView;
 
 use crate::stage::{NIGHTLY, NOW, Stage, files};
 
