@@ -18,7 +18,7 @@ import tempfile
 import time
 
 PROGRAM = sys.argv[1] if len(sys.argv) > 1 else "target/release/snapwarden"
-SECONDS = int(sys.argv[2]) if len(sys.argv) > 2 else 60
+SECONDS = max(1, int(sys.argv[2])) if len(sys.argv) > 2 else 60
 STARTS = 11
 
 

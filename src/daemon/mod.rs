@@ -208,11 +208,11 @@ impl Daemon {
             match event {
                 Event::Begin(..) => {}
                 Event::Skipped(policy, slots) => {
-                    warn!(policy.name = %policy, "policy {policy} still runs: {} skipped", counted(usize::try_from(*slots).unwrap_or(usize::MAX), "run"));
-                    (0..*slots).for_each(|_| self.telemetry.skipped(policy));
+                    warn!(policy.name = %policy, "policy {policy} still runs: {} skipped", runs(*slots));
+                    self.telemetry.skipped(policy, *slots);
                 }
                 Event::Missed(policy, slots) => {
-                    warn!(policy.name = %policy, "policy {policy} missed {}", counted(usize::try_from(*slots).unwrap_or(usize::MAX), "run"));
+                    warn!(policy.name = %policy, "policy {policy} missed {}", runs(*slots));
                     self.telemetry.missed(policy, *slots);
                 }
             }
@@ -413,6 +413,10 @@ impl Daemon {
             });
         }
     }
+}
+
+fn runs(slots: u64) -> String {
+    counted(usize::try_from(slots).unwrap_or(usize::MAX), "run")
 }
 
 /// A name that was misspelled in a configuration must not end a policy in silence.

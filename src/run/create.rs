@@ -85,7 +85,7 @@ pub async fn create(
     let begun = runner.clock.elapsed();
     let mut creations: Vec<BoxFuture<'_, _>> = Vec::new();
     for (place, zone, planned) in zones {
-        creations.push({
+        creations.push(
             async move {
                 let client = runner.client.zone(zone);
                 let accepted = before.zones.get(*zone).and_then(|zone| zone.accepted.as_ref());
@@ -93,10 +93,9 @@ pub async fn create(
                     ZoneCreator { runner, recorder, policy, memory, slot, begun, zone, client, accepted };
                 (*place, creator.run(planned).await)
             }
-            .boxed()
-        });
+            .boxed(),
+        );
     }
-
     join_all(creations).await
 }
 
@@ -197,7 +196,7 @@ impl ZoneCreator<'_> {
         let lacking = &lacking;
         let mut takes: Vec<BoxFuture<'_, _>> = Vec::new();
         for (place, due) in due.into_iter().enumerate() {
-            takes.push({
+            takes.push(
                 async move {
                     let intent = Intent {
                         action: Action::Create,
@@ -220,8 +219,8 @@ impl ZoneCreator<'_> {
                     };
                     self.recorder.step(intent, work).await
                 }
-                .boxed()
-            });
+                .boxed(),
+            );
         }
 
         let takes = stream::iter(takes).buffered(self.runner.concurrency.get());

@@ -93,7 +93,7 @@ pub async fn export(
     missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
     let mut exports: Vec<BoxFuture<'_, _>> = Vec::new();
     for missing in missing {
-        exports.push({
+        exports.push(
             async move {
                 let intent = Intent {
                     action: Action::Export,
@@ -111,10 +111,9 @@ pub async fn export(
                 step.transfer = coming.transfer();
                 (place, step)
             }
-            .boxed()
-        });
+            .boxed(),
+        );
     }
-
     stream::iter(exports).buffer_unordered(export.concurrency.get()).collect().await
 }
 

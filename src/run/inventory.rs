@@ -48,7 +48,7 @@ pub async fn catalogues(runner: &Runner) -> Catalogues {
         .collect();
     let mut read: Vec<BoxFuture<'_, _>> = Vec::new();
     for name in names {
-        read.push({
+        read.push(
             async move {
                 let catalogue = match runner.archives.get(name) {
                     Some(archive) => archive.catalogue().await.map(Arc::new).map_err(|error| chain(&error)),
@@ -56,10 +56,9 @@ pub async fn catalogues(runner: &Runner) -> Catalogues {
                 };
                 (name.clone(), catalogue)
             }
-            .boxed()
-        });
+            .boxed(),
+        );
     }
-
     join_all(read).await.into_iter().collect()
 }
 

@@ -6,6 +6,9 @@
 //! goes, [`step`] writes everything down before and after, [`report`] is what is left to tell, and [`remember`] what
 //! the next run has to know. Nothing here decides what stays: that is `retention`'s alone.
 //!
+//! Work that goes side by side is put into lists of boxed futures, not made by closures that lend what they are given:
+//! the compiler can't see that such a run may move between threads, as the daemon's do.
+//!
 //! A run takes no input but the policies and what they remember ([`memory`]). It repeats nothing by itself: requests
 //! are repeated inside the client, and a run by the next run.
 
@@ -317,7 +320,7 @@ impl Runner {
         let memory = &memory;
         let mut deletes: Vec<BoxFuture<'_, _>> = Vec::new();
         for (place, (zone, planned)) in places.iter().zip(&again) {
-            deletes.push({
+            deletes.push(
                 async move {
                     match planned {
                         Ok(planned) if planned.held.is_none() => {
@@ -340,8 +343,8 @@ impl Runner {
                         _ => (*place, Vec::new(), None),
                     }
                 }
-                .boxed()
-            });
+                .boxed(),
+            );
         }
 
         let done = join_all(deletes).await;

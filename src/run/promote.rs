@@ -74,7 +74,7 @@ pub async fn promote(
     }
     let mut steps: Vec<BoxFuture<'_, _>> = Vec::new();
     for ((zone, name), candidates) in namesakes {
-        steps.push({
+        steps.push(
             async move {
                 let mut steps = Vec::new();
                 for candidate in candidates {
@@ -98,10 +98,9 @@ pub async fn promote(
                 }
                 steps
             }
-            .boxed()
-        });
+            .boxed(),
+        );
     }
-
     stream::iter(steps).buffer_unordered(runner.concurrency.get()).concat().await
 }
 

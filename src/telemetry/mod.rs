@@ -136,9 +136,9 @@ impl Telemetry {
         self.of(policy, |policy| policy.missed_runs += runs);
     }
 
-    /// A run of the policy was due while another one went on.
-    pub fn skipped(&self, policy: &PolicyName) {
-        self.of(policy, |policy| count(&mut policy.runs, SKIPPED));
+    /// So many runs of the policy were due while another one went on.
+    pub fn skipped(&self, policy: &PolicyName, runs: u64) {
+        self.of(policy, |policy| *policy.runs.entry(SKIPPED).or_default() += runs);
     }
 
     /// A run of the policy that had begun gave way to one of another process.

@@ -50,21 +50,31 @@ archives = ["vault"]
     )
 }
 
-fn start(folder: &Path) -> Child {
-    let mut daemon = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
+/// A daemon, killed when it goes out of sight: also where a claim about it does not hold.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(folder: &Path) -> Killed {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
         .args(["--config", folder.join("snapwarden.toml").to_str().unwrap(), "run"])
         .env("EXOSCALE_API_KEY", API_KEY)
         .env("EXOSCALE_API_SECRET", API_SECRET)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(daemon.stderr.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let first: Vec<String> =
         lines.by_ref().map(Result::unwrap).take_while(|line| !line.contains("listens on")).collect();
     // Whatever it says later must go somewhere.
     std::thread::spawn(move || lines.for_each(drop));
-    assert!(daemon.try_wait().unwrap().is_none(), "it did not start: {first:?}");
-    daemon
+    assert!(child.try_wait().unwrap().is_none(), "it did not start: {first:?}");
+    Killed(child)
 }
 
 #[test]
@@ -89,11 +99,10 @@ fn killed_at_any_moment_the_next_start_doubles_nothing_and_forgets_nothing() {
     let mut taken = BTreeMap::new();
     let mut last_success = None;
     for _ in 0..times() {
-        let mut daemon = start(folder.path());
+        let daemon = start(folder.path());
         let life = Duration::from_millis(300 + randomness.next_u64() % 3500);
         runtime.block_on(async { clock.sleep(life).await });
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
+        drop(daemon);
         for snapshot in world.snapshots(&zone) {
             taken.insert(
                 snapshot.id,
@@ -113,15 +122,13 @@ fn killed_at_any_moment_the_next_start_doubles_nothing_and_forgets_nothing() {
     assert!(slots.values().all(|count| *count == 1), "two for one slot: {slots:?}");
 
     // After the last kill it goes on as if nothing had been.
-    let mut daemon = start(folder.path());
+    let _daemon = start(folder.path());
     let before = last_success;
     let waited = clock.elapsed();
     while success(folder.path()) <= before {
         assert!(clock.elapsed().saturating_sub(waited) < Duration::from_mins(1), "no run ends well any more");
         runtime.block_on(async { clock.sleep(Duration::from_millis(50)).await });
     }
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
 }
 
 fn success(folder: &Path) -> Option<String> {

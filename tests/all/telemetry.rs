@@ -353,7 +353,7 @@ async fn a_policy_that_goes_takes_all_its_series_with_it_and_the_others_go_on() 
     telemetry.configure(&[view(nightly, LastRuns::default())], &vault());
     // A run that outlives its policy, and whatever else comes late.
     telemetry.run_begun(&gone.name, stage.now());
-    telemetry.skipped(&gone.name);
+    telemetry.skipped(&gone.name, 1);
     telemetry.run_ended(&last);
     telemetry.run_panicked_or_refused(&gone.name, stage.now());
     telemetry.clock_skew(frankfurt, 1.0);
@@ -390,7 +390,7 @@ async fn what_happens_beside_runs_is_told() {
     let stage = Stage::new();
     let (telemetry, runner) = observed(&stage, NIGHTLY);
     telemetry.missed(&nightly(), 3);
-    telemetry.skipped(&nightly());
+    telemetry.skipped(&nightly(), 1);
     telemetry.run_begun(&nightly(), stage.now());
     assert_eq!(telemetry.status_json().policies["nightly"].running_since, Some(stage.now()));
     telemetry.run_panicked_or_refused(&nightly(), stage.now());
