@@ -201,7 +201,10 @@ impl Display for StepSums {
             (self.exported, "exported"),
             (self.promoted, "promoted"),
             (self.deleted, "deleted"),
-            (self.templates_deleted, "old templates deleted"),
+            (
+                self.templates_deleted,
+                if self.templates_deleted == 1 { "old template deleted" } else { "old templates deleted" },
+            ),
             (self.blocked, "blocked"),
             (self.skipped, "skipped"),
             (self.failed, "failed"),
