@@ -489,11 +489,15 @@ fn kind_of(found: fs::FileType) -> Kind {
 /// `FileTooLarge` beyond `max` bytes; `InvalidData` if it is not UTF-8; else whatever the disk says.
 pub fn read_named_file(path: &Path, max: u64) -> io::Result<String> {
     let mut text = String::new();
-    OpenOptions::new().read(true).open(path)?.take(max + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes")));
+    let file = OpenOptions::new().read(true).open(path)?;
+    // What a pipe will bring is known only at its end; of a file it is known before anything is read.
+    if file.metadata()?.len() <= max {
+        file.take(max + 1).read_to_string(&mut text)?;
+        if text.len() as u64 <= max {
+            return Ok(text);
+        }
     }
-    Ok(text)
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes")))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! main · cli                     parse, run, print, exit status
 //! daemon                         lives long: schedules, the HTTP port, the word with systemd
 //! telemetry                      tells: metrics, status, logging
+//! picture                        what is held when, as a line of text and as SVG
 //! run                            conducts one run: list, select, plan, execute, report
 //! config │ retention │ exoscale │ archive │ state
 //!                                reads │ judges (pure) │ speaks │ stores │ remembers: none imports another
@@ -24,6 +25,7 @@ pub mod config;
 pub mod daemon;
 pub mod disk;
 pub mod exoscale;
+pub mod picture;
 pub mod policy;
 pub mod randomness;
 pub mod retention;

@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn half_past_two_fires_once_a_day_through_the_clock_changes_of_2027() {
+    fn point_12_and_13_half_past_two_fires_once_a_day_through_the_clock_changes_of_2027() {
         for (name, from, until, expected) in [
             // Skipped: 02:00 to 03:00 on 28 March. Twice: 02:00 to 03:00 on 31 October.
             (

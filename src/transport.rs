@@ -22,6 +22,9 @@ pub enum Purpose {
     Api,
     /// The bytes of an image from a presigned address, which is itself a credential: never shown.
     Image,
+    /// A word with the platform's metadata server, which is never asked by way of a proxy: that would tell which
+    /// instance the proxy is.
+    Metadata,
 }
 
 /// One request.
@@ -43,7 +46,7 @@ impl Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Headers may hold a signature, and the address may be one.
         let url = match self.purpose {
-            Purpose::Api => self.url.path(),
+            Purpose::Api | Purpose::Metadata => self.url.path(),
             Purpose::Image => "(presigned address)",
         };
         f.debug_struct("Request").field("method", &self.method).field("url", &url).finish_non_exhaustive()
@@ -137,9 +140,9 @@ pub enum BodyError {
 
 /// The real form: reqwest over rustls.
 ///
-/// Two clients: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one connection
-/// each, which drains a fast store in less CPU time than HTTP/2 does. Neither follows redirects, neither has
-/// a total timeout: callers bound their exchanges by the clock seam. Each is made when it is first needed: reading the
+/// A client for each purpose: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one
+/// connection each, which drains a fast store in less CPU time than HTTP/2 does; the metadata server is asked
+/// directly, whatever proxy the environment names. None follows redirects, none has a total timeout: callers bound their exchanges by the clock seam. Each is made when it is first needed: reading the
 /// machine's certificates takes its time, and many a process never speaks with anybody.
 ///
 /// They trust the machine's certificate authorities, or the bundled ones where it has none.
@@ -147,6 +150,7 @@ pub enum BodyError {
 pub struct HttpTransport {
     api: OnceLock<reqwest::Client>,
     image: OnceLock<reqwest::Client>,
+    metadata: OnceLock<reqwest::Client>,
 }
 
 /// No HTTP client could be made.
@@ -159,6 +163,7 @@ impl HttpTransport {
         let made = match purpose {
             Purpose::Api => &self.api,
             Purpose::Image => &self.image,
+            Purpose::Metadata => &self.metadata,
         };
         if let Some(client) = made.get() {
             return Ok(client);
@@ -166,6 +171,7 @@ impl HttpTransport {
         let fresh = match purpose {
             Purpose::Api => build(|| client().http2_adaptive_window(true)),
             Purpose::Image => build(|| client().http1_only().no_gzip()),
+            Purpose::Metadata => build(|| client().http1_only().no_gzip().no_proxy()),
         }?;
         // One that another thread made meanwhile is as good.
         Ok(made.get_or_init(|| fresh))

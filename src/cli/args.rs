@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
 use crate::policy::PolicyName;
+use crate::policy::span::Span;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging;
 
@@ -60,6 +61,8 @@ pub enum OutputFormat {
     Text,
     /// For programs.
     Json,
+    /// A picture; of `simulate` alone.
+    Svg,
 }
 
 /// How log lines look.
@@ -117,6 +120,15 @@ pub enum Command {
     Plan(Plan),
     /// Read the configuration and say what is wrong with it. Changes nothing.
     Check(Check),
+    /// Play a policy forward: what will exist, and when each snapshot goes. Changes nothing.
+    ///
+    /// The policy's own schedule goes on as it is written, and the real engine judges at each run, over the real
+    /// snapshots of a zone. Just before each run a new snapshot comes into being of each instance that the policy
+    /// selects, whether the policy takes it or something else does. Exports count as done, guards as passed, and no
+    /// run as late. Other policies have their say about what goes, but no runs of their own.
+    ///
+    /// With `--output svg` it is a picture for a document: `snapwarden simulate nightly --for 2y --output svg > nightly.svg`.
+    Simulate(Simulate),
     /// Make a template of one snapshot, now.
     Promote(Promote),
     /// Pin a snapshot: whatever the policies say, it stays. Needs no credentials, works beside a running daemon.
@@ -175,6 +187,9 @@ pub struct Plan {
     /// counts as listed.
     #[arg(long, value_name = "[ZONE=]FILE", requires = "snapshots")]
     pub instances: Vec<ZoneFile>,
+    /// Another configuration: shows only what it would change.
+    #[arg(long, value_name = "FILE")]
+    pub candidate: Option<PathBuf>,
 }
 
 /// A file that stands for a listing of a zone.
@@ -204,6 +219,51 @@ pub struct Check {
     /// Also try the credentials, and each permission that the policies need.
     #[arg(long)]
     pub online: bool,
+}
+
+/// `simulate`
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// Which policy.
+    #[arg(value_name = "POLICY")]
+    pub policy: PolicyName,
+    /// How far: such as 90d, 2y, 1y6mo.
+    #[arg(long = "for", value_name = "SPAN")]
+    pub length: Span,
+    /// From when on, such as 2027-01-31T00:00:00Z.
+    #[arg(long, value_name = "now|TIME", default_value = "now")]
+    pub from: Start,
+    /// In which of the policy's zones; the first one if none is named.
+    #[arg(long, value_name = "Z")]
+    pub zone: Option<ZoneName>,
+    /// Begin with the body of a list-snapshots answer in a file: no network, no credentials, no state. All snapshots
+    /// in it count as made by this program.
+    #[arg(long, value_name = "FILE")]
+    pub snapshots: Option<PathBuf>,
+    /// The body of a list-instances answer to go with it. Without it, every instance that a snapshot names
+    /// counts as listed.
+    #[arg(long, value_name = "FILE", requires = "snapshots")]
+    pub instances: Option<PathBuf>,
+    /// Begin with nothing: no network, no credentials, no state. One instance with a disk of 10 GiB is imagined, and
+    /// the policy is alone.
+    #[arg(long, conflicts_with = "snapshots")]
+    pub empty: bool,
+}
+
+/// Where a play begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// When the command is given.
+    Now,
+    /// Then.
+    At(Timestamp),
+}
+
+impl std::str::FromStr for Start {
+    type Err = jiff::Error;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "now" { Ok(Self::Now) } else { text.parse().map(Self::At) }
+    }
 }
 
 /// `promote`

@@ -12,6 +12,7 @@ use crate::config::{self, ArchiveSettings, Config};
 use crate::disk::{Disk, RealDisk};
 use crate::exoscale::client::{Client, Settings};
 use crate::exoscale::credentials::{self, Credentials};
+use crate::exoscale::metadata::Metadata;
 use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::Runner;
@@ -55,8 +56,16 @@ impl Seams {
 /// # Errors
 /// [`Refusal`] with everything that is wrong with it.
 pub fn configuration(global: &Global) -> Result<Config, Refusal> {
+    configuration_at(&global.config)
+}
+
+/// Reads a configuration.
+///
+/// # Errors
+/// [`Refusal`] with everything that is wrong with it.
+pub fn configuration_at(path: &Path) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
-    config::load(&global.config, endpoint.as_deref())
+    config::load(path, endpoint.as_deref())
         .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))
 }
 
@@ -170,6 +179,7 @@ pub fn runner(
             seams.clock.clone(),
             seams.randomness.clone(),
         ),
+        metadata: Metadata::new(seams.transport.clone(), seams.clock.clone()),
         transport: seams.transport.clone(),
         archives: archives(config, seams),
         state,

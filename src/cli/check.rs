@@ -154,6 +154,10 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
             });
         }
     }
+    if config.policies.iter().any(|policy| policy.enabled && policy.select.is_in_doubt()) {
+        let error = runner.metadata.this_machine().await.err().map(|error| chain(&error));
+        tried.push(Tried { place: "this machine".to_owned(), what: "self", error });
+    }
     for name in archives {
         let error = match runner.archives.get(name) {
             Some(archive) => archive.catalogue().await.err().map(|error| chain(&error)),

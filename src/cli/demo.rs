@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use crate::cli::args::Demo;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;
-use crate::cli::plan;
+use crate::cli::plan::table;
 use crate::cli::{Exit, Refusal, archive, once, run};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
@@ -412,7 +412,7 @@ async fn show_plan(runner: &Runner, policy: &Policy, output: Output) {
     let at = runner.clock.now();
     for (_, planned) in runner.preview(policy, None).await {
         match &planned {
-            Ok(planned) => output.print(&plan::render(&policy.name, planned, at, output)),
+            Ok(planned) => output.print(&table::render([(&policy.name, planned)], at, output)),
             Err(failure) => output.complain(failure),
         }
     }

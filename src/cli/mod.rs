@@ -16,6 +16,7 @@ pub mod packaging;
 pub mod plan;
 pub mod promote;
 pub mod run;
+pub mod simulate;
 pub mod status;
 
 use std::process::ExitCode;
@@ -105,10 +106,17 @@ pub fn main() -> ExitCode {
 
 fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
     let global = &arguments.global;
+    if output.is_svg() && !matches!(arguments.command, Command::Simulate(_)) {
+        return Err(Refusal::new(
+            Exit::Usage,
+            "only `simulate` draws pictures: use `--output text` or `--output json`",
+        ));
+    }
     match &arguments.command {
         Command::Run => on_runtime(run::run(global)),
         Command::Once(once) => on_runtime(once::once(global, once, output)),
         Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
+        Command::Simulate(simulate) => on_runtime(simulate::simulate(global, simulate, output)),
         Command::Check(check) => on_runtime(check::check(global, check, output)),
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),

@@ -42,6 +42,11 @@ impl Output {
         self.format == OutputFormat::Json
     }
 
+    /// Whether data is printed as a picture.
+    pub fn is_svg(self) -> bool {
+        self.format == OutputFormat::Svg
+    }
+
     /// Whether stderr is coloured.
     pub fn color_on_stderr(self) -> bool {
         self.wants_color(io::stderr().is_terminal())
@@ -95,12 +100,21 @@ impl Output {
         let _ = io::stderr().lock().write_all(safe.as_bytes());
     }
 
-    /// A table with a head, aligned, as wide as it needs to be, or as the terminal if that is narrower.
+    /// How many columns the terminal has, if stdout is one.
+    pub fn width(self) -> Option<usize> {
+        Table::new().width().map(usize::from)
+    }
+
+    /// A table with a head if one is given, aligned, as wide as it needs to be, or as the terminal if that is narrower.
     pub fn table(self, head: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(head.to_vec());
-        if io::stdout().is_terminal() {
-            table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(presets::NOTHING);
+        if !head.is_empty() {
+            table.set_header(head.to_vec());
+        }
+        // Tables may be set in by two columns, and end with a gap of two.
+        if let Some(width) = table.width() {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.saturating_sub(2));
         }
         if self.wants_color(io::stdout().is_terminal()) {
             table.enforce_styling();

@@ -1,85 +1,161 @@
 //! `plan`: what a run would do, and why, snapshot by snapshot.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
-use std::path::Path;
+pub(super) mod candidate;
+pub(super) mod table;
 
-use jiff::{Timestamp, Unit};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::args::{Global, Plan, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
-use crate::cli::once;
-use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::output::Output;
 use crate::cli::{Exit, Refusal};
 use crate::config::Config;
 use crate::disk;
-use crate::exoscale::wire;
+use crate::exoscale::wire::{self, ListedSnapshots};
 use crate::policy::{Policy, PolicyName};
 use crate::retention::inventory::{ClockSkew, Copies, Inventory};
 use crate::retention::plan::Decision;
-use crate::retention::verdict::{Rule, Verdict};
-use crate::run::report::sums_of;
-use crate::run::{Planned, preview_offline};
-use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
-use crate::text::{chain, counted, printable};
+use crate::run::{Listings, Planned, preview_offline};
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
+use crate::text::chain;
 
 /// A listing of 100,000 snapshots has about 40 MB; a million should still be read.
 const LISTING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// One policy in one zone, or why that can't be told.
-struct PolicyInZone<'a> {
-    policy: &'a Policy,
+pub(super) struct PolicyInZone {
+    name: PolicyName,
     zone: ZoneName,
     planned: Result<Planned, String>,
 }
 
-/// Shows what a run of the policies would do.
+/// Shows what a run of the policies would do, or what another configuration would change.
 ///
 /// # Errors
 /// [`Refusal`] if it can't be told at all.
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
-    let policies = assemble::chosen(&config, &plan.policies)?;
-    if policies.is_empty() {
-        output.complain(assemble::NOTHING_ENABLED);
-    }
     let seams = Seams::real();
     let at = plan.at.unwrap_or_else(|| seams.clock.now());
-    let mut all = Vec::new();
-    if plan.snapshots.is_empty() {
-        let credentials = assemble::credentials(&config)?;
-        let runner = assemble::runner(&config, credentials, &seams, Use::Looking)?;
-        for policy in policies {
-            let zones = runner.preview(policy, plan.at).await.into_iter();
-            all.extend(zones.map(|(zone, planned)| PolicyInZone { policy, zone, planned }));
+    let mut look = Look { plan, seams, at, files: Files::default(), listings: Listings::default() };
+    let Some(candidate) = &plan.candidate else {
+        let policies = assemble::chosen(&config, &plan.policies)?;
+        if policies.is_empty() {
+            output.complain(assemble::NOTHING_ENABLED);
         }
-    } else {
         check_files(&policies, &plan.snapshots)?;
         check_files(&policies, &plan.instances)?;
-        for policy in policies {
-            let inventories = inventories(&config, policy, &plan.snapshots, &plan.instances)?;
-            let zones = preview_offline(&config.policies, policy, inventories, at, &*seams.randomness);
-            let zones = zones.into_iter();
-            all.extend(zones.map(|(zone, planned)| PolicyInZone { policy, zone, planned }));
+        let all = look.over(&config, &policies, plan.at).await?;
+        let exit = complain("", &all, output);
+        if output.is_json() {
+            output.print_json(&json(at, &all));
+        } else {
+            let told = all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?)));
+            output.print(&table::render(told, at, output));
         }
+        return Ok(exit);
+    };
+    let candidate = assemble::configuration_at(candidate)?;
+    let [now, then] = chosen_of_both(&config, &candidate, &plan.policies)?;
+    let both = [now.clone(), then.clone()].concat();
+    check_files(&both, &plan.snapshots)?;
+    check_files(&both, &plan.instances)?;
+    // Both at the same moment, and over the same listings if they ask the same API.
+    let now = look.over(&config, &now, Some(at)).await?;
+    if config.exoscale.endpoint != candidate.exoscale.endpoint {
+        look.listings = Listings::default();
     }
+    let then = look.over(&candidate, &then, Some(at)).await?;
+    let exit = complain("now, ", &now, output).worse(complain("by the candidate, ", &then, output));
+    let differences = candidate::differences(&now, &then);
+    if output.is_json() {
+        output.print_json(&candidate::json(at, &differences));
+    } else {
+        output.print(&candidate::render(&differences, at, output));
+    }
+    Ok(exit)
+}
+
+/// What a look at plans goes by.
+struct Look<'a> {
+    plan: &'a Plan,
+    seams: Seams,
+    at: Timestamp,
+    files: Files,
+    listings: Listings,
+}
+
+impl Look<'_> {
+    /// The plans of these policies: over the files that the command line names, else over what the zones list.
+    async fn over(
+        &mut self,
+        config: &Config,
+        policies: &[&Policy],
+        at: Option<Timestamp>,
+    ) -> Result<Vec<PolicyInZone>, Refusal> {
+        let mut all = Vec::new();
+        let mut add = |policy: &Policy, zones: Vec<_>| {
+            let name = &policy.name;
+            all.extend(zones.into_iter().map(|(zone, planned)| PolicyInZone {
+                name: name.clone(),
+                zone,
+                planned,
+            }));
+        };
+        if self.plan.snapshots.is_empty() {
+            let credentials = assemble::credentials(config)?;
+            let runner = assemble::runner(config, credentials, &self.seams, Use::Looking)?;
+            for policy in policies {
+                add(policy, runner.preview_over(&self.listings, policy, at).await);
+            }
+        } else {
+            for policy in policies {
+                let inventories =
+                    inventories(config, policy, &self.plan.snapshots, &self.plan.instances, &mut self.files)?;
+                let randomness = &*self.seams.randomness;
+                add(policy, preview_offline(&config.policies, policy, inventories, self.at, randomness));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Says what can't be told.
+fn complain(side: &str, all: &[PolicyInZone], output: Output) -> Exit {
     let mut exit = Exit::Done;
-    for one in &all {
-        if let Err(failure) = &one.planned {
-            output.complain(&format!("policy {}, zone {}: {failure}", one.policy.name, one.zone));
+    for PolicyInZone { name, zone, planned } in all {
+        if let Err(failure) = planned {
+            output.complain(&format!("{side}policy {name}, zone {zone}: {failure}"));
             exit = Exit::Failed;
         }
     }
-    if output.is_json() {
-        output.print_json(&json(at, &all));
-    } else {
-        let shown = all
-            .iter()
-            .filter_map(|one| Some(render(&one.policy.name, one.planned.as_ref().ok()?, at, output)));
-        output.print(&shown.collect::<String>());
+    exit
+}
+
+/// The enabled policies of each configuration that the command names; all, if it names none. One of both has to have
+/// each that is named.
+fn chosen_of_both<'a>(
+    config: &'a Config,
+    candidate: &'a Config,
+    names: &[PolicyName],
+) -> Result<[Vec<&'a Policy>; 2], Refusal> {
+    let both = [config, candidate].map(|config| -> Vec<&Policy> {
+        let is_meant =
+            |policy: &&Policy| policy.enabled && (names.is_empty() || names.contains(&policy.name));
+        config.policies.iter().filter(is_meant).collect()
+    });
+    match names.iter().find(|name| !both.iter().flatten().any(|policy| policy.name == **name)) {
+        Some(name) => {
+            let text = format!("neither configuration has an enabled policy `{name}`");
+            Err(Refusal::new(Exit::Usage, text))
+        }
+        None => Ok(both),
     }
-    Ok(exit)
 }
 
 /// A file that would not be looked at is a mistake: what it holds would be missing from the plan without a word.
@@ -106,22 +182,27 @@ fn file_of<'a>(files: &'a [ZoneFile], policy: &Policy, zone: &ZoneName) -> Optio
     named.or_else(|| files.iter().find(|file| file.zone.is_none() && policy.zones.first() == Some(zone)))
 }
 
-/// Reads the files that stand for listings of the policy's zones.
-fn inventories(
+/// Files that stand for listings, each read once: policies share them, and a pipe can't be read twice.
+#[derive(Default)]
+pub(super) struct Files {
+    snapshots: BTreeMap<PathBuf, ListedSnapshots>,
+    instances: BTreeMap<PathBuf, Vec<Instance>>,
+}
+
+/// What the files say of the policy's zones.
+pub(super) fn inventories(
     config: &Config,
     policy: &Policy,
     snapshots: &[ZoneFile],
     instances: &[ZoneFile],
+    files: &mut Files,
 ) -> Result<Vec<Inventory>, Refusal> {
     let mut inventories = Vec::new();
     for zone in &policy.zones {
         let Some(file) = file_of(snapshots, policy, zone) else { continue };
-        let listing =
-            wire::decode_snapshots(&read(&file.file)?).map_err(|error| unreadable(&file.file, &error))?;
+        let listing = once(&mut files.snapshots, &file.file, wire::decode_snapshots)?.clone();
         let instances = match file_of(instances, policy, zone) {
-            Some(file) => {
-                wire::decode_instances(&read(&file.file)?).map_err(|error| unreadable(&file.file, &error))?
-            }
+            Some(file) => once(&mut files.instances, &file.file, wire::decode_instances)?.clone(),
             None => listing.mentioned,
         };
         inventories.push(Inventory {
@@ -139,10 +220,20 @@ fn inventories(
     Ok(inventories)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
-    disk::read_named_file(path, LISTING_BYTES_MAX)
-        .map(String::into_bytes)
-        .map_err(|error| unreadable(path, &error))
+/// What the file holds; it is read at its first use.
+fn once<'f, T>(
+    known: &'f mut BTreeMap<PathBuf, T>,
+    path: &Path,
+    decode: impl Fn(&[u8]) -> Result<T, wire::DecodeError>,
+) -> Result<&'f T, Refusal> {
+    match known.entry(path.to_owned()) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(place) => {
+            let text =
+                disk::read_named_file(path, LISTING_BYTES_MAX).map_err(|error| unreadable(path, &error))?;
+            Ok(place.insert(decode(text.as_bytes()).map_err(|error| unreadable(path, &error))?))
+        }
+    }
 }
 
 fn unreadable(path: &Path, error: &(dyn std::error::Error + 'static)) -> Refusal {
@@ -173,7 +264,7 @@ struct JsonDecision<'a> {
 }
 
 #[derive(Serialize)]
-struct JsonSnapshot<'a> {
+pub(super) struct JsonSnapshot<'a> {
     /// None of one that the run would take first.
     id: Option<SnapshotId>,
     name: &'a str,
@@ -184,27 +275,19 @@ struct JsonSnapshot<'a> {
     instance_name: Option<&'a str>,
 }
 
-fn json<'a>(at: Timestamp, all: &'a [PolicyInZone<'a>]) -> JsonPlan<'a> {
+fn json(at: Timestamp, all: &[PolicyInZone]) -> JsonPlan<'_> {
     let policies = all.iter().filter_map(|one| {
         let planned = one.planned.as_ref().ok()?;
         Some(JsonPolicy {
-            policy: &one.policy.name,
+            policy: &one.name,
             zone: &one.zone,
             held: planned.held.as_ref().map(ToString::to_string),
             decisions: decided(planned)
                 .map(|(decision, snapshot)| JsonDecision {
-                    snapshot: JsonSnapshot {
-                        id: Some(snapshot.id).filter(|id| !planned.listed.inventory.coming.contains(id)),
-                        name: &snapshot.name,
-                        created_at: snapshot.created_at,
-                        state: snapshot.state.as_str(),
-                        size_gib: snapshot.size_gib,
-                        instance_id: snapshot.instance_id,
-                        instance_name: planned.listed.instance_of(snapshot).map(|instance| &*instance.name),
-                    },
+                    snapshot: json_snapshot(planned, snapshot),
                     verdict: decision.verdict.as_str(),
                     rule: Some(decision.rule.as_str()),
-                    reasons: planned.plan.reasons(decision).iter().map(ToString::to_string).collect(),
+                    reasons: planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
                     expires_at: decision.expires_at,
                 })
                 .collect(),
@@ -213,129 +296,27 @@ fn json<'a>(at: Timestamp, all: &'a [PolicyInZone<'a>]) -> JsonPlan<'a> {
     JsonPlan { at, policies: policies.collect() }
 }
 
-fn decided(planned: &Planned) -> impl Iterator<Item = (&Decision, &Snapshot)> {
+/// A snapshot as programs read it.
+pub(super) fn json_snapshot<'a>(planned: &'a Planned, snapshot: &'a Snapshot) -> JsonSnapshot<'a> {
+    JsonSnapshot {
+        id: Some(snapshot.id).filter(|id| !planned.listed.inventory.coming.contains(id)),
+        name: &snapshot.name,
+        created_at: snapshot.created_at,
+        state: snapshot.state.as_str(),
+        size_gib: snapshot.size_gib,
+        instance_id: snapshot.instance_id,
+        instance_name: planned.listed.instance_of(snapshot).map(|instance| &*instance.name),
+    }
+}
+
+/// Every decision with its snapshot, in the plan's order.
+pub(super) fn decided(planned: &Planned) -> impl Iterator<Item = (&Decision, &Snapshot)> {
     let snapshots = &planned.listed.inventory.snapshots;
     planned
         .plan
         .decisions
         .iter()
         .filter_map(|decision| Some((decision, snapshots.get(decision.index as usize)?)))
-}
-
-/// One policy in one zone, for people: a table per instance, newest first, and the sums.
-pub fn render(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Output) -> String {
-    let zone = &planned.listed.inventory.zone;
-    let mut text = format!("policy {policy}, zone {zone}, as of {}\n", to_the_second(at));
-    let all: Vec<_> = decided(planned).collect();
-    for group in all.chunk_by(|(_, one), (_, next)| one.instance_id == next.instance_id) {
-        let instance = group.first().and_then(|(_, snapshot)| planned.listed.instance_of(snapshot));
-        let id = group.first().and_then(|(_, snapshot)| snapshot.instance_id);
-        let title = match (instance, id) {
-            (Some(instance), _) => format!("{} ({})", printable(&instance.name), instance.id),
-            (None, Some(id)) => format!("instance {id}, not listed any more"),
-            (None, None) => "no instance".to_owned(),
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "\n  {title}");
-        let rows = group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at)).collect();
-        let head = ["VERDICT", "RULE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
-        for line in output.table(&head, rows).lines() {
-            let _ = writeln!(text, "  {line}");
-        }
-    }
-    if !planned.ahead.is_empty() {
-        let plain = |text: String| (text, Tone::Plain);
-        let rows = planned.ahead.iter().map(|ahead| {
-            vec![
-                plain(once::word(ahead.action).to_owned()),
-                plain(once::instance(ahead.snapshot.instance_name.as_deref())),
-                plain(taken(ahead.snapshot.created_at, ahead.snapshot.id.is_none())),
-                plain(called(&ahead.snapshot.name, ahead.snapshot.id.is_none())),
-                plain(ahead.why.clone()),
-            ]
-        });
-        let table = output.table(&["FIRST", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"], rows.collect());
-        text.push('\n');
-        for line in table.lines() {
-            let _ = writeln!(text, "  {line}");
-        }
-    }
-    for warning in &planned.listed.warnings {
-        let _ = writeln!(text, "\n  note: {}", printable(warning));
-    }
-    let sums = sums_of(&planned.plan);
-    let coming = all.iter().filter(|(decision, _)| decision.rule == Rule::Create).count();
-    let _ = writeln!(
-        text,
-        "\n  {}: {} kept, {} to delete, {} ignored",
-        counted(all.len() - coming, "snapshot"),
-        sums.keep.saturating_sub(coming as u64),
-        sums.delete,
-        sums.ignore
-    );
-    if coming > 0 {
-        let _ = writeln!(text, "  {} to be taken first", counted(coming, "snapshot"));
-    }
-    for (count, why) in [
-        (sums.blocked_by_hold, "a hold"),
-        (sums.blocked_by_policy, "another policy"),
-        (sums.blocked_by_export, "a missing verified copy"),
-    ] {
-        if count > 0 {
-            let _ = writeln!(text, "  of the kept, {count} would go but for {why}");
-        }
-    }
-    if let Some(held) = &planned.held {
-        let _ = writeln!(text, "  HELD: {held}");
-    }
-    text.push('\n');
-    text
-}
-
-fn row(planned: &Planned, decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Vec<(String, Tone)> {
-    let tone = match decision.verdict {
-        Verdict::Keep => Tone::Good,
-        Verdict::Delete => Tone::Bad,
-        Verdict::Ignore => Tone::Dim,
-    };
-    let is_coming = decision.rule == Rule::Create;
-    // Of one that stays the first reason is enough for people; JSON has them all.
-    let enough = if decision.verdict == Verdict::Keep { 1 } else { usize::MAX };
-    let reasons: Vec<String> =
-        planned.plan.reasons(decision).iter().take(enough).map(ToString::to_string).collect();
-    vec![
-        (decision.verdict.as_str().to_owned(), tone),
-        (decision.rule.as_str().to_owned(), Tone::Plain),
-        (if is_coming { "-".to_owned() } else { age(snapshot.created_at, at) }, Tone::Plain),
-        (taken(snapshot.created_at, is_coming), Tone::Plain),
-        (called(&snapshot.name, is_coming), Tone::Plain),
-        (reasons.join("; "), Tone::Plain),
-    ]
-}
-
-/// When it was taken; `-` of one that is to be.
-fn taken(at: Timestamp, is_coming: bool) -> String {
-    if is_coming { "-".to_owned() } else { at.to_string() }
-}
-
-/// Its name; one that is to be taken has none yet.
-fn called(name: &str, is_coming: bool) -> String {
-    if is_coming { "(to be taken)".to_owned() } else { name.to_owned() }
-}
-
-/// `3d 4h`, `4h 5m` or `5m`; `-` for what is not yet.
-fn age(created_at: Timestamp, at: Timestamp) -> String {
-    let Ok(span) = at.since((Unit::Minute, created_at)) else { return "?".to_owned() };
-    let minutes = span.get_minutes();
-    if minutes < 0 {
-        return "-".to_owned();
-    }
-    let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);
-    match (days, hours) {
-        (0, 0) => format!("{minutes}m"),
-        (0, _) => format!("{hours}h {minutes}m"),
-        _ => format!("{days}d {hours}h"),
-    }
 }
 
 #[cfg(test)]

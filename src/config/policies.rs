@@ -9,10 +9,12 @@ use jiff::tz::{self, TimeZone};
 
 use crate::config::walk::{Table, Value};
 use crate::config::{ArchiveSettings, keys, read_concurrency, read_schedule};
-use crate::policy::select::{NameGlob, Pattern, Select};
+use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
-use crate::policy::{ArchiveName, Export, Guard, OnStart, Policy, PolicyName, Promote, Retention, Which};
-use crate::snapshot::ZoneName;
+use crate::policy::{
+    ArchiveName, ByPeriod, Export, Guard, OnStart, Period, Policy, PolicyName, Promote, Retention, Which,
+};
+use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::excerpt;
 
 /// Half of a zone at once is no routine.
@@ -96,11 +98,20 @@ fn read_time_zone(value: &Value<'_>) -> Option<TimeZone> {
 
 /// A policy that takes snapshots prunes its own alone, unless told otherwise.
 fn read_select(table: &Table<'_>, create: bool) -> Select {
+    let (mut is_selected, mut is_excluded) = (false, false);
+    let instances = table.value("instances").map(|list| {
+        let (instances, with_self) = instances(&list, Some(EMPTY_SELECTS_NOTHING));
+        is_selected = with_self;
+        instances
+    });
+    let exclude_instances = table.value("exclude_instances").map_or_else(Vec::new, |list| {
+        let (instances, with_self) = self::instances(&list, None);
+        is_excluded = with_self;
+        instances
+    });
     Select {
-        instances: table.value("instances").map(|list| patterns(&list, Some(EMPTY_SELECTS_NOTHING))),
-        exclude_instances: table
-            .value("exclude_instances")
-            .map_or_else(Vec::new, |list| patterns(&list, None)),
+        instances,
+        exclude_instances,
         labels: table.table("labels").texts().into_iter().collect(),
         snapshot_names: table
             .value("snapshot_names")
@@ -110,27 +121,35 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
             .map_or_else(Vec::new, |list| patterns(&list, None)),
         only_created: table.choice("ownership", &[("all", false), ("created", true)]).unwrap_or(create),
         judge_orphans: table.choice("orphans", &[("keep", false), ("apply", true)]).unwrap_or(false),
+        this_machine: ThisMachine { is_selected, is_excluded, unknown: None },
     }
 }
 
+/// Instances by name or id, and whether this machine is among them.
+fn instances(list: &Value<'_>, empty: Option<&str>) -> (Vec<Pattern<InstanceId>>, bool) {
+    let named = list.list(empty, |value| match value.text()? {
+        SELF => Some(None),
+        _ => read_pattern(value, Pattern::new).map(Some),
+    });
+    let with_self = named.iter().any(Option::is_none);
+    (named.into_iter().flatten().collect(), with_self)
+}
+
+/// The instance that this program runs on. One that is called so can be named by its id, or as `[s]elf`.
+const SELF: &str = "self";
+
 const EMPTY_SELECTS_NOTHING: &str = "an empty list selects nothing: leave the key out to select all";
 
-/// What stays, if the section is there. Also reads the rules whose work comes later.
+/// What stays, if the section is there.
 pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
-    let periods = ["hourly", "daily", "weekly", "monthly", "yearly"];
+    let keep = |period: Period| format!("keep_{}", period.adverb());
+    let keep_within = |period: Period| format!("keep_within_{}", period.adverb());
+    let count_or_all = |key: &str| table.value(key).and_then(|value| value.count_or_all());
     let mut rules =
         vec!["keep_last".to_owned(), "keep_within".to_owned(), "max_age".to_owned(), "max_count".to_owned()];
-    for period in periods {
-        let (count, within) = (format!("keep_{period}"), format!("keep_within_{period}"));
-        if let Some(value) = table.value(&count) {
-            value.count_or_all();
-        }
-        table.span(&within);
-        rules.extend([count, within]);
+    for period in Period::ALL {
+        rules.extend([keep(period), keep_within(period)]);
     }
-    table.boolean("keep_oldest");
-    table.span("failed_after");
-
     if table.is_there() && !rules.iter().any(|rule| table.value(rule).is_some() || table.has_slip_of(rule)) {
         table.place().missing(
             "there is no rule in it",
@@ -148,11 +167,15 @@ pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
         );
     }
     let retention = Retention {
-        keep_last: table.count("keep_last"),
+        keep_last: count_or_all("keep_last"),
         keep_within: table.span("keep_within"),
+        keep: ByPeriod::of(|period| count_or_all(&keep(period))),
+        keep_within_each: ByPeriod::of(|period| table.span(&keep_within(period))),
+        keep_oldest: table.boolean("keep_oldest").unwrap_or(true),
         max_age: table.span("max_age"),
         max_count: table.count("max_count"),
         min_keep: min_keep.and_then(|number| u32::try_from(number).ok()).unwrap_or(MIN_KEEP),
+        failed_after: table.span("failed_after"),
     };
     table.is_there().then_some(retention)
 }

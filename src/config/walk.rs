@@ -15,6 +15,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::findings::{Finding, Findings, Kind};
 use crate::config::keys::{self, Later};
+use crate::policy::Count;
 use crate::policy::span::{Span, parse_duration};
 use crate::text::excerpt;
 
@@ -436,16 +437,13 @@ impl<'t> Value<'t> {
     }
 
     /// A count, or `"all"`.
-    pub(super) fn count_or_all(&self) {
+    pub(super) fn count_or_all(&self) -> Option<Count> {
         match self.value {
-            DeValue::String(text) if text == "all" => {}
+            DeValue::String(text) if text == "all" => Some(Count::All),
             DeValue::String(_) => {
-                let _: Option<()> =
-                    self.wrong_type("a whole number, or `\"all\"`", "write the number without quotes");
+                self.wrong_type("a whole number, or `\"all\"`", "write the number without quotes")
             }
-            _ => {
-                self.count();
-            }
+            _ => self.count().map(Count::Of),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The way of a call: [`client`] builds it, `sign` signs each attempt, the transport seam carries it,
 //! [`error`] names what went wrong, `retry` says whether and when to try again, [`wire`] decodes the answer,
-//! and [`operation`] waits until what was started is settled.
+//! and [`operation`] waits until what was started is settled. [`metadata`] is another server: it tells an instance
+//! which one it is.
 //!
 //! Decoding is lenient (unknown fields and states survive, nearly everything is optional), judgement is
 //! strict: a listing in which a snapshot has no id or no date is no listing at all, since nothing may be
@@ -11,6 +12,7 @@
 pub mod client;
 pub mod credentials;
 pub mod error;
+pub mod metadata;
 pub mod operation;
 mod retry;
 #[cfg(test)]

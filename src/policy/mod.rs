@@ -131,15 +131,129 @@ pub enum OnStart {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retention {
     /// The newest so many are kept.
-    pub keep_last: Option<NonZeroU32>,
+    pub keep_last: Option<Count>,
     /// What is younger than this, or exactly so old, is kept.
     pub keep_within: Option<Span>,
+    /// The newest of each of the last so many periods that have one is kept.
+    pub keep: ByPeriod<Option<Count>>,
+    /// The newest of each period is kept while it is not older than this.
+    pub keep_within_each: ByPeriod<Option<Span>>,
+    /// Whether the oldest is kept for a period rule that has a slot left.
+    pub keep_oldest: bool,
     /// What is older goes, even if a keep rule wants it.
     pub max_age: Option<Span>,
     /// Of what is still held then, the newest so many stay, even if a keep rule wants more.
     pub max_count: Option<NonZeroU32>,
     /// The newest so many good ones stay whatever any rule says.
     pub min_keep: u32,
+    /// Failed ones that are older go, once a newer good one exists; without it, they are left alone.
+    pub failed_after: Option<Span>,
+}
+
+/// How many a keep rule wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Count {
+    /// So many.
+    Of(NonZeroU32),
+    /// `"all"`: without end.
+    All,
+}
+
+/// A stretch of the calendar of which a keep rule wants the newest. Hours are absolute, the others are the calendar's
+/// in the policy's time zone; weeks are those of ISO 8601.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Period {
+    /// An hour of absolute time.
+    Hour,
+    /// A day of the calendar: 23, 24 or 25 hours.
+    Day,
+    /// Monday to Sunday.
+    Week,
+    /// A month of the calendar.
+    Month,
+    /// A year of the calendar.
+    Year,
+}
+
+/// One value for each [`Period`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ByPeriod<T>([T; 5]);
+
+impl Count {
+    /// Whether the place, counted from 1, is among so many.
+    pub fn has_place(self, place: u32) -> bool {
+        match self {
+            Self::Of(count) => place <= count.get(),
+            Self::All => true,
+        }
+    }
+}
+
+impl Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Of(count) => count.fmt(f),
+            Self::All => f.write_str("all"),
+        }
+    }
+}
+
+impl Period {
+    /// All of them, the shortest first.
+    pub const ALL: [Self; 5] = [Self::Hour, Self::Day, Self::Week, Self::Month, Self::Year];
+
+    /// What it is called: `day`.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Year => "year",
+        }
+    }
+
+    /// What comes once in each is so: `daily`. The names of the keep rules end in it.
+    pub fn adverb(self) -> &'static str {
+        match self {
+            Self::Hour => "hourly",
+            Self::Day => "daily",
+            Self::Week => "weekly",
+            Self::Month => "monthly",
+            Self::Year => "yearly",
+        }
+    }
+}
+
+impl<T> ByPeriod<T> {
+    /// Makes the value of each period.
+    pub fn of(value: impl FnMut(Period) -> T) -> Self {
+        Self(Period::ALL.map(value))
+    }
+
+    /// The value of one period.
+    pub fn get(&self, period: Period) -> &T {
+        let [hour, day, week, month, year] = &self.0;
+        match period {
+            Period::Hour => hour,
+            Period::Day => day,
+            Period::Week => week,
+            Period::Month => month,
+            Period::Year => year,
+        }
+    }
+
+    /// The value of one period, to be changed.
+    pub fn get_mut(&mut self, period: Period) -> &mut T {
+        let [hour, day, week, month, year] = &mut self.0;
+        match period {
+            Period::Hour => hour,
+            Period::Day => day,
+            Period::Week => week,
+            Period::Month => month,
+            Period::Year => year,
+        }
+    }
 }
 
 /// What holds the deletions of a run, or of a zone in it, back.

@@ -23,6 +23,20 @@ pub struct Select {
     pub only_created: bool,
     /// Whether snapshots of instances that are not listed any more are judged like others.
     pub judge_orphans: bool,
+    /// Where `self` stands: the instance that this program runs on.
+    pub this_machine: ThisMachine,
+}
+
+/// Where a selection names `self`. Which instance that is, only the platform can tell, at run time:
+/// [`Select::resolve`] puts its id in the place of the word.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ThisMachine {
+    /// Among the instances that are selected.
+    pub is_selected: bool,
+    /// Among those left out.
+    pub is_excluded: bool,
+    /// Why it could not be told which instance that is.
+    pub unknown: Option<String>,
 }
 
 /// A glob over names: `*`, `?`, `[a-z]`, `{a,b}`; `*` also matches `/`, since names are not paths.
@@ -82,9 +96,28 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
 }
 
 impl Select {
+    /// Puts this machine's id in the place of `self`.
+    pub fn resolve(&mut self, this_machine: InstanceId) {
+        if std::mem::take(&mut self.this_machine.is_selected) {
+            self.instances.get_or_insert_default().push(Pattern::Id(this_machine));
+        }
+        if std::mem::take(&mut self.this_machine.is_excluded) {
+            self.exclude_instances.push(Pattern::Id(this_machine));
+        }
+        self.this_machine.unknown = None;
+    }
+
+    /// Whether `self` stands here and is not resolved.
+    pub fn is_in_doubt(&self) -> bool {
+        self.this_machine.is_selected || self.this_machine.is_excluded
+    }
+
     /// Whether the policy speaks about this instance. One that is not listed any more (`None`) has no name and
     /// no labels: only an id, or no condition at all, selects it. As for exclusions, its name is in doubt: any
     /// exclusion by name excludes it.
+    ///
+    /// While `self` is not resolved, every instance may be the one: each is selected by it, and none left out. So what
+    /// such a policy keeps from others is never too little. Itself it may do nothing meanwhile; `run` sees to that.
     pub fn selects_instance(&self, id: Option<InstanceId>, instance: Option<&Instance>) -> bool {
         let name = instance.map(|instance| &*instance.name);
         let any = |patterns: &[Pattern<InstanceId>]| {
@@ -93,7 +126,7 @@ impl Select {
         let labelled = |(key, value): (&String, &String)| {
             instance.is_some_and(|instance| instance.labels.get(key) == Some(value))
         };
-        self.instances.as_ref().is_none_or(|patterns| any(patterns))
+        (self.this_machine.is_selected || self.instances.as_ref().is_none_or(|patterns| any(patterns)))
             && !any(&self.exclude_instances)
             && !(instance.is_none() && self.exclude_instances.iter().any(Pattern::is_name))
             && self.labels.iter().all(labelled)
@@ -193,6 +226,50 @@ mod tests {
             ),
         ] {
             assert_eq!(select.selects_instance(Some(web.id), Some(&web)), selected, "{what}");
+        }
+    }
+
+    #[test]
+    fn this_machine_is_selected_and_left_out_once_it_is_known() {
+        let (web, other) =
+            (instance("web-1", &[]), Instance { id: OTHER.parse().unwrap(), ..instance("db-1", &[]) });
+        let speaks =
+            |select: &Select| [&web, &other].map(|of| select.selects_instance(Some(of.id), Some(of)));
+        let this_machine = |is_selected, is_excluded| ThisMachine { is_selected, is_excluded, unknown: None };
+        let none = || Some(Vec::new());
+        for (what, mut select, doubted, resolved) in [
+            (
+                "selected",
+                Select { instances: none(), this_machine: this_machine(true, false), ..Select::default() },
+                [true, true],
+                [true, false],
+            ),
+            (
+                "selected beside a name",
+                Select {
+                    instances: Some(patterns(&["db-*"])),
+                    this_machine: this_machine(true, false),
+                    ..Select::default()
+                },
+                [true, true],
+                [true, true],
+            ),
+            (
+                "left out",
+                Select { this_machine: this_machine(false, true), ..Select::default() },
+                [true, true],
+                [false, true],
+            ),
+            (
+                "both",
+                Select { instances: none(), this_machine: this_machine(true, true), ..Select::default() },
+                [true, true],
+                [false, false],
+            ),
+        ] {
+            assert_eq!((select.is_in_doubt(), speaks(&select)), (true, doubted), "{what}, in doubt");
+            select.resolve(web.id);
+            assert_eq!((select.is_in_doubt(), speaks(&select)), (false, resolved), "{what}, known");
         }
     }
 

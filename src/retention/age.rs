@@ -6,15 +6,13 @@
 //! back. [`AgeLimit::first_passed`] answers exactly all the same, for as many snapshots as wanted, by a table
 //! of the stretches of time over which the limit moves evenly.
 
-use std::sync::Arc;
+use std::cell::OnceCell;
 
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
 
 use crate::policy::span::Span;
-use crate::retention::reason::Cutoff;
-use crate::retention::verdict::Rule;
 
 /// By how much going a span back and going it forward may differ: the lengths of months, of clamped month
 /// ends and of clock changes come to less than so many days.
@@ -24,14 +22,26 @@ const DAY: i128 = 24 * 60 * 60 * 1_000_000_000;
 
 /// The limit that one rule of one policy sets to ages.
 #[derive(Debug)]
-pub(crate) struct AgeLimit {
-    /// Where the limit is now, for reasons to tell.
-    pub(crate) cutoff: Arc<Cutoff>,
+pub(crate) struct AgeLimit<'a> {
+    span: &'a Span,
+    zone: &'a TimeZone,
     now: Timestamp,
+    /// The first and the last time at which anything judged was taken.
+    taken: Option<(Timestamp, Timestamp)>,
+    cutoff: Timestamp,
+    /// Made when it is first asked for: many only want to know about now.
+    future: OnceCell<Future>,
+}
+
+/// Where the limit will be.
+#[derive(Debug)]
+struct Future {
     /// In the order of time, without gaps.
     stretches: Vec<Stretch>,
     /// From then on everything that was judged is past the limit; without it, not before the end of time.
     end: Option<Timestamp>,
+    /// The furthest back that the limit will ever be, now included.
+    lowest: Timestamp,
 }
 
 /// A stretch of time over which the limit keeps the same distance. In nanoseconds.
@@ -45,30 +55,25 @@ struct Stretch {
     reach: i128,
 }
 
-impl AgeLimit {
+impl<'a> AgeLimit<'a> {
     /// The limit at `now`. `taken` are the first and the last time at which anything judged was taken.
     pub(crate) fn new(
-        rule: Rule,
-        span: &Span,
-        zone: &TimeZone,
+        span: &'a Span,
+        zone: &'a TimeZone,
         now: Timestamp,
         taken: Option<(Timestamp, Timestamp)>,
     ) -> Self {
-        let at = span.before(now, zone);
-        let cutoff = Arc::new(Cutoff { rule, span: span.clone(), at });
-        let first = taken.and_then(|(first, _)| span.after(first, zone));
-        let last = taken.and_then(|(_, last)| span.after(last, zone));
-        let end = last.and_then(|last| shifted(last, SLACK_DAYS * DAY)).map(|end| end.max(now));
-        let stretches = first.map_or_else(Vec::new, |first| {
-            let from = shifted(first, -SLACK_DAYS * DAY).unwrap_or(Timestamp::MIN).max(now);
-            stretches(span, zone, from, end.unwrap_or(Timestamp::MAX))
-        });
-        Self { cutoff, now, stretches, end }
+        Self { span, zone, now, taken, cutoff: span.before(now, zone), future: OnceCell::new() }
     }
 
     /// Whether what was taken then is past the limit now; exactly on it is not.
     pub(crate) fn is_passed(&self, taken: Timestamp) -> bool {
-        taken < self.cutoff.at
+        taken < self.cutoff
+    }
+
+    /// Whether what was taken then is inside the limit now, or will be: limits also fall back.
+    pub(crate) fn is_ever_inside(&self, taken: Timestamp) -> bool {
+        !self.is_passed(taken) || taken >= self.future().lowest
     }
 
     /// The first instant, `from` or later, at which what was taken then is past the limit.
@@ -77,16 +82,47 @@ impl AgeLimit {
         if from == self.now && self.is_passed(taken) {
             return Some(from);
         }
-        let (taken, instant) = (taken.as_nanosecond(), from.as_nanosecond());
-        let short = self.stretches.partition_point(|stretch| stretch.reach <= taken);
-        let within = |stretch: &Stretch| {
-            let passed = (taken + stretch.distance + 1).max(stretch.from).max(instant);
-            (passed < stretch.until).then_some(passed)
-        };
-        match self.stretches.iter().skip(short).find_map(within) {
+        let future = self.future();
+        let short = future.stretches.partition_point(|stretch| stretch.reach <= taken.as_nanosecond());
+        match future.stretches.iter().skip(short).find_map(|stretch| stretch.first_passed(taken, from)) {
             Some(passed) => Timestamp::from_nanosecond(passed).ok(),
-            None => self.end.map(|end| end.max(from)),
+            None => future.end.map(|end| end.max(from)),
         }
+    }
+
+    /// The instants, `from` or later, at which what was taken then may get past the limit, or the limit may fall
+    /// back for any.
+    pub(crate) fn turns(&self, taken: Timestamp, from: Timestamp) -> impl Iterator<Item = Timestamp> {
+        let future = self.future();
+        let turns = future.stretches.iter().flat_map(move |stretch| {
+            [Some(stretch.from), stretch.first_passed(taken, from)].into_iter().flatten()
+        });
+        let turns = turns.filter_map(|turn| Timestamp::from_nanosecond(turn).ok());
+        turns.chain(future.end).filter(move |turn| *turn >= from)
+    }
+
+    fn future(&self) -> &Future {
+        self.future.get_or_init(|| {
+            let first = self.taken.and_then(|(first, _)| self.span.after(first, self.zone));
+            let last = self.taken.and_then(|(_, last)| self.span.after(last, self.zone));
+            let end = last.and_then(|last| shifted(last, SLACK_DAYS * DAY)).map(|end| end.max(self.now));
+            let stretches = first.map_or_else(Vec::new, |first| {
+                let from = shifted(first, -SLACK_DAYS * DAY).unwrap_or(Timestamp::MIN).max(self.now);
+                stretches(self.span, self.zone, from, end.unwrap_or(Timestamp::MAX))
+            });
+            let starts = stretches.iter().map(|stretch| stretch.from - stretch.distance);
+            let lowest = starts.min().and_then(|lowest| Timestamp::from_nanosecond(lowest).ok());
+            let lowest = lowest.map_or(self.cutoff, |lowest| lowest.min(self.cutoff));
+            Future { stretches, end, lowest }
+        })
+    }
+}
+
+impl Stretch {
+    /// The first instant of it, `from` or later, at which what was taken then is past the limit.
+    fn first_passed(&self, taken: Timestamp, from: Timestamp) -> Option<i128> {
+        let passed = (taken.as_nanosecond() + self.distance + 1).max(self.from).max(from.as_nanosecond());
+        (passed < self.until).then_some(passed)
     }
 }
 

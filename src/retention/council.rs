@@ -1,19 +1,19 @@
 //! All policies together: what a policy would let go is brought back by the first of these that holds it: a
 //! pin, a required copy that is missing, another policy.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::policy::Policy;
-use crate::retention::gate::{self, Need};
+use crate::retention::gate::{self, Need, Unmet};
 use crate::retention::inventory::{Hold, Inventory};
 use crate::retention::judge::{Judgement, Say, first_of_all};
-use crate::retention::order::{Entry, Group};
-use crate::retention::plan::{Decision, PolicyPlan};
+use crate::retention::order::{Entry, Group, Times};
+use crate::retention::plan::{Decision, PolicyPlan, Terms};
 use crate::retention::reason::Reason;
-use crate::retention::verdict::{CopyNeeded, Rule, Verdict};
+use crate::retention::verdict::{Rule, Verdict};
+use crate::snapshot::Snapshot;
 
 /// The policies of a zone, and what they have to respect beside each other.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct Council<'a> {
     members: Vec<Member<'a>>,
     inventory: &'a Inventory,
     now: Timestamp,
+    foresees: bool,
 }
 
 #[derive(Debug)]
@@ -30,131 +31,177 @@ struct Member<'a> {
     needs: Vec<Arc<Need>>,
 }
 
+/// A plan in the making.
+#[derive(Debug)]
+struct Draft {
+    plan: PolicyPlan,
+    /// Which needs each of the plan's lists of copies comes from.
+    lists: Vec<Vec<usize>>,
+    /// The number of the need of each of the plan's unmet ones.
+    unmet: Vec<usize>,
+}
+
 /// What holds a snapshot beside the rules of the policy whose plan is made.
 #[derive(Debug, Default)]
-struct Holders<'m> {
+struct Holders {
     /// The key of the first of them.
     rule: Option<Rule>,
     reasons: Vec<Reason>,
     /// What all policies together require for it.
-    needs: Vec<&'m Need>,
+    needs: Vec<Arc<Need>>,
 }
 
-/// Lists of copies by the numbers of the needs, so that snapshots share them: policies make few different ones.
-type CopyLists = Vec<(Vec<usize>, Arc<[CopyNeeded]>)>;
-
 impl<'a> Council<'a> {
-    pub(crate) fn new(judgements: Vec<Judgement<'a>>, inventory: &'a Inventory, now: Timestamp) -> Self {
-        let policies: Vec<&Policy> = judgements.iter().map(|judgement| judgement.policy).collect();
-        let needs = gate::needs(&policies, inventory, now);
-        let members = judgements.into_iter().zip(needs);
-        let members = members.map(|(judgement, needs)| Member { judgement, needs }).collect();
-        Self { members, inventory, now }
+    /// With `foresees`, the plans say when what is kept would go.
+    pub(crate) fn new(
+        policies: &[&'a Policy],
+        inventory: &'a Inventory,
+        times: Times,
+        now: Timestamp,
+        foresees: bool,
+    ) -> Self {
+        let needs = gate::needs(policies, inventory, now);
+        let members = policies.iter().zip(needs).map(|(policy, needs)| Member {
+            judgement: Judgement::new(policy, inventory, times, now, foresees),
+            needs,
+        });
+        Self { members: members.collect(), inventory, now, foresees }
     }
 
     /// The plan of every policy, in the order given.
     pub(crate) fn conclude(mut self, groups: &[Group<'_>]) -> Vec<PolicyPlan> {
-        let take = |member: &mut Member<'_>| std::mem::take(&mut member.judgement.reasons);
-        let own_reasons: Vec<Vec<Reason>> = self.members.iter_mut().map(take).collect();
-        let plans = self.members.iter().zip(own_reasons);
-        plans.map(|(member, reasons)| self.plan(member, reasons, groups)).collect()
-    }
-
-    fn plan(&self, own: &Member<'_>, own_reasons: Vec<Reason>, groups: &[Group<'_>]) -> PolicyPlan {
-        let mut own_reasons = own_reasons.into_iter();
-        let mut plan = PolicyPlan {
-            policy: own.judgement.policy.name.clone(),
-            decisions: Vec::new(),
-            good: own.judgement.good,
-            deletes: 0,
-            reasons: Vec::with_capacity(own_reasons.len()),
-        };
-        let none: Arc<[CopyNeeded]> = Arc::new([]);
-        let mut lists: CopyLists = Vec::new();
+        let mut drafts: Vec<Draft> = self.members.iter().map(|member| self.draft(member)).collect();
         let mut holders = Holders::default();
-        // Why a need is not met, made once: snapshots share it.
-        let mut missing: BTreeMap<usize, Reason> = BTreeMap::new();
         for group in groups {
-            for entry in &group.entries {
-                let standing = own.judgement.standing(entry.index);
-                if standing.say == Say::Nothing {
-                    continue;
-                }
-                let first_reason = plan.reasons.len();
-                let own_reasons = own_reasons.by_ref().take(usize::from(standing.reasons));
-                holders.clear();
-                let is_asked = !matches!(standing.say, Say::Ignores(_) | Say::Keeps(Rule::Create));
-                if own.judgement.prunes() && is_asked {
-                    self.ask(own, entry, &mut missing, &mut holders);
-                }
-                let (verdict, rule) = match (standing.say, holders.rule) {
-                    (Say::LetsGo(rule), Some(holder)) => {
-                        plan.reasons.append(&mut holders.reasons);
-                        plan.reasons.push(Reason::WouldGo(rule));
-                        plan.reasons.extend(own_reasons);
-                        (Verdict::Keep, holder)
-                    }
-                    (say, _) => {
-                        plan.reasons.extend(own_reasons);
-                        plan.reasons.append(&mut holders.reasons);
-                        match say {
-                            Say::LetsGo(rule) => (Verdict::Delete, rule),
-                            Say::Keeps(rule) => (Verdict::Keep, rule),
-                            Say::Ignores(rule) => (Verdict::Ignore, rule),
-                            Say::Nothing => continue,
-                        }
-                    }
-                };
-                let is_deleted = verdict == Verdict::Delete;
-                plan.deletes += u64::from(is_deleted);
-                plan.decisions.push(Decision {
-                    index: entry.index,
-                    verdict,
-                    rule,
-                    // What is not there yet has no end yet either.
-                    expires_at: if verdict == Verdict::Keep && rule != Rule::Create {
-                        self.expiry(own, entry)
-                    } else {
-                        None
-                    },
-                    copies: if is_deleted { copies(&holders.needs, &mut lists) } else { none.clone() },
-                    first_reason: u32::try_from(first_reason).unwrap_or(u32::MAX),
-                    reason_count: u16::try_from(plan.reasons.len() - first_reason).unwrap_or(u16::MAX),
-                });
+            for member in &mut self.members {
+                member.judgement.judge(group);
+            }
+            for (own, draft) in self.members.iter().zip(&mut drafts) {
+                self.decide(own, group, draft, &mut holders);
             }
         }
-        plan
+        let plans = self.members.iter().zip(drafts);
+        let finish =
+            |(member, draft): (&Member<'_>, Draft)| PolicyPlan { good: member.judgement.good, ..draft.plan };
+        plans.map(finish).collect()
     }
 
-    fn hold(&self, entry: &Entry<'_>) -> Option<&Hold> {
-        let hold = self.inventory.holds.get(&entry.snapshot.id);
+    fn draft(&self, own: &Member<'_>) -> Draft {
+        let policy = own.judgement.policy;
+        let plan = PolicyPlan {
+            policy: policy.name.clone(),
+            at: self.now,
+            decisions: Vec::new(),
+            good: 0,
+            deletes: 0,
+            good_deletes: 0,
+            reasons: Vec::new(),
+            terms: Terms {
+                retention: policy.retention.clone(),
+                time_zone: policy.time_zone.clone(),
+                holds: Vec::new(),
+                policies: self.members.iter().map(|member| member.judgement.policy.name.clone()).collect(),
+                unmet: Vec::new(),
+                states: Vec::new(),
+                copies: Vec::new(),
+            },
+        };
+        Draft { plan, lists: Vec::new(), unmet: Vec::new() }
+    }
+
+    /// Decides what a policy selects of an instance.
+    fn decide(&self, own: &Member<'_>, group: &Group<'_>, draft: &mut Draft, holders: &mut Holders) {
+        // Places of others in the policy's reasons count the selected ones of the group.
+        let base = number(draft.plan.decisions.len());
+        draft.reserve(group.entries.len());
+        for (place, entry) in group.entries.iter().enumerate() {
+            let standing = own.judgement.standing(place);
+            let Some(snapshot) = self.inventory.snapshots.get(entry.index as usize) else { continue };
+            if standing.say == Say::Nothing {
+                continue;
+            }
+            holders.clear();
+            let is_asked = match standing.say {
+                Say::Keeps(Rule::Create) | Say::Ignores(_) | Say::Nothing => false,
+                Say::Keeps(_) | Say::LetsGo(_) => own.judgement.prunes(),
+            };
+            if is_asked {
+                self.ask(own, place, entry, snapshot, draft, holders);
+            }
+            let first_reason = draft.plan.reasons.len();
+            let (verdict, rule) = match (standing.say, holders.rule) {
+                (Say::LetsGo(rule), Some(holder)) => {
+                    draft.plan.reasons.append(&mut holders.reasons);
+                    draft.plan.reasons.push(Reason::WouldGo(rule));
+                    (Verdict::Keep, holder)
+                }
+                (Say::LetsGo(rule), None) => (Verdict::Delete, rule),
+                (Say::Keeps(rule), _) => (Verdict::Keep, rule),
+                (Say::Ignores(rule), _) => (Verdict::Ignore, rule),
+                (Say::Nothing, _) => continue,
+            };
+            for reason in own.judgement.reasons(&standing) {
+                let reason = draft.translate(*reason, base, snapshot);
+                draft.plan.reasons.push(reason);
+            }
+            draft.plan.reasons.append(&mut holders.reasons);
+            let is_deleted = verdict == Verdict::Delete;
+            draft.plan.deletes += u64::from(is_deleted);
+            draft.plan.good_deletes += u64::from(is_deleted && entry.is_good);
+            // What is not there yet has no end yet either.
+            let may_expire = self.foresees && verdict == Verdict::Keep && rule != Rule::Create;
+            let decision = Decision {
+                index: entry.index,
+                verdict,
+                rule,
+                taken: entry.taken,
+                expires_at: if may_expire { self.expiry(own, group, place, entry, snapshot) } else { None },
+                copies: if is_deleted { draft.copies(&holders.needs) } else { None },
+                first_reason: number(first_reason),
+                reason_count: u16::try_from(draft.plan.reasons.len() - first_reason).unwrap_or(u16::MAX),
+            };
+            draft.plan.decisions.push(decision);
+        }
+    }
+
+    fn hold(&self, snapshot: &Snapshot) -> Option<&Hold> {
+        if self.inventory.holds.is_empty() {
+            return None;
+        }
+        let hold = self.inventory.holds.get(&snapshot.id);
         hold.filter(|hold| hold.until.is_none_or(|until| until > self.now))
     }
 
-    /// Who holds a good snapshot beside the rules of its own policy.
-    fn ask<'m>(
-        &'m self,
+    /// Who holds a snapshot beside the rules of its own policy.
+    fn ask(
+        &self,
         own: &Member<'_>,
-        entry: &Entry<'_>,
-        missing: &mut BTreeMap<usize, Reason>,
-        holders: &mut Holders<'m>,
+        place: usize,
+        entry: &Entry,
+        snapshot: &Snapshot,
+        draft: &mut Draft,
+        holders: &mut Holders,
     ) {
-        if let Some(hold) = self.hold(entry) {
-            holders.add(Rule::Hold, Reason::Pinned(Box::new(hold.clone())));
+        if let Some(hold) = self.hold(snapshot) {
+            draft.plan.terms.holds.push(hold.clone());
+            let hold = number(draft.plan.terms.holds.len() - 1);
+            holders.add(Rule::Hold, Reason::Pinned { hold });
         }
-        let is_missing = |need: &Need| need.opens(entry.snapshot, self.now).is_none_or(|at| at > self.now);
-        for need in own.needs.iter().filter(|need| is_missing(need)) {
-            let reason = missing.entry(need.number).or_insert_with(|| need.reason()).clone();
-            holders.add(Rule::Export, reason);
+        let is_missing = |need: &Need| need.opens(snapshot, self.now).is_none_or(|at| at > self.now);
+        let own_needs = needs_of(own, entry);
+        for need in own_needs.iter().filter(|need| is_missing(need)) {
+            let need = draft.unmet(need);
+            holders.add(Rule::Export, Reason::Unmet { need });
         }
-        for member in self.members.iter().filter(|member| member.judgement.prunes()) {
-            let say = member.judgement.standing(entry.index).say;
-            if say.is_silent() {
+        for (policy, member) in (0..).zip(&self.members) {
+            let say = member.judgement.standing(place).say;
+            if !member.judgement.prunes() || say.is_silent() {
                 continue;
             }
-            for need in &member.needs {
+            let needs = needs_of(member, entry);
+            for need in needs {
                 if !holders.needs.iter().any(|known| known.number == need.number) {
-                    holders.needs.push(need);
+                    holders.needs.push(need.clone());
                 }
             }
             if std::ptr::eq(member, own) {
@@ -162,58 +209,129 @@ impl<'a> Council<'a> {
             }
             let holding = match say {
                 Say::Keeps(rule) | Say::Ignores(rule) => Some(rule),
-                _ => member.needs.iter().any(|need| is_missing(need)).then_some(Rule::Export),
+                _ => needs.iter().any(|need| is_missing(need)).then_some(Rule::Export),
             };
             if let Some(rule) = holding {
-                let policy = member.judgement.policy.name.clone();
                 holders.add(Rule::Policy, Reason::OtherPolicy { policy, rule });
             }
         }
         let needs = std::mem::take(&mut holders.needs);
-        let of_others = |need: &&&Need| !own.needs.iter().any(|known| known.number == need.number);
-        for need in needs.iter().filter(of_others).filter(|need| is_missing(need)) {
-            let reason = missing.entry(need.number).or_insert_with(|| need.reason()).clone();
-            holders.add(Rule::Export, reason);
+        let is_of_others = |need: &&Arc<Need>| !own_needs.iter().any(|known| known.number == need.number);
+        for need in needs.iter().filter(is_of_others).filter(|need| is_missing(need)) {
+            let need = draft.unmet(need);
+            holders.add(Rule::Export, Reason::Unmet { need });
         }
         holders.needs = needs;
     }
 
     /// The first instant at which nothing would hold a snapshot that is kept now.
-    fn expiry(&self, own: &Member<'_>, entry: &Entry<'_>) -> Option<Timestamp> {
+    fn expiry(
+        &self,
+        own: &Member<'_>,
+        group: &Group<'_>,
+        place: usize,
+        entry: &Entry,
+        snapshot: &Snapshot,
+    ) -> Option<Timestamp> {
         if !own.judgement.prunes() {
             return None;
         }
-        let pinned_until = match self.hold(entry) {
+        let pinned_until = match self.hold(snapshot) {
             Some(hold) => hold.until?,
             None => self.now,
         };
         first_of_all(self.now, |from| {
             let mut free = from.max(pinned_until);
             for member in self.members.iter().filter(|member| member.judgement.prunes()) {
-                if member.judgement.standing(entry.index).say.is_silent() {
+                if member.judgement.standing(place).say.is_silent() {
                     continue;
                 }
-                for need in &member.needs {
-                    free = free.max(need.opens(entry.snapshot, from)?);
+                for need in needs_of(member, entry) {
+                    free = free.max(need.opens(snapshot, from)?);
                 }
-                free = free.max(member.judgement.lets_go(entry.index, entry.snapshot, from)?);
+                free = free.max(member.judgement.lets_go(group, place, from)?);
             }
             Some(free)
         })
     }
 }
 
-fn copies(needs: &[&Need], lists: &mut CopyLists) -> Arc<[CopyNeeded]> {
-    let numbers = || needs.iter().map(|need| need.number);
-    if let Some((_, copies)) = lists.iter().find(|(known, _)| numbers().eq(known.iter().copied())) {
-        return copies.clone();
-    }
-    let copies: Arc<[CopyNeeded]> = gate::copies(needs).into();
-    lists.push((numbers().collect(), copies.clone()));
-    copies
+/// The copies that a policy requires before a snapshot may go: of a failed one there is nothing to copy.
+fn needs_of<'m>(member: &'m Member<'_>, entry: &Entry) -> &'m [Arc<Need>] {
+    if entry.is_failed { &[] } else { &member.needs }
 }
 
-impl Holders<'_> {
+fn number(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// The place of a thing in a list, at its end if it is new.
+fn intern<T>(list: &mut Vec<T>, is_it: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> u32 {
+    let place = list.iter().position(is_it).unwrap_or_else(|| {
+        list.push(make());
+        list.len() - 1
+    });
+    number(place)
+}
+
+impl Draft {
+    /// Makes room for the decisions of a group, and for their reasons. Growing by doubling would need twice the memory
+    /// at the end.
+    fn reserve(&mut self, snapshots: usize) {
+        fn reserve<T>(list: &mut Vec<T>, more: usize) {
+            if list.capacity() - list.len() < more {
+                list.reserve_exact(more.max(list.len() / 8));
+            }
+        }
+        reserve(&mut self.plan.decisions, snapshots);
+        reserve(&mut self.plan.reasons, 4 * snapshots);
+    }
+
+    /// A reason of the policy's own judgement, as the plan has it.
+    fn translate(&mut self, reason: Reason, base: u32, snapshot: &Snapshot) -> Reason {
+        match reason {
+            Reason::NotNewestOf { rule, holder } => {
+                Reason::NotNewestOf { rule, holder: base.saturating_add(holder) }
+            }
+            Reason::State { .. } => {
+                let states = &mut self.plan.terms.states;
+                let state = intern(states, |known| *known == snapshot.state, || snapshot.state.clone());
+                Reason::State { state }
+            }
+            other => other,
+        }
+    }
+
+    fn unmet(&mut self, need: &Need) -> u32 {
+        let texts: &mut Vec<Unmet> = &mut self.plan.terms.unmet;
+        intern(
+            &mut self.unmet,
+            |known| *known == need.number,
+            || {
+                texts.push(need.unmet());
+                need.number
+            },
+        )
+    }
+
+    fn copies(&mut self, needs: &[Arc<Need>]) -> Option<u32> {
+        if needs.is_empty() {
+            return None;
+        }
+        let numbers = || needs.iter().map(|need| need.number);
+        let copies = &mut self.plan.terms.copies;
+        Some(intern(
+            &mut self.lists,
+            |known| numbers().eq(known.iter().copied()),
+            || {
+                copies.push(gate::copies(needs));
+                numbers().collect()
+            },
+        ))
+    }
+}
+
+impl Holders {
     fn clear(&mut self) {
         self.rule = None;
         self.reasons.clear();

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use crate::policy::{ArchiveName, Policy, Which};
 use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
 use crate::retention::order::counted_from;
-use crate::retention::reason::{Reason, UnreachableArchive};
 use crate::retention::verdict::CopyNeeded;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
 
@@ -21,10 +20,23 @@ pub(crate) struct Need {
     vault: Arc<Vault>,
 }
 
+/// Why a need is not met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unmet {
+    /// There is no such copy.
+    Missing(CopyNeeded),
+    /// Whether there is one can't be told.
+    Unreachable {
+        archive: ArchiveName,
+        /// May hold another program's words.
+        cause: Box<str>,
+    },
+}
+
 /// What an archive holds, made for looking up.
 #[derive(Debug)]
 enum Vault {
-    Closed(Reason),
+    Closed(Unmet),
     Open,
     Known { snapshots: HashSet<SnapshotId>, instances: HashMap<InstanceId, Newest> },
 }
@@ -85,16 +97,16 @@ impl Need {
     }
 
     /// Why it keeps the snapshots for which it is not met.
-    pub(crate) fn reason(&self) -> Reason {
-        if let Vault::Closed(reason) = &*self.vault {
-            return reason.clone();
+    pub(crate) fn unmet(&self) -> Unmet {
+        match &*self.vault {
+            Vault::Closed(unmet) => unmet.clone(),
+            Vault::Open | Vault::Known { .. } => Unmet::Missing(self.copy.clone()),
         }
-        Reason::MissingCopy(Arc::new(self.copy.clone()))
     }
 }
 
 /// These needs as copies to prove; a copy of the snapshot itself is one of it or a newer one, too.
-pub(crate) fn copies(needs: &[&Need]) -> Vec<CopyNeeded> {
+pub(crate) fn copies(needs: &[Arc<Need>]) -> Vec<CopyNeeded> {
     let mut copies: Vec<CopyNeeded> = Vec::new();
     for need in needs {
         match copies.iter_mut().find(|copy| copy.archive == need.copy.archive) {
@@ -108,10 +120,8 @@ pub(crate) fn copies(needs: &[&Need]) -> Vec<CopyNeeded> {
 
 impl Vault {
     fn new(archive: &ArchiveName, copies: Option<&Copies>, now: Timestamp) -> Self {
-        let closed = |cause: &str| {
-            let unreachable = UnreachableArchive { archive: archive.clone(), cause: cause.into() };
-            Self::Closed(Reason::ArchiveUnreachable(Arc::new(unreachable)))
-        };
+        let closed =
+            |cause: &str| Self::Closed(Unmet::Unreachable { archive: archive.clone(), cause: cause.into() });
         match copies {
             None => closed("it was not asked"),
             Some(Copies::Unreachable(cause)) => closed(cause),

@@ -24,6 +24,8 @@ pub struct ZoneCase {
     pub zone: ZoneName,
     /// How many would go.
     pub deletes: u64,
+    /// How many of those are good; the others have failed, and no backup is lost with them.
+    pub good_deletes: u64,
     /// How many selected good ones there are.
     pub good: u64,
     /// What vanished from its listing.
@@ -88,7 +90,7 @@ pub enum Limit {
     },
     /// `max_delete_percent`.
     DeletePercent {
-        /// How many of the zone would go.
+        /// How many good ones of the zone would go.
         deletes: u64,
         /// Of so many good ones that are selected there.
         good: u64,
@@ -138,7 +140,7 @@ pub fn hold(
         if let Some(max) = guard.max_deletes.filter(|max| run_deletes > *max) {
             return Some(Limit::Deletes { max });
         }
-        let (deletes, good, max) = (case.deletes, case.good, guard.max_delete_percent);
+        let (deletes, good, max) = (case.good_deletes, case.good, guard.max_delete_percent);
         (deletes > FEW && is_beyond(deletes, good, max)).then_some(Limit::DeletePercent {
             deletes,
             good,
@@ -232,6 +234,7 @@ mod tests {
         ZoneCase {
             zone: name.parse().unwrap(),
             deletes,
+            good_deletes: deletes,
             good,
             drop,
             clock: ClockSkew::OnPaper,
@@ -287,6 +290,18 @@ mod tests {
             (u64::MAX / 2 + 1, u64::MAX, true),
         ] {
             assert_eq!(held(&GUARD, &[zone("a", deletes, good)], None), [expected], "{deletes} of {good}");
+        }
+    }
+
+    #[test]
+    fn failed_ones_count_for_max_deletes_and_not_for_the_share_of_good_ones() {
+        let few = Guard { max_deletes: Some(20), ..GUARD };
+        for (deletes, good_deletes, expected, max_deletes) in
+            [(30, 10, false, true), (30, 11, true, true), (20, 0, false, false), (21, 0, false, true)]
+        {
+            let case = ZoneCase { good_deletes, ..zone("a", deletes, 20) };
+            assert_eq!(held(&GUARD, std::slice::from_ref(&case), None), [expected], "{good_deletes} of 20");
+            assert_eq!(held(&few, &[case], None), [max_deletes], "{deletes} in all");
         }
     }
 
@@ -362,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn case_10_a_clock_that_is_off_holds_whatever_is_allowed() {
+    fn point_10_a_clock_that_is_off_holds_whatever_is_allowed() {
         for (seconds, expected) in [(300, false), (301, true), (-300, false), (-301, true)] {
             assert_eq!(held(&GUARD, &[skewed(seconds)], None), [expected], "{seconds} s");
             assert_eq!(held(&GUARD, &[skewed(seconds)], Some(1000)), [expected], "{seconds} s, allowed");
@@ -379,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn case_37_what_is_held_says_what_the_numbers_are_and_how_to_let_it_pass() {
+    fn point_37_what_is_held_says_what_the_numbers_are_and_how_to_let_it_pass() {
         let said = |guard: &Guard, zones: &[ZoneCase]| {
             let held = holds(guard, zones, None).swap_remove(0).unwrap();
             (held.to_string(), held.can_be_allowed())

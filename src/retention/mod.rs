@@ -6,7 +6,9 @@
 //! protect (`council`).
 
 mod age;
+mod calendar;
 mod council;
+pub mod forecast;
 mod gate;
 pub mod guard;
 pub mod inventory;
@@ -24,19 +26,23 @@ use jiff::Timestamp;
 use crate::policy::Policy;
 use crate::retention::council::Council;
 use crate::retention::inventory::Inventory;
-use crate::retention::judge::Judgement;
-use crate::retention::order::{counted_from, groups};
+use crate::retention::order::groups;
 use crate::retention::plan::Plan;
 
 /// Judges every snapshot of the inventory for every enabled policy that speaks about its zone.
 pub fn plan(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Plan {
+    judged(policies, inventory, now, true)
+}
+
+/// Like [`plan()`], without telling when what is kept would go: for those who ask often.
+pub fn decide(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Plan {
+    judged(policies, inventory, now, false)
+}
+
+fn judged(policies: &[Policy], inventory: &Inventory, now: Timestamp, foresees: bool) -> Plan {
     let policies = policies.iter().filter(|policy| policy.enabled && policy.zones.contains(&inventory.zone));
-    let groups = groups(inventory);
-    let counted = inventory.snapshots.iter().filter(|snapshot| snapshot.state.is_good());
-    let counted = counted.map(|snapshot| snapshot.created_at).filter(|taken| counted_from(*taken) <= now);
-    let taken = counted.clone().min().zip(counted.max());
-    let judgements: Vec<Judgement<'_>> =
-        policies.map(|policy| Judgement::new(policy, &groups, inventory, taken, now)).collect();
-    let policies = Council::new(judgements, inventory, now).conclude(&groups);
-    Plan { at: now, zone: inventory.zone.clone(), policies }
+    let policies: Vec<&Policy> = policies.collect();
+    let (groups, times) = groups(inventory, now);
+    let plans = Council::new(&policies, inventory, times, now, foresees).conclude(&groups);
+    Plan { at: now, zone: inventory.zone.clone(), policies: plans }
 }

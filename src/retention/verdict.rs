@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::policy::{ArchiveName, Which};
+use crate::policy::{ArchiveName, Period, Which};
 
 /// What becomes of one snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub enum Rule {
     KeepLast,
     /// Kept: young enough.
     KeepWithin,
+    /// Kept: the newest of one of the last so many periods, or the oldest of all.
+    KeepEach(Period),
+    /// Kept: the newest of its period, or the oldest of all, and young enough.
+    KeepWithinEach(Period),
     /// Kept: there is no keep rule, so all are wanted; or no retention table, so nothing is pruned.
     NoKeepRule,
     /// Kept: among the newest good ones that stay whatever the rules say.
@@ -51,6 +55,8 @@ pub enum Rule {
     MaxAge,
     /// Goes: too many, even if a keep rule wants it.
     MaxCount,
+    /// Goes: failed, too old, and there is a newer good one.
+    FailedAfter,
     /// Not judged: dated in the future.
     Future,
     /// Not judged: not in a good state.
@@ -62,12 +68,30 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The period of which it wants the newest, if it is such a rule.
+    pub fn period(self) -> Option<Period> {
+        match self {
+            Self::KeepEach(period) | Self::KeepWithinEach(period) => Some(period),
+            _ => None,
+        }
+    }
+
     /// The key, as in the configuration where it stands there.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Create => "create",
             Self::KeepLast => "keep_last",
             Self::KeepWithin => "keep_within",
+            Self::KeepEach(Period::Hour) => "keep_hourly",
+            Self::KeepEach(Period::Day) => "keep_daily",
+            Self::KeepEach(Period::Week) => "keep_weekly",
+            Self::KeepEach(Period::Month) => "keep_monthly",
+            Self::KeepEach(Period::Year) => "keep_yearly",
+            Self::KeepWithinEach(Period::Hour) => "keep_within_hourly",
+            Self::KeepWithinEach(Period::Day) => "keep_within_daily",
+            Self::KeepWithinEach(Period::Week) => "keep_within_weekly",
+            Self::KeepWithinEach(Period::Month) => "keep_within_monthly",
+            Self::KeepWithinEach(Period::Year) => "keep_within_yearly",
             Self::NoKeepRule => "none",
             Self::MinKeep => "min_keep",
             Self::Hold => "hold",
@@ -76,6 +100,7 @@ impl Rule {
             Self::NotWanted => "keep",
             Self::MaxAge => "max_age",
             Self::MaxCount => "max_count",
+            Self::FailedAfter => "failed_after",
             Self::Future => "future",
             Self::State => "state",
             Self::Orphan => "orphan",

@@ -138,6 +138,7 @@ fn hold(policy: &Policy, zones: &mut [ZonePlan], drops: &[ListingDrop], allowed:
             let case = ZoneCase {
                 zone: zone.clone(),
                 deletes: planned.plan.deletes,
+                good_deletes: planned.plan.good_deletes,
                 good: planned.plan.good,
                 drop,
                 clock: planned.listed.inventory.clock,

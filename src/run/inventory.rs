@@ -62,23 +62,42 @@ pub async fn catalogues(runner: &Runner) -> Catalogues {
     join_all(read).await.into_iter().collect()
 }
 
-/// Lists a zone, and reads what people pinned. Anything less than both listings, whole and decoded, and every
-/// hold is an error.
+/// Both listings of a zone, and how far this machine's clock was from the API's then.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    snapshots: Vec<Snapshot>,
+    instances: Vec<Instance>,
+    clock: ClockSkew,
+}
+
+/// Lists a zone. Anything less than both listings, whole and decoded, is an error.
 ///
 /// # Errors
 /// Why the zone can't be judged, as a sentence.
-pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> Result<Listed, String> {
+pub async fn see(runner: &Runner, zone: &ZoneName) -> Result<Seen, String> {
     let client = runner.client.zone(zone);
-    let (snapshots, instances) = join(client.list_snapshots(), client.list_instances()).await;
-    let (snapshots, instances) = match (snapshots, instances) {
-        (Ok(snapshots), Ok(instances)) => (snapshots, instances),
-        (Err(error), _) | (_, Err(error)) => {
-            return Err(format!(
-                "nothing is done here, since the listing is not complete: {}",
-                chain(&error)
-            ));
+    match join(client.list_snapshots(), client.list_instances()).await {
+        (Ok(snapshots), Ok(instances)) => {
+            let skew = |date| ClockSkew::Known(snapshots.received_at.duration_since(date));
+            let clock = snapshots.date.map_or(ClockSkew::Unknown, skew);
+            Ok(Seen { snapshots: snapshots.snapshots, instances, clock })
         }
-    };
+        (Err(error), _) | (_, Err(error)) => {
+            Err(format!("nothing is done here, since the listing is not complete: {}", chain(&error)))
+        }
+    }
+}
+
+/// Adds to the listings of a zone what people pinned, what this program made, and what the archives hold.
+///
+/// # Errors
+/// Why the zone can't be judged, as a sentence.
+pub async fn complete(
+    runner: &Runner,
+    zone: &ZoneName,
+    seen: Seen,
+    catalogues: &Catalogues,
+) -> Result<Listed, String> {
     let state = runner.state.clone();
     let holds = blocking(move || state.holds()).await.map_err(|error| {
         format!("nothing is done here, since it can't be told what is held: {}", chain(&error))
@@ -87,9 +106,6 @@ pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> 
         let pin = Hold { until: hold.until, reason: hold.reason };
         (hold.snapshot, pin)
     });
-    let clock = snapshots
-        .date
-        .map_or(ClockSkew::Unknown, |date| ClockSkew::Known(snapshots.received_at.duration_since(date)));
     let copies = catalogues.iter().map(|(name, catalogue)| {
         let copies = match catalogue {
             Ok(catalogue) => Copies::Known(copies_in(catalogue, zone)),
@@ -99,13 +115,13 @@ pub async fn list(runner: &Runner, zone: &ZoneName, catalogues: &Catalogues) -> 
     });
     let inventory = Inventory {
         zone: zone.clone(),
-        snapshots: snapshots.snapshots,
-        instances,
+        snapshots: seen.snapshots,
+        instances: seen.instances,
         created: created(runner, zone).await?,
         coming: HashSet::new(),
         holds: holds.collect(),
         archives: copies.collect(),
-        clock,
+        clock: seen.clock,
     };
     Ok(listed(inventory, catalogues.clone()))
 }

@@ -17,6 +17,7 @@ pub mod export;
 pub mod guard;
 pub mod inventory;
 pub mod memory;
+pub mod myself;
 pub mod promote;
 pub mod prune;
 pub mod remember;
@@ -27,7 +28,7 @@ pub mod tally;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -41,6 +42,7 @@ use crate::archive::local::LocalArchive;
 use crate::clock::{Clock, timeout};
 use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::Client;
+use crate::exoscale::metadata::Metadata;
 use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, Policy};
 use crate::randomness::{Randomness, fresh_id};
@@ -48,7 +50,7 @@ use crate::retention;
 use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
-use crate::run::inventory::{Catalogues, Listed};
+use crate::run::inventory::{Catalogues, Listed, Seen};
 use crate::run::memory::Memory;
 use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
 use crate::run::step::Recorder;
@@ -74,6 +76,8 @@ const QUOTAS_WAIT_MAX: Duration = Duration::from_secs(5);
 pub struct Runner {
     /// The API.
     pub client: Client,
+    /// Which instance this machine is.
+    pub metadata: Metadata,
     /// For the bytes of images.
     pub transport: Arc<dyn Transport>,
     /// Every archive of the configuration.
@@ -134,10 +138,52 @@ pub struct Ahead {
 /// A zone, and what is decided there, or why nothing can be.
 pub type ZonePlan = (ZoneName, Result<Planned, String>);
 
+/// What zones listed, so that several previews look at the same.
+#[derive(Debug, Default)]
+pub struct Listings(Mutex<BTreeMap<ZoneName, Seen>>);
+
+impl Listings {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<ZoneName, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the zone listed before, else what it lists now. What fails is not kept.
+    async fn see(&self, runner: &Runner, zone: &ZoneName) -> Result<Seen, String> {
+        if let Some(seen) = self.known().get(zone) {
+            return Ok(seen.clone());
+        }
+        let seen = inventory::see(runner, zone).await?;
+        self.known().insert(zone.clone(), seen.clone());
+        Ok(seen)
+    }
+}
+
 impl Runner {
     /// Decides what a run of the policy would do now, or as of `at`. Sends nothing that changes anything.
     pub async fn preview(&self, policy: &Policy, at: Option<Timestamp>) -> Vec<ZonePlan> {
-        let mut zones = self.list_and_plan(policy, &policy.zones, at).await;
+        self.preview_over(&Listings::default(), policy, at).await
+    }
+
+    /// Like [`Runner::preview`], over what zones listed before, if they did.
+    pub async fn preview_over(
+        &self,
+        listings: &Listings,
+        policy: &Policy,
+        at: Option<Timestamp>,
+    ) -> Vec<ZonePlan> {
+        match myself::known(self, policy).await {
+            Some((runner, policy)) => runner.preview_known(listings, &policy, at).await,
+            None => self.preview_known(listings, policy, at).await,
+        }
+    }
+
+    async fn preview_known(
+        &self,
+        listings: &Listings,
+        policy: &Policy,
+        at: Option<Timestamp>,
+    ) -> Vec<ZonePlan> {
+        let mut zones = self.list_and_plan(Some(listings), policy, &policy.zones, at).await;
         if policy.create {
             let at = at.unwrap_or_else(|| self.clock.now());
             for (_, planned) in &mut zones {
@@ -181,8 +227,10 @@ impl Runner {
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
         let run = async {
-            let (mut report, accepted) = self.run_locked(policy, options, run_id, &before).await;
-            remember::remember(self, policy, before, accepted, &mut report).await;
+            let known = myself::known(self, policy).await;
+            let (runner, policy) = known.as_ref().map_or((self, policy), |(runner, policy)| (runner, policy));
+            let (mut report, accepted) = runner.run_locked(policy, options, run_id, &before).await;
+            remember::remember(runner, policy, before, accepted, &mut report).await;
             report
         };
         let report = run.instrument(span.clone()).await;
@@ -201,7 +249,7 @@ impl Runner {
         let started_at = self.clock.now();
         let recorder = Recorder::new(self, policy, run_id, options.stop.clone());
 
-        let mut first = self.list_and_plan(policy, &policy.zones, None).await;
+        let mut first = self.list_and_plan(None, policy, &policy.zones, None).await;
         let mut zones: Vec<ZoneReport> = first
             .iter()
             .map(|(zone, planned)| ZoneReport::new(zone.clone(), planned.as_ref().err().cloned()))
@@ -269,7 +317,7 @@ impl Runner {
             reports[place].failures.extend(creation.failure);
         }
         let names: Vec<ZoneName> = changed.iter().map(|place| first[*place].0.clone()).collect();
-        let again = self.list_and_plan(policy, &names, None).await;
+        let again = self.list_and_plan(None, policy, &names, None).await;
         for (place, planned) in changed.into_iter().zip(again) {
             reports[place].failures.extend(planned.1.as_ref().err().cloned());
             first[place] = planned;
@@ -310,7 +358,7 @@ impl Runner {
         // Before the listing: whatever is deleted after it stands behind.
         let state = self.state.clone();
         let mark = blocking(move || state.audit_len()).await;
-        let mut again = self.list_and_plan(policy, &names, None).await;
+        let mut again = self.list_and_plan(None, policy, &names, None).await;
         let listed_at = self.clock.now();
         guard::judge_run(self, policy, &mut again, before, options.allow_deletes).await;
         let memory = match &policy.promote {
@@ -389,6 +437,7 @@ impl Runner {
 
     async fn list_and_plan(
         &self,
+        listings: Option<&Listings>,
         policy: &Policy,
         zones: &[ZoneName],
         at: Option<Timestamp>,
@@ -399,7 +448,14 @@ impl Runner {
             planned.push({
                 let catalogues = &catalogues;
                 async move {
-                    let listed = inventory::list(self, zone, catalogues).await;
+                    let seen = match listings {
+                        Some(listings) => listings.see(self, zone).await,
+                        None => inventory::see(self, zone).await,
+                    };
+                    let listed = match seen {
+                        Ok(seen) => inventory::complete(self, zone, seen, catalogues).await,
+                        Err(failure) => Err(failure),
+                    };
                     let at = at.unwrap_or_else(|| self.clock.now());
                     (zone.clone(), listed.and_then(|listed| decide(&self.policies, policy, listed, at)))
                 }
@@ -425,17 +481,31 @@ pub fn preview_offline(
     at: Timestamp,
     randomness: &dyn Randomness,
 ) -> Vec<ZonePlan> {
+    let policies = myself::on_paper(policies);
+    let policy = policies.iter().find(|known| known.name == policy.name).unwrap_or(policy);
     let plan = |mut inventory: Inventory| {
         let zone = inventory.zone.clone();
         create::add_coming(policy, &mut inventory, at, randomness);
-        (zone, decide(policies, policy, inventory::listed(inventory, Catalogues::new()), at))
+        (zone, decide(&policies, policy, inventory::listed(inventory, Catalogues::new()), at))
     };
     let mut zones: Vec<ZonePlan> = inventories.into_iter().map(plan).collect();
     guard::judge_on_paper(policy, &mut zones);
     zones
 }
 
-fn decide(policies: &[Policy], policy: &Policy, listed: Listed, at: Timestamp) -> Result<Planned, String> {
+fn decide(
+    policies: &[Policy],
+    policy: &Policy,
+    mut listed: Listed,
+    at: Timestamp,
+) -> Result<Planned, String> {
+    myself::check(policy)?;
+    let here = policies.iter().filter(|other| other.zones.contains(&listed.inventory.zone));
+    for warning in here.filter_map(myself::warning) {
+        if !listed.warnings.contains(&warning) {
+            listed.warnings.push(warning);
+        }
+    }
     retention::plan(policies, &listed.inventory, at)
         .policies
         .into_iter()

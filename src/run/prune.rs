@@ -10,7 +10,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
 use crate::retention::plan::Decision;
-use crate::retention::verdict::Verdict;
+use crate::retention::verdict::{CopyNeeded, Verdict};
 use crate::run::inventory::Listed;
 use crate::run::report::Step;
 use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
@@ -48,9 +48,10 @@ pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planne
             archive: None,
             template_id: None,
             rule: Some(decision.rule.as_str()),
-            reasons: planned.plan.reasons(decision).iter().map(ToString::to_string).collect(),
+            reasons: planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
         };
-        let work = delete_if_unchanged(runner, &client, decision, snapshot, &planned.listed);
+        let needed = planned.plan.copies(decision);
+        let work = delete_if_unchanged(runner, &client, needed, snapshot, &planned.listed);
         deletions.push(recorder.step(intent, work).boxed());
     }
     stream::iter(deletions).buffered(runner.concurrency.get()).collect().await
@@ -59,11 +60,11 @@ pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planne
 async fn delete_if_unchanged(
     runner: &Runner,
     client: &ZoneClient,
-    decision: &Decision,
+    needed: &[CopyNeeded],
     planned: &Snapshot,
     listed: &Listed,
 ) -> Result<Done, NotDone> {
-    let leave = leave(decision, planned, listed)?;
+    let leave = leave(needed, planned, listed)?;
     let Some(now) = client.get_snapshot(planned.id).await? else {
         return Ok(gone_already());
     };
@@ -86,9 +87,9 @@ async fn delete(client: &ZoneClient, snapshot: &Snapshot, _leave: Leave) -> Resu
 }
 
 /// Collects the proofs that the plan says are needed.
-fn leave(decision: &Decision, snapshot: &Snapshot, listed: &Listed) -> Result<Leave, NotDone> {
+fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listed) -> Result<Leave, NotDone> {
     let mut copies = Vec::new();
-    for needed in decision.copies.iter() {
+    for needed in needed {
         let lacking = |why: &str| {
             NotDone::skipped(format!(
                 "archive {} can't prove the copy that a policy requires{why}",

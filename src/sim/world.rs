@@ -39,6 +39,9 @@ pub const API_KEY: &str = "EXO0123456789abcdef01234567";
 /// The secret of [`API_KEY`].
 pub const API_SECRET: &str = "simulated-secret-0123456789abcdefghijklmnop";
 
+/// Every instance reaches the metadata server there.
+const METADATA_HOST: &str = "169.254.169.254";
+
 /// A simulated organisation; clones are the same one.
 #[derive(Clone)]
 pub struct World {
@@ -111,6 +114,8 @@ pub(super) struct State {
     pub(super) quotas: BTreeMap<String, i64>,
     pub(super) skew: SignedDuration,
     pub(super) operations_take: Duration,
+    /// Which instance whoever asks the metadata server runs on; without one there is no such server.
+    this_machine: Option<InstanceId>,
     pub(super) address_lifetime: Duration,
     /// Exports whose address went before its time.
     pub(super) expired: BTreeSet<Uuid>,
@@ -222,6 +227,7 @@ impl World {
             quotas: BTreeMap::from(["instance", "snapshot", "template"].map(|name| (name.to_owned(), -1))),
             skew: SignedDuration::ZERO,
             operations_take: Duration::from_secs(2),
+            this_machine: None,
             address_lifetime: Duration::from_hours(1),
             expired: BTreeSet::new(),
             faults: Vec::new(),
@@ -334,6 +340,11 @@ impl World {
         self.state().keys.insert(key.to_owned(), Key { secret: secret.to_owned(), allowed });
     }
 
+    /// The instance that whoever asks the metadata server runs on; none for a machine elsewhere.
+    pub fn set_this_machine(&self, instance: Option<InstanceId>) {
+        self.state().this_machine = instance;
+    }
+
     /// How long operations take from now on; with nothing they are settled in the answer that they begin with.
     pub fn set_operations_take(&self, duration: Duration) {
         self.state().operations_take = duration;
@@ -443,6 +454,9 @@ impl World {
     /// If no host has this name, or a fault cuts the connection before an answer.
     pub async fn exchange(&self, request: Request) -> Result<Response, TransportError> {
         let nowhere = || TransportError::new(Reached::Nothing, "no connection");
+        if request.url.host_str() == Some(METADATA_HOST) {
+            return self.metadata(&request).ok_or_else(nowhere);
+        }
         let Some(place) = Place::of(&request.url) else { return Err(nowhere()) };
         let now = self.now();
         let (effects, outcome) = {
@@ -487,6 +501,17 @@ impl World {
         }
         outcome.status.store(answer.status.as_u16(), Ordering::Relaxed);
         Ok(finished(answer, effects, now, outcome))
+    }
+
+    /// What the metadata server says, if there is one.
+    fn metadata(&self, request: &Request) -> Option<Response> {
+        let this_machine = self.state().this_machine?;
+        let (status, text) = match request.url.path() {
+            "/latest/meta-data/instance-id" => (StatusCode::OK, this_machine.to_string()),
+            _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
+        };
+        let answer = Answer { status, headers: HeaderMap::new(), content: Content::Text("text/plain", text) };
+        Some(finished(answer, Vec::new(), self.now(), Arc::default()))
     }
 
     /// The answer, and everything that the request changes.

@@ -138,7 +138,7 @@ async fn a_post_with_a_body_is_json() {
 }
 
 #[tokio::test]
-async fn a_deletion_is_sent_once_and_404_is_done() {
+async fn point_31_a_deletion_is_sent_once_and_404_is_done() {
     let server = MockServer::start().await;
     Mock::given(method("DELETE"))
         .and(path(format!("/v2/snapshot/{SNAPSHOT}")))

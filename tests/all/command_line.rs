@@ -1179,6 +1179,43 @@ async fn a_plan_counts_what_the_run_would_take_first_and_the_run_takes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plan_lists_each_zone_once_for_all_policies_and_for_a_candidate() {
+    let second = PRUNE.replace("nightly", "weekly").replace('2', "3").replace("ch-gva-3", "ch-gva-2");
+    let (play, ids) = Play::five(&[PRUNE, &second].concat()).await;
+    let candidate = play.path("candidate.toml");
+    let present = read(&play.path("snapwarden.toml"));
+    write(
+        &candidate,
+        &present.replace("max_count = 2", "max_count = 4").replace("max_count = 3", "max_count = 4"),
+    );
+    let listings = || {
+        let of_listings = |call: &Call| [Call::ListSnapshots, Call::ListInstances].contains(call);
+        let calls: Vec<Call> =
+            play.world.log().iter().map(|exchange| exchange.call).filter(of_listings).collect();
+        play.world.clear_log();
+        calls.len()
+    };
+    let looked = play.run(&["plan", "--output", "json"]).await;
+    assert_eq!((looked.status, looked.json()["policies"].as_array().unwrap().len()), (0, 2), "{looked:?}");
+    assert_eq!(listings(), 2);
+    let said = play.run(&["plan", "--candidate", shown(&candidate), "--output", "json"]).await;
+    assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
+    assert_eq!(listings(), 2);
+    // Both let the oldest two go; the candidate only the oldest.
+    let json = said.json();
+    for policy in [0, 1] {
+        let changes = json["policies"][policy]["changes"].as_array().unwrap();
+        assert_eq!(changes.len(), 1, "{json:#}");
+        assert_eq!(changes[0]["snapshot"]["id"], ids[3].to_string());
+        assert_eq!(
+            (&changes[0]["now"]["verdict"], &changes[0]["candidate"]["verdict"]),
+            (&json!("delete"), &json!("keep"))
+        );
+    }
+    assert!(play.world.changes().is_empty() && !is_there(&play.path("state")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn on_paper_all_snapshots_count_as_its_own() {
     let play = Play::new().await;
     play.configure(CREATE);

@@ -8,7 +8,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use snapwarden::config::{self, ArchiveSettings, ConfigError};
 use snapwarden::disk::{Disk as _, RealDisk, read_named_file};
-use snapwarden::policy::Which;
+use snapwarden::policy::{Count, Period, Retention, Which};
 
 /// The files of a folder with such an ending, with their texts.
 fn files(folder: &str, ending: &str) -> Vec<(String, String)> {
@@ -100,6 +100,87 @@ fn a_default_is_what_the_full_example_says() {
     let (short, full) = (short.export.as_ref().unwrap(), full.export.as_ref().unwrap());
     assert_eq!((short.snapshots, short.required), (full.snapshots, full.required));
     assert_eq!((short.concurrency, short.stall_timeout), (full.concurrency, full.stall_timeout));
+}
+
+/// What a retention table of these lines says, or what is wrong with it.
+fn retention(lines: &str) -> Result<Retention, String> {
+    let text = format!("[policies.p]\nzones = [\"z\"]\n[policies.p.retention]\n{lines}\n");
+    let mut config = config::parse(&text, "x.toml", None).map_err(|diagnostics| diagnostics.to_string())?;
+    Ok(config.policies.swap_remove(0).retention.unwrap())
+}
+
+#[test]
+fn point_02_a_table_that_can_keep_nothing_is_refused_and_without_one_nothing_is_pruned() {
+    for lines in [
+        "",
+        "min_keep = 3",
+        "keep_oldest = true",
+        "failed_after = \"2d\"",
+        "min_keep = 2\nkeep_oldest = false",
+    ] {
+        let error = retention(lines).unwrap_err();
+        assert!(error.contains("there is no rule in it"), "{lines}: {error}");
+    }
+    for rule in [
+        "keep_last = 1",
+        "keep_weekly = 1",
+        "keep_within_yearly = \"1y\"",
+        "max_age = \"1d\"",
+        "max_count = 1",
+    ] {
+        assert_eq!(retention(rule).unwrap().min_keep, 1, "{rule}");
+    }
+    let without = config::parse("[policies.p]\nzones = [\"z\"]\n", "x.toml", None).unwrap();
+    assert!(without.policies[0].retention.is_none());
+}
+
+#[test]
+fn point_03_a_count_of_zero_is_refused_and_never_means_delete() {
+    for key in
+        ["keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "max_count"]
+    {
+        let error = retention(&format!("{key} = 0")).unwrap_err();
+        assert!(error.contains("leave the key out to switch the rule off"), "{key}: {error}");
+    }
+    let error = retention("max_age = \"1d\"\nmin_keep = 0").unwrap_err();
+    assert!(error.contains("allow_empty = true"), "{error}");
+    let error = retention("max_age = \"1d\"\nmin_keep = 0\nallow_empty = false").unwrap_err();
+    assert!(error.contains("allow_empty = true"), "{error}");
+    assert_eq!(retention("max_age = \"1d\"\nmin_keep = 0\nallow_empty = true").unwrap().min_keep, 0);
+}
+
+#[test]
+fn point_04_without_end_is_a_word_and_no_number() {
+    for key in ["keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"] {
+        let rules = retention(&format!("{key} = \"all\"")).unwrap();
+        let counts = Period::ALL.iter().filter_map(|period| *rules.keep.get(*period)).chain(rules.keep_last);
+        assert_eq!(counts.collect::<Vec<_>>(), [Count::All], "{key}");
+        assert!(retention(&format!("{key} = 1_000_000_000")).is_ok(), "{key}");
+        for bad in ["-1", "\"ALL\"", "\"\"", "1.5", "4294967296", "true", "\"1\""] {
+            let error = retention(&format!("{key} = {bad}")).unwrap_err();
+            assert!(error.contains(key), "{key} = {bad}: {error}");
+        }
+    }
+    assert!(retention("max_count = \"all\"").is_err(), "a limit without end is none");
+}
+
+#[test]
+fn a_span_that_overflows_is_refused_for_every_key_that_takes_one() {
+    let keys = [
+        "keep_within",
+        "keep_within_hourly",
+        "keep_within_daily",
+        "keep_within_weekly",
+        "keep_within_monthly",
+    ];
+    for key in keys.iter().chain(&["keep_within_yearly", "max_age", "failed_after"]) {
+        for bad in ["1001y", "99999999999999999999d", "18446744073709551615h", "1000y1mo999999999w", "9999y"]
+        {
+            let error = retention(&format!("keep_last = 1\n{key} = \"{bad}\"")).unwrap_err();
+            assert!(error.contains(key) && error.contains("is too long"), "{key} = {bad}: {error}");
+        }
+        assert!(retention(&format!("keep_last = 1\n{key} = \"1000y\"")).is_ok(), "{key}");
+    }
 }
 
 #[test]

@@ -569,7 +569,7 @@ async fn stopped_at_any_moment(exports: Exports, nights_before: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_night_may_stop_at_any_moment() {
+async fn point_33_a_first_night_may_stop_at_any_moment() {
     stopped_at_any_moment(Exports::Newest, 0).await;
 }
 

@@ -163,7 +163,7 @@ async fn what_was_taken_is_exported_in_the_same_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_its_own_are_pruned() {
+async fn point_29_only_its_own_are_pruned() {
     let (stage, instance) = web();
     let foreign: BTreeSet<SnapshotId> = stage.days(instance, 1..=9).into_iter().collect();
     for day in 0..7 {
@@ -373,7 +373,7 @@ async fn an_operation_that_does_not_name_its_snapshot_is_looked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_the_quota_does_not_suffice_the_one_with_the_oldest_goes_first() {
+async fn point_38_where_the_quota_does_not_suffice_the_one_with_the_oldest_goes_first() {
     let (stage, web) = web();
     stage.days(web, [1].into_iter());
     let db = stage.world.add_instance(&stage.zone, "db-1", &[]);
@@ -468,7 +468,7 @@ async fn a_platform_whose_clock_is_off_makes_no_second_one_for_a_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_policies_side_by_side_take_one_together() {
+async fn point_40_two_policies_side_by_side_take_one_together() {
     let (stage, _) = web();
     stage.world.add_instance(&stage.zone, "db-1", &[]);
     let both = format!("{CREATING}[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n");

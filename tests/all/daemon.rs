@@ -325,7 +325,7 @@ async fn damaged_state_is_told_before_anything_begins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_daemon_on_a_state_directory() {
+async fn point_40_one_daemon_on_a_state_directory() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     let policies = creating("schedule = \"@hourly\"");
     let first = open(&stage, &policies, Vec::new()).await.unwrap();
@@ -348,7 +348,7 @@ async fn a_port_that_is_taken_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_goes_back_stops_nothing_and_repeats_nothing() {
+async fn point_11_a_clock_that_goes_back_stops_nothing_and_repeats_nothing() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     let play = play(&stage, &creating("schedule = \"@hourly\"")).await;
     until(&stage, "2026-11-03T01:30:00Z").await;

@@ -24,11 +24,12 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     }
     // Pure: no seam at all.
     rooms.insert("retention", all(&[NOUNS]));
+    rooms.insert("picture", all(&[NOUNS]));
     rooms.insert("sim", all(&[NOUNS, SEAMS]));
     rooms.insert("run", all(&[NOUNS, SEAMS, &["archive", "exoscale", "retention", "state"]]));
     rooms.insert("telemetry", all(&[NOUNS, SEAMS, &["archive", "exoscale", "run", "state"]]));
     rooms.insert("daemon", all(&[NOUNS, SEAMS, PILLARS, &["run", "telemetry"]]));
-    rooms.insert("cli", all(&[NOUNS, SEAMS, PILLARS, &["daemon", "run", "sim", "telemetry"]]));
+    rooms.insert("cli", all(&[NOUNS, SEAMS, PILLARS, &["daemon", "picture", "run", "sim", "telemetry"]]));
     rooms.insert("main", all(&[&["cli"]]));
     rooms.insert("lib", BTreeSet::new());
     rooms

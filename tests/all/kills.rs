@@ -78,7 +78,7 @@ fn start(folder: &Path) -> Killed {
 }
 
 #[test]
-fn killed_at_any_moment_the_next_start_doubles_nothing_and_forgets_nothing() {
+fn point_33_killed_at_any_moment_the_next_start_doubles_nothing_and_forgets_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let randomness = SeededRandomness::new(23);
     let clock = SystemClock::start();

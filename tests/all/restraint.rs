@@ -130,7 +130,7 @@ async fn holds_that_cannot_be_read_keep_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listing_that_lost_too_much_is_held_and_not_accepted_and_a_whole_one_passes() {
+async fn point_01_a_listing_that_lost_too_much_is_held_and_not_accepted_and_a_whole_one_passes() {
     let (stage, _) = Stage::two_by_twenty();
     let keep_all = PRUNE.replace("15", "40");
     assert_eq!(stage.run(&keep_all).await.result, RunResult::Success);

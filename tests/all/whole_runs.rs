@@ -74,7 +74,7 @@ async fn deletions_go_oldest_first_and_each_is_written_down_before_and_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listing_that_is_not_whole_fails_the_zone_and_deletes_nothing() {
+async fn point_01_a_listing_that_is_not_whole_fails_the_zone_and_deletes_nothing() {
     for (name, call, effect) in [
         ("refused", Call::ListSnapshots, Effect::status(400, "no")),
         ("down", Call::ListSnapshots, Effect::status(503, "Endpoint temporarily unavailable")),
@@ -103,7 +103,7 @@ async fn a_listing_that_is_not_whole_fails_the_zone_and_deletes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_listing_that_fails_keeps_everything() {
+async fn point_01_a_second_listing_that_fails_keeps_everything() {
     let (stage, _) = Stage::two_by_twenty();
     stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(1));
     let report = stage.run(NIGHTLY).await;
@@ -125,7 +125,29 @@ async fn one_bad_zone_does_not_stop_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_snapshot_is_blocked_and_the_rest_goes_on() {
+async fn point_26_snapshots_that_went_with_their_instance_are_not_pruned_and_its_copies_stay() {
+    let stage = Stage::new();
+    let web = stage.instance("web-1", 5);
+    let db = stage.world.add_instance(&stage.zone, "db-1", &[]);
+    stage.world.set_disk(db, DiskShape::with_data_mib(1));
+    stage.days(db, (0..5).rev());
+    let report = stage.run(NIGHTLY).await;
+    assert_eq!(report.result, RunResult::Success, "{}", said(&report));
+    let copies = || crate::stage::files(&stage.archive());
+    let before = copies();
+    assert!(before.iter().any(|(path, _)| path.to_str().unwrap().contains(&db.to_string())));
+
+    stage.world.remove_instance(db);
+    stage.world.clear_log();
+    let report = stage.run(NIGHTLY).await;
+    assert_eq!(report.result, RunResult::Success, "{}", said(&report));
+    assert_eq!(stage.there(), web);
+    assert!(steps(&report, Action::Delete).is_empty() && stage.world.changes().is_empty());
+    assert_eq!(copies(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn point_30_a_busy_snapshot_is_blocked_and_the_rest_goes_on() {
     for effect in [
         Effect::status(409, "Snapshot is in use"),
         Effect::operation_fails("busy", "the snapshot is busy"),
@@ -145,7 +167,7 @@ async fn a_busy_snapshot_is_blocked_and_the_rest_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deletion_that_fails_is_a_failure_with_its_reason() {
+async fn point_32_a_deletion_that_fails_is_a_failure_with_its_reason() {
     for (effect, word) in [
         (Effect::fails_inline("fault", "storage is gone"), "storage is gone"),
         (Effect::operation_fails("fault", "storage is gone"), "storage is gone"),
@@ -176,7 +198,7 @@ async fn a_deletion_whose_answer_is_lost_is_done_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changed_since_the_plan_is_left_alone() {
+async fn point_34_what_changed_since_the_plan_is_left_alone() {
     let (stage, ids) = Stage::two_by_twenty();
     let victim = ids[0][2];
     stage
@@ -189,7 +211,7 @@ async fn what_changed_since_the_plan_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_in_doubt_holds_every_deletion_and_nothing_allows_it() {
+async fn point_10_a_clock_in_doubt_holds_every_deletion_and_nothing_allows_it() {
     for skew in [SignedDuration::from_mins(20), SignedDuration::from_mins(-20)] {
         let (stage, _) = Stage::two_by_twenty();
         // A clock that far off would fail every signature as well; here it is the Date header alone.
@@ -279,7 +301,7 @@ async fn a_copy_that_does_not_come_about_is_a_failure_also_where_the_platform_wa
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_image_that_is_not_proved_is_not_published_and_keeps_the_snapshots() {
+async fn point_36_an_image_that_is_not_proved_is_not_published_and_keeps_the_snapshots() {
     for (name, effect, word) in [
         ("no MD5", Effect::Edit("/export/md5sum", None), "MD5"),
         ("an empty MD5", Effect::Edit("/export/md5sum", Some(json!(""))), "MD5"),
@@ -545,7 +567,7 @@ async fn a_full_archive_publishes_nothing_deletes_nothing_and_says_what_to_do() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_runs_of_one_policy_do_not_overlap() {
+async fn point_40_two_runs_of_one_policy_do_not_overlap() {
     let (stage, _) = Stage::two_by_twenty();
     let (one, other) = (stage.runner(NIGHTLY), stage.runner(NIGHTLY));
     let options = RunOptions::default();

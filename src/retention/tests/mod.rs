@@ -2,6 +2,9 @@
 
 mod cases;
 mod laws;
+mod oracle;
+mod points;
+mod restic;
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -13,7 +16,7 @@ use uuid::Uuid;
 
 use crate::policy::select::{Pattern, Select};
 use crate::policy::span::Span;
-use crate::policy::{Export, Guard, OnStart, Policy, Retention, Which};
+use crate::policy::{ByPeriod, Count, Export, Guard, OnStart, Policy, Retention, Which};
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::retention::plan;
 use crate::retention::plan::{Decision, PolicyPlan};
@@ -140,7 +143,17 @@ fn policy(name: &str) -> Policy {
 
 /// A table without any rule, and without `min_keep`; for building on.
 fn no_rules() -> Retention {
-    Retention { keep_last: None, keep_within: None, max_age: None, max_count: None, min_keep: 0 }
+    Retention {
+        keep_last: None,
+        keep_within: None,
+        keep: ByPeriod::default(),
+        keep_within_each: ByPeriod::default(),
+        keep_oldest: true,
+        max_age: None,
+        max_count: None,
+        min_keep: 0,
+        failed_after: None,
+    }
 }
 
 fn count(count: u32) -> Option<NonZeroU32> {
@@ -151,8 +164,12 @@ fn span(text: &str) -> Span {
     text.parse::<Span>().unwrap()
 }
 
+fn slots(slots: u32) -> Option<Count> {
+    count(slots).map(Count::Of)
+}
+
 fn keep_last(last: u32) -> Retention {
-    Retention { keep_last: count(last), ..no_rules() }
+    Retention { keep_last: slots(last), ..no_rules() }
 }
 
 fn keep_within(within: &str) -> Retention {
@@ -215,7 +232,7 @@ fn decision(plan: &PolicyPlan, number: u32) -> &Decision {
 
 /// The reasons of the snapshot with this number, in words.
 fn words(plan: &PolicyPlan, number: u32) -> Vec<String> {
-    plan.reasons(decision(plan, number)).iter().map(ToString::to_string).collect()
+    plan.reasons(decision(plan, number)).map(|why| why.to_string()).collect()
 }
 
 /// The numbers of the snapshots that go.

@@ -1,0 +1,121 @@
+//! How fast the engine judges, and how much memory that takes: `cargo bench --bench retention`.
+//!
+//! Hourly snapshots of many instances, in an order that means nothing, and six keep rules in a zone with clock changes.
+//! What is quoted is the time on one core and, as `alloc`, the bytes that were asked for at the same time at most; both
+//! grow with the number of snapshots, so three sizes stand side by side.
+
+use std::collections::{BTreeMap, HashSet};
+
+use divan::counter::ItemsCount;
+use divan::{AllocProfiler, Bencher, black_box};
+use jiff::{SignedDuration, Timestamp};
+use snapwarden::config;
+use snapwarden::policy::Policy;
+use snapwarden::retention::inventory::{ClockSkew, Inventory};
+use snapwarden::retention::{decide, plan};
+use snapwarden::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
+use uuid::Uuid;
+
+#[global_allocator]
+static ALLOC: AllocProfiler = AllocProfiler::system();
+
+fn main() {
+    divan::main();
+}
+
+const SNAPSHOTS_PER_INSTANCE: u32 = 100;
+
+fn policies(table: &str) -> Vec<Policy> {
+    let text = format!(
+        "[policies.nightly]\ntimezone = \"Europe/Zurich\"\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\n{table}"
+    );
+    config::parse(&text, "bench.toml", None).expect("a sound configuration").policies
+}
+
+/// Six keep rules.
+const SIX: &str =
+    "keep_last = 5\nkeep_hourly = 24\nkeep_daily = 14\nkeep_weekly = 8\nkeep_monthly = 12\nkeep_yearly = 3\n";
+/// Limits instead of counts: what they hold goes one day, and that day is looked for.
+const LIMITS: &str = "keep_within = \"2d\"\nkeep_within_daily = \"14d\"\nkeep_within_weekly = \"8w\"\nkeep_within_monthly = \"1y\"\nmax_age = \"400d\"\nmax_count = 60\n";
+
+/// Every seven hours one, of each instance, shuffled by a fixed rule.
+fn inventory(snapshots: u32, now: Timestamp) -> Inventory {
+    let instances = snapshots.div_ceil(SNAPSHOTS_PER_INSTANCE);
+    let instance_id = |number: u32| InstanceId(Uuid::from_u128(0xa000_0000_0000_0000 + u128::from(number)));
+    let snapshot = |number: u32| {
+        // A step that shares no factor with the count meets each number once.
+        let number = u32::try_from(u64::from(number) * 7_368_787 % u64::from(snapshots)).unwrap_or(0);
+        let (instance, age) = (number % instances, number / instances);
+        let created_at = now
+            - SignedDuration::from_hours(7 * i64::from(age))
+            - SignedDuration::from_mins(i64::from(instance % 60));
+        Snapshot {
+            id: SnapshotId(Uuid::from_u128(u128::from(number) << 64 | 0xbeef)),
+            name: "web".into(),
+            created_at,
+            state: SnapshotState::Exported,
+            size_gib: Some(50),
+            instance_id: Some(instance_id(instance)),
+        }
+    };
+    let instance = |number| Instance {
+        id: instance_id(number),
+        name: format!("web-{number}").into(),
+        labels: BTreeMap::new(),
+        template_id: None,
+    };
+    Inventory {
+        zone: "ch-gva-2".parse().expect("a zone"),
+        snapshots: (0..snapshots).map(snapshot).collect(),
+        instances: (0..instances).map(instance).collect(),
+        created: HashSet::new(),
+        coming: HashSet::new(),
+        holds: BTreeMap::new(),
+        archives: BTreeMap::new(),
+        clock: ClockSkew::OnPaper,
+    }
+}
+
+fn now() -> Timestamp {
+    "2026-11-01T12:00:00Z".parse().expect("a time")
+}
+
+const SIZES: [u32; 3] = [10_000, 100_000, 1_000_000];
+
+#[divan::bench(args = SIZES, max_time = 5)]
+fn six_rules(bencher: Bencher<'_, '_>, snapshots: u32) {
+    let (policies, inventory) = (policies(SIX), inventory(snapshots, now()));
+    bencher
+        .counter(ItemsCount::new(snapshots))
+        .bench_local(|| plan(black_box(&policies), black_box(&inventory), now()));
+}
+
+#[divan::bench(args = SIZES, max_time = 5)]
+fn limits_that_pass(bencher: Bencher<'_, '_>, snapshots: u32) {
+    let (policies, inventory) = (policies(LIMITS), inventory(snapshots, now()));
+    bencher
+        .counter(ItemsCount::new(snapshots))
+        .bench_local(|| plan(black_box(&policies), black_box(&inventory), now()));
+}
+
+#[divan::bench(args = SIZES, max_time = 5)]
+fn six_rules_without_foresight(bencher: Bencher<'_, '_>, snapshots: u32) {
+    let (policies, inventory) = (policies(SIX), inventory(snapshots, now()));
+    bencher
+        .counter(ItemsCount::new(snapshots))
+        .bench_local(|| decide(black_box(&policies), black_box(&inventory), now()));
+}
+
+/// All snapshots of one instance.
+#[divan::bench(args = SIZES, max_time = 5)]
+fn one_instance(bencher: Bencher<'_, '_>, snapshots: u32) {
+    let (policies, mut inventory) = (policies(SIX), inventory(snapshots, now()));
+    let first = inventory.instances[0].id;
+    for (minutes, snapshot) in (0..).zip(&mut inventory.snapshots) {
+        snapshot.instance_id = Some(first);
+        snapshot.created_at = now() - SignedDuration::from_mins(minutes);
+    }
+    bencher
+        .counter(ItemsCount::new(snapshots))
+        .bench_local(|| plan(black_box(&policies), black_box(&inventory), now()));
+}

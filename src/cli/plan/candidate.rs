@@ -1,0 +1,263 @@
+//! What another configuration would change: only the snapshots whose verdict would be another one.
+//!
+//! Both configurations judge the same listings at the same moment, each with all its policies. A snapshot that only one
+//! of them selects counts as a change as well: whoever loses a snapshot from sight should see it.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::plan::table::{age, called, indented_table, noted, shown, taken, title, told, why};
+use crate::cli::plan::{JsonSnapshot, PolicyInZone, decided, json_snapshot};
+use crate::policy::PolicyName;
+use crate::retention::plan::Decision;
+use crate::retention::verdict::Verdict;
+use crate::run::Planned;
+use crate::run::report::sums_of;
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
+use crate::text::counted;
+
+/// What becomes of a policy in a zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Change {
+    /// Both configurations have it.
+    Changed,
+    /// Only the candidate has it.
+    New,
+    /// Only the present configuration has it.
+    Gone,
+}
+
+/// A policy in a zone, and what is different there.
+pub(super) struct Difference<'a> {
+    policy: &'a PolicyName,
+    zone: &'a ZoneName,
+    change: Change,
+    now: Option<&'a Planned>,
+    candidate: Option<&'a Planned>,
+    pairs: Vec<Pair<'a>>,
+}
+
+/// A snapshot, and what each configuration says of it.
+struct Pair<'a> {
+    snapshot: &'a Snapshot,
+    /// Whose plan knows the most of it.
+    planned: &'a Planned,
+    now: Option<(&'a Planned, &'a Decision)>,
+    candidate: Option<(&'a Planned, &'a Decision)>,
+}
+
+/// One that is to be taken has no id yet: it is the one of its instance.
+#[derive(PartialEq, Eq, Hash)]
+enum Key {
+    There(SnapshotId),
+    Coming(Option<InstanceId>),
+}
+
+fn key(planned: &Planned, snapshot: &Snapshot) -> Key {
+    if planned.listed.inventory.coming.contains(&snapshot.id) {
+        Key::Coming(snapshot.instance_id)
+    } else {
+        Key::There(snapshot.id)
+    }
+}
+
+/// What is different, in the order of the present configuration, then of the candidate. Where one of both can't be
+/// told, nothing is: the caller says so.
+pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZone]) -> Vec<Difference<'a>> {
+    let same = |one: &PolicyInZone, other: &PolicyInZone| one.name == other.name && one.zone == other.zone;
+    let mut pairs: Vec<(Option<&PolicyInZone>, Option<&PolicyInZone>)> =
+        now.iter().map(|one| (Some(one), candidate.iter().find(|other| same(one, other)))).collect();
+    let new = candidate.iter().filter(|other| !now.iter().any(|one| same(one, other)));
+    pairs.extend(new.map(|other| (None, Some(other))));
+    let mut differences = Vec::new();
+    for (now, candidate) in pairs {
+        let Some(PolicyInZone { name, zone, .. }) = now.or(candidate) else { continue };
+        let change = match (now, candidate) {
+            (Some(_), None) => Change::Gone,
+            (None, _) => Change::New,
+            (Some(_), Some(_)) => Change::Changed,
+        };
+        let planned = |side: Option<&'a PolicyInZone>| side.map(|side| side.planned.as_ref().ok());
+        let (now, candidate) = match (planned(now), planned(candidate)) {
+            (Some(None), _) | (_, Some(None)) => continue,
+            (now, candidate) => (now.flatten(), candidate.flatten()),
+        };
+        let pairs = pairs_of(now, candidate);
+        if change != Change::Changed || !pairs.is_empty() {
+            differences.push(Difference { policy: name, zone, change, now, candidate, pairs });
+        }
+    }
+    differences
+}
+
+/// The snapshots with another verdict: by instance, newest first, in the order of the present plan; what only the
+/// candidate selects stands where it would.
+fn pairs_of<'a>(now: Option<&'a Planned>, candidate: Option<&'a Planned>) -> Vec<Pair<'a>> {
+    let mut others: HashMap<Key, &Decision> = candidate.map_or_else(HashMap::new, |planned| {
+        decided(planned).map(|(decision, snapshot)| (key(planned, snapshot), decision)).collect()
+    });
+    let mut pairs: Vec<Pair<'a>> = Vec::new();
+    if let Some(planned) = now {
+        for (decision, snapshot) in decided(planned) {
+            let other = others.remove(&key(planned, snapshot));
+            if other.map(|other| other.verdict) != Some(decision.verdict) {
+                let candidate = candidate.zip(other);
+                pairs.push(Pair { snapshot, planned, now: Some((planned, decision)), candidate });
+            }
+        }
+    }
+    if let Some(planned) = candidate {
+        for (decision, snapshot) in decided(planned) {
+            if others.contains_key(&key(planned, snapshot)) {
+                pairs.push(Pair { snapshot, planned, now: None, candidate: Some((planned, decision)) });
+            }
+        }
+    }
+    pairs.sort_by(|one, other| {
+        let name =
+            |pair: &Pair<'a>| pair.planned.listed.instance_of(pair.snapshot).map(|instance| &*instance.name);
+        let place = |pair: &Pair<'a>| (name(pair).is_none(), name(pair), pair.snapshot.instance_id.is_none());
+        let newest = |pair: &Pair<'a>| std::cmp::Reverse((pair.snapshot.created_at, pair.snapshot.id));
+        (place(one), one.snapshot.instance_id, newest(one)).cmp(&(
+            place(other),
+            other.snapshot.instance_id,
+            newest(other),
+        ))
+    });
+    pairs
+}
+
+#[derive(Serialize)]
+pub(super) struct JsonDifferences<'a> {
+    at: Timestamp,
+    policies: Vec<JsonDifference<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonDifference<'a> {
+    policy: &'a PolicyName,
+    zone: &'a ZoneName,
+    change: Change,
+    changes: Vec<JsonChange<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonChange<'a> {
+    snapshot: JsonSnapshot<'a>,
+    now: Option<JsonVerdict>,
+    candidate: Option<JsonVerdict>,
+}
+
+#[derive(Serialize)]
+struct JsonVerdict {
+    verdict: &'static str,
+    rule: &'static str,
+    reasons: Vec<String>,
+    expires_at: Option<Timestamp>,
+}
+
+/// As programs read it.
+pub(super) fn json<'a>(at: Timestamp, differences: &'a [Difference<'a>]) -> JsonDifferences<'a> {
+    let verdict = |(planned, decision): (&Planned, &Decision)| JsonVerdict {
+        verdict: decision.verdict.as_str(),
+        rule: decision.rule.as_str(),
+        reasons: planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
+        expires_at: decision.expires_at,
+    };
+    let policies = differences.iter().map(|difference| JsonDifference {
+        policy: difference.policy,
+        zone: difference.zone,
+        change: difference.change,
+        changes: difference
+            .pairs
+            .iter()
+            .map(|pair| JsonChange {
+                snapshot: json_snapshot(pair.planned, pair.snapshot),
+                now: pair.now.map(verdict),
+                candidate: pair.candidate.map(verdict),
+            })
+            .collect(),
+    });
+    JsonDifferences { at, policies: policies.collect() }
+}
+
+/// As people read it.
+pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Output) -> String {
+    let mut text = format!("what the candidate would change, as of {}\n", to_the_second(at));
+    let (mut more, mut fewer) = (0, 0);
+    for difference in differences {
+        let Difference { policy, zone, change, now, candidate, pairs } = difference;
+        // Writing to a String cannot fail.
+        let _ = match change {
+            Change::Changed => writeln!(text, "\npolicy {policy}, zone {zone}"),
+            Change::New => writeln!(text, "\npolicy {policy}, zone {zone}: NEW"),
+            Change::Gone => {
+                writeln!(text, "\npolicy {policy}, zone {zone}: GONE, nobody applies it any more")
+            }
+        };
+        for group in pairs.chunk_by(|one, next| one.snapshot.instance_id == next.snapshot.instance_id) {
+            let Some(first) = group.first() else { continue };
+            let _ = writeln!(text, "\n  {}", title(first.planned, first.snapshot));
+            let rows = group.iter().flat_map(|pair| rows(pair, at)).collect();
+            let head = ["NOW", "CANDIDATE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
+            text.push_str(&indented_table(&head, rows, output));
+        }
+        let goes = |side: Option<(&Planned, &Decision)>| {
+            side.is_some_and(|(_, decision)| decision.verdict == Verdict::Delete)
+        };
+        let more_here = pairs.iter().filter(|pair| goes(pair.candidate)).count();
+        let fewer_here = pairs.iter().filter(|pair| goes(pair.now)).count();
+        let _ = writeln!(
+            text,
+            "\n  {}: {more_here} more would go, {fewer_here} would go no more",
+            counted(pairs.len(), "change")
+        );
+        let sides = [("now:", now), ("candidate:", candidate)].into_iter();
+        let sums = sides.filter_map(|(side, planned)| {
+            let sums = sums_of(&planned.as_ref()?.plan);
+            let words = [side.to_owned(), told(sums.keep, sums.delete, sums.ignore)];
+            Some(words.map(|word| (word, Tone::Plain)).to_vec())
+        });
+        text.push_str(&indented_table(&[], sums.collect(), output));
+        if let Some(held) = candidate.and_then(|planned| planned.held.as_ref()) {
+            text.push_str(&noted("HELD:", Tone::Bad, &format!("by the candidate's guard: {held}"), output));
+        }
+        more += more_here;
+        fewer += fewer_here;
+    }
+    let _ = if differences.is_empty() {
+        writeln!(text, "\nnothing: every snapshot that is selected has the same verdict")
+    } else {
+        writeln!(text, "\nin all: {more} more would go, {fewer} would go no more")
+    };
+    text
+}
+
+/// A line for the change and why it is so now, and one for why the candidate wants it otherwise.
+fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
+    let word = |side: Option<(&Planned, &Decision)>| {
+        let (word, tone) = shown(side.map(|(_, decision)| decision.verdict));
+        (word.to_owned(), tone)
+    };
+    let reason = |side: Option<(&Planned, &Decision)>| {
+        side.map_or_else(|| "not selected".to_owned(), |(planned, decision)| why(&planned.plan, decision))
+    };
+    let is_coming = pair.planned.listed.inventory.coming.contains(&pair.snapshot.id);
+    let plain = |text: String| (text, Tone::Plain);
+    let nothing = || plain(String::new());
+    let now = vec![
+        word(pair.now),
+        word(pair.candidate),
+        plain(age(pair.snapshot.created_at, at, is_coming)),
+        plain(taken(pair.snapshot.created_at, is_coming)),
+        plain(called(&pair.snapshot.name, is_coming)),
+        plain(format!("now: {}", reason(pair.now))),
+    ];
+    let candidate = plain(format!("candidate: {}", reason(pair.candidate)));
+    [now, vec![nothing(), nothing(), nothing(), nothing(), nothing(), candidate]]
+}

@@ -1,0 +1,565 @@
+//! `simulate`: plays a policy forward, and tells what will be as a table, as JSON or as a picture.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, Unit};
+use serde::Serialize;
+
+use crate::cli::args::{Global, Simulate, Start, ZoneFile};
+use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::plan::{Files, inventories};
+use crate::cli::{Exit, Refusal};
+use crate::config::Config;
+use crate::picture::svg::{self, Curve, Picture, Row};
+use crate::policy::span::Span;
+use crate::policy::{Policy, PolicyName, Retention};
+use crate::retention::forecast::{self, Forecast, Life, Moment, Play};
+use crate::retention::inventory::{Copies, Inventory};
+use crate::retention::verdict::Rule;
+use crate::run::inventory::{Catalogues, complete, see};
+use crate::run::myself;
+use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::text::{counted, excerpt, printable};
+
+/// The disk of an instance that is imagined.
+const IMAGINED_GIB: u64 = 10;
+
+/// So many lines a table has at most: a screen, not a book.
+const LINES_MAX: usize = 24;
+
+/// After so long, people want to know how things are; in minutes.
+const LOOKS: [i64; 33] = {
+    const HOUR: i64 = 60;
+    const DAY: i64 = 24 * HOUR;
+    const YEAR: i64 = 365 * DAY + 6 * HOUR;
+    const MONTH: i64 = YEAR / 12;
+    [
+        1,
+        5,
+        15,
+        HOUR,
+        3 * HOUR,
+        6 * HOUR,
+        12 * HOUR,
+        DAY,
+        2 * DAY,
+        3 * DAY,
+        5 * DAY,
+        7 * DAY,
+        14 * DAY,
+        21 * DAY,
+        MONTH,
+        2 * MONTH,
+        3 * MONTH,
+        4 * MONTH,
+        6 * MONTH,
+        9 * MONTH,
+        YEAR,
+        15 * MONTH,
+        18 * MONTH,
+        21 * MONTH,
+        2 * YEAR,
+        3 * YEAR,
+        4 * YEAR,
+        5 * YEAR,
+        7 * YEAR,
+        10 * YEAR,
+        20 * YEAR,
+        50 * YEAR,
+        100 * YEAR,
+    ]
+};
+
+/// What was played, and what came of it.
+struct Played<'a> {
+    policy: &'a Policy,
+    zone: ZoneName,
+    from: Timestamp,
+    until: Timestamp,
+    forecast: Forecast,
+    names: HashMap<InstanceId, Box<str>>,
+    notes: Vec<String>,
+}
+
+/// Shows what a policy will leave, and when.
+///
+/// # Errors
+/// [`Refusal`] if it can't be played.
+pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    let policy = assemble::chosen(&config, std::slice::from_ref(&simulate.policy))?;
+    let Some(policy) = policy.first().copied() else { return Ok(Exit::Usage) };
+    let zone = zone_of(policy, simulate.zone.as_ref())?;
+    let seams = Seams::real();
+    let from = match simulate.from {
+        Start::Now => to_the_second(seams.clock.now()),
+        Start::At(at) => at,
+    };
+    let until = simulate.length.after(from, &policy.time_zone).ok_or_else(|| {
+        let text = format!("{} after {from} is beyond the end of the calendar", simulate.length);
+        Refusal::new(Exit::Usage, text)
+    })?;
+    if !simulate.empty {
+        myself::check(policy)
+            .map_err(|failure| Refusal::new(Exit::Failed, format!("{failure}; or see --empty")))?;
+    }
+    let found = match (&simulate.snapshots, simulate.empty) {
+        (_, true) => None,
+        (Some(snapshots), _) => {
+            let narrowed = Policy { zones: vec![zone.clone()], ..policy.clone() };
+            let file = |file: &std::path::PathBuf| ZoneFile { zone: None, file: file.clone() };
+            let instances: Vec<ZoneFile> = simulate.instances.iter().map(file).collect();
+            inventories(&config, &narrowed, &[file(snapshots)], &instances, &mut Files::default())?.pop()
+        }
+        (None, false) => Some(listed(&config, policy, &zone, &seams).await?),
+    };
+    let played = played(&config, policy, zone, found, from, until)?;
+    if output.is_json() {
+        output.print_json(&json(&played));
+    } else if output.is_svg() {
+        output.print(&picture(&played, &simulate.length));
+    } else {
+        output.print(&render(&played, output));
+    }
+    Ok(Exit::Done)
+}
+
+fn zone_of(policy: &Policy, named: Option<&ZoneName>) -> Result<ZoneName, Refusal> {
+    let known = named.map_or(policy.zones.first(), |named| policy.zones.iter().find(|zone| *zone == named));
+    known.cloned().ok_or_else(|| {
+        let zones: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
+        let text = format!(
+            "policy `{}` has no zone `{}`; it has {}",
+            policy.name,
+            named.map_or("", ZoneName::as_str),
+            zones.join(", ")
+        );
+        Refusal::new(Exit::Usage, text)
+    })
+}
+
+/// What is really there now. The archives are not asked: exports count as done.
+async fn listed(
+    config: &Config,
+    policy: &Policy,
+    zone: &ZoneName,
+    seams: &Seams,
+) -> Result<Inventory, Refusal> {
+    let credentials = assemble::credentials(config)?;
+    let runner = assemble::runner(config, credentials, seams, Use::Looking)?;
+    let failed =
+        |failure| Refusal::new(Exit::Failed, format!("policy {}, zone {zone}: {failure}", policy.name));
+    let seen = see(&runner, zone).await.map_err(failed)?;
+    let listed = complete(&runner, zone, seen, &Catalogues::new()).await.map_err(failed)?;
+    let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
+    Ok(Inventory { archives, ..listed.inventory })
+}
+
+/// Plays over what was found; over an imagined instance where there is nothing that the policy speaks about.
+fn played<'a>(
+    config: &'a Config,
+    policy: &'a Policy,
+    zone: ZoneName,
+    found: Option<Inventory>,
+    from: Timestamp,
+    until: Timestamp,
+) -> Result<Played<'a>, Refusal> {
+    let refused = |error: forecast::ForecastError| Refusal::new(Exit::Usage, error.to_string());
+    let mut notes = Vec::new();
+    let names_of = |inventory: &Inventory| -> HashMap<InstanceId, Box<str>> {
+        inventory.instances.iter().map(|instance| (instance.id, instance.name.clone())).collect()
+    };
+    let mut real = None;
+    if let Some(inventory) = found {
+        let names = names_of(&inventory);
+        let play = Play { policies: &config.policies, policy, from, until, size_gib: None };
+        let forecast = forecast::play(play, inventory).map_err(refused)?;
+        if forecast.instances == 0 && forecast.lives.is_empty() {
+            notes.push(format!("the policy selects nothing in zone {zone}, neither instances nor snapshots"));
+        } else {
+            real = Some((forecast, names));
+        }
+    }
+    let (forecast, names) = if let Some(real) = real {
+        real
+    } else {
+        notes.push(format!(
+            "nothing here is real: it begins with one imagined instance, whose disk has {IMAGINED_GIB} GiB, and no \
+             snapshot"
+        ));
+        let (alone, inventory) = forecast::imagined(policy, &zone);
+        let names = names_of(&inventory);
+        let policies = std::slice::from_ref(&alone);
+        let play = Play { policies, policy: &alone, from, until, size_gib: Some(IMAGINED_GIB) };
+        (forecast::play(play, inventory).map_err(refused)?, names)
+    };
+    if forecast.moments.len() < 2 {
+        notes.push("the schedule has no run in that time, so nothing comes and nothing goes".to_owned());
+    }
+    if forecast.instances == 0 {
+        notes.push("no listed instance is selected, so nothing new comes".to_owned());
+    } else if !policy.create {
+        notes.push(
+            "the policy takes no snapshots itself: it is assumed that one of each instance is taken just before each \
+             of its runs"
+                .to_owned(),
+        );
+    }
+    if let Some(name) = &forecast.not_selected {
+        notes.push(format!(
+            "new snapshots are left out: the policy does not select such names as `{}`",
+            excerpt(name, 80)
+        ));
+    }
+    let unknown = forecast.lives.iter().filter(|life| life.snapshot.size_gib.is_none()).count();
+    if unknown > 0 {
+        notes.push(format!("{} of unknown size, counted as 0 GiB", counted(unknown, "snapshot")));
+    }
+    if policy.export.is_some() {
+        notes.push("exports count as done: no snapshot waits for its copy".to_owned());
+    }
+    Ok(Played { policy, zone, from, until, forecast, names, notes })
+}
+
+#[derive(Serialize)]
+struct JsonForecast<'a> {
+    policy: &'a PolicyName,
+    zone: &'a ZoneName,
+    from: Timestamp,
+    to: Timestamp,
+    ticks: usize,
+    samples: Vec<JsonSample>,
+    snapshots: Vec<JsonLife<'a>>,
+    max_held: usize,
+    max_storage_gib: u64,
+    final_held: usize,
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct JsonSample {
+    at: Timestamp,
+    held: usize,
+    oldest: Option<Timestamp>,
+    storage_gib: u64,
+}
+
+#[derive(Serialize)]
+struct JsonLife<'a> {
+    /// None of one that is still to come.
+    id: Option<SnapshotId>,
+    name: &'a str,
+    instance_id: Option<InstanceId>,
+    instance_name: Option<&'a str>,
+    size_gib: Option<u64>,
+    born: Timestamp,
+    died: Option<Timestamp>,
+    held_by: Vec<&'static str>,
+}
+
+fn json<'a>(played: &'a Played<'a>) -> JsonForecast<'a> {
+    let forecast = &played.forecast;
+    let sample = |moment: &Moment| JsonSample {
+        at: moment.at,
+        held: moment.held,
+        oldest: moment.oldest,
+        storage_gib: moment.storage_gib,
+    };
+    let life = |life: &'a Life| JsonLife {
+        id: Some(life.snapshot.id).filter(|_| !life.is_new),
+        name: &life.snapshot.name,
+        instance_id: life.snapshot.instance_id,
+        instance_name: life.snapshot.instance_id.and_then(|id| played.names.get(&id)).map(|name| &**name),
+        size_gib: life.snapshot.size_gib,
+        born: life.snapshot.created_at,
+        died: life.died,
+        held_by: life.holders().into_iter().map(Rule::as_str).collect(),
+    };
+    JsonForecast {
+        policy: &played.policy.name,
+        zone: &played.zone,
+        from: played.from,
+        to: played.until,
+        ticks: played.runs(),
+        samples: forecast.moments.iter().map(sample).collect(),
+        snapshots: forecast.lives.iter().map(life).collect(),
+        max_held: forecast.held_max,
+        max_storage_gib: forecast.storage_gib_max,
+        final_held: forecast.moments.last().map_or(0, |moment| moment.held),
+        notes: &played.notes,
+    }
+}
+
+impl Played<'_> {
+    /// The beginning is a moment, but no run.
+    fn runs(&self) -> usize {
+        self.forecast.moments.len().saturating_sub(1)
+    }
+
+    fn schedule(&self) -> String {
+        let line = self.policy.schedule.as_ref().map_or("", |schedule| schedule.as_str());
+        format!("{line} ({})", self.policy.time_zone.iana_name().unwrap_or("UTC"))
+    }
+
+    /// The day by the policy's clock.
+    fn date(&self, at: Timestamp) -> String {
+        self.policy.time_zone.to_datetime(at).strftime("%-d %b %Y").to_string()
+    }
+}
+
+/// For people: how things are over time, the lives that last longest, and the sums.
+fn render(played: &Played<'_>, output: Output) -> String {
+    let forecast = &played.forecast;
+    let mut text = format!(
+        "policy {}, zone {}, from {} to {}: {} by {}\n",
+        played.policy.name,
+        played.zone,
+        to_the_second(played.from),
+        to_the_second(played.until),
+        counted(played.runs(), "run"),
+        played.schedule()
+    );
+    let plain = |text: String| (text, Tone::Plain);
+    let table = |text: &mut String, head: &[&str], rows| {
+        text.push('\n');
+        for line in output.table(head, rows).lines() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  {line}");
+        }
+    };
+    let moments = looks(&forecast.moments, played.from, LINES_MAX);
+    let rows = moments.into_iter().enumerate().map(|(place, moment)| {
+        vec![
+            plain(if place == 0 { "start".to_owned() } else { length(played.from, moment.at) }),
+            plain(to_the_second(moment.at).to_string()),
+            plain(moment.held.to_string()),
+            plain(moment.oldest.map_or_else(|| "-".to_owned(), |oldest| to_the_second(oldest).to_string())),
+            plain(moment.oldest.map_or_else(|| "-".to_owned(), |oldest| length(oldest, moment.at))),
+            plain(moment.storage_gib.to_string()),
+        ]
+    });
+    table(&mut text, &["AFTER", "AT", "HELD", "OLDEST", "REACHES BACK", "GIB"], rows.collect());
+
+    let shown = longest(played);
+    let rows = shown.iter().map(|life| {
+        let born = life.snapshot.created_at;
+        let held_by: Vec<&str> = life.last_holders().into_iter().map(Rule::as_str).collect();
+        vec![
+            plain(excerpt(&life.snapshot.name, 60)),
+            plain(to_the_second(born).to_string()),
+            plain(life.died.map_or_else(|| "-".to_owned(), |died| to_the_second(died).to_string())),
+            plain(length(born, life.died.unwrap_or(played.until))),
+            plain(held_by.join(", ")),
+        ]
+    });
+    table(&mut text, &["SNAPSHOT", "BORN", "DIED", "LIVED", "HELD LAST BY"], rows.collect());
+    let others = forecast.lives.len() - shown.len();
+    if others > 0 {
+        let _ = writeln!(text, "  and {others} that lived no longer; `--output json` has each");
+    }
+
+    let died = forecast.lives.iter().filter(|life| life.died.is_some()).count();
+    let born = forecast.lives.iter().filter(|life| life.is_new).count();
+    let last = forecast.moments.last();
+    let _ = writeln!(
+        text,
+        "\n  {} came, {died} went, {} there at the end",
+        counted(born, "snapshot"),
+        match last.map_or(0, |moment| moment.held) {
+            1 => "1 is".to_owned(),
+            held => format!("{held} are"),
+        }
+    );
+    let _ = writeln!(
+        text,
+        "  most at once: {} with {} GiB, while a run took its own and let none go yet",
+        counted(forecast.held_max, "snapshot"),
+        forecast.storage_gib_max
+    );
+    match last.and_then(|moment| Some((moment.at, moment.oldest?))) {
+        Some((at, oldest)) => {
+            let _ = writeln!(
+                text,
+                "  oldest restore point at the end: {}, {} back",
+                to_the_second(oldest),
+                length(oldest, at)
+            );
+        }
+        None => text.push_str("  no restore point at the end\n"),
+    }
+    for note in &played.notes {
+        let _ = writeln!(text, "  note: {}", printable(note));
+    }
+    text
+}
+
+/// Those moments that a reader wants: all if they are few, else more of them where things are new.
+fn looks(moments: &[Moment], from: Timestamp, lines_max: usize) -> Vec<&Moment> {
+    if moments.len() <= lines_max {
+        return moments.iter().collect();
+    }
+    let mut places = BTreeSet::from([0, 1, moments.len() - 1]);
+    for look in LOOKS {
+        let Ok(look) = from.checked_add(SignedDuration::from_mins(look)) else { break };
+        let place = moments.partition_point(|moment| moment.at <= look);
+        // What is not over yet is not known.
+        if place < moments.len() {
+            places.insert(place.saturating_sub(1));
+        }
+    }
+    let places: Vec<usize> = places.into_iter().collect();
+    let steps = places.len().div_ceil(lines_max).max(1);
+    let last = places.len() - 1;
+    let wanted = (0..).zip(&places).filter(|(nth, _)| nth % steps == 0 || *nth == last);
+    wanted.filter_map(|(_, place)| moments.get(*place)).collect()
+}
+
+/// The lives that last longest, in the order in which they come.
+fn longest<'a>(played: &'a Played<'_>) -> Vec<&'a Life> {
+    let duration = |life: &Life| life.died.unwrap_or(played.until).duration_since(life.snapshot.created_at);
+    let mut lives: Vec<&Life> = played.forecast.lives.iter().collect();
+    lives.sort_by_key(|life| std::cmp::Reverse(duration(life)));
+    lives.truncate(LINES_MAX);
+    lives.sort_by_key(|life| (life.snapshot.created_at, life.snapshot.id));
+    lives
+}
+
+/// `1y 3mo`, `5mo 2d`, `4d 6h`, `6h 30m`: the two largest units.
+fn length(from: Timestamp, to: Timestamp) -> String {
+    let (from, to) = (from.to_zoned_datetime(TimeZone::UTC), to.to_zoned_datetime(TimeZone::UTC));
+    let Ok(span) = to.since((Unit::Year, &from)) else { return "?".to_owned() };
+    // Whatever lies between two timestamps has these parts.
+    let parts = [
+        (i64::from(span.get_years()), "y"),
+        (i64::from(span.get_months()), "mo"),
+        (i64::from(span.get_days()), "d"),
+        (i64::from(span.get_hours()), "h"),
+        (span.get_minutes(), "m"),
+        (span.get_seconds(), "s"),
+    ];
+    let first = parts.iter().position(|(count, _)| *count != 0);
+    let Some(first) = first else { return "0s".to_owned() };
+    let shown = parts.iter().skip(first).take(2).filter(|(count, _)| *count != 0);
+    shown.map(|(count, unit)| format!("{count}{unit}")).collect::<Vec<_>>().join(" ")
+}
+
+/// The same of a span in seconds, as long as the calendar's are on average.
+fn length_of(seconds: u64) -> String {
+    let end = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    end.map_or_else(|| "?".to_owned(), |end| length(Timestamp::UNIX_EPOCH, end))
+}
+
+/// The picture of one instance: the one with the most snapshots.
+fn picture(played: &Played<'_>, ahead: &Span) -> String {
+    let mut by_instance: BTreeMap<Option<InstanceId>, Vec<&Life>> = BTreeMap::new();
+    for life in &played.forecast.lives {
+        by_instance.entry(life.snapshot.instance_id).or_default().push(life);
+    }
+    let instances = by_instance.len();
+    let name_of = |id: Option<InstanceId>| id.and_then(|id| played.names.get(&id)).map(|name| &**name);
+    let most = by_instance
+        .into_iter()
+        .max_by_key(|(id, lives)| (lives.len(), std::cmp::Reverse(name_of(*id).map(str::to_owned))));
+    let (instance, lives) = most.unwrap_or_default();
+    let mut whose = match (name_of(instance), instance) {
+        (Some(name), _) => format!("instance {}", excerpt(name, 40)),
+        (None, Some(id)) => format!("instance {id}, not listed any more"),
+        (None, None) => "no instance".to_owned(),
+    };
+    if instances > 1 {
+        let _ = write!(whose, ", of {instances} the one with the most snapshots");
+    }
+    let subtitle = format!(
+        "zone {} · {whose} · {} to {} · {}",
+        played.zone,
+        played.date(played.from),
+        played.date(played.until),
+        played.schedule()
+    );
+    let title = format!("{}: {ahead} ahead", played.policy.name);
+
+    let mut spans: BTreeMap<Rule, Vec<(Timestamp, Timestamp)>> = BTreeMap::new();
+    for stay in lives.iter().flat_map(|life| &life.stays) {
+        spans.entry(stay.rule).or_default().push((stay.from, stay.until));
+    }
+    let rows = spans.into_iter().map(|(rule, spans)| Row {
+        label: rule.as_str(),
+        detail: wanted(played.policy.retention.as_ref(), rule),
+        spans,
+    });
+    svg::draw(&Picture {
+        title: &title,
+        subtitle: &subtitle,
+        from: played.from,
+        until: played.until,
+        time_zone: &played.policy.time_zone,
+        curves: curves(&lives, played.from),
+        rows: rows.collect(),
+        notes: played.notes.clone(),
+    })
+}
+
+/// How many there are, how far back they reach, and their size.
+fn curves<'a>(lives: &[&Life], from: Timestamp) -> Vec<Curve<'a>> {
+    let mut changes: Vec<(Timestamp, bool, usize)> = Vec::new();
+    for (place, life) in lives.iter().enumerate() {
+        let came = if life.is_new { life.snapshot.created_at } else { from };
+        changes.push((came, true, place));
+        changes.extend(life.died.map(|died| (died, false, place)));
+    }
+    changes.sort_unstable();
+    let (mut held, mut back, mut size) = (vec![(from, 0)], vec![(from, 0)], vec![(from, 0)]);
+    let mut there: BTreeSet<(Timestamp, usize)> = BTreeSet::new();
+    let mut gib: u64 = 0;
+    for at_once in changes.chunk_by(|(one, ..), (next, ..)| one == next) {
+        let Some((at, ..)) = at_once.first() else { continue };
+        for (_, comes, place) in at_once {
+            let Some(life) = lives.get(*place) else { continue };
+            let known = life.snapshot.size_gib.unwrap_or(0);
+            if *comes {
+                there.insert((life.snapshot.created_at, *place));
+                gib = gib.saturating_add(known);
+            } else {
+                there.remove(&(life.snapshot.created_at, *place));
+                gib = gib.saturating_sub(known);
+            }
+        }
+        let good = there
+            .iter()
+            .find(|(_, place)| lives.get(*place).is_some_and(|life| life.snapshot.state.is_good()));
+        let reach = good.map_or(0, |(oldest, _)| at.duration_since(*oldest).as_secs().max(0).unsigned_abs());
+        held.push((*at, there.len() as u64));
+        back.push((*at, reach));
+        size.push((*at, gib));
+    }
+    let is_sized = size.iter().any(|(_, gib)| *gib > 0);
+    let mut curves = vec![
+        Curve { label: "snapshots held", points: held, said: |count| count.to_string() },
+        Curve { label: "reaches back", points: back, said: length_of },
+    ];
+    if is_sized {
+        curves.push(Curve { label: "disk sizes", points: size, said: |gib| format!("{gib} GiB") });
+    }
+    curves
+}
+
+/// What the policy asks for by this rule.
+fn wanted(retention: Option<&Retention>, rule: Rule) -> String {
+    let equals = |value: Option<String>| value.map_or_else(String::new, |value| format!("= {value}"));
+    let Some(retention) = retention else { return "nothing is pruned".to_owned() };
+    match rule {
+        Rule::KeepLast => equals(retention.keep_last.map(|count| count.to_string())),
+        Rule::KeepWithin => equals(retention.keep_within.as_ref().map(ToString::to_string)),
+        Rule::KeepEach(period) => equals(retention.keep.get(period).map(|count| count.to_string())),
+        Rule::KeepWithinEach(period) => {
+            equals(retention.keep_within_each.get(period).as_ref().map(ToString::to_string))
+        }
+        Rule::MinKeep => equals(Some(retention.min_keep.to_string())),
+        Rule::NoKeepRule => "no keep rule".to_owned(),
+        Rule::Policy => "another policy".to_owned(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,4 @@
+//! Pictures of what is held when: a line of text for a terminal, and an SVG for a document.
+
+pub mod line;
+pub mod svg;

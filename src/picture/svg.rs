@@ -1,0 +1,794 @@
+//! What is held when, as an SVG that one can put into a document.
+//!
+//! Time goes across. On top stand curves (how many, how far back, how much), below them one row per rule with a bar for
+//! each thing that the rule holds, from when to when. The file needs nothing beside itself: no font, no script. It
+//! follows the light or dark scheme of whoever looks, and whatever text comes from outside is escaped.
+//!
+//! It is bounded, however much there is to show. A bar of its own is for what is wide enough to be seen; what follows
+//! one after the other more quickly than that becomes a pale strip; and a row with more at once than there is room for
+//! is drawn as a curve of how many there are.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::fmt::{self, Display, Write as _};
+
+use jiff::civil::{Date, DateTime, time};
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
+
+use crate::text::excerpt;
+
+/// A picture with its texts.
+#[derive(Debug)]
+pub struct Picture<'a> {
+    /// What it shows.
+    pub title: &'a str,
+    /// Of what, where and when.
+    pub subtitle: &'a str,
+    /// The left edge.
+    pub from: Timestamp,
+    /// The right edge.
+    pub until: Timestamp,
+    /// Whose days, months and years the axis shows.
+    pub time_zone: &'a TimeZone,
+    /// On top.
+    pub curves: Vec<Curve<'a>>,
+    /// Below; the first is the uppermost.
+    pub rows: Vec<Row<'a>>,
+    /// What else has to be known, a line each.
+    pub notes: Vec<String>,
+}
+
+/// A value over time.
+#[derive(Debug)]
+pub struct Curve<'a> {
+    /// Of what.
+    pub label: &'a str,
+    /// From when on it is what, in order; each is so until the next.
+    pub points: Vec<(Timestamp, u64)>,
+    /// How a value reads.
+    pub said: fn(u64) -> String,
+}
+
+/// A rule, and what it holds.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// Its name.
+    pub label: &'a str,
+    /// What it asks for; may be empty.
+    pub detail: String,
+    /// From when to when it holds something, in any order.
+    pub spans: Vec<(Timestamp, Timestamp)>,
+}
+
+const WIDTH: f64 = 1120.0;
+/// Where the time begins: labels stand before it.
+const LEFT: f64 = 204.0;
+const RIGHT: f64 = WIDTH - 28.0;
+/// Where the first curve begins.
+const TOP: f64 = 84.0;
+const CURVE_HEIGHT: f64 = 46.0;
+const GAP: f64 = 10.0;
+/// Two lines of text fit beside a row.
+const ROW_HEIGHT_MIN: f64 = 34.0;
+/// Between two labels of the axis.
+const TICK_GAP_MIN: f64 = 62.0;
+/// What is narrower gets no bar of its own.
+const BAR_WIDTH_MIN: f64 = 6.0;
+/// What is closer than this can't be told apart.
+const PIXEL: f64 = 1.0;
+/// With more at once, a row becomes a curve.
+const LANES_MAX: usize = 32;
+/// With more marks, too.
+const MARKS_MAX: usize = 4000;
+/// Rules beyond this are not drawn: there are no more.
+const ROWS_MAX: usize = 32;
+
+/// A line of this many characters fits across at its size.
+const TITLE_MAX: usize = 84;
+const LINE_MAX: usize = 168;
+const LABEL_MAX: usize = 22;
+
+/// From short to long periods; all can be read on white and on black.
+const COLORS: [&str; 8] =
+    ["#0f9d8a", "#1f8fc4", "#3f73e0", "#7a5fe8", "#ab4fd0", "#d4478c", "#dd6b34", "#b28614"];
+
+const STYLE: &str = "\
+.sw-page{fill:#ffffff;stroke:#d9dee4}.sw-band{fill:#f5f7f9}.sw-text{fill:#1f2630}.sw-dim{fill:#66707c}\
+.sw-grid{stroke:#d9dee4}.sw-year{stroke:#aeb6c0}.sw-curve{fill:#8794a5;stroke:#66707c}\
+@media(prefers-color-scheme:dark){.sw-page{fill:#0f141b;stroke:#2b333d}.sw-band{fill:#161d26}\
+.sw-text{fill:#e4e9ef}.sw-dim{fill:#8f9aa7}.sw-grid{stroke:#29313b}.sw-year{stroke:#4a5562}\
+.sw-curve{fill:#8794a5;stroke:#a5b0bd}}";
+
+const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',Arial,sans-serif";
+const MONO: &str = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace";
+
+/// Which kinds of marks a picture has, for its legend.
+#[derive(Debug, Default)]
+struct Kinds {
+    bar: bool,
+    strip: bool,
+    crowd: bool,
+}
+
+/// A picture as a whole SVG file.
+pub fn draw(picture: &Picture<'_>) -> String {
+    let scale = Scale::new(picture.from, picture.until);
+    let mut body = String::new();
+    let mut y = TOP;
+    let mut kinds = Kinds::default();
+    let mut rows = String::new();
+    for curve in &picture.curves {
+        draw_curve(&mut rows, curve, &scale, y);
+        y += CURVE_HEIGHT + GAP;
+    }
+    for (row, color) in picture.rows.iter().take(ROWS_MAX).zip(COLORS.iter().cycle()) {
+        y += draw_row(&mut rows, row, color, &scale, y, &mut kinds) + GAP;
+    }
+    let bottom = y - GAP / 2.0;
+    draw_axis(&mut body, picture, &scale, bottom);
+    body.push_str(&rows);
+    y = bottom + 58.0;
+    draw_legend(&mut body, &kinds, &scale, y);
+    for note in &picture.notes {
+        y += 19.0;
+        let note = escaped(note, LINE_MAX);
+        put(&mut body, format_args!("<text class=\"sw-dim\" x=\"24\" y=\"{}\">{note}</text>\n", N(y)));
+    }
+    let height = y + 22.0;
+
+    let (title, subtitle) = (escaped(picture.title, TITLE_MAX), escaped(picture.subtitle, LINE_MAX));
+    let mut svg = String::with_capacity(body.len() + 2048);
+    put(
+        &mut svg,
+        format_args!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" width=\"{w}\" height=\"{h}\" \
+             role=\"img\" font-family=\"{FONT}\" font-size=\"12\">\n\
+             <title>{title}</title>\n<desc>{subtitle}</desc>\n<style>{STYLE}</style>\n\
+             <rect class=\"sw-page\" x=\"0.5\" y=\"0.5\" width=\"{iw}\" height=\"{ih}\" rx=\"10\"/>\n\
+             <text class=\"sw-text\" x=\"24\" y=\"38\" font-size=\"20\" font-weight=\"600\">{title}</text>\n\
+             <text class=\"sw-dim\" x=\"24\" y=\"60\">{subtitle}</text>\n",
+            w = N(WIDTH),
+            h = N(height),
+            iw = N(WIDTH - 1.0),
+            ih = N(height - 1.0),
+        ),
+    );
+    svg.push_str(&body);
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// Writing to a String cannot fail.
+fn put(text: &mut String, arguments: fmt::Arguments<'_>) {
+    let _ = text.write_fmt(arguments);
+}
+
+/// A number with at most one digit behind the point.
+struct N(f64);
+
+impl Display for N {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounded = (self.0 * 10.0).round() / 10.0;
+        // No minus before nothing.
+        (rounded + 0.0).fmt(f)
+    }
+}
+
+/// Text from outside: cut, safe to look at, and nothing in it is markup.
+fn escaped(text: &str, characters_max: usize) -> String {
+    let mut safe = String::new();
+    for character in excerpt(text, characters_max).chars() {
+        match character {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            // No character of XML at all.
+            '\u{fffe}' | '\u{ffff}' => safe.push('\u{fffd}'),
+            other => safe.push(other),
+        }
+    }
+    safe
+}
+
+/// Where a moment lies.
+struct Scale {
+    from: Timestamp,
+    seconds: f64,
+}
+
+impl Scale {
+    fn new(from: Timestamp, until: Timestamp) -> Self {
+        Self { from, seconds: until.duration_since(from).as_secs_f64().max(1.0) }
+    }
+
+    fn x(&self, at: Timestamp) -> f64 {
+        let part = at.duration_since(self.from).as_secs_f64() / self.seconds;
+        LEFT + part.clamp(0.0, 1.0) * (RIGHT - LEFT)
+    }
+
+    /// So many seconds are so wide.
+    fn seconds_in(&self, width: f64) -> f64 {
+        width / (RIGHT - LEFT) * self.seconds
+    }
+
+    fn width_of(&self, seconds: f64) -> f64 {
+        seconds / self.seconds * (RIGHT - LEFT)
+    }
+
+    /// The largest value in each column of a pixel.
+    fn columns(&self, points: &[(Timestamp, u64)]) -> Vec<u64> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small positive number"
+        )]
+        let column = |x: f64| (x - LEFT) as usize;
+        let mut columns = vec![0; column(RIGHT) + 1];
+        for (place, (at, value)) in points.iter().enumerate() {
+            let end = points.get(place + 1).map_or(RIGHT, |(next, _)| self.x(*next));
+            let (first, last) = (column(self.x(*at)), column(end));
+            for column in columns.iter_mut().take(last + 1).skip(first) {
+                *column = (*column).max(*value);
+            }
+        }
+        columns
+    }
+}
+
+/// The filled outline of a value over time, from `y` down to the baseline.
+fn draw_area(body: &mut String, columns: &[u64], y: f64, height: f64, class_or_color: &str) {
+    let most = columns.iter().copied().max().unwrap_or(0).max(1);
+    #[expect(clippy::cast_precision_loss, reason = "less than a pixel")]
+    let level = |value: u64| y + height - (height - 2.0) * (value as f64 / most as f64);
+    let mut line = String::new();
+    let mut last = None;
+    for (column, value) in (0..).zip(columns) {
+        if last != Some(*value) {
+            let x = LEFT + f64::from(column);
+            let begin = if last.is_none() { 'M' } else { 'H' };
+            match begin {
+                'M' => put(&mut line, format_args!("M{} {}", N(x), N(level(*value)))),
+                _ => put(&mut line, format_args!("H{}V{}", N(x), N(level(*value)))),
+            }
+            last = Some(*value);
+        }
+    }
+    put(&mut line, format_args!("H{}", N(RIGHT)));
+    let base = N(y + height);
+    put(
+        body,
+        format_args!(
+            "<path {class_or_color} fill-opacity=\"0.28\" style=\"stroke:none\" d=\"{line}V{base}H{}Z\"/>\n\
+             <path {class_or_color} style=\"fill:none\" stroke-width=\"1.3\" stroke-linejoin=\"round\" d=\"{line}\"/>\n",
+            N(LEFT)
+        ),
+    );
+}
+
+fn draw_label(body: &mut String, label: &str, detail: &str, middle: f64, mono: bool) {
+    let label = escaped(label, LABEL_MAX);
+    let family = if mono { format!(" font-family=\"{MONO}\"") } else { String::new() };
+    put(
+        body,
+        format_args!(
+            "<text class=\"sw-text\" x=\"24\" y=\"{}\" font-weight=\"600\"{family}>{label}</text>\n\
+             <text class=\"sw-dim\" x=\"24\" y=\"{}\" font-size=\"11\">{}</text>\n",
+            N(middle - 2.5),
+            N(middle + 12.5),
+            escaped(detail, LABEL_MAX + 6)
+        ),
+    );
+}
+
+fn draw_band(body: &mut String, y: f64, height: f64) {
+    put(
+        body,
+        format_args!(
+            "<rect class=\"sw-band\" x=\"12\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"6\" fill-opacity=\"0.75\"/>\n",
+            N(y - 4.0),
+            N(WIDTH - 24.0),
+            N(height + 8.0)
+        ),
+    );
+}
+
+fn draw_curve(body: &mut String, curve: &Curve<'_>, scale: &Scale, y: f64) {
+    let most = curve.points.iter().map(|(_, value)| *value).max().unwrap_or(0);
+    let last = curve.points.last().map_or(0, |(_, value)| *value);
+    draw_area(body, &scale.columns(&curve.points), y, CURVE_HEIGHT, "class=\"sw-curve\"");
+    let said = curve.said;
+    let detail = format!("most {} · end {}", said(most), said(last));
+    draw_label(body, curve.label, &detail, y + CURVE_HEIGHT / 2.0, false);
+}
+
+/// Returns how high it became.
+fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64, kinds: &mut Kinds) -> f64 {
+    let lanes = Lanes::new(&row.spans, scale);
+    let is_crowd = lanes.count > LANES_MAX || lanes.bars.len() + lanes.strips.len() > MARKS_MAX;
+    let pitch: f64 = match lanes.count {
+        0..=3 => 9.0,
+        4..=6 => 7.0,
+        7..=12 => 5.5,
+        13..=20 => 4.0,
+        _ => 3.0,
+    };
+    #[expect(clippy::cast_precision_loss, reason = "at most LANES_MAX")]
+    let needed = if is_crowd { CURVE_HEIGHT } else { lanes.count as f64 * pitch };
+    let height = needed.max(ROW_HEIGHT_MIN);
+    draw_band(body, y, height);
+    let most = format!("most {}", lanes.count);
+    let detail = if row.detail.is_empty() { most } else { format!("{} · {most}", row.detail) };
+    draw_label(body, row.label, &detail, y + height / 2.0, true);
+    if is_crowd {
+        kinds.crowd = true;
+        let paint = format!("fill=\"{color}\" stroke=\"{color}\"");
+        draw_area(body, &scale.columns(&counts(&row.spans)), y, height, &paint);
+        return height;
+    }
+    let stroke = (pitch - 1.6).max(1.8);
+    let first = y + (height - needed) / 2.0 + pitch / 2.0;
+    #[expect(clippy::cast_precision_loss, reason = "at most LANES_MAX")]
+    let level = |lane: usize| first + lane as f64 * pitch;
+    let strips = lanes.strips.iter().fold(String::new(), |mut path, (lane, from, to)| {
+        let to = to.max(from + PIXEL);
+        put(&mut path, format_args!("M{} {}H{}", N(*from), N(level(*lane)), N(to)));
+        path
+    });
+    // Round ends reach beyond the line's end; between two bars there is a gap.
+    let inset = stroke / 2.0 + 0.4;
+    let bars = lanes.bars.iter().fold(String::new(), |mut path, (lane, from, to)| {
+        let (from, to) = (from + inset, (to - inset).max(from + inset + 0.1));
+        put(&mut path, format_args!("M{} {}H{}", N(from), N(level(*lane)), N(to)));
+        path
+    });
+    let mut paths = |path: String, rest: &str| {
+        if path.is_empty() {
+            return false;
+        }
+        put(
+            body,
+            format_args!(
+                "<path fill=\"none\" stroke=\"{color}\" stroke-width=\"{}\" {rest} d=\"{path}\"/>\n",
+                N(stroke)
+            ),
+        );
+        true
+    };
+    kinds.strip |= paths(strips, "stroke-opacity=\"0.32\"");
+    kinds.bar |= paths(bars, "stroke-linecap=\"round\"");
+    height
+}
+
+/// How many there are, whenever that changes.
+fn counts(spans: &[(Timestamp, Timestamp)]) -> Vec<(Timestamp, u64)> {
+    let mut changes: Vec<(Timestamp, bool)> = Vec::with_capacity(spans.len() * 2);
+    for (from, until) in spans.iter().filter(|(from, until)| from < until) {
+        changes.extend([(*from, true), (*until, false)]);
+    }
+    // At one moment, what ends comes before what begins.
+    changes.sort_unstable();
+    let mut counts: Vec<(Timestamp, u64)> = Vec::new();
+    let mut count: u64 = 0;
+    for (at, begins) in changes {
+        count = if begins { count + 1 } else { count.saturating_sub(1) };
+        match counts.last_mut() {
+            Some((last, value)) if *last == at => *value = count,
+            _ => counts.push((at, count)),
+        }
+    }
+    counts
+}
+
+/// Spans side by side, so that no two of one lane overlap.
+#[derive(Debug, Default)]
+struct Lanes {
+    count: usize,
+    /// Wide enough to be seen alone: lane, from where, to where.
+    bars: Vec<(usize, f64, f64)>,
+    /// The others, those that follow each other in one.
+    strips: Vec<(usize, f64, f64)>,
+}
+
+impl Lanes {
+    fn new(spans: &[(Timestamp, Timestamp)], scale: &Scale) -> Self {
+        let mut sorted: Vec<_> = spans.iter().copied().filter(|(from, until)| from < until).collect();
+        sorted.sort_unstable();
+        let mut lanes = Self::default();
+        let mut busy: BinaryHeap<Reverse<(Timestamp, usize)>> = BinaryHeap::new();
+        let mut free: BTreeSet<usize> = BTreeSet::new();
+        // Of each lane, the strip that may go on.
+        let mut open: Vec<Option<usize>> = Vec::new();
+        for (from, until) in sorted {
+            while let Some(Reverse((_, lane))) = busy.peek().filter(|Reverse((end, _))| *end <= from) {
+                free.insert(*lane);
+                busy.pop();
+            }
+            let lane = free.pop_first().unwrap_or_else(|| {
+                open.push(None);
+                open.len() - 1
+            });
+            busy.push(Reverse((until, lane)));
+            let (x1, x2) = (scale.x(from), scale.x(until));
+            let Some(open) = open.get_mut(lane) else { continue };
+            if x2 - x1 >= BAR_WIDTH_MIN {
+                lanes.bars.push((lane, x1, x2));
+                *open = None;
+                continue;
+            }
+            match open.and_then(|strip| lanes.strips.get_mut(strip)) {
+                Some((_, _, end)) if x1 - *end < PIXEL => *end = end.max(x2),
+                _ => {
+                    *open = Some(lanes.strips.len());
+                    lanes.strips.push((lane, x1, x2));
+                }
+            }
+        }
+        lanes.count = open.len();
+        lanes
+    }
+}
+
+/// The steps that an axis may have.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Minutes(i64),
+    Days(i64),
+    Months(i64),
+    Years(i64),
+}
+
+const STEPS: [(Step, f64); 24] = {
+    const DAY: f64 = 86400.0;
+    [
+        (Step::Minutes(1), 60.0),
+        (Step::Minutes(5), 300.0),
+        (Step::Minutes(15), 900.0),
+        (Step::Minutes(30), 1800.0),
+        (Step::Minutes(60), 3600.0),
+        (Step::Minutes(180), 3.0 * 3600.0),
+        (Step::Minutes(360), 6.0 * 3600.0),
+        (Step::Minutes(720), 12.0 * 3600.0),
+        (Step::Days(1), DAY),
+        (Step::Days(2), 2.0 * DAY),
+        (Step::Days(7), 7.0 * DAY),
+        (Step::Days(14), 14.0 * DAY),
+        // The shortest February counts.
+        (Step::Months(1), 28.0 * DAY),
+        (Step::Months(2), 59.0 * DAY),
+        (Step::Months(3), 90.0 * DAY),
+        (Step::Months(6), 181.0 * DAY),
+        (Step::Years(1), 365.0 * DAY),
+        (Step::Years(2), 730.0 * DAY),
+        (Step::Years(5), 1826.0 * DAY),
+        (Step::Years(10), 3652.0 * DAY),
+        (Step::Years(20), 7304.0 * DAY),
+        (Step::Years(50), 18262.0 * DAY),
+        (Step::Years(100), 36524.0 * DAY),
+        (Step::Years(500), 182_621.0 * DAY),
+    ]
+};
+
+impl Step {
+    fn span(self) -> Span {
+        match self {
+            Self::Minutes(minutes) => Span::new().minutes(minutes),
+            Self::Days(days) => Span::new().days(days),
+            Self::Months(months) => Span::new().months(months),
+            Self::Years(years) => Span::new().years(years),
+        }
+    }
+
+    /// The last of its times on the wall until then.
+    fn floor(self, wall: DateTime) -> Option<DateTime> {
+        let date = wall.date();
+        let midnight = |date: Date| date.to_datetime(time(0, 0, 0, 0));
+        match self {
+            Self::Minutes(minutes) => {
+                let minute = i64::from(wall.hour()) * 60 + i64::from(wall.minute());
+                midnight(date).checked_add(Span::new().minutes(minute - minute % minutes)).ok()
+            }
+            Self::Days(1 | 2) => Some(midnight(date)),
+            // Weeks begin on Monday.
+            Self::Days(_) => {
+                let back = i64::from(date.weekday().to_monday_zero_offset());
+                date.checked_sub(Span::new().days(back)).ok().map(midnight)
+            }
+            Self::Months(months) => {
+                let month = i64::from(date.month()) - 1;
+                let first = Date::new(date.year(), 1, 1).ok()?;
+                first.checked_add(Span::new().months(month - month % months)).ok().map(midnight)
+            }
+            Self::Years(years) => {
+                let year = i64::from(date.year());
+                let floor = year - year.rem_euclid(years);
+                // The first years of the calendar may have no such year before them.
+                let begins = |year: i64| Date::new(i16::try_from(year).ok()?, 1, 1).ok();
+                begins(floor).or_else(|| begins(floor + years)).map(midnight)
+            }
+        }
+    }
+
+    /// The label, and what stands below it where that changes.
+    fn labels(self, wall: DateTime) -> (String, String) {
+        match self {
+            Self::Minutes(_) => (wall.strftime("%H:%M").to_string(), wall.strftime("%-d %b %Y").to_string()),
+            Self::Days(_) => (wall.strftime("%-d %b").to_string(), wall.strftime("%Y").to_string()),
+            Self::Months(_) => (wall.strftime("%b").to_string(), wall.strftime("%Y").to_string()),
+            Self::Years(_) => (wall.strftime("%Y").to_string(), String::new()),
+        }
+    }
+}
+
+fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f64) {
+    let fits = |(_, seconds): &&(Step, f64)| scale.width_of(*seconds) >= TICK_GAP_MIN;
+    let step = STEPS.iter().find(fits).map_or(Step::Years(1000), |(step, _)| *step);
+    let begin = picture.time_zone.to_datetime(picture.from);
+    let mut wall = step.floor(begin);
+    let context = |body: &mut String, x: f64, anchor: &str, context: &str| {
+        put(
+            body,
+            format_args!(
+                "<text class=\"sw-text\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\" font-size=\"11\" font-weight=\"600\">{context}</text>\n",
+                N(x),
+                N(bottom + 34.0)
+            ),
+        );
+    };
+    let mut below = String::new();
+    while let Some(at_wall) = wall {
+        wall = at_wall.checked_add(step.span()).ok();
+        let Ok(at) = picture.time_zone.to_ambiguous_timestamp(at_wall).compatible() else { continue };
+        if at > picture.until {
+            break;
+        }
+        if at < picture.from {
+            continue;
+        }
+        let place = scale.x(at);
+        let x = N(place);
+        let (label, says) = step.labels(at_wall);
+        // In which year, or on which day, it begins; if the first of the labels leaves room for that.
+        if below.is_empty() && place - LEFT > TICK_GAP_MIN {
+            below = step.labels(begin).1;
+            context(body, LEFT, "start", &below);
+        }
+        let turns = says != below && !below.is_empty();
+        let class = if turns { "sw-year" } else { "sw-grid" };
+        put(
+            body,
+            format_args!(
+                "<line class=\"{class}\" x1=\"{x}\" x2=\"{x}\" y1=\"{}\" y2=\"{}\"/>\n\
+                 <text class=\"sw-dim\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{label}</text>\n",
+                N(TOP - 6.0),
+                N(bottom + 4.0),
+                N(bottom + 19.0),
+            ),
+        );
+        if says != below {
+            context(body, place, "middle", &says);
+            below = says;
+        }
+    }
+}
+
+fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
+    let color = COLORS.get(2).copied().unwrap_or_default();
+    let mut x = 24.0;
+    let brief = spoken(scale.seconds_in(BAR_WIDTH_MIN));
+    let entries = [
+        (kinds.bar, "stroke-linecap=\"round\"", "one snapshot, as long as the rule holds it".to_owned()),
+        (kinds.strip, "stroke-opacity=\"0.32\"", format!("one after the other, each held less than {brief}")),
+        (kinds.crowd, "", "how many, where there are too many to draw each".to_owned()),
+    ];
+    for (_, paint, text) in entries.into_iter().filter(|(is_there, ..)| *is_there) {
+        let mark = if paint.is_empty() {
+            format!(
+                "<path fill=\"{color}\" fill-opacity=\"0.28\" stroke=\"{color}\" stroke-width=\"1.3\" d=\"M{} {}v-4h8v-4h14v8\"/>",
+                N(x),
+                N(y)
+            )
+        } else {
+            format!(
+                "<path stroke=\"{color}\" stroke-width=\"5\" {paint} d=\"M{} {}h18\"/>",
+                N(x + 2.0),
+                N(y - 4.0)
+            )
+        };
+        put(
+            body,
+            format_args!(
+                "{mark}\n<text class=\"sw-dim\" x=\"{}\" y=\"{}\">{text}</text>\n",
+                N(x + 30.0),
+                N(y)
+            ),
+        );
+        #[expect(clippy::cast_precision_loss, reason = "a short text")]
+        let width = text.chars().count() as f64 * 6.1;
+        x += 30.0 + width + 26.0;
+    }
+}
+
+/// About how long, in whole words.
+fn spoken(seconds: f64) -> String {
+    let (count, unit) = match seconds {
+        seconds if seconds >= 2.0 * 365.0 * 86400.0 => (seconds / (365.25 * 86400.0), "years"),
+        seconds if seconds >= 2.0 * 86400.0 => (seconds / 86400.0, "days"),
+        seconds if seconds >= 2.0 * 3600.0 => (seconds / 3600.0, "hours"),
+        seconds if seconds >= 120.0 => (seconds / 60.0, "minutes"),
+        seconds => (seconds, "seconds"),
+    };
+    format!("{} {unit}", count.round())
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn hours(from: Timestamp, hours: i64) -> Timestamp {
+        from + SignedDuration::from_hours(hours)
+    }
+
+    /// Each day one, held for so many days; the first so many days of a play.
+    fn daily(from: Timestamp, days: i64, held: i64) -> Vec<(Timestamp, Timestamp)> {
+        (0..days).map(|day| (hours(from, 24 * day), hours(from, 24 * (day + held).min(days)))).collect()
+    }
+
+    const UTC: &TimeZone = &TimeZone::UTC;
+
+    fn picture(from: Timestamp, until: Timestamp, rows: Vec<Row<'_>>) -> Picture<'_> {
+        Picture {
+            title: "nightly",
+            subtitle: "zone ch-gva-2",
+            from,
+            until,
+            time_zone: UTC,
+            curves: vec![Curve {
+                label: "snapshots",
+                points: vec![(from, 1), (hours(from, 48), 3)],
+                said: |value| value.to_string(),
+            }],
+            rows,
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_small_picture_is_drawn_as_it_was_looked_at() {
+        let from = at("2026-11-01T12:00:00Z");
+        let rows = vec![
+            Row { label: "keep_last", detail: "= 2".to_owned(), spans: daily(from, 14, 2) },
+            Row { label: "keep_weekly", detail: String::new(), spans: daily(from, 14, 14) },
+        ];
+        let mut picture = picture(from, hours(from, 24 * 14), rows);
+        picture.notes.push("nothing is real".to_owned());
+        insta::assert_snapshot!("small", draw(&picture));
+    }
+
+    #[test]
+    fn hostile_text_stays_text() {
+        let from = at("2026-11-01T12:00:00Z");
+        let hostile = "</text><script>alert('1')</script>&\u{202e}\u{1b}]0;\u{ffff}\"";
+        let rows = vec![Row { label: hostile, detail: hostile.to_owned(), spans: Vec::new() }];
+        let mut picture = picture(from, hours(from, 24), rows);
+        (picture.title, picture.subtitle) = (hostile, hostile);
+        picture.curves[0].label = hostile;
+        picture.notes = vec![hostile.repeat(100)];
+        let svg = draw(&picture);
+        assert!(!svg.contains("<script"), "{svg}");
+        is_well_formed(&svg);
+        let strange = |character: char| {
+            (character.is_control() && character != '\n') || "\u{202e}\u{ffff}".contains(character)
+        };
+        assert!(!svg.contains(strange), "{svg}");
+        assert_eq!(svg.matches("</text>").count(), svg.matches("<text").count());
+        assert!(svg.contains("&lt;script&gt;alert(&#39;1&#39;)") && svg.contains("&amp;\\u{202e}"), "{svg}");
+        assert!(
+            !svg.contains("https:") && svg.matches("http").count() == 1,
+            "it needs nothing beside itself"
+        );
+    }
+
+    /// No tag says one thing twice, and whatever is opened is closed.
+    fn is_well_formed(svg: &str) {
+        let mut open = Vec::new();
+        for tag in svg.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()) {
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name), "{tag}");
+                continue;
+            }
+            let name = tag.split_whitespace().next().unwrap();
+            if !tag.ends_with('/') {
+                open.push(name);
+            }
+            let values = tag.split('"').skip(1).step_by(2).count();
+            let keys: Vec<&str> =
+                tag.split('"').step_by(2).filter_map(|key| key.trim().strip_suffix('=')).collect();
+            let keys: Vec<&str> = keys.iter().map(|key| key.rsplit(' ').next().unwrap()).collect();
+            assert_eq!(keys.len(), values, "{tag}");
+            assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len(), "{tag}");
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+
+    #[test]
+    fn two_years_of_hours_stay_small() {
+        let from = at("2026-11-01T12:00:00Z");
+        let end = 2 * 365 * 24;
+        let each = |held: i64| -> Vec<_> {
+            (0..end).map(|hour| (hours(from, hour), hours(from, (hour + held).min(end)))).collect()
+        };
+        let rows = [1, 24, 32, 500, 5000, end].map(|held| Row {
+            label: "keep_last",
+            detail: String::new(),
+            spans: each(held),
+        });
+        let mut picture = picture(from, hours(from, end), rows.into());
+        picture.curves[0].points =
+            (0..end).map(|hour| (hours(from, hour), hour.unsigned_abs() % 50)).collect();
+        let svg = draw(&picture);
+        assert!(svg.len() < 200_000, "{}", svg.len());
+        is_well_formed(&svg);
+    }
+
+    #[test]
+    fn no_two_of_a_lane_overlap_and_none_is_lost() {
+        let from = at("2026-11-01T12:00:00Z");
+        let scale = Scale::new(from, hours(from, 24 * 60));
+        let spans: Vec<_> = [(0, 9), (0, 2), (2, 5), (3, 30), (5, 9), (9, 60), (9, 9), (30, 60)]
+            .map(|(first, last)| (hours(from, 24 * first), hours(from, 24 * last)))
+            .into();
+        let lanes = Lanes::new(&spans, &scale);
+        assert_eq!(lanes.bars.len(), 7, "what takes no time is not there");
+        assert_eq!(lanes.count, 3);
+        for (place, (lane, first, last)) in lanes.bars.iter().enumerate() {
+            for (other, from, to) in lanes.bars.iter().skip(place + 1) {
+                assert!(lane != other || last <= from || to <= first, "{lanes:?}");
+            }
+        }
+        assert_eq!(counts(&spans).iter().map(|(_, count)| *count).max(), Some(3));
+    }
+
+    #[test]
+    fn the_axis_has_room_for_its_labels_however_long_the_time() {
+        for (from, until) in [
+            ("2026-11-01T12:00:01Z", "2026-11-01T12:00:03Z"),
+            ("2026-11-01T12:00:01Z", "2026-11-01T13:00:00Z"),
+            ("2027-03-27T12:00:00Z", "2027-03-29T12:00:00Z"),
+            ("2026-11-01T12:00:00Z", "2027-02-01T12:00:00Z"),
+            ("2026-11-01T12:00:00Z", "2028-11-01T12:00:00Z"),
+            ("1970-01-01T00:00:00Z", "2970-01-01T00:00:00Z"),
+            ("-009999-01-02T01:59:59Z", "-009000-01-02T01:59:59Z"),
+            ("9000-12-30T22:00:00Z", "9999-12-30T22:00:00.999999999Z"),
+        ] {
+            let (from, until) = (at(from), at(until));
+            let mut picture = picture(from, until, Vec::new());
+            let zurich = TimeZone::get("Europe/Zurich").unwrap();
+            picture.time_zone = &zurich;
+            let mut body = String::new();
+            draw_axis(&mut body, &picture, &Scale::new(from, until), 100.0);
+            let places: Vec<f64> = body
+                .lines()
+                .filter(|line| line.starts_with("<line"))
+                .filter_map(|line| line.split("x1=\"").nth(1)?.split('"').next()?.parse().ok())
+                .collect();
+            let ticks = body.matches("<line").count();
+            assert!(places.len() == ticks && ticks <= 16, "{from}: {ticks}");
+            assert!(
+                ticks >= 2 || until.duration_since(from) < SignedDuration::from_mins(1),
+                "{from}: {ticks}"
+            );
+            for pair in places.windows(2) {
+                assert!(pair[1] - pair[0] >= 50.0, "{from}: {places:?}");
+            }
+        }
+    }
+}

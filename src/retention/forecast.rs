@@ -1,0 +1,781 @@
+//! Plays a policy forward: what will exist, and when each snapshot comes and goes.
+//!
+//! The engine itself judges at each moment of the policy's own schedule. Just before it does, a new snapshot comes
+//! into being of each listed instance that the policy selects, whether the policy takes it or something else does;
+//! then whatever the policy lets go goes. All else is at its best: each snapshot is good at once, required copies are
+//! what the inventory says (a caller that looks ahead assumes them), no run is late or missed, and no guard trips.
+//! Other policies have their say about what goes, as always, but no runs of their own.
+//!
+//! A run costs as much as what is there at that moment: what is gone is forgotten by the inventory, and instances
+//! that the policy does not speak about are left out from the start.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::policy::select::Select;
+use crate::policy::{Policy, PolicyName};
+use crate::retention::decide;
+use crate::retention::inventory::{ClockSkew, Inventory};
+use crate::retention::plan::PolicyPlan;
+use crate::retention::verdict::{Rule, Verdict};
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+
+/// The most runs: one every five minutes for two years.
+pub const RUNS_MAX: usize = 250_000;
+
+/// The most snapshots that may come into being: each is remembered to the end.
+pub const BIRTHS_MAX: usize = 1_000_000;
+
+/// The most judgements of a snapshot, all runs together: a policy that lets nothing go would make each run dearer
+/// than the one before.
+pub const JUDGEMENTS_MAX: usize = 200_000_000;
+
+/// What is to be played.
+#[derive(Debug, Clone, Copy)]
+pub struct Play<'a> {
+    /// Every policy that has a say, among them the one that is played.
+    pub policies: &'a [Policy],
+    /// The one whose runs are played.
+    pub policy: &'a Policy,
+    /// Where it begins; what is due at this very moment is over.
+    pub from: Timestamp,
+    /// Where it ends; what is due at this very moment still comes.
+    pub until: Timestamp,
+    /// The size of an instance's disk of which no snapshot tells.
+    pub size_gib: Option<u64>,
+}
+
+/// Why nothing can be played.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForecastError {
+    /// Only by hand it runs, and nobody knows when.
+    #[error(
+        "policy `{0}` has no `schedule`, so it can't be told when it runs: give it one, such as \"30 2 * * *\""
+    )]
+    NoSchedule(PolicyName),
+    /// The engine has nothing to say for it.
+    #[error("policy `{policy}` is not enabled, or does not speak about zone {zone}: nothing can be played")]
+    NotSpoken {
+        /// Which policy.
+        policy: PolicyName,
+        /// Where.
+        zone: ZoneName,
+    },
+    /// More than [`RUNS_MAX`].
+    #[error("policy `{0}` has more than {RUNS_MAX} runs in that time: play a shorter one")]
+    TooManyRuns(PolicyName),
+    /// More than [`BIRTHS_MAX`].
+    #[error(
+        "{runs} runs over {instances} instances take more than {BIRTHS_MAX} snapshots: play a shorter time"
+    )]
+    TooManySnapshots {
+        /// How many runs there are.
+        runs: usize,
+        /// Of so many instances each takes one.
+        instances: usize,
+    },
+    /// More than [`JUDGEMENTS_MAX`].
+    #[error(
+        "policy `{policy}` keeps so much ({held} snapshots by {at}) that this would take too long: play a shorter time"
+    )]
+    TooMuch {
+        /// Which policy.
+        policy: PolicyName,
+        /// How many snapshots there are by then.
+        held: usize,
+        /// When it became too much.
+        at: Timestamp,
+    },
+}
+
+/// What will be, from the beginning of the play to its end.
+#[derive(Debug, Clone)]
+pub struct Forecast {
+    /// The beginning, then each run as it leaves things. Only snapshots that the policy selects are told of.
+    pub moments: Vec<Moment>,
+    /// Every snapshot that is there at some moment, in the order in which they come.
+    pub lives: Vec<Life>,
+    /// The most at once: after a run took its snapshots, and before it let any go.
+    pub held_max: usize,
+    /// The largest sum of disk sizes at once, likewise.
+    pub storage_gib_max: u64,
+    /// Of so many instances each run took a snapshot.
+    pub instances: usize,
+    /// The name of the first new snapshot that the policy does not select, if any: such are left out.
+    pub not_selected: Option<Box<str>>,
+}
+
+/// How things are after a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// When.
+    pub at: Timestamp,
+    /// How many snapshots there are, those included that are not judged.
+    pub held: usize,
+    /// When the oldest good one was taken.
+    pub oldest: Option<Timestamp>,
+    /// The sum of the disk sizes as far as they are known.
+    pub storage_gib: u64,
+}
+
+/// A snapshot's life.
+#[derive(Debug, Clone)]
+pub struct Life {
+    /// Which one; its id is made up if the play brought it into being.
+    pub snapshot: Snapshot,
+    /// Whether the play brought it into being.
+    pub is_new: bool,
+    /// The run that let it go, if one did.
+    pub died: Option<Timestamp>,
+    /// What held it, and how long; in the order in which the stays end.
+    pub stays: Vec<Stay>,
+}
+
+/// A rule held a snapshot without a break from one run to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stay {
+    /// The rule; for one that is not judged, why it is not.
+    pub rule: Rule,
+    /// The first run after which it was held by it, or the beginning.
+    pub from: Timestamp,
+    /// The run that ended it, or the end of the play.
+    pub until: Timestamp,
+}
+
+impl Life {
+    /// Every rule that ever held it.
+    pub fn holders(&self) -> BTreeSet<Rule> {
+        self.stays.iter().map(|stay| stay.rule).collect()
+    }
+
+    /// The rules that held it to its end, or to the end of the play.
+    pub fn last_holders(&self) -> BTreeSet<Rule> {
+        let last = self.stays.iter().map(|stay| stay.until).max();
+        self.stays.iter().filter(|stay| Some(stay.until) == last).map(|stay| stay.rule).collect()
+    }
+}
+
+/// A policy of the same rules, and a zone with one instance of which there is no snapshot yet: to be played where there
+/// is nothing real. The policy selects everything.
+pub fn imagined(policy: &Policy, zone: &ZoneName) -> (Policy, Inventory) {
+    let instance = Instance {
+        id: InstanceId(Uuid::max()),
+        name: "imagined".into(),
+        labels: BTreeMap::new(),
+        template_id: None,
+    };
+    let inventory = Inventory {
+        zone: zone.clone(),
+        snapshots: Vec::new(),
+        instances: vec![instance],
+        created: HashSet::new(),
+        coming: HashSet::new(),
+        holds: BTreeMap::new(),
+        archives: BTreeMap::new(),
+        clock: ClockSkew::OnPaper,
+    };
+    // What it requires of archives is taken for done, and there is nobody to ask.
+    (Policy { select: Select::default(), export: None, ..policy.clone() }, inventory)
+}
+
+/// Plays a policy forward over what a zone holds.
+///
+/// # Errors
+/// [`ForecastError`] if the policy has no runs to play, or far too many.
+pub fn play(play: Play<'_>, inventory: Inventory) -> Result<Forecast, ForecastError> {
+    let runs = runs(play)?;
+    let mut stage = Stage::new(play, inventory)?;
+    if runs.len().saturating_mul(stage.sources.len()) > BIRTHS_MAX {
+        let instances = stage.sources.len();
+        return Err(ForecastError::TooManySnapshots { runs: runs.len(), instances });
+    }
+    for at in runs {
+        stage.run(at)?;
+    }
+    Ok(stage.end())
+}
+
+/// When the policy runs in that time.
+fn runs(play: Play<'_>) -> Result<Vec<Timestamp>, ForecastError> {
+    let Some(schedule) = &play.policy.schedule else {
+        return Err(ForecastError::NoSchedule(play.policy.name.clone()));
+    };
+    let mut runs = Vec::new();
+    let mut last = play.from;
+    while let Some(next) =
+        schedule.next_after(last, &play.policy.time_zone).filter(|next| *next <= play.until)
+    {
+        if runs.len() == RUNS_MAX {
+            return Err(ForecastError::TooManyRuns(play.policy.name.clone()));
+        }
+        runs.push(next);
+        last = next;
+    }
+    Ok(runs)
+}
+
+/// What is there at a moment of the play.
+struct Stage<'a> {
+    play: Play<'a>,
+    inventory: Inventory,
+    /// What is known of each snapshot of the inventory, in its order.
+    known: Vec<Known>,
+    /// What a snapshot is taken of at each run.
+    sources: Vec<Source>,
+    /// Ids that the listing used.
+    taken_ids: HashSet<SnapshotId>,
+    next_id: u128,
+    judgements: usize,
+    forecast: Forecast,
+}
+
+/// A snapshot that is there.
+#[derive(Default)]
+struct Known {
+    /// Its place among the lives; none if the policy does not select it.
+    life: Option<usize>,
+    /// What holds it now, and since when.
+    holders: Vec<(Rule, Timestamp)>,
+}
+
+/// An instance of which each run takes a snapshot.
+struct Source {
+    id: InstanceId,
+    name: Box<str>,
+    size_gib: Option<u64>,
+}
+
+impl<'a> Stage<'a> {
+    /// How things are before anything happens.
+    fn new(play: Play<'a>, mut inventory: Inventory) -> Result<Self, ForecastError> {
+        let select = &play.policy.select;
+        let selected = inventory.instances.iter();
+        let selected = selected.filter(|instance| select.selects_instance(Some(instance.id), Some(instance)));
+        // Disks only grow, so the newest snapshot knows best.
+        let mut sizes: BTreeMap<InstanceId, (Timestamp, u64)> = BTreeMap::new();
+        for snapshot in &inventory.snapshots {
+            if let (Some(id), Some(size)) = (snapshot.instance_id, snapshot.size_gib) {
+                let known = sizes.entry(id).or_insert((snapshot.created_at, size));
+                *known = (*known).max((snapshot.created_at, size));
+            }
+        }
+        let size_of = |id| sizes.get(&id).map(|(_, size)| *size).or(play.size_gib);
+        let sources: Vec<Source> = selected
+            .map(|instance| Source {
+                id: instance.id,
+                name: instance.name.clone(),
+                size_gib: size_of(instance.id),
+            })
+            .collect();
+        // What is being taken will be there; what is on its way out will not.
+        inventory
+            .snapshots
+            .retain(|snapshot| !matches!(snapshot.state, SnapshotState::Deleting | SnapshotState::Deleted));
+        for snapshot in &mut inventory.snapshots {
+            if snapshot.state.is_in_flight() {
+                snapshot.state = SnapshotState::Exported;
+            }
+        }
+        let mut stage = Self {
+            play,
+            known: inventory.snapshots.iter().map(|_| Known::default()).collect(),
+            taken_ids: inventory.snapshots.iter().map(|snapshot| snapshot.id).collect(),
+            next_id: 0,
+            judgements: 0,
+            forecast: Forecast {
+                moments: Vec::new(),
+                lives: Vec::new(),
+                held_max: 0,
+                storage_gib_max: 0,
+                instances: sources.len(),
+                not_selected: None,
+            },
+            sources,
+            inventory,
+        };
+        let first = stage.judge(play.from)?;
+        stage.take_note(&first, play.from, false);
+        stage.leave_out_strangers();
+        Ok(stage)
+    }
+
+    /// Instances are judged one by one: those that the policy does not speak about can't matter.
+    fn leave_out_strangers(&mut self) {
+        let mut spoken: HashSet<Option<InstanceId>> =
+            self.sources.iter().map(|source| Some(source.id)).collect();
+        spoken.extend(self.forecast.lives.iter().map(|life| life.snapshot.instance_id));
+        self.inventory.instances.retain(|instance| spoken.contains(&Some(instance.id)));
+        let mut known = std::mem::take(&mut self.known).into_iter();
+        self.inventory.snapshots.retain(|snapshot| {
+            let known = known.next();
+            let is_spoken = spoken.contains(&snapshot.instance_id);
+            self.known.extend(known.filter(|_| is_spoken));
+            is_spoken
+        });
+    }
+
+    fn run(&mut self, at: Timestamp) -> Result<(), ForecastError> {
+        let first_new = self.inventory.snapshots.len();
+        self.take(at);
+        let plan = self.judge(at)?;
+        let mut gone = self.take_note(&plan, at, true);
+        for (index, known) in self.known.iter().enumerate().skip(first_new) {
+            if known.life.is_none() {
+                gone.push(index);
+                let name = self.inventory.snapshots.get(index).map(|snapshot| snapshot.name.clone());
+                self.forecast.not_selected = self.forecast.not_selected.take().or(name);
+            }
+        }
+        // From the end, so that what takes the place of one that goes stays itself.
+        gone.sort_unstable();
+        for index in gone.into_iter().rev() {
+            let snapshot = self.inventory.snapshots.swap_remove(index);
+            self.known.swap_remove(index);
+            self.inventory.created.remove(&snapshot.id);
+            self.inventory.holds.remove(&snapshot.id);
+        }
+        Ok(())
+    }
+
+    /// A new snapshot of each selected instance.
+    fn take(&mut self, at: Timestamp) {
+        for source in &self.sources {
+            let id = loop {
+                self.next_id += 1;
+                let id = SnapshotId(Uuid::from_u128(self.next_id));
+                if !self.taken_ids.contains(&id) {
+                    break id;
+                }
+            };
+            self.inventory.created.insert(id);
+            self.inventory.snapshots.push(Snapshot {
+                id,
+                // As the platform names them.
+                name: format!("{}_ROOT-1_{}", source.name, at.strftime("%Y%m%d%H%M%S")).into(),
+                created_at: at,
+                state: SnapshotState::Exported,
+                size_gib: source.size_gib,
+                instance_id: Some(source.id),
+            });
+            self.known.push(Known::default());
+        }
+    }
+
+    fn judge(&mut self, at: Timestamp) -> Result<PolicyPlan, ForecastError> {
+        let held = self.inventory.snapshots.len();
+        self.judgements = self.judgements.saturating_add(held);
+        let name = &self.play.policy.name;
+        if self.judgements > JUDGEMENTS_MAX {
+            return Err(ForecastError::TooMuch { policy: name.clone(), held, at });
+        }
+        let plans = decide(self.play.policies, &self.inventory, at).policies;
+        plans.into_iter().find(|plan| plan.policy == *name).ok_or_else(|| ForecastError::NotSpoken {
+            policy: name.clone(),
+            zone: self.inventory.zone.clone(),
+        })
+    }
+
+    /// Writes down what is decided. Returns the places of those that go, which none do unless they may.
+    fn take_note(&mut self, plan: &PolicyPlan, at: Timestamp, may_go: bool) -> Vec<usize> {
+        let mut gone = Vec::new();
+        let mut moment = Moment { at, held: 0, oldest: None, storage_gib: 0 };
+        let mut storage_before: u64 = 0;
+        for decision in &plan.decisions {
+            let index = decision.index as usize;
+            let at_index = self.inventory.snapshots.get(index).zip(self.known.get_mut(index));
+            let Some((snapshot, known)) = at_index else { continue };
+            let lives = &mut self.forecast.lives;
+            let place = *known.life.get_or_insert_with(|| {
+                // At the beginning all were there before; later, only new ones are seen for the first time.
+                let life = Life { snapshot: snapshot.clone(), is_new: may_go, died: None, stays: Vec::new() };
+                lives.push(life);
+                lives.len() - 1
+            });
+            let Some(life) = lives.get_mut(place) else { continue };
+            let size = snapshot.size_gib.unwrap_or(0);
+            storage_before = storage_before.saturating_add(size);
+            let holders = match decision.verdict {
+                Verdict::Delete => Vec::new(),
+                Verdict::Keep => Some(plan.holders(decision))
+                    .filter(|own| !own.is_empty())
+                    // What a pin, a missing copy or another policy holds.
+                    .unwrap_or_else(|| vec![decision.rule]),
+                Verdict::Ignore => vec![decision.rule],
+            };
+            known.hold(&holders, at, &mut life.stays);
+            if decision.verdict == Verdict::Delete && may_go {
+                life.died = Some(at);
+                gone.push(index);
+                continue;
+            }
+            moment.held += 1;
+            moment.storage_gib = moment.storage_gib.saturating_add(size);
+            if snapshot.state.is_good() && decision.verdict != Verdict::Ignore {
+                let oldest =
+                    moment.oldest.map_or(snapshot.created_at, |oldest| oldest.min(snapshot.created_at));
+                moment.oldest = Some(oldest);
+            }
+        }
+        self.forecast.held_max = self.forecast.held_max.max(plan.decisions.len());
+        self.forecast.storage_gib_max = self.forecast.storage_gib_max.max(storage_before);
+        self.forecast.moments.push(moment);
+        gone
+    }
+
+    /// Whatever still holds something holds it to the end.
+    fn end(mut self) -> Forecast {
+        for known in &mut self.known {
+            if let Some(life) = known.life.and_then(|place| self.forecast.lives.get_mut(place)) {
+                known.hold(&[], self.play.until, &mut life.stays);
+            }
+        }
+        self.forecast
+    }
+}
+
+impl Known {
+    /// From now on these hold it; what held it and does no more is written down.
+    fn hold(&mut self, holders: &[Rule], at: Timestamp, stays: &mut Vec<Stay>) {
+        self.holders.retain(|(rule, from)| {
+            let still = holders.contains(rule);
+            if !still {
+                stays.push(Stay { rule: *rule, from: *from, until: at });
+            }
+            still
+        });
+        for rule in holders {
+            if self.holders.iter().all(|(holder, _)| holder != rule) {
+                self.holders.push((*rule, at));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use jiff::SignedDuration;
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::policy::{ByPeriod, Count, Guard, OnStart, Period, Retention};
+    use crate::retention::inventory::Hold;
+    use crate::retention::plan;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn of(count: u32) -> Option<Count> {
+        NonZeroU32::new(count).map(Count::Of)
+    }
+
+    fn no_rules() -> Retention {
+        Retention {
+            keep_last: None,
+            keep_within: None,
+            keep: ByPeriod::default(),
+            keep_within_each: ByPeriod::default(),
+            keep_oldest: true,
+            max_age: None,
+            max_count: None,
+            min_keep: 1,
+            failed_after: None,
+        }
+    }
+
+    /// The last so many of each of some periods.
+    fn each(counts: &[(Period, u32)]) -> Retention {
+        let wanted = |period| counts.iter().find(|(of, _)| *of == period).and_then(|(_, count)| of(*count));
+        Retention { keep: ByPeriod::of(wanted), ..no_rules() }
+    }
+
+    fn policy(schedule: &str, zone: &str, retention: Retention) -> Policy {
+        Policy {
+            name: "nightly".parse().unwrap(),
+            enabled: true,
+            schedule: Some(schedule.parse().unwrap()),
+            time_zone: TimeZone::get(zone).unwrap(),
+            jitter: Duration::ZERO,
+            on_start: OnStart::IfMissed,
+            deadline: None,
+            create: true,
+            zones: vec!["ch-gva-2".parse().unwrap()],
+            select: Select::default(),
+            retention: Some(retention),
+            guard: Guard {
+                max_deletes: None,
+                max_delete_percent: 50,
+                max_listing_drop_percent: 50,
+                max_clock_skew: Duration::from_mins(5),
+            },
+            export: None,
+            promote: None,
+        }
+    }
+
+    fn over(
+        policy: &Policy,
+        inventory: Inventory,
+        from: &str,
+        until: &str,
+    ) -> Result<Forecast, ForecastError> {
+        let policies = [policy.clone()];
+        let [of] = &policies;
+        play(
+            Play { policies: &policies, policy: of, from: at(from), until: at(until), size_gib: Some(10) },
+            inventory,
+        )
+    }
+
+    /// Over nothing.
+    fn played(policy: &Policy, from: &str, until: &str) -> Forecast {
+        let (policy, inventory) = imagined(policy, &policy.zones[0]);
+        over(&policy, inventory, from, until).unwrap()
+    }
+
+    /// A zone with `web-1` and snapshots of it.
+    fn zone_with(taken: &[&str]) -> Inventory {
+        let (_, mut inventory) = imagined(&policy("@daily", "UTC", no_rules()), &"ch-gva-2".parse().unwrap());
+        inventory.instances[0].name = "web-1".into();
+        let id = inventory.instances[0].id;
+        let snapshots = (1..).zip(taken).map(|(number, taken)| Snapshot {
+            id: SnapshotId(Uuid::from_u128(number)),
+            name: format!("old-{number}").into(),
+            created_at: at(taken),
+            state: SnapshotState::Exported,
+            size_gib: Some(50),
+            instance_id: Some(id),
+        });
+        inventory.snapshots = snapshots.collect();
+        inventory
+    }
+
+    /// When those were taken that are there after the run at that moment.
+    fn there(forecast: &Forecast, moment: Timestamp) -> BTreeSet<Timestamp> {
+        let lives = forecast.lives.iter();
+        let there = lives
+            .filter(|life| life.snapshot.created_at <= moment && life.died.is_none_or(|died| died > moment));
+        there.map(|life| life.snapshot.created_at).collect()
+    }
+
+    /// What was never pruned is judged like what was pruned all along: the engine over the whole history, at any
+    /// moment, wants exactly what the play has left.
+    #[test]
+    fn what_is_there_at_any_moment_is_what_the_engine_wants_of_the_whole_history() {
+        let mixed = [(Period::Hour, 5), (Period::Day, 4), (Period::Week, 3), (Period::Month, 2)];
+        let within = Retention { keep_within: Some("36h".parse().unwrap()), ..no_rules() };
+        let capped =
+            Retention { keep_last: of(9), max_age: Some("30h".parse().unwrap()), min_keep: 2, ..no_rules() };
+        for (name, retention) in [
+            ("last", Retention { keep_last: of(7), ..no_rules() }),
+            ("within", within),
+            ("each", each(&mixed)),
+            ("each, without the oldest", Retention { keep_oldest: false, ..each(&mixed) }),
+            ("capped", capped),
+        ] {
+            for zone in
+                if name == "each" { &["UTC", "Europe/Zurich", "Australia/Lord_Howe"][..] } else { &["UTC"] }
+            {
+                let policy = policy("15 */6 * * *", zone, retention.clone());
+                let (policy, mut whole) = imagined(&policy, &policy.zones[0]);
+                let forecast =
+                    over(&policy, whole.clone(), "2027-03-05T00:00:00Z", "2027-04-10T00:00:00Z").unwrap();
+                assert!(forecast.lives.len() > 120, "{name}: {}", forecast.lives.len());
+                let mut coming = forecast.lives.iter().map(|life| life.snapshot.clone()).peekable();
+                for moment in forecast.moments.iter().skip(1) {
+                    whole.snapshots.extend(std::iter::from_fn(|| {
+                        coming.next_if(|snapshot| snapshot.created_at <= moment.at)
+                    }));
+                    let plan = plan(std::slice::from_ref(&policy), &whole, moment.at);
+                    let kept = plan.policies[0].decisions.iter();
+                    let kept = kept.filter(|decision| decision.verdict == Verdict::Keep);
+                    let kept: BTreeSet<Timestamp> =
+                        kept.map(|one| whole.snapshots[one.index as usize].created_at).collect();
+                    assert_eq!(there(&forecast, moment.at), kept, "{name} in {zone} at {}", moment.at);
+                    assert_eq!(moment.held, kept.len());
+                    assert_eq!(moment.oldest, kept.first().copied());
+                    assert_eq!(moment.storage_gib, 10 * kept.len() as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_day_has_one_snapshot_through_both_clock_changes() {
+        let policy = policy("30 2 * * *", "Europe/Zurich", each(&[(Period::Day, 3)]));
+        for (from, until) in [
+            ("2027-03-24T12:00:00Z", "2027-04-02T12:00:00Z"),
+            ("2027-10-27T12:00:00Z", "2027-11-05T12:00:00Z"),
+        ] {
+            let forecast = played(&policy, from, until);
+            assert_eq!((forecast.lives.len(), forecast.moments.len()), (9, 10), "{from}");
+            let held: Vec<usize> = forecast.moments.iter().map(|moment| moment.held).collect();
+            assert_eq!(held, [0, 1, 2, 3, 3, 3, 3, 3, 3, 3], "{from}");
+            assert_eq!(forecast.held_max, 4, "before a run lets one go, there is one more");
+        }
+    }
+
+    #[test]
+    fn each_life_tells_what_held_it_and_how_long() {
+        let retention = Retention { keep_last: of(2), ..each(&[(Period::Month, 1)]) };
+        let forecast = played(
+            &policy("0 0 * * *", "UTC", Retention { min_keep: 0, keep_oldest: false, ..retention }),
+            "2027-01-29T12:00:00Z",
+            "2027-02-03T12:00:00Z",
+        );
+        let told: Vec<(String, Option<Timestamp>, Vec<String>)> = forecast
+            .lives
+            .iter()
+            .map(|life| {
+                let day = |at: Timestamp| at.strftime("%d").to_string();
+                let stay = |stay: &Stay| format!("{} {}-{}", stay.rule, day(stay.from), day(stay.until));
+                (day(life.snapshot.created_at), life.died, life.stays.iter().map(stay).collect())
+            })
+            .collect();
+        let died = |day: &str| Some(at(&format!("2027-{day}T00:00:00Z")));
+        let expected = [
+            ("30", died("02-01"), ["keep_monthly 30-31", "keep_last 30-01"]),
+            ("31", died("02-02"), ["keep_monthly 31-01", "keep_last 31-02"]),
+            ("01", died("02-03"), ["keep_monthly 01-02", "keep_last 01-03"]),
+            ("02", None, ["keep_monthly 02-03", "keep_last 02-03"]),
+            ("03", None, ["keep_last 03-03", "keep_monthly 03-03"]),
+        ]
+        .map(|(day, died, stays)| (day.to_owned(), died, stays.map(str::to_owned).to_vec()));
+        assert_eq!(told, expected);
+        assert_eq!(
+            forecast.lives[0].holders().into_iter().map(Rule::as_str).collect::<Vec<_>>(),
+            ["keep_last", "keep_monthly"]
+        );
+    }
+
+    #[test]
+    fn what_is_there_already_is_played_on_and_goes_at_the_first_run() {
+        let retention = Retention { keep_last: of(2), ..no_rules() };
+        let zone = zone_with(&["2026-12-01T00:00:00Z", "2026-12-02T00:00:00Z", "2026-12-03T00:00:00Z"]);
+        let forecast =
+            over(&policy("@daily", "UTC", retention), zone, "2027-01-01T12:00:00Z", "2027-01-03T12:00:00Z")
+                .unwrap();
+        let first = forecast.moments[0];
+        assert_eq!((first.held, first.oldest, first.storage_gib), (3, Some(at("2026-12-01T00:00:00Z")), 150));
+        let died: Vec<Option<Timestamp>> = forecast.lives.iter().map(|life| life.died).collect();
+        let (second, third) = (Some(at("2027-01-02T00:00:00Z")), Some(at("2027-01-03T00:00:00Z")));
+        // The order of the plan: newest first.
+        assert_eq!(died, [third, second, second, None, None]);
+        assert_eq!(
+            forecast.lives.iter().map(|life| life.is_new).collect::<Vec<_>>(),
+            [false, false, false, true, true]
+        );
+        assert_eq!(
+            forecast.lives[4].snapshot.size_gib,
+            Some(50),
+            "as large as the newest one of its instance"
+        );
+        assert_eq!((forecast.held_max, forecast.storage_gib_max), (4, 200));
+        let ids: HashSet<SnapshotId> = forecast.lives.iter().map(|life| life.snapshot.id).collect();
+        assert_eq!(ids.len(), 5, "an id that is made up is nobody else's");
+    }
+
+    #[test]
+    fn pins_and_other_policies_hold_as_they_do_in_truth() {
+        let strict = policy("@daily", "UTC", Retention { keep_last: of(1), ..no_rules() });
+        let lenient = Policy {
+            name: "lenient".parse().unwrap(),
+            schedule: None,
+            create: false,
+            ..policy("@daily", "UTC", Retention { keep_within: Some("48h".parse().unwrap()), ..no_rules() })
+        };
+        let mut zone = zone_with(&["2026-12-01T00:00:00Z"]);
+        let pinned = zone.snapshots[0].id;
+        zone.holds.insert(pinned, Hold { until: Some(at("2027-01-05T06:00:00Z")), reason: None });
+        let policies = [strict, lenient];
+        let from = at("2027-01-01T12:00:00Z");
+        let asked = Play {
+            policies: &policies,
+            policy: &policies[0],
+            from,
+            until: from + SignedDuration::from_hours(24 * 9),
+            size_gib: None,
+        };
+        let forecast = play(asked, zone).unwrap();
+        assert_eq!(forecast.lives[0].died, Some(at("2027-01-06T00:00:00Z")));
+        assert!(forecast.lives[0].stays.iter().any(|stay| stay.rule == Rule::Hold));
+        let new = &forecast.lives[1];
+        assert_eq!(new.died, Some(new.snapshot.created_at + SignedDuration::from_hours(72)));
+        assert!(new.stays.iter().any(|stay| stay.rule == Rule::Policy), "{:?}", new.stays);
+    }
+
+    #[test]
+    fn what_the_policy_does_not_select_is_not_told_of_and_new_ones_of_it_do_not_pile_up() {
+        let mut selective = policy("@daily", "UTC", Retention { keep_last: of(1), ..no_rules() });
+        selective.select.snapshot_names = Some(vec![crate::policy::select::NameGlob::new("old-*").unwrap()]);
+        let zone = zone_with(&["2026-12-01T00:00:00Z"]);
+        let forecast =
+            over(&selective, zone.clone(), "2027-01-01T12:00:00Z", "2027-01-31T12:00:00Z").unwrap();
+        assert_eq!((forecast.lives.len(), forecast.held_max), (1, 1));
+        assert_eq!(forecast.not_selected.as_deref(), Some("web-1_ROOT-1_20270102000000"));
+
+        // Of an instance that is not selected nothing comes, and what is there is nobody's business.
+        selective.select = Select { instances: Some(Vec::new()), ..Select::default() };
+        let forecast = over(&selective, zone, "2027-01-01T12:00:00Z", "2027-01-31T12:00:00Z").unwrap();
+        assert_eq!((forecast.lives.len(), forecast.instances, forecast.not_selected), (0, 0, None));
+    }
+
+    #[test]
+    fn what_is_on_its_way_arrives_or_is_gone() {
+        let mut zone = zone_with(&["2026-12-30T00:00:00Z", "2026-12-31T00:00:00Z", "2026-12-31T12:00:00Z"]);
+        zone.snapshots[0].state = SnapshotState::Deleting;
+        zone.snapshots[1].state = SnapshotState::Error;
+        zone.snapshots[2].state = SnapshotState::Snapshotting;
+        let keep = policy("@daily", "UTC", Retention { keep_last: of(3), ..no_rules() });
+        let forecast = over(&keep, zone, "2026-12-31T13:00:00Z", "2027-02-01T00:00:00Z").unwrap();
+        let told: Vec<_> = forecast.lives.iter().take(2).map(|life| (life.died, life.holders())).collect();
+        // The failed one is never judged; the one in flight is held by its place, then goes.
+        assert!(told.contains(&(None, BTreeSet::from([Rule::State]))), "{told:?}");
+        assert!(told.iter().any(|(died, _)| *died == Some(at("2027-01-03T00:00:00Z"))), "{told:?}");
+        assert_eq!(forecast.moments.last().map(|moment| moment.held), Some(4));
+    }
+
+    #[test]
+    fn too_much_and_nothing_to_play_are_refused() {
+        let keep = Retention { keep_last: of(1), ..no_rules() };
+        let by_hand = Policy { schedule: None, ..policy("@daily", "UTC", keep.clone()) };
+        let zone = zone_with(&[]);
+        let (from, until) = ("2027-01-01T00:00:00Z", "2037-01-01T00:00:00Z");
+        assert!(matches!(over(&by_hand, zone.clone(), from, until), Err(ForecastError::NoSchedule(_))));
+        let disabled = Policy { enabled: false, ..policy("@daily", "UTC", keep.clone()) };
+        assert!(matches!(over(&disabled, zone.clone(), from, until), Err(ForecastError::NotSpoken { .. })));
+        let restless = policy("* * * * * *", "UTC", keep.clone());
+        assert!(matches!(over(&restless, zone.clone(), from, until), Err(ForecastError::TooManyRuns(_))));
+        let mut crowd = zone.clone();
+        crowd.instances = (0..400)
+            .map(|number| Instance { id: InstanceId(Uuid::from_u128(number)), ..zone.instances[0].clone() })
+            .collect();
+        let daily = policy("@daily", "UTC", keep);
+        let refused = over(&daily, crowd, from, until).unwrap_err();
+        assert_eq!(refused, ForecastError::TooManySnapshots { runs: 3653, instances: 400 });
+    }
+
+    #[test]
+    fn the_ends_of_time_are_no_trouble() {
+        let daily = policy("@daily", "Australia/Lord_Howe", each(&[(Period::Year, 2), (Period::Day, 2)]));
+        for (from, until, runs) in [
+            ("1970-01-01T00:00:00Z", "1970-01-11T00:00:00Z", 10),
+            ("4999-12-20T00:00:00Z", "4999-12-30T22:00:00Z", 11),
+            // So far no schedule is followed.
+            ("-009999-01-02T01:59:59Z", "-009999-01-12T00:00:00Z", 0),
+            ("9999-12-20T00:00:00Z", "9999-12-30T22:00:00.999999999Z", 0),
+        ] {
+            let forecast = played(&daily, from, until);
+            assert_eq!((forecast.lives.len(), forecast.moments.len()), (runs, runs + 1), "{from}");
+            // What exists lies in the future, or far in the past.
+            let forecast = over(&daily, zone_with(&["2026-12-01T00:00:00Z"]), from, until).unwrap();
+            assert_eq!(forecast.lives.len(), runs + 1, "{from}");
+            assert_eq!(forecast.lives[0].died, None, "{from}: the oldest, or not judged at all");
+        }
+    }
+}
