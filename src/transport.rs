@@ -97,6 +97,11 @@ impl TransportError {
     pub fn new(reached: Reached, what: &'static str) -> Self {
         Self { reached, what, source: None }
     }
+
+    /// An error with its cause, whose text must not hold the address.
+    pub fn because(reached: Reached, what: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
+        Self { reached, what, source: Some(Box::new(source)) }
+    }
 }
 
 /// Sends requests.

@@ -1,30 +1,67 @@
 //! A simulated zone on loopback, for trying the program by hand and for measuring it: `cargo run --example zone`.
 //!
-//! It has one zone, `ch-gva-2`, with an instance `big-1` of one snapshot, whose image has the given MiB of data
-//! (24 if none are given), and prints what to put into the environment. Ctrl-C ends it.
+//! It has one zone, `ch-gva-2`, with instances `big-1`, `big-2` … (one, or as many as the second argument says) of one
+//! snapshot each, whose image has the given MiB of data (24 if none are given). It prints what to put into the
+//! environment, and for each image an address that any HTTP client can fetch it from, with its MD5. Ctrl-C ends it.
 
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
+use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
 use snapwarden::clock::{Clock as _, SystemClock};
+use snapwarden::exoscale::client::{Client, Settings};
+use snapwarden::exoscale::credentials::Credentials;
+use snapwarden::randomness::SystemRandomness;
 use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
+use snapwarden::transport::HttpTransport;
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "it is there to be read")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let data_mib = std::env::args().nth(1).map_or(Ok(24), |text| text.parse())?;
-    let clock = SimClock::starting_at(SystemClock::start().now());
-    let world = World::new(Arc::new(clock), 1);
+    let number = |nth, otherwise| std::env::args().nth(nth).map_or(Ok(otherwise), |text| text.parse::<u64>());
+    let (data_mib, instances) = (number(1, 24)?, number(2, 1)?);
+    let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
+    let world = World::new(clock.clone(), 1);
+    world.set_operations_take(Duration::from_millis(10));
     let zone = world.add_zone("ch-gva-2");
-    let instance = world.add_instance(&zone, "big-1", &[]);
-    world.set_disk(instance, DiskShape::with_data_mib(data_mib));
-    let snapshot = world.add_snapshot(instance, world.now());
-    // Known before the first request, so that nobody waits for it in a measurement.
-    world.image(snapshot).md5();
+    let mut snapshots = Vec::new();
+    for number in 1..=instances {
+        let instance = world.add_instance(&zone, &format!("big-{number}"), &[]);
+        world.set_disk(instance, DiskShape::with_data_mib(data_mib));
+        let snapshot = world.add_snapshot(instance, world.now());
+        // Known before the first request, so that nobody waits for it in a measurement.
+        world.image(snapshot).md5();
+        snapshots.push(snapshot);
+    }
     let served = world.serve(([127, 0, 0, 1], 0).into()).await?;
     println!("export EXOSCALE_API_ENDPOINT='{}'", served.endpoint());
     println!("export EXOSCALE_API_KEY='{API_KEY}' EXOSCALE_API_SECRET='{API_SECRET}'");
+
+    let settings = Settings {
+        endpoint: served.endpoint(),
+        request_timeout: Duration::from_secs(10),
+        poll_interval: Duration::from_millis(20),
+        operation_timeout: Duration::from_mins(1),
+        requests_per_second: NonZeroU32::MAX,
+        concurrency: NonZeroUsize::MIN,
+    };
+    let credentials = Credentials::new(API_KEY, API_SECRET)?;
+    let client = Client::new(
+        settings,
+        Some(credentials),
+        Arc::<HttpTransport>::default(),
+        clock,
+        Arc::new(SystemRandomness),
+    );
+    for snapshot in snapshots {
+        client.zone(&zone).export_snapshot(snapshot).await?;
+        let export = client.zone(&zone).get_snapshot(snapshot).await?.and_then(|found| found.export);
+        let export = export.ok_or("the simulated zone exports nothing")?;
+        println!("image {} {}", export.presigned_url.expose_secret(), export.md5sum.unwrap_or_default());
+    }
     tokio::signal::ctrl_c().await?;
     Ok(())
 }

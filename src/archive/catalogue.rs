@@ -2,8 +2,10 @@
 //!
 //! A copy counts if its manifest is valid and its image is a regular file of exactly the manifest's length, or
 //! marked as pruned. Everything else that looks like ours is a [`Problem`]; nothing is changed or removed, and
-//! links are not followed.
+//! links are not followed. What a store of another kind lists is judged by the same rules: it gives its `Files`.
 
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +34,8 @@ pub struct StoredCopy {
     pub manifest: Manifest,
     /// The path of its image, which is there unless it was pruned.
     pub image: PathBuf,
+    /// Whether something has that path; beside a mark of pruning it is what a crash left.
+    pub has_image: bool,
 }
 
 /// Something in the archive that is no verified copy, though it looks like one.
@@ -111,34 +115,106 @@ impl Catalogue {
     }
 }
 
+/// Where the files of an archive are looked at, whatever kind of store it is.
+pub(super) trait Files {
+    /// Reads the manifest that has this path.
+    fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind>;
+
+    /// What has the path of an image.
+    fn image(&self, path: &Path) -> Found;
+}
+
+/// What has the path of an image.
+pub(super) enum Found {
+    /// A file of so many bytes.
+    File(u64),
+    /// Something else.
+    Foreign,
+    /// Nothing.
+    Nothing,
+    /// It could not be looked at.
+    Unreadable(String),
+}
+
+impl Files for &dyn Disk {
+    fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind> {
+        let bytes = read_file(*self, path, MANIFEST_BYTES_MAX).map_err(|error| unreadable(&error))?;
+        read_manifest(&bytes)
+    }
+
+    fn image(&self, path: &Path) -> Found {
+        match self.metadata(path) {
+            Ok(found) if found.kind == Kind::File => Found::File(found.len),
+            Ok(_) => Found::Foreign,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
+            Err(error) => Found::Unreadable(error.to_string()),
+        }
+    }
+}
+
+fn unreadable(error: &dyn std::error::Error) -> ProblemKind {
+    ProblemKind::Unreadable(excerpt(&error.to_string(), 200))
+}
+
+/// Understands the bytes of a manifest.
+pub(super) fn read_manifest(bytes: &[u8]) -> Result<Manifest, ProblemKind> {
+    Manifest::from_bytes(bytes).map_err(|error| unreadable(&error))
+}
+
 /// Reads the whole archive; a folder that does not exist yet holds nothing.
 pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::Result<Catalogue> {
     let zones = match disk.list(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         listed => listed?,
     };
-    let mut catalogue = Catalogue { archive: archive.clone(), copies: Vec::new(), problems: Vec::new() };
+    let mut catalogue = Catalogue::empty(archive);
     for entry in zones {
         let Some(zone) = entry.name.to_str().and_then(|name| name.parse::<ZoneName>().ok()) else { continue };
         let folder = path.join(zone.as_str());
         for entry in catalogue.list(disk, &folder, &entry) {
             let Some(instance_id) = layout::read_instance(&entry.name) else { continue };
-            let folder = folder.join(instance_id.to_string());
-            let entries = catalogue.list(disk, &folder, &entry);
-            catalogue.read_instance(disk, path, &zone, instance_id, &folder, &entries);
+            let entries = catalogue.list(disk, &folder.join(instance_id.to_string()), &entry);
+            catalogue.read_instance(&disk, path, &zone, instance_id, &entries);
         }
     }
-    catalogue.copies.sort_by(|a, b| {
-        let key = |copy: &StoredCopy| (copy.manifest.snapshot.created_at, copy.manifest.snapshot.id);
-        (&a.manifest.zone, a.manifest.instance.id)
-            .cmp(&(&b.manifest.zone, b.manifest.instance.id))
-            .then_with(|| key(b).cmp(&key(a)))
-    });
-    catalogue.problems.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(catalogue)
+    Ok(catalogue.sorted())
+}
+
+/// What an archive holds whose files have these paths, all of them below `path`.
+pub(super) fn read_listed<'a>(
+    files: &dyn Files,
+    archive: &ArchiveName,
+    path: &Path,
+    paths: impl IntoIterator<Item = &'a str>,
+) -> Catalogue {
+    let mut folders: BTreeMap<(ZoneName, InstanceId), Vec<Entry>> = BTreeMap::new();
+    for (zone, instance_id, name) in paths.into_iter().filter_map(layout::read_path) {
+        let entry = Entry { name: name.into(), kind: Kind::File };
+        folders.entry((zone, instance_id)).or_default().push(entry);
+    }
+    let mut catalogue = Catalogue::empty(archive);
+    for ((zone, instance_id), entries) in &folders {
+        catalogue.read_instance(files, path, zone, *instance_id, entries);
+    }
+    catalogue.sorted()
 }
 
 impl Catalogue {
+    fn empty(archive: &ArchiveName) -> Self {
+        Self { archive: archive.clone(), copies: Vec::new(), problems: Vec::new() }
+    }
+
+    fn sorted(mut self) -> Self {
+        self.copies.sort_by(|a, b| {
+            let key = |copy: &StoredCopy| (copy.manifest.snapshot.created_at, copy.manifest.snapshot.id);
+            (&a.manifest.zone, a.manifest.instance.id)
+                .cmp(&(&b.manifest.zone, b.manifest.instance.id))
+                .then_with(|| key(b).cmp(&key(a)))
+        });
+        self.problems.sort_by(|a, b| a.path.cmp(&b.path));
+        self
+    }
+
     /// The names in a folder of ours; what keeps it from being read is a problem of that folder alone.
     fn list(&mut self, disk: &dyn Disk, folder: &Path, entry: &Entry) -> Vec<Entry> {
         let listed = match entry.kind {
@@ -155,30 +231,33 @@ impl Catalogue {
 
     fn read_instance(
         &mut self,
-        disk: &dyn Disk,
+        files: &dyn Files,
         path: &Path,
         zone: &ZoneName,
         instance_id: InstanceId,
-        folder: &Path,
         entries: &[Entry],
     ) {
-        let is_there = |name: &str| entries.iter().any(|entry| entry.name.to_str() == Some(name));
+        let folder = path.join(zone.as_str()).join(instance_id.to_string());
+        let names: HashSet<&OsStr> = entries.iter().map(|entry| &*entry.name).collect();
         for entry in entries {
             let Some((stem, role)) = layout::read_name(&entry.name) else { continue };
             let here = folder.join(&entry.name);
             match role {
                 _ if entry.kind != Kind::File => self.add_problem(here, ProblemKind::Foreign),
-                Role::Image if !is_there(&format!("{stem}.json")) => {
+                Role::Image if !names.contains(OsStr::new(&format!("{stem}.json"))) => {
                     self.add_problem(here, ProblemKind::NoManifest);
                 }
                 // Its manifest speaks about it.
                 Role::Image => {}
-                Role::Manifest => match read_manifest(disk, &here) {
+                Role::Manifest => match files.manifest(&here) {
                     Ok(manifest) => {
                         let of = &manifest.snapshot;
                         let place = Place::new(path, zone, instance_id, of.created_at, of.id);
-                        match judge(disk, &place, &here, zone, instance_id, &manifest) {
-                            Ok(()) => self.copies.push(StoredCopy { manifest, image: place.image() }),
+                        match judge(files, &place, &here, zone, instance_id, &manifest) {
+                            Ok(()) => {
+                                let has_image = names.contains(OsStr::new(&place.image_name()));
+                                self.copies.push(StoredCopy { manifest, image: place.image(), has_image });
+                            }
                             Err(what) => self.add_problem(here, what),
                         }
                     }
@@ -200,20 +279,14 @@ pub(super) fn read_copy(
     zone: &ZoneName,
     instance_id: InstanceId,
 ) -> Result<Manifest, ProblemKind> {
-    let manifest = read_manifest(disk, &place.manifest())?;
-    judge(disk, place, &place.manifest(), zone, instance_id, &manifest)?;
+    let manifest = disk.manifest(&place.manifest())?;
+    judge(&disk, place, &place.manifest(), zone, instance_id, &manifest)?;
     Ok(manifest)
 }
 
-fn read_manifest(disk: &dyn Disk, path: &Path) -> Result<Manifest, ProblemKind> {
-    let unreadable = |error: String| ProblemKind::Unreadable(excerpt(&error, 200));
-    let bytes = read_file(disk, path, MANIFEST_BYTES_MAX).map_err(|error| unreadable(error.to_string()))?;
-    Manifest::from_bytes(&bytes).map_err(|error| unreadable(error.to_string()))
-}
-
 /// Whether a copy counts. `here` is where the manifest was found, `place` where it should be by its own words.
-fn judge(
-    disk: &dyn Disk,
+pub(super) fn judge(
+    files: &dyn Files,
     place: &Place,
     here: &Path,
     zone: &ZoneName,
@@ -236,11 +309,11 @@ fn judge(
         return Ok(());
     }
     let expected = manifest.image.bytes;
-    match disk.metadata(&place.image()) {
-        Ok(found) if found.kind != Kind::File => Err(ProblemKind::Foreign),
-        Ok(found) if found.len != expected => Err(ProblemKind::Length { expected, found: found.len }),
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ProblemKind::NoImage),
-        Err(error) => Err(ProblemKind::Unreadable(error.to_string())),
+    match files.image(&place.image()) {
+        Found::File(found) if found != expected => Err(ProblemKind::Length { expected, found }),
+        Found::File(_) => Ok(()),
+        Found::Foreign => Err(ProblemKind::Foreign),
+        Found::Nothing => Err(ProblemKind::NoImage),
+        Found::Unreadable(why) => Err(ProblemKind::Unreadable(why)),
     }
 }

@@ -1,12 +1,13 @@
-//! Brings an image in: network, hash and disk side by side, memory flat.
+//! Brings an image in: network, hash and archives side by side, memory flat.
 //!
-//! Three parts of one future: the network's chunks are gathered into **batches** of 1 MiB, and each batch goes
-//! to the hash and to the disk at once, which work through theirs on the blocking pool. Batches are bounded, so
-//! a slow disk slows the network down and nothing piles up. Nothing blocks for longer than what is at hand, so
-//! that waiting for the network is never anything but waiting on the clock.
+//! The network's chunks are gathered into **batches** of 2 MiB, and each batch goes to the hash and to every archive's
+//! [`Sink`], which work through theirs beside the network. What waits is bounded, so a slow disk slows the network down
+//! and nothing piles up. Nothing blocks for longer than what is at hand, so that waiting for the network is never anything
+//! but waiting on the clock.
 //!
 //! What breaks is taken up again where it broke (a **pass** is one connection); what changed is begun anew (a
-//! **start**). Whether the bytes are right is decided by their MD5, which the caller compares.
+//! **start**). What is safe in an archive since an earlier download is not fetched again: it is hashed anew while the rest
+//! comes in. Whether the bytes are right is decided by their MD5, which the caller compares.
 
 use std::error::Error;
 use std::io;
@@ -15,14 +16,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::archive::is_full;
+use crate::archive::growing::GrowingFile;
+use crate::archive::lane::{Lane, Worker};
 use crate::archive::md5::{Md5, Md5Sum};
+use crate::archive::qcow2::{Checker, MAGIC, Qcow2, Qcow2Error};
+use crate::archive::ranges::{PIECE_BYTES, Pieces};
+use crate::archive::sink::{Resumable, Sink, SinkError, Whole};
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
+use crate::archive::throttle::Throttle;
 use crate::clock::{Clock, timeout};
 use crate::disk::{DiskFile, blocking};
+use crate::policy::ArchiveName;
 use crate::randomness::{Randomness, up_to};
 use crate::text::excerpt;
 
@@ -36,7 +41,7 @@ pub enum Progress {
         /// The length of the image, where it is known.
         total: Option<u64>,
     },
-    /// The connection broke or stalled; a new one goes on at this byte.
+    /// The connection broke or stalled, or what an earlier download left is taken up: a new one goes on at this byte.
     Resumed {
         /// Bytes that arrived.
         bytes: u64,
@@ -63,18 +68,6 @@ pub enum DownloadError {
          and was not fetched"
     )]
     BadMd5(String),
-    /// It would not fit.
-    #[error(
-        "the image needs {} MiB beside {} MiB to spare, and {} MiB are free: make room on this file system, or \
-         move the archive to a larger one",
-        .needs.div_ceil(MIB), SPARE_BYTES / MIB, .free / MIB
-    )]
-    NoRoom {
-        /// In bytes, as far as it is known.
-        needs: u64,
-        /// In bytes.
-        free: u64,
-    },
     /// Trying again does not help.
     #[error("give up after {bytes} bytes")]
     Refused {
@@ -98,38 +91,35 @@ pub enum DownloadError {
     /// It changed again and again.
     #[error("give up after {STARTS} starts: {0}")]
     Unsteady(&'static str),
-    /// The disk ran full on the way.
-    #[error("the file system is full: make room on it, or move the archive to a larger one")]
-    Full(#[source] io::Error),
-    /// The disk failed.
-    #[error("write what arrived")]
-    Disk(#[source] io::Error),
-}
-
-impl DownloadError {
-    fn disk(error: io::Error) -> Self {
-        if is_full(&error) { Self::Full(error) } else { Self::Disk(error) }
-    }
+    /// What is safe on the disk can't be read back.
+    #[error("read back what is there of the image")]
+    ReadBack(#[source] io::Error),
+    /// Each archive failed on its own, and told why.
+    #[error("no archive takes it any more")]
+    NoArchive,
 }
 
 fn of(total: Option<u64>) -> String {
     total.map_or_else(String::new, |total| format!(" of {total}"))
 }
 
+const NO_IMAGE: &str = "what the server sends is no qcow2 image";
+
 /// One connection's failure that a later one may not have.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(super) enum Failure {
     #[error("no byte came for {} s", .0.as_secs_f64())]
     Stalled(Duration),
     #[error("the image ended early")]
     Short,
     #[error("the server answers from another place than asked")]
     WrongOffset,
+    #[error("the server gives parts of the image no more")]
+    NoRanges,
+    #[error("{NO_IMAGE}: it begins with {0:?}")]
+    NoImage(String),
 }
 
-const MIB: u64 = 1 << 20;
-/// Left free on the file system beside an image, in bytes: for its manifest, and for everybody else.
-const SPARE_BYTES: u64 = 64 * MIB;
 /// So many tries in a row without progress, and it is given up.
 const TRIES: u32 = 5;
 /// At most so long between two of them.
@@ -137,29 +127,41 @@ const BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// So many times an image that changes is begun: one that changes more often is no image.
 const STARTS: u32 = 3;
 /// Large enough to make the hand-over between threads cheap, small enough to keep memory flat.
-const BATCH_BYTES: usize = 1 << 20;
-/// Full batches between network, hash and disk; one more is being filled.
-const BATCHES_IN_FLIGHT: usize = 7;
+const BATCH_BYTES: usize = if cfg!(test) { 1 << 20 } else { 2 << 20 };
+/// So many bytes may wait for the hash.
+const HASH_ROOM_BYTES: u32 = 6 << 20;
 /// Smaller chunks are copied together, so that a server that sends single bytes can't make a batch large.
 const SMALL_BYTES: usize = 4096;
 
-/// What a download needs beside the file.
-pub(super) struct Download<'a> {
-    pub(super) source: &'a dyn ImageSource,
-    pub(super) clock: &'a dyn Clock,
-    pub(super) randomness: &'a dyn Randomness,
-    pub(super) stall_timeout: Duration,
-    pub(super) progress: &'a (dyn Fn(Progress) + Send + Sync),
+/// What a download needs beside the archives that it feeds.
+#[derive(Clone, Copy)]
+pub struct Download<'a> {
+    /// Where the bytes come from.
+    pub source: &'a dyn ImageSource,
+    /// For stalls and for the waits between tries.
+    pub clock: &'a dyn Clock,
+    /// For the waits between tries.
+    pub randomness: &'a dyn Randomness,
+    /// So long without a byte, and it goes on over a new connection.
+    pub stall_timeout: Duration,
+    /// So many connections at once, as far as the store allows them and one archive alone is fed, on this machine.
+    pub connections: usize,
+    /// Keeps it below a rate, together with all others that share it.
+    pub throttle: Option<&'a Throttle>,
+    /// Hears how it goes.
+    pub progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
 
 /// What came in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) bytes: u64,
     /// Of the bytes.
     pub(super) md5: Md5Sum,
     /// By the service.
     pub(super) expected: Md5Sum,
+    /// What the bytes are.
+    pub(super) qcow2: Result<Qcow2, Qcow2Error>,
 }
 
 /// The MD5 that the service gives.
@@ -170,8 +172,67 @@ pub(super) fn expected_md5(facts: &ImageFacts) -> Result<Md5Sum, DownloadError> 
     }
 }
 
+/// An archive's end of the download.
+pub(super) struct End {
+    pub(super) archive: ArchiveName,
+    pub(super) sink: Box<dyn Sink>,
+    /// What it has of the image.
+    pub(super) resumable: Option<Resumable>,
+}
+
+/// All ends of a download: those that still take bytes, and why the others do not.
+#[derive(Default)]
+pub(super) struct Ends {
+    pub(super) open: Vec<End>,
+    pub(super) lost: Vec<(ArchiveName, SinkError)>,
+}
+
+impl Ends {
+    /// Those go on for which it went well.
+    async fn lose(&mut self, failures: Vec<(usize, SinkError)>) -> Result<(), DownloadError> {
+        for (place, failure) in failures.into_iter().rev() {
+            let end = self.open.remove(place);
+            end.sink.abandon().await;
+            self.lost.push((end.archive, failure));
+        }
+        if self.open.is_empty() { Err(DownloadError::NoArchive) } else { Ok(()) }
+    }
+
+    async fn expect(&mut self, whole: &Whole) -> Result<(), DownloadError> {
+        let open = self.open.iter_mut().enumerate();
+        let failures = open.filter_map(|(place, end)| Some((place, end.sink.expect(whole).err()?))).collect();
+        self.lose(failures).await
+    }
+
+    pub(super) async fn write(&mut self, bytes: &Bytes) -> Result<(), DownloadError> {
+        let mut failures = Vec::new();
+        for (place, end) in self.open.iter_mut().enumerate() {
+            failures.extend(end.sink.write(bytes.clone()).await.err().map(|failure| (place, failure)));
+        }
+        self.lose(failures).await
+    }
+
+    /// Each begins at zero, but for the one at this place.
+    async fn restart(&mut self, but: Option<usize>) -> Result<(), DownloadError> {
+        let mut failures = Vec::new();
+        for (place, end) in self.open.iter_mut().enumerate().filter(|(place, _)| Some(*place) != but) {
+            end.resumable = None;
+            failures.extend(end.sink.restart().await.err().map(|failure| (place, failure)));
+        }
+        self.lose(failures).await
+    }
+
+    pub(super) async fn keep_bad(&mut self) -> Result<(), DownloadError> {
+        let mut failures = Vec::new();
+        for (place, end) in self.open.iter_mut().enumerate() {
+            failures.extend(end.sink.keep_bad().await.err().map(|failure| (place, failure)));
+        }
+        self.lose(failures).await
+    }
+}
+
 /// How a start, or one pass of it, ended.
-enum Ended {
+pub(super) enum Ended {
     /// The image is whole.
     Whole,
     /// What is there is no use any more.
@@ -181,62 +242,225 @@ enum Ended {
 }
 
 /// How far a start has come, and of what.
-#[derive(Default)]
-struct Reached {
-    bytes: u64,
-    total: Option<u64>,
-    etag: Option<String>,
+pub(super) struct Reached {
+    pub(super) bytes: u64,
+    pub(super) whole: Whole,
     /// Before the next opening a new address is needed.
-    expired: bool,
+    pub(super) expired: bool,
+}
+
+/// Over how many connections it comes.
+enum Ways {
+    One,
+    /// Into this file; what is left, once it is known.
+    Several(Arc<GrowingFile>, Option<Pieces>),
+}
+
+/// What every byte passes, in its order.
+struct Proof {
+    md5: Md5,
+    checker: Checker,
+    bytes: u64,
+    buffer: Vec<u8>,
+}
+
+/// What comes next.
+enum Next {
+    /// These bytes.
+    Bytes(Vec<Bytes>),
+    /// What stands in this file up to there.
+    Upto(Arc<dyn DiskFile>, u64),
+}
+
+/// So much is read back at once.
+const READ_BACK_BYTES: usize = 256 << 10;
+/// So much of what an earlier download left is hashed in one go.
+const STEP_BYTES: usize = 16 << 20;
+
+impl Proof {
+    fn new() -> Self {
+        Self { md5: Md5::new(), checker: Checker::default(), bytes: 0, buffer: Vec::new() }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.md5.update(bytes);
+        self.checker.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+}
+
+impl Worker for Proof {
+    type Item = Next;
+
+    fn work(&mut self, next: Next) -> io::Result<()> {
+        match next {
+            Next::Bytes(pieces) => pieces.iter().for_each(|piece| self.take(piece)),
+            Next::Upto(file, upto) => {
+                let mut buffer = std::mem::take(&mut self.buffer);
+                buffer.resize(READ_BACK_BYTES, 0);
+                while self.bytes < upto {
+                    let wanted = usize::try_from(upto - self.bytes).unwrap_or(usize::MAX).min(buffer.len());
+                    match file.read_at(&mut buffer[..wanted], self.bytes)? {
+                        0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        count => self.take(&buffer[..count]),
+                    }
+                }
+                self.buffer = buffer;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the bytes are hashed: as they come, or read back behind a file that they go to.
+pub(super) struct Hash {
+    lane: Lane<Proof>,
+    behind: Option<Arc<GrowingFile>>,
+}
+
+impl Hash {
+    fn new(behind: Option<Arc<GrowingFile>>) -> Self {
+        Self { lane: Lane::new(Proof::new(), HASH_ROOM_BYTES), behind }
+    }
+
+    /// Takes what was handed to the archives, or looks how far it has come there. It is handed over in one, since each
+    /// handing over wakes somebody.
+    pub(super) async fn take(&self, pieces: Vec<Bytes>) -> Result<(), DownloadError> {
+        let weight = pieces.iter().map(Bytes::len).sum();
+        let pushed = match &self.behind {
+            None => self.lane.push(Next::Bytes(pieces), weight).await,
+            // It looks again when it is through.
+            Some(_) if !self.lane.is_at_rest() => Ok(()),
+            Some(growing) => {
+                self.lane.push(Next::Upto(Arc::clone(growing.file()), growing.frontier()), 1).await
+            }
+        };
+        pushed.map_err(DownloadError::ReadBack)
+    }
+
+    async fn finish(self, bytes: u64) -> Result<Proof, DownloadError> {
+        if let Some(growing) = &self.behind {
+            let last = Next::Upto(Arc::clone(growing.file()), bytes);
+            self.lane.push(last, 1).await.map_err(DownloadError::ReadBack)?;
+        }
+        self.lane.into_worker().await.map_err(DownloadError::ReadBack)
+    }
 }
 
 impl Download<'_> {
-    /// Brings the image into `file`, which is empty and belongs to this download alone. `free` is how many bytes
-    /// its file system has; with `renew` the old address is no good.
-    pub(super) async fn fetch(
-        &self,
-        file: &Arc<dyn DiskFile>,
-        free: u64,
-        renew: bool,
-    ) -> Result<Fetched, DownloadError> {
+    /// Brings the image into all ends. With `anew` what they have of it is no use, and neither is the old address.
+    pub(super) async fn fetch(&self, ends: &mut Ends, anew: bool) -> Result<Fetched, DownloadError> {
         let mut why = "";
         for start in 0..STARTS {
             let expected = expected_md5(&self.source.facts())?;
+            let first = start == 0 && !anew;
             if start > 0 {
                 (self.progress)(Progress::StartedOver);
-                let file = Arc::clone(file);
-                blocking(move || file.set_len(0)).await.map_err(DownloadError::disk)?;
+                ends.restart(None).await?;
             }
-            let (to_hash, from_hash) = unbounded_channel();
-            let (to_disk, from_disk) = unbounded_channel();
-            let sink = Sink::new(to_hash, to_disk);
-            let written = async { write(file, from_disk).await.map_err(DownloadError::disk) };
-            let hashed = async { Ok(hash(from_hash).await) };
-            let received = self.receive(expected, sink, free, renew && start == 0);
-            let ((ended, bytes), md5, ()) = tokio::try_join!(received, hashed, written)?;
+            let (mut reached, hash) = if first {
+                self.take_up(ends, expected).await?
+            } else {
+                (Reached::zero(expected), self.hash_from_zero(ends))
+            };
+            reached.expired = anew && start == 0;
+            let (ended, bytes) = self.receive(&mut reached, ends, &hash).await?;
             match ended {
-                None => return Ok(Fetched { bytes, md5, expected }),
+                None => {
+                    if let Some(growing) = &hash.behind {
+                        // What failed there is told by the archive, which hears of it with what it is given next.
+                        let _ = growing.rest().await;
+                        ends.write(&Bytes::new()).await?;
+                    }
+                    let proof = hash.finish(bytes).await?;
+                    let (md5, qcow2) = (proof.md5.finish(), proof.checker.finish());
+                    return Ok(Fetched { bytes, md5, expected, qcow2 });
+                }
                 Some(changed) => why = changed,
             }
         }
         Err(DownloadError::Unsteady(why))
     }
 
-    /// Feeds the sink until the image is whole (`None`), or what came is no use any more (why).
+    /// Takes up what an earlier download left in one of the archives; the others get it from there.
+    async fn take_up(&self, ends: &mut Ends, md5: Md5Sum) -> Result<(Reached, Hash), DownloadError> {
+        let left = |end: &End| end.resumable.clone().filter(|left| left.whole.md5 == md5 && left.bytes > 0);
+        let all = ends.open.iter().enumerate();
+        let most = all.filter_map(|(place, end)| Some((left(end)?, place, end.sink.growing()?)));
+        let Some((left, place, growing)) = most.max_by_key(|(left, ..)| left.bytes) else {
+            if ends.open.iter().any(|end| end.resumable.is_some()) {
+                ends.restart(None).await?;
+            }
+            return Ok((Reached::zero(md5), self.hash_from_zero(ends)));
+        };
+        let file = Arc::clone(growing.file());
+        let hash = Hash::new((ends.open.len() == 1).then_some(growing));
+        if hash.behind.is_some() {
+            // The network needs not wait for it. In steps, since what is begun is done to its end.
+            let steps = (0..left.bytes).step_by(STEP_BYTES).skip(1).chain([left.bytes]);
+            for upto in steps {
+                let step = Next::Upto(Arc::clone(&file), upto);
+                hash.lane.push(step, 1).await.map_err(DownloadError::ReadBack)?;
+            }
+        } else {
+            self.copy(ends, place, &file, left.bytes, &hash).await?;
+        }
+        (self.progress)(Progress::Resumed { bytes: left.bytes });
+        Ok((Reached { bytes: left.bytes, whole: left.whole, expired: false }, hash))
+    }
+
+    /// Hands what one archive has to the others, and to the hash.
+    async fn copy(
+        &self,
+        ends: &mut Ends,
+        from: usize,
+        file: &Arc<dyn DiskFile>,
+        bytes: u64,
+        hash: &Hash,
+    ) -> Result<(), DownloadError> {
+        let name = ends.open[from].archive.clone();
+        ends.restart(Some(from)).await?;
+        let mut at = 0;
+        while at < bytes {
+            let wanted = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(BATCH_BYTES);
+            let theirs = Arc::clone(file);
+            let read = blocking(move || {
+                let mut buffer = vec![0; wanted];
+                let count = theirs.read_at(&mut buffer, at)?;
+                buffer.truncate(count);
+                if count == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { io::Result::Ok(buffer) }
+            });
+            let piece = Bytes::from(read.await.map_err(DownloadError::ReadBack)?);
+            at += piece.len() as u64;
+            hash.take(vec![piece.clone()]).await?;
+            let mut failures = Vec::new();
+            let others = ends.open.iter_mut().enumerate().filter(|(_, end)| end.archive != name);
+            for (place, end) in others {
+                failures.extend(end.sink.write(piece.clone()).await.err().map(|failure| (place, failure)));
+            }
+            ends.lose(failures).await?;
+        }
+        Ok(())
+    }
+
+    /// Feeds the ends until the image is whole (`None`), or what came is no use any more (why).
     async fn receive(
         &self,
-        expected: Md5Sum,
-        mut sink: Sink,
-        free: u64,
-        renew: bool,
+        reached: &mut Reached,
+        ends: &mut Ends,
+        hash: &Hash,
     ) -> Result<(Option<&'static str>, u64), DownloadError> {
-        let mut reached = Reached { expired: renew, ..Reached::default() };
+        let mut gathered = Gathered::default();
+        let mut ways = match &hash.behind {
+            Some(growing) if self.connections > 1 => Ways::Several(Arc::clone(growing), None),
+            _ => Ways::One,
+        };
         let mut failures = 0;
         loop {
             let before = reached.bytes;
-            let source = match self.pass(expected, &mut reached, &mut sink, free).await? {
+            let source = match self.pass(reached, &mut ways, &mut gathered, ends, hash).await? {
                 Ended::Whole => {
-                    sink.flush().await;
+                    gathered.flush(ends, hash).await?;
                     return Ok((None, reached.bytes));
                 }
                 Ended::Changed(why) => return Ok((Some(why), reached.bytes)),
@@ -244,7 +468,10 @@ impl Download<'_> {
             };
             failures = if reached.bytes > before { 0 } else { failures + 1 };
             if failures == TRIES {
-                return Err(DownloadError::GaveUp { bytes: reached.bytes, total: reached.total, source });
+                // What came may be resumed one day.
+                gathered.flush(ends, hash).await?;
+                let (bytes, total) = (reached.bytes, reached.whole.bytes);
+                return Err(DownloadError::GaveUp { bytes, total, source });
             }
             // A new address is asked for at once the first time: the old one simply grew old.
             if failures > 1 || !reached.expired {
@@ -257,22 +484,36 @@ impl Download<'_> {
     /// One connection, from where the last one came to.
     async fn pass(
         &self,
-        expected: Md5Sum,
         reached: &mut Reached,
-        sink: &mut Sink,
-        free: u64,
+        ways: &mut Ways,
+        gathered: &mut Gathered,
+        ends: &mut Ends,
+        hash: &Hash,
     ) -> Result<Ended, DownloadError> {
         if reached.expired {
             if let Err(error) = self.source.renew().await {
                 return judge(error, reached);
             }
             reached.expired = false;
-            if expected_md5(&self.source.facts())? != expected {
+            if expected_md5(&self.source.facts())? != reached.whole.md5 {
                 return Ok(Ended::Changed("the MD5 of the image changed with a new export"));
             }
         }
-        let etag = reached.etag.clone().filter(|_| reached.bytes > 0);
-        let opened = self.source.open(reached.bytes, etag.as_deref());
+        if reached.bytes > 0 && reached.whole.bytes == Some(reached.bytes) {
+            return Ok(Ended::Whole);
+        }
+        if let Ways::Several(growing, Some(pieces)) = ways {
+            let growing = Arc::clone(growing);
+            match self.ranges(reached, pieces, &growing, ends, hash).await? {
+                Some(ended) => return Ok(ended),
+                None => *ways = Ways::One,
+            }
+        }
+        let etag = reached.whole.etag.clone().filter(|_| reached.bytes > 0);
+        // The first of several tells how long the whole is.
+        let several = matches!(ways, Ways::Several(..));
+        let until = several.then(|| reached.bytes.saturating_add(PIECE_BYTES));
+        let opened = self.source.open(reached.bytes, until, etag.as_deref());
         let mut stream = match timeout(self.clock, self.stall_timeout, opened).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return judge(error, reached),
@@ -280,7 +521,7 @@ impl Download<'_> {
         };
         if reached.bytes == 0 {
             // Nothing came of it yet, so it does not matter what it was.
-            (reached.total, reached.etag) = (None, None);
+            (reached.whole.bytes, reached.whole.etag) = (None, None);
         }
         if let Some(why) = changed(reached, &stream) {
             return Ok(Ended::Changed(why));
@@ -289,45 +530,94 @@ impl Download<'_> {
         let Some(mut again) = reached.bytes.checked_sub(stream.offset) else {
             return Ok(Ended::Failed(Failure::WrongOffset.into()));
         };
-        reached.total = reached.total.or(stream.total);
-        reached.etag = reached.etag.take().or_else(|| stream.etag.take());
-        let fits = |needs: u64| {
-            let fits = needs <= free.saturating_sub(SPARE_BYTES);
-            if fits { Ok(()) } else { Err(DownloadError::NoRoom { needs, free }) }
-        };
-        if let Some(total) = reached.total {
-            fits(total)?;
-        }
+        let whole = &mut reached.whole;
+        whole.bytes = whole.bytes.or(stream.total);
+        whole.etag = whole.etag.take().or_else(|| stream.etag.take());
+        ends.expect(whole).await?;
 
-        while reached.total != Some(reached.bytes) {
+        let end = match (reached.whole.bytes, until) {
+            (Some(total), Some(until)) if stream.is_part => Some(total.min(until)),
+            (total, _) => total,
+        };
+        while end != Some(reached.bytes) {
             let mut chunk = match timeout(self.clock, self.stall_timeout, stream.body.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => return Ok(Ended::Failed(error.into())),
-                Ok(None) if reached.total.is_none() && again == 0 => return Ok(Ended::Whole),
+                Ok(None) if reached.whole.bytes.is_none() && again == 0 => return Ok(Ended::Whole),
                 Ok(None) => return Ok(Ended::Failed(Failure::Short.into())),
                 Err(stalled) => return Ok(Ended::Failed(Failure::Stalled(stalled.0).into())),
             };
+            if let Some(throttle) = self.throttle {
+                throttle.take(self.clock, chunk.len() as u64).await;
+            }
             let passed_over = chunk.len().min(usize::try_from(again).unwrap_or(usize::MAX));
             let _ = chunk.split_to(passed_over);
             again -= passed_over as u64;
+            if let Some(failure) = no_image(reached.bytes, &chunk) {
+                // Nothing of it is kept.
+                return Ok(if reached.bytes == 0 {
+                    Ended::Failed(failure.into())
+                } else {
+                    Ended::Changed(NO_IMAGE)
+                });
+            }
             reached.bytes += chunk.len() as u64;
-            if reached.total.is_some_and(|total| reached.bytes > total) {
+            if end.is_some_and(|end| reached.bytes > end) {
                 return Ok(Ended::Changed("the server sends more bytes than it promised"));
             }
-            fits(reached.bytes)?;
-            if sink.push(chunk).await {
-                (self.progress)(Progress::Downloading { bytes: reached.bytes, total: reached.total });
+            if gathered.push(chunk, ends, hash).await? {
+                self.tell(reached.bytes, reached.whole.bytes);
             }
         }
-        (self.progress)(Progress::Downloading { bytes: reached.bytes, total: reached.total });
-        Ok(Ended::Whole)
+        self.tell(reached.bytes, reached.whole.bytes);
+        match (&mut *ways, reached.whole.bytes) {
+            (Ways::Several(growing, pieces), Some(total)) if reached.bytes < total => {
+                gathered.flush(ends, hash).await?;
+                let growing = Arc::clone(growing);
+                let left = Pieces::of(reached.bytes..total, self.connections);
+                let ended = self.ranges(reached, pieces.insert(left), &growing, ends, hash).await?;
+                Ok(ended.unwrap_or_else(|| {
+                    *ways = Ways::One;
+                    Ended::Failed(Failure::NoRanges.into())
+                }))
+            }
+            _ => Ok(Ended::Whole),
+        }
+    }
+
+    /// What begins at zero is hashed as it comes, unless it comes to several places at once.
+    fn hash_from_zero(&self, ends: &Ends) -> Hash {
+        let growing = match &ends.open[..] {
+            [end] if self.connections > 1 => end.sink.growing(),
+            _ => None,
+        };
+        Hash::new(growing)
+    }
+
+    pub(super) fn tell(&self, bytes: u64, total: Option<u64>) {
+        (self.progress)(Progress::Downloading { bytes, total });
     }
 }
 
+impl Reached {
+    fn zero(md5: Md5Sum) -> Self {
+        Self { bytes: 0, whole: Whole { md5, bytes: None, etag: None }, expired: false }
+    }
+}
+
+/// A page of a proxy, an error of a store, another kind of image: known by its first bytes, before anything is kept of it.
+fn no_image(at: u64, chunk: &[u8]) -> Option<Failure> {
+    let expected = usize::try_from(at).ok().and_then(|at| MAGIC.get(at..)).unwrap_or_default();
+    let count = expected.len().min(chunk.len());
+    let text = || excerpt(&String::from_utf8_lossy(&chunk[..chunk.len().min(40)]), 40);
+    (chunk[..count] != expected[..count]).then(|| Failure::NoImage(text()))
+}
+
 /// Why what came so far does not go with what this connection offers.
-fn changed(reached: &Reached, stream: &ImageStream) -> Option<&'static str> {
-    let other_etag = reached.etag.is_some() && stream.etag.is_some() && reached.etag != stream.etag;
-    let other_total = reached.total.is_some() && stream.total.is_some() && reached.total != stream.total;
+pub(super) fn changed(reached: &Reached, stream: &ImageStream) -> Option<&'static str> {
+    let (etag, total) = (&reached.whole.etag, reached.whole.bytes);
+    let other_etag = etag.is_some() && stream.etag.is_some() && *etag != stream.etag;
+    let other_total = total.is_some() && stream.total.is_some() && total != stream.total;
     if other_etag {
         Some("the ETag of the image changed on the way")
     } else if other_total || stream.total.is_some_and(|total| total < reached.bytes) {
@@ -338,7 +628,7 @@ fn changed(reached: &Reached, stream: &ImageStream) -> Option<&'static str> {
 }
 
 /// What is done about a source that did not open.
-fn judge(error: SourceError, reached: &mut Reached) -> Result<Ended, DownloadError> {
+pub(super) fn judge(error: SourceError, reached: &mut Reached) -> Result<Ended, DownloadError> {
     match error {
         SourceError::Refused(_) => Err(DownloadError::Refused { bytes: reached.bytes, source: error }),
         SourceError::Changed => Ok(Ended::Changed("the image changed at its address")),
@@ -359,49 +649,29 @@ fn backoff(randomness: &dyn Randomness, failures: u32) -> Duration {
     whole / 2 + up_to(randomness, whole / 2)
 }
 
-/// Bytes on their way to hash and disk. The last to let go of it makes room for another.
-struct Batch {
-    offset: u64,
-    pieces: Vec<Bytes>,
-    _room: OwnedSemaphorePermit,
-}
-
-/// Where the network's chunks become batches.
-struct Sink {
-    offset: u64,
+/// The network's chunks on their way to becoming a batch.
+#[derive(Default)]
+struct Gathered {
     len: usize,
     pieces: Vec<Bytes>,
     small: BytesMut,
-    room: Arc<Semaphore>,
-    // They hold no more than there is room for.
-    to_hash: UnboundedSender<Arc<Batch>>,
-    to_disk: UnboundedSender<Arc<Batch>>,
 }
 
-impl Sink {
-    fn new(to_hash: UnboundedSender<Arc<Batch>>, to_disk: UnboundedSender<Arc<Batch>>) -> Self {
-        let room = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
-        Self { offset: 0, len: 0, pieces: Vec::new(), small: BytesMut::new(), room, to_hash, to_disk }
-    }
-
+impl Gathered {
     /// Takes a chunk in; true if a batch went out.
-    async fn push(&mut self, mut chunk: Bytes) -> bool {
-        let mut sent = false;
-        while !chunk.is_empty() {
-            let piece = chunk.split_to(chunk.len().min(BATCH_BYTES - self.len));
-            self.len += piece.len();
-            if piece.len() < SMALL_BYTES {
-                self.small.extend_from_slice(&piece);
-            } else {
-                self.seal();
-                self.pieces.push(piece);
-            }
-            if self.len == BATCH_BYTES {
-                self.flush().await;
-                sent = true;
-            }
+    async fn push(&mut self, chunk: Bytes, ends: &mut Ends, hash: &Hash) -> Result<bool, DownloadError> {
+        self.len += chunk.len();
+        if chunk.len() < SMALL_BYTES {
+            self.small.extend_from_slice(&chunk);
+        } else {
+            self.seal();
+            self.pieces.push(chunk);
         }
-        sent
+        let full = self.len >= BATCH_BYTES;
+        if full {
+            self.flush(ends, hash).await?;
+        }
+        Ok(full)
     }
 
     /// Ends the run of small chunks.
@@ -411,59 +681,14 @@ impl Sink {
         }
     }
 
-    /// Sends what there is, as soon as there is room.
-    async fn flush(&mut self) {
+    /// Hands on what there is, as soon as there is room.
+    async fn flush(&mut self, ends: &mut Ends, hash: &Hash) -> Result<(), DownloadError> {
         self.seal();
-        if self.len == 0 {
-            return;
-        }
-        // The semaphore is never closed, and whoever stopped taking batches has ended the whole download.
-        let Ok(room) = Arc::clone(&self.room).acquire_owned().await else { return };
-        let pieces = std::mem::take(&mut self.pieces);
-        let batch = Arc::new(Batch { offset: self.offset, pieces, _room: room });
-        self.offset += self.len as u64;
         self.len = 0;
-        let _ = self.to_hash.send(Arc::clone(&batch));
-        let _ = self.to_disk.send(batch);
+        let pieces = std::mem::take(&mut self.pieces);
+        for piece in &pieces {
+            ends.write(piece).await?;
+        }
+        hash.take(pieces).await
     }
-}
-
-/// Hashes all batches in their order.
-async fn hash(mut batches: UnboundedReceiver<Arc<Batch>>) -> Md5Sum {
-    let mut md5 = Md5::new();
-    let mut ready = Vec::new();
-    while batches.recv_many(&mut ready, BATCHES_IN_FLIGHT).await > 0 {
-        let work = std::mem::take(&mut ready);
-        md5 = blocking(move || {
-            for batch in work {
-                for piece in &batch.pieces {
-                    md5.update(piece);
-                }
-            }
-            md5
-        })
-        .await;
-    }
-    md5.finish()
-}
-
-/// Writes all batches to their places.
-async fn write(file: &Arc<dyn DiskFile>, mut batches: UnboundedReceiver<Arc<Batch>>) -> io::Result<()> {
-    let mut ready = Vec::new();
-    while batches.recv_many(&mut ready, BATCHES_IN_FLIGHT).await > 0 {
-        let work = std::mem::take(&mut ready);
-        let file = Arc::clone(file);
-        blocking(move || {
-            for batch in work {
-                let mut offset = batch.offset;
-                for piece in &batch.pieces {
-                    file.write_all_at(piece, offset)?;
-                    offset += piece.len() as u64;
-                }
-            }
-            io::Result::Ok(())
-        })
-        .await?;
-    }
-    Ok(())
 }

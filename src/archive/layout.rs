@@ -1,7 +1,8 @@
 //! Names of an archive's files.
 //!
 //! `<archive>/<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>.qcow2` and what stands beside
-//! it. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
+//! it: `….json`, the manifest; `….qcow2.md5`; and on the way `….qcow2.part`, its journal `….qcow2.part.json`,
+//! `….qcow2.bad` and `….qcow2.lock`. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
 //! are dropped from the time; the id keeps the names apart.
 
 use std::ffi::OsStr;
@@ -32,18 +33,18 @@ impl Place {
     ) -> Self {
         let zone_folder = archive.join(zone.as_str());
         let folder = zone_folder.join(instance_id.to_string());
-        let stem = format!("{}-{snapshot_id}", created_at.strftime("%Y%m%dT%H%M%SZ"));
+        let stem = stem(created_at, snapshot_id);
         Self { zone_folder, folder, stem }
     }
 
     /// The name of the image without its folder.
     pub(super) fn image_name(&self) -> String {
-        format!("{}.qcow2", self.stem)
+        format!("{}{IMAGE_END}", self.stem)
     }
 
     /// The image: proved, if the manifest stands beside it.
     pub(super) fn image(&self) -> PathBuf {
-        self.beside(".qcow2")
+        self.beside(IMAGE_END)
     }
 
     /// What makes the copy count.
@@ -61,6 +62,11 @@ impl Place {
         self.beside(".qcow2.part")
     }
 
+    /// How much of it is safe.
+    pub(super) fn journal(&self) -> PathBuf {
+        self.beside(".qcow2.part.json")
+    }
+
     /// An image whose MD5 was wrong, kept for somebody to look at.
     pub(super) fn bad(&self) -> PathBuf {
         self.beside(".qcow2.bad")
@@ -74,6 +80,18 @@ impl Place {
     fn beside(&self, end: &str) -> PathBuf {
         self.folder.join(format!("{}{end}", self.stem))
     }
+}
+
+const IMAGE_END: &str = ".qcow2";
+
+/// What all names of a copy begin with.
+fn stem(created_at: Timestamp, snapshot_id: SnapshotId) -> String {
+    format!("{}-{snapshot_id}", created_at.strftime("%Y%m%dT%H%M%SZ"))
+}
+
+/// The name of an image without its folder, whichever archive it is in.
+pub(super) fn image_name(created_at: Timestamp, snapshot_id: SnapshotId) -> String {
+    format!("{}{IMAGE_END}", stem(created_at, snapshot_id))
 }
 
 /// What a file in an instance's folder is by its name.
@@ -100,6 +118,14 @@ pub(super) fn read_name(name: &OsStr) -> Option<(&str, Role)> {
 pub(super) fn read_instance(name: &OsStr) -> Option<InstanceId> {
     let name = name.to_str()?;
     if is_id(name) { name.parse().ok() } else { None }
+}
+
+/// A path below an archive, taken apart: the zone, the instance, and the name in its folder.
+pub(super) fn read_path(path: &str) -> Option<(ZoneName, InstanceId, &str)> {
+    let (zone, rest) = path.split_once('/')?;
+    let (instance, name) = rest.split_once('/')?;
+    (!name.contains('/')).then_some(())?;
+    Some((zone.parse().ok()?, read_instance(OsStr::new(instance))?, name))
 }
 
 fn is_id(text: &str) -> bool {
@@ -131,7 +157,16 @@ mod tests {
     fn only_images_and_manifests_of_our_shape_are_ours() {
         let ours = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
         assert!(read_name(OsStr::new(&format!("{ours}.json"))).is_some());
-        for end in ["", ".qcow2.part", ".qcow2.bad", ".qcow2.md5", ".qcow2.lock", ".json.new", ".txt"] {
+        for end in [
+            "",
+            ".qcow2.part",
+            ".qcow2.part.json",
+            ".qcow2.bad",
+            ".qcow2.md5",
+            ".qcow2.lock",
+            ".json.new",
+            ".txt",
+        ] {
             assert_eq!(read_name(OsStr::new(&format!("{ours}{end}"))), None, "{end}");
         }
         for name in [

@@ -1,38 +1,41 @@
 //! An archive in a folder of this machine.
 //!
-//! While an image comes in it is a `.part`, which nothing lists. When it is proved, its bytes are synced, it
+//! While an image comes in it is a `.part`, which nothing lists, with a **journal** beside it that says how much of it is
+//! safe on the disk, and of which image: so much needs not come in again. When it is proved, its bytes are synced, it
 //! gets its name, the `.md5` and last the manifest are put beside it, and the folder is synced: stopped at any
 //! moment, there is a verified copy or none.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use jiff::Timestamp;
-use uuid::Uuid;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
-use crate::archive::catalogue::{self, Catalogue};
-use crate::archive::download::{Download, DownloadError, Fetched, Progress, expected_md5};
-use crate::archive::is_full;
+use crate::archive::amend::{AmendError, Amendment};
+use crate::archive::catalogue::{self, Catalogue, StoredCopy};
+use crate::archive::growing::GrowingFile;
+use crate::archive::journal::{JOURNAL_BYTES_MAX, Journal};
+use crate::archive::lane::{Lane, Worker};
 use crate::archive::layout::Place;
-use crate::archive::manifest::{
-    ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord, TemplateRecord,
-};
-use crate::archive::md5::Md5Sum;
+use crate::archive::manifest::Manifest;
 use crate::archive::proof::VerifiedCopy;
-use crate::archive::qcow2::{self, Qcow2, Qcow2Error};
-use crate::archive::source::ImageSource;
-use crate::clock::Clock;
-use crate::disk::{Access, Disk, DiskFile, DiskLock, Kind, Open, blocking, create_folders, replace_file};
-use crate::policy::{ArchiveName, PolicyName};
-use crate::randomness::Randomness;
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
-use crate::text::printable;
+use crate::archive::sink::{Begun, Sink, SinkError, Standing, Whole, shown};
+use crate::archive::store::{ImageToStore, StoreError};
+use crate::disk::{
+    Access, Disk, DiskFile, DiskLock, Kind, Open, blocking, create_folders, read_file, replace_file,
+};
+use crate::policy::ArchiveName;
+use crate::snapshot::{InstanceId, ZoneName};
 
-/// Longer names are cut in the manifest, and more label text is left out, so that it keeps its bound.
-const NAME_CHARACTERS_MAX: usize = 4096;
-const LABEL_BYTES_MAX: usize = 128 << 10;
+/// Left free on the file system beside an image, in bytes: for its manifest, and for everybody else.
+const SPARE_BYTES: u64 = 64 << 20;
+/// Whenever so much has come in, it is made safe while the rest comes: after a crash no more than about this comes again,
+/// and at the end there is little left to wait for.
+const SYNC_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
+
+/// Held by whoever amends a copy. It stays: so two can't hold a lock of this name, each on a file of its own.
+const AMEND_LOCK: &str = "archive.lock";
 
 /// An archive in a folder.
 #[derive(Debug, Clone)]
@@ -40,147 +43,6 @@ pub struct LocalArchive {
     name: ArchiveName,
     pub(super) path: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
-    clock: Arc<dyn Clock>,
-    randomness: Arc<dyn Randomness>,
-}
-
-/// What is to be stored, and what its manifest should know.
-#[derive(Debug, Clone)]
-pub struct ImageToStore {
-    /// Where the snapshot is.
-    pub zone: ZoneName,
-    /// The snapshot, as it was listed.
-    pub snapshot: Snapshot,
-    /// Its instance, if it is still listed.
-    pub instance: Option<Instance>,
-    /// Who asks for it.
-    pub policy: PolicyName,
-    /// In which run.
-    pub run_id: Uuid,
-    /// The instance's template, where it is known.
-    pub template: Option<TemplateRecord>,
-}
-
-/// How to store.
-#[derive(Debug, Clone, Copy)]
-pub struct StoreOptions {
-    /// So long without a byte, and the download goes on over a new connection.
-    pub stall_timeout: Duration,
-}
-
-/// Why a copy did not come about. Whatever was in the archive before is as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// It has no place in the archive.
-    #[error(
-        "store snapshot {0}: the service does not say which instance it is of, so it has no place in an archive"
-    )]
-    NoInstance(SnapshotId),
-    /// Somebody else is at it.
-    #[error("store {}: it is being stored at this moment by another run", shown(.path))]
-    Busy {
-        /// The image.
-        path: PathBuf,
-    },
-    /// A name that is taken.
-    #[error("store: {} is in the way: it is not what the archive would make; move it away", shown(.path))]
-    InTheWay {
-        /// What is in the way.
-        path: PathBuf,
-    },
-    /// It ran full on the way.
-    #[error("{doing} {}: the file system is full: make room there, or move the archive to a larger one", shown(.path))]
-    Full {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the disk said.
-        #[source]
-        source: io::Error,
-    },
-    /// The disk refused something.
-    #[error("{doing} {}", shown(.path))]
-    Disk {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file or folder.
-        path: PathBuf,
-        /// What the disk said.
-        #[source]
-        source: io::Error,
-    },
-    /// It did not come in.
-    #[error("download {}", shown(.path))]
-    Download {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: DownloadError,
-    },
-    /// After a wrong MD5, it did not come in anew.
-    #[error(
-        "download {} anew, since its MD5 was {found} where the service gives {expected} (those bytes are kept as {})",
-        shown(.path), shown(.bad)
-    )]
-    FetchAnew {
-        /// The image.
-        path: PathBuf,
-        /// The file that was kept.
-        bad: PathBuf,
-        /// By the service.
-        expected: Md5Sum,
-        /// Of the bytes.
-        found: Md5Sum,
-        /// Why.
-        #[source]
-        source: DownloadError,
-    },
-    /// The bytes are not those that were exported, twice.
-    #[error(
-        "the MD5 of the image is {found} where the service gives {expected}, and was wrong before: it is kept as {} \
-         for you to look at, and is no copy",
-        shown(.bad)
-    )]
-    ChecksumMismatch {
-        /// The file that was kept.
-        bad: PathBuf,
-        /// By the service.
-        expected: Md5Sum,
-        /// Of the bytes.
-        found: Md5Sum,
-    },
-    /// The file has not the length that came in.
-    #[error("verify {}: it has {found} bytes on disk where {expected} came in", shown(.path))]
-    Length {
-        /// The image.
-        path: PathBuf,
-        /// In bytes.
-        expected: u64,
-        /// In bytes.
-        found: u64,
-    },
-    /// The service exported something that can't be used.
-    #[error("verify {}: its MD5 is right, but it is not a sound image", shown(.path))]
-    Unsound {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Qcow2Error,
-    },
-}
-
-fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy()).into_owned()
-}
-
-impl StoreError {
-    /// Whether the bytes were not those that the service's MD5 is of.
-    pub fn is_checksum_mismatch(&self) -> bool {
-        matches!(self, Self::ChecksumMismatch { .. } | Self::FetchAnew { .. })
-    }
 }
 
 /// An archive that can't be read: nothing is known of what it holds.
@@ -195,14 +57,8 @@ pub struct ArchiveError {
 
 impl LocalArchive {
     /// The archive `name` in the folder `path`, which is made when something is first stored.
-    pub fn new(
-        name: ArchiveName,
-        path: PathBuf,
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        randomness: Arc<dyn Randomness>,
-    ) -> Self {
-        Self { name, path, disk, clock, randomness }
+    pub fn new(name: ArchiveName, path: PathBuf, disk: Arc<dyn Disk>) -> Self {
+        Self { name, path, disk }
     }
 
     /// Its name.
@@ -226,150 +82,234 @@ impl LocalArchive {
         .await
     }
 
-    /// Stores an image and proves it. One that is, or was, in the archive as a verified copy is not fetched
-    /// again; anything else under its name is replaced once the new one is proved.
+    /// Makes ready to store an image. One that is, or was, in the archive as a verified copy is not stored again; anything
+    /// else under its name is replaced once the new one is proved.
     ///
     /// # Errors
-    /// [`StoreError`]: nothing was published then. Dropped on the way, it leaves at most a `.part`, which the
-    /// next one replaces.
-    pub async fn store(
-        &self,
-        image: &ImageToStore,
-        source: &dyn ImageSource,
-        options: &StoreOptions,
-        progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<VerifiedCopy, StoreError> {
+    /// [`StoreError`]; [`StoreError::Busy`] while another stores it.
+    pub async fn begin(&self, image: &ImageToStore) -> Result<Begun, StoreError> {
         let snapshot = &image.snapshot;
-        let instance_id = snapshot.instance_id.ok_or(StoreError::NoInstance(snapshot.id))?;
+        let instance_id = image.instance_id()?;
         let place = Place::new(&self.path, &image.zone, instance_id, snapshot.created_at, snapshot.id);
-
-        let (disk, taken) = (Arc::clone(&self.disk), place.clone());
-        let work = Arc::new(blocking(move || Work::begin(disk, taken)).await?);
-        let (theirs, zone) = (Arc::clone(&work), image.zone.clone());
-        if let Some(manifest) = blocking(move || theirs.find(&zone, instance_id)).await {
-            return Ok(VerifiedCopy::new(&self.name, &manifest));
-        }
-        expected_md5(&source.facts())
-            .map_err(|source| StoreError::Download { path: place.image(), source })?;
-
-        let stored = self.store_anew(image, instance_id, source, options, progress, &work).await;
-        if stored.is_err() {
-            blocking(move || work.discard_part()).await;
-        }
-        stored
-    }
-
-    async fn store_anew(
-        &self,
-        image: &ImageToStore,
-        instance_id: InstanceId,
-        source: &dyn ImageSource,
-        options: &StoreOptions,
-        progress: &(dyn Fn(Progress) + Send + Sync),
-        work: &Arc<Work>,
-    ) -> Result<VerifiedCopy, StoreError> {
-        let download = Download {
-            source,
-            clock: &*self.clock,
-            randomness: &*self.randomness,
-            stall_timeout: options.stall_timeout,
-            progress,
-        };
-        let exported_at = self.clock.now();
-        let (path, bad) = (work.place.image(), work.place.bad());
-        let mut mismatch: Option<Fetched> = None;
-        let (file, fetched) = loop {
-            let theirs = Arc::clone(work);
-            let (file, free) = blocking(move || theirs.fresh_part()).await?;
-            let fetched = match (download.fetch(&file, free, mismatch.is_some()).await, mismatch) {
-                (Ok(fetched), _) => fetched,
-                (Err(source), None) => return Err(StoreError::Download { path, source }),
-                (Err(source), Some(Fetched { expected, md5: found, .. })) => {
-                    return Err(StoreError::FetchAnew { path, bad, expected, found, source });
-                }
+        let (disk, archive, zone) = (Arc::clone(&self.disk), self.name.clone(), image.zone.clone());
+        blocking(move || {
+            let work = Work::begin(disk, place)?;
+            if let Some(manifest) = work.find(&zone, instance_id) {
+                return Ok(Begun::Stored(VerifiedCopy::new(&archive, &manifest)));
+            }
+            let standing =
+                Standing { image: shown(&work.place.image()), bad: Some(work.place.bad()), resumable: None };
+            let (file, resumable) = match work.left() {
+                Some((file, journal)) => (file, Some(journal.resumable())),
+                None => (work.fresh_part()?, None),
             };
-            if fetched.md5 == fetched.expected {
-                break (file, fetched);
-            }
-            progress(Progress::ChecksumMismatch);
-            let theirs = Arc::clone(work);
-            blocking(move || theirs.keep_bad()).await?;
-            if mismatch.is_some() {
-                let Fetched { expected, md5: found, .. } = fetched;
-                return Err(StoreError::ChecksumMismatch { bad, expected, found });
-            }
-            mismatch = Some(fetched);
-        };
-
-        progress(Progress::Verifying);
-        let theirs = Arc::clone(work);
-        let qcow2 = blocking(move || theirs.verify(&*file, fetched.bytes)).await?;
-        let record = ImageRecord {
-            file: work.place.image_name(),
-            bytes: fetched.bytes,
-            md5: fetched.md5,
-            qcow2_version: Some(qcow2.version),
-            virtual_size_bytes: Some(qcow2.virtual_size_bytes),
-        };
-        let manifest = describe(image, instance_id, record, &qcow2, [exported_at, self.clock.now()]);
-        let proof = VerifiedCopy::new(&self.name, &manifest);
-        let theirs = Arc::clone(work);
-        blocking(move || theirs.publish(&manifest)).await?;
-        Ok(proof)
+            let folder = &work.place.folder;
+            let free = work
+                .disk
+                .free_bytes(folder)
+                .map_err(|error| SinkError::disk("ask for the free space of", folder, error))?;
+            let bytes = resumable.as_ref().map_or(0, |left| left.bytes);
+            let sink = LocalSink::new(archive, Arc::new(work), file, bytes, free.saturating_add(bytes));
+            Ok(Begun::Sink(Box::new(sink), Standing { resumable, ..standing }))
+        })
+        .await
     }
 }
 
-/// The manifest of an image that is proved.
-fn describe(
-    image: &ImageToStore,
-    instance_id: InstanceId,
-    record: ImageRecord,
-    qcow2: &Qcow2,
-    [exported_at, verified_at]: [Timestamp; 2],
-) -> Manifest {
-    let cut = |text: &str| -> String { text.chars().take(NAME_CHARACTERS_MAX).collect() };
-    let mut warnings = Vec::new();
-    let snapshot = &image.snapshot;
-    let virtual_size = qcow2.virtual_size_bytes;
-    if let Some(size_gib) = snapshot.size_gib.filter(|gib| gib.checked_mul(1 << 30) != Some(virtual_size)) {
-        warnings.push(format!(
-            "the disk in the image has {virtual_size} bytes, although the snapshot is listed with {size_gib} GiB"
-        ));
+impl LocalArchive {
+    /// Writes down what became of a copy, and removes the image of one that is pruned.
+    pub(super) async fn amend(&self, copy: &StoredCopy, what: Amendment) -> Result<(), AmendError> {
+        let before = copy.manifest.clone();
+        let (zone, instance_id) = (before.zone.clone(), before.instance.id);
+        let of = &before.snapshot;
+        let place = Place::new(&self.path, &zone, instance_id, of.created_at, of.id);
+        let (disk, lock) = (Arc::clone(&self.disk), self.path.join(AMEND_LOCK));
+        blocking(move || {
+            let image = shown(&place.image());
+            let refused = |error: SinkError| AmendError::Archive(error.into());
+            let _alone = disk.lock(&lock).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => AmendError::Busy { image: image.clone() },
+                _ => refused(SinkError::disk("lock", &lock, error)),
+            })?;
+            let work = Work::begin(disk, place).map_err(|error| match error {
+                StoreError::Busy { image } => AmendError::Busy { image },
+                error => AmendError::Archive(error.into()),
+            })?;
+            let found = catalogue::read_copy(&*work.disk, &work.place, &zone, instance_id);
+            let amended = if found.is_ok_and(|found| found == before) {
+                work.amend(&before, what).map_err(refused)
+            } else {
+                Err(AmendError::Changed { image })
+            };
+            if !matches!(what, Amendment::Corrupt(_)) {
+                // It may be gone only while what is there counts: who waits for it then writes nothing.
+                let _ = work.disk.remove_file(&work.place.lock());
+            }
+            amended
+        })
+        .await
     }
-    if qcow2.dirty {
-        warnings
-            .push("the image was not closed properly: `qemu-img check -r all` repairs its copy".to_owned());
+}
+
+/// A local archive's end of a download.
+struct LocalSink {
+    archive: ArchiveName,
+    work: Arc<Work>,
+    growing: Arc<GrowingFile>,
+    syncer: Lane<Syncer>,
+    /// Where the next bytes go.
+    position: u64,
+    /// So much was made safe, or will be by what is on its way.
+    noted: u64,
+    /// What the image is, once it is known.
+    whole: Option<Whole>,
+    /// For the whole image, in bytes.
+    free: u64,
+    /// What is there is not to be relied on.
+    has_failed: bool,
+}
+
+/// Makes safe what is there, beside what comes in.
+struct Syncer {
+    work: Arc<Work>,
+    growing: Arc<GrowingFile>,
+}
+
+impl Worker for Syncer {
+    type Item = Whole;
+
+    fn work(&mut self, whole: Whole) -> io::Result<()> {
+        self.work.note(&self.growing, &whole)
     }
-    let mut labels = image.instance.as_ref().map(|instance| instance.labels.clone()).unwrap_or_default();
-    if labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > LABEL_BYTES_MAX {
-        labels.clear();
-        warnings.push("the instance's labels are left out, since they are too long".to_owned());
+}
+
+impl LocalSink {
+    fn new(archive: ArchiveName, work: Arc<Work>, file: Arc<dyn DiskFile>, bytes: u64, free: u64) -> Self {
+        let growing = Arc::new(GrowingFile::new(file, bytes));
+        let syncer = Syncer { work: Arc::clone(&work), growing: Arc::clone(&growing) };
+        Self {
+            archive,
+            work,
+            growing,
+            syncer: Lane::new(syncer, 1),
+            position: bytes,
+            noted: bytes,
+            whole: None,
+            free,
+            has_failed: false,
+        }
     }
-    Manifest {
-        version: MANIFEST_VERSION,
-        zone: image.zone.clone(),
-        snapshot: SnapshotRecord {
-            id: snapshot.id,
-            name: cut(&snapshot.name),
-            created_at: snapshot.created_at,
-            state: cut(snapshot.state.as_str()),
-            size_gib: snapshot.size_gib,
-        },
-        instance: InstanceRecord {
-            id: instance_id,
-            name: image.instance.as_ref().map(|instance| cut(&instance.name)),
-            labels,
-        },
-        image: record,
-        exported_at: Some(exported_at),
-        verified_at,
-        policy: Some(image.policy.to_string()),
-        run_id: Some(image.run_id),
-        program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        template: image.template.clone(),
-        warnings,
-        pruned_at: None,
-        corrupt_since: None,
+
+    fn fits(&self, needs: u64) -> Result<(), SinkError> {
+        let free = self.free;
+        if needs <= free.saturating_sub(SPARE_BYTES) {
+            Ok(())
+        } else {
+            Err(SinkError::NoRoom { needs, spare: SPARE_BYTES, free })
+        }
+    }
+
+    async fn take(&mut self, bytes: Bytes) -> Result<(), SinkError> {
+        let len = bytes.len() as u64;
+        // More may have come to other places of the file.
+        self.position = self.position.max(self.growing.frontier());
+        self.fits(self.position.saturating_add(len))?;
+        let failed = |error| SinkError::disk("write", &self.work.place.part(), error);
+        self.growing.write_at(self.position, bytes).await.map_err(failed)?;
+        self.position += len;
+        let written = self.growing.frontier();
+        if let Some(whole) = self.whole.clone()
+            && written.saturating_sub(self.noted) >= SYNC_BYTES
+            && self.syncer.is_at_rest()
+        {
+            self.noted = written;
+            self.syncer.push(whole, 1).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing works on the file any more.
+    async fn rest(&self) -> Result<(), SinkError> {
+        let (written, synced) = (self.growing.rest().await, self.syncer.rest().await);
+        written.and(synced).map_err(|error| SinkError::disk("write", &self.work.place.part(), error))
+    }
+
+    /// Does something with the files while nothing works on them, and begins at zero.
+    async fn begin_anew(
+        &mut self,
+        with: impl FnOnce(&Work) -> Result<(), SinkError> + Send + 'static,
+    ) -> Result<(), SinkError> {
+        // What failed in the old file is of no interest in the new one.
+        let _ = self.rest().await;
+        let work = Arc::clone(&self.work);
+        let fresh = blocking(move || {
+            with(&work)?;
+            work.fresh_part()
+        });
+        let fresh = fresh.await.inspect_err(|_| self.has_failed = true)?;
+        *self = Self::new(self.archive.clone(), Arc::clone(&self.work), fresh, 0, self.free);
+        Ok(())
+    }
+
+    async fn finish(self, manifest: Manifest) -> Result<VerifiedCopy, SinkError> {
+        let at_rest = self.rest().await;
+        let proof = VerifiedCopy::new(&self.archive, &manifest);
+        let (work, growing) = (self.work, self.growing);
+        blocking(move || {
+            let published = at_rest
+                .and_then(|()| work.secure(&**growing.file(), manifest.image.bytes))
+                .and_then(|()| work.publish(&manifest));
+            if published.is_err() {
+                // A disk that failed is not given the same again; what can't be removed is in nobody's way.
+                let _ = work.discard();
+            }
+            published
+        })
+        .await?;
+        Ok(proof)
+    }
+
+    async fn leave(self) {
+        let at_rest = self.rest().await;
+        let useless = self.has_failed || at_rest.is_err() || self.position == 0;
+        let (work, growing) = (self.work, self.growing);
+        blocking(move || match self.whole {
+            // What can't be removed now is in nobody's way: the next download begins by removing it.
+            Some(whole) if !useless => drop(work.note(&growing, &whole).or_else(|_| work.discard())),
+            _ => drop(work.discard()),
+        })
+        .await;
+    }
+}
+
+impl Sink for LocalSink {
+    fn expect(&mut self, whole: &Whole) -> Result<(), SinkError> {
+        self.whole = Some(whole.clone());
+        whole.bytes.map_or(Ok(()), |bytes| self.fits(bytes)).inspect_err(|_| self.has_failed = true)
+    }
+
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(async move { self.take(bytes).await.inspect_err(|_| self.has_failed = true) })
+    }
+
+    fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(self.begin_anew(|_| Ok(())))
+    }
+
+    fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<VerifiedCopy, SinkError>> {
+        Box::pin(self.finish(manifest))
+    }
+
+    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(self.begin_anew(Work::keep_bad))
+    }
+
+    fn abandon(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(self.leave())
+    }
+
+    fn growing(&self) -> Option<Arc<GrowingFile>> {
+        Some(Arc::clone(&self.growing))
     }
 }
 
@@ -384,8 +324,15 @@ struct Work {
 impl Work {
     /// Makes the folders, safe from a crash, and takes the lock.
     fn begin(disk: Arc<dyn Disk>, place: Place) -> Result<Self, StoreError> {
-        let names =
-            [&place.image(), &place.manifest(), &place.md5(), &place.part(), &place.bad(), &place.lock()];
+        let names = [
+            &place.image(),
+            &place.manifest(),
+            &place.md5(),
+            &place.part(),
+            &place.journal(),
+            &place.bad(),
+            &place.lock(),
+        ];
         let folders = [&place.zone_folder, &place.folder];
         let ours = folders.map(|path| (path, Kind::Folder)).into_iter();
         for (path, kind) in ours.chain(names.map(|path| (path, Kind::File))) {
@@ -394,18 +341,18 @@ impl Work {
                     return Err(StoreError::InTheWay { path: path.clone() });
                 }
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("look at", path)(error));
+                    return Err(SinkError::disk("look at", path, error).into());
                 }
                 _ => {}
             }
         }
 
         create_folders(&*disk, &place.folder, Access::Group)
-            .map_err(failed("make the folder", &place.folder))?;
+            .map_err(|error| SinkError::disk("make the folder", &place.folder, error))?;
 
         let lock = disk.lock(&place.lock()).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => StoreError::Busy { path: place.image() },
-            _ => failed("lock", &place.lock())(error),
+            io::ErrorKind::WouldBlock => StoreError::Busy { image: shown(&place.image()) },
+            _ => SinkError::disk("lock", &place.lock(), error).into(),
         })?;
         Ok(Self { disk, place, _lock: lock })
     }
@@ -413,60 +360,95 @@ impl Work {
     /// The manifest of the copy that counts, if there is one already.
     fn find(&self, zone: &ZoneName, instance_id: InstanceId) -> Option<Manifest> {
         let found = catalogue::read_copy(&*self.disk, &self.place, zone, instance_id).ok()?;
-        self.remove_lock();
+        self.tidy();
         Some(found)
     }
 
-    /// Removes the lock's file once there is a copy that counts: whoever waits for it finds the copy, and writes
-    /// nothing. Before, two could hold a lock of this name, each on a file of its own.
-    fn remove_lock(&self) {
-        let _ = self.disk.remove_file(&self.place.lock());
+    /// Removes what is of no use beside a copy that counts.
+    ///
+    /// The lock's file goes last: whoever waits for it finds the copy, and writes nothing. Before there was one, two could
+    /// hold a lock of this name, each on a file of its own.
+    fn tidy(&self) {
+        for path in [self.place.journal(), self.place.part(), self.place.lock()] {
+            let _ = self.disk.remove_file(&path);
+        }
     }
 
-    /// An empty file for the image, and how many bytes are free for it.
+    /// What an earlier download left that can be relied on; the file has what is safe of it and no more.
+    fn left(&self) -> Option<(Arc<dyn DiskFile>, Journal)> {
+        let bytes = read_file(&*self.disk, &self.place.journal(), JOURNAL_BYTES_MAX).ok()?;
+        let journal = Journal::from_bytes(&bytes)?;
+        let file = self.disk.open(&self.place.part(), Open::Update, Access::Group).ok()?;
+        let len = file.len().ok().filter(|len| *len >= journal.bytes_synced)?;
+        if len > journal.bytes_synced {
+            file.set_len(journal.bytes_synced).ok()?;
+        }
+        Some((Arc::from(file), journal))
+    }
+
+    /// An empty file for the image.
     ///
-    /// It is a new file, not an old one emptied: a write of a download that was dropped may still be on its way.
-    fn fresh_part(&self) -> Result<(Arc<dyn DiskFile>, u64), StoreError> {
-        let (part, folder) = (self.place.part(), &self.place.folder);
-        self.remove(&part)?;
-        let free = self.disk.free_bytes(folder).map_err(failed("ask for the free space of", folder))?;
-        let file = self.disk.open(&part, Open::CreateNew, Access::Group).map_err(failed("make", &part))?;
-        Ok((Arc::from(file), free))
+    /// It is a new file, not an old one emptied: what a failed sync left in the old one can't be known. The journal is
+    /// gone before, for good, so that it never vouches for bytes that it was not written for.
+    fn fresh_part(&self) -> Result<Arc<dyn DiskFile>, SinkError> {
+        self.discard()?;
+        let part = self.place.part();
+        let file = self.disk.open(&part, Open::CreateNew, Access::Group);
+        Ok(Arc::from(file.map_err(|error| SinkError::disk("make", &part, error))?))
+    }
+
+    /// Removes what came so far.
+    fn discard(&self) -> Result<(), SinkError> {
+        self.remove_journal()?;
+        self.remove(&self.place.part()).map(drop)
+    }
+
+    fn remove_journal(&self) -> Result<(), SinkError> {
+        if self.remove(&self.place.journal())? {
+            self.sync_folder()?;
+        }
+        Ok(())
+    }
+
+    fn sync_folder(&self) -> Result<(), SinkError> {
+        let folder = &self.place.folder;
+        self.disk.sync_dir(folder).map_err(|error| SinkError::disk("sync the folder", folder, error))
     }
 
     /// Keeps a file whose MD5 is wrong, once.
-    fn keep_bad(&self) -> Result<(), StoreError> {
+    fn keep_bad(&self) -> Result<(), SinkError> {
+        self.remove_journal()?;
         let bad = self.place.bad();
-        self.disk.rename(&self.place.part(), &bad).map_err(failed("keep the bad file as", &bad))
+        self.disk
+            .rename(&self.place.part(), &bad)
+            .map_err(|error| SinkError::disk("keep the bad file as", &bad, error))
     }
 
-    /// Nothing can take up what is left of a failed download yet.
-    fn discard_part(&self) {
-        // It is in nobody's way: the next download begins by removing it.
-        let _ = self.disk.remove_file(&self.place.part());
+    /// Makes safe what is there, and says so.
+    fn note(&self, growing: &GrowingFile, whole: &Whole) -> io::Result<()> {
+        let bytes_synced = growing.frontier();
+        growing.file().sync()?;
+        let journal = Journal::new(whole, bytes_synced);
+        replace_file(&*self.disk, &self.place.journal(), &journal.to_bytes(), Access::Group)
     }
 
-    /// Makes the bytes safe and reads the image's structure back.
-    fn verify(&self, file: &dyn DiskFile, expected: u64) -> Result<Qcow2, StoreError> {
+    /// Makes the bytes of the whole image safe.
+    fn secure(&self, file: &dyn DiskFile, expected: u64) -> Result<(), SinkError> {
         let path = self.place.part();
-        file.sync().map_err(failed("make safe", &path))?;
-        let found = file.len().map_err(failed("measure", &path))?;
-        if found != expected {
-            return Err(StoreError::Length { path, expected, found });
-        }
-        qcow2::read(found, &|buffer, offset| file.read_at(buffer, offset))
-            .map_err(|source| StoreError::Unsound { path: self.place.image(), source })
+        file.sync().map_err(|error| SinkError::disk("make safe", &path, error))?;
+        let found = file.len().map_err(|error| SinkError::disk("measure", &path, error))?;
+        if found == expected { Ok(()) } else { Err(SinkError::Length { path, expected, found }) }
     }
 
     /// Gives the proved image its name, and puts the manifest beside it last.
-    fn publish(&self, manifest: &Manifest) -> Result<(), StoreError> {
+    fn publish(&self, manifest: &Manifest) -> Result<(), SinkError> {
         let place = &self.place;
         // One that does not count, or there would be nothing to publish: it must not vouch for the new image.
         if self.remove(&place.manifest())? {
-            self.disk.sync_dir(&place.folder).map_err(failed("sync the folder", &place.folder))?;
+            self.sync_folder()?;
         }
         let (part, image) = (place.part(), place.image());
-        self.disk.rename(&part, &image).map_err(failed("give its name to", &part))?;
+        self.disk.rename(&part, &image).map_err(|error| SinkError::disk("give its name to", &part, error))?;
         let sums = format!("{}  {}\n", manifest.image.md5, place.image_name());
         let beside = [(place.md5(), sums.into_bytes()), (place.manifest(), manifest.to_bytes())];
         for (path, bytes) in beside {
@@ -476,31 +458,32 @@ impl Work {
                     let _ = self.remove(&path);
                 }
                 let _ = self.disk.sync_dir(&place.folder);
-                return Err(failed("write", &path)(error));
+                return Err(SinkError::disk("write", &path, error));
             }
         }
-        self.remove_lock();
+        self.tidy();
+        Ok(())
+    }
+
+    /// Replaces the manifest, and then removes the image of one that is pruned.
+    fn amend(&self, before: &Manifest, what: Amendment) -> Result<(), SinkError> {
+        let path = self.place.manifest();
+        replace_file(&*self.disk, &path, &what.of(before).to_bytes(), Access::Group)
+            .map_err(|error| SinkError::disk("write", &path, error))?;
+        if let Amendment::Pruned(_) = what {
+            self.remove(&self.place.image())?;
+            self.remove(&self.place.md5())?;
+            self.sync_folder()?;
+        }
         Ok(())
     }
 
     /// Removes a file; false if there was none.
-    fn remove(&self, path: &Path) -> Result<bool, StoreError> {
+    fn remove(&self, path: &Path) -> Result<bool, SinkError> {
         match self.disk.remove_file(path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed("remove", path)(error)),
-        }
-    }
-}
-
-/// What the disk's error on `path` is for the archive.
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| {
-        if is_full(&source) {
-            StoreError::Full { doing, path, source }
-        } else {
-            StoreError::Disk { doing, path, source }
+            Err(error) => Err(SinkError::disk("remove", path, error)),
         }
     }
 }

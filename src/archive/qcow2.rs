@@ -1,13 +1,14 @@
 //! Reading the structure of a qcow2 image: is it sound, and how large is the disk in it?
 //!
-//! Only the header and the first level of tables are read, in small pieces: whatever the numbers in the file
-//! say, nothing large is allocated and nothing overflows. The format is that of QEMU's
+//! Only the header and the first level of tables are read, in small pieces, from a file or as its bytes go by: whatever
+//! the numbers in it say, nothing large is kept and nothing overflows. The format is that of QEMU's
 //! `docs/interop/qcow2.txt`; the bounds are those that QEMU sets itself (`block/qcow2.h`).
 //!
 //! Refused is what can't be restored from this file alone (a backing file, an external data file, encryption)
 //! and what this program does not know (features that a reader must understand).
 
 use std::io;
+use std::ops::RangeInclusive;
 
 /// What an image says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,10 @@ pub enum Qcow2Error {
     Features(u64),
 }
 
-const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// What every image begins with.
+pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// Clusters of 512 bytes to 2 MiB.
+const CLUSTER_BITS: RangeInclusive<u32> = 9..=21;
 /// QEMU's bounds: 32 MiB of L1 table, 8 MiB of refcount table, 65,536 internal snapshots.
 const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
@@ -94,84 +98,192 @@ const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// # Errors
 /// [`Qcow2Error`] if it is not sound, or can't be read.
 pub fn read(len: u64, read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>) -> Result<Qcow2, Qcow2Error> {
-    let mut bytes = [0; HEADER_READ];
-    let filled = fill(read_at, &mut bytes, 0)?;
-    let header = Header { bytes };
-    if filled < HEADER_V2 || len < HEADER_V2 as u64 {
-        return Err(if filled >= 4 && bytes[..4] != MAGIC {
-            magic(bytes)
-        } else {
-            Qcow2Error::Short { len }
-        });
-    }
-    if bytes[..4] != MAGIC {
-        return Err(magic(bytes));
-    }
-
-    let version = header.u32(4);
-    if !(2..=3).contains(&version) {
-        return Err(number("version", version));
-    }
-    let mut features = 0;
-    if version == 3 {
-        if filled < HEADER_V3 {
-            return Err(Qcow2Error::Short { len });
+    const PIECE: usize = 8 * 4096;
+    let mut checker = Checker::default();
+    let mut buffer = vec![0; PIECE];
+    for part in [Checker::header, Checker::l1] {
+        let (mut at, end) = part(&checker);
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+            let count = fill(read_at, &mut buffer[..wanted], at)?;
+            checker.take(at, &buffer[..count]);
+            at += count as u64;
+            if count < wanted {
+                break;
+            }
         }
-        features = header.u64(72);
     }
-    let cluster_bits = header.u32(20);
-    if !(9..=21).contains(&cluster_bits) {
-        return Err(number("cluster_bits", cluster_bits));
-    }
-    let cluster = 1_u64 << cluster_bits;
-    if version == 3 {
-        check_version_3(&header, features, cluster, len)?;
-    }
-    if header.u64(8) != 0 {
-        return Err(Qcow2Error::NeedsOther("a backing file"));
-    }
-    if header.u32(32) != 0 {
-        return Err(Qcow2Error::Encrypted(header.u32(32)));
+    checker.judge(len)
+}
+
+/// Reads an image as its bytes go by, and keeps nothing of them but the header.
+#[derive(Debug, Default)]
+pub struct Checker {
+    /// The bytes that went by.
+    bytes: u64,
+    header: Header,
+    /// How much of the header is there.
+    filled: usize,
+    l1: L1,
+}
+
+/// What is worth knowing of an L1 table, however long it is.
+#[derive(Debug, Default)]
+struct L1 {
+    /// The entry that is going by.
+    entry: u64,
+    /// The bytes of the table that went by.
+    bytes: u64,
+    /// The first that is not aligned.
+    misaligned: Option<u64>,
+    /// The one that points furthest.
+    furthest: u64,
+}
+
+impl Checker {
+    /// Takes in what comes next.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.take(self.bytes, bytes);
+        self.bytes += bytes.len() as u64;
     }
 
-    let inside = |table: &'static str, offset: u64, size: u64| {
-        let end = offset.checked_add(size);
-        if offset >= cluster && offset.is_multiple_of(cluster) && end.is_some_and(|end| end <= len) {
-            Ok(())
-        } else {
-            Err(Qcow2Error::Outside { table, offset, len })
+    /// The verdict on all that went by.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`] if it is not sound.
+    pub fn finish(&self) -> Result<Qcow2, Qcow2Error> {
+        self.judge(self.bytes)
+    }
+
+    #[expect(clippy::unused_self, reason = "one of two parts")]
+    fn header(&self) -> (u64, u64) {
+        (0, HEADER_READ as u64)
+    }
+
+    /// Where the L1 table stands; nowhere while the header is not there, or does not say it sensibly.
+    fn l1(&self) -> (u64, u64) {
+        let (bytes, offset) = (u64::from(self.header.u32(36)) * 8, self.header.u64(40));
+        let sensible = self.filled >= HEADER_V2 && self.header.bytes[..4] == MAGIC;
+        let sensible = sensible && CLUSTER_BITS.contains(&self.header.u32(20)) && bytes <= L1_BYTES_MAX;
+        match offset.checked_add(bytes) {
+            Some(end) if sensible && offset >= HEADER_READ as u64 => (offset, end),
+            _ => (0, 0),
         }
-    };
+    }
 
-    let virtual_size_bytes = header.u64(24);
-    let (l1_size, l1_offset) = (u64::from(header.u32(36)), header.u64(40));
-    if l1_size * 8 > L1_BYTES_MAX {
-        return Err(number("l1_size", l1_size));
+    /// Takes what stands at `at`; each part that matters comes in its order.
+    fn take(&mut self, at: u64, bytes: &[u8]) {
+        if at < HEADER_READ as u64 {
+            let into = &mut self.header.bytes[usize::try_from(at).unwrap_or(HEADER_READ)..];
+            let count = into.len().min(bytes.len());
+            into[..count].copy_from_slice(&bytes[..count]);
+            self.filled += count;
+        }
+        let (from, until) = self.l1();
+        let end = at + bytes.len() as u64;
+        if end <= from || at >= until {
+            return;
+        }
+        let within = |place: u64| usize::try_from(place.clamp(at, end) - at).unwrap_or_default();
+        let cluster = 1_u64 << self.header.u32(20);
+        for byte in &bytes[within(from)..within(until)] {
+            self.l1.entry = self.l1.entry << 8 | u64::from(*byte);
+            self.l1.bytes += 1;
+            if self.l1.bytes.is_multiple_of(8) {
+                let offset = self.l1.entry & L1_OFFSET;
+                if !offset.is_multiple_of(cluster) {
+                    self.l1.misaligned.get_or_insert(offset);
+                }
+                self.l1.furthest = self.l1.furthest.max(offset);
+            }
+        }
     }
-    let l2_entry = if features & EXTENDED_L2 == 0 { 8 } else { 16 };
-    // At most 2^18 entries of 2^21 bytes each: no overflow.
-    let covered_by_one_l2 = cluster / l2_entry * cluster;
-    if virtual_size_bytes == 0 || virtual_size_bytes.div_ceil(covered_by_one_l2) > l1_size {
-        return Err(number("size", virtual_size_bytes));
-    }
-    inside("L1 table", l1_offset, l1_size * 8)?;
 
-    let refcount_table_bytes = u64::from(header.u32(56)) << cluster_bits;
-    if refcount_table_bytes == 0 || refcount_table_bytes > REFCOUNT_TABLE_BYTES_MAX {
-        return Err(number("refcount_table_clusters", header.u32(56)));
-    }
-    inside("refcount table", header.u64(48), refcount_table_bytes)?;
+    /// The verdict on an image of `len` bytes.
+    fn judge(&self, len: u64) -> Result<Qcow2, Qcow2Error> {
+        let (header, filled) = (&self.header, self.filled);
+        if filled < HEADER_V2 || len < HEADER_V2 as u64 {
+            return Err(if filled >= 4 && header.bytes[..4] != MAGIC {
+                magic(header.bytes)
+            } else {
+                Qcow2Error::Short { len }
+            });
+        }
+        if header.bytes[..4] != MAGIC {
+            return Err(magic(header.bytes));
+        }
 
-    let snapshots = u64::from(header.u32(60));
-    if snapshots > SNAPSHOTS_MAX {
-        return Err(number("nb_snapshots", snapshots));
-    }
-    if snapshots > 0 {
-        inside("snapshot table", header.u64(64), snapshots * SNAPSHOT_ENTRY_BYTES)?;
-    }
-    check_l1(len, l1_offset, l1_size, cluster, read_at)?;
+        let version = header.u32(4);
+        if !(2..=3).contains(&version) {
+            return Err(number("version", version));
+        }
+        let mut features = 0;
+        if version == 3 {
+            if filled < HEADER_V3 {
+                return Err(Qcow2Error::Short { len });
+            }
+            features = header.u64(72);
+        }
+        let cluster_bits = header.u32(20);
+        if !CLUSTER_BITS.contains(&cluster_bits) {
+            return Err(number("cluster_bits", cluster_bits));
+        }
+        let cluster = 1_u64 << cluster_bits;
+        if version == 3 {
+            check_version_3(header, features, cluster, len)?;
+        }
+        if header.u64(8) != 0 {
+            return Err(Qcow2Error::NeedsOther("a backing file"));
+        }
+        if header.u32(32) != 0 {
+            return Err(Qcow2Error::Encrypted(header.u32(32)));
+        }
 
-    Ok(Qcow2 { version, virtual_size_bytes, dirty: features & DIRTY != 0 })
+        let inside = |table: &'static str, offset: u64, size: u64| {
+            let end = offset.checked_add(size);
+            if offset >= cluster && offset.is_multiple_of(cluster) && end.is_some_and(|end| end <= len) {
+                Ok(())
+            } else {
+                Err(Qcow2Error::Outside { table, offset, len })
+            }
+        };
+
+        let virtual_size_bytes = header.u64(24);
+        let (l1_size, l1_offset) = (u64::from(header.u32(36)), header.u64(40));
+        if l1_size * 8 > L1_BYTES_MAX {
+            return Err(number("l1_size", l1_size));
+        }
+        let l2_entry = if features & EXTENDED_L2 == 0 { 8 } else { 16 };
+        // At most 2^18 entries of 2^21 bytes each: no overflow.
+        let covered_by_one_l2 = cluster / l2_entry * cluster;
+        if virtual_size_bytes == 0 || virtual_size_bytes.div_ceil(covered_by_one_l2) > l1_size {
+            return Err(number("size", virtual_size_bytes));
+        }
+        inside("L1 table", l1_offset, l1_size * 8)?;
+
+        let refcount_table_bytes = u64::from(header.u32(56)) << cluster_bits;
+        if refcount_table_bytes == 0 || refcount_table_bytes > REFCOUNT_TABLE_BYTES_MAX {
+            return Err(number("refcount_table_clusters", header.u32(56)));
+        }
+        inside("refcount table", header.u64(48), refcount_table_bytes)?;
+
+        let snapshots = u64::from(header.u32(60));
+        if snapshots > SNAPSHOTS_MAX {
+            return Err(number("nb_snapshots", snapshots));
+        }
+        if snapshots > 0 {
+            inside("snapshot table", header.u64(64), snapshots * SNAPSHOT_ENTRY_BYTES)?;
+        }
+        // Every L2 table begins inside the file; 0 stands for one that is not there: zeros.
+        if self.l1.bytes != l1_size * 8 {
+            return Err(Qcow2Error::Outside { table: "L1 table", offset: l1_offset, len });
+        }
+        let beyond = Some(self.l1.furthest).filter(|furthest| *furthest >= len && *furthest > 0);
+        if let Some(offset) = self.l1.misaligned.or(beyond) {
+            return Err(Qcow2Error::Outside { table: "L2 table", offset, len });
+        }
+        Ok(Qcow2 { version, virtual_size_bytes, dirty: features & DIRTY != 0 })
+    }
 }
 
 /// What only version 3 has.
@@ -207,35 +319,6 @@ fn check_version_3(header: &Header, features: u64, cluster: u64, len: u64) -> Re
     Ok(())
 }
 
-/// Every L2 table begins inside the file.
-fn check_l1(
-    len: u64,
-    l1_offset: u64,
-    l1_size: u64,
-    cluster: u64,
-    read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>,
-) -> Result<(), Qcow2Error> {
-    const ENTRIES: u64 = 4096;
-    let mut buffer = vec![0; 8 * 4096];
-    let mut entry = 0;
-    while entry < l1_size {
-        let count = usize::try_from((l1_size - entry).min(ENTRIES)).unwrap_or(4096);
-        let piece = &mut buffer[..count * 8];
-        if fill(read_at, piece, l1_offset + entry * 8)? < piece.len() {
-            return Err(Qcow2Error::Outside { table: "L1 table", offset: l1_offset, len });
-        }
-        for bytes in piece.as_chunks::<8>().0 {
-            let offset = u64::from_be_bytes(*bytes) & L1_OFFSET;
-            // 0 stands for a table that is not there: zeros.
-            if offset != 0 && (offset >= len || !offset.is_multiple_of(cluster)) {
-                return Err(Qcow2Error::Outside { table: "L2 table", offset, len });
-            }
-        }
-        entry += ENTRIES;
-    }
-    Ok(())
-}
-
 /// Reads until the buffer is full or the file ends.
 fn fill(
     read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>,
@@ -252,8 +335,15 @@ fn fill(
     Ok(filled)
 }
 
+#[derive(Debug)]
 struct Header {
     bytes: [u8; HEADER_READ],
+}
+
+impl Default for Header {
+    fn default() -> Self {
+        Self { bytes: [0; HEADER_READ] }
+    }
 }
 
 impl Header {
@@ -381,6 +471,41 @@ mod tests {
             let _ = read_bytes(&bytes);
             put(&mut bytes, 4, &header[4..]);
             let _ = read_bytes(&bytes);
+        }
+    }
+
+    fn stream(bytes: &[u8], pieces: usize) -> Result<Qcow2, Qcow2Error> {
+        let mut checker = Checker::default();
+        bytes.chunks(pieces).for_each(|piece| checker.update(piece));
+        checker.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn as_a_stream_it_gets_the_verdict_that_it_gets_as_a_file(
+            // Mostly plausible numbers at the places that matter.
+            edits in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        prop::sample::select(vec![0_usize, 4, 8, 20, 24, 32, 36, 40, 48, 56, 60, 64, 72, 96, 100, 104]),
+                        (3_usize << 16)..(3 << 16) + 160,
+                    ],
+                    prop_oneof![0_u64..4, (0_u64..8).prop_map(|n| n << 16), (0_u64..24).prop_map(|n| n << 32), any::<u64>()],
+                    any::<bool>(),
+                ),
+                0..4,
+            ),
+            len in prop_oneof![Just(LEN), 0_usize..LEN, (3_usize << 16)..(3 << 16) + 200],
+            pieces in prop_oneof![1_usize..9, 100_usize..70_000],
+        ) {
+            let mut bytes = image(LEN, 1);
+            for (at, number, wide) in edits {
+                let number = number.to_be_bytes();
+                put(&mut bytes, at, if wide { &number } else { &number[4..] });
+            }
+            let bytes = &bytes[..len];
+            let (file, stream) = (read_bytes(bytes), stream(bytes, pieces));
+            prop_assert_eq!(format!("{file:?}"), format!("{stream:?}"));
         }
     }
 

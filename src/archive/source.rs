@@ -13,14 +13,15 @@ pub trait ImageSource: Send + Sync {
     /// What the service says about the image now; [`Self::renew`] may change it.
     fn facts(&self) -> ImageFacts;
 
-    /// Opens the bytes from `offset` on. The answer may begin elsewhere (a server that ignores ranges begins
-    /// at 0), and says so. With `etag`, the offset is meant for the image that had it.
+    /// Opens the bytes from `offset` on, up to `until` if that is given. The answer may begin elsewhere (a server that
+    /// ignores ranges begins at 0) and go further, and says so. With `etag`, the offset is meant for the image that had it.
     ///
     /// # Errors
     /// [`SourceError`], which decides what is tried next.
     fn open<'a>(
         &'a self,
         offset: u64,
+        until: Option<u64>,
         etag: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ImageStream, SourceError>>;
 
@@ -42,6 +43,8 @@ pub struct ImageFacts {
 pub struct ImageStream {
     /// Where the bytes begin.
     pub offset: u64,
+    /// The server heeded the range.
+    pub is_part: bool,
     /// The length of the whole image in bytes, where it is told.
     pub total: Option<u64>,
     /// What names this very version of the image, where it is told.

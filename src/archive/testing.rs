@@ -72,7 +72,7 @@ pub(super) enum Fault {
     NoRange(usize),
     /// The answer is from behind the place asked for.
     Beyond,
-    /// The first byte that is sent is another.
+    /// The last byte that is sent is another.
     Flip,
     /// The promised length is so much too small.
     Promise(u64),
@@ -150,6 +150,7 @@ impl ImageSource for FakeSource {
     fn open<'a>(
         &'a self,
         offset: u64,
+        until: Option<u64>,
         etag: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ImageStream, SourceError>> {
         self.opened.lock().unwrap().push((offset, etag.map(str::to_owned)));
@@ -160,6 +161,10 @@ impl ImageSource for FakeSource {
             let changed = etag.is_some() && etag != offer.etag;
             let mut total = offer.bytes.len() as u64;
             let mut end = offer.bytes.len();
+            let mut is_part = offset > 0 || until.is_some();
+            if let Some(until) = until.filter(|_| !matches!(fault, Fault::NoRange(_))) {
+                end = end.min(usize::try_from(until).unwrap());
+            }
             let mut tail: Vec<Result<Bytes, TransportError>> = Vec::new();
             let cut = || Err(TransportError::new(Reached::Unknown, "the connection broke"));
             let mut stalls = false;
@@ -173,6 +178,7 @@ impl ImageSource for FakeSource {
                     tail.push(cut());
                 }
                 Fault::NoRange(bytes) => {
+                    is_part = false;
                     offset = 0;
                     end = end.min(bytes);
                     tail.push(cut());
@@ -190,7 +196,7 @@ impl ImageSource for FakeSource {
             let mut bytes = offer.bytes.slice(offset..end.max(offset));
             if matches!(fault, Fault::Flip) {
                 let mut flipped = bytes.to_vec();
-                flipped[0] ^= 1;
+                *flipped.last_mut().unwrap() ^= 1;
                 bytes = flipped.into();
             }
             let (chunk, sent) = (self.chunk, Arc::clone(&self.sent));
@@ -202,6 +208,7 @@ impl ImageSource for FakeSource {
             let pending = stream::pending().take(usize::from(stalls));
             Ok(ImageStream {
                 offset: offset as u64,
+                is_part,
                 total: offer.tells_total.then_some(total),
                 etag: offer.etag.map(str::to_owned),
                 body: Box::pin(chunks.chain(stream::iter(tail)).chain(pending)),
@@ -265,6 +272,8 @@ pub(super) struct TestDisk {
     /// So many changes may still be made; then the machine stops, and nothing works any more.
     pub(super) changes: AtomicU64,
     stopped: AtomicBool,
+    /// Images can't be read.
+    pub(super) unreadable: AtomicBool,
     pub(super) log: Mutex<Vec<String>>,
     /// Writes wait until its sender is gone.
     pub(super) gate: Mutex<Option<Receiver<()>>>,
@@ -277,6 +286,7 @@ impl Default for TestDisk {
             free: AtomicU64::new(u64::MAX),
             changes: AtomicU64::new(u64::MAX),
             stopped: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
             log: Mutex::default(),
             gate: Mutex::default(),
         }
@@ -310,6 +320,10 @@ struct TestFile(Arc<TestDisk>, PathBuf, Box<dyn DiskFile>);
 
 impl DiskFile for TestFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let is_image = self.1.extension().is_some_and(|end| end == "qcow2");
+        if is_image && self.0.unreadable.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the disk is worn out"));
+        }
         self.2.read_at(buffer, offset)
     }
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

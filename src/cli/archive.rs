@@ -1,4 +1,4 @@
-//! `archive list`: the verified exports.
+//! `archive list`, `archive verify`, `archive prune`: the verified exports.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,14 +7,19 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::archive::catalogue::{Problem, StoredCopy};
-use crate::archive::local::LocalArchive;
-use crate::cli::args::{ArchiveList, Global};
-use crate::cli::assemble::{self, Seams};
+use crate::archive::Archive;
+use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
+use crate::archive::verify::{Outcome, describe, verify_archive};
+use crate::cli::args::{ArchiveList, ArchivePrune, ArchiveVerify, Global};
+use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::policy::ArchiveName;
+use crate::randomness::fresh_id;
+use crate::run::copies::{Going, Pruner, recorder_by_hand, subject_of};
+use crate::run::report::{Step, StepOutcome};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::state::audit::Subject;
 use crate::text::{chain, counted, printable};
 
 #[derive(Serialize)]
@@ -23,6 +28,8 @@ struct JsonArchive<'a> {
     /// Why it can't be read, if so.
     error: Option<String>,
     images: Vec<JsonImage>,
+    /// What the archive's retention removed; the manifests are there.
+    pruned: Vec<JsonImage>,
     problems: Vec<String>,
 }
 
@@ -35,6 +42,8 @@ struct JsonImage {
     snapshot_name: String,
     created_at: Timestamp,
     verified_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pruned_at: Option<Timestamp>,
     size_bytes: u64,
     md5: String,
     file: String,
@@ -46,22 +55,17 @@ struct JsonImage {
 /// [`Refusal`] if an archive is named that is not configured.
 pub async fn list(global: &Global, list: &ArchiveList, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
-    let archives = assemble::archives(&config, &Seams::real());
-    for name in &list.archives {
-        if !archives.contains_key(name) {
-            return Err(Refusal::new(
-                Exit::Usage,
-                format!("there is no archive `{name}` in the configuration"),
-            ));
-        }
-    }
-    Ok(show(&archives, &list.archives, output).await)
+    let seams = Seams::real();
+    let archives = assemble::archives(&config, &seams)?;
+    check_names(&archives, &list.archives)?;
+    Ok(show(&archives, &list.archives, seams.clock.now(), output).await)
 }
 
 /// Prints what the archives with these names hold; all, if none is named.
 pub async fn show(
-    archives: &BTreeMap<ArchiveName, Arc<LocalArchive>>,
+    archives: &BTreeMap<ArchiveName, Arc<Archive>>,
     names: &[ArchiveName],
+    now: Timestamp,
     output: Output,
 ) -> Exit {
     let mut exit = Exit::Done;
@@ -71,17 +75,17 @@ pub async fn show(
             Ok(catalogue) => JsonArchive {
                 archive: name,
                 error: None,
-                images: catalogue
-                    .copies()
-                    .iter()
-                    .filter(|copy| copy.manifest.pruned_at.is_none())
-                    .map(image)
-                    .collect(),
+                images: images(&catalogue, false),
+                pruned: images(&catalogue, true),
                 problems: catalogue.problems().iter().map(Problem::describe).collect(),
             },
-            Err(error) => {
-                JsonArchive { archive: name, error: Some(chain(&error)), images: vec![], problems: vec![] }
-            }
+            Err(error) => JsonArchive {
+                archive: name,
+                error: Some(chain(&error)),
+                images: vec![],
+                pruned: vec![],
+                problems: vec![],
+            },
         };
         if let Some(error) = &json.error {
             output.complain(&format!("archive {name}: {error}"));
@@ -92,9 +96,251 @@ pub async fn show(
     if output.is_json() {
         output.print_json(&all);
     } else {
-        output.print(&all.iter().map(|archive| render(archive, output)).collect::<String>());
+        output.print(&all.iter().map(|archive| render(archive, now, output)).collect::<String>());
     }
     exit
+}
+
+fn check_names(archives: &BTreeMap<ArchiveName, Arc<Archive>>, names: &[ArchiveName]) -> Result<(), Refusal> {
+    match names.iter().find(|name| !archives.contains_key(*name)) {
+        Some(name) => {
+            Err(Refusal::new(Exit::Usage, format!("there is no archive `{name}` in the configuration")))
+        }
+        None => Ok(()),
+    }
+}
+
+#[derive(Serialize)]
+struct JsonVerified<'a> {
+    archive: &'a ArchiveName,
+    /// Why it can't be read, if so.
+    error: Option<String>,
+    images: Vec<JsonOutcome>,
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct JsonOutcome {
+    #[serde(flatten)]
+    image: JsonImage,
+    /// `good`, `corrupt` or `failed`.
+    outcome: &'static str,
+    /// Why it is not good.
+    message: Option<String>,
+}
+
+impl JsonOutcome {
+    fn of(copy: &StoredCopy, outcome: &Outcome) -> Self {
+        let (word, message) = match outcome {
+            Outcome::Good => ("good", None),
+            Outcome::Corrupt(why) => ("corrupt", Some(why.clone())),
+            Outcome::Failed(why) => ("failed", Some(why.clone())),
+        };
+        Self { image: image(copy), outcome: word, message }
+    }
+}
+
+/// Proves the images again.
+///
+/// # Errors
+/// [`Refusal`] if an archive is named that is not configured.
+pub async fn verify(global: &Global, verify: &ArchiveVerify, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    let seams = Seams::real();
+    let archives = assemble::archives(&config, &seams)?;
+    check_names(&archives, &verify.archives)?;
+    let names = &verify.archives;
+    let mut exit = Exit::Done;
+    let mut all = Vec::new();
+    for (name, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+        // It may take hours: what is wrong is told at once.
+        let tell = |copy: &StoredCopy, outcome: &Outcome| {
+            if let Some(line) = describe(name, copy, outcome) {
+                output.complain(&line);
+            }
+        };
+        let verified =
+            verify_archive(archive, verify.percent, &*seams.clock, &*seams.randomness, &tell).await;
+        all.push(match verified {
+            Ok(verified) => {
+                let problems: Vec<String> = verified.problems.iter().map(Problem::describe).collect();
+                for problem in &problems {
+                    output.complain(&format!("archive {name}: {problem}"));
+                }
+                if !verified.is_good() {
+                    exit = Exit::Failed;
+                }
+                let images = verified.copies.iter().map(|(copy, outcome)| JsonOutcome::of(copy, outcome));
+                JsonVerified { archive: name, error: None, images: images.collect(), problems }
+            }
+            Err(error) => {
+                let error = chain(&error);
+                output.complain(&format!("archive {name}: {error}"));
+                exit = Exit::Failed;
+                JsonVerified { archive: name, error: Some(error), images: vec![], problems: vec![] }
+            }
+        });
+    }
+    if output.is_json() {
+        output.print_json(&all);
+    } else {
+        for verified in &all {
+            let count = |word: &str| verified.images.iter().filter(|image| image.outcome == word).count();
+            output.print(&format!(
+                "archive {}: {} read again, {} good, {} corrupt, {} could not be verified\n",
+                verified.archive,
+                counted(verified.images.len(), "image"),
+                count("good"),
+                count("corrupt"),
+                count("failed"),
+            ));
+        }
+    }
+    Ok(exit)
+}
+
+#[derive(Serialize)]
+struct JsonPruned<'a> {
+    archive: &'a ArchiveName,
+    /// Why nothing was pruned, if so.
+    error: Option<String>,
+    dry_run: bool,
+    copies: Vec<JsonGoing>,
+}
+
+#[derive(Serialize)]
+struct JsonGoing {
+    zone: ZoneName,
+    snapshot: Subject,
+    rule: Option<&'static str>,
+    reasons: Vec<String>,
+    /// None where it was only looked.
+    outcome: Option<StepOutcome>,
+    message: Option<String>,
+}
+
+impl JsonGoing {
+    fn planned(going: Going) -> Self {
+        let manifest = &going.copy.manifest;
+        Self {
+            zone: manifest.zone.clone(),
+            snapshot: subject_of(manifest),
+            rule: going.rule,
+            reasons: going.reasons,
+            outcome: None,
+            message: None,
+        }
+    }
+
+    fn done((zone, step): (ZoneName, Step)) -> Self {
+        let Step { snapshot, rule, reasons, outcome, message, .. } = step;
+        Self { zone, snapshot, rule, reasons, outcome: Some(outcome), message }
+    }
+}
+
+/// Prunes the copies that the archives' own retention lets go.
+///
+/// # Errors
+/// [`Refusal`] if an archive is named that is not configured, or that has no retention.
+pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    let seams = Seams::real();
+    let archives = assemble::archives(&config, &seams)?;
+    check_names(&archives, &prune.archives)?;
+    let purpose = if prune.dry_run { Use::Looking } else { Use::Running };
+    let state = assemble::state(&config, &seams, purpose)?;
+    let mut exit = Exit::Done;
+    let mut all = Vec::new();
+    for (name, archive) in &archives {
+        let is_named = prune.archives.contains(name);
+        let rules = config.archive_rules.get(name);
+        let Some(retention) = rules.and_then(|rules| rules.retention.clone()) else {
+            if is_named {
+                let text = format!(
+                    "archive `{name}` keeps every copy: write a section `[archives.{name}.retention]`"
+                );
+                return Err(Refusal::new(Exit::Usage, text));
+            }
+            continue;
+        };
+        if !is_named && !prune.archives.is_empty() {
+            continue;
+        }
+        let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
+        let pruner = Pruner { state: state.clone(), clock, archive, retention };
+        let copies: Result<Vec<JsonGoing>, String> = if prune.dry_run {
+            let planned = pruner.plan(None).await;
+            planned.map(|going| going.into_iter().map(JsonGoing::planned).collect())
+        } else {
+            let run_id = fresh_id(&*seams.randomness, seams.clock.now());
+            let steps = pruner.prune(&recorder_by_hand(&pruner, run_id), None).await;
+            steps.map(|steps| steps.into_iter().map(JsonGoing::done).collect())
+        };
+        let (error, copies) = match copies {
+            Ok(copies) => (None, copies),
+            Err(error) => (Some(error), Vec::new()),
+        };
+        if let Some(error) = &error {
+            output.complain(&format!("archive {name}: nothing is pruned: {error}"));
+        }
+        let is_bad = |copy: &JsonGoing| copy.outcome == Some(StepOutcome::Failed);
+        if error.is_some() || copies.iter().any(is_bad) {
+            exit = Exit::Failed;
+        }
+        all.push(JsonPruned { archive: name, error, dry_run: prune.dry_run, copies });
+    }
+    if output.is_json() {
+        output.print_json(&all);
+    } else if all.is_empty() {
+        output.print("no archive has a retention: every copy stays\n");
+    } else {
+        output.print(&all.iter().map(|pruned| render_pruned(pruned, output)).collect::<String>());
+    }
+    Ok(exit)
+}
+
+fn render_pruned(pruned: &JsonPruned<'_>, output: Output) -> String {
+    let copies = counted(pruned.copies.len(), "copy");
+    let head = if pruned.dry_run { format!("{copies} would go") } else { format!("{copies} to go") };
+    let mut text = format!("archive {}: {head}\n", pruned.archive);
+    let rows = pruned.copies.iter().map(|copy| {
+        let (word, tone) = match copy.outcome {
+            None => ("would go", Tone::Bad),
+            Some(StepOutcome::Done) => ("pruned", Tone::Bad),
+            Some(StepOutcome::Failed) => ("FAILED", Tone::Bad),
+            Some(StepOutcome::Blocked | StepOutcome::Skipped) => ("kept", Tone::Dim),
+        };
+        let why = copy.message.clone().unwrap_or_else(|| copy.reasons.join("; "));
+        let snapshot = &copy.snapshot;
+        let id = || snapshot.instance_id.map_or_else(String::new, |id| id.to_string());
+        let plain = |text: String| (text, Tone::Plain);
+        vec![
+            (word.to_owned(), tone),
+            plain(copy.zone.to_string()),
+            plain(snapshot.instance_name.clone().unwrap_or_else(id)),
+            plain(to_the_second(snapshot.created_at).to_string()),
+            plain(why),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    if !rows.is_empty() {
+        text.push_str(&output.table(&["COPY", "ZONE", "INSTANCE", "TAKEN", "WHY"], rows));
+    }
+    text
+}
+
+fn images(catalogue: &Catalogue, pruned: bool) -> Vec<JsonImage> {
+    let copies = catalogue.copies().iter();
+    copies.filter(|copy| copy.manifest.pruned_at.is_some() == pruned).map(image).collect()
+}
+
+/// How old something is, for people.
+fn age(at: Timestamp, now: Timestamp) -> String {
+    match now.duration_since(at).as_hours() {
+        hours @ 0..48 => format!("{hours}h"),
+        hours if hours > 0 => format!("{}d", hours / 24),
+        _ => "(in the future)".to_owned(),
+    }
 }
 
 fn image(copy: &StoredCopy) -> JsonImage {
@@ -107,13 +353,14 @@ fn image(copy: &StoredCopy) -> JsonImage {
         snapshot_name: manifest.snapshot.name.clone(),
         created_at: manifest.snapshot.created_at,
         verified_at: manifest.verified_at,
+        pruned_at: manifest.pruned_at,
         size_bytes: manifest.image.bytes,
         md5: manifest.image.md5.to_string(),
         file: copy.image.display().to_string(),
     }
 }
 
-fn render(archive: &JsonArchive<'_>, output: Output) -> String {
+fn render(archive: &JsonArchive<'_>, now: Timestamp, output: Output) -> String {
     let bytes: u64 = archive.images.iter().map(|image| image.size_bytes).sum();
     let mut text = format!(
         "archive {}: {}, {bytes} bytes\n",
@@ -129,6 +376,7 @@ fn render(archive: &JsonArchive<'_>, output: Output) -> String {
                 vec![
                     plain(image.instance_name.clone().unwrap_or_else(|| image.instance_id.to_string())),
                     plain(image.created_at.to_string()),
+                    plain(age(image.created_at, now)),
                     plain(image.size_bytes.to_string()),
                     plain(to_the_second(image.verified_at).to_string()),
                     plain(image.md5.clone()),
@@ -136,10 +384,14 @@ fn render(archive: &JsonArchive<'_>, output: Output) -> String {
                 ]
             })
             .collect();
-        text.push_str(&output.table(&["INSTANCE", "TAKEN", "BYTES", "VERIFIED", "MD5", "FILE"], rows));
+        text.push_str(&output.table(&["INSTANCE", "TAKEN", "AGE", "BYTES", "VERIFIED", "MD5", "FILE"], rows));
+    }
+    if !archive.pruned.is_empty() {
+        let copies = counted(archive.pruned.len(), "copy");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{copies} pruned by the archive's retention; the manifests tell of them");
     }
     for problem in &archive.problems {
-        // Writing to a String cannot fail.
         let _ = writeln!(text, "problem: {}", printable(problem));
     }
     text

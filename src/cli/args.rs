@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
-use crate::policy::PolicyName;
 use crate::policy::span::Span;
+use crate::policy::{ArchiveName, PolicyName};
+use crate::run::restore::BootMode;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging;
 
@@ -131,6 +132,12 @@ pub enum Command {
     Simulate(Simulate),
     /// Make a template of one snapshot, now.
     Promote(Promote),
+    /// Bring a verified copy back from an archive, as a file or as a template.
+    ///
+    /// A file is written as FILE.part, proved, synced, and only then given its name; nothing is overwritten, and it takes
+    /// no credentials but those of the archive. A template is fetched by the platform from an archive of type `s3`: a copy
+    /// from a folder is stored there first. It boots, and lets users in, as the template of the instance did.
+    Restore(Restore),
     /// Pin a snapshot: whatever the policies say, it stays. Needs no credentials, works beside a running daemon.
     Hold(HoldSnapshot),
     /// Take the pin of a snapshot away. Needs no credentials, works beside a running daemon.
@@ -283,6 +290,37 @@ pub struct Promote {
     pub description: Option<String>,
 }
 
+/// `restore`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+#[command(group = clap::ArgGroup::new("form").required(true))]
+pub struct Restore {
+    /// Which snapshot.
+    #[arg(value_name = "SNAPSHOT", group = "which")]
+    pub snapshot: Option<SnapshotId>,
+    /// The newest snapshot of an instance that has a copy: its id, or its name.
+    #[arg(long, value_name = "INSTANCE", group = "which")]
+    pub latest: Option<String>,
+    /// Only snapshots that were taken before then, such as 2027-01-31T00:00:00Z.
+    #[arg(long, value_name = "TIME", requires = "latest", conflicts_with = "snapshot")]
+    pub before: Option<Timestamp>,
+    /// To this new file.
+    #[arg(long, value_name = "FILE", group = "form")]
+    pub to: Option<PathBuf>,
+    /// To a template of this name.
+    #[arg(long, value_name = "NAME", group = "form", requires = "zone")]
+    pub to_template: Option<String>,
+    /// The template's zone.
+    #[arg(long, value_name = "Z", requires = "to_template", conflicts_with = "to")]
+    pub zone: Option<ZoneName>,
+    /// How a machine of the template boots, where the copy's manifest does not say it: legacy or uefi.
+    #[arg(long, value_name = "MODE", requires = "to_template", conflicts_with = "to")]
+    pub boot_mode: Option<BootMode>,
+    /// From this archive alone; else from the first that has a good copy, those in folders first.
+    #[arg(long, value_name = "ARCHIVE")]
+    pub archive: Option<ArchiveName>,
+}
+
 /// `hold`
 #[derive(Debug, Args)]
 pub struct HoldSnapshot {
@@ -324,6 +362,34 @@ pub struct Allow {
 pub enum ArchiveCommand {
     /// List the verified exports.
     List(ArchiveList),
+    /// Read the images again and prove them by their checksums. Marks in the manifests what came of it; exits with 1 if
+    /// something is corrupt or can't be read. Works beside a running daemon.
+    Verify(ArchiveVerify),
+    /// Remove the copies that `[archives.NAME.retention]` lets go, and say why. Their manifests stay, marked. Needs no
+    /// credentials of the API, works beside a running daemon.
+    Prune(ArchivePrune),
+}
+
+/// `archive verify`
+#[derive(Debug, Args)]
+pub struct ArchiveVerify {
+    /// Which archives; all if none is named.
+    #[arg(value_name = "ARCHIVE")]
+    pub archives: Vec<ArchiveName>,
+    /// Read so many percent of the images of each, those first that were not proved for longest.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub percent: u64,
+}
+
+/// `archive prune`
+#[derive(Debug, Args)]
+pub struct ArchivePrune {
+    /// Which archives; all that have a retention if none is named.
+    #[arg(value_name = "ARCHIVE")]
+    pub archives: Vec<ArchiveName>,
+    /// Only show what would go.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `archive list`
@@ -331,7 +397,7 @@ pub enum ArchiveCommand {
 pub struct ArchiveList {
     /// Which archives; all if none is named.
     #[arg(value_name = "ARCHIVE")]
-    pub archives: Vec<crate::policy::ArchiveName>,
+    pub archives: Vec<ArchiveName>,
 }
 
 /// `demo`
@@ -345,7 +411,14 @@ pub struct Demo {
 impl Command {
     /// Whether a line per run and per change is wanted without asking for it.
     fn tells_what_it_does(&self) -> bool {
-        matches!(self, Self::Run | Self::Once(_) | Self::Promote(_) | Self::Demo(Demo { once: false }))
+        matches!(
+            self,
+            Self::Run
+                | Self::Once(_)
+                | Self::Promote(_)
+                | Self::Restore(_)
+                | Self::Demo(Demo { once: false })
+        )
     }
 }
 

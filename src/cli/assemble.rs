@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::archive::Archive;
 use crate::archive::local::LocalArchive;
+use crate::archive::s3::S3Archive;
+use crate::archive::s3::client::S3Place;
+use crate::archive::s3::credentials::S3Credentials;
 use crate::cli::args::Global;
 use crate::cli::{Exit, Refusal};
 use crate::clock::{Clock, SystemClock};
@@ -113,19 +117,55 @@ fn systemd_state_directory() -> Option<PathBuf> {
 }
 
 /// The archives of the configuration. Nothing is touched yet.
-pub fn archives(config: &Config, seams: &Seams) -> BTreeMap<ArchiveName, Arc<LocalArchive>> {
+///
+/// # Errors
+/// [`Refusal`] for one without credentials.
+pub fn archives(config: &Config, seams: &Seams) -> Result<BTreeMap<ArchiveName, Arc<Archive>>, Refusal> {
     let make = |(name, settings): (&ArchiveName, &ArchiveSettings)| {
-        let ArchiveSettings::Local { path } = settings;
-        let archive = LocalArchive::new(
-            name.clone(),
-            path.clone(),
-            seams.disk.clone(),
-            seams.clock.clone(),
-            seams.randomness.clone(),
-        );
-        (name.clone(), Arc::new(archive))
+        Ok((name.clone(), Arc::new(archive(name, settings, seams)?)))
     };
     config.archives.iter().map(make).collect()
+}
+
+/// One archive of the configuration. Nothing is touched yet.
+///
+/// # Errors
+/// [`Refusal`] for one without credentials.
+pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) -> Result<Archive, Refusal> {
+    match settings {
+        ArchiveSettings::Local { path } => {
+            Ok(Archive::Local(LocalArchive::new(name.clone(), path.clone(), seams.disk.clone())))
+        }
+        ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file } => {
+            let place = S3Place {
+                endpoint: endpoint.clone(),
+                region: region.clone(),
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+            };
+            s3_archive(name, place, credentials_file.as_deref(), seams).map(Archive::S3)
+        }
+    }
+}
+
+/// A bucket as an archive, with its credentials.
+fn s3_archive(
+    name: &ArchiveName,
+    place: S3Place,
+    file: Option<&Path>,
+    seams: &Seams,
+) -> Result<S3Archive, Refusal> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let credentials = S3Credentials::find(name, &environment, file)
+        .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))?;
+    Ok(S3Archive::new(
+        name.clone(),
+        place,
+        credentials,
+        seams.transport.clone(),
+        seams.clock.clone(),
+        seams.randomness.clone(),
+    ))
 }
 
 /// Whether what is put together will change something.
@@ -181,7 +221,8 @@ pub fn runner(
         ),
         metadata: Metadata::new(seams.transport.clone(), seams.clock.clone()),
         transport: seams.transport.clone(),
-        archives: archives(config, seams),
+        archives: archives(config, seams)?,
+        archive_rules: config.archive_rules.clone(),
         state,
         clock: seams.clock.clone(),
         randomness: seams.randomness.clone(),

@@ -113,7 +113,7 @@ async fn one_run_each(output: Output) -> Result<Exit, Refusal> {
         output.print(&reports.iter().map(|report| once::render(report, output)).collect::<String>());
     }
     output.print(&heading("5. What is there now"));
-    exit = exit.worse(archive::show(&runner.archives, &[], output).await);
+    exit = exit.worse(archive::show(&runner.archives, &[], runner.clock.now(), output).await);
     let templates: Vec<String> = world.templates(&zone).into_iter().map(|template| template.name).collect();
     output.print(&format!(
         "\nzone {zone}: {} of {history} snapshots, templates: {}\n\n\

@@ -15,6 +15,7 @@ pub mod output;
 pub mod packaging;
 pub mod plan;
 pub mod promote;
+pub mod restore;
 pub mod run;
 pub mod simulate;
 pub mod status;
@@ -119,12 +120,19 @@ fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
         Command::Simulate(simulate) => on_runtime(simulate::simulate(global, simulate, output)),
         Command::Check(check) => on_runtime(check::check(global, check, output)),
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
+        Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
         Command::Unhold(unhold) => on_runtime(hold::unhold(global, unhold, output)),
         Command::Holds => hold::holds(global, output),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command: ArchiveCommand::List(list) } => {
             on_runtime(archive::list(global, list, output))
+        }
+        Command::Archive { command: ArchiveCommand::Verify(verify) } => {
+            on_runtime(archive::verify(global, verify, output))
+        }
+        Command::Archive { command: ArchiveCommand::Prune(prune) } => {
+            on_runtime(archive::prune(global, prune, output))
         }
         Command::Status => on_runtime(status::status(global, output)),
         Command::Demo(demo) => on_runtime(demo::demo(demo, output)),

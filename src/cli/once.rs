@@ -139,6 +139,8 @@ pub(super) fn word(action: Action) -> &'static str {
         Action::Promote => "promote",
         Action::Delete => "delete",
         Action::DeleteTemplate => "delete template",
+        Action::PruneCopy => "prune copy",
+        Action::Restore => "restore",
     }
 }
 

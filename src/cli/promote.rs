@@ -20,6 +20,14 @@ struct Promoted<'a> {
     template_name: &'a str,
 }
 
+/// Refuses what the platform would not take as a template's name.
+pub(super) fn sound_name(name: &str) -> Result<(), Refusal> {
+    if (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Refusal::new(Exit::Usage, "a template's name has 1 to 255 characters and no control characters"))
+}
+
 /// Promotes and prints the template's id.
 ///
 /// # Errors
@@ -27,11 +35,7 @@ struct Promoted<'a> {
 pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let credentials = assemble::credentials(&config)?;
-    let characters = promote.name.chars().count();
-    if !(1..=255).contains(&characters) || promote.name.chars().any(char::is_control) {
-        let text = "a template's name has 1 to 255 characters and no control characters";
-        return Err(Refusal::new(Exit::Usage, text));
-    }
+    sound_name(&promote.name)?;
     let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
     let request = PromoteRequest {
         name: promote.name.clone(),

@@ -115,6 +115,9 @@ fn attention(status: &Status) -> Vec<String> {
             if let Some(held) = &known.held {
                 lines.push(format!("policy {name}, zone {zone}: deletions are held back: {held}"));
             }
+            if let Some(alert) = &known.gate_alert {
+                lines.push(format!("policy {name}, zone {zone}: {alert}"));
+            }
         }
         match &policy.last {
             // What it was stands above already.
@@ -197,6 +200,9 @@ fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
         format!("{} kept, {} let go, {} ignored", plan.keep, plan.delete, plan.ignore)
     });
     let note = match (&known.failure, &known.held) {
+        (None, None) if known.gate_alert.is_some() => {
+            (format!("ALERT: {}", known.gate_alert.clone().unwrap_or_default()), Tone::Bad)
+        }
         (Some(failure), _) => (format!("FAILED: {failure}"), Tone::Bad),
         (None, Some(held)) => (format!("HELD: {held}"), Tone::Bad),
         (None, None) => (String::new(), Tone::Plain),

@@ -13,11 +13,14 @@ const PRINTED_MAX: usize = 50;
 /// The most characters of a line that are printed; a longer one is cut around the spot.
 const LINE_MAX: usize = 100;
 
+/// What is spoken of: a path, where it stands, and what is missing there.
+type Spot = (String, Option<Range<usize>>, Option<String>);
+
 /// What was found while a file was walked. Each spot is spoken of once: the first finding stands.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     list: RefCell<Vec<Finding>>,
-    spots: RefCell<HashSet<(String, Option<Range<usize>>)>>,
+    spots: RefCell<HashSet<Spot>>,
 }
 
 /// One thing that is wrong.
@@ -50,7 +53,9 @@ pub(super) enum Kind {
 
 impl Findings {
     pub(super) fn add(&self, finding: Finding) {
-        if self.spots.borrow_mut().insert((finding.subject.clone(), finding.span.clone())) {
+        // Several keys may be missing in one section; what is wrong with one is told once.
+        let missing = (finding.kind == Kind::Missing).then(|| finding.fact.clone());
+        if self.spots.borrow_mut().insert((finding.subject.clone(), finding.span.clone(), missing)) {
             self.list.borrow_mut().push(finding);
         }
     }

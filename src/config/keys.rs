@@ -30,6 +30,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "bucket",
             "prefix",
             "credentials_file",
+            "allow_plain_http",
             "retention",
             "verify",
         ],
@@ -112,36 +113,17 @@ const RETENTION: &[&str] = &[
     "failed_after",
 ];
 
-/// How much of a key's values comes later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Later {
-    /// All of them.
-    All,
-    /// All but this one.
-    AllBut(&'static str),
-    /// This one.
-    Only(&'static str),
-}
-
 /// What this version knows and can't do: refused, never ignored. To make a key available, take its line out.
-pub(super) const LATER: &[(&str, Later)] = &[
-    ("archives.*.type", Later::Only("s3")),
-    ("archives.*.retention", Later::All),
-    ("archives.*.verify", Later::All),
-    ("policies.*.export.alert_after", Later::All),
-    ("policies.*.export.connections", Later::AllBut("1")),
-    ("policies.*.export.bandwidth_limit", Later::All),
-    ("notify.*", Later::All),
-];
+pub(super) const LATER: &[&str] = &["notify.*"];
 
 /// The keys of a section, if there is such a section.
 pub(super) fn of(shape: &str) -> Option<&'static [&'static str]> {
     SECTIONS.iter().find(|(known, _)| *known == shape).map(|(_, keys)| *keys)
 }
 
-/// How much of a key's values comes later, if any.
-pub(super) fn later(shape: &str) -> Option<Later> {
-    LATER.iter().find(|(known, _)| *known == shape).map(|(_, later)| *later)
+/// Whether a key comes later.
+pub(super) fn comes_later(shape: &str) -> bool {
+    LATER.contains(&shape)
 }
 
 /// The candidate that `word` was probably meant to be: a few slips away, fewer for a short word, or begun
@@ -189,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_is_a_known_key() {
-        for (shape, _) in LATER {
+        for shape in LATER {
             let shape = shape.strip_suffix(".*").unwrap_or(shape);
             let (section, key) = shape.rsplit_once('.').unwrap_or(("", shape));
             assert!(of(section).is_some_and(|keys| keys.contains(&key)), "{shape}");
@@ -199,9 +181,8 @@ mod tests {
     #[test]
     fn the_full_example_shows_every_key_that_is_available() {
         let example = include_str!("../../config/full.toml");
-        let comes_later = |shape: &str| later(shape) == Some(Later::All);
         for (section, known) in SECTIONS {
-            // The sections themselves; what whole sections bring later; what is for archives of type `s3`.
+            // The sections themselves; what whole sections bring later; archives, which have their keys by type.
             if section.is_empty() || *section == "archives.*" || comes_later(section) {
                 continue;
             }

@@ -26,7 +26,7 @@ use url::{Host, Url};
 use crate::config::findings::{Diagnostics, Finding, Findings, Kind};
 use crate::config::walk::{Place, Table, Value};
 use crate::disk::read_named_file;
-use crate::policy::{ArchiveName, Policy};
+use crate::policy::{ArchiveName, ArchiveRules, Policy, VerifyPlan};
 use crate::schedule::Schedule;
 use crate::snapshot::ZoneName;
 use crate::text::{counted, excerpt};
@@ -54,6 +54,9 @@ const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// The most of anything at once that may be asked for: beyond it threads and connections run out first.
 const CONCURRENCY_MAX: u64 = 256;
 
+/// Whoever wants less of an archive to be read at once says so.
+const VERIFY_PERCENT: u64 = 100;
+
 /// This machine alone: who may see it from elsewhere is to be decided by somebody.
 const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9788));
 /// Well within the 90 s that systemd gives a service to stop.
@@ -70,6 +73,8 @@ pub struct Config {
     pub state_directory: Option<PathBuf>,
     /// Where exports go, by name.
     pub archives: BTreeMap<ArchiveName, ArchiveSettings>,
+    /// What becomes of the copies in each of them.
+    pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
     /// At least one, in the order of the file; every archive that one names is there.
     pub policies: Vec<Policy>,
 }
@@ -112,6 +117,19 @@ pub enum ArchiveSettings {
     Local {
         /// Absolute; no other archive is in it or around it.
         path: PathBuf,
+    },
+    /// In a bucket of a store that speaks S3.
+    S3 {
+        /// The store's address, without a slash at its end.
+        endpoint: Url,
+        /// The region that requests are signed for.
+        region: String,
+        /// The bucket.
+        bucket: String,
+        /// What all keys begin with: empty, or ending with a slash; no other archive is in it or around it.
+        prefix: String,
+        /// A file with `api_key` and `api_secret`.
+        credentials_file: Option<PathBuf>,
     },
 }
 
@@ -176,7 +194,8 @@ pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Conf
     let unread = report_syntax(text, &errors, &findings);
     let root = Table::root(table.get_ref(), &findings);
 
-    let archives = read_archives(&root.table("archives"));
+    let mut archive_rules = BTreeMap::new();
+    let archives = read_archives(&root.table("archives"), &mut archive_rules);
     let named_policies = root.table("policies");
     if named_policies.is_empty() && !root.has_slip_of("policies") && !root.has_other_than_table("policies") {
         Place::outside(file_name, &findings).missing(
@@ -190,6 +209,7 @@ pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Conf
         server: read_server(&root.table("server")),
         state_directory: root.table("state").path("directory"),
         archives: archives.into_iter().filter_map(|(name, settings)| Some((name, settings?))).collect(),
+        archive_rules,
         policies,
     };
     check_notify(&root.table("notify"));
@@ -290,46 +310,62 @@ fn read_concurrency(table: &Table<'_>) -> Option<NonZeroUsize> {
     usize::try_from(number).ok().and_then(NonZeroUsize::new)
 }
 
-/// An address that requests are sent to, signed: it must say exactly what it means.
+/// The API's address.
 fn check_endpoint(text: &str, allow_plain_http: bool, place: &Place<'_>) {
     let sample = text.replace("{zone}", "ch-gva-2");
     let example = "write it like `https://api-{zone}.exoscale.com/v2`";
+    if sample.contains(['{', '}']) {
+        return place.wrong("the address has a placeholder other than `{zone}`", example);
+    }
+    check_address(&sample, text, example, allow_plain_http, place);
+}
+
+/// An address that requests are sent to, signed: it must say exactly what it means. `written` is how the operator wrote
+/// it.
+fn check_address(
+    sample: &str,
+    written: &str,
+    example: &str,
+    allow_plain_http: bool,
+    place: &Place<'_>,
+) -> Option<Url> {
+    let wrong = |fact: String, help: &str| {
+        place.wrong(fact, help);
+        None
+    };
     // The parser drops tabs and line breaks, and takes `\` for `/`: what is sent would not be what is read.
     if sample
         .chars()
         .any(|character| character.is_whitespace() || character.is_control() || character == '\\')
     {
-        return place.wrong("the address has a blank, a `\\` or a control character in it", example);
-    }
-    if sample.contains(['{', '}']) {
-        return place.wrong("the address has a placeholder other than `{zone}`", example);
+        return wrong("the address has a blank, a `\\` or a control character in it".to_owned(), example);
     }
     // First of all, since it is never shown: it may be a secret.
     if sample.contains('@') {
-        return place.wrong(
-            "the address has a user or a password in it",
+        return wrong(
+            "the address has a user or a password in it".to_owned(),
             "take them out: credentials never stand in the configuration",
         );
     }
-    let Ok(url) = Url::parse(&sample) else {
-        return place.wrong(format!("`{}` is not a web address", excerpt(text, 100)), example);
+    let Ok(url) = Url::parse(sample) else {
+        return wrong(format!("`{}` is not a web address", excerpt(written, 100)), example);
     };
     if !matches!(url.scheme(), "http" | "https") {
-        return place
-            .wrong(format!("`{}:` is neither `https:` nor `http:`", excerpt(url.scheme(), 20)), example);
+        return wrong(format!("`{}:` is neither `https:` nor `http:`", excerpt(url.scheme(), 20)), example);
     }
     if sample.contains(['?', '#']) {
-        return place.wrong("the address has a `?` or a `#` in it", example);
+        return wrong("the address has a `?` or a `#` in it".to_owned(), example);
     }
     if sample.ends_with('/') {
-        return place.wrong("the address ends with `/`", "take the last `/` away");
+        return wrong("the address ends with `/`".to_owned(), "take the last `/` away");
     }
     if url.scheme() == "http" && !allow_plain_http && !is_loopback(&url) {
-        place.wrong(
-            "`http://` to another machine can be read and changed on the way",
+        return wrong(
+            "`http://` to another machine can be read and changed on the way".to_owned(),
             "use `https://`, or set `allow_plain_http = true` if the way is safe",
         );
     }
+    Some(url)
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -359,54 +395,158 @@ fn check_endpoint_serves(text: &str, policies: &[Policy], place: &Place<'_>) {
 }
 
 /// Every archive that the file names, with its settings where they are right.
-fn read_archives(table: &Table<'_>) -> BTreeMap<ArchiveName, Option<ArchiveSettings>> {
-    let mut folders: Vec<(ArchiveName, PathBuf)> = Vec::new();
-    let mut archives = BTreeMap::new();
+fn read_archives(
+    table: &Table<'_>,
+    rules: &mut BTreeMap<ArchiveName, ArchiveRules>,
+) -> BTreeMap<ArchiveName, Option<ArchiveSettings>> {
+    let mut archives: BTreeMap<ArchiveName, Option<ArchiveSettings>> = BTreeMap::new();
     for (name, archive) in table.named::<ArchiveName>() {
         let settings = read_archive(&archive);
-        if let Some(ArchiveSettings::Local { path }) = &settings {
-            let near =
-                |(_, other): &&(ArchiveName, PathBuf)| path.starts_with(other) || other.starts_with(path);
-            if let Some((other, _)) = folders.iter().find(near)
-                && let Some(value) = archive.value("path")
-            {
-                value.place().wrong(
-                    format!("this folder is also that of archive `{other}`, or one lies in the other"),
-                    "give each archive a folder of its own",
-                );
+        rules.insert(name.clone(), read_archive_rules(&archive));
+        if let Some(settings) = &settings {
+            let mut others = archives.iter().filter_map(|(name, other)| Some((name, other.as_ref()?)));
+            if let Some((other, _)) = others.find(|(_, other)| is_near(settings, other)) {
+                let (key, fact, help) = match settings {
+                    ArchiveSettings::Local { .. } => {
+                        ("path", "this folder", "give each archive a folder of its own")
+                    }
+                    ArchiveSettings::S3 { .. } => (
+                        "bucket",
+                        "this place in the bucket",
+                        "give each archive a `prefix` or a bucket of its own",
+                    ),
+                };
+                if let Some(value) = archive.value(key) {
+                    let fact = format!("{fact} is also that of archive `{other}`, or one lies in the other");
+                    value.place().wrong(fact, help);
+                }
             }
-            folders.push((name.clone(), path.clone()));
         }
         archives.insert(name, settings);
     }
     archives
 }
 
-/// What only an archive of type `s3` has.
-const S3_KEYS: [&str; 5] = ["endpoint", "region", "bucket", "prefix", "credentials_file"];
+/// Whether one archive is, or lies in, the other.
+fn is_near(one: &ArchiveSettings, other: &ArchiveSettings) -> bool {
+    match (one, other) {
+        (ArchiveSettings::Local { path: one }, ArchiveSettings::Local { path: other }) => {
+            one.starts_with(other) || other.starts_with(one)
+        }
+        (
+            ArchiveSettings::S3 { endpoint, bucket, prefix, .. },
+            ArchiveSettings::S3 {
+                endpoint: other_endpoint, bucket: other_bucket, prefix: other_prefix, ..
+            },
+        ) => {
+            (endpoint, bucket) == (other_endpoint, other_bucket)
+                && (prefix.starts_with(other_prefix) || other_prefix.starts_with(prefix))
+        }
+        _ => false,
+    }
+}
+
+/// What only an archive of one type has.
+const LOCAL_KEYS: [&str; 1] = ["path"];
+const S3_KEYS: [&str; 6] = ["endpoint", "region", "bucket", "prefix", "credentials_file", "allow_plain_http"];
+
+/// What becomes of the copies.
+fn read_archive_rules(table: &Table<'_>) -> ArchiveRules {
+    let retention = policies::read_retention(&table.table("retention"));
+    let verify = table.table("verify");
+    let schedule = verify.required("schedule", "write when, such as `schedule = \"0 5 * * 0\"`");
+    let schedule = schedule.and_then(|value| read_schedule(&value));
+    let percent = verify.number("percent", 1..=100).unwrap_or(VERIFY_PERCENT);
+    ArchiveRules { retention, verify: schedule.map(|schedule| VerifyPlan { schedule, percent }) }
+}
 
 fn read_archive(table: &Table<'_>) -> Option<ArchiveSettings> {
-    policies::read_retention(&table.table("retention"));
-    let verify = table.table("verify");
-    verify.value("schedule").and_then(|value| read_schedule(&value));
-    verify.number("percent", 1..=100);
-
-    let is_local =
-        table.required("type", "write `type = \"local\"`")?.choice(&[("local", true), ("s3", false)])?;
-    if !is_local {
-        for key in S3_KEYS {
-            table.text(key);
-        }
-        return None;
+    let is_local = table
+        .required("type", "write `type = \"local\"` or `type = \"s3\"`")?
+        .choice(&[("local", true), ("s3", false)])?;
+    let (foreign, fact, help) = if is_local {
+        (&S3_KEYS[..], "a local archive has no such key", "take it out: it is for archives of type `s3`")
+    } else {
+        (
+            &LOCAL_KEYS[..],
+            "an archive of type `s3` has no such key",
+            "take it out: it is for archives of type `local`",
+        )
+    };
+    for value in foreign.iter().filter_map(|key| table.value(key)) {
+        value.place().wrong(fact, help);
     }
-    for value in S3_KEYS.iter().filter_map(|key| table.value(key)) {
-        value
-            .place()
-            .wrong("a local archive has no such key", "take it out: it is for archives of type `s3`");
+    if !is_local {
+        return read_s3(table);
     }
     let path =
         table.required("path", "write where exports go, such as `path = \"/var/lib/snapwarden/archive\"`");
     Some(ArchiveSettings::Local { path: path?.path()? })
+}
+
+fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
+    let allow_plain_http = table.boolean("allow_plain_http").unwrap_or(false);
+    let example = "write the store's address, such as `endpoint = \"https://sos-de-fra-1.exo.io\"`";
+    let endpoint = table.required("endpoint", example).and_then(|value| {
+        let text = value.text()?;
+        if text.contains(['{', '}']) {
+            value.place().wrong("the address has a placeholder in it", example);
+            return None;
+        }
+        check_address(text, text, example, allow_plain_http, value.place())
+    });
+    let region = table
+        .required("region", "write the region or the zone of the bucket, such as `region = \"de-fra-1\"`")
+        .and_then(|value| value.written("a region", "letters, digits and hyphens", is_region));
+    let bucket = table
+        .required("bucket", "write the bucket's name, such as `bucket = \"acme-backups\"`")
+        .and_then(|value| {
+            let form =
+                "3 to 63 lower-case letters, digits, hyphens and dots, a letter or a digit at both ends";
+            value.written("a bucket's name", form, is_bucket)
+        });
+    let prefix = match table.value("prefix") {
+        None => Some(String::new()),
+        Some(value) => {
+            let form = "at most 256 letters, digits, `-`, `_`, `.` and `/`, with `/` at the end and not at the \
+                        beginning, such as `snapwarden/`";
+            value.written("a prefix", form, is_prefix)
+        }
+    };
+    let credentials_file = table.value("credentials_file").map(|value| value.path());
+    Some(ArchiveSettings::S3 {
+        endpoint: endpoint?,
+        region: region?,
+        bucket: bucket?,
+        prefix: prefix?,
+        credentials_file: match credentials_file {
+            None => None,
+            Some(path) => Some(path?),
+        },
+    })
+}
+
+fn is_region(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn is_bucket(text: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (3..=63).contains(&text.len())
+        && text.bytes().all(|b| is_plain(b) || b == b'-' || b == b'.')
+        && !text.contains("..")
+        && text.bytes().next().is_some_and(is_plain)
+        && text.bytes().next_back().is_some_and(is_plain)
+}
+
+/// An address drops parts such as `..`, so a key that has one could not be reached.
+fn is_prefix(text: &str) -> bool {
+    let is_part = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    text.is_empty()
+        || text.len() <= 256 && text.strip_suffix('/').is_some_and(|parts| parts.split('/').all(is_part))
 }
 
 fn read_schedule(value: &Value<'_>) -> Option<Schedule> {

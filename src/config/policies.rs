@@ -9,6 +9,7 @@ use jiff::tz::{self, TimeZone};
 
 use crate::config::walk::{Table, Value};
 use crate::config::{ArchiveSettings, keys, read_concurrency, read_schedule};
+use crate::policy::rate::Rate;
 use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
 use crate::policy::{
@@ -26,8 +27,12 @@ const MAX_LISTING_DROP_PERCENT: u8 = 50;
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// Whatever the rules say, the newest good snapshot of an instance is not pruned.
 const MIN_KEEP: u32 = 1;
+/// A night's export may fail once; that the next one does as well should be heard.
+const ALERT_AFTER: Duration = Duration::from_hours(36);
 /// Two downloads keep a line and a disk busy; more compete.
 const DOWNLOADS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+/// No store that limits a connection gives more to more of them.
+const CONNECTIONS_MAX: u64 = 16;
 /// A minute without a byte: no store is so slow, and a dead connection is noticed.
 const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -191,10 +196,6 @@ fn read_guard(table: &Table<'_>) -> Guard {
 }
 
 fn read_export(table: &Table<'_>, archives: &Archives) -> Option<Export> {
-    table.duration("alert_after");
-    table.number("connections", 1..=64);
-    table.text("bandwidth_limit");
-
     let example = "name at least one, such as `archives = [\"vault\"]`";
     let named = table.required("archives", example);
     let export = Export {
@@ -203,8 +204,18 @@ fn read_export(table: &Table<'_>, archives: &Archives) -> Option<Export> {
         }),
         snapshots: read_which(table),
         required: table.boolean("required").unwrap_or(true),
+        alert_after: table.duration("alert_after").unwrap_or(ALERT_AFTER),
         concurrency: read_concurrency(table).unwrap_or(DOWNLOADS),
+        connections: table
+            .number("connections", 1..=CONNECTIONS_MAX)
+            .and_then(|number| usize::try_from(number).ok())
+            .and_then(NonZeroUsize::new)
+            .unwrap_or(NonZeroUsize::MIN),
         stall_timeout: table.duration("stall_timeout").unwrap_or(STALL_TIMEOUT),
+        bandwidth_limit: table
+            .value("bandwidth_limit")
+            .and_then(|value| value.parsed::<Rate>("a rate"))
+            .map(|rate| rate.0),
     };
     table.is_there().then_some(export)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::findings::{Finding, Findings, Kind};
-use crate::config::keys::{self, Later};
+use crate::config::keys;
 use crate::policy::Count;
 use crate::policy::span::{Span, parse_duration};
 use crate::text::excerpt;
@@ -120,7 +120,7 @@ impl<'t> Table<'t> {
                 } else {
                     format!("{}.{key}", self.place.shape)
                 };
-                keys::later(&shape) != Some(Later::All)
+                !keys::comes_later(&shape)
             };
             format!("the keys here are {}", listed(known.iter().filter(available)))
         };
@@ -247,11 +247,6 @@ impl<'t> Table<'t> {
         self.value(key)?.boolean()
     }
 
-    /// Text.
-    pub(super) fn text(&self, key: &str) -> Option<&'t str> {
-        self.value(key)?.text()
-    }
-
     /// A whole number within a range.
     pub(super) fn number(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
         self.value(key)?.number(range)
@@ -294,9 +289,6 @@ struct Homes {
     beside: Vec<String>,
 }
 
-/// The way out of what comes later.
-const CANT_DO_IT: &str = "take it out: this version can't do it";
-
 /// One value.
 pub(super) struct Value<'t> {
     place: Place<'t>,
@@ -306,17 +298,8 @@ pub(super) struct Value<'t> {
 impl<'t> Value<'t> {
     fn open(place: Place<'t>, value: &'t DeValue<'t>) -> Self {
         let value = Self { place, value };
-        match (keys::later(&value.place.shape), value.plain()) {
-            (Some(Later::All), _) => {
-                value.place.wrong("not available yet", CANT_DO_IT);
-            }
-            (Some(Later::AllBut(word)), plain) if plain.is_none_or(|plain| plain != word) => {
-                value.place.wrong("not available yet", format!("this version can do `{word}` only"));
-            }
-            (Some(Later::Only(word)), Some(plain)) if plain == word => {
-                value.place.wrong(format!("`{word}` is not available yet"), CANT_DO_IT);
-            }
-            _ => {}
+        if keys::comes_later(&value.place.shape) {
+            value.place.wrong("not available yet", "take it out: this version can't do it");
         }
         value
     }
@@ -388,6 +371,16 @@ impl<'t> Value<'t> {
             return Some(text.to_owned());
         }
         None
+    }
+
+    /// Text of a certain form.
+    pub(super) fn written(&self, what: &str, form: &str, is_so: impl Fn(&str) -> bool) -> Option<String> {
+        let text = self.text()?;
+        if !is_so(text) {
+            self.place.wrong(format!("`{}` is not {what}", excerpt(text, 64)), format!("write {form}"));
+            return None;
+        }
+        Some(text.to_owned())
     }
 
     /// Text that reads as a `T`; the way out is the error's own text.

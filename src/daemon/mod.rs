@@ -9,25 +9,28 @@ pub mod server;
 pub mod service;
 pub mod timetable;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::archive::Archive;
 use crate::archive::facts::ArchiveFacts;
+use crate::archive::verify::{describe, verify_archive};
 use crate::clock::timeout;
 use crate::config::ServerSettings;
 use crate::daemon::server::{BindError, Listener};
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
 use crate::disk::{DiskLock, blocking};
-use crate::policy::{Policy, PolicyName};
+use crate::policy::{ArchiveName, ArchiveRules, Policy, PolicyName, VerifyPlan};
 use crate::run::report::{RunReport, RunResult};
 use crate::run::{RunOptions, Runner};
 use crate::state::StateError;
@@ -94,11 +97,24 @@ pub struct Daemon {
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     running: HashMap<Id, PolicyName>,
+    /// When each archive is next proved again; what was due while nobody was there waits for the next time.
+    verifications: BTreeMap<ArchiveName, Timestamp>,
+    verifying: Verifying,
     stop: CancellationToken,
     status: String,
     /// Whether what is to be remembered could not be written; each turn tries again.
     unsaved: bool,
     _lock: Box<dyn DiskLock>,
+}
+
+/// The archives that are being proved again.
+#[derive(Debug, Clone, Default)]
+struct Verifying(Arc<Mutex<BTreeSet<ArchiveName>>>);
+
+impl Verifying {
+    fn names(&self) -> std::sync::MutexGuard<'_, BTreeSet<ArchiveName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct LoadAgain(Load);
@@ -137,6 +153,8 @@ impl Daemon {
             timetable,
             runs: JoinSet::new(),
             running: HashMap::new(),
+            verifications: BTreeMap::new(),
+            verifying: Verifying::default(),
             stop: CancellationToken::new(),
             status: String::new(),
             unsaved: false,
@@ -191,6 +209,7 @@ impl Daemon {
             if self.unsaved {
                 self.save().await;
             }
+            self.verify_archives(clock.now());
             self.telemetry.tick(clock.now());
             self.service.alive();
         }
@@ -345,7 +364,7 @@ impl Daemon {
     }
 
     /// Tells telemetry what there is.
-    fn configure(&self, remembered: &HashMap<PolicyName, LastRuns>) {
+    fn configure(&mut self, remembered: &HashMap<PolicyName, LastRuns>) {
         let now = self.runner.clock.now();
         let schedules = self.timetable.schedules();
         let view = |policy| PolicyView {
@@ -362,6 +381,11 @@ impl Daemon {
         let views: Vec<PolicyView<'_>> = self.runner.policies.iter().map(view).collect();
         let archives = self.runner.archives.keys().cloned().collect();
         self.telemetry.configure(&views, &archives);
+        let rules = self.runner.archive_rules.iter();
+        let next = |(name, rules): (&ArchiveName, &ArchiveRules)| {
+            Some((name.clone(), next_after(rules.verify.as_ref()?, now)?))
+        };
+        self.verifications = rules.filter_map(next).collect();
         self.tell_next();
     }
 
@@ -403,6 +427,36 @@ impl Daemon {
         }
     }
 
+    /// Begins to prove those archives again that are due.
+    fn verify_archives(&mut self, now: Timestamp) {
+        let due: Vec<ArchiveName> =
+            self.verifications.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.verifications.remove(&name);
+            let rules = self.runner.archive_rules.get(&name);
+            let Some(plan) = rules.and_then(|rules| rules.verify.clone()) else { continue };
+            if let Some(next) = next_after(&plan, now) {
+                self.verifications.insert(name.clone(), next);
+            }
+            let Some(archive) = self.runner.archives.get(&name).map(Arc::clone) else { continue };
+            if !self.verifying.names().insert(name.clone()) {
+                warn!("archive {name} is still being verified: this time is skipped");
+                continue;
+            }
+            let (runner, telemetry) = (Arc::clone(&self.runner), self.telemetry.clone());
+            let (verifying, stop) = (self.verifying.clone(), self.stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    // Every copy is noted by itself, so nothing is lost.
+                    () = stop.cancelled() => {}
+                    () = verify_one(&runner, &archive, plan.percent) => {}
+                }
+                telemetry.archive(&name, ArchiveFacts::read(&archive).await);
+                verifying.names().remove(&name);
+            });
+        }
+    }
+
     /// Has every archive looked at, beside everything else.
     fn look_at_archives(&self) {
         for (name, archive) in &self.runner.archives {
@@ -412,6 +466,30 @@ impl Daemon {
                 telemetry.archive(&name, facts);
             });
         }
+    }
+}
+
+fn next_after(plan: &VerifyPlan, now: Timestamp) -> Option<Timestamp> {
+    plan.schedule.next_after(now, &TimeZone::UTC)
+}
+
+/// Proves an archive again and says what came of it.
+async fn verify_one(runner: &Runner, archive: &Archive, percent: u64) {
+    let name = archive.name();
+    info!("archive {name}: {percent} % of it are read again");
+    let tell = |copy: &_, outcome: &_| {
+        if let Some(line) = describe(name, copy, outcome) {
+            error!("{line}");
+        }
+    };
+    match verify_archive(archive, percent, &*runner.clock, &*runner.randomness, &tell).await {
+        Ok(verified) => {
+            for problem in &verified.problems {
+                error!("archive {name}: {}", problem.describe());
+            }
+            info!("archive {name}: {} read again", counted(verified.copies.len(), "image"));
+        }
+        Err(error) => error!("archive {name} is not verified: {}", chain(&error)),
     }
 }
 

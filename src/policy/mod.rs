@@ -3,12 +3,13 @@
 //! `config` makes them from TOML, `retention` judges by them, `run` carries them out. Every value here is
 //! already valid: a count is not zero, a name is safe in a path, an archive that is named exists.
 
+pub mod rate;
 pub mod select;
 pub mod span;
 pub mod template_name;
 
 use std::fmt::{self, Display};
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,6 +271,24 @@ pub struct Guard {
     pub max_clock_skew: Duration,
 }
 
+/// What becomes of the copies in an archive.
+#[derive(Debug, Clone, Default)]
+pub struct ArchiveRules {
+    /// Which stay, per instance; without it all do.
+    pub retention: Option<Retention>,
+    /// When they are proved again by themselves.
+    pub verify: Option<VerifyPlan>,
+}
+
+/// When copies are proved again by themselves, and how many.
+#[derive(Debug, Clone)]
+pub struct VerifyPlan {
+    /// When, in UTC.
+    pub schedule: Schedule,
+    /// So many of them, in percent; those first that were not proved for longest.
+    pub percent: u64,
+}
+
 /// Which good snapshots of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -288,10 +307,16 @@ pub struct Export {
     pub snapshots: Which,
     /// Whether a snapshot may go only once each archive holds, or has held, a verified copy.
     pub required: bool,
+    /// What is kept for so long only for want of a copy becomes an alert.
+    pub alert_after: Duration,
     /// Downloads at once.
     pub concurrency: NonZeroUsize,
+    /// Ranged requests at once per download, as far as the store allows them.
+    pub connections: NonZeroUsize,
     /// So long without a byte, and a download goes on over a new connection.
     pub stall_timeout: Duration,
+    /// All downloads of the policy together stay below so many bytes per second.
+    pub bandwidth_limit: Option<NonZeroU64>,
 }
 
 /// What becomes a template.

@@ -1,19 +1,22 @@
 //! Exports what the policy wants in its archives and is not there yet.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, BoxFuture, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::archive::download::Progress;
-use crate::archive::local::{ImageToStore, LocalArchive, StoreError, StoreOptions};
+use crate::archive::download::{Download, Progress};
 use crate::archive::manifest::TemplateRecord;
 use crate::archive::proof::VerifiedCopy;
+use crate::archive::sink::Begun;
+use crate::archive::store::{self, ImageToStore, StoreError};
+use crate::archive::throttle::Throttle;
 use crate::exoscale::client::ZoneClient;
 use crate::policy::{ArchiveName, Export, Policy, Which};
 use crate::retention::plan::PolicyPlan;
@@ -23,7 +26,7 @@ use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
 use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
 use crate::run::{Ahead, Planned, Runner};
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
+use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
 use crate::text::{chain, printable};
 
@@ -75,8 +78,15 @@ impl Coming {
     }
 }
 
-/// Stores in each archive of the policy what it lacks: the instance whose newest verified copy is oldest
-/// comes first. Steps come back with the place of their zone.
+/// One snapshot, and the archives that lack it, in the order of their names: two that store the same take them alike, so
+/// that neither waits for the other in a ring.
+struct Wanted<'a> {
+    missing: Missing<'a>,
+    archives: Vec<&'a ArchiveName>,
+}
+
+/// Stores in each archive of the policy what it lacks, each snapshot by one download: the instance whose newest verified
+/// copy is oldest comes first. Steps come back with the place of their zone.
 pub async fn export(
     runner: &Runner,
     recorder: &Recorder,
@@ -84,37 +94,177 @@ pub async fn export(
     export: &Export,
     zones: &[(usize, &ZoneName, &Planned)],
 ) -> Vec<(usize, Step)> {
-    let mut missing = Vec::new();
+    let throttle = export.bandwidth_limit.map(|limit| Throttle::new(limit.get()));
+    let mut wanted: Vec<Wanted<'_>> = Vec::new();
     for (place, zone, planned) in zones {
-        for archive in &export.archives {
-            missing.extend(missing_in(*place, zone, planned, export.snapshots, archive));
+        let names: BTreeSet<&ArchiveName> = export.archives.iter().collect();
+        for archive in names {
+            for missing in missing_in(*place, zone, planned, export.snapshots, archive) {
+                let same = |other: &&mut Wanted<'_>| {
+                    other.missing.place == missing.place && other.missing.snapshot.id == missing.snapshot.id
+                };
+                match wanted.iter_mut().find(same) {
+                    Some(other) => {
+                        other.archives.push(archive);
+                        other.missing.newest_copy = other.missing.newest_copy.min(missing.newest_copy);
+                    }
+                    None => wanted.push(Wanted { missing, archives: vec![archive] }),
+                }
+            }
         }
     }
-    missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
+    wanted.sort_by_key(|wanted| (wanted.missing.newest_copy, wanted.missing.snapshot.created_at));
     let mut exports: Vec<BoxFuture<'_, _>> = Vec::new();
-    for missing in missing {
-        exports.push(
-            async move {
-                let intent = Intent {
-                    action: Action::Export,
-                    zone: missing.zone.clone(),
-                    snapshot: subject(missing.snapshot, missing.planned.listed.instance_of(missing.snapshot)),
-                    archive: Some(missing.archive.clone()),
-                    template_id: None,
-                    rule: None,
-                    reasons: vec![why(export.snapshots, missing.archive)],
-                };
-                let place = missing.place;
-                let coming = Coming::default();
-                let mut step =
-                    recorder.step(intent, store(runner, recorder, policy, export, missing, &coming)).await;
-                step.transfer = coming.transfer();
-                (place, step)
-            }
-            .boxed(),
-        );
+    for wanted in wanted {
+        let with = With { runner, recorder, policy, export, throttle: throttle.as_ref() };
+        exports.push(with.export(wanted).boxed());
     }
-    stream::iter(exports).buffer_unordered(export.concurrency.get()).collect().await
+    let steps: Vec<Vec<(usize, Step)>> =
+        stream::iter(exports).buffer_unordered(export.concurrency.get()).collect().await;
+    steps.into_iter().flatten().collect()
+}
+
+/// What all exports of a run share.
+#[derive(Clone, Copy)]
+struct With<'a> {
+    runner: &'a Runner,
+    recorder: &'a Recorder,
+    policy: &'a Policy,
+    export: &'a Export,
+    throttle: Option<&'a Throttle>,
+}
+
+/// An archive for which it is written down that a copy is on its way, and where to say what came of it.
+struct Waiting<'a> {
+    archive: &'a ArchiveName,
+    told: oneshot::Sender<Result<Done, NotDone>>,
+}
+
+impl<'a> With<'a> {
+    /// One download, and a step for each archive that it feeds.
+    async fn export(self, wanted: Wanted<'a>) -> Vec<(usize, Step)> {
+        let Wanted { missing, archives } = wanted;
+        let coming = Coming::default();
+        let mut steps: Vec<BoxFuture<'_, Step>> = Vec::new();
+        let mut ready = Vec::new();
+        for archive in archives {
+            let intent = Intent {
+                action: Action::Export,
+                zone: missing.zone.clone(),
+                snapshot: subject(missing.snapshot, missing.planned.listed.instance_of(missing.snapshot)),
+                archive: Some(archive.clone()),
+                template_id: None,
+                rule: None,
+                reasons: vec![why(self.export.snapshots, archive)],
+            };
+            // The step's work begins once its intent is written down; where it is refused, its end is dropped.
+            let (go, gone) = oneshot::channel();
+            ready.push(gone);
+            let work = async move {
+                let (told, what) = oneshot::channel();
+                let _ = go.send(Waiting { archive, told });
+                what.await.unwrap_or_else(|_| Err(NotDone::failed("the download ended without a word")))
+            };
+            steps.push(self.recorder.step(intent, work).boxed());
+        }
+        let download = async {
+            let waiting: Vec<Waiting<'_>> = join_all(ready).await.into_iter().flatten().collect();
+            if !waiting.is_empty() {
+                self.store(&missing, waiting, &coming).await;
+            }
+        };
+        let (mut steps, ()) = future::join(join_all(steps), download).await;
+        // One download is counted once.
+        if let Some(first) = steps.first_mut() {
+            first.transfer = coming.transfer();
+        }
+        steps.into_iter().map(|step| (missing.place, step)).collect()
+    }
+
+    /// Brings the image into the archives that wait for it, and tells each what came of it.
+    async fn store(&self, missing: &Missing<'_>, waiting: Vec<Waiting<'_>>, coming: &Coming) {
+        let (mut begun, mut still) = (Vec::new(), BTreeMap::new());
+        let client = self.runner.client.zone(missing.zone);
+        let instance = missing.planned.listed.instance_of(missing.snapshot);
+        let image = ImageToStore {
+            zone: missing.zone.clone(),
+            snapshot: missing.snapshot.clone(),
+            instance: instance.cloned(),
+            template: template_of(&client, instance).await,
+            policy: self.policy.name.clone(),
+            run_id: self.recorder.run_id(),
+        };
+        for Waiting { archive, told } in waiting {
+            // It may take hours: whoever looks should see that it began.
+            let (name, id) = (printable(&missing.snapshot.name), missing.snapshot.id);
+            info!(zone.name = %missing.zone, snapshot.id = %id, "exporting snapshot {name} into archive {archive}");
+            match self.begin(archive, &image).await {
+                Ok(Begun::Stored(copy)) => drop(told.send(Ok(done(&copy, None)))),
+                Ok(Begun::Sink(sink, standing)) => {
+                    begun.push((archive.clone(), sink, standing));
+                    still.insert(archive.clone(), told);
+                }
+                Err(error) => drop(told.send(Err(NotDone::failed(error)))),
+            }
+        }
+        if begun.is_empty() {
+            return;
+        }
+        let exported = ExportedImage::export(self.runner, client, missing.snapshot.id).await;
+        let (source, operation_id) = match exported {
+            Ok(exported) => exported,
+            Err(error) => {
+                for (_, sink, _) in begun {
+                    sink.abandon().await;
+                }
+                for told in still.into_values() {
+                    let NotDone { outcome, operation_id, message } = &error;
+                    let same =
+                        NotDone { outcome: *outcome, operation_id: *operation_id, message: message.clone() };
+                    drop(told.send(Err(same)));
+                }
+                return;
+            }
+        };
+        let started = self.runner.clock.elapsed();
+        let download = Download {
+            source: &source,
+            clock: &*self.runner.clock,
+            randomness: &*self.runner.randomness,
+            stall_timeout: self.export.stall_timeout,
+            connections: self.export.connections.get(),
+            throttle: self.throttle,
+            progress: &|progress| coming.note(progress),
+        };
+        let stored = store::store(&image, begun, &download).await;
+        coming.ended(self.runner.clock.elapsed().saturating_sub(started));
+        for (archive, stored) in stored {
+            let Some(told) = still.remove(&archive) else { continue };
+            drop(told.send(match stored {
+                Ok(copy) => Ok(done(&copy, operation_id)),
+                Err(error) => Err(NotDone { operation_id, ..NotDone::failed(chain(&error)) }),
+            }));
+        }
+    }
+
+    /// Makes an archive ready. Another policy, or `once` beside the daemon, may be at it: what it leaves is found, or made
+    /// after all.
+    async fn begin(&self, name: &ArchiveName, image: &ImageToStore) -> Result<Begun, String> {
+        let archive = self.runner.archives.get(name);
+        let archive = archive.ok_or_else(|| format!("archive {name} is not configured"))?;
+        loop {
+            match archive.begin(image).await {
+                Err(StoreError::Busy { .. }) if self.recorder.refusal(Action::Export).is_none() => {
+                    self.runner.clock.sleep(BUSY_POLL).await;
+                }
+                begun => return begun.map_err(|error| chain(&error)),
+            }
+        }
+    }
+}
+
+fn done(copy: &VerifiedCopy, operation_id: Option<OperationId>) -> Done {
+    Done { operation_id, message: Some(told(copy)), ..Done::default() }
 }
 
 /// What would be exported in a zone, and why; nothing is changed.
@@ -194,51 +344,6 @@ pub(super) fn wanted<'a>(
         })
         .map(|(_, snapshot, instance_id)| (snapshot, instance_id))
         .collect()
-}
-
-async fn store(
-    runner: &Runner,
-    recorder: &Recorder,
-    policy: &Policy,
-    export: &Export,
-    missing: Missing<'_>,
-    coming: &Coming,
-) -> Result<Done, NotDone> {
-    let archive: &LocalArchive = runner
-        .archives
-        .get(missing.archive)
-        .ok_or_else(|| NotDone::failed(format!("archive {} is not configured", missing.archive)))?;
-    // It may take hours: whoever looks should see that it began.
-    let (name, id) = (printable(&missing.snapshot.name), missing.snapshot.id);
-    info!(zone.name = %missing.zone, snapshot.id = %id, "exporting snapshot {name} into archive {}", missing.archive);
-    let client = runner.client.zone(missing.zone);
-    let (source, operation_id) = ExportedImage::export(runner, client.clone(), missing.snapshot.id).await?;
-    let instance = missing.planned.listed.instance_of(missing.snapshot);
-    let image = ImageToStore {
-        zone: missing.zone.clone(),
-        snapshot: missing.snapshot.clone(),
-        instance: instance.cloned(),
-        template: template_of(&client, instance).await,
-        policy: policy.name.clone(),
-        run_id: recorder.run_id(),
-    };
-    let options = StoreOptions { stall_timeout: export.stall_timeout };
-    let begun = runner.clock.elapsed();
-    let stored = loop {
-        let stored = archive.store(&image, &source, &options, &|progress| coming.note(progress)).await;
-        // Another policy, or `once` beside the daemon, is at it: what it leaves is found, or made after all.
-        let wait =
-            matches!(stored, Err(StoreError::Busy { .. })) && recorder.refusal(Action::Export).is_none();
-        if !wait {
-            break stored;
-        }
-        runner.clock.sleep(BUSY_POLL).await;
-    };
-    coming.ended(runner.clock.elapsed().saturating_sub(begun));
-    match stored {
-        Ok(stored) => Ok(Done { operation_id, message: Some(told(&stored)), ..Done::default() }),
-        Err(error) => Err(NotDone { operation_id, ..NotDone::failed(chain(&error)) }),
-    }
 }
 
 fn told(stored: &VerifiedCopy) -> String {

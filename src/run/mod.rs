@@ -3,8 +3,8 @@
 //!
 //! The way of a snapshot: [`create`] takes it, [`inventory`] lists its zone, `retention` decides, [`export`] and
 //! [`promote`] make copies of what stays, [`guard`] hears whether a zone must be left alone, [`prune`] deletes what
-//! goes, [`step`] writes everything down before and after, [`report`] is what is left to tell, and [`remember`] what
-//! the next run has to know. Nothing here decides what stays: that is `retention`'s alone.
+//! goes, [`copies`] prunes the archives, [`step`] writes everything down before and after, [`report`] is what is left to tell, and [`remember`] what
+//! the next run has to know. [`restore`] goes the way back, by hand. Nothing here decides what stays: that is `retention`'s alone.
 //!
 //! Work that goes side by side is put into lists of boxed futures, not made by closures that lend what they are given:
 //! the compiler can't see that such a run may move between threads, as the daemon's do.
@@ -12,6 +12,7 @@
 //! A run takes no input but the policies and what they remember ([`memory`]). It repeats nothing by itself: requests
 //! are repeated inside the client, and a run by the next run.
 
+pub mod copies;
 pub mod create;
 pub mod export;
 pub mod guard;
@@ -22,6 +23,7 @@ pub mod promote;
 pub mod prune;
 pub mod remember;
 pub mod report;
+pub mod restore;
 pub mod source;
 pub mod step;
 pub mod tally;
@@ -38,13 +40,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::archive::local::LocalArchive;
+use crate::archive::Archive;
 use crate::clock::{Clock, timeout};
 use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::Client;
 use crate::exoscale::metadata::Metadata;
 use crate::exoscale::wire::Quota;
-use crate::policy::{ArchiveName, Policy};
+use crate::policy::{ArchiveName, ArchiveRules, Policy};
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention;
 use crate::retention::guard::Held;
@@ -52,7 +54,7 @@ use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
 use crate::run::inventory::{Catalogues, Listed, Seen};
 use crate::run::memory::Memory;
-use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
+use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport, sums_of};
 use crate::run::step::Recorder;
 use crate::snapshot::{SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
@@ -81,7 +83,9 @@ pub struct Runner {
     /// For the bytes of images.
     pub transport: Arc<dyn Transport>,
     /// Every archive of the configuration.
-    pub archives: BTreeMap<ArchiveName, Arc<LocalArchive>>,
+    pub archives: BTreeMap<ArchiveName, Arc<Archive>>,
+    /// What becomes of the copies in them.
+    pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
     /// The memory.
     pub state: StateDirectory,
     /// The time.
@@ -193,6 +197,7 @@ impl Runner {
             }
         }
         guard::preview(self, policy, &mut zones).await;
+        self.tell_overdue(policy, at, &mut zones).await;
         for (zone, planned) in &mut zones {
             let Ok(planned) = planned else { continue };
             if let Some(export) = &policy.export {
@@ -210,6 +215,17 @@ impl Runner {
             }
         }
         zones
+    }
+
+    /// Says in each zone what waits too long for an export. What is remembered may be damaged: a run says so.
+    async fn tell_overdue(&self, policy: &Policy, at: Option<Timestamp>, zones: &mut [ZonePlan]) {
+        let (state, name) = (self.state.clone(), policy.name.clone());
+        let Ok(before) = blocking(move || state.last_runs(&name)).await else { return };
+        let at = at.unwrap_or_else(|| self.clock.now());
+        for (_, planned) in zones {
+            let Ok(planned) = planned else { continue };
+            planned.listed.warnings.extend(overdue(policy, &before, planned, at));
+        }
     }
 
     /// Runs the policy once.
@@ -273,6 +289,8 @@ impl Runner {
         }
         drop(listed);
         let accepted = self.delete_phase(policy, options, &recorder, &first, before, &mut zones).await;
+        // Boxed, since a run is large enough without it.
+        self.prune_archives(policy, &recorder, &first, &mut zones).boxed().await;
         let finished_at = self.clock.now();
         let quotas = self.quotas(policy, &options.stop).await;
         let report = RunReport::new(run_id, policy.name.clone(), started_at, finished_at, zones);
@@ -401,6 +419,7 @@ impl Runner {
             let report = &mut reports[*place];
             report.planned(planned);
             let Ok(planned) = planned else { continue };
+            report.warnings.extend(overdue(policy, before, planned, listed_at));
             report.instances = tally::tally(policy, planned);
             match &mark {
                 Ok(audit_from) if planned.is_accepted => {
@@ -512,6 +531,13 @@ fn decide(
         .find(|plan| plan.policy == policy.name)
         .map(|plan| Planned { listed, plan, held: None, is_accepted: true, ahead: Vec::new() })
         .ok_or_else(|| "the policy is not enabled, or does not speak about this zone".to_owned())
+}
+
+/// What waits too long for an export in the zone of this plan, as a sentence.
+fn overdue(policy: &Policy, before: &LastRuns, planned: &Planned, at: Timestamp) -> Option<String> {
+    let alert_after = policy.export.as_ref().map(|export| export.alert_after);
+    let since = before.zones.get(&planned.listed.inventory.zone)?.gate_since;
+    remember::overdue(alert_after, sums_of(&planned.plan).blocked_by_export, since, at)
 }
 
 fn accepted_listing(at: Timestamp, audit_from: u64, planned: &Planned) -> AcceptedListing {

@@ -277,13 +277,7 @@ pub(super) async fn request_and_look(
         Err(error) if error.may_have_happened() => (error.operation_id(), Some(error)),
         Err(error) => return Err((error.into(), false)),
     };
-    let found = client.list_templates().await.ok().and_then(|templates| {
-        let named: Vec<Template> = templates
-            .into_iter()
-            .filter(|template| template.name == request.name && !known.contains(&template.id))
-            .collect();
-        made_since(&named, since, 1)
-    });
+    let found = look(client, &request.name, since, known).await;
     match (found, lost) {
         (Some(template_id), _) => {
             let message = Some("the answer did not name the template: found by its name".to_owned());
@@ -296,6 +290,18 @@ pub(super) async fn request_and_look(
         }),
         (None, Some(error)) => Err((error.into(), true)),
     }
+}
+
+/// The template of this name that came of a request, if it can be found and told from those that were known before.
+pub(super) async fn look(
+    client: &ZoneClient,
+    name: &str,
+    since: Timestamp,
+    known: &HashSet<TemplateId>,
+) -> Option<TemplateId> {
+    let listed = client.list_templates().await.ok()?;
+    let named = listed.iter().filter(|template| template.name == name && !known.contains(&template.id));
+    made_since(named, since, 1)
 }
 
 /// The template that came of a request, of those that have its name and are not known: one that is dated much earlier
@@ -476,7 +482,8 @@ pub async fn promote_by_hand(
         .map(|template| template.id)
         .collect();
     let now = runner.clock.now();
-    let recorder = Recorder::by_hand(runner, fresh_id(&*runner.randomness, now));
+    let recorder =
+        Recorder::by_hand(runner.state.clone(), runner.clock.clone(), fresh_id(&*runner.randomness, now));
     let intent = Intent {
         action: Action::Promote,
         zone: zone.clone(),

@@ -1,8 +1,9 @@
 //! Remembers at a run's end what came of it. What counts as a success is said here alone ([`after`]).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::disk::blocking;
 use crate::policy::Policy;
@@ -11,7 +12,7 @@ use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::Action;
 use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, ZoneMemory};
-use crate::text::chain;
+use crate::text::{chain, counted};
 
 /// Writes down what came of a run; `before` is what was remembered when it began, under the same lock. A run that
 /// can't be remembered has failed in each of its zones.
@@ -55,11 +56,29 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
         ..before
     };
     // Without a plan of this run the last one still tells more than nothing.
-    if zone.plan.is_some() {
+    if let Some(plan) = &zone.plan {
+        memory.gate_since = memory.gate_since.or(Some(at)).filter(|_| plan.blocked_by_export > 0);
         memory.plan.clone_from(&zone.plan);
         memory.instances.clone_from(&zone.instances);
     }
     memory
+}
+
+/// Says that the gate has kept something in a zone for as long as the policy's `alert_after`, if it has.
+pub fn overdue(
+    alert_after: Option<Duration>,
+    blocked: u64,
+    since: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<String> {
+    let since = since.filter(|_| blocked > 0)?;
+    let alert_after = SignedDuration::try_from(alert_after?).ok()?;
+    (now.duration_since(since) >= alert_after).then(|| {
+        format!(
+            "{} kept for want of a verified copy since {since}, longer than `alert_after`: see what became of its exports",
+            counted(usize::try_from(blocked).unwrap_or(usize::MAX), "snapshot")
+        )
+    })
 }
 
 /// What failed first, or was not begun since the program was told to stop.
@@ -73,6 +92,8 @@ fn first_failure(zone: &ZoneReport) -> Option<String> {
             Action::Promote => "promote",
             Action::Delete => "delete",
             Action::DeleteTemplate => "delete the template of",
+            Action::PruneCopy => "prune the copy of",
+            Action::Restore => "restore",
         };
         let why = step.message.as_deref().unwrap_or("it failed");
         let of = step.snapshot.instance_name.as_deref().unwrap_or("an instance");

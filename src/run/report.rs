@@ -185,6 +185,8 @@ pub struct StepSums {
     pub deleted: usize,
     /// Templates that were deleted.
     pub templates_deleted: usize,
+    /// Copies that an archive's retention removed.
+    pub copies_pruned: usize,
     /// Steps that were blocked.
     pub blocked: usize,
     /// Steps that were not begun.
@@ -205,6 +207,7 @@ impl Display for StepSums {
                 self.templates_deleted,
                 if self.templates_deleted == 1 { "old template deleted" } else { "old templates deleted" },
             ),
+            (self.copies_pruned, if self.copies_pruned == 1 { "copy pruned" } else { "copies pruned" }),
             (self.blocked, "blocked"),
             (self.skipped, "skipped"),
             (self.failed, "failed"),
@@ -300,6 +303,9 @@ impl RunReport {
                     Action::Promote => sums.promoted += 1,
                     Action::Delete => sums.deleted += 1,
                     Action::DeleteTemplate => sums.templates_deleted += 1,
+                    Action::PruneCopy => sums.copies_pruned += 1,
+                    // By hand alone: no run restores anything.
+                    Action::Restore => {}
                 },
             }
         }

@@ -142,12 +142,14 @@ impl ImageSource for ExportedImage {
     fn open<'a>(
         &'a self,
         offset: u64,
+        until: Option<u64>,
         etag: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ImageStream, SourceError>> {
         Box::pin(async move {
             let mut headers = HeaderMap::new();
-            if offset > 0 {
-                headers.insert(header::RANGE, value(&format!("bytes={offset}-"))?);
+            if offset > 0 || until.is_some() {
+                let last = until.map_or_else(String::new, |until| until.saturating_sub(1).to_string());
+                headers.insert(header::RANGE, value(&format!("bytes={offset}-{last}"))?);
                 // Not every store heeds it (the MD5 judges in the end), but one that does saves a download.
                 if let Some(etag) = etag {
                     headers.insert(header::IF_RANGE, value(etag)?);
@@ -157,7 +159,8 @@ impl ImageSource for ExportedImage {
             let (offset, total) = range_of(&response)?;
             let etag =
                 response.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-            Ok(ImageStream { offset, total, etag, body: response.body })
+            let is_part = response.status == StatusCode::PARTIAL_CONTENT;
+            Ok(ImageStream { offset, is_part, total, etag, body: response.body })
         })
     }
 

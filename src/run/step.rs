@@ -107,12 +107,16 @@ impl Recorder {
     /// For the steps of one run, which begins now.
     pub fn new(runner: &Runner, policy: &Policy, run_id: Uuid, stop: CancellationToken) -> Self {
         let late_from = policy.deadline.map(|deadline| runner.clock.elapsed().saturating_add(deadline));
-        Self { policy: Some(policy.name.clone()), stop, late_from, ..Self::by_hand(runner, run_id) }
+        Self {
+            policy: Some(policy.name.clone()),
+            stop,
+            late_from,
+            ..Self::by_hand(runner.state.clone(), Arc::clone(&runner.clock), run_id)
+        }
     }
 
     /// For the steps of one command given by hand.
-    pub fn by_hand(runner: &Runner, run_id: Uuid) -> Self {
-        let (state, clock) = (runner.state.clone(), runner.clock.clone());
+    pub fn by_hand(state: StateDirectory, clock: Arc<dyn Clock>, run_id: Uuid) -> Self {
         Self { state, clock, policy: None, run_id, stop: CancellationToken::new(), late_from: None }
     }
 
@@ -124,8 +128,8 @@ impl Recorder {
     /// Why nothing of this kind is begun any more, if so. What goes may go however late it is.
     pub fn refusal(&self, action: Action) -> Option<&'static str> {
         let adds = match action {
-            Action::Create | Action::Export | Action::Promote => true,
-            Action::Delete | Action::DeleteTemplate => false,
+            Action::Create | Action::Export | Action::Promote | Action::Restore => true,
+            Action::Delete | Action::DeleteTemplate | Action::PruneCopy => false,
         };
         if self.stop.is_cancelled() {
             Some(STOPPED)
@@ -253,6 +257,8 @@ fn tell(zone: &ZoneName, step: &Step) {
         Action::Promote => "promoted",
         Action::Delete => "deleted",
         Action::DeleteTemplate => "deleted the template of",
+        Action::PruneCopy => "pruned the copy of",
+        Action::Restore => "restored",
     };
     let told = step.message.as_ref().map_or_else(String::new, |message| format!(": {message}"));
     let reasons = step.reasons.join("; ");

@@ -38,6 +38,10 @@ pub enum Action {
     Delete,
     /// A template that a policy made of it is deleted.
     DeleteTemplate,
+    /// Its copy in an archive is removed, by the archive's retention.
+    PruneCopy,
+    /// A verified export of it becomes a template.
+    Restore,
 }
 
 /// How far it came.
@@ -86,7 +90,7 @@ pub struct Line {
     pub zone: ZoneName,
     /// To which snapshot.
     pub snapshot: Subject,
-    /// Into which archive, for an export.
+    /// Into which archive, for an export; in which, for a copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveName>,
     /// Which template, as far as it is known.

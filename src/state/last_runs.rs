@@ -47,6 +47,8 @@ pub struct ZoneMemory {
     pub failure: Option<String>,
     /// Why the last one's deletions were held, if they were.
     pub held: Option<String>,
+    /// Since when the gate keeps something here without a break.
+    pub gate_since: Option<Timestamp>,
     /// What the last plan said.
     pub plan: Option<PlanSums>,
     /// What each instance had then.

@@ -304,6 +304,12 @@ fn zones(model: &Model, scrape: &mut Scrape) {
         each(|zone| Some(flag(is_unmatched(zone)))),
     );
     scrape.gauge(
+        "snapwarden_export_gate_oldest_timestamp_seconds",
+        "Since when something in the zone is kept only for want of a verified copy, without a break; absent if nothing is.",
+        labels,
+        each(|zone| zone.memory.gate_since.map(seconds)),
+    );
+    scrape.gauge(
         "snapwarden_planned_deletes",
         "Snapshots that the policy's last plan in the zone let go.",
         labels,
@@ -475,6 +481,13 @@ fn archives(model: &Model, scrape: &mut Scrape) {
             .archives
             .iter()
             .filter_map(|(name, facts)| Some((vec![name.as_str().into()], number(facts.free_bytes?)))),
+    );
+    scrape.gauge(
+        "snapwarden_archive_last_verify_timestamp_seconds",
+        "When the image that was not proved for longest was last proved; absent without an image.",
+        &["archive"],
+        readable()
+            .filter_map(|(name, facts)| Some((vec![name.as_str().into()], seconds(facts.verified_at?)))),
     );
     scrape.gauge(
         "snapwarden_archive_corrupt_images",

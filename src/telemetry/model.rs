@@ -92,6 +92,8 @@ pub(super) struct PolicyModel {
     pub(super) next_run_at: Option<Timestamp>,
     pub(super) running_since: Option<Timestamp>,
     pub(super) last: Option<Last>,
+    /// What is kept for so long only for want of a copy is an alert.
+    pub(super) alert_after: Option<Duration>,
     pub(super) missed_runs: u64,
     pub(super) runs: Counts,
     pub(super) steps: StepCounts,
@@ -135,6 +137,7 @@ impl PolicyModel {
         let policy = view.policy;
         let mut model = before.unwrap_or_else(|| Self::new(view.first_seen_at));
         model.enabled = policy.enabled;
+        model.alert_after = policy.export.as_ref().map(|export| export.alert_after);
         model.schedule = policy.schedule.as_ref().map(|schedule| schedule.as_str().to_owned());
         model.time_zone = policy.time_zone.iana_name().map(str::to_owned);
         model.first_seen_at = view.first_seen_at;
@@ -175,6 +178,7 @@ impl PolicyModel {
             next_run_at: None,
             running_since: None,
             last: None,
+            alert_after: None,
             missed_runs: 0,
             runs: zeros(&RUN_RESULTS),
             steps: StepCounts {
@@ -215,8 +219,8 @@ impl PolicyModel {
             Action::Export => Some(&mut self.steps.exports),
             Action::Promote => Some(&mut self.steps.promotes),
             Action::Delete => Some(&mut self.steps.deletes),
-            // Templates beyond `keep`: no metric of theirs.
-            Action::DeleteTemplate => None,
+            // Templates beyond `keep`, copies, and what is done by hand: no metric of theirs.
+            Action::DeleteTemplate | Action::PruneCopy | Action::Restore => None,
         };
         if let Some(counts) = counts {
             count(counts, word(step.outcome));

@@ -12,10 +12,11 @@
 //!     "missed_runs": 0,
 //!     "zones": { "ch-gva-2": {
 //!       "last_run_at": "…", "last_success_at": "…", "failure": null, "held": null,
+//!       "gate_since": null, "gate_alert": null,
 //!       "plan": { "keep": 14, "delete": 1, "ignore": 0, "blocked_by_hold": 0, "blocked_by_policy": 0, "blocked_by_export": 0 }
 //!     } }
 //!   } },
-//!   "archives": { "vault": { "images": 3, "bytes": 1, "free_bytes": 1, "corrupt": 0, "error": null } },
+//!   "archives": { "vault": { "images": 3, "bytes": 1, "free_bytes": 1, "corrupt": 0, "verified_at": "…", "error": null } },
 //!   "downloads": []
 //! }
 //! ```
@@ -23,10 +24,12 @@
 //! Read back it may be another version's: what is missing there is nothing, and what is new is passed over.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::run::remember;
 use crate::state::last_runs::PlanSums;
 use crate::telemetry::model::{Last, Model, PolicyModel, ZoneModel};
 
@@ -102,6 +105,10 @@ pub struct ZoneStatus {
     pub failure: Option<String>,
     /// Why the last one's deletions were held, if they were.
     pub held: Option<String>,
+    /// Since when something is kept only for want of a verified copy, without a break.
+    pub gate_since: Option<Timestamp>,
+    /// Why that is an alert by now, if it is.
+    pub gate_alert: Option<String>,
     /// What the last plan said.
     pub plan: Option<PlanSums>,
 }
@@ -118,6 +125,8 @@ pub struct ArchiveStatus {
     pub free_bytes: Option<u64>,
     /// Copies that were lost or damaged.
     pub corrupt: u64,
+    /// When the image that was not proved for longest was last proved.
+    pub verified_at: Option<Timestamp>,
     /// Why it can't be read, if so.
     pub error: Option<String>,
 }
@@ -130,6 +139,7 @@ pub(super) fn of(model: &Model, now: Timestamp) -> Status {
             bytes: facts.bytes,
             free_bytes: facts.free_bytes,
             corrupt: facts.corrupt,
+            verified_at: facts.verified_at,
             error: facts.error.clone(),
         };
         (name.to_string(), status)
@@ -140,13 +150,18 @@ pub(super) fn of(model: &Model, now: Timestamp) -> Status {
         draining: model.draining,
         state_error: model.state_error.clone(),
         config: ConfigStatus { last_reload_successful: model.reload_ok, loaded_at: model.loaded_at },
-        policies: model.policies.iter().map(|(name, policy)| (name.to_string(), of_policy(policy))).collect(),
+        policies: model
+            .policies
+            .iter()
+            .map(|(name, policy)| (name.to_string(), of_policy(policy, now)))
+            .collect(),
         archives: archives.collect(),
         downloads: Vec::new(),
     }
 }
 
-fn of_policy(policy: &PolicyModel) -> PolicyStatus {
+fn of_policy(policy: &PolicyModel, now: Timestamp) -> PolicyStatus {
+    let zone = |zone| of_zone(zone, policy.alert_after, now);
     PolicyStatus {
         enabled: policy.enabled,
         schedule: policy.schedule.clone(),
@@ -155,17 +170,20 @@ fn of_policy(policy: &PolicyModel) -> PolicyStatus {
         running_since: policy.running_since,
         last: policy.last.clone(),
         missed_runs: policy.missed_runs,
-        zones: policy.zones.iter().map(|(name, zone)| (name.to_string(), of_zone(zone))).collect(),
+        zones: policy.zones.iter().map(|(name, known)| (name.to_string(), zone(known))).collect(),
     }
 }
 
-fn of_zone(zone: &ZoneModel) -> ZoneStatus {
+fn of_zone(zone: &ZoneModel, alert_after: Option<Duration>, now: Timestamp) -> ZoneStatus {
     let memory = &zone.memory;
+    let blocked = memory.plan.as_ref().map_or(0, |plan| plan.blocked_by_export);
     ZoneStatus {
         last_run_at: memory.last_run_at,
         last_success_at: memory.last_success_at,
         failure: memory.failure.clone(),
         held: memory.held.clone(),
+        gate_since: memory.gate_since,
+        gate_alert: remember::overdue(alert_after, blocked, memory.gate_since, now),
         plan: memory.plan.clone(),
     }
 }

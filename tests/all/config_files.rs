@@ -63,8 +63,22 @@ fn the_full_example_has_every_key_that_is_available() {
     assert_eq!(config.state_directory.as_deref(), Some(Path::new("/var/lib/snapwarden")));
     assert_eq!(
         config.archives.values().collect::<Vec<_>>(),
-        [&ArchiveSettings::Local { path: "/var/lib/snapwarden/archive".into() }]
+        [
+            &ArchiveSettings::S3 {
+                endpoint: "https://sos-de-fra-1.exo.io".parse().unwrap(),
+                region: "de-fra-1".to_owned(),
+                bucket: "acme-backups".to_owned(),
+                prefix: "snapwarden/".to_owned(),
+                credentials_file: Some("/etc/snapwarden/offsite".into()),
+            },
+            &ArchiveSettings::Local { path: "/var/lib/snapwarden/archive".into() },
+        ]
     );
+    let rules = &config.archive_rules[&"vault".parse().unwrap()];
+    let verify = rules.verify.as_ref().unwrap();
+    assert_eq!((verify.schedule.as_str(), verify.percent), ("0 5 * * 0", 25));
+    let keep = &rules.retention.as_ref().unwrap().keep;
+    assert_eq!(*keep.get(Period::Day), Some(Count::Of(30.try_into().unwrap())));
     assert_eq!(policy.schedule.as_ref().unwrap().as_str(), "30 2 * * *");
     assert_eq!(policy.time_zone.iana_name(), Some("Europe/Zurich"));
     assert_eq!(policy.zones.len(), 2);
@@ -100,6 +114,7 @@ fn a_default_is_what_the_full_example_says() {
     let (short, full) = (short.export.as_ref().unwrap(), full.export.as_ref().unwrap());
     assert_eq!((short.snapshots, short.required), (full.snapshots, full.required));
     assert_eq!((short.concurrency, short.stall_timeout), (full.concurrency, full.stall_timeout));
+    assert_eq!(short.alert_after, full.alert_after);
 }
 
 /// What a retention table of these lines says, or what is wrong with it.

@@ -439,3 +439,29 @@ async fn a_policy_that_was_not_enabled_has_missed_nothing() {
     assert_eq!(second.value("snapwarden_policy_missed_runs_total{policy=\"p\"}"), Some(0.0));
     second.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_is_proved_again_by_its_own_schedule_and_corruption_shows() {
+    let stage = Stage::new();
+    stage.instance("web-1", 2);
+    let policies = "[archives.vault.verify]\nschedule = \"0 5 * * *\"\n[policies.p]\nzones = [\"ch-gva-2\"]\n\
+                    [policies.p.export]\narchives = [\"vault\"]\nsnapshots = \"all\"\n";
+    stage.run(policies).await;
+    let corrupt = "snapwarden_archive_corrupt_images{archive=\"vault\"}";
+    let verified = "snapwarden_archive_last_verify_timestamp_seconds{archive=\"vault\"}";
+    let seconds = |at: &str| Some(at.parse::<Timestamp>().unwrap().as_second());
+    let whole = |value: Option<f64>| value.map(|value| format!("{value:.0}").parse::<i64>().unwrap());
+    let play = play(&stage, policies).await;
+    until(&stage, "2026-11-02T04:00:00Z").await;
+    assert!(whole(play.value(verified)) < seconds("2026-11-01T13:00:00Z"));
+    until(&stage, "2026-11-02T05:30:00Z").await;
+    assert!(whole(play.value(verified)) >= seconds("2026-11-02T05:00:00Z"));
+    assert_eq!(play.value(corrupt), Some(0.0));
+    let files = crate::stage::files(&stage.archive());
+    let image = files.iter().find(|(path, _)| path.extension().is_some_and(|end| end == "qcow2")).unwrap();
+    let file = RealDisk.open(&image.0, snapwarden::disk::Open::Update, Access::Group).unwrap();
+    file.write_all_at(&[image.1[5000] ^ 1], 5000).unwrap();
+    until(&stage, "2026-11-03T05:30:00Z").await;
+    assert_eq!(play.value(corrupt), Some(1.0));
+    play.stop().await;
+}

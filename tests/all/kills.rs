@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use snapwarden::archive::md5::Md5;
 use snapwarden::clock::{Clock as _, SystemClock};
-use snapwarden::disk::{Access, RealDisk, read_file, replace_file};
+use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
 use snapwarden::randomness::Randomness as _;
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::randomness::SeededRandomness;
@@ -136,4 +137,115 @@ fn success(folder: &Path) -> Option<String> {
     let state: serde_json::Value =
         serde_json::from_slice(&bytes).expect("a state file is whole at any moment");
     state["zones"]["ch-gva-2"]["last_success_at"].as_str().map(str::to_owned)
+}
+
+fn exporting(folder: &Path, endpoint: &str) -> String {
+    format!(
+        r#"
+[exoscale]
+endpoint = "{endpoint}"
+request_timeout = "5s"
+poll_interval = "20ms"
+requests_per_second = 1000
+[state]
+directory = "{0}/state"
+[archives.vault]
+type = "local"
+path = "{0}/vault"
+[policies.p]
+zones = ["ch-gva-2"]
+[policies.p.export]
+archives = ["vault"]
+"#,
+        folder.display()
+    )
+}
+
+fn once(folder: &Path) -> Killed {
+    let child = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
+        .args(["--config", folder.join("snapwarden.toml").to_str().unwrap(), "once"])
+        .env("EXOSCALE_API_KEY", API_KEY)
+        .env("EXOSCALE_API_SECRET", API_SECRET)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Killed(child)
+}
+
+/// Every file of the archive by the end of its name.
+fn archived(folder: &Path) -> BTreeMap<String, std::path::PathBuf> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.join("vault")];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                files.insert(name.split_once('.').map_or(name.clone(), |(_, end)| end.to_owned()), path);
+            }
+        }
+    }
+    files
+}
+
+/// Kills until the image is there, at random moments of the time that one download takes; then it must be right, and must
+/// never have been anything else.
+#[test]
+fn an_export_that_is_killed_again_and_again_ends_in_one_verified_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let randomness = SeededRandomness::new(std::process::id().into());
+    let clock = SystemClock::start();
+    let world = World::new(Arc::new(clock), 5);
+    let zone = world.add_zone("ch-gva-2");
+    let instance = world.add_instance(&zone, "big-1", &[]);
+    world.set_disk(instance, DiskShape::with_data_mib(256));
+    let snapshot = world.add_snapshot(instance, clock.now());
+    let md5 = world.image(snapshot).md5().to_owned();
+    world.set_operations_take(Duration::from_millis(20));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let served = runtime.block_on(world.serve("127.0.0.1:0".parse().unwrap())).unwrap();
+    let text = exporting(folder.path(), &served.endpoint());
+    replace_file(&RealDisk, &folder.path().join("snapwarden.toml"), text.as_bytes(), Access::Owner).unwrap();
+
+    let proved = |when: &str| {
+        let files = archived(folder.path());
+        assert!(!files.contains_key("qcow2.bad"), "{when}: what was resumed was wrong");
+        let Some(manifest) = files.get("json") else { return false };
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&read_file(&RealDisk, manifest, 1 << 20).unwrap()).unwrap();
+        let image = read_file(&RealDisk, &files["qcow2"], 1 << 30).unwrap();
+        let mut hash = Md5::new();
+        hash.update(&image);
+        assert!(hash.finish().to_string() == md5 && manifest["image"]["md5"] == md5, "{when}: a wrong image");
+        true
+    };
+    let (mut kills, mut resumed, mut longest) = (0, 0, Duration::from_secs(2));
+    while kills < times() {
+        if proved(&format!("after {kills} kills")) {
+            // It was quicker than the kill: the next one strikes earlier, on a new way there.
+            longest = longest * 3 / 4;
+            for path in archived(folder.path()).into_values() {
+                RealDisk.remove_file(&path).unwrap();
+            }
+        }
+        if archived(folder.path()).contains_key("qcow2.part.json") {
+            resumed += 1;
+        }
+        let running = once(folder.path());
+        let nanos = u64::try_from(longest.as_nanos()).unwrap();
+        runtime.block_on(async { clock.sleep(Duration::from_nanos(randomness.next_u64() % nanos)).await });
+        drop(running);
+        kills += 1;
+    }
+    if !proved("at last") {
+        let mut running = once(folder.path());
+        assert!(running.0.wait().unwrap().success());
+        assert!(proved("at the end"));
+    }
+    let ends: Vec<_> = archived(folder.path()).into_keys().collect();
+    assert_eq!(ends, ["json", "qcow2", "qcow2.md5"]);
+    assert!(resumed > 0 || times() < 20, "no kill left anything that could be resumed");
 }

@@ -1,6 +1,7 @@
 //! What crosses rooms: one binary, a module a subject.
 #![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
 
+mod archives;
 mod client;
 mod command_line;
 mod config_files;
@@ -8,6 +9,7 @@ mod crashes;
 mod creation;
 mod daemon;
 mod demo;
+mod downloads;
 mod floors;
 mod fuzz;
 mod http_port;
@@ -16,7 +18,9 @@ mod planning;
 mod plans;
 mod points;
 mod process;
+mod restoring;
 mod restraint;
+mod s3;
 mod simulated_zone;
 mod simulation;
 mod stage;

@@ -103,7 +103,11 @@ async fn what_needs_attention_is_said_and_exits_with_1() {
     let corrupt = ArchiveFacts { corrupt: 2, ..ArchiveFacts::default() };
     let failed = ZoneMemory { failure: Some("no \u{1b}[31mroute".to_owned()), ..well() };
     let held = ZoneMemory { held: Some("it would delete 40 of 50".to_owned()), ..well() };
-    let cases: [(ZoneMemory, Change<'_>, &str); 7] = [
+    let long_ago = NOW.parse::<jiff::Timestamp>().unwrap() - jiff::SignedDuration::from_hours(36);
+    let plan = PlanSums { blocked_by_export: 2, ..PlanSums::default() };
+    let blocked = ZoneMemory { gate_since: Some(long_ago), plan: Some(plan), ..well() };
+    let cases: [(ZoneMemory, Change<'_>, &str); 8] = [
+        (blocked, &|_| (), "2 snapshots kept for want of a verified copy since"),
         (failed, &|_| (), "policy nightly, zone ch-gva-2: no \\u{1b}[31mroute"),
         (held, &|_| (), "deletions are held back: it would delete 40 of 50"),
         (

@@ -5,14 +5,21 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
+use std::time::Duration;
+
 use super::*;
 use crate::archive::catalogue::ProblemKind;
+use crate::archive::download::{Download, Progress};
+use crate::archive::manifest::TemplateRecord;
+use crate::archive::store::store;
 use crate::archive::testing::{
     FakeSource, Fault, GIB, NoRandomness, Offer, Shared, TestClock, TestDisk, image, md5_of, put,
 };
 use crate::disk::RealDisk;
 use crate::policy::Which;
-use crate::snapshot::SnapshotState;
+use crate::sim::disk::MemoryDisk;
+use crate::sim::randomness::SeededRandomness;
+use crate::snapshot::{Instance, Snapshot, SnapshotState};
 use crate::text::chain;
 
 const STEM: &str = "20261101T023000Z-b0c0ab00-0000-4000-8000-000000000001";
@@ -23,6 +30,8 @@ struct Bench {
     folder: tempfile::TempDir,
     disk: Arc<TestDisk>,
     archive: LocalArchive,
+    clock: TestClock,
+    connections: usize,
     progress: Mutex<Vec<Progress>>,
 }
 
@@ -31,7 +40,8 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let disk = Arc::<TestDisk>::default();
         let archive = archive_in(folder.path(), Arc::new(Shared(Arc::clone(&disk))));
-        Self { folder, disk, archive, progress: Mutex::default() }
+        let clock = TestClock::at("2026-11-02T00:00:00Z");
+        Self { folder, disk, archive, clock, connections: 1, progress: Mutex::default() }
     }
 
     async fn store(&self, source: &FakeSource) -> Result<VerifiedCopy, StoreError> {
@@ -43,9 +53,24 @@ impl Bench {
         image: &ImageToStore,
         source: &FakeSource,
     ) -> Result<VerifiedCopy, StoreError> {
+        let (sink, standing) = match self.archive.begin(image).await? {
+            Begun::Stored(copy) => return Ok(copy),
+            Begun::Sink(sink, standing) => (sink, standing),
+        };
         let progress = |event| self.progress.lock().unwrap().push(event);
-        let options = StoreOptions { stall_timeout: Duration::from_mins(1) };
-        self.archive.store(image, source, &options, &progress).await
+        let download = Download {
+            source,
+            clock: &self.clock,
+            randomness: &NoRandomness,
+            stall_timeout: Duration::from_mins(1),
+            connections: self.connections,
+            throttle: None,
+            progress: &progress,
+        };
+        let begun = vec![(self.archive.name().clone(), sink, standing)];
+        let mut stored = store(image, begun, &download).await;
+        assert_eq!(stored.len(), 1);
+        stored.remove(0).1
     }
 
     fn instance_folder(&self) -> PathBuf {
@@ -84,13 +109,7 @@ impl Bench {
 }
 
 fn archive_in(folder: &Path, disk: Arc<dyn Disk>) -> LocalArchive {
-    LocalArchive::new(
-        "vault".parse().unwrap(),
-        folder.join("vault"),
-        disk,
-        Arc::new(TestClock::at("2026-11-02T00:00:00Z")),
-        Arc::new(NoRandomness),
-    )
+    LocalArchive::new("vault".parse().unwrap(), folder.join("vault"), disk)
 }
 
 fn snapshot(number: u8, created_at: &str) -> Snapshot {
@@ -293,7 +312,7 @@ async fn five_tries_without_progress_are_the_end() {
         assert!(text.contains("give up at byte 1000000 of 2500000 after 5 tries"), "{text}");
         assert!(text.contains("vault/ch-gva-2/"), "{text}");
         assert_eq!(source.offsets().len(), 6, "the first one got somewhere: {fault:?}");
-        assert_eq!(bench.ends(), [".qcow2.lock"], "{fault:?}");
+        assert_eq!(bench.ends(), [".qcow2.lock", ".qcow2.part", ".qcow2.part.json"], "{fault:?}");
         bench.holds_nothing().await;
     }
 }
@@ -545,6 +564,8 @@ async fn bytes_are_safe_before_names_and_the_manifest_comes_last() {
             "sync .json.new",
             "rename to .json",
             "sync_dir folder",
+            "remove .qcow2.part.json",
+            "remove .qcow2.part",
             "remove .qcow2.lock",
         ]
     );
@@ -559,12 +580,26 @@ async fn an_unsound_image_is_not_published_though_its_md5_is_right() {
     let mut backed = image(LEN, 1);
     put(&mut backed, 8, &4096_u64.to_be_bytes());
     let truncated = image(LEN, 1)[..150_000].to_vec();
-    let html = b"<html>not here</html>".to_vec();
-    for bytes in [backed, truncated, html, Vec::new()] {
+    for bytes in [backed, truncated, Vec::new()] {
         let bench = Bench::new();
         let error = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap_err();
         assert!(matches!(error, StoreError::Unsound { .. }), "{}", chain(&error));
         assert_eq!(bench.ends(), [".qcow2.lock"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_image_from_its_first_bytes_on_is_not_kept() {
+    for bytes in [&b"<html>not here</html>"[..], b"QFI", b"QFJ\xfb"] {
+        for chunk in [1, 10_000] {
+            let bench = Bench::new();
+            let mut source = FakeSource::new(Offer::of(bytes), []);
+            source.chunk = chunk;
+            let error = bench.store(&source).await.unwrap_err();
+            let told = if bytes == b"QFI" { "not a sound image" } else { "is no qcow2 image" };
+            assert!(chain(&error).contains(told), "{}", chain(&error));
+            assert_eq!(bench.ends(), [".qcow2.lock"]);
+        }
     }
 }
 
@@ -651,16 +686,18 @@ async fn one_snapshot_is_stored_by_one_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_store_leaves_a_part_that_nothing_lists_and_the_next_replaces() {
-    let (bench, bytes) = (Bench::new(), image(LEN, 1));
-    let source = FakeSource::new(Offer::of(&bytes), [Fault::Stall(2_000_000)]);
-    let dropped =
-        crate::clock::timeout(&*bench.archive.clock, Duration::from_secs(1), bench.store(&source)).await;
+async fn a_dropped_store_leaves_a_part_that_nothing_lists_and_the_next_takes_up() {
+    let (bench, bytes) = (Bench::new(), image(12_000_000, 1));
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Stall(10_000_000)]);
+    let dropped = crate::clock::timeout(&bench.clock, Duration::from_secs(1), bench.store(&source)).await;
     assert!(dropped.is_err());
-    assert_eq!(bench.ends(), [".qcow2.lock", ".qcow2.part"]);
+    assert_eq!(bench.ends(), [".qcow2.lock", ".qcow2.part", ".qcow2.part.json"]);
     bench.holds_nothing().await;
-    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    let again = FakeSource::new(Offer::of(&bytes), []);
+    bench.store(&again).await.unwrap();
+    assert!(again.offsets()[0] >= 1 << 20, "what was safe did not come again: {:?}", again.offsets());
     assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
+    bench.holds(&bytes).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -681,7 +718,17 @@ async fn names_from_outside_reach_no_path_and_long_ones_keep_the_manifest_small(
 
 #[tokio::test(start_paused = true)]
 async fn links_in_the_way_are_refused_and_left_alone() {
-    for end in [".qcow2", ".json", ".qcow2.md5", ".qcow2.part", ".qcow2.bad", ".qcow2.lock", "folder"] {
+    let ends = [
+        ".qcow2",
+        ".json",
+        ".qcow2.md5",
+        ".qcow2.part",
+        ".qcow2.part.json",
+        ".qcow2.bad",
+        ".qcow2.lock",
+        "folder",
+    ];
+    for end in ends {
         let bench = Bench::new();
         let target = bench.folder.path().join("target");
         let at = if end == "folder" { bench.instance_folder() } else { bench.path(end) };
@@ -714,14 +761,14 @@ async fn a_slow_disk_slows_the_network_down() {
     let source = FakeSource::new(Offer::of(&bytes), []);
     let sent = Arc::clone(&source.sent);
     let watch = async {
-        // The network has sent what it may, once the eighth batch is full and waits for room.
-        while sent.load(Ordering::Relaxed) < 8 << 20 {
+        // The network has sent what it may, once a batch finds no room beside those that wait for the disk.
+        while sent.load(Ordering::Relaxed) < 6 << 20 {
             tokio::task::yield_now().await;
         }
         for _ in 0..10_000 {
             tokio::task::yield_now().await;
         }
-        assert!(sent.load(Ordering::Relaxed) <= (8 << 20) + 10_000);
+        assert!(sent.load(Ordering::Relaxed) <= 8 << 20);
         drop(release);
     };
     let (stored, ()) = tokio::join!(bench.store(&source), watch);
@@ -823,7 +870,7 @@ async fn an_archive_that_is_not_there_is_empty_and_one_that_can_not_be_read_is_a
     let error = bench.archive.catalogue().await.unwrap_err();
     assert!(chain(&error).starts_with("read archive `vault` in "), "{}", chain(&error));
     let error = bench.store(&FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap_err();
-    assert!(matches!(error, StoreError::Disk { .. }), "{}", chain(&error));
+    assert!(matches!(error, StoreError::Sink(SinkError::Disk { .. })), "{}", chain(&error));
 }
 
 #[tokio::test(start_paused = true)]
@@ -869,4 +916,221 @@ async fn a_proof_is_of_the_snapshot_itself_or_of_a_newer_one_where_that_is_enoug
             assert!(proof.is_none_or(|proof| proof.snapshot_id() == stored.id));
         }
     }
+}
+
+/// What gets as far as `bytes` and is given up.
+fn broken_at(offer: Offer, bytes: usize) -> FakeSource {
+    FakeSource::new(offer, std::iter::once(Fault::Cut(bytes)).chain([Fault::Broken; 9]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_download_left_is_taken_up_by_the_next() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let first = broken_at(Offer::of(&bytes), 2_200_000);
+    bench.store(&first).await.unwrap_err();
+    let second = FakeSource::new(Offer::of(&bytes), []);
+    bench.store(&second).await.unwrap();
+    assert_eq!(second.opened.lock().unwrap()[..], [(2_200_000, Some("a".to_owned()))]);
+    let sent = first.sent.load(Ordering::Relaxed) + second.sent.load(Ordering::Relaxed);
+    assert_eq!(sent, LEN as u64, "no byte twice");
+    assert!(bench.saw(Progress::Resumed { bytes: 2_200_000 }) && !bench.saw(Progress::ChecksumMismatch));
+    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_changed_between_two_downloads_begins_at_zero() {
+    let (old, new) = (image(LEN, 1), image(LEN + 100_000, 2));
+    let cases = [
+        ("by its MD5", Offer::of(&old), Offer::of(&new), &new),
+        ("by its ETag", Offer::of(&old), Offer { etag: Some("b"), ..Offer::of(&old) }, &old),
+        (
+            "by its length",
+            Offer { etag: None, md5: Some(md5_of(&new)), ..Offer::of(&old) },
+            Offer { etag: None, ..Offer::of(&new) },
+            &new,
+        ),
+    ];
+    for (how, before, after, expected) in cases {
+        let bench = Bench::new();
+        bench.store(&broken_at(before, 2_000_000)).await.unwrap_err();
+        let source = FakeSource::new(after, []);
+        bench.store(&source).await.unwrap();
+        assert_eq!(source.offsets().last(), Some(&0), "{how}");
+        assert!(!bench.saw(Progress::ChecksumMismatch), "{how}");
+        bench.holds(expected).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_that_is_not_what_its_journal_says_ends_in_the_right_bytes() {
+    let bytes = image(LEN, 1);
+    let other = image(LEN, 5);
+    let cases: [(&str, &str, Vec<u8>, bool); 6] = [
+        ("other bytes", ".qcow2.part", other[..2_000_000].to_vec(), true),
+        ("longer than safe", ".qcow2.part", [&bytes[..2_000_000], &other[..9_999]].concat(), false),
+        ("shorter than safe", ".qcow2.part", bytes[..1_999_999].to_vec(), false),
+        ("empty", ".qcow2.part", Vec::new(), false),
+        ("no journal", ".qcow2.part.json", b"{".to_vec(), false),
+        ("a journal without end", ".qcow2.part.json", vec![b' '; 100_000], false),
+    ];
+    for (what, end, content, mismatch) in cases {
+        let bench = Bench::new();
+        bench.store(&broken_at(Offer::of(&bytes), 2_000_000)).await.unwrap_err();
+        replace_file(&RealDisk, &bench.path(end), &content, Access::Group).unwrap();
+        bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+        assert_eq!(bench.saw(Progress::ChecksumMismatch), mismatch, "{what}");
+        bench.holds(&bytes).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_part_of_another_snapshot_is_left_alone() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    let other = ImageToStore { snapshot: snapshot(2, "2026-10-01T00:00:00Z"), ..to_store() };
+    bench.store_this(&other, &broken_at(Offer::of(&bytes), 2_000_000)).await.unwrap_err();
+    let before = bench.ends();
+    let source = FakeSource::new(Offer::of(&bytes), []);
+    bench.store(&source).await.unwrap();
+    assert_eq!(source.offsets(), [0]);
+    assert!(before.iter().all(|name| bench.ends().contains(name)), "{:?}", bench.ends());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_at_any_moment_no_byte_is_trusted_that_was_not_safe() {
+    let bytes = image(LEN, 1);
+    for changes in (0..30).chain((30..700).step_by(11)) {
+        for chance in [None, Some(1), Some(2)] {
+            let disk = MemoryDisk::new();
+            let bench = Bench::new();
+            let path = Path::new("/");
+            disk.stop_after(changes);
+            let before = Bench { archive: archive_in(path, Arc::new(disk.clone())), ..bench };
+            let _ = before.store(&broken_at(Offer::of(&bytes), 2_000_000)).await;
+            let after = match chance {
+                None => disk.crash(),
+                Some(seed) => disk.crash_by_chance(&SeededRandomness::new(seed)),
+            };
+            let after = Bench { archive: archive_in(path, Arc::new(after)), ..before };
+            let source = FakeSource::new(Offer::of(&bytes), []);
+            after.store(&source).await.unwrap();
+            assert!(!after.saw(Progress::ChecksumMismatch), "{changes} {chance:?} {:?}", source.offsets());
+            let catalogue = after.archive.catalogue().await.unwrap();
+            assert_eq!(catalogue.copies().len(), 1);
+        }
+    }
+}
+
+/// One download into several archives.
+async fn store_in(archives: &[LocalArchive], source: &FakeSource) -> Vec<Result<VerifiedCopy, StoreError>> {
+    let mut begun = Vec::new();
+    for archive in archives {
+        match archive.begin(&to_store()).await.unwrap() {
+            Begun::Stored(copy) => panic!("{copy:?} is there"),
+            Begun::Sink(sink, standing) => begun.push((archive.name().clone(), sink, standing)),
+        }
+    }
+    let download = Download {
+        source,
+        clock: &TestClock::at("2026-11-02T00:00:00Z"),
+        randomness: &NoRandomness,
+        stall_timeout: Duration::from_mins(1),
+        connections: 4,
+        throttle: None,
+        progress: &|_| {},
+    };
+    let mut stored = store(&to_store(), begun, &download).await;
+    stored.sort_by(|a, b| a.0.cmp(&b.0));
+    stored.into_iter().map(|(_, result)| result).collect()
+}
+
+fn named(name: &str, folder: &Path, disk: Arc<dyn Disk>) -> LocalArchive {
+    LocalArchive::new(name.parse().unwrap(), folder.join(name), disk)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_download_feeds_all_archives_also_where_it_is_taken_up() {
+    let (folder, bytes) = (tempfile::tempdir().unwrap(), image(LEN, 1));
+    let real = |name: &str| named(name, folder.path(), Arc::new(RealDisk));
+    let archives = [real("a"), real("b"), real("c")];
+    store_in(&archives[1..2], &broken_at(Offer::of(&bytes), 1_500_000)).await[0].as_ref().unwrap_err();
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Cut(500_000)]);
+    for stored in store_in(&archives, &source).await {
+        stored.unwrap();
+    }
+    // What one had was copied to the others.
+    assert_eq!(source.offsets(), [0, 500_000].map(|at| if at == 0 { 1_500_000 } else { 2_000_000 }));
+    for archive in &archives {
+        let catalogue = archive.catalogue().await.unwrap();
+        let found = read_file(&RealDisk, &catalogue.copies()[0].image, 1 << 30).unwrap();
+        assert!(found == bytes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_that_fails_does_not_keep_the_others_from_their_copy() {
+    for room in [0, 100_000, 1_300_000, 2_499_999] {
+        let (folder, bytes) = (tempfile::tempdir().unwrap(), image(LEN, 1));
+        let full = Arc::<TestDisk>::default();
+        full.room.store(room, Ordering::Relaxed);
+        let archives = [
+            named("a", folder.path(), Arc::new(Shared(full))),
+            named("b", folder.path(), Arc::new(RealDisk)),
+        ];
+        let source = FakeSource::new(Offer::of(&bytes), []);
+        let stored = store_in(&archives, &source).await;
+        let error = stored[0].as_ref().unwrap_err();
+        assert!(chain(error).contains("the file system is full"), "{}", chain(error));
+        assert!(stored[1].is_ok() && source.offsets() == [0], "{room}");
+        assert!(archives[0].catalogue().await.unwrap().copies().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_connections_make_the_same_image_whatever_becomes_of_them() {
+    let bytes = image((40 << 20) + 12_345, 1);
+    let len = bytes.len() as u64;
+    let cases: Vec<(&str, Vec<Fault>, bool)> = vec![
+        ("all goes well", vec![], true),
+        ("ranges are ignored from the start", vec![Fault::NoRange(usize::MAX)], false),
+        ("and then", vec![Fault::Fine, Fault::NoRange(9), Fault::NoRange(9)], false),
+        ("one is refused", vec![Fault::Fine, Fault::Fine, Fault::Broken, Fault::Expired], true),
+        (
+            "some break",
+            vec![Fault::Cut(1), Fault::Fine, Fault::Cut(5_000_000), Fault::Fine, Fault::End(7)],
+            true,
+        ),
+        ("one stalls", vec![Fault::Fine, Fault::Stall(1_000_000)], true),
+        ("all break", vec![Fault::Fine, Fault::Cut(7), Fault::Cut(8), Fault::Cut(9), Fault::Cut(10)], true),
+        (
+            "the address expires",
+            vec![Fault::Fine, Fault::Fine, Fault::Expired, Fault::Expired, Fault::Expired, Fault::Expired],
+            true,
+        ),
+    ];
+    for (what, script, no_byte_twice) in cases {
+        let bench = Bench { connections: 4, ..Bench::new() };
+        let source = FakeSource::new(Offer::of(&bytes), script);
+        bench.store(&source).await.unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
+        bench.holds(&bytes).await;
+        let sent = source.sent.load(Ordering::Relaxed);
+        assert!(sent <= len + len / 50 || !no_byte_twice, "{what}: {sent} of {len}");
+    }
+    let bench = Bench { connections: 4, ..Bench::new() };
+    let source = FakeSource::new(Offer::of(&bytes), [Fault::Fine, Fault::Changed]);
+    bench.store(&source).await.unwrap();
+    bench.holds(&bytes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_connections_leave_what_the_next_download_takes_up() {
+    let bytes = image(40 << 20, 1);
+    let bench = Bench { connections: 3, ..Bench::new() };
+    let script = [Fault::Fine; 3].into_iter().chain([Fault::Broken; 30]);
+    bench.store(&FakeSource::new(Offer::of(&bytes), script)).await.unwrap_err();
+    let source = FakeSource::new(Offer::of(&bytes), []);
+    bench.store(&source).await.unwrap();
+    assert!(source.sent.load(Ordering::Relaxed) <= 24 << 20, "{:?}", source.offsets());
+    assert!(!bench.saw(Progress::ChecksumMismatch));
+    bench.holds(&bytes).await;
 }

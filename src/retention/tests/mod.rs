@@ -199,8 +199,11 @@ impl Policy {
             archives: archives.iter().map(|name| name.parse().unwrap()).collect(),
             snapshots,
             required: true,
+            alert_after: Duration::MAX,
             concurrency: NonZeroUsize::MIN,
+            connections: NonZeroUsize::MIN,
             stall_timeout: Duration::from_mins(1),
+            bandwidth_limit: None,
         };
         Self { export: Some(export), ..self }
     }

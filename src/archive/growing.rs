@@ -1,0 +1,119 @@
+//! A file that an image grows in, from several places at once if need be, and that is read behind them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::archive::lane::{Lane, Worker};
+use crate::disk::DiskFile;
+
+/// So many bytes may wait for the disk.
+const ROOM_BYTES: u32 = 6 << 20;
+
+/// A file that grows. Its **frontier** is where the first gap begins.
+pub struct GrowingFile {
+    file: Arc<dyn DiskFile>,
+    written: Arc<Mutex<Written>>,
+    writer: Lane<Writer>,
+}
+
+struct Writer {
+    file: Arc<dyn DiskFile>,
+    written: Arc<Mutex<Written>>,
+}
+
+impl Worker for Writer {
+    type Item = (u64, Bytes);
+
+    fn work(&mut self, (offset, bytes): Self::Item) -> io::Result<()> {
+        self.file.write_all_at(&bytes, offset)?;
+        lock(&self.written).add(offset, bytes.len() as u64);
+        Ok(())
+    }
+}
+
+/// What is written: up to the frontier, and in places beyond it.
+#[derive(Debug, Default)]
+struct Written {
+    frontier: u64,
+    /// End by beginning; they neither touch nor overlap.
+    beyond: BTreeMap<u64, u64>,
+}
+
+impl Written {
+    fn add(&mut self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        if offset > self.frontier {
+            let last = self.beyond.entry(offset).or_insert(end);
+            *last = end.max(*last);
+            return;
+        }
+        self.frontier = self.frontier.max(end);
+        while let Some(next) = self.beyond.first_entry().filter(|next| *next.key() <= self.frontier) {
+            self.frontier = self.frontier.max(next.remove());
+        }
+    }
+}
+
+fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
+    written.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl GrowingFile {
+    /// A file that holds so many bytes already.
+    pub(super) fn new(file: Arc<dyn DiskFile>, bytes: u64) -> Self {
+        let written = Arc::new(Mutex::new(Written { frontier: bytes, ..Written::default() }));
+        let writer = Writer { file: Arc::clone(&file), written: Arc::clone(&written) };
+        Self { file, written, writer: Lane::new(writer, ROOM_BYTES) }
+    }
+
+    /// Writes, sooner or later; waits while too much is on its way.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub(super) async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
+        let len = bytes.len();
+        self.writer.push((offset, bytes), len).await
+    }
+
+    /// Waits until all is written.
+    ///
+    /// # Errors
+    /// A write failed.
+    pub(super) async fn rest(&self) -> io::Result<()> {
+        self.writer.rest().await
+    }
+
+    /// How far it is written without a gap.
+    pub(super) fn frontier(&self) -> u64 {
+        lock(&self.written).frontier
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> &Arc<dyn DiskFile> {
+        &self.file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_frontier_is_where_the_first_gap_begins(order in Just((0..24_u64).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut written = Written::default();
+            let mut done = std::collections::BTreeSet::new();
+            for piece in order {
+                written.add(piece * 10, 10);
+                done.insert(piece);
+                let expected = (0..24).find(|piece| !done.contains(piece)).unwrap_or(24) * 10;
+                prop_assert_eq!(written.frontier, expected);
+            }
+            prop_assert!(written.beyond.is_empty());
+        }
+    }
+}

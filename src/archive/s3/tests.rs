@@ -1,0 +1,967 @@
+//! Claims about archives in buckets, against a store in memory that does what it is told to do wrong.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use secrecy::ExposeSecret as _;
+use url::Url;
+
+use super::*;
+use crate::archive::Archive;
+use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, SnapshotRecord};
+use crate::archive::md5::Md5;
+use crate::archive::s3::sign::{encode, sha256_hex};
+use crate::archive::sink::{Sink, SinkError, Whole};
+use crate::archive::testing::{NoRandomness, TestClock, image};
+use crate::archive::verify::{self, Outcome};
+use crate::transport::{Reached, Request, Response, TransportError};
+
+const MIB: usize = 1 << 20;
+const NOW: &str = "2026-11-01T02:30:00Z";
+const INSTANCE: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+const SNAPSHOT: &str = "b0c0ab00-0000-4000-8000-00000000f105";
+const FOLDER: &str = "snapwarden/ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+
+/// What the store does instead of what it should.
+#[derive(Debug, Clone)]
+enum Effect {
+    /// Answers so, and does nothing.
+    Answer(u16, String),
+    /// Never answers.
+    Hang,
+    /// Does nothing, and the connection breaks.
+    Cut,
+    /// Does what it should, and the answer is lost.
+    Lose,
+    /// Answers well, and does nothing.
+    Forget,
+}
+
+fn refuse(status: u16, code: &str) -> Effect {
+    Effect::Answer(status, format!("<Error><Code>{code}</Code><Message>no {code}</Message></Error>"))
+}
+
+fn html() -> Effect {
+    Effect::Answer(200, "<html><body>Please sign in</body></html>".to_owned())
+}
+
+#[derive(Debug, Clone, Default)]
+struct Object {
+    bytes: Bytes,
+    etag: String,
+    md5: Option<String>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    key: String,
+    /// With their `ETag`s.
+    parts: BTreeMap<usize, (Bytes, String)>,
+    md5: Option<String>,
+    initiated: String,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<String, Object>,
+    uploads: BTreeMap<String, Begun>,
+    /// What goes wrong with the next request whose name begins so; `true`: with all of them.
+    faults: Vec<(&'static str, Effect, bool)>,
+    log: VecDeque<String>,
+    /// Keys in one page; 0 for all.
+    page: usize,
+    /// Listings claim to go on, with the same token.
+    is_ring: bool,
+    /// More is there, without a word how to get it.
+    is_cut: bool,
+    counter: usize,
+}
+
+/// A bucket `bucket` in memory.
+#[derive(Debug, Default)]
+struct Store {
+    state: Mutex<State>,
+    parts_under_way: AtomicUsize,
+    parts_under_way_max: AtomicUsize,
+}
+
+impl Store {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn fault(&self, on: &'static str, effect: Effect) {
+        self.state().faults.push((on, effect, false));
+    }
+
+    fn always(&self, on: &'static str, effect: Effect) {
+        self.state().faults.push((on, effect, true));
+    }
+
+    fn put(&self, key: &str, bytes: impl Into<Bytes>) {
+        let state = &mut *self.state();
+        state.counter += 1;
+        let etag = format!("e{}", state.counter);
+        state.objects.insert(key.to_owned(), Object { bytes: bytes.into(), etag, md5: None });
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let short = |key: &String| key.strip_prefix(FOLDER).unwrap_or(key).to_owned();
+        self.state().objects.keys().map(short).collect()
+    }
+
+    /// What was asked since this was last asked, but for looking.
+    fn done(&self) -> Vec<String> {
+        let log = std::mem::take(&mut self.state().log);
+        log.into_iter().filter(|name| !name.starts_with("list") && !name.starts_with("head")).collect()
+    }
+
+    fn asked(&self, on: &str) -> usize {
+        self.state().log.iter().filter(|name| name.starts_with(on)).count()
+    }
+}
+
+fn answer(status: u16, body: impl Into<Bytes>) -> Response {
+    let body: Bytes = body.into();
+    let headers = HeaderMap::from_iter([(header::CONTENT_LENGTH, body.len().into())]);
+    let body = Box::pin(stream::iter([Ok(body)]));
+    Response { status: StatusCode::from_u16(status).unwrap(), headers, body }
+}
+
+fn error(status: u16, code: &str) -> Response {
+    let Effect::Answer(status, body) = refuse(status, code) else { unreachable!() };
+    answer(status, body)
+}
+
+/// What a request is called in the log.
+fn name_of(request: &Request, key: &str, query: &BTreeMap<String, String>) -> String {
+    let end = key.strip_prefix(FOLDER).unwrap_or(key).trim_start_matches('/');
+    let end = end.split_once(SNAPSHOT).map_or(end, |(_, end)| end);
+    let part = query.get("partNumber");
+    match (request.method.as_str(), part, query.contains_key("uploads"), query.contains_key("uploadId")) {
+        ("GET", _, true, _) => "list-uploads".to_owned(),
+        ("GET", ..) if query.contains_key("list-type") => "list".to_owned(),
+        ("POST", _, true, _) => "begin".to_owned(),
+        ("POST", _, _, true) => "complete".to_owned(),
+        ("PUT", Some(part), ..) => format!("part {part}"),
+        ("DELETE", _, _, true) => "abort".to_owned(),
+        (method, ..) => format!("{} {end}", method.to_lowercase()),
+    }
+}
+
+/// A token that nobody understands but the store.
+fn hex(key: &str) -> String {
+    key.bytes().fold(String::new(), |mut token, byte| {
+        write!(token, "{byte:02x}").unwrap();
+        token
+    })
+}
+
+fn unhex(token: &str) -> String {
+    let digits = token.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    digits.map(|pair| char::from(u8::from_str_radix(pair, 16).unwrap())).collect()
+}
+
+impl Store {
+    fn serve(&self, request: &Request, name: &str, key: &str, query: &BTreeMap<String, String>) -> Response {
+        let state = &mut *self.state();
+        state.counter += 1;
+        let text = |name: &str| request.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        let id = query.get("uploadId").cloned().unwrap_or_default();
+        match name.split(' ').next().unwrap_or_default() {
+            "list" => {
+                let prefix = &query["prefix"];
+                let after = query.get("continuation-token").map(|token| unhex(token)).unwrap_or_default();
+                let all: Vec<_> = state
+                    .objects
+                    .iter()
+                    .filter(|(key, _)| key.starts_with(prefix) && **key > after)
+                    .collect();
+                let page = if state.page == 0 { all.len() } else { state.page };
+                let mut body = String::from("<ListBucketResult><EncodingType>url</EncodingType>");
+                for (key, object) in all.iter().take(page) {
+                    let (key, size, etag) = (encode(key, false), object.bytes.len(), &object.etag);
+                    let etag = format!("<ETag>&quot;{etag}&quot;</ETag>");
+                    write!(body, "<Contents><Key>{key}</Key><Size>{size}</Size>{etag}</Contents>").unwrap();
+                }
+                let last =
+                    all.get(page.wrapping_sub(1)).filter(|_| all.len() > page).map(|(key, _)| (*key).clone());
+                let last = if state.is_ring { Some("again".to_owned()) } else { last };
+                match last {
+                    Some(_) if state.is_cut => body.push_str("<IsTruncated>true</IsTruncated>"),
+                    Some(key) => write!(
+                        body,
+                        "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>",
+                        hex(&key)
+                    )
+                    .unwrap(),
+                    None => body.push_str("<IsTruncated>false</IsTruncated>"),
+                }
+                answer(200, body + "</ListBucketResult>")
+            }
+            "list-uploads" => {
+                let mut body = String::from("<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>");
+                for (id, begun) in &state.uploads {
+                    if begun.key.starts_with(&query["prefix"]) {
+                        let (key, at) = (&begun.key, &begun.initiated);
+                        write!(
+                            body,
+                            "<Upload><Key>{key}</Key><UploadId>{id}</UploadId><Initiated>{at}</Initiated></Upload>"
+                        )
+                        .unwrap();
+                    }
+                }
+                answer(200, body + "</ListMultipartUploadsResult>")
+            }
+            "begin" => {
+                let id = format!("u/{}+", state.counter);
+                let begun = Begun {
+                    key: key.to_owned(),
+                    parts: BTreeMap::new(),
+                    md5: text("x-amz-meta-md5"),
+                    initiated: NOW.to_owned(),
+                };
+                state.uploads.insert(id.clone(), begun);
+                let body = format!("<UploadId>{id}</UploadId>");
+                answer(200, format!("<InitiateMultipartUploadResult>{body}</InitiateMultipartUploadResult>"))
+            }
+            "part" => {
+                let Some(begun) = state.uploads.get_mut(&id) else { return error(404, "NoSuchUpload") };
+                let etag = text("x-amz-content-sha256").unwrap();
+                begun
+                    .parts
+                    .insert(query["partNumber"].parse().unwrap(), (request.body.clone(), etag.clone()));
+                let mut answer = answer(200, "");
+                answer.headers.insert(header::ETAG, format!("\"{etag}\"").parse().unwrap());
+                answer
+            }
+            "complete" => {
+                let Some(begun) = state.uploads.get(&id) else { return error(404, "NoSuchUpload") };
+                if text("if-none-match").is_some() && state.objects.contains_key(key) {
+                    return error(412, "PreconditionFailed");
+                }
+                let wanted = std::str::from_utf8(&request.body).unwrap();
+                for (number, (_, etag)) in &begun.parts {
+                    if !wanted.contains(&format!("<PartNumber>{number}</PartNumber><ETag>\"{etag}\"</ETag>"))
+                    {
+                        return error(400, "InvalidPart");
+                    }
+                }
+                if wanted.matches("<Part>").count() != begun.parts.len() {
+                    return error(400, "InvalidPart");
+                }
+                let begun = state.uploads.remove(&id).unwrap();
+                let parts: Vec<&[u8]> = begun.parts.values().map(|(part, _)| &**part).collect();
+                let bytes = parts.concat().into();
+                let etag = format!("m{}", state.counter);
+                state.objects.insert(key.to_owned(), Object { bytes, etag, md5: begun.md5 });
+                answer(
+                    200,
+                    "<CompleteMultipartUploadResult><ETag>\"m\"</ETag></CompleteMultipartUploadResult>",
+                )
+            }
+            "abort" => match state.uploads.remove(&id) {
+                Some(_) => answer(204, ""),
+                None => error(404, "NoSuchUpload"),
+            },
+            "put" => {
+                assert!(request.headers.contains_key("content-md5"));
+                let etag = format!("e{}", state.counter);
+                let object = Object { bytes: request.body.clone(), etag, md5: None };
+                state.objects.insert(key.to_owned(), object);
+                answer(200, "")
+            }
+            "delete" => {
+                state.objects.remove(key);
+                answer(204, "")
+            }
+            verb @ ("get" | "head") => {
+                let Some(object) = state.objects.get(key) else { return error(404, "NoSuchKey") };
+                let from = text("range").map(|range| {
+                    range.strip_prefix("bytes=").unwrap().trim_end_matches('-').parse::<usize>().unwrap()
+                });
+                let mut answer = match from {
+                    _ if text("if-match").is_some_and(|etag| etag.trim_matches('"') != object.etag) => {
+                        return error(412, "PreconditionFailed");
+                    }
+                    Some(from) => {
+                        let mut answer = answer(206, object.bytes.slice(from..));
+                        let all = object.bytes.len();
+                        let range = format!("bytes {from}-{}/{all}", all - 1);
+                        answer.headers.insert(header::CONTENT_RANGE, range.parse().unwrap());
+                        answer
+                    }
+                    None => answer(200, object.bytes.clone()),
+                };
+                if verb == "head" {
+                    answer.body = Box::pin(stream::empty());
+                }
+                answer.headers.insert(header::ETAG, format!("\"{}\"", object.etag).parse().unwrap());
+                if let Some(md5) = &object.md5 {
+                    answer.headers.insert("x-amz-meta-md5", md5.parse().unwrap());
+                }
+                answer
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+impl Transport for Store {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        Box::pin(async move {
+            assert!(request.headers[header::AUTHORIZATION].is_sensitive());
+            assert_eq!(request.headers["x-amz-content-sha256"], sha256_hex(&request.body));
+            let key = request.url.path().strip_prefix("/bucket").unwrap().trim_start_matches('/');
+            let key = key.replace("%1B", "\u{1b}").replace("%5B", "[");
+            let query: BTreeMap<String, String> = request.url.query_pairs().into_owned().collect();
+            let name = name_of(&request, &key, &query);
+            let effect = {
+                let mut state = self.state();
+                state.log.push_back(name.clone());
+                let found = state.faults.iter().position(|(on, ..)| {
+                    name.strip_prefix(on).is_some_and(|rest| rest.is_empty() || !rest.starts_with('-'))
+                });
+                found.map(|at| {
+                    if state.faults[at].2 { state.faults[at].1.clone() } else { state.faults.remove(at).1 }
+                })
+            };
+            if name.starts_with("part") {
+                let now = self.parts_under_way.fetch_add(1, Ordering::SeqCst) + 1;
+                self.parts_under_way_max.fetch_max(now, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                self.parts_under_way.fetch_sub(1, Ordering::SeqCst);
+            }
+            let cut = || TransportError::new(Reached::Unknown, "the connection broke");
+            match effect {
+                None => Ok(self.serve(&request, &name, &key, &query)),
+                Some(Effect::Answer(status, body)) => {
+                    let mut answer = answer(status, body);
+                    answer.headers.insert(header::RETRY_AFTER, "7".parse().unwrap());
+                    Ok(answer)
+                }
+                Some(Effect::Hang) => std::future::pending().await,
+                Some(Effect::Cut) => Err(cut()),
+                Some(Effect::Lose) => {
+                    self.serve(&request, &name, &key, &query);
+                    Err(cut())
+                }
+                Some(Effect::Forget) => {
+                    let mut answer = answer(200, "");
+                    let etag = sha256_hex(&request.body);
+                    answer.headers.insert(header::ETAG, format!("\"{etag}\"").parse().unwrap());
+                    Ok(answer)
+                }
+            }
+        })
+    }
+}
+
+struct Scene {
+    store: Arc<Store>,
+    archive: S3Archive,
+}
+
+fn archive(store: &Arc<Store>) -> S3Archive {
+    let place = S3Place {
+        endpoint: Url::parse("https://sos-ch-gva-2.exo.io").unwrap(),
+        region: "ch-gva-2".to_owned(),
+        bucket: "bucket".to_owned(),
+        prefix: "snapwarden/".to_owned(),
+    };
+    let credentials = S3Credentials::new("EXO1", "hush", None).unwrap();
+    let name = "offsite".parse().unwrap();
+    let clock = Arc::new(TestClock::at(NOW));
+    S3Archive::new(name, place, credentials, store.clone(), clock, Arc::new(NoRandomness))
+}
+
+fn scene() -> Scene {
+    let store = Arc::default();
+    let archive = archive(&store);
+    Scene { store, archive }
+}
+
+fn of() -> ImageOf {
+    ImageOf {
+        zone: "ch-gva-2".parse().unwrap(),
+        instance_id: INSTANCE.parse().unwrap(),
+        created_at: NOW.parse().unwrap(),
+        snapshot_id: SNAPSHOT.parse().unwrap(),
+    }
+}
+
+fn md5(bytes: &[u8]) -> Md5Sum {
+    let mut md5 = Md5::new();
+    md5.update(bytes);
+    md5.finish()
+}
+
+fn manifest(bytes: &[u8]) -> Manifest {
+    let of = of();
+    Manifest {
+        version: MANIFEST_VERSION,
+        zone: of.zone,
+        snapshot: SnapshotRecord {
+            id: of.snapshot_id,
+            name: "nightly".to_owned(),
+            created_at: of.created_at,
+            state: "exported".to_owned(),
+            size_gib: Some(10),
+        },
+        instance: InstanceRecord { id: of.instance_id, name: None, labels: BTreeMap::new() },
+        image: ImageRecord {
+            file: String::new(),
+            bytes: bytes.len() as u64,
+            md5: md5(bytes),
+            qcow2_version: Some(3),
+            virtual_size_bytes: None,
+        },
+        exported_at: None,
+        verified_at: of.created_at,
+        policy: None,
+        run_id: None,
+        program_version: None,
+        template: None,
+        warnings: Vec::new(),
+        pruned_at: None,
+        corrupt_since: None,
+    }
+}
+
+fn bytes(len: usize) -> Bytes {
+    let mut bytes = (0..251).collect::<Vec<u8>>().repeat(len / 251 + 1);
+    bytes.truncate(len);
+    bytes.into()
+}
+
+fn key(end: &str) -> String {
+    format!("{FOLDER}/20261101T023000Z-{SNAPSHOT}{end}")
+}
+
+async fn sink(archive: &S3Archive) -> Box<dyn Sink> {
+    match archive.begin(&of()).await.unwrap() {
+        super::Begun::Sink(sink, _) => sink,
+        super::Begun::Stored(copy) => panic!("{copy:?}"),
+    }
+}
+
+async fn write(sink: &mut Box<dyn Sink>, bytes: &Bytes) -> Result<(), SinkError> {
+    let whole = Whole { md5: md5(bytes), bytes: Some(bytes.len() as u64), etag: None };
+    sink.expect(&whole)?;
+    let mut rest = bytes.clone();
+    while !rest.is_empty() {
+        sink.write(rest.split_to(rest.len().min(700_001))).await?;
+    }
+    Ok(())
+}
+
+/// One whole upload.
+async fn store(archive: &S3Archive, bytes: &Bytes) -> Result<VerifiedCopy, SinkError> {
+    let mut sink = sink(archive).await;
+    match write(&mut sink, bytes).await {
+        Ok(()) => sink.publish(manifest(bytes)).await,
+        Err(error) => {
+            sink.abandon().await;
+            Err(error)
+        }
+    }
+}
+
+const WHOLE: [&str; 3] = [".json", ".qcow2", ".qcow2.md5"];
+
+fn whole() -> Vec<String> {
+    WHOLE.map(|end| key(end).strip_prefix(FOLDER).unwrap().to_owned()).to_vec()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_goes_up_in_parts_and_is_seen_only_once_it_is_proved() {
+    let Scene { store, archive } = scene();
+    let image = bytes(20 * MIB);
+    let mut sink = sink(&archive).await;
+    write(&mut sink, &image).await.unwrap();
+    assert!(store.keys().is_empty());
+    let copy = sink.publish(manifest(&image)).await.unwrap();
+    assert_eq!((copy.bytes(), copy.archive().as_str()), (20 << 20, "offsite"));
+    assert_eq!(store.keys(), whole());
+    let mut done = store.done();
+    done.retain(|name| !name.starts_with("get"));
+    // Parts may arrive in any order; the manifest is the last word.
+    done[1..4].sort();
+    assert_eq!(done, ["begin", "part 1", "part 2", "part 3", "complete", "put .qcow2.md5", "put .json"]);
+    assert!(store.parts_under_way_max.load(Ordering::SeqCst) <= 2);
+    let stored = store.state().objects[&key(".qcow2")].clone();
+    assert_eq!((stored.bytes, stored.md5), (image.clone(), Some(md5(&image).to_string())));
+    let sums = store.state().objects[&key(".qcow2.md5")].bytes.clone();
+    assert_eq!(sums, format!("{}  20261101T023000Z-{SNAPSHOT}.qcow2\n", md5(&image)));
+    // It is there now, and is not uploaded again.
+    assert!(matches!(archive.begin(&of()).await.unwrap(), super::Begun::Stored(again) if again == copy));
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest(&image));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_published_is_given_back() {
+    let Scene { store, archive } = scene();
+    let image = bytes(17 * MIB);
+    let mut first = sink(&archive).await;
+    write(&mut first, &image).await.unwrap();
+    first.abandon().await;
+    assert!(store.state().uploads.is_empty() && store.keys().is_empty());
+    // Dropped as if killed: the next use of the archive gives it back, also after a start anew.
+    for again in [archive.clone(), self::archive(&store)] {
+        let mut dropped = sink(&archive).await;
+        write(&mut dropped, &image).await.unwrap();
+        drop(dropped);
+        assert_eq!(store.state().uploads.len(), 1);
+        let next = sink(&again).await;
+        assert!(store.state().uploads.is_empty());
+        drop(next);
+    }
+    // Where the image is not asked for again, cleaning finds what this process left.
+    let mut dropped = sink(&archive).await;
+    write(&mut dropped, &image).await.unwrap();
+    drop(dropped);
+    store.fault("abort", Effect::Answer(403, String::new()));
+    assert!(archive.clean().await.is_err());
+    assert_eq!(archive.clean().await.unwrap(), 1);
+    assert!(store.state().uploads.is_empty() && store.keys().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_begins_anew_is_the_second_one_alone() {
+    let Scene { store, archive } = scene();
+    let (first, second) = (bytes(9 * MIB), bytes(10 * MIB));
+    let mut sink = sink(&archive).await;
+    write(&mut sink, &first).await.unwrap();
+    sink.restart().await.unwrap();
+    write(&mut sink, &first).await.unwrap();
+    sink.keep_bad().await.unwrap();
+    write(&mut sink, &second).await.unwrap();
+    sink.publish(manifest(&second)).await.unwrap();
+    assert_eq!(store.state().objects[&key(".qcow2")].bytes, second);
+    assert!(store.state().uploads.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_wrong_now_and_then_is_tried_again() {
+    let image = bytes(9 * MIB);
+    for on in ["begin", "part 1", "part 2", "complete", "put .qcow2.md5", "put .json", "head", "list-uploads"]
+    {
+        for effect in [refuse(503, "SlowDown"), refuse(500, ""), Effect::Hang, Effect::Cut, html()] {
+            // A page where nothing but the status is read is good news.
+            if matches!(&effect, Effect::Answer(200, _)) && (on.starts_with("put") || on == "head") {
+                continue;
+            }
+            let Scene { store, archive } = scene();
+            store.fault(on, effect.clone());
+            store.fault(on, effect.clone());
+            self::store(&archive, &image).await.unwrap_or_else(|error| panic!("{on} {effect:?}: {error:?}"));
+            assert_eq!(store.keys(), whole(), "{on} {effect:?}");
+            assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_asks_for_time_gets_it() {
+    let Scene { store, archive } = scene();
+    store.fault("list", refuse(503, "SlowDown"));
+    let began = tokio::time::Instant::now();
+    archive.catalogue().await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_fails_leaves_nothing_and_says_why() {
+    let image = bytes(9 * MIB);
+    let cases = [
+        ("begin", refuse(403, "AccessDenied"), "must be allowed to list, read, write and delete"),
+        ("begin", refuse(404, "NoSuchBucket"), "make the bucket, or correct `bucket`"),
+        ("begin", html(), "is `endpoint` the address of an S3 store?"),
+        ("part 2", refuse(503, "SlowDown"), "upload a part of s3://bucket/snapwarden/ch-gva-2/"),
+        ("part 2", Effect::Hang, "no answer within"),
+        ("part 2", Effect::Forget, "InvalidPart"),
+        (
+            "complete",
+            refuse(200, "InternalError"),
+            "the store answers 200 OK (InternalError: no InternalError)",
+        ),
+        ("complete", refuse(403, "SignatureDoesNotMatch"), "look at the archive's credentials"),
+        ("complete", html(), "it is `html` where `CompleteMultipartUploadResult` should be"),
+    ];
+    for (on, effect, why) in cases {
+        let Scene { store, archive } = scene();
+        store.always(on, effect.clone());
+        let error = self::store(&archive, &image).await.unwrap_err();
+        let shown = chain(&error);
+        assert!(shown.contains(why), "{on} {effect:?}: {shown}");
+        assert!(!shown.contains("hush") && !shown.contains("Signature="), "{shown}");
+        assert!(
+            store.keys().is_empty() && store.state().uploads.is_empty(),
+            "{on} {effect:?}: {:?}",
+            store.keys()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_without_its_manifest_is_no_copy_and_comes_anew() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    store.always("put .json", refuse(503, "SlowDown"));
+    self::store(&archive, &image).await.unwrap_err();
+    let catalogue = archive.catalogue().await.unwrap();
+    assert!(catalogue.copies().is_empty());
+    assert_eq!(catalogue.problems()[0].what, ProblemKind::NoManifest);
+    store.state().faults.clear();
+    self::store(&archive, &image).await.unwrap();
+    assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_manifest_of_an_image_that_does_not_count_never_vouches_for_the_next() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest(&image) };
+    store.put(&key(".json"), corrupt.to_bytes());
+    store.put(&key(".qcow2"), bytes(3));
+    store.always("complete", refuse(400, "InvalidPart"));
+    self::store(&archive, &image).await.unwrap_err();
+    let done = store.done();
+    let place = |wanted: &str| done.iter().position(|name| name == wanted).unwrap();
+    assert!(place("delete .json") < place("complete"), "{done:?}");
+    assert!(archive.catalogue().await.unwrap().copies().is_empty());
+    store.state().faults.clear();
+    self::store(&archive, &image).await.unwrap();
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest(&image));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_other_than_the_proved_ones_are_not_published() {
+    let Scene { store, archive } = scene();
+    let (image, other) = (bytes(9 * MIB), bytes(9 * MIB + 1));
+    let mut sink = sink(&archive).await;
+    write(&mut sink, &image).await.unwrap();
+    let shown = chain(&sink.publish(manifest(&other)).await.unwrap_err());
+    assert!(shown.contains("9437184 bytes were uploaded of 9437185 that are proved"), "{shown}");
+    assert!(store.keys().is_empty() && store.state().uploads.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completed_upload_whose_answer_was_lost_is_known_again() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    store.fault("complete", Effect::Lose);
+    self::store(&archive, &image).await.unwrap();
+    assert_eq!(store.keys(), whole());
+    // But not where the upload is gone, and something else stands there.
+    let Scene { store, archive } = scene();
+    store.put(&key(".qcow2"), image.clone());
+    store.fault("complete", refuse(404, "NoSuchUpload"));
+    self::store(&archive, &image).await.unwrap_err();
+    assert!(archive.catalogue().await.unwrap().copies().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_second_takes_the_copy_of_the_first_or_none() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    let mut late = sink(&archive).await;
+    write(&mut late, &image).await.unwrap();
+    let other = self::archive(&store);
+    let theirs = Manifest { policy: Some("theirs".to_owned()), ..manifest(&image) };
+    store.put(&key(".qcow2"), image.clone());
+    let shown = chain(&late.publish(manifest(&image)).await.unwrap_err());
+    assert!(shown.contains("412"), "{shown}");
+    assert_eq!(store.keys().len(), 1);
+    store.state().objects.clear();
+    let mut late = sink(&other).await;
+    write(&mut late, &image).await.unwrap();
+    store.put(&key(".qcow2"), image.clone());
+    store.put(&key(".json"), theirs.to_bytes());
+    late.publish(manifest(&image)).await.unwrap();
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, theirs);
+    assert!(store.state().uploads.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_without_conditions_or_with_locks_is_served_as_well() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    store.fault("complete", refuse(501, "NotImplemented"));
+    store.fault(
+        "part 1",
+        Effect::Answer(
+            400,
+            "<Error><Code>InvalidRequest</Code><Message>Content-MD5 OR x-amz-checksum- HTTP header is required</Message></Error>"
+                .to_owned(),
+        ),
+    );
+    store.always("list-uploads", refuse(501, "NotImplemented"));
+    self::store(&archive, &image).await.unwrap();
+    assert_eq!(store.asked("part 1"), 2);
+    assert_eq!(archive.clean().await.unwrap(), 0);
+    assert_eq!(store.keys(), whole());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_image_is_stored_by_one_at_a_time() {
+    let Scene { archive, .. } = scene();
+    let first = sink(&archive).await;
+    let shown = chain(&archive.clone().begin(&of()).await.err().unwrap());
+    assert!(shown.contains("it is being stored at this moment by another run"), "{shown}");
+    drop(first);
+    drop(sink(&archive).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalogue_counts_what_is_proved_and_nothing_that_lies() {
+    let Scene { store, archive } = scene();
+    let image = bytes(5);
+    let good = manifest(&image);
+    store.put(&key(".json"), good.to_bytes());
+    store.put(&key(".qcow2"), image.clone());
+    store.put(&key(".qcow2.md5"), "x");
+    let at = |number: u32, end: &str| {
+        format!("{FOLDER}/2026110{number}T023000Z-b0c0ab00-0000-4000-8000-00000000f10{number}{end}")
+    };
+    let lie = |number: u32, change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = good.clone();
+        manifest.snapshot.id = format!("b0c0ab00-0000-4000-8000-00000000f10{number}").parse().unwrap();
+        manifest.snapshot.created_at = format!("2026-11-0{number}T02:30:00Z").parse().unwrap();
+        change(&mut manifest);
+        manifest.to_bytes()
+    };
+    store.put(&at(2, ".json"), lie(2, &|m| m.zone = "de-fra-1".parse().unwrap()));
+    store.put(&at(3, ".json"), lie(3, &|m| m.instance.id = SNAPSHOT.parse().unwrap()));
+    store.put(&at(4, ".json"), lie(5, &|_| {}));
+    store.put(&at(5, ".json"), lie(5, &|m| m.image.bytes = 6));
+    store.put(&at(5, ".qcow2"), image.clone());
+    store.put(&at(6, ".json"), lie(6, &|_| {}));
+    store.put(&at(7, ".json"), "<html>");
+    store.put(&at(8, ".json"), vec![b' '; 2 * MIB]);
+    store.put(&at(9, ".json"), lie(9, &|m| m.pruned_at = Some(NOW.parse().unwrap())));
+    store.put(&at(1, ".qcow2"), image.clone());
+    for foreign in [
+        "snapwarden/../ch-gva-2/x.json",
+        "snapwarden/notes.txt",
+        "snapwarden/ch-gva-2/\u{1b}[31m.json",
+        "snapwarden/ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec/deep/er.json",
+        "elsewhere/notes.json",
+    ] {
+        store.put(foreign, "x");
+    }
+    for page in [0, 1, 3] {
+        store.state().page = page;
+        let catalogue = archive.catalogue().await.unwrap();
+        let copies: Vec<_> =
+            catalogue.copies().iter().map(|copy| copy.image.to_string_lossy().into_owned()).collect();
+        assert_eq!(copies, [at(9, ".qcow2"), key(".qcow2")].map(|key| format!("s3://bucket/{key}")));
+        let problems: Vec<_> = catalogue.problems().iter().map(|problem| problem.what.to_string()).collect();
+        let beginnings = [
+            "there is no manifest beside it",
+            "the manifest is about another zone",
+            "the manifest is about another instance",
+            "the manifest is about another snapshot",
+            "the image has 5 bytes where the manifest says 6",
+            "the image is missing",
+            "the manifest can't be read",
+            "the manifest can't be read (it is too long)",
+        ];
+        assert_eq!(problems.len(), beginnings.len(), "{problems:?}");
+        for (problem, beginning) in problems.iter().zip(beginnings) {
+            assert!(problem.starts_with(beginning), "{problem} where {beginning} should be");
+        }
+    }
+    let facts = archive.facts().await;
+    assert_eq!((facts.images, facts.bytes, facts.corrupt, facts.error), (1, 5, 7, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_is_read_once_as_long_as_it_does_not_change() {
+    let Scene { store, archive } = scene();
+    let image = bytes(5);
+    store.put(&key(".json"), manifest(&image).to_bytes());
+    store.put(&key(".qcow2"), image.clone());
+    for _ in 0..3 {
+        assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
+    }
+    assert_eq!(store.asked("get"), 1);
+    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest(&image) };
+    archive.write_manifest(&corrupt).await.unwrap();
+    assert!(archive.catalogue().await.unwrap().copies().is_empty());
+    assert_eq!(store.asked("get"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
+    let image = bytes(5);
+    let faults: [(&'static str, Effect, &str); 7] = [
+        ("list", refuse(403, "AccessDenied"), "must be allowed to list"),
+        ("list", refuse(404, "NoSuchBucket"), "make the bucket"),
+        ("list", refuse(301, "PermanentRedirect"), "the bucket is elsewhere"),
+        ("list", html(), "is `endpoint` the address of an S3 store?"),
+        ("list", Effect::Hang, "no answer within 60 s"),
+        ("list", Effect::Answer(200, "<ListBucketResult><IsTr".to_owned()), "no XML"),
+        ("get", refuse(403, "AccessDenied"), "read s3://bucket/snapwarden/"),
+    ];
+    let listed = |store: &Store| {
+        store.put(&key(".json"), manifest(&image).to_bytes());
+        store.put(&key(".qcow2"), image.clone());
+    };
+    for (on, effect, why) in faults {
+        let Scene { store, archive } = scene();
+        listed(&store);
+        store.always(on, effect);
+        let shown = chain(&archive.catalogue().await.unwrap_err());
+        assert!(shown.contains(why), "{shown}");
+        assert!(archive.facts().await.error.is_some());
+    }
+    let Scene { store, archive } = scene();
+    listed(&store);
+    store.state().page = 1;
+    store.state().is_cut = true;
+    let shown = chain(&archive.catalogue().await.unwrap_err());
+    assert!(shown.contains("it does not say how to ask for it"), "{shown}");
+    store.state().is_ring = true;
+    store.state().is_cut = false;
+    let shown = chain(&archive.catalogue().await.unwrap_err());
+    assert!(shown.contains("goes in a ring"), "{shown}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_uploads_of_ours_are_given_back_and_no_others() {
+    let Scene { store, archive } = scene();
+    let begin = |id: &str, key: String, initiated: &str| {
+        let begun = Begun { key, parts: BTreeMap::new(), md5: None, initiated: initiated.to_owned() };
+        store.state().uploads.insert(id.to_owned(), begun);
+    };
+    begin("old", key(".qcow2"), "2026-10-30T02:29:59.000Z");
+    begin("young", key(".qcow2"), "2026-10-30T02:30:01.000Z");
+    begin("undated", key(".qcow2"), "long ago");
+    begin("foreign", "snapwarden/movie.mkv".to_owned(), "2020-01-01T00:00:00Z");
+    begin("elsewhere", "other/movie.qcow2".to_owned(), "2020-01-01T00:00:00Z");
+    assert_eq!(archive.clean().await.unwrap(), 1);
+    assert_eq!(
+        store.state().uploads.keys().collect::<Vec<_>>(),
+        ["elsewhere", "foreign", "undated", "young"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pruned_copy_leaves_its_manifest_and_still_counts() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    self::store(&archive, &image).await.unwrap();
+    let copy = archive.catalogue().await.unwrap().copies()[0].clone();
+    // The mark comes first: what stops in between does not lose the proof.
+    store.always("delete .qcow2", refuse(403, "AccessDenied"));
+    archive.delete_image(&copy, NOW.parse().unwrap()).await.unwrap_err();
+    assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
+    store.state().faults.clear();
+    archive.delete_image(&copy, NOW.parse().unwrap()).await.unwrap();
+    assert_eq!(store.keys(), whole()[..1]);
+    let catalogue = archive.catalogue().await.unwrap();
+    assert!(catalogue.copies()[0].manifest.pruned_at.is_some() && catalogue.problems().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_read_back_from_any_offset_and_no_other_image_for_it() {
+    let Scene { store, archive } = scene();
+    let image = bytes(9 * MIB);
+    self::store(&archive, &image).await.unwrap();
+    let copy = archive.catalogue().await.unwrap().copies()[0].clone();
+    let stored = archive.image(&copy);
+    assert_eq!(stored.facts().md5, Some(md5(&image).to_string()));
+    let opened = stored.open(0, None, None).await.unwrap();
+    assert_eq!((opened.offset, opened.total), (0, Some(9 << 20)));
+    let etag = opened.etag;
+    let opened = stored.open(1000, None, etag.as_deref()).await.unwrap();
+    assert_eq!((opened.offset, opened.total), (1000, Some(9 << 20)));
+    assert_eq!(crate::transport::read_body(opened.body, 9 * MIB).await.unwrap(), image.slice(1000..));
+    assert!(matches!(stored.open(1000, None, Some("other")).await, Err(SourceError::Changed)));
+    store.always("get .qcow2", Effect::Cut);
+    assert!(matches!(stored.open(0, None, None).await, Err(SourceError::Broken(_))));
+    store.state().faults.clear();
+    store.state().objects.clear();
+    assert!(matches!(stored.open(0, None, None).await, Err(SourceError::Refused(_))));
+}
+
+/// An archive with one copy of a sound image.
+async fn scene_with_an_image() -> (Scene, Archive, StoredCopy, Bytes) {
+    let scene = scene();
+    let image = Bytes::from(image(9 * MIB, 3));
+    store(&scene.archive, &image).await.unwrap();
+    let copy = scene.archive.catalogue().await.unwrap().copies()[0].clone();
+    let archive = Archive::S3(scene.archive.clone());
+    (scene, archive, copy, image)
+}
+
+async fn verify_one(archive: &Archive, copy: &StoredCopy) -> Outcome {
+    verify::verify(archive, copy, &TestClock::at("2026-11-20T00:00:00Z"), &NoRandomness).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_in_a_bucket_is_proved_again_also_over_connections_that_break() {
+    let (Scene { store, .. }, archive, copy, _) = scene_with_an_image().await;
+    store.fault("get .qcow2", Effect::Cut);
+    assert_eq!(verify_one(&archive, &copy).await, Outcome::Good);
+    let catalogue = archive.catalogue().await.unwrap();
+    let expected = Manifest { verified_at: "2026-11-20T00:00:00Z".parse().unwrap(), ..copy.manifest };
+    assert_eq!(catalogue.copies()[0].manifest, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_in_a_bucket_that_changed_makes_its_copy_count_no_more() {
+    let (Scene { store, .. }, archive, copy, image) = scene_with_an_image().await;
+    let mut flipped = image.to_vec();
+    flipped[8 * MIB] ^= 1;
+    store.put(&key(".qcow2"), flipped);
+    assert!(matches!(verify_one(&archive, &copy).await, Outcome::Corrupt(_)));
+    let catalogue = archive.catalogue().await.unwrap();
+    assert!(catalogue.copies().is_empty());
+    assert!(matches!(catalogue.problems()[0].what, ProblemKind::Corrupt(_)));
+    assert!(store.keys().iter().any(|known| key(".qcow2").ends_with(known)), "the image stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_can_not_be_read_marks_nothing() {
+    let (Scene { store, .. }, archive, copy, _) = scene_with_an_image().await;
+    let manifest = |store: &Store| store.state().objects[&key(".json")].bytes.clone();
+    let before = manifest(&store);
+    for effect in [Effect::Cut, Effect::Hang, refuse(403, "AccessDenied"), refuse(503, "SlowDown"), html()] {
+        store.always("get .qcow2", effect.clone());
+        assert!(matches!(verify_one(&archive, &copy).await, Outcome::Failed(_)), "{effect:?}");
+        store.state().faults.clear();
+    }
+    store.state().objects.remove(&key(".qcow2"));
+    assert!(matches!(verify_one(&archive, &copy).await, Outcome::Failed(_)));
+    assert_eq!(manifest(&store), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_in_a_bucket_that_was_pruned_meanwhile_stays_marked() {
+    let (Scene { store, .. }, archive, copy, image) = scene_with_an_image().await;
+    archive.amend(&copy, Amendment::Pruned(NOW.parse().unwrap())).await.unwrap();
+    assert!(!store.keys().iter().any(|key| key.contains(".qcow2")));
+    store.put(&key(".qcow2"), image);
+    assert!(matches!(verify_one(&archive, &copy).await, Outcome::Failed(_)));
+    let again = archive.catalogue().await.unwrap().copies()[0].clone();
+    assert!(again.manifest.pruned_at.is_some() && again.has_image, "as a crash may leave it");
+    archive.amend(&again, Amendment::Pruned(NOW.parse().unwrap())).await.unwrap();
+    assert!(!store.keys().iter().any(|key| key.contains(".qcow2")));
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, again.manifest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_presigned_address_is_a_secret_that_ends() {
+    let Scene { archive, .. } = scene();
+    let copy = StoredCopy { manifest: manifest(&bytes(5)), image: PathBuf::new(), has_image: true };
+    let address = archive.presign_get(&copy, Duration::from_hours(1_000_000));
+    assert!(!format!("{address:?}").contains("exo.io"));
+    let url = Url::parse(address.expose_secret()).unwrap();
+    assert_eq!(url.path(), format!("/bucket/{}", key(".qcow2")));
+    assert!(url.query().unwrap().contains("X-Amz-Expires=604800"));
+}

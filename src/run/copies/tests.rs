@@ -1,0 +1,205 @@
+//! Claims about pruning copies, over real files.
+
+#![expect(clippy::disallowed_methods, reason = "tests do to files what the program must not do")]
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::*;
+use crate::archive::local::LocalArchive;
+use crate::disk::RealDisk;
+use crate::policy::{ByPeriod, Count};
+use crate::sim::clock::SimClock;
+use crate::state::holds;
+
+const NOW: &str = "2026-11-20T00:00:00Z";
+const WEB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+const DB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ed";
+
+struct Bench {
+    folder: tempfile::TempDir,
+    pruner: Pruner,
+}
+
+fn id(day: u8) -> String {
+    format!("b0c0ab00-0000-4000-8000-0000000000{day:02}")
+}
+
+fn retention() -> Retention {
+    Retention {
+        keep_last: None,
+        keep_within: None,
+        keep: ByPeriod::default(),
+        keep_within_each: ByPeriod::default(),
+        keep_oldest: true,
+        max_age: None,
+        max_count: None,
+        min_keep: 1,
+        failed_after: None,
+    }
+}
+
+fn last(count: u32) -> Retention {
+    Retention { keep_last: Some(Count::Of(count.try_into().unwrap())), ..retention() }
+}
+
+impl Bench {
+    fn new(retention: Retention) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk);
+        let state = StateDirectory::open(disk.clone(), &folder.path().join("state")).unwrap();
+        let vault = LocalArchive::new("vault".parse().unwrap(), folder.path().join("vault"), disk);
+        let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
+        let archive = Arc::new(Archive::Local(vault));
+        Self { folder, pruner: Pruner { state, clock, archive, retention } }
+    }
+
+    fn path(&self, instance: &str, day: u8, end: &str) -> PathBuf {
+        let name = format!("202611{day:02}T020000Z-{}{end}", id(day));
+        self.folder.path().join("vault/ch-gva-2").join(instance).join(name)
+    }
+
+    /// A copy of a snapshot of that day of November, with a mark in its manifest.
+    fn copy(&self, instance: &str, day: u8, mark: Option<&str>) {
+        let mut manifest = json!({
+            "version": 1, "zone": "ch-gva-2",
+            "snapshot": {"id": id(day), "name": "n", "created_at": format!("2026-11-{day:02}T02:00:00Z")},
+            "instance": {"id": instance, "name": "web-1"},
+            "image": {"bytes": 4, "md5": "0".repeat(32)},
+            "verified_at": "2026-11-19T00:00:00Z",
+        });
+        if let Some(mark) = mark {
+            manifest[mark] = json!("2026-11-19T00:00:00Z");
+        }
+        std::fs::create_dir_all(self.path(instance, day, "").parent().unwrap()).unwrap();
+        std::fs::write(self.path(instance, day, ".json"), manifest.to_string()).unwrap();
+        std::fs::write(self.path(instance, day, ".qcow2"), b"QFI\xfb").unwrap();
+        std::fs::write(self.path(instance, day, ".qcow2.md5"), b"sum").unwrap();
+    }
+
+    async fn prune(&self) -> Vec<Step> {
+        let recorder = recorder_by_hand(&self.pruner, Uuid::nil());
+        let steps = self.pruner.prune(&recorder, None).await.unwrap();
+        steps.into_iter().map(|(_, step)| step).collect()
+    }
+
+    /// The days whose images are there.
+    fn days(&self, instance: &str) -> Vec<u8> {
+        (1..=30).filter(|day| self.path(instance, *day, ".qcow2").exists()).collect()
+    }
+}
+
+fn lines(path: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_the_retention_lets_go_goes_and_its_manifest_stays_for_the_gate() {
+    let bench = Bench::new(last(2));
+    for day in [1, 2, 3, 4] {
+        bench.copy(WEB, day, None);
+    }
+    bench.copy(DB, 5, None);
+    let steps = bench.prune().await;
+    assert_eq!(steps.iter().map(|step| step.outcome).collect::<Vec<_>>(), [StepOutcome::Done; 2]);
+    assert_eq!((bench.days(WEB), bench.days(DB)), (vec![3, 4], vec![5]));
+    let catalogue = bench.pruner.archive.catalogue().await.unwrap();
+    assert_eq!((catalogue.copies().len(), catalogue.problems().len()), (5, 0));
+    let audit = lines(&bench.folder.path().join("state/audit.jsonl"));
+    let told: Vec<_> =
+        audit.iter().map(|line| (&line["outcome"], &line["action"], &line["archive"])).collect();
+    let [intended, done, action, vault] = ["intended", "done", "prune_copy", "vault"].map(|word| json!(word));
+    assert_eq!(
+        told,
+        [
+            (&intended, &action, &vault),
+            (&done, &action, &vault),
+            (&intended, &action, &vault),
+            (&done, &action, &vault)
+        ]
+    );
+    assert!(!audit[0]["reasons"][0].as_str().unwrap().is_empty());
+    // Pruned once, they neither count nor go again.
+    assert!(bench.prune().await.is_empty());
+}
+
+#[tokio::test]
+async fn the_last_verified_copy_of_an_instance_stays_unless_all_may_go() {
+    let aged = Retention { max_age: Some("1d".parse().unwrap()), ..retention() };
+    let bench = Bench::new(aged.clone());
+    for day in [1, 2, 3] {
+        bench.copy(WEB, day, None);
+    }
+    // Newer ones that are no copies protect nothing.
+    bench.copy(WEB, 4, Some("corrupt_since"));
+    bench.copy(WEB, 5, Some("pruned_at"));
+    std::fs::remove_file(bench.path(WEB, 5, ".qcow2")).unwrap();
+    bench.prune().await;
+    assert_eq!(bench.days(WEB), [3, 4], "the newest copy, and the corrupt one as it was");
+    let empty = Bench::new(Retention { min_keep: 0, ..aged });
+    empty.copy(WEB, 1, None);
+    empty.prune().await;
+    assert_eq!(empty.days(WEB), [0_u8; 0]);
+}
+
+#[tokio::test]
+async fn a_corrupt_copy_is_neither_counted_nor_touched() {
+    let bench = Bench::new(last(2));
+    for (day, mark) in [(1, None), (2, None), (3, Some("corrupt_since")), (4, Some("corrupt_since"))] {
+        bench.copy(WEB, day, mark);
+    }
+    assert!(bench.prune().await.is_empty());
+    assert_eq!(bench.days(WEB), [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_held_snapshot_keeps_its_copy() {
+    let bench = Bench::new(last(1));
+    for day in [1, 2, 3] {
+        bench.copy(WEB, day, None);
+    }
+    let clock = Arc::clone(&bench.pruner.clock);
+    let now = clock.now();
+    let hold = holds::Hold { snapshot: id(1).parse().unwrap(), until: None, reason: None, since: now };
+    bench.pruner.state.hold(&*clock, hold).await.unwrap();
+    bench.prune().await;
+    assert_eq!(bench.days(WEB), [1, 3]);
+}
+
+#[tokio::test]
+async fn an_image_that_a_crash_left_behind_its_mark_goes_the_next_time() {
+    let bench = Bench::new(last(1));
+    bench.copy(WEB, 1, Some("pruned_at"));
+    bench.copy(WEB, 2, None);
+    let steps = bench.prune().await;
+    assert_eq!(steps.len(), 1);
+    assert_eq!(bench.days(WEB), [2]);
+    assert!(bench.path(WEB, 1, ".json").exists() && !bench.path(WEB, 1, ".qcow2.md5").exists());
+}
+
+#[tokio::test]
+async fn in_doubt_nothing_is_pruned() {
+    let bench = Bench::new(last(1));
+    for day in [1, 2] {
+        bench.copy(WEB, day, None);
+    }
+    // Nobody can tell what is held.
+    let holds = bench.folder.path().join("state/holds.json");
+    std::fs::write(&holds, b"{").unwrap();
+    assert!(bench.pruner.plan(None).await.is_err());
+    std::fs::remove_file(&holds).unwrap();
+    // An archive that is no folder.
+    let vault = bench.folder.path().join("vault");
+    std::fs::rename(&vault, bench.folder.path().join("away")).unwrap();
+    std::fs::write(&vault, b"").unwrap();
+    assert!(bench.pruner.plan(None).await.is_err());
+    std::fs::remove_file(&vault).unwrap();
+    std::fs::rename(bench.folder.path().join("away"), &vault).unwrap();
+    // Two copies of one snapshot.
+    std::fs::create_dir_all(vault.join("ch-gva-2").join(DB)).unwrap();
+    bench.copy(DB, 1, None);
+    assert!(bench.prune().await.is_empty());
+    assert_eq!((bench.days(WEB), bench.days(DB)), (vec![1, 2], vec![1]));
+}

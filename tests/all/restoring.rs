@@ -1,0 +1,612 @@
+//! The way back: a verified copy as a file, or as a template.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+use snapwarden::archive::Archive;
+use snapwarden::archive::catalogue::StoredCopy;
+use snapwarden::archive::md5::Md5;
+use snapwarden::clock::{Clock as _, SystemClock};
+use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
+use snapwarden::run::Runner;
+use snapwarden::run::report::{Step, StepOutcome};
+use snapwarden::run::restore::{BootMode, Found, TemplateToMake, to_template};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::image::DiskShape;
+use snapwarden::sim::world::{API_KEY, API_SECRET, Template, World};
+use snapwarden::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use snapwarden::transport::{HttpTransport, Purpose, Request, Transport as _};
+
+use crate::s3::{Server, archive, hash};
+use crate::stage::{NOW, Stage, days_ago, files, read};
+
+/// Two folders that get all, in this order: `spare`, `vault`.
+fn policies(folder: &Path) -> String {
+    format!(
+        "[archives.spare]\ntype = \"local\"\npath = \"{}/spare\"\n[policies.nightly]\nzones = [\"ch-gva-2\"]\n\
+         [policies.nightly.export]\narchives = [\"spare\", \"vault\"]\nsnapshots = \"all\"\nrequired = false\n",
+        folder.display()
+    )
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Ended with this status, said all of this on stderr, and printed no data.
+    fn refused(&self, status: i32, words: &[&str]) {
+        assert_eq!((self.status, &*self.out), (status, ""), "{self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "`{word}` is missing: {self:?}");
+        }
+    }
+}
+
+/// Runs the program, in an environment of these variables alone, in this folder.
+async fn program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Said {
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+    command.env_clear().envs(variables.iter().copied()).current_dir(folder).timeout(Duration::from_mins(1));
+    command.args(["--config", "snapwarden.toml"]).args(arguments);
+    let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    Said {
+        status: ended.status.code().unwrap_or_else(|| panic!("it was killed: {ended:?}")),
+        out: String::from_utf8(ended.stdout).unwrap(),
+        err: String::from_utf8(ended.stderr).unwrap(),
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    replace_file(&RealDisk, path, bytes, Access::Owner).unwrap();
+}
+
+fn bytes_of(path: &Path) -> Vec<u8> {
+    read_file(&RealDisk, path, 1 << 30).unwrap()
+}
+
+/// A zone whose snapshots, one a day, are in both folders; and what restores them knows nothing of the zone.
+struct Play {
+    stage: Stage,
+    /// Oldest first.
+    ids: Vec<SnapshotId>,
+}
+
+impl Play {
+    async fn new(snapshots: i64) -> Self {
+        let stage = Stage::new();
+        let ids = stage.instance("web-1", snapshots);
+        let play = Self { stage, ids };
+        play.export().await;
+        play
+    }
+
+    async fn export(&self) {
+        let policies = policies(self.folder());
+        let report = self.stage.run(&policies).await;
+        assert_eq!(report.sums().failed, 0, "{report:?}");
+        write(&self.path("snapwarden.toml"), self.stage.config(&policies).as_bytes());
+    }
+
+    fn folder(&self) -> &Path {
+        self.stage.folder.path()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    fn image(&self, id: SnapshotId) -> Vec<u8> {
+        let image = self.stage.world.image(id);
+        image.read(0..image.file_bytes())
+    }
+
+    async fn restore(&self, arguments: &[&str]) -> Said {
+        program(self.folder(), &[], &[&["restore"], arguments].concat()).await
+    }
+
+    /// The file of a copy that ends so.
+    fn stored(&self, archive: &str, id: SnapshotId, end: &str) -> PathBuf {
+        let files = files(&self.path(archive));
+        let wanted = format!("{id}{end}");
+        files
+            .into_iter()
+            .map(|(path, _)| path)
+            .find(|path| path.to_str().unwrap().ends_with(&wanted))
+            .unwrap()
+    }
+
+    /// Flips a byte in the middle of an image, which stays as long as it was.
+    fn damage(&self, archive: &str, id: SnapshotId) {
+        let path = self.stored(archive, id, ".qcow2");
+        let mut bytes = bytes_of(&path);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+        write(&path, &bytes);
+    }
+
+    fn edit_manifest(&self, archive: &str, id: SnapshotId, edit: impl Fn(&mut Value)) {
+        let path = self.stored(archive, id, ".json");
+        let mut manifest: Value = serde_json::from_slice(&bytes_of(&path)).unwrap();
+        edit(&mut manifest);
+        write(&path, manifest.to_string().as_bytes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_comes_back_as_a_new_file_without_credentials_and_the_archive_stays_as_it_is() {
+    let play = Play::new(2).await;
+    let id = play.ids[0];
+    let before = files(play.folder());
+    let said = play.restore(&[&id.to_string(), "--to", "disk.qcow2", "--output", "json"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let (told, image) = (said.json(), play.stage.world.image(id));
+    assert_eq!(told["snapshot_id"], id.to_string());
+    assert_eq!(told["archive"], "spare");
+    assert_eq!(told["file"], "disk.qcow2");
+    assert_eq!(told["bytes"], image.file_bytes());
+    assert_eq!(told["md5"], image.md5());
+    assert_eq!(told["instance_name"], "web-1");
+    assert_eq!(told["passed_over"], json!([]));
+    assert!(bytes_of(&play.path("disk.qcow2")) == play.image(id));
+    RealDisk.remove_file(&play.path("disk.qcow2")).unwrap();
+    assert!(files(play.folder()) == before, "something else changed");
+
+    let said = play.restore(&[&id.to_string(), "--to", "disk.qcow2", "--archive", "vault"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    for word in ["disk.qcow2", "web-1", "from archive vault", "verified"] {
+        assert!(said.out.contains(word), "{said:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_copy_is_refused_and_the_next_archive_serves() {
+    let play = Play::new(1).await;
+    let id = play.ids[0];
+    play.damage("spare", id);
+    let said = play.restore(&[&id.to_string(), "--to", "disk", "--output", "json"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(said.err.contains("archive `spare` is damaged"), "{said:?}");
+    assert_eq!(said.json()["archive"], "vault");
+    assert_eq!(said.json()["passed_over"].as_array().unwrap().len(), 1);
+    assert!(bytes_of(&play.path("disk")) == play.image(id));
+    RealDisk.remove_file(&play.path("disk")).unwrap();
+
+    play.damage("vault", id);
+    let before = files(play.folder());
+    let said = play.restore(&[&id.to_string(), "--to", "disk"]).await;
+    said.refused(1, &["archive `spare` is damaged", "archive `vault` is damaged"]);
+    assert!(files(play.folder()) == before, "something is left, or was marked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_ever_overwritten() {
+    let play = Play::new(1).await;
+    let id = play.ids[0].to_string();
+    write(&play.path("mine"), b"precious");
+    write(&play.path("other.part"), b"precious too");
+    std::os::unix::fs::symlink("nowhere", play.path("link")).unwrap();
+    let before = files(&play.path("vault"));
+    for (to, words) in [
+        ("mine", &["mine is there already", "nothing is overwritten"][..]),
+        ("other", &["other.part is in the way"]),
+        ("link", &["link is there already"]),
+        ("vault", &["vault is there already"]),
+        ("no/such/folder", &["no/such"]),
+        ("..", &["no name of a file"]),
+    ] {
+        play.restore(&[&id, "--to", to]).await.refused(1, words);
+    }
+    assert_eq!(bytes_of(&play.path("mine")), b"precious");
+    assert_eq!(bytes_of(&play.path("other.part")), b"precious too");
+    assert!(RealDisk.metadata(&play.path("nowhere")).is_err());
+    assert!(files(&play.path("vault")) == before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_latest_is_the_newest_of_the_one_instance_that_is_meant() {
+    let play = Play::new(3).await;
+    let latest = async |arguments: &[&str]| {
+        let all = [&["--latest"], arguments, &["--to", "disk", "--output", "json"]].concat();
+        let said = play.restore(&all).await;
+        let _ = RealDisk.remove_file(&play.path("disk"));
+        said
+    };
+    let id_of = |said: Said| said.json()["snapshot_id"].as_str().unwrap().parse::<SnapshotId>().unwrap();
+    assert_eq!(id_of(latest(&["web-1"]).await), play.ids[2]);
+    // Exactly then is not before it.
+    let before = days_ago(0).to_string();
+    assert_eq!(id_of(latest(&["web-1", "--before", &before]).await), play.ids[1]);
+    let long_ago = days_ago(9).to_string();
+    latest(&["web-1", "--before", &long_ago])
+        .await
+        .refused(1, &["no verified copy from before", "the oldest is"]);
+    latest(&["web-9"]).await.refused(1, &["`web-9`", "archive list"]);
+    latest(&["9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec"]).await.refused(1, &["9ee8cb98", "archive list"]);
+
+    let old = play.stage.world.snapshots(&play.stage.zone)[0].instance_id.unwrap();
+    let other = play.stage.instance("web-1", 1)[0];
+    let new = play.stage.world.snapshots(&play.stage.zone).into_iter().find(|found| found.id == other);
+    let new: InstanceId = new.unwrap().instance_id.unwrap();
+    play.export().await;
+    latest(&["web-1"]).await.refused(1, &["2 instances", &old.to_string(), &new.to_string(), "ch-gva-2"]);
+    assert_eq!(id_of(latest(&[&old.to_string()]).await), play.ids[2]);
+    assert_eq!(id_of(latest(&[&new.to_string()]).await), other);
+
+    // What the archive's own retention removed can't come back.
+    for archive in ["spare", "vault"] {
+        play.edit_manifest(archive, play.ids[2], |manifest| manifest["pruned_at"] = NOW.into());
+    }
+    assert_eq!(id_of(latest(&[&old.to_string()]).await), play.ids[1]);
+    let said = play.restore(&[&play.ids[2].to_string(), "--to", "disk"]).await;
+    said.refused(1, &["no archive holds a verified copy", "its retention removed the image"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_that_cannot_be_read_keeps_the_latest_unknown_but_no_copy_away() {
+    let play = Play::new(1).await;
+    let id = play.ids[0].to_string();
+    let bucket = "[archives.offsite]\ntype = \"s3\"\nendpoint = \"http://127.0.0.1:9\"\nregion = \"r\"\nbucket = \"backups\"\n";
+    let config = format!("{}{bucket}", read(&play.path("snapwarden.toml")));
+    write(&play.path("snapwarden.toml"), config.as_bytes());
+    let said = play.restore(&[&id, "--to", "disk"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(
+        said.err.contains("archive offsite can't be read") && said.err.contains("AWS_ACCESS_KEY_ID"),
+        "{said:?}"
+    );
+    let said = play.restore(&["--latest", "web-1", "--to", "disk2"]).await;
+    said.refused(1, &["may be in an archive that can't be read", "offsite", "--archive"]);
+    let said = play.restore(&["--latest", "web-1", "--to", "disk2", "--archive", "vault"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    play.restore(&[&id, "--to", "disk3", "--archive", "offsite"]).await.refused(78, &["AWS_ACCESS_KEY_ID"]);
+    play.restore(&[&id, "--to", "disk3", "--archive", "nosuch"]).await.refused(2, &["nosuch"]);
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_wrong_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
+    for arguments in [
+        &["--to", "disk"][..],
+        &[id],
+        &[id, "--latest", "web-1", "--to", "disk"],
+        &[id, "--to", "disk", "--to-template", "golden", "--zone", "ch-gva-2"],
+        &[id, "--to-template", "golden"],
+        &[id, "--to", "disk", "--zone", "ch-gva-2"],
+        &[id, "--before", NOW, "--to", "disk"],
+        &[id, "--to-template", "golden", "--zone", "ch-gva-2", "--boot-mode", "grub"],
+        &["web-1", "--to", "disk"],
+    ] {
+        let said = program(folder.path(), &[], &[&["restore"], arguments].concat()).await;
+        assert_eq!((said.status, &*said.out), (2, ""), "{arguments:?}: {said:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hostile_words_of_a_manifest_are_no_paths_and_move_no_terminal() {
+    let play = Play::new(1).await;
+    let id = play.ids[0];
+    let hostile = "../../../../tmp/x\n\u{1b}[31m; rm -rf ~";
+    for archive in ["spare", "vault"] {
+        play.edit_manifest(archive, id, |manifest| {
+            manifest["instance"]["name"] = hostile.into();
+            manifest["snapshot"]["name"] = hostile.into();
+            manifest["image"]["file"] = "../../../../../../etc/passwd".into();
+        });
+    }
+    let before = files(play.folder()).len();
+    for format in ["text", "json"] {
+        let said = play.restore(&["--latest", hostile, "--to", format, "--output", format]).await;
+        assert_eq!(said.status, 0, "{said:?}");
+        assert!(!said.out.contains('\u{1b}') && !said.err.contains('\u{1b}'), "{said:?}");
+        assert!(bytes_of(&play.path(format)) == play.image(id));
+    }
+    assert_eq!(files(play.folder()).len(), before + 2);
+    let said = play.restore(&["--latest", &format!("{hostile}?"), "--to", "none"]).await;
+    said.refused(1, &["no archive holds"]);
+    assert!(!said.err.contains('\u{1b}'), "{said:?}");
+}
+
+/// A snapshot with a copy that a bucket is said to have; an address of it can be made without asking the bucket.
+struct AsTemplate {
+    stage: Stage,
+    runner: Runner,
+    found: Found,
+}
+
+impl AsTemplate {
+    async fn new() -> Self {
+        let stage = Stage::new();
+        stage.instance("web-1", 1);
+        let policies = policies(stage.folder.path());
+        assert_eq!(stage.run(&policies).await.sums().failed, 0);
+        let runner = stage.runner(&policies);
+        let vault = runner.archives[&"vault".parse().unwrap()].catalogue().await.unwrap();
+        let copy = vault.copies()[0].clone();
+        stage.world.clear_log();
+        let found = Found { archive: Arc::new(Archive::S3(archive("http://127.0.0.1:9"))), copy };
+        Self { stage, runner, found }
+    }
+
+    async fn restore(&self) -> Result<Step, String> {
+        let wanted =
+            TemplateToMake { name: "golden".to_owned(), zone: self.stage.zone.clone(), boot_mode: None };
+        to_template(&self.runner, std::slice::from_ref(&self.found), &wanted).await
+    }
+
+    /// The private templates that are there.
+    fn made(&self) -> Vec<Template> {
+        private(&self.stage.world, &self.stage.zone)
+    }
+
+    fn copy(&mut self) -> &mut StoredCopy {
+        &mut self.found.copy
+    }
+
+    fn registered(&self) -> usize {
+        self.stage.world.log().iter().filter(|exchange| exchange.call == Call::RegisterTemplate).count()
+    }
+}
+
+fn private(world: &World, zone: &ZoneName) -> Vec<Template> {
+    world.templates(zone).into_iter().filter(|template| !template.public).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_is_like_the_one_that_the_instance_came_from() {
+    let mut play = AsTemplate::new().await;
+    let step = play.restore().await.unwrap();
+    assert_eq!(step.outcome, StepOutcome::Done, "{step:?}");
+    let manifest = play.copy().manifest.clone();
+    let [made] = &play.made()[..] else { panic!("{:?}", play.made()) };
+    assert_eq!(step.template_id, Some(made.id));
+    assert_eq!((&*made.name, &*made.boot_mode), ("golden", "uefi"));
+    assert_eq!(made.default_user.as_deref(), Some("ubuntu"));
+    assert_eq!((made.ssh_key_enabled, made.password_enabled), (true, false));
+    assert_eq!(made.checksum, Some(manifest.image.md5.to_string()));
+    assert!(made.description.contains(&manifest.snapshot.id.to_string()), "{}", made.description);
+    let address = made.url.clone().unwrap();
+    assert!(address.starts_with("http://127.0.0.1:9/bucket/snapwarden/ch-gva-2/"), "{address}");
+
+    let audit = play.stage.audit();
+    let lines: Vec<&Value> = audit.iter().filter(|line| line["action"] == "restore").collect();
+    let told: Vec<_> = lines.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+    assert_eq!(told, ["intended", "done"]);
+    assert_eq!(lines[1]["template_id"], made.id.to_string());
+    assert_eq!(lines[1]["archive"], "offsite");
+    assert!(!format!("{audit:?}{step:?}").contains("X-Amz"));
+
+    // A second time there would be two of the name.
+    let refused = play.restore().await.unwrap_err();
+    assert!(refused.contains(&made.id.to_string()) && refused.contains("there already"), "{refused}");
+    assert_eq!((play.made().len(), play.registered()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_does_not_make_two_templates() {
+    for effect in [Effect::CutAfter, Effect::CutBody(0), Effect::malformed_json()] {
+        let play = AsTemplate::new().await;
+        let carried_out = !matches!(effect, Effect::Answer { .. });
+        play.stage.world.fault(Fault::on(Call::RegisterTemplate, effect));
+        let step = play.restore().await.unwrap();
+        assert_eq!(play.registered(), 1, "it was asked for again");
+        if carried_out {
+            let [made] = &play.made()[..] else { panic!("{:?}", play.made()) };
+            assert_eq!((step.outcome, step.template_id), (StepOutcome::Done, Some(made.id)), "{step:?}");
+        } else {
+            assert_eq!(step.outcome, StepOutcome::Failed);
+            let message = step.message.unwrap();
+            assert!(message.contains("look for it before it is asked for again"), "{message}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_may_never_have_come_there_is_told_and_not_sent_again() {
+    let play = AsTemplate::new().await;
+    play.stage.world.fault(Fault::on(Call::RegisterTemplate, Effect::CutBefore));
+    let step = play.restore().await.unwrap();
+    assert_eq!((step.outcome, step.template_id), (StepOutcome::Failed, None), "{step:?}");
+    assert!(step.message.unwrap().contains("look for it before it is asked for again"));
+    assert_eq!((play.made().len(), play.registered()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_in_the_platforms_words_but_for_the_address() {
+    let play = AsTemplate::new().await;
+    play.restore().await.unwrap();
+    let address = play.made()[0].url.clone().unwrap();
+    let play = AsTemplate::new().await;
+    // The clock stands, so the address is the same.
+    let said = json!({ "message": format!("can't fetch {address}: no route") }).to_string();
+    let answer =
+        Effect::Answer { status: StatusCode::BAD_REQUEST, content_type: "application/json", body: said };
+    play.stage.world.fault(Fault::on(Call::RegisterTemplate, answer));
+    let step = play.restore().await.unwrap();
+    let signature = address.split_once("X-Amz-Signature=").unwrap().1;
+    let all = format!("{step:?} {:?}", play.stage.audit());
+    assert!(step.message.as_ref().unwrap().contains("can't fetch"), "{step:?}");
+    assert!(!all.contains(&signature[..8]), "{all}");
+
+    let play = AsTemplate::new().await;
+    play.stage.world.fault(Fault::on(
+        Call::RegisterTemplate,
+        Effect::operation_fails("fault", "the checksum does not match"),
+    ));
+    let step = play.restore().await.unwrap();
+    assert_eq!(step.outcome, StepOutcome::Failed);
+    assert!(step.message.unwrap().contains("the checksum does not match"));
+    assert!(play.made().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
+    let mut play = AsTemplate::new().await;
+    for edit in [None, Some("bios; rm")] {
+        let template = play.copy().manifest.template.as_mut();
+        match (edit, template) {
+            (Some(odd), Some(template)) => template.boot_mode = Some(odd.to_owned()),
+            (None, Some(template)) => template.boot_mode = None,
+            _ => panic!("the export kept nothing of the template"),
+        }
+        let refused = play.restore().await.unwrap_err();
+        assert!(refused.contains("--boot-mode"), "{refused}");
+    }
+    play.copy().manifest.template = None;
+    assert!(play.restore().await.unwrap_err().contains("--boot-mode"));
+    assert_eq!(play.registered(), 0);
+
+    let wanted = TemplateToMake {
+        name: "golden".to_owned(),
+        zone: play.stage.zone.clone(),
+        boot_mode: Some(BootMode::Legacy),
+    };
+    let step = to_template(&play.runner, std::slice::from_ref(&play.found), &wanted).await.unwrap();
+    assert_eq!(step.outcome, StepOutcome::Done, "{step:?}");
+    let made = &play.made()[0];
+    assert_eq!((&*made.boot_mode, made.ssh_key_enabled, made.password_enabled), ("legacy", true, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_bucket_there_is_no_template_and_nothing_is_asked_for() {
+    let play = AsTemplate::new().await;
+    let vault = Arc::clone(&play.runner.archives[&"vault".parse().unwrap()]);
+    let found = Found { archive: vault, copy: play.found.copy.clone() };
+    let wanted = TemplateToMake { name: "golden".to_owned(), zone: play.stage.zone.clone(), boot_mode: None };
+    let refused = to_template(&play.runner, &[found], &wanted).await.unwrap_err();
+    assert!(refused.contains("`s3`") && refused.contains("--to"), "{refused}");
+    assert!(play.stage.world.changes().is_empty());
+}
+
+/// Fetches what a template was registered with, as the platform would.
+async fn fetch(template: &Template) -> String {
+    let request = Request {
+        method: Method::GET,
+        url: template.url.as_ref().unwrap().parse().unwrap(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        purpose: Purpose::Image,
+    };
+    let answer = HttpTransport::default().send(request).await.unwrap();
+    assert_eq!(answer.status, StatusCode::OK);
+    hash(answer.body).await.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_exported() {
+    let Some(mut bucket_server) = Server::start() else { return };
+    let begun = SystemClock::start().now();
+    let world = World::new(Arc::new(SimClock::starting_at(begun)), 7);
+    world.set_operations_take(Duration::ZERO);
+    let zone = world.add_zone("ch-gva-2");
+    let served = world.serve(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let instance = |name: &str| {
+        let instance = world.add_instance(&zone, name, &[]);
+        world.set_disk(instance, DiskShape::with_data_mib(20));
+        let snapshot = world.add_snapshot(instance, begun - SignedDuration::from_hours(1));
+        (instance, snapshot, world.image(snapshot).md5().to_owned())
+    };
+    let (web, db) = (instance("web-1"), instance("db; rm -rf ~"));
+    // One goes to the bucket, the other to the folder alone.
+    let policy = |name: &str, of: &str, archive: &str| {
+        format!(
+            "[policies.{name}]\nzones = [\"ch-gva-2\"]\n[policies.{name}.select]\ninstances = [\"{of}\"]\n\
+             [policies.{name}.export]\narchives = [\"{archive}\"]\nrequired = false\n"
+        )
+    };
+    let bucket = format!(
+        "[archives.offsite]\ntype = \"s3\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\nbucket = \"bucket\"\nprefix = \"way/back/\"\n",
+        bucket_server.endpoint
+    );
+    let policies = [bucket, policy("far", "web-1", "offsite"), policy("near", "db*", "vault")].concat();
+    let exoscale = format!(
+        "[exoscale]\nendpoint = \"{}\"\npoll_interval = \"100ms\"\nrequests_per_second = 1000\n",
+        served.endpoint()
+    );
+    let config = exoscale + &crate::stage::config_text(folder.path(), &policies);
+    write(&folder.path().join("snapwarden.toml"), config.as_bytes());
+    let (bucket_key, bucket_secret) = ("EXO1", "hush-hush-hush");
+    let variables = [
+        ("EXOSCALE_API_KEY", API_KEY),
+        ("EXOSCALE_API_SECRET", API_SECRET),
+        ("AWS_ACCESS_KEY_ID", bucket_key),
+        ("AWS_SECRET_ACCESS_KEY", bucket_secret),
+    ];
+    let said = program(folder.path(), &variables, &["once"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert_eq!(bucket_server.keys().len(), 3);
+
+    world.remove_instance(web.0);
+    world.remove_instance(db.0);
+    assert!(world.snapshots(&zone).is_empty());
+
+    let restore = async |arguments: &[&str]| {
+        let all = [&["restore", "--zone", "ch-gva-2", "--log-level", "trace"], arguments].concat();
+        let said = program(folder.path(), &variables, &all).await;
+        assert_eq!(said.status, 0, "{said:?}");
+        said
+    };
+    let said = restore(&["--latest", "web-1", "--to-template", "web-again", "--output", "json"]).await;
+    let told = said.json();
+    let id: TemplateId = told["template_id"].as_str().unwrap().parse().unwrap();
+    let made = private(&world, &zone);
+    assert_eq!((made.len(), made[0].id, &*made[0].name), (1, id, "web-again"));
+    assert_eq!((&told["archive"], &told["snapshot_id"]), (&json!("offsite"), &json!(web.1.to_string())));
+    let next = format!(
+        "exo compute instance create web-1 --zone ch-gva-2 --template {id} --template-visibility private --disk-size 10"
+    );
+    assert_eq!(told["next"], next);
+    assert_eq!((&*made[0].boot_mode, made[0].default_user.as_deref()), ("uefi", Some("ubuntu")));
+    assert_eq!(made[0].checksum.as_ref(), Some(&web.2));
+    assert_eq!(fetch(&made[0]).await, web.2);
+
+    // What only the folder has goes through the bucket, and is a verified copy there.
+    let text = restore(&[&db.1.to_string(), "--to-template", "db-again"]).await;
+    let made = private(&world, &zone).into_iter().find(|template| template.name == "db-again").unwrap();
+    assert_eq!(made.checksum.as_ref(), Some(&db.2));
+    assert_eq!(fetch(&made).await, db.2);
+    assert!(text.out.contains(&format!("create NAME --zone ch-gva-2 --template {}", made.id)), "{text:?}");
+    assert_eq!(bucket_server.keys().len(), 6);
+    let listed =
+        program(folder.path(), &variables, &["archive", "list", "offsite", "--output", "json"]).await;
+    assert_eq!(listed.json()[0]["images"].as_array().unwrap().len(), 2, "{listed:?}");
+
+    // From the bucket to a file, as well.
+    let said =
+        program(folder.path(), &variables, &["restore", &web.1.to_string(), "--to", "web.qcow2"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let mut md5 = Md5::new();
+    md5.update(&bytes_of(&folder.path().join("web.qcow2")));
+    assert_eq!(md5.finish().to_string(), web.2);
+
+    // What is not said at all can't hold a secret.
+    assert!(text.err.contains("register-template"), "{text:?}");
+    for secret in ["X-Amz-Signature", bucket_secret, API_SECRET] {
+        for said in [
+            &text.out,
+            &text.err,
+            &told.to_string(),
+            &said.err,
+            &read(&folder.path().join("state/audit.jsonl")),
+        ] {
+            assert!(!said.contains(secret), "{secret} in {said}");
+        }
+    }
+}

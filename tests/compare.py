@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Compares `snapwarden once` with what one would type instead, whole program against whole program.
+
+    cargo build --release && cargo build --release --example zone && python3 tests/compare.py
+
+An example zone on loopback serves one image (and four, for the last rows). Each round runs every way once, in turn, on
+tmpfs and on disk, so that whatever else the machine does strikes all of them alike; printed are the medians, and
+snapwarden's as ratios of the others'. A way whose program is missing is named and left out.
+
+    --mib 2048 --rounds 5 --tmpfs /dev/shm --disk /var/tmp --connections 1
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RELEASE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+
+
+def say(text=""):
+    print(text, flush=True)
+
+
+class Zone:
+    """The example zone, and the environment that its clients need."""
+
+    def __init__(self, mib, instances):
+        self.child = subprocess.Popen(
+            [RELEASE / "examples/zone", str(mib), str(instances)], stdout=subprocess.PIPE, text=True
+        )
+        self.environment = {}
+        self.addresses = []
+        while len(self.addresses) < instances:
+            line = self.child.stdout.readline()
+            if not line:
+                sys.exit("the example zone did not start")
+            self.environment.update(re.findall(r"(EXOSCALE_API_\w+)='([^']*)'", line))
+            self.addresses += re.findall(r"^image (\S+) (\S+)", line)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.terminate()
+        self.child.wait()
+
+
+CONFIGURATION = """
+[exoscale]
+poll_interval = "50ms"
+[state]
+directory = "{folder}/state"
+[archives.vault]
+type = "local"
+path = "{folder}/vault"
+[policies.p]
+zones = ["ch-gva-2"]
+[policies.p.export]
+archives = ["vault"]
+concurrency = {concurrency}
+connections = {connections}
+"""
+
+
+def run(command, folder, environment=None, shell=False):
+    """Wall seconds, CPU seconds and the peak RSS in MiB of the largest process."""
+    before = time.monotonic()
+    child = subprocess.Popen(
+        command, cwd=folder, shell=shell, env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    output = child.stdout.read()
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.monotonic() - before
+    if child.returncode != 0:
+        sys.exit(f"{command} ended with {child.returncode}:\n{output}")
+    # That of a shell includes its children's.
+    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+class Ways:
+    """What is compared: a name, and how to run it in an empty folder."""
+
+    def __init__(self, zone, connections):
+        self.zone = zone
+        self.connections = connections
+        url, md5 = zone.addresses[0]
+        self.all = {"snapwarden once": self.snapwarden}
+        quoted = f"'{url}'"
+        check = f'echo "{md5}  f" | md5sum -c --quiet -'
+        self.shell("curl, md5sum, sync", ["curl", "md5sum"], f"curl -sSf -o f {quoted} && {check} && sync f")
+        self.shell(
+            "aria2c -x4 --checksum", ["aria2c"],
+            f"aria2c -q -x4 -s4 --file-allocation=none --checksum=md5={md5} -o f {quoted} && sync f",
+        )
+        self.shell(
+            "rclone copyurl, md5sum", ["rclone", "md5sum"],
+            f"rclone --config /dev/null copyurl {quoted} f && {check} && sync f",
+        )
+
+    def shell(self, name, needs, command):
+        missing = [program for program in needs if shutil.which(program) is None]
+        if missing:
+            say(f"left out: {name} ({', '.join(missing)} is not installed)")
+        else:
+            self.all[name] = lambda folder: run(command, folder, shell=True)
+
+    def snapwarden(self, folder):
+        concurrency = len(self.zone.addresses)
+        text = CONFIGURATION.format(folder=folder, concurrency=concurrency, connections=self.connections)
+        Path(folder, "snapwarden.toml").write_text(text)
+        figures = run([RELEASE / "snapwarden", "--config", "snapwarden.toml", "once"], folder, self.zone.environment)
+        manifests = [path for path in Path(folder, "vault").rglob("*.json")]
+        found = sorted(json.loads(path.read_text())["image"]["md5"] for path in manifests)
+        assert found == sorted(md5 for _, md5 in self.zone.addresses), found
+        return figures
+
+
+def in_folder(place, way):
+    with tempfile.TemporaryDirectory(dir=place, prefix="compare-") as folder:
+        return way(folder)
+
+
+def md5sum_alone(zone):
+    """`md5sum` of the file alone, from the page cache: the least that any way needs."""
+
+    def way(folder):
+        url, _ = zone.addresses[0]
+        run(["curl", "-sSf", "-o", "f", url], folder)
+        return run(["md5sum", "f"], folder)
+
+    return way
+
+
+def drain(zone):
+    """How fast the zone serves, so that it is not what is measured."""
+    url, _ = zone.addresses[0]
+    rates = []
+    for _ in range(3):
+        before, count = time.monotonic(), 0
+        with urllib.request.urlopen(url) as answer:
+            buffer = bytearray(1 << 20)
+            while read := answer.readinto(buffer):
+                count += read
+        rates.append(count / (time.monotonic() - before) / 1e9)
+    return max(rates)
+
+
+def table(figures):
+    say(f"| {'way':<24} | wall s | CPU s | RSS MiB | snapwarden's wall | snapwarden's CPU |")
+    say(f"|{'-' * 26}|-------:|------:|--------:|------------------:|-----------------:|")
+    ours = [statistics.median(column) for column in zip(*figures["snapwarden once"])]
+    for name, rounds in figures.items():
+        wall, cpu, rss = (statistics.median(column) for column in zip(*rounds))
+        # Each round's ratio, since rounds differ more than ways do.
+        walls = statistics.median(mine[0] / theirs[0] for mine, theirs in zip(figures["snapwarden once"], rounds))
+        say(f"| {name:<24} | {wall:6.2f} | {cpu:5.2f} | {rss:7.1f} | {walls:15.2f} × | {ours[1] / cpu:14.2f} × |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--tmpfs", default="/dev/shm")
+    parser.add_argument("--disk", default="/var/tmp")
+    options = parser.parse_args()
+    for program in [RELEASE / "snapwarden", RELEASE / "examples/zone"]:
+        if not program.exists():
+            sys.exit(f"{program} is missing: cargo build --release --bin snapwarden --example zone")
+    # Every process begins small: what this one has grown to is not what is measured.
+    say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.mib} MiB, median of {options.rounds}")
+    with Zone(options.mib, 1) as zone:
+        if shutil.which("curl") is None:
+            sys.exit("curl is not installed")
+        say(f"the zone serves {drain(zone):.2f} GB/s to a plain reader")
+        ways = Ways(zone, options.connections)
+        ways.all["md5sum alone"] = md5sum_alone(zone)
+        for kind, place in [("tmpfs", options.tmpfs), ("disk", options.disk)]:
+            figures = {name: [] for name in ways.all}
+            for _ in range(options.rounds):
+                for name, way in ways.all.items():
+                    figures[name].append(in_folder(place, way))
+                    print(f"{kind}: {name}: {figures[name][-1][0]:.2f} s", file=sys.stderr, flush=True)
+            say(f"\n### {kind} ({place})\n")
+            table(figures)
+    four = options.mib // 4
+    say(f"\n### four images of {four} MiB at once, and one after the other's time\n")
+    with Zone(four, 4) as zone, Zone(options.mib, 1) as one:
+        both = []
+        for _ in range(options.rounds):
+            at_once = in_folder(options.tmpfs, Ways(zone, options.connections).snapwarden)
+            alone = in_folder(options.tmpfs, Ways(one, options.connections).snapwarden)
+            both.append((alone[0] / at_once[0], at_once[1], at_once[2]))
+        throughput, cpu, rss = (statistics.median(column) for column in zip(*both))
+        say(f"throughput {throughput:.2f} × that of one image of the same bytes, {cpu:.2f} CPU s, {rss:.1f} MiB RSS")
+
+
+if __name__ == "__main__":
+    main()
