@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write as _;
 
+use indicatif::BinaryBytes;
+
 /// `text` with everything that could move a cursor, break a line, or hide or reorder text written as `\u{…}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_treacherous) {
@@ -76,6 +78,11 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         source = cause.source();
     }
     text
+}
+
+/// So many bytes, for people: `1.50 GiB`.
+pub fn size(bytes: u64) -> String {
+    BinaryBytes(bytes).to_string()
 }
 
 /// `1 snapshot`, `2 snapshots`.

@@ -20,6 +20,7 @@ use crate::exoscale::metadata::Metadata;
 use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::Runner;
+use crate::run::downloads::Downloads;
 use crate::state::StateDirectory;
 use crate::text::chain;
 use crate::transport::{HttpTransport, Transport};
@@ -230,5 +231,6 @@ pub fn runner(
         allow_plain_http: exoscale.allow_plain_http,
         request_timeout: exoscale.request_timeout,
         concurrency: exoscale.concurrency,
+        downloads: Downloads::default(),
     })
 }

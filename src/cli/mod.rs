@@ -7,6 +7,7 @@ pub mod allow;
 pub mod archive;
 pub mod args;
 pub mod assemble;
+pub mod bars;
 pub mod check;
 pub mod demo;
 pub mod hold;
@@ -27,6 +28,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::cli::args::{ArchiveCommand, Arguments, Command};
+use crate::cli::bars::Bars;
 use crate::cli::output::Output;
 use crate::telemetry::logging;
 
@@ -94,8 +96,10 @@ pub fn main() -> ExitCode {
         }
     };
     let output = Output::new(&arguments.global);
-    logging::start(arguments.global.log_format.into(), arguments.log_level(), output.color_on_stderr());
-    let exit = match dispatch(&arguments, output) {
+    let bars = Bars::new(&arguments.global);
+    let format = arguments.global.log_format.into();
+    logging::start(format, arguments.log_level(), output.color_on_stderr(), bars.clone());
+    let exit = match dispatch(&arguments, output, &bars) {
         Ok(exit) => exit,
         Err(refusal) => {
             output.complain(&refusal.text);
@@ -105,7 +109,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
+fn dispatch(arguments: &Arguments, output: Output, bars: &Bars) -> Result<Exit, Refusal> {
     let global = &arguments.global;
     if output.is_svg() && !matches!(arguments.command, Command::Simulate(_)) {
         return Err(Refusal::new(
@@ -115,7 +119,7 @@ fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
     }
     match &arguments.command {
         Command::Run => on_runtime(run::run(global)),
-        Command::Once(once) => on_runtime(once::once(global, once, output)),
+        Command::Once(once) => on_runtime(once::once(global, once, output, bars)),
         Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
         Command::Simulate(simulate) => on_runtime(simulate::simulate(global, simulate, output)),
         Command::Check(check) => on_runtime(check::check(global, check, output)),
@@ -135,7 +139,7 @@ fn dispatch(arguments: &Arguments, output: Output) -> Result<Exit, Refusal> {
             on_runtime(archive::prune(global, prune, output))
         }
         Command::Status => on_runtime(status::status(global, output)),
-        Command::Demo(demo) => on_runtime(demo::demo(demo, output)),
+        Command::Demo(demo) => on_runtime(demo::demo(demo, output, bars)),
         Command::Completions { shell } => Ok(packaging::completions(*shell, output)),
         Command::Man => packaging::man(output),
     }

@@ -8,6 +8,7 @@ use tracing::warn;
 
 use crate::cli::args::{Global, Once};
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::bars::Bars;
 use crate::cli::output::{Output, Tone};
 use crate::cli::{Exit, Refusal};
 use crate::policy::Policy;
@@ -20,16 +21,17 @@ use crate::text::{chain, printable};
 ///
 /// # Errors
 /// [`Refusal`] if nothing could be begun.
-pub async fn once(global: &Global, once: &Once, output: Output) -> Result<Exit, Refusal> {
+pub async fn once(global: &Global, once: &Once, output: Output, bars: &Bars) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let policies = assemble::chosen(&config, &once.policies)?;
     if policies.is_empty() {
         output.complain(assemble::NOTHING_ENABLED);
     }
     let credentials = assemble::credentials(&config)?;
-    let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
+    let mut runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
+    runner.downloads = bars.downloads();
     let options = RunOptions { allow_deletes: once.allow_deletes, slot: None, stop: stop_on_signal()? };
-    let (exit, reports) = run_all(&runner, &policies, &options, output).await;
+    let (exit, reports) = run_all(&runner, &policies, &options, output, bars).await;
     if output.is_json() {
         output.print_json(&reports);
     } else {
@@ -44,6 +46,7 @@ pub async fn run_all(
     policies: &[&Policy],
     options: &RunOptions,
     output: Output,
+    bars: &Bars,
 ) -> (Exit, Vec<RunReport>) {
     let mut exit = Exit::Done;
     let mut reports = Vec::new();
@@ -53,7 +56,8 @@ pub async fn run_all(
             exit = exit.worse(Exit::Failed);
             continue;
         }
-        match runner.run(policy, options).await {
+        let run = runner.run(policy, options);
+        match bars.beside(&runner.downloads, &*runner.clock, run).await {
             Ok(report) => {
                 exit = exit.worse(exit_of(&report));
                 reports.push(report);

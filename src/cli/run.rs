@@ -53,6 +53,7 @@ where
         let (config, credentials) = read()?;
         let mut runner = assemble::runner(&config, credentials, &seams, purpose)?;
         runner.client = runner.client.with_observer(observer.clone());
+        runner.downloads = observer.downloads();
         Ok(Loaded { runner, server: config.server })
     };
     let loaded = load(Use::Running)?;

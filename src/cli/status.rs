@@ -12,10 +12,11 @@ use url::Url;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams};
+use crate::cli::once::instance;
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::clock::timeout;
-use crate::telemetry::status::{ArchiveStatus, PolicyStatus, Status, ZoneStatus};
+use crate::telemetry::status::{ArchiveStatus, DownloadStatus, PolicyStatus, Status, ZoneStatus};
 use crate::text::{chain, counted, printable};
 use crate::transport::{Purpose, Request, read_body};
 
@@ -165,6 +166,11 @@ fn render(status: &Status, output: Output) -> String {
         text.push('\n');
         text.push_str(&output.table(head, rows));
     }
+    if !status.downloads.is_empty() {
+        let head = &["DOWNLOAD", "INSTANCE", "SNAPSHOT", "INTO", "SINCE", "PROGRESS"];
+        text.push('\n');
+        text.push_str(&output.table(head, status.downloads.iter().map(download_row).collect()));
+    }
     text
 }
 
@@ -222,6 +228,17 @@ fn archive_row(name: &str, archive: &ArchiveStatus) -> Vec<(String, Tone)> {
         (archive.bytes.to_string(), Tone::Plain),
         (archive.free_bytes.map_or_else(String::new, |free| free.to_string()), Tone::Plain),
         note,
+    ]
+}
+
+fn download_row(download: &DownloadStatus) -> Vec<(String, Tone)> {
+    vec![
+        (format!("{} {}", download.policy, download.zone), Tone::Plain),
+        (instance(download.instance_name.as_deref()), Tone::Plain),
+        (download.snapshot_name.clone(), Tone::Plain),
+        (download.archives.join(", "), Tone::Plain),
+        moment(download.started_at, ""),
+        (download.how_far.to_string(), Tone::Good),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Exports what the policy wants in its archives and is not there yet.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -21,6 +21,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::policy::{ArchiveName, Export, Policy, Which};
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::Verdict;
+use crate::run::downloads::{HowFar, RunningDownload};
 use crate::run::inventory::Catalogues;
 use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
@@ -49,7 +50,8 @@ struct Missing<'a> {
 struct Coming(Mutex<(Transfer, u64)>);
 
 impl Coming {
-    fn note(&self, progress: Progress) {
+    /// Adds up; gives the bytes that came over the line so far.
+    fn note(&self, progress: Progress) -> u64 {
         let (transfer, position) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match progress {
             Progress::Downloading { bytes, .. } => {
@@ -57,7 +59,13 @@ impl Coming {
                 transfer.bytes += bytes.checked_sub(*position).unwrap_or(bytes);
                 *position = bytes;
             }
-            Progress::Resumed { .. } => transfer.resumes += 1,
+            Progress::Resumed { bytes } => {
+                transfer.resumes += 1;
+                if transfer.bytes == 0 {
+                    // An earlier download left it.
+                    *position = bytes;
+                }
+            }
             Progress::StartedOver => *position = 0,
             Progress::ChecksumMismatch => {
                 transfer.checksum_mismatches += 1;
@@ -65,6 +73,7 @@ impl Coming {
             }
             Progress::Verifying => {}
         }
+        transfer.bytes
     }
 
     fn ended(&self, took: Duration) {
@@ -226,6 +235,19 @@ impl<'a> With<'a> {
                 return;
             }
         };
+        let running = self.runner.downloads.begin(
+            RunningDownload {
+                policy: self.policy.name.clone(),
+                zone: missing.zone.clone(),
+                snapshot_id: missing.snapshot.id,
+                snapshot_name: missing.snapshot.name.to_string(),
+                instance_name: instance.map(|instance| instance.name.to_string()),
+                archives: still.keys().cloned().collect(),
+                started_at: self.runner.clock.now(),
+                how_far: HowFar::default(),
+            },
+            Arc::clone(&self.runner.clock),
+        );
         let started = self.runner.clock.elapsed();
         let download = Download {
             source: &source,
@@ -234,9 +256,10 @@ impl<'a> With<'a> {
             stall_timeout: self.export.stall_timeout,
             connections: self.export.connections.get(),
             throttle: self.throttle,
-            progress: &|progress| coming.note(progress),
+            progress: &|progress| running.note(progress, coming.note(progress)),
         };
         let stored = store::store(&image, begun, &download).await;
+        drop(running);
         coming.ended(self.runner.clock.elapsed().saturating_sub(started));
         for (archive, stored) in stored {
             let Some(told) = still.remove(&archive) else { continue };

@@ -3,8 +3,9 @@
 //!
 //! The way of a snapshot: [`create`] takes it, [`inventory`] lists its zone, `retention` decides, [`export`] and
 //! [`promote`] make copies of what stays, [`guard`] hears whether a zone must be left alone, [`prune`] deletes what
-//! goes, [`copies`] prunes the archives, [`step`] writes everything down before and after, [`report`] is what is left to tell, and [`remember`] what
-//! the next run has to know. [`restore`] goes the way back, by hand. Nothing here decides what stays: that is `retention`'s alone.
+//! goes, [`copies`] prunes the archives, [`downloads`] knows what comes in at this moment, [`step`] writes everything down
+//! before and after, [`report`] is what is left to tell, and [`remember`] what the next run has to know. [`restore`] goes the
+//! way back, by hand. Nothing here decides what stays: that is `retention`'s alone.
 //!
 //! Work that goes side by side is put into lists of boxed futures, not made by closures that lend what they are given:
 //! the compiler can't see that such a run may move between threads, as the daemon's do.
@@ -14,6 +15,7 @@
 
 pub mod copies;
 pub mod create;
+pub mod downloads;
 pub mod export;
 pub mod guard;
 pub mod inventory;
@@ -52,6 +54,7 @@ use crate::retention;
 use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
+use crate::run::downloads::Downloads;
 use crate::run::inventory::{Catalogues, Listed, Seen};
 use crate::run::memory::Memory;
 use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport, sums_of};
@@ -100,6 +103,8 @@ pub struct Runner {
     pub request_timeout: Duration,
     /// Deletions and promotions at once in a zone.
     pub concurrency: NonZeroUsize,
+    /// What comes in at this moment.
+    pub downloads: Downloads,
 }
 
 /// What may differ from run to run.
@@ -242,13 +247,14 @@ impl Runner {
         let before = blocking(move || state.last_runs(&name)).await?;
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
-        let run = async {
+        // It is large, and whoever runs it should not have to be.
+        let run = Box::pin(async {
             let known = myself::known(self, policy).await;
             let (runner, policy) = known.as_ref().map_or((self, policy), |(runner, policy)| (runner, policy));
             let (mut report, accepted) = runner.run_locked(policy, options, run_id, &before).await;
             remember::remember(runner, policy, before, accepted, &mut report).await;
             report
-        };
+        });
         let report = run.instrument(span.clone()).await;
         span.in_scope(|| tell(&report));
         Ok(report)

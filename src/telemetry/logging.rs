@@ -54,11 +54,14 @@ enum Destination {
 /// the libraries only warnings and errors are logged. One that can't be understood is warned about, and counts
 /// as none.
 ///
-/// A second call changes nothing.
-pub fn start(format: Format, level: &str, color: bool) {
+/// `to` leads to stderr, and gets each event in one piece. A second call changes nothing.
+pub fn start<W>(format: Format, level: &str, color: bool, to: W)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let (filter, trouble) = wanted(std::env::var_os("RUST_LOG").as_deref(), level);
     let destination = if is_to_journal() { Destination::Journal } else { Destination::Plain { color } };
-    let subscriber = subscriber(format, filter, destination, io::stderr);
+    let subscriber = subscriber(format, filter, destination, to);
     if let Err(error) = tracing::subscriber::set_global_default(subscriber) {
         tracing::debug!("logging was started before: {error}");
     }

@@ -13,6 +13,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, TextEncoder};
 
 use crate::policy::PolicyName;
+use crate::run::downloads::RunningDownload;
 use crate::state::last_runs::PlanSums;
 use crate::telemetry::model::{Counts, Model, PolicyModel, ZoneModel};
 use crate::text::excerpt;
@@ -96,13 +97,14 @@ fn histogram(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Histog
 }
 
 /// Everything as text.
-pub(super) fn text(model: &Model, histograms: &Histograms) -> String {
+pub(super) fn text(model: &Model, running: &[RunningDownload], histograms: &Histograms) -> String {
     let mut scrape = Scrape::default();
     program(model, &mut scrape);
     policies(model, &mut scrape);
     zones(model, &mut scrape);
     instances(model, &mut scrape);
     steps(model, &mut scrape);
+    downloads(model, running, &mut scrape);
     archives(model, &mut scrape);
     api(model, &mut scrape);
     scrape.tell(&histograms.run);
@@ -449,6 +451,27 @@ fn steps(model: &Model, scrape: &mut Scrape) {
         "How often the MD5 of an image was not the one that the service gives.",
         &["policy"],
         each(|policy| policy.export_checksum_mismatches),
+    );
+}
+
+fn downloads(model: &Model, running: &[RunningDownload], scrape: &mut Scrape) {
+    let each = |value: fn(&RunningDownload) -> u64| {
+        model.policies.keys().map(move |name| {
+            let of_policy = running.iter().filter(|download| download.policy == *name);
+            (vec![name.as_str().into()], number(of_policy.map(value).sum()))
+        })
+    };
+    scrape.gauge(
+        "snapwarden_exports_in_progress",
+        "Images of the policy that come in, or are being proved, at this moment.",
+        &["policy"],
+        each(|_| 1),
+    );
+    scrape.gauge(
+        "snapwarden_export_progress_bytes",
+        "Bytes that are there of the images that come in at this moment.",
+        &["policy"],
+        each(|download| download.how_far.bytes),
     );
 }
 

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::exoscale::client::Observer;
 use crate::exoscale::error::ErrorKind;
 use crate::policy::{ArchiveName, PolicyName};
+use crate::run::downloads::{Downloads, RunningDownload};
 use crate::run::report::{RunReport, RunResult, StepOutcome};
 use crate::snapshot::ZoneName;
 use crate::telemetry::metrics::Histograms;
@@ -40,6 +41,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     model: Mutex<Model>,
     histograms: Histograms,
+    downloads: Downloads,
 }
 
 impl Telemetry {
@@ -63,8 +65,22 @@ impl Telemetry {
             api_requests: BTreeMap::new(),
             api_retries: BTreeMap::new(),
         };
-        let shared = Shared { clock, model: Mutex::new(model), histograms: Histograms::new() };
+        let shared = Shared {
+            clock,
+            model: Mutex::new(model),
+            histograms: Histograms::new(),
+            downloads: Downloads::default(),
+        };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The downloads that are told of: for every runner whose runs are.
+    pub fn downloads(&self) -> Downloads {
+        self.shared.downloads.clone()
+    }
+
+    fn running(&self) -> Vec<RunningDownload> {
+        self.shared.downloads.list(self.shared.clock.elapsed())
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
@@ -227,12 +243,14 @@ impl Telemetry {
 
     /// Everything in the text format of Prometheus, version 0.0.4.
     pub fn metrics_text(&self) -> String {
-        metrics::text(&self.model(), &self.shared.histograms)
+        let running = self.running();
+        metrics::text(&self.model(), &running, &self.shared.histograms)
     }
 
     /// Everything as `/api/v1/status` tells it.
     pub fn status_json(&self) -> Status {
-        status::of(&self.model(), self.shared.clock.now())
+        let running = self.running();
+        status::of(&self.model(), running, self.shared.clock.now())
     }
 }
 

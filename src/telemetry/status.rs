@@ -17,7 +17,11 @@
 //!     } }
 //!   } },
 //!   "archives": { "vault": { "images": 3, "bytes": 1, "free_bytes": 1, "corrupt": 0, "verified_at": "…", "error": null } },
-//!   "downloads": []
+//!   "downloads": [{
+//!     "policy": "nightly", "zone": "ch-gva-2", "snapshot_id": "…", "snapshot_name": "…", "instance_name": "web-1",
+//!     "archives": ["vault"], "started_at": "…",
+//!     "bytes": 1, "total": 2, "bytes_per_second": 1, "state": "downloading"
+//!   }]
 //! }
 //! ```
 //!
@@ -29,6 +33,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::run::downloads::{HowFar, RunningDownload};
 use crate::run::remember;
 use crate::state::last_runs::PlanSums;
 use crate::telemetry::model::{Last, Model, PolicyModel, ZoneModel};
@@ -51,8 +56,8 @@ pub struct Status {
     pub policies: BTreeMap<String, PolicyStatus>,
     /// The archives of the configuration, by name, once they were read.
     pub archives: BTreeMap<String, ArchiveStatus>,
-    /// Images on their way in. None is told yet.
-    pub downloads: Vec<serde_json::Value>,
+    /// Images on their way in.
+    pub downloads: Vec<DownloadStatus>,
 }
 
 /// The configuration in force.
@@ -131,8 +136,31 @@ pub struct ArchiveStatus {
     pub error: Option<String>,
 }
 
+/// An image on its way in.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DownloadStatus {
+    /// Whose run it is of.
+    pub policy: String,
+    /// Where the snapshot is.
+    pub zone: String,
+    /// The snapshot.
+    pub snapshot_id: String,
+    /// Its name.
+    pub snapshot_name: String,
+    /// The name of its instance, if that is still listed.
+    pub instance_name: Option<String>,
+    /// Where it goes.
+    pub archives: Vec<String>,
+    /// When it began.
+    pub started_at: Option<Timestamp>,
+    /// How far it came.
+    #[serde(flatten)]
+    pub how_far: HowFar,
+}
+
 /// The status as of now.
-pub(super) fn of(model: &Model, now: Timestamp) -> Status {
+pub(super) fn of(model: &Model, running: Vec<RunningDownload>, now: Timestamp) -> Status {
     let archives = model.archives.iter().map(|(name, facts)| {
         let status = ArchiveStatus {
             images: facts.images,
@@ -156,7 +184,20 @@ pub(super) fn of(model: &Model, now: Timestamp) -> Status {
             .map(|(name, policy)| (name.to_string(), of_policy(policy, now)))
             .collect(),
         archives: archives.collect(),
-        downloads: Vec::new(),
+        downloads: running.into_iter().map(of_download).collect(),
+    }
+}
+
+fn of_download(download: RunningDownload) -> DownloadStatus {
+    DownloadStatus {
+        policy: download.policy.to_string(),
+        zone: download.zone.to_string(),
+        snapshot_id: download.snapshot_id.to_string(),
+        snapshot_name: download.snapshot_name,
+        instance_name: download.instance_name,
+        archives: download.archives.iter().map(ToString::to_string).collect(),
+        started_at: Some(download.started_at),
+        how_far: download.how_far,
     }
 }
 

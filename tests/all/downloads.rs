@@ -1,15 +1,23 @@
 //! Exports by a whole run, from a store that misbehaves: which bytes travel, and what becomes of the copies.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use http::header;
-use snapwarden::clock::Clock as _;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use snapwarden::clock::{Clock as _, timeout};
 use snapwarden::run::report::{RunReport, RunResult, StepOutcome};
+use snapwarden::run::{RunOptions, Runner};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::image::DiskShape;
 use snapwarden::snapshot::SnapshotId;
 use snapwarden::state::audit::Action;
+use snapwarden::state::last_runs::LastRuns;
+use snapwarden::telemetry::Telemetry;
+use snapwarden::telemetry::model::PolicyView;
 
 use crate::stage::{Stage, steps};
 
@@ -195,4 +203,111 @@ async fn a_bandwidth_limit_holds_over_all_downloads_of_a_policy() {
     let took = stage.clock.elapsed().saturating_sub(before);
     let least = Duration::from_secs(bytes >> 20);
     assert!(took >= least && took < least + Duration::from_secs(30), "{took:?} for {bytes} bytes");
+}
+
+/// A runner whose downloads a daemon's telemetry tells of, and a limit under which one of 30 MiB takes half a minute.
+fn told_of(stage: &Stage) -> (Telemetry, Runner) {
+    let telemetry = Telemetry::new(stage.seams.clock.clone(), "1.2.3", "");
+    let mut runner = stage.runner(&format!("{EXPORT}bandwidth_limit = \"1MiB\"\n"));
+    runner.downloads = telemetry.downloads();
+    let views: Vec<PolicyView<'_>> = runner
+        .policies
+        .iter()
+        .map(|policy| PolicyView {
+            policy,
+            first_seen_at: stage.now(),
+            remembered: LastRuns::default(),
+            expected_interval: None,
+        })
+        .collect();
+    telemetry.configure(&views, &runner.archives.keys().cloned().collect());
+    (telemetry, runner)
+}
+
+/// How many downloads the metrics tell of, and their bytes.
+fn in_progress(telemetry: &Telemetry) -> [Option<u64>; 2] {
+    let text = telemetry.metrics_text();
+    ["exports_in_progress", "export_progress_bytes"].map(|name| {
+        let series = format!("snapwarden_{name}{{policy=\"p\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&*series)?.parse().ok())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_is_told_of_while_it_runs_and_not_after_it() {
+    let (stage, snapshot, bytes) = one(30);
+    let (telemetry, runner) = told_of(&stage);
+    assert_eq!(in_progress(&telemetry), [Some(0), Some(0)], "at zero from the start");
+    let started_at = stage.now();
+    let options = RunOptions::default();
+    let run = Box::pin(runner.run(&runner.policies[0], &options));
+    let look = Box::pin(async {
+        stage.clock.sleep(Duration::from_secs(20)).await;
+        let json = serde_json::to_value(telemetry.status_json()).unwrap();
+        (json["downloads"].clone(), in_progress(&telemetry))
+    });
+    let Either::Right(((downloads, metrics), run)) = select(run, look).await else {
+        panic!("it took no time")
+    };
+    let [told] = &downloads.as_array().unwrap()[..] else { panic!("{downloads}") };
+    let here = told["bytes"].as_u64().unwrap();
+    assert!((15 << 20..25 << 20).contains(&here), "{told}");
+    assert_eq!(metrics, [Some(1), Some(here)]);
+    let rate = told["bytes_per_second"].as_u64().unwrap();
+    assert!((900_000..1_200_000).contains(&rate), "{told}");
+    let since: Timestamp = told["started_at"].as_str().unwrap().parse().unwrap();
+    assert!(since >= started_at && since < started_at + SignedDuration::from_secs(19), "{told}");
+    let name = stage.world.snapshots(&stage.zone)[0].name.clone();
+    assert_eq!(
+        (
+            &told["policy"],
+            &told["zone"],
+            &told["snapshot_id"],
+            &told["snapshot_name"],
+            &told["instance_name"]
+        ),
+        (&json!("p"), &json!("ch-gva-2"), &json!(snapshot), &json!(name), &json!("big-1"))
+    );
+    assert_eq!(
+        (&told["archives"], &told["total"], &told["state"]),
+        (&json!(["vault"]), &json!(bytes), &json!("downloading"))
+    );
+    assert!(!telemetry.metrics_text().contains(&snapshot.to_string()), "an id is no label");
+
+    let report = run.await.unwrap();
+    assert_eq!(report.result, RunResult::Success);
+    assert_eq!(in_progress(&telemetry), [Some(0), Some(0)]);
+    assert!(telemetry.status_json().downloads.is_empty());
+    telemetry.configure(&[], &BTreeSet::new());
+    assert_eq!(in_progress(&telemetry), [None, None], "gone with its policy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_that_is_dropped_or_fails_is_not_told_of_any_more() {
+    let (stage, ..) = one(30);
+    let (telemetry, runner) = told_of(&stage);
+    let options = RunOptions::default();
+    let run = Box::pin(runner.run(&runner.policies[0], &options));
+    let cut = timeout(&*stage.seams.clock, Duration::from_secs(20), run);
+    let cut = cut.await.map(|report| report.unwrap().result);
+    assert!(cut.is_err(), "{cut:?}");
+    assert_eq!(in_progress(&telemetry), [Some(0), Some(0)]);
+
+    stage.world.fault(Fault::on(Call::GetImage, Effect::status(403, "no")));
+    let report = runner.run(&runner.policies[0], &options).await.unwrap();
+    assert_ne!(report.result, RunResult::Success);
+    assert_eq!(in_progress(&telemetry), [Some(0), Some(0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_download_left_does_not_count_as_having_come_in() {
+    let (stage, _, bytes) = one(32);
+    stage.world.fault(Fault::on(Call::GetImage, Effect::CutBody(bytes / 2)).times(1));
+    stage.world.fault(Fault::on(Call::GetImage, Effect::status(503, "no")).after(1).times(9));
+    assert_ne!(stage.run(EXPORT).await.result, RunResult::Success);
+    stage.world.clear_faults();
+    let report = run_well(&stage, EXPORT, "resumed").await;
+    let transfer = steps(&report, Action::Export)[0].transfer.unwrap();
+    assert_eq!(transfer.resumes, 1);
+    assert!(transfer.bytes <= bytes - bytes / 2 + (1 << 20), "{transfer:?} of {bytes} bytes");
 }

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use snapwarden::archive::download::Progress;
 use snapwarden::archive::facts::ArchiveFacts;
 use snapwarden::config;
 use snapwarden::daemon::server;
 use snapwarden::disk::{Access, RealDisk, replace_file};
+use snapwarden::run::downloads::{HowFar, RunningDownload};
 use snapwarden::sim::clock::SimClock;
 use snapwarden::state::last_runs::{LastRuns, PlanSums, ZoneMemory};
 use snapwarden::telemetry::Telemetry;
@@ -94,6 +96,27 @@ async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((exit, &json["policies"]["nightly"]["zones"]["ch-gva-2"]["plan"]["keep"]), (0, &14.into()));
     assert_eq!(json["downloads"], serde_json::json!([]));
+
+    let download = RunningDownload {
+        policy: "nightly".parse().unwrap(),
+        zone: "ch-gva-2".parse().unwrap(),
+        snapshot_id: "0198c0de-0000-7000-8000-000000000001".parse().unwrap(),
+        snapshot_name: "before\u{1b}[2K".to_owned(),
+        instance_name: Some("web-1".to_owned()),
+        archives: vec!["vault".parse().unwrap()],
+        started_at: NOW.parse().unwrap(),
+        how_far: HowFar::default(),
+    };
+    let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
+    let running = telemetry.downloads().begin(download, clock);
+    running.note(Progress::Downloading { bytes: 300 << 20, total: Some(1 << 30) }, 0);
+    let (exit, out, err) = status(address, &[]).await;
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    for word in ["DOWNLOAD", "web-1", "before\\u{1b}[2K", "29 %", "300.00 MiB of 1.00 GiB", "0 B/s"] {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    drop(running);
+    assert!(!status(address, &[]).await.1.contains("DOWNLOAD"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,6 +54,8 @@ const METRICS: &[&str] = &[
     "export_bytes_total",
     "export_duration_seconds",
     "export_resumes_total",
+    "exports_in_progress",
+    "export_progress_bytes",
     "export_checksum_mismatches_total",
     "archive_images",
     "archive_bytes",

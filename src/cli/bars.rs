@@ -1,0 +1,193 @@
+//! Bars on a terminal, one for each download; log lines are written above them.
+//!
+//! They show what [`Downloads`] tells, a few times a second. Where nobody would see them, none is drawn, and the log
+//! tells of downloads instead.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal as _, Write};
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::cli::args::{Global, LogFormat};
+use crate::clock::Clock;
+use crate::policy::PolicyName;
+use crate::run::downloads::{DownloadState, Downloads, RunningDownload};
+use crate::snapshot::{SnapshotId, ZoneName};
+
+/// Between two looks at the downloads.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What does not fit on the line is cut off at its end: the names.
+const LINE: &str = "[{bar:20}] {wide_msg}";
+
+/// The bars of this process. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Bars {
+    /// None where no bars are wanted.
+    lines: Option<MultiProgress>,
+}
+
+/// A policy has one download of a snapshot.
+type Key = (PolicyName, ZoneName, SnapshotId);
+
+impl Bars {
+    /// On stderr, if that is a terminal that can draw them, and the command line does not speak against it.
+    pub fn new(global: &Global) -> Self {
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        let is_wanted = !global.quiet && global.log_format == LogFormat::Text;
+        let is_drawn = is_wanted && io::stderr().is_terminal() && !is_dumb;
+        Self { lines: is_drawn.then(MultiProgress::new) }
+    }
+
+    /// What a runner should tell of its downloads: they are shown here, or in the log.
+    pub fn downloads(&self) -> Downloads {
+        if self.lines.is_some() { Downloads::shown() } else { Downloads::default() }
+    }
+
+    /// Shows the downloads while something is done; afterwards no bar is left.
+    pub async fn beside<F: Future>(&self, downloads: &Downloads, clock: &dyn Clock, work: F) -> F::Output {
+        let Some(lines) = &self.lines else { return work.await };
+        let mut drawn = Drawn { lines, bars: BTreeMap::new() };
+        let drawing = async {
+            loop {
+                drawn.show(&downloads.list(clock.elapsed()));
+                clock.sleep(LOOK_EVERY).await;
+            }
+        };
+        match select(std::pin::pin!(work), std::pin::pin!(drawing)).await {
+            Either::Left((done, _)) => done,
+            Either::Right((never, _)) => never,
+        }
+    }
+}
+
+/// The bars on the terminal; they go when this is dropped.
+struct Drawn<'a> {
+    lines: &'a MultiProgress,
+    bars: BTreeMap<Key, ProgressBar>,
+}
+
+impl Drawn<'_> {
+    fn show(&mut self, running: &[RunningDownload]) {
+        let key = |seen: &RunningDownload| (seen.policy.clone(), seen.zone.clone(), seen.snapshot_id);
+        self.bars.retain(|known, bar| {
+            let runs = running.iter().any(|seen| key(seen) == *known);
+            if !runs {
+                bar.finish_and_clear();
+                self.lines.remove(bar);
+            }
+            runs
+        });
+        for seen in running {
+            let bar = self.bars.entry(key(seen)).or_insert_with(|| self.lines.add(new_bar()));
+            let how_far = seen.how_far;
+            match how_far.total {
+                Some(total) => bar.set_length(total),
+                None => bar.unset_length(),
+            }
+            bar.set_position(match how_far.state {
+                DownloadState::Downloading => how_far.bytes,
+                DownloadState::Verifying => how_far.total.unwrap_or(how_far.bytes),
+            });
+            bar.set_message(format!("{how_far}  {}", seen.of()));
+        }
+    }
+}
+
+impl Drop for Drawn<'_> {
+    fn drop(&mut self) {
+        self.show(&[]);
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template(LINE).unwrap_or_else(|_| ProgressStyle::default_bar());
+    // Hidden until it has its place among the others.
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style.progress_chars("=> "))
+}
+
+/// Writes to stderr, above the bars.
+#[derive(Debug)]
+pub struct Above {
+    lines: Option<MultiProgress>,
+}
+
+impl Write for Above {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // What is written in parts would be torn: whoever writes hands over whole lines.
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let write = || io::stderr().lock().write_all(bytes);
+        match &self.lines {
+            Some(lines) => lines.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl MakeWriter<'_> for Bars {
+    type Writer = Above;
+
+    fn make_writer(&self) -> Above {
+        Above { lines: self.lines.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::downloads::HowFar;
+
+    fn seen(id: u8, how_far: HowFar) -> RunningDownload {
+        RunningDownload {
+            policy: "nightly".parse().unwrap(),
+            zone: "ch-gva-2".parse().unwrap(),
+            snapshot_id: format!("0198c0de-0000-7000-8000-0000000000{id:02}").parse().unwrap(),
+            snapshot_name: "before\u{1b}[2K\n".to_owned(),
+            instance_name: None,
+            archives: Vec::new(),
+            started_at: "2026-11-01T12:00:00Z".parse().unwrap(),
+            how_far,
+        }
+    }
+
+    #[test]
+    fn each_download_has_its_bar_while_it_runs() {
+        let lines = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        let mut drawn = Drawn { lines: &lines, bars: BTreeMap::new() };
+        let began = HowFar::default();
+        let half = HowFar { bytes: 1 << 20, total: Some(2 << 20), ..began };
+        let proving = HowFar { state: DownloadState::Verifying, ..half };
+        drawn.show(&[seen(1, began), seen(2, half)]);
+        let told = |drawn: &Drawn<'_>| -> Vec<(u64, Option<u64>, String)> {
+            drawn.bars.values().map(|bar| (bar.position(), bar.length(), bar.message())).collect()
+        };
+        let name = "before\\u{1b}[2K\\u{a}";
+        assert_eq!(
+            told(&drawn),
+            [
+                (0, None, format!("0 B, 0 B/s  {name}")),
+                (1 << 20, Some(2 << 20), format!("50 %, 1.00 MiB of 2.00 MiB, 0 B/s  {name}")),
+            ]
+        );
+        drawn.show(&[seen(2, proving)]);
+        assert_eq!(told(&drawn), [(2 << 20, Some(2 << 20), format!("verifying, 1.00 MiB  {name}"))]);
+        drawn.show(&[]);
+        assert!(drawn.bars.is_empty());
+    }
+
+    #[test]
+    fn the_line_is_one_that_can_be_drawn() {
+        assert!(ProgressStyle::with_template(LINE).is_ok());
+    }
+}
