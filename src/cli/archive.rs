@@ -16,8 +16,9 @@ use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::policy::ArchiveName;
 use crate::randomness::fresh_id;
-use crate::run::copies::{Going, Pruner, recorder_by_hand, subject_of};
+use crate::run::copies::{Going, Pruner, subject_of};
 use crate::run::report::{Step, StepOutcome};
+use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::audit::Subject;
 use crate::text::{chain, counted, printable};
@@ -273,7 +274,8 @@ pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Res
             planned.map(|going| going.into_iter().map(JsonGoing::planned).collect())
         } else {
             let run_id = fresh_id(&*seams.randomness, seams.clock.now());
-            let steps = pruner.prune(&recorder_by_hand(&pruner, run_id), None).await;
+            let recorder = Recorder::by_hand(pruner.state.clone(), pruner.clock.clone(), run_id);
+            let steps = pruner.prune(&recorder, None).await;
             steps.map(|steps| steps.into_iter().map(JsonGoing::done).collect())
         };
         let (error, copies) = match copies {

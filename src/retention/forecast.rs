@@ -475,17 +475,7 @@ mod tests {
     }
 
     fn no_rules() -> Retention {
-        Retention {
-            keep_last: None,
-            keep_within: None,
-            keep: ByPeriod::default(),
-            keep_within_each: ByPeriod::default(),
-            keep_oldest: true,
-            max_age: None,
-            max_count: None,
-            min_keep: 1,
-            failed_after: None,
-        }
+        Retention { min_keep: 1, ..crate::retention::tests::no_rules() }
     }
 
     /// The last so many of each of some periods.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use uuid::Uuid;
 
 use crate::archive::Archive;
 use crate::archive::amend::Amendment;
@@ -294,11 +293,6 @@ impl Runner {
             }
         }
     }
-}
-
-/// For the steps of one command given by hand.
-pub fn recorder_by_hand(pruner: &Pruner, run_id: Uuid) -> Recorder {
-    Recorder::by_hand(pruner.state.clone(), Arc::clone(&pruner.clock), run_id)
 }
 
 #[cfg(test)]

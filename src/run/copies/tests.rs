@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use uuid::Uuid;
 
 use super::*;
 use crate::archive::local::LocalArchive;
@@ -79,7 +80,7 @@ impl Bench {
     }
 
     async fn prune(&self) -> Vec<Step> {
-        let recorder = recorder_by_hand(&self.pruner, Uuid::nil());
+        let recorder = Recorder::by_hand(self.pruner.state.clone(), self.pruner.clock.clone(), Uuid::nil());
         let steps = self.pruner.prune(&recorder, None).await.unwrap();
         steps.into_iter().map(|(_, step)| step).collect()
     }
