@@ -9,12 +9,14 @@ use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags};
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +120,11 @@ pub trait DiskFile: Send + Sync + Debug {
     /// # Errors
     /// Whatever the disk says.
     fn sync(&self) -> io::Result<()>;
+
+    /// These bytes are not needed in memory any more, as far as they are safe: an image that streams through should not
+    /// push out what others use, and what is read of it later should come from the disk itself. A wish; nothing is
+    /// promised.
+    fn release(&self, bytes: Range<u64>);
 }
 
 /// A lock that lasts until it is dropped, or its process ends.
@@ -343,7 +350,13 @@ impl DiskFile for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_all()
+        self.0.sync_data()
+    }
+
+    fn release(&self, bytes: Range<u64>) {
+        if let Some(len) = NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) {
+            let _ = rustix::fs::fadvise(&self.0, bytes.start, Some(len), Advice::DontNeed);
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 
     cargo build --release && cargo build --release --example zone && python3 tests/compare.py
 
-An example zone on loopback serves one image (and four, for the last rows). Each round runs every way once, in turn, on
-tmpfs and on disk, so that whatever else the machine does strikes all of them alike; printed are the medians, and
-snapwarden's as ratios of the others'. A way whose program is missing is named and left out.
+An example zone on loopback exports one image (and four, for the last rows), which nginx serves from tmpfs; where that is
+not installed, the zone serves it itself, at four times the CPU time. Each round runs every way once, in turn, on tmpfs and
+on disk, so that whatever else the machine does strikes all of them alike; printed are the medians, and snapwarden's as
+ratios of the others'. A way whose program is missing is named and left out.
 
     --mib 2048 --rounds 5 --tmpfs /dev/shm --disk /var/tmp --connections 1
 """
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -32,32 +34,60 @@ def say(text=""):
 
 
 class Zone:
-    """The example zone, and the environment that its clients need."""
+    """The example zone, the server of its images, and the environment that its clients need."""
 
-    def __init__(self, mib, instances):
-        self.child = subprocess.Popen(
-            [RELEASE / "examples/zone", str(mib), str(instances)], stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, mib, instances, folder):
+        self.children = []
+        command = [RELEASE / "examples/zone", str(mib), str(instances)]
+        self.folder = tempfile.TemporaryDirectory(dir=folder, prefix="compare-images-")
+        if shutil.which("nginx"):
+            command += [self.folder.name, self.nginx()]
+        zone = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.children.append(zone)
         self.environment = {}
         self.addresses = []
         while len(self.addresses) < instances:
-            line = self.child.stdout.readline()
+            line = zone.stdout.readline()
             if not line:
                 sys.exit("the example zone did not start")
             self.environment.update(re.findall(r"(EXOSCALE_API_\w+)='([^']*)'", line))
             self.addresses += re.findall(r"^image (\S+) (\S+)", line)
 
+    def nginx(self):
+        """Starts nginx over the folder, and gives its address."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        private = Path(self.folder.name, "nginx")
+        private.mkdir()
+        temporary = "".join(f"{kind}_temp_path {private}/{kind};" for kind in TEMPORARY)
+        Path(private, "nginx.conf").write_text(f"""
+            daemon off; pid {private}/pid; error_log {private}/errors; worker_processes 1; events {{}}
+            http {{
+                access_log off; sendfile on; tcp_nopush on; {temporary}
+                server {{ listen 127.0.0.1:{port}; root {self.folder.name}; }}
+            }}""")
+        # Its workers must be able to read what this user made.
+        os.chmod(self.folder.name, 0o755)
+        self.children.append(subprocess.Popen(["nginx", "-p", private, "-c", private / "nginx.conf"]))
+        return f"http://127.0.0.1:{port}"
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.child.terminate()
-        self.child.wait()
+        for child in self.children:
+            child.terminate()
+            child.wait()
+        self.folder.cleanup()
 
+
+TEMPORARY = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
 
 CONFIGURATION = """
 [exoscale]
 poll_interval = "50ms"
+requests_per_second = 100
 [state]
 directory = "{folder}/state"
 [archives.vault]
@@ -181,10 +211,10 @@ def main():
             sys.exit(f"{program} is missing: cargo build --release --bin snapwarden --example zone")
     # Every process begins small: what this one has grown to is not what is measured.
     say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.mib} MiB, median of {options.rounds}")
-    with Zone(options.mib, 1) as zone:
+    with Zone(options.mib, 1, options.tmpfs) as zone:
         if shutil.which("curl") is None:
             sys.exit("curl is not installed")
-        say(f"the zone serves {drain(zone):.2f} GB/s to a plain reader")
+        say(f"the images come at {drain(zone):.2f} GB/s to a plain reader")
         ways = Ways(zone, options.connections)
         ways.all["md5sum alone"] = md5sum_alone(zone)
         for kind, place in [("tmpfs", options.tmpfs), ("disk", options.disk)]:
@@ -197,7 +227,7 @@ def main():
             table(figures)
     four = options.mib // 4
     say(f"\n### four images of {four} MiB at once, and one after the other's time\n")
-    with Zone(four, 4) as zone, Zone(options.mib, 1) as one:
+    with Zone(four, 4, options.tmpfs) as zone, Zone(options.mib, 1, options.tmpfs) as one:
         both = []
         for _ in range(options.rounds):
             at_once = in_folder(options.tmpfs, Ways(zone, options.connections).snapwarden)

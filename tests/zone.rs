@@ -3,8 +3,14 @@
 //! It has one zone, `ch-gva-2`, with instances `big-1`, `big-2` … (one, or as many as the second argument says) of one
 //! snapshot each, whose image has the given MiB of data (24 if none are given). It prints what to put into the
 //! environment, and for each image an address that any HTTP client can fetch it from, with its MD5. Ctrl-C ends it.
+//!
+//! With a folder and an address as third and fourth argument, the images are written to that folder (`big-1.qcow2` …),
+//! and the zone sends whoever wants one to a file server at that address: one that is worth measuring against.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,16 +19,20 @@ use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::exoscale::client::{Client, Settings};
 use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::randomness::SystemRandomness;
+use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::transport::HttpTransport;
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "it is there to be read")]
+#[expect(clippy::disallowed_methods, reason = "what a file server gives out is no file of archive or state")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let number = |nth, otherwise| std::env::args().nth(nth).map_or(Ok(otherwise), |text| text.parse::<u64>());
     let (data_mib, instances) = (number(1, 24)?, number(2, 1)?);
+    let elsewhere = std::env::args().nth(3).zip(std::env::args().nth(4));
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
     let world = World::new(clock.clone(), 1);
     world.set_operations_take(Duration::from_millis(10));
@@ -33,7 +43,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         world.set_disk(instance, DiskShape::with_data_mib(data_mib));
         let snapshot = world.add_snapshot(instance, world.now());
         // Known before the first request, so that nobody waits for it in a measurement.
-        world.image(snapshot).md5();
+        let image = world.image(snapshot);
+        image.md5();
+        if let Some((folder, address)) = &elsewhere {
+            let name = format!("big-{number}.qcow2");
+            let mut file = File::create(Path::new(folder).join(&name))?;
+            for chunk in image.chunks(0..image.file_bytes()) {
+                file.write_all(&chunk)?;
+            }
+            let there = Effect::Edit("/export/presigned-url", Some(format!("{address}/{name}").into()));
+            world.fault(Fault::on(Call::GetSnapshot, there).of(snapshot.0));
+        }
         snapshots.push(snapshot);
     }
     let served = world.serve(([127, 0, 0, 1], 0).into()).await?;

@@ -1,6 +1,6 @@
 //! Brings an image in: network, hash and archives side by side, memory flat.
 //!
-//! The network's chunks are gathered into **batches** of 2 MiB, and each batch goes to the hash and to every archive's
+//! The network's chunks are gathered into **batches** of 1 MiB, and each batch goes to the hash and to every archive's
 //! [`Sink`], which work through theirs beside the network. What waits is bounded, so a slow disk slows the network down
 //! and nothing piles up. Nothing blocks for longer than what is at hand, so that waiting for the network is never anything
 //! but waiting on the clock.
@@ -14,9 +14,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 
+use crate::archive::batch::Batches;
 use crate::archive::growing::GrowingFile;
 use crate::archive::lane::{Lane, Worker};
 use crate::archive::md5::{Md5, Md5Sum};
@@ -127,11 +128,9 @@ const BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// So many times an image that changes is begun: one that changes more often is no image.
 const STARTS: u32 = 3;
 /// Large enough to make the hand-over between threads cheap, small enough to keep memory flat.
-const BATCH_BYTES: usize = if cfg!(test) { 1 << 20 } else { 2 << 20 };
+const BATCH_BYTES: usize = 1 << 20;
 /// So many bytes may wait for the hash.
 const HASH_ROOM_BYTES: u32 = 6 << 20;
-/// Smaller chunks are copied together, so that a server that sends single bytes can't make a batch large.
-const SMALL_BYTES: usize = 4096;
 
 /// What a download needs beside the archives that it feeds.
 #[derive(Clone, Copy)]
@@ -267,9 +266,9 @@ struct Proof {
 /// What comes next.
 enum Next {
     /// These bytes.
-    Bytes(Vec<Bytes>),
+    Bytes(Bytes),
     /// What stands in this file up to there.
-    Upto(Arc<dyn DiskFile>, u64),
+    Upto(Arc<GrowingFile>, u64),
 }
 
 /// So much is read back at once.
@@ -294,18 +293,19 @@ impl Worker for Proof {
 
     fn work(&mut self, next: Next) -> io::Result<()> {
         match next {
-            Next::Bytes(pieces) => pieces.iter().for_each(|piece| self.take(piece)),
-            Next::Upto(file, upto) => {
+            Next::Bytes(bytes) => self.take(&bytes),
+            Next::Upto(growing, upto) => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 buffer.resize(READ_BACK_BYTES, 0);
                 while self.bytes < upto {
                     let wanted = usize::try_from(upto - self.bytes).unwrap_or(usize::MAX).min(buffer.len());
-                    match file.read_at(&mut buffer[..wanted], self.bytes)? {
+                    match growing.file().read_at(&mut buffer[..wanted], self.bytes)? {
                         0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                         count => self.take(&buffer[..count]),
                     }
                 }
                 self.buffer = buffer;
+                growing.was_read(self.bytes);
             }
         }
         Ok(())
@@ -320,27 +320,27 @@ pub(super) struct Hash {
 
 impl Hash {
     fn new(behind: Option<Arc<GrowingFile>>) -> Self {
+        if let Some(growing) = &behind {
+            growing.read_behind();
+        }
         Self { lane: Lane::new(Proof::new(), HASH_ROOM_BYTES), behind }
     }
 
-    /// Takes what was handed to the archives, or looks how far it has come there. It is handed over in one, since each
-    /// handing over wakes somebody.
-    pub(super) async fn take(&self, pieces: Vec<Bytes>) -> Result<(), DownloadError> {
-        let weight = pieces.iter().map(Bytes::len).sum();
+    /// Takes what was handed to the archives, or looks how far it has come there.
+    pub(super) async fn take(&self, bytes: Bytes) -> Result<(), DownloadError> {
+        let weight = bytes.len();
         let pushed = match &self.behind {
-            None => self.lane.push(Next::Bytes(pieces), weight).await,
+            None => self.lane.push(Next::Bytes(bytes), weight).await,
             // It looks again when it is through.
             Some(_) if !self.lane.is_at_rest() => Ok(()),
-            Some(growing) => {
-                self.lane.push(Next::Upto(Arc::clone(growing.file()), growing.frontier()), 1).await
-            }
+            Some(growing) => self.lane.push(Next::Upto(Arc::clone(growing), growing.frontier()), 1).await,
         };
         pushed.map_err(DownloadError::ReadBack)
     }
 
     async fn finish(self, bytes: u64) -> Result<Proof, DownloadError> {
         if let Some(growing) = &self.behind {
-            let last = Next::Upto(Arc::clone(growing.file()), bytes);
+            let last = Next::Upto(Arc::clone(growing), bytes);
             self.lane.push(last, 1).await.map_err(DownloadError::ReadBack)?;
         }
         self.lane.into_worker().await.map_err(DownloadError::ReadBack)
@@ -393,17 +393,16 @@ impl Download<'_> {
             }
             return Ok((Reached::zero(md5), self.hash_from_zero(ends)));
         };
-        let file = Arc::clone(growing.file());
-        let hash = Hash::new((ends.open.len() == 1).then_some(growing));
+        let hash = Hash::new((ends.open.len() == 1).then_some(Arc::clone(&growing)));
         if hash.behind.is_some() {
             // The network needs not wait for it. In steps, since what is begun is done to its end.
             let steps = (0..left.bytes).step_by(STEP_BYTES).skip(1).chain([left.bytes]);
             for upto in steps {
-                let step = Next::Upto(Arc::clone(&file), upto);
+                let step = Next::Upto(Arc::clone(&growing), upto);
                 hash.lane.push(step, 1).await.map_err(DownloadError::ReadBack)?;
             }
         } else {
-            self.copy(ends, place, &file, left.bytes, &hash).await?;
+            self.copy(ends, place, growing.file(), left.bytes, &hash).await?;
         }
         (self.progress)(Progress::Resumed { bytes: left.bytes });
         Ok((Reached { bytes: left.bytes, whole: left.whole, expired: false }, hash))
@@ -432,7 +431,7 @@ impl Download<'_> {
             });
             let piece = Bytes::from(read.await.map_err(DownloadError::ReadBack)?);
             at += piece.len() as u64;
-            hash.take(vec![piece.clone()]).await?;
+            hash.take(piece.clone()).await?;
             let mut failures = Vec::new();
             let others = ends.open.iter_mut().enumerate().filter(|(_, end)| end.archive != name);
             for (place, end) in others {
@@ -450,7 +449,7 @@ impl Download<'_> {
         ends: &mut Ends,
         hash: &Hash,
     ) -> Result<(Option<&'static str>, u64), DownloadError> {
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered(Batches::of(BATCH_BYTES));
         let mut ways = match &hash.behind {
             Some(growing) if self.connections > 1 => Ways::Several(Arc::clone(growing), None),
             _ => Ways::One,
@@ -565,7 +564,8 @@ impl Download<'_> {
             if end.is_some_and(|end| reached.bytes > end) {
                 return Ok(Ended::Changed("the server sends more bytes than it promised"));
             }
-            if gathered.push(chunk, ends, hash).await? {
+            while gathered.0.fill(&mut chunk) {
+                gathered.flush(ends, hash).await?;
                 self.tell(reached.bytes, reached.whole.bytes);
             }
         }
@@ -650,45 +650,13 @@ fn backoff(randomness: &dyn Randomness, failures: u32) -> Duration {
 }
 
 /// The network's chunks on their way to becoming a batch.
-#[derive(Default)]
-struct Gathered {
-    len: usize,
-    pieces: Vec<Bytes>,
-    small: BytesMut,
-}
+struct Gathered(Batches);
 
 impl Gathered {
-    /// Takes a chunk in; true if a batch went out.
-    async fn push(&mut self, chunk: Bytes, ends: &mut Ends, hash: &Hash) -> Result<bool, DownloadError> {
-        self.len += chunk.len();
-        if chunk.len() < SMALL_BYTES {
-            self.small.extend_from_slice(&chunk);
-        } else {
-            self.seal();
-            self.pieces.push(chunk);
-        }
-        let full = self.len >= BATCH_BYTES;
-        if full {
-            self.flush(ends, hash).await?;
-        }
-        Ok(full)
-    }
-
-    /// Ends the run of small chunks.
-    fn seal(&mut self) {
-        if !self.small.is_empty() {
-            self.pieces.push(self.small.split().freeze());
-        }
-    }
-
     /// Hands on what there is, as soon as there is room.
     async fn flush(&mut self, ends: &mut Ends, hash: &Hash) -> Result<(), DownloadError> {
-        self.seal();
-        self.len = 0;
-        let pieces = std::mem::take(&mut self.pieces);
-        for piece in &pieces {
-            ends.write(piece).await?;
-        }
-        hash.take(pieces).await
+        let batch = self.0.take();
+        ends.write(&batch).await?;
+        hash.take(batch).await
     }
 }

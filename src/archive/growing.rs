@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -34,12 +35,17 @@ impl Worker for Writer {
     }
 }
 
-/// What is written: up to the frontier, and in places beyond it.
+/// What is written: up to the frontier, and in places beyond it; and how far nobody needs it in memory any more.
 #[derive(Debug, Default)]
 struct Written {
     frontier: u64,
     /// End by beginning; they neither touch nor overlap.
     beyond: BTreeMap<u64, u64>,
+    /// So far it is safe on the disk.
+    safe: u64,
+    /// So far it was read behind those who write, if somebody does that.
+    read: Option<u64>,
+    released: u64,
 }
 
 impl Written {
@@ -54,6 +60,12 @@ impl Written {
         while let Some(next) = self.beyond.first_entry().filter(|next| *next.key() <= self.frontier) {
             self.frontier = self.frontier.max(next.remove());
         }
+    }
+
+    /// What need not stay in memory from now on.
+    fn release(&mut self) -> Range<u64> {
+        let upto = self.safe.min(self.read.unwrap_or(u64::MAX)).max(self.released);
+        std::mem::replace(&mut self.released, upto)..upto
     }
 }
 
@@ -86,6 +98,28 @@ impl GrowingFile {
         self.writer.rest().await
     }
 
+    /// From now on it is read behind those who write.
+    pub(super) fn read_behind(&self) {
+        lock(&self.written).read.get_or_insert(0);
+    }
+
+    /// It was read up to there.
+    pub(super) fn was_read(&self, upto: u64) {
+        lock(&self.written).read = Some(upto);
+        self.release();
+    }
+
+    /// It is safe on the disk up to there.
+    pub(super) fn is_safe(&self, upto: u64) {
+        lock(&self.written).safe = upto;
+        self.release();
+    }
+
+    fn release(&self) {
+        let bytes = lock(&self.written).release();
+        self.file.release(bytes);
+    }
+
     /// How far it is written without a gap.
     pub(super) fn frontier(&self) -> u64 {
         lock(&self.written).frontier
@@ -101,6 +135,18 @@ impl GrowingFile {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_safe_and_was_read_leaves_the_memory_once() {
+        let mut written = Written { safe: 8, ..Written::default() };
+        assert_eq!((written.release(), written.release()), (0..8, 8..8));
+        let mut written = Written { read: Some(0), ..Written::default() };
+        let steps = [(8, 0, 0..0), (8, 4, 0..4), (8, 12, 4..8), (16, 12, 8..12), (16, 12, 12..12)];
+        for (safe, read, expected) in steps {
+            (written.safe, written.read) = (safe, Some(read));
+            assert_eq!(written.release(), expected);
+        }
+    }
 
     proptest! {
         #[test]

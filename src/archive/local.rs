@@ -257,7 +257,7 @@ impl LocalSink {
         let (work, growing) = (self.work, self.growing);
         blocking(move || {
             let published = at_rest
-                .and_then(|()| work.secure(&**growing.file(), manifest.image.bytes))
+                .and_then(|()| work.secure(&growing, manifest.image.bytes))
                 .and_then(|()| work.publish(&manifest));
             if published.is_err() {
                 // A disk that failed is not given the same again; what can't be removed is in nobody's way.
@@ -428,14 +428,16 @@ impl Work {
     fn note(&self, growing: &GrowingFile, whole: &Whole) -> io::Result<()> {
         let bytes_synced = growing.frontier();
         growing.file().sync()?;
+        growing.is_safe(bytes_synced);
         let journal = Journal::new(whole, bytes_synced);
         replace_file(&*self.disk, &self.place.journal(), &journal.to_bytes(), Access::Group)
     }
 
     /// Makes the bytes of the whole image safe.
-    fn secure(&self, file: &dyn DiskFile, expected: u64) -> Result<(), SinkError> {
-        let path = self.place.part();
+    fn secure(&self, growing: &GrowingFile, expected: u64) -> Result<(), SinkError> {
+        let (path, file) = (self.place.part(), growing.file());
         file.sync().map_err(|error| SinkError::disk("make safe", &path, error))?;
+        growing.is_safe(expected);
         let found = file.len().map_err(|error| SinkError::disk("measure", &path, error))?;
         if found == expected { Ok(()) } else { Err(SinkError::Length { path, expected, found }) }
     }

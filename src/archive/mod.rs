@@ -18,6 +18,7 @@
 //! which snapshots need a copy (`retention`).
 
 pub mod amend;
+mod batch;
 pub mod catalogue;
 pub mod download;
 pub mod facts;

@@ -10,12 +10,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
+use crate::archive::batch::Batches;
 use crate::archive::download::{
     Download, DownloadError, Ended, Ends, Failure, Hash, Reached, changed, judge,
 };
@@ -90,7 +91,7 @@ impl Download<'_> {
             reached.bytes = came.load(Ordering::Relaxed);
             // It looks how far the file has come.
             ends.write(&Bytes::new()).await?;
-            hash.take(Vec::new()).await?;
+            hash.take(Bytes::new()).await?;
             let alone = pieces.allowed == 1;
             match why {
                 Why::Whole | Why::Disk => {}
@@ -151,11 +152,10 @@ impl Download<'_> {
         if stream.offset != rest.start {
             return Why::Ignored;
         }
-        let mut gathered = BytesMut::new();
+        let mut gathered = Batches::of(WRITE_BYTES);
         loop {
-            let wanted = usize::try_from(rest.end - rest.start).unwrap_or(usize::MAX);
             let next = timeout(self.clock, self.stall_timeout, stream.body.next()).await;
-            let (chunk, failure) = match next {
+            let (mut chunk, failure) = match next {
                 Ok(Some(Ok(chunk))) => (chunk, None),
                 Ok(Some(Err(error))) => (Bytes::new(), Some(error.into())),
                 Ok(None) => (Bytes::new(), Some(Failure::Short.into())),
@@ -164,21 +164,28 @@ impl Download<'_> {
             if let Some(throttle) = self.throttle {
                 throttle.take(self.clock, chunk.len() as u64).await;
             }
-            gathered.extend_from_slice(&chunk);
-            let whole = gathered.len() >= wanted;
-            if whole || failure.is_some() || gathered.len() >= WRITE_BYTES {
-                // What is sent beyond the piece is another's.
-                gathered.truncate(wanted);
+            // What is sent beyond the piece is another's.
+            let wanted = rest.end - rest.start - gathered.len() as u64;
+            chunk.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+            loop {
+                let full = gathered.fill(&mut chunk);
                 let len = gathered.len() as u64;
-                if len > 0 && growing.write_at(rest.start, gathered.split().freeze()).await.is_err() {
+                let whole = rest.start + len == rest.end;
+                if !(full || whole || failure.is_some()) {
+                    break;
+                }
+                if len > 0 && growing.write_at(rest.start, gathered.take()).await.is_err() {
                     return Why::Disk;
                 }
                 rest.start += len;
                 let bytes = came.fetch_add(len, Ordering::Relaxed) + len;
                 self.tell(bytes, before.whole.bytes);
-            }
-            if whole {
-                return Why::Whole;
+                if whole {
+                    return Why::Whole;
+                }
+                if !full {
+                    break;
+                }
             }
             if let Some(failure) = failure {
                 return Why::Failed(failure);

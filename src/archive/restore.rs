@@ -181,6 +181,7 @@ fn pieces(file: Arc<dyn DiskFile>, from: u64, end: u64) -> Body {
             let read = blocking(move || {
                 let mut buffer = vec![0; wanted];
                 let count = file.read_at(&mut buffer, at)?;
+                file.release(at..at + count as u64);
                 buffer.truncate(count);
                 io::Result::Ok(buffer)
             });

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -347,6 +348,10 @@ impl DiskFile for TestFile {
     fn sync(&self) -> io::Result<()> {
         self.0.change("sync", &self.1)?;
         self.2.sync()
+    }
+
+    fn release(&self, bytes: Range<u64>) {
+        self.2.release(bytes);
     }
 }
 

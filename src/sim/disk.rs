@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
@@ -544,6 +545,8 @@ impl DiskFile for MemoryFile {
             }
         }
     }
+
+    fn release(&self, _: Range<u64>) {}
 }
 
 #[cfg(test)]
