@@ -19,9 +19,9 @@ use futures_util::StreamExt as _;
 
 use crate::archive::batch::Batches;
 use crate::archive::growing::GrowingFile;
-use crate::archive::lane::{Lane, Worker};
-use crate::archive::md5::{Md5, Md5Sum};
-use crate::archive::qcow2::{Checker, MAGIC, Qcow2, Qcow2Error};
+use crate::archive::hash::{Hash, Hashers};
+use crate::archive::md5::Md5Sum;
+use crate::archive::qcow2::{MAGIC, Qcow2, Qcow2Error};
 use crate::archive::ranges::{PIECE_BYTES, Pieces};
 use crate::archive::sink::{Resumable, Sink, SinkError, Whole};
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
@@ -129,8 +129,6 @@ const BACKOFF_MAX: Duration = Duration::from_mins(1);
 const STARTS: u32 = 3;
 /// Large enough to make the hand-over between threads cheap, small enough to keep memory flat.
 const BATCH_BYTES: usize = 1 << 20;
-/// So many bytes may wait for the hash.
-const HASH_ROOM_BYTES: u32 = 6 << 20;
 
 /// What a download needs beside the archives that it feeds.
 #[derive(Clone, Copy)]
@@ -145,6 +143,8 @@ pub struct Download<'a> {
     pub stall_timeout: Duration,
     /// So many connections at once, as far as the store allows them and one archive alone is fed, on this machine.
     pub connections: usize,
+    /// They prove it.
+    pub hashers: &'a Hashers,
     /// Keeps it below a rate, together with all others that share it.
     pub throttle: Option<&'a Throttle>,
     /// Hears how it goes.
@@ -255,98 +255,6 @@ enum Ways {
     Several(Arc<GrowingFile>, Option<Pieces>),
 }
 
-/// What every byte passes, in its order.
-struct Proof {
-    md5: Md5,
-    checker: Checker,
-    bytes: u64,
-    buffer: Vec<u8>,
-}
-
-/// What comes next.
-enum Next {
-    /// These bytes.
-    Bytes(Bytes),
-    /// What stands in this file up to there.
-    Upto(Arc<GrowingFile>, u64),
-}
-
-/// So much is read back at once.
-const READ_BACK_BYTES: usize = 256 << 10;
-/// So much of what an earlier download left is hashed in one go.
-const STEP_BYTES: usize = 16 << 20;
-
-impl Proof {
-    fn new() -> Self {
-        Self { md5: Md5::new(), checker: Checker::default(), bytes: 0, buffer: Vec::new() }
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        self.md5.update(bytes);
-        self.checker.update(bytes);
-        self.bytes += bytes.len() as u64;
-    }
-}
-
-impl Worker for Proof {
-    type Item = Next;
-
-    fn work(&mut self, next: Next) -> io::Result<()> {
-        match next {
-            Next::Bytes(bytes) => self.take(&bytes),
-            Next::Upto(growing, upto) => {
-                let mut buffer = std::mem::take(&mut self.buffer);
-                buffer.resize(READ_BACK_BYTES, 0);
-                while self.bytes < upto {
-                    let wanted = usize::try_from(upto - self.bytes).unwrap_or(usize::MAX).min(buffer.len());
-                    match growing.file().read_at(&mut buffer[..wanted], self.bytes)? {
-                        0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                        count => self.take(&buffer[..count]),
-                    }
-                }
-                self.buffer = buffer;
-                growing.was_read(self.bytes);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where the bytes are hashed: as they come, or read back behind a file that they go to.
-pub(super) struct Hash {
-    lane: Lane<Proof>,
-    behind: Option<Arc<GrowingFile>>,
-}
-
-impl Hash {
-    fn new(behind: Option<Arc<GrowingFile>>) -> Self {
-        if let Some(growing) = &behind {
-            growing.read_behind();
-        }
-        Self { lane: Lane::new(Proof::new(), HASH_ROOM_BYTES), behind }
-    }
-
-    /// Takes what was handed to the archives, or looks how far it has come there.
-    pub(super) async fn take(&self, bytes: Bytes) -> Result<(), DownloadError> {
-        let weight = bytes.len();
-        let pushed = match &self.behind {
-            None => self.lane.push(Next::Bytes(bytes), weight).await,
-            // It looks again when it is through.
-            Some(_) if !self.lane.is_at_rest() => Ok(()),
-            Some(growing) => self.lane.push(Next::Upto(Arc::clone(growing), growing.frontier()), 1).await,
-        };
-        pushed.map_err(DownloadError::ReadBack)
-    }
-
-    async fn finish(self, bytes: u64) -> Result<Proof, DownloadError> {
-        if let Some(growing) = &self.behind {
-            let last = Next::Upto(Arc::clone(growing), bytes);
-            self.lane.push(last, 1).await.map_err(DownloadError::ReadBack)?;
-        }
-        self.lane.into_worker().await.map_err(DownloadError::ReadBack)
-    }
-}
-
 impl Download<'_> {
     /// Brings the image into all ends. With `anew` what they have of it is no use, and neither is the old address.
     pub(super) async fn fetch(&self, ends: &mut Ends, anew: bool) -> Result<Fetched, DownloadError> {
@@ -367,13 +275,12 @@ impl Download<'_> {
             let (ended, bytes) = self.receive(&mut reached, ends, &hash).await?;
             match ended {
                 None => {
-                    if let Some(growing) = &hash.behind {
+                    if let Some(growing) = hash.behind() {
                         // What failed there is told by the archive, which hears of it with what it is given next.
                         let _ = growing.rest().await;
                         ends.write(&Bytes::new()).await?;
                     }
-                    let proof = hash.finish(bytes).await?;
-                    let (md5, qcow2) = (proof.md5.finish(), proof.checker.finish());
+                    let (md5, qcow2) = hash.finish(bytes).await?;
                     return Ok(Fetched { bytes, md5, expected, qcow2 });
                 }
                 Some(changed) => why = changed,
@@ -393,14 +300,10 @@ impl Download<'_> {
             }
             return Ok((Reached::zero(md5), self.hash_from_zero(ends)));
         };
-        let hash = Hash::new((ends.open.len() == 1).then_some(Arc::clone(&growing)));
-        if hash.behind.is_some() {
-            // The network needs not wait for it. In steps, since what is begun is done to its end.
-            let steps = (0..left.bytes).step_by(STEP_BYTES).skip(1).chain([left.bytes]);
-            for upto in steps {
-                let step = Next::Upto(Arc::clone(&growing), upto);
-                hash.lane.push(step, 1).await.map_err(DownloadError::ReadBack)?;
-            }
+        let hash = Hash::new(self.hashers, (ends.open.len() == 1).then_some(Arc::clone(&growing)));
+        if hash.behind().is_some() {
+            // The network needs not wait for it.
+            hash.catch_up(&growing, left.bytes).await?;
         } else {
             self.copy(ends, place, growing.file(), left.bytes, &hash).await?;
         }
@@ -450,7 +353,7 @@ impl Download<'_> {
         hash: &Hash,
     ) -> Result<(Option<&'static str>, u64), DownloadError> {
         let mut gathered = Gathered(Batches::of(BATCH_BYTES));
-        let mut ways = match &hash.behind {
+        let mut ways = match hash.behind() {
             Some(growing) if self.connections > 1 => Ways::Several(Arc::clone(growing), None),
             _ => Ways::One,
         };
@@ -591,7 +494,7 @@ impl Download<'_> {
             [end] if self.connections > 1 => end.sink.growing(),
             _ => None,
         };
-        Hash::new(growing)
+        Hash::new(self.hashers, growing)
     }
 
     pub(super) fn tell(&self, bytes: u64, total: Option<u64>) {

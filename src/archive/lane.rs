@@ -1,8 +1,9 @@
 //! Work that blocks, done in its order beside whoever gives it.
 //!
-//! A **lane** is a queue of bounded weight and a worker that is at work on the blocking pool only while there is something
-//! in it. So nothing blocks for longer than what is at hand, no thread waits for the network, and nobody has to poll the
-//! lane for it to go on.
+//! A **lane** is a queue of bounded weight and a worker. Lanes are served by a **crew**: threads of the blocking pool that are
+//! there only while there is work. So nothing blocks for longer than what is at hand, no thread waits for the network, and
+//! nobody has to poll a lane for it to go on. A lane may have a crew of its own, or share one with others of its kind; a
+//! thread of a shared crew may take what several lanes have at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,23 +12,43 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// What a lane does with each item.
-pub(super) trait Worker: Send + 'static {
+pub(super) trait Worker: Send + Sized + 'static {
     type Item: Send + 'static;
 
     /// Blocks. After an error nothing more is asked of it.
     fn work(&mut self, item: Self::Item) -> io::Result<()>;
+
+    /// What several lanes do with an item each, if it is cheaper done at once.
+    fn work_together(each: &mut [(Self, Option<Self::Item>)]) -> Vec<io::Result<()>> {
+        each.iter_mut().map(|(worker, item)| item.take().map_or(Ok(()), |item| worker.work(item))).collect()
+    }
+}
+
+/// Threads that serve lanes.
+pub(super) struct Crew<W: Worker> {
+    threads_max: usize,
+    /// So many lanes a thread takes at a time.
+    together_max: usize,
+    called: Mutex<Called<W>>,
+}
+
+/// Who waits for a thread, and how many there are.
+struct Called<W: Worker> {
+    lanes: VecDeque<Arc<Shared<W>>>,
+    threads: usize,
 }
 
 /// A queue and its worker. Dropped, it forgets what waits in it; the item at hand is done to its end.
 pub(super) struct Lane<W: Worker> {
     shared: Arc<Shared<W>>,
+    crew: Arc<Crew<W>>,
     room: Arc<Semaphore>,
     room_max: u32,
 }
 
 struct Shared<W: Worker> {
     state: Mutex<State<W>>,
-    /// Told when the worker stops working.
+    /// Told when there is nothing to do any more.
     rested: Notify,
 }
 
@@ -35,14 +56,14 @@ struct State<W: Worker> {
     queue: VecDeque<(W::Item, OwnedSemaphorePermit)>,
     /// None while it is at work, and for ever if it panicked.
     worker: Option<W>,
+    /// Something is at work or waits; the crew knows.
+    is_busy: bool,
     /// The first failure.
     failure: Option<io::Error>,
 }
 
-impl<W: Worker> Shared<W> {
-    fn state(&self) -> MutexGuard<'_, State<W>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<W: Worker> State<W> {
@@ -64,11 +85,16 @@ impl<W: Worker> State<W> {
 }
 
 impl<W: Worker> Lane<W> {
-    /// A lane in which items of so much weight together may wait.
+    /// A lane in which items of so much weight together may wait, with a crew of its own.
     pub(super) fn new(worker: W, room_max: u32) -> Self {
-        let state = State { queue: VecDeque::new(), worker: Some(worker), failure: None };
+        Self::served_by(&Crew::new(1, 1), worker, room_max)
+    }
+
+    /// A lane in which items of so much weight together may wait.
+    pub(super) fn served_by(crew: &Arc<Crew<W>>, worker: W, room_max: u32) -> Self {
+        let state = State { queue: VecDeque::new(), worker: Some(worker), is_busy: false, failure: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), rested: Notify::new() });
-        Self { shared, room: Arc::new(Semaphore::new(room_max as usize)), room_max }
+        Self { shared, crew: Arc::clone(crew), room: Arc::new(Semaphore::new(room_max as usize)), room_max }
     }
 
     /// Hands an item over, as soon as there is room for it.
@@ -78,20 +104,19 @@ impl<W: Worker> Lane<W> {
     pub(super) async fn push(&self, item: W::Item, weight: usize) -> io::Result<()> {
         let weight = u32::try_from(weight).unwrap_or(u32::MAX).min(self.room_max);
         let room = Arc::clone(&self.room).acquire_many_owned(weight).await.map_err(io::Error::other)?;
-        let mut state = self.shared.state();
+        let mut state = lock(&self.shared.state);
         state.failure()?;
         state.queue.push_back((item, room));
-        if let Some(worker) = state.worker.take() {
+        if !std::mem::replace(&mut state.is_busy, true) {
             drop(state);
-            let shared = Arc::clone(&self.shared);
-            tokio::task::spawn_blocking(move || run(&shared, worker));
+            self.crew.call(Arc::clone(&self.shared));
         }
         Ok(())
     }
 
     /// Whether nothing is at work or waits.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.shared.state().worker.is_some()
+        !lock(&self.shared.state).is_busy
     }
 
     /// Waits until all that was handed over is done.
@@ -103,8 +128,8 @@ impl<W: Worker> Lane<W> {
             let mut rested = std::pin::pin!(self.shared.rested.notified());
             rested.as_mut().enable();
             {
-                let state = self.shared.state();
-                if state.worker.is_some() || state.failure.is_some() {
+                let state = lock(&self.shared.state);
+                if !state.is_busy || state.failure.is_some() {
                     return state.failure();
                 }
             }
@@ -115,48 +140,91 @@ impl<W: Worker> Lane<W> {
     /// Waits until all is done, and gives the worker back; none if it panicked.
     pub(super) async fn into_worker(self) -> io::Result<W> {
         self.rest().await?;
-        self.shared.state().worker.take().ok_or_else(|| io::Error::other("the work was lost"))
+        lock(&self.shared.state).worker.take().ok_or_else(|| io::Error::other("the work was lost"))
     }
 }
 
 impl<W: Worker> Drop for Lane<W> {
     fn drop(&mut self) {
-        self.shared.state().queue.clear();
+        lock(&self.shared.state).queue.clear();
     }
 }
 
-/// Works until nothing waits any more.
-fn run<W: Worker>(shared: &Shared<W>, mut worker: W) {
-    let lost = Lost(shared);
-    loop {
-        let next = {
-            let mut state = shared.state();
-            let next = state.queue.pop_front();
-            if next.is_none() {
-                state.worker = Some(worker);
-                drop(state);
-                break;
+impl<W: Worker> Crew<W> {
+    /// At most so many threads, each of which takes what so many lanes have at a time.
+    pub(super) fn new(threads_max: usize, together_max: usize) -> Arc<Self> {
+        let called = Mutex::new(Called { lanes: VecDeque::new(), threads: 0 });
+        Arc::new(Self { threads_max, together_max, called })
+    }
+
+    fn call(self: &Arc<Self>, lane: Arc<Shared<W>>) {
+        let mut called = lock(&self.called);
+        called.lanes.push_back(lane);
+        if called.threads < self.threads_max {
+            called.threads += 1;
+            let crew = Arc::clone(self);
+            tokio::task::spawn_blocking(move || crew.serve());
+        }
+    }
+
+    /// Works until nobody waits any more.
+    fn serve(&self) {
+        while let Some(lanes) = self.next() {
+            turn(&lanes);
+            for lane in lanes {
+                let mut state = lock(&lane.state);
+                if state.queue.is_empty() {
+                    state.is_busy = false;
+                    drop(state);
+                    lane.rested.notify_waiters();
+                } else {
+                    drop(state);
+                    lock(&self.called).lanes.push_back(lane);
+                }
             }
-            next
-        };
-        let Some((item, room)) = next else { break };
-        if let Err(failure) = worker.work(item) {
-            shared.state().fail(failure);
         }
-        drop(room);
     }
-    drop(lost);
+
+    /// Those that are served next; none if the thread is not needed any more.
+    fn next(&self) -> Option<Vec<Arc<Shared<W>>>> {
+        let mut called = lock(&self.called);
+        let count = called.lanes.len().min(self.together_max);
+        if count == 0 {
+            called.threads -= 1;
+            return None;
+        }
+        Some(called.lanes.drain(..count).collect())
+    }
 }
 
-/// However the work ends, whoever waits for it hears of it.
-struct Lost<'a, W: Worker>(&'a Shared<W>);
-
-impl<W: Worker> Drop for Lost<'_, W> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.state().fail(io::Error::other("the work panicked"));
+/// Does the next item of each of these lanes.
+fn turn<W: Worker>(lanes: &[Arc<Shared<W>>]) {
+    let (mut busy, mut each, mut rooms) = (Vec::new(), Vec::new(), Vec::new());
+    for lane in lanes {
+        let mut state = lock(&lane.state);
+        if let Some((item, room)) = state.queue.pop_front() {
+            match state.worker.take() {
+                Some(worker) => each.push((worker, Some(item))),
+                None => continue,
+            }
+            busy.push(lane);
+            rooms.push(room);
         }
-        self.0.rested.notify_waiters();
+    }
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| W::work_together(&mut each)));
+    let Ok(done) = done else {
+        // Their workers are lost. The panic was told by the hook.
+        for lane in busy {
+            lock(&lane.state).fail(io::Error::other("the work panicked"));
+        }
+        return;
+    };
+    for ((lane, (worker, _)), done) in busy.into_iter().zip(each).zip(done) {
+        let mut state = lock(&lane.state);
+        state.worker = Some(worker);
+        if let Err(failure) = done {
+            state.fail(failure);
+        }
     }
 }
 
@@ -184,6 +252,34 @@ mod tests {
         lane.rest().await.unwrap();
         assert!(lane.is_at_rest());
         assert_eq!(lane.into_worker().await.unwrap().0, 123_456);
+    }
+
+    #[tokio::test]
+    async fn lanes_that_share_a_crew_each_keep_their_order() {
+        let crew = Crew::new(2, 3);
+        let lanes: Vec<_> = (0..9).map(|_| Lane::served_by(&crew, Sum(0), 2)).collect();
+        for item in [1, 2, 3, 4, 5, 6] {
+            for lane in &lanes {
+                lane.push(item, 1).await.unwrap();
+            }
+        }
+        for lane in lanes {
+            assert_eq!(lane.into_worker().await.unwrap().0, 123_456);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_fails_in_one_lane_is_no_matter_to_another() {
+        let crew = Crew::new(1, 1);
+        let lanes: Vec<_> = (0..3).map(|_| Lane::served_by(&crew, Sum(0), 9)).collect();
+        for (lane, items) in lanes.iter().zip([[7, 1], [13, 1], [2, 1]]) {
+            for item in items {
+                let _ = lane.push(item, 1).await;
+            }
+        }
+        let [seven, panicked, good] = <[_; 3]>::try_from(lanes).ok().unwrap();
+        assert!(seven.rest().await.is_err() && panicked.rest().await.is_err());
+        assert_eq!(good.into_worker().await.unwrap().0, 21);
     }
 
     #[tokio::test]

@@ -7,27 +7,114 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+mod four;
+
+type State = [u32; 4];
+
 /// An MD5 in the making.
-pub struct Md5(fast_md5::Md5);
+pub struct Md5 {
+    state: State,
+    /// How many bytes were taken in.
+    len: u64,
+    /// Begins with those that do not fill a block yet.
+    block: [u8; BLOCK],
+}
+
+const BLOCK: usize = fast_md5::BLOCK_SIZE;
 
 impl Md5 {
     /// Of nothing yet.
     #[expect(clippy::new_without_default, reason = "a hash of nothing is no sensible default")]
     pub fn new() -> Self {
-        Self(fast_md5::Md5::new())
+        // RFC 1321, 3.3.
+        Self { state: [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476], len: 0, block: [0; BLOCK] }
     }
 
     /// Takes in what comes next.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        let (blocks, rest) = self.head(bytes).as_chunks();
+        self.blocks(blocks);
+        self.rest(rest);
+    }
+
+    /// Takes in what comes next, into each its own. Three or four go on together, in less than twice the time of one.
+    pub fn update_together(each: &mut [(&mut Self, &[u8])]) {
+        for four in each.chunks_mut(4) {
+            for (md5, bytes) in four.iter_mut() {
+                *bytes = md5.head(bytes);
+            }
+            let common = four.iter().map(|(_, bytes)| bytes.len() / BLOCK).min().unwrap_or(0);
+            if let [first, _, third @ ..] = &*four
+                && !third.is_empty()
+            {
+                // Where there is no fourth the first stands in for it.
+                let lane = |lane: usize| four.get(lane).unwrap_or(first);
+                let mut states = std::array::from_fn(|nth| lane(nth).0.state);
+                four::blocks(&mut states, std::array::from_fn(|nth| &lane(nth).1.as_chunks().0[..common]));
+                for ((md5, bytes), state) in four.iter_mut().zip(states) {
+                    md5.state = state;
+                    md5.len += (common * BLOCK) as u64;
+                    *bytes = &bytes[common * BLOCK..];
+                }
+            }
+            for (md5, bytes) in four {
+                md5.update(bytes);
+            }
+        }
+    }
+
+    /// Fills up the block that was begun; what is left of `bytes`.
+    fn head<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let begun = self.begun();
+        if begun == 0 {
+            return bytes;
+        }
+        let (head, left) = bytes.split_at(bytes.len().min(BLOCK - begun));
+        self.block[begun..begun + head.len()].copy_from_slice(head);
+        self.len += head.len() as u64;
+        if self.begun() == 0 {
+            fast_md5::transform(&mut self.state, &self.block);
+        }
+        left
+    }
+
+    fn blocks(&mut self, blocks: &[[u8; BLOCK]]) {
+        for block in blocks {
+            fast_md5::transform(&mut self.state, block);
+        }
+        self.len += blocks.as_flattened().len() as u64;
     }
 
     /// The MD5 of all that was taken in.
-    pub fn finish(self) -> Md5Sum {
-        Md5Sum(self.0.finalize())
+    pub fn finish(mut self) -> Md5Sum {
+        let bits = self.len.wrapping_mul(8).to_le_bytes();
+        // RFC 1321, 3.1 and 3.2: a bit, zeros up to the last eight bytes of a block, and the length in them.
+        let mut padding = [0; BLOCK];
+        padding[0] = 0x80;
+        let begun = self.begun();
+        self.update(&padding[..if begun < 56 { 56 - begun } else { 120 - begun }]);
+        self.update(&bits);
+        let mut sum = [0; 16];
+        for (bytes, word) in sum.as_chunks_mut().0.iter_mut().zip(self.state) {
+            *bytes = word.to_le_bytes();
+        }
+        Md5Sum(sum)
+    }
+
+    /// How many bytes the block that was begun has.
+    #[expect(clippy::cast_possible_truncation, reason = "a block is short")]
+    fn begun(&self) -> usize {
+        (self.len % BLOCK as u64) as usize
+    }
+
+    /// Begins a block.
+    fn rest(&mut self, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.block[..rest.len()].copy_from_slice(rest);
+            self.len += rest.len() as u64;
+        }
     }
 }
-
 /// A finished MD5; as text 32 hexadecimal digits, written in lower case and read in any.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Md5Sum([u8; 16]);
@@ -92,6 +179,10 @@ mod tests {
         }
     }
 
+    fn oracle(bytes: &[u8]) -> Md5Sum {
+        Md5Sum(::md5::Md5::digest(bytes).into())
+    }
+
     proptest! {
         #[test]
         fn it_is_the_md5_however_the_bytes_are_split(
@@ -107,8 +198,24 @@ mod tests {
                 at = cut;
             }
             hash.update(&bytes[at..]);
-            let expected: [u8; 16] = ::md5::Md5::digest(&bytes).into();
-            prop_assert_eq!(hash.finish(), Md5Sum(expected));
+            prop_assert_eq!(hash.finish(), oracle(&bytes));
+        }
+
+        #[test]
+        fn several_at_once_are_each_what_they_are_alone(
+            heads in proptest::collection::vec((0..200_usize, 0..600_usize), 0..7),
+            bytes in proptest::collection::vec(any::<u8>(), 800),
+        ) {
+            let mut hashes: Vec<_> = heads.iter().map(|_| Md5::new()).collect();
+            let mut together = Vec::new();
+            for (hash, (head, len)) in hashes.iter_mut().zip(&heads) {
+                hash.update(&bytes[..*head]);
+                together.push((hash, &bytes[*head..head + len]));
+            }
+            Md5::update_together(&mut together);
+            for (hash, (head, len)) in hashes.into_iter().zip(heads) {
+                prop_assert_eq!(hash.finish(), oracle(&bytes[..head + len]));
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod catalogue;
 pub mod download;
 pub mod facts;
 pub mod growing;
+pub mod hash;
 mod journal;
 mod lane;
 mod layout;

@@ -17,10 +17,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use crate::archive::batch::Batches;
-use crate::archive::download::{
-    Download, DownloadError, Ended, Ends, Failure, Hash, Reached, changed, judge,
-};
+use crate::archive::download::{Download, DownloadError, Ended, Ends, Failure, Reached, changed, judge};
 use crate::archive::growing::GrowingFile;
+use crate::archive::hash::Hash;
 use crate::archive::source::SourceError;
 use crate::clock::timeout;
 

@@ -425,6 +425,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::archive::hash::Hashers;
     use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, SnapshotRecord};
     use crate::archive::testing::{
         FakeSource, Fault, NoRandomness, Offer, Shared, TestClock, TestDisk, image,
@@ -486,6 +487,7 @@ mod tests {
             randomness: &NoRandomness,
             stall_timeout: Duration::from_mins(1),
             connections: 1,
+            hashers: &Hashers::default(),
             throttle: None,
             progress: &|_| {},
         };

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use crate::archive::amend::{AmendError, Amendment};
 use crate::archive::catalogue::{Catalogue, Problem, ProblemKind, StoredCopy};
 use crate::archive::download::{Download, End, Ends};
+use crate::archive::hash::Hashers;
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::proof::VerifiedCopy;
@@ -205,13 +206,14 @@ async fn read_object(
     clock: &dyn Clock,
     randomness: &dyn Randomness,
 ) -> Result<Read, String> {
-    let source = bucket.image(copy);
+    let (source, hashers) = (bucket.image(copy), Hashers::default());
     let download = Download {
         source: &source,
         clock,
         randomness,
         stall_timeout: STALL_TIMEOUT,
         connections: 1,
+        hashers: &hashers,
         throttle: None,
         progress: &|_| {},
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::Archive;
+use crate::archive::hash::Hashers;
 use crate::archive::local::LocalArchive;
 use crate::archive::s3::S3Archive;
 use crate::archive::s3::client::S3Place;
@@ -232,5 +233,6 @@ pub fn runner(
         request_timeout: exoscale.request_timeout,
         concurrency: exoscale.concurrency,
         downloads: Downloads::default(),
+        hashers: Hashers::default(),
     })
 }

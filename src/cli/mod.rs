@@ -149,10 +149,10 @@ fn dispatch(arguments: &Arguments, output: Output, bars: &Bars) -> Result<Exit, 
 /// system whose server is gone, and whoever told us to stop would wait with it.
 const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Two threads serve the network; hashing and the disk have the blocking pool.
+/// One thread serves the network, so that nothing is handed from one to another there; hashing and the disk have the
+/// blocking pool.
 fn on_runtime(work: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Refusal::failed(&error))?;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
+use crate::archive::hash::Hashers;
 use crate::archive::manifest::Manifest;
 use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
@@ -142,7 +143,8 @@ async fn to_file(found: &[Found], file: &Path, seams: &Seams, output: Output) ->
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut passed_over = Vec::new();
-    let reading = Reading { clock: &*seams.clock, randomness: &*seams.randomness };
+    let hashers = Hashers::default();
+    let reading = Reading { clock: &*seams.clock, randomness: &*seams.randomness, hashers: &hashers };
     let passed = |why: String| {
         output.complain(&why);
         passed_over.push(why);

@@ -255,6 +255,7 @@ impl<'a> With<'a> {
             randomness: &*self.runner.randomness,
             stall_timeout: self.export.stall_timeout,
             connections: self.export.connections.get(),
+            hashers: &self.runner.hashers,
             throttle: self.throttle,
             progress: &|progress| running.note(progress, coming.note(progress)),
         };

@@ -43,6 +43,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::archive::Archive;
+use crate::archive::hash::Hashers;
 use crate::clock::{Clock, timeout};
 use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::Client;
@@ -105,6 +106,8 @@ pub struct Runner {
     pub concurrency: NonZeroUsize,
     /// What comes in at this moment.
     pub downloads: Downloads,
+    /// They prove it.
+    pub hashers: Hashers,
 }
 
 /// What may differ from run to run.

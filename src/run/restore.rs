@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::archive::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::download::Download;
+use crate::archive::hash::Hashers;
 use crate::archive::manifest::{Manifest, TemplateRecord};
 use crate::archive::restore;
 use crate::archive::s3::S3Archive;
@@ -292,6 +293,8 @@ pub struct Reading<'a> {
     pub clock: &'a dyn Clock,
     /// For the waits between tries.
     pub randomness: &'a dyn Randomness,
+    /// They prove it.
+    pub hashers: &'a Hashers,
 }
 
 impl Reading<'_> {
@@ -302,6 +305,7 @@ impl Reading<'_> {
             randomness: self.randomness,
             stall_timeout: STALL_TIMEOUT,
             connections: 1,
+            hashers: self.hashers,
             throttle: None,
             progress: &|_| {},
         }
@@ -436,7 +440,8 @@ async fn stored_in(bucket: &S3Archive, runner: &Runner, found: &[Found]) -> Resu
     if let Some(here) = found.iter().find(|found| found.archive.name() == bucket.name()) {
         return Ok(here.copy.clone());
     }
-    let reading = Reading { clock: &*runner.clock, randomness: &*runner.randomness };
+    let reading =
+        Reading { clock: &*runner.clock, randomness: &*runner.randomness, hashers: &runner.hashers };
     let mut why = Vec::new();
     for Found { archive, copy } in found {
         let (name, id) = (archive.name(), copy.manifest.snapshot.id);

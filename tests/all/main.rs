@@ -10,6 +10,7 @@ mod creation;
 mod daemon;
 mod demo;
 mod downloads;
+mod file_server;
 mod floors;
 mod fuzz;
 mod http_port;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::*;
 use crate::archive::catalogue::ProblemKind;
 use crate::archive::download::{Download, Progress};
+use crate::archive::hash::Hashers;
 use crate::archive::manifest::TemplateRecord;
 use crate::archive::store::store;
 use crate::archive::testing::{
@@ -64,6 +65,7 @@ impl Bench {
             randomness: &NoRandomness,
             stall_timeout: Duration::from_mins(1),
             connections: self.connections,
+            hashers: &Hashers::default(),
             throttle: None,
             progress: &progress,
         };
@@ -1036,6 +1038,7 @@ async fn store_in(archives: &[LocalArchive], source: &FakeSource) -> Vec<Result<
         randomness: &NoRandomness,
         stall_timeout: Duration::from_mins(1),
         connections: 4,
+        hashers: &Hashers::default(),
         throttle: None,
         progress: &|_| {},
     };
