@@ -91,8 +91,7 @@ requests_per_second = 100
 [state]
 directory = "{folder}/state"
 [archives.vault]
-type = "local"
-path = "{folder}/vault"
+{archive}
 [policies.p]
 zones = ["ch-gva-2"]
 [policies.p.export]
@@ -103,20 +102,35 @@ connections = {connections}
 
 
 def run(command, folder, environment=None, shell=False):
-    """Wall seconds, CPU seconds and the peak RSS in MiB of the largest process."""
-    before = time.monotonic()
-    child = subprocess.Popen(
-        command, cwd=folder, shell=shell, env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
-    output = child.stdout.read()
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.monotonic() - before
-    if child.returncode != 0:
-        sys.exit(f"{command} ended with {child.returncode}:\n{output}")
+    """Wall seconds, CPU seconds and, of what is no shell, the peak RSS in MiB."""
+    with tempfile.TemporaryFile("w+") as output:
+        before = time.monotonic()
+        child = subprocess.Popen(
+            command, cwd=folder, shell=shell, env={**os.environ, **(environment or {})},
+            stdout=output, stderr=subprocess.STDOUT,
+        )
+        peak, ended = 0, 0
+        while not ended:
+            peak = max(peak, peak_kib(child.pid))
+            time.sleep(0.005)
+            ended, status, used = os.wait4(child.pid, os.WNOHANG)
+        wall = time.monotonic() - before
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode != 0:
+            output.seek(0)
+            sys.exit(f"{command} ended with {child.returncode}:\n{output.read()}")
     # That of a shell includes its children's.
-    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    return wall, used.ru_utime + used.ru_stime, None if shell else peak / 1024
+
+
+def peak_kib(pid):
+    """What the kernel tells when a process has ended also counts the one that started it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s*(\d+)", status)
+    return int(found[1]) if found else 0
 
 
 class Ways:
@@ -146,11 +160,24 @@ class Ways:
         else:
             self.all[name] = lambda folder: run(command, folder, shell=True)
 
-    def snapwarden(self, folder):
-        concurrency = len(self.zone.addresses)
-        text = CONFIGURATION.format(folder=folder, concurrency=concurrency, connections=self.connections)
+    def once(self, folder, archive):
+        text = CONFIGURATION.format(
+            folder=folder, archive=archive, concurrency=len(self.zone.addresses), connections=self.connections
+        )
         Path(folder, "snapwarden.toml").write_text(text)
-        figures = run([RELEASE / "snapwarden", "--config", "snapwarden.toml", "once"], folder, self.zone.environment)
+        environment = {**self.zone.environment, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        return run([RELEASE / "snapwarden", "--config", "snapwarden.toml", "once"], folder, environment)
+
+    def to_bucket(self, folder):
+        """To S3, as a bucket that keeps nothing speaks it."""
+        command = [sys.executable, ROOT / "tests/bucket.py"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bucket:
+            endpoint = bucket.stdout.readline().strip()
+            archive = f'type = "s3"\nendpoint = "{endpoint}"\nregion = "here"\nbucket = "bucket"'
+            return self.once(folder, archive)
+
+    def snapwarden(self, folder):
+        figures = self.once(folder, f'type = "local"\npath = "{folder}/vault"')
         manifests = [path for path in Path(folder, "vault").rglob("*.json")]
         found = sorted(json.loads(path.read_text())["image"]["md5"] for path in manifests)
         assert found == sorted(md5 for _, md5 in self.zone.addresses), found
@@ -190,12 +217,14 @@ def drain(zone):
 def table(figures):
     say(f"| {'way':<24} | wall s | CPU s | RSS MiB | snapwarden's wall | snapwarden's CPU |")
     say(f"|{'-' * 26}|-------:|------:|--------:|------------------:|-----------------:|")
-    ours = [statistics.median(column) for column in zip(*figures["snapwarden once"])]
+    ours = [statistics.median(column) for column in list(zip(*figures["snapwarden once"]))[:2]]
     for name, rounds in figures.items():
-        wall, cpu, rss = (statistics.median(column) for column in zip(*rounds))
+        wall, cpu = (statistics.median(column) for column in list(zip(*rounds))[:2])
+        rss = max((round[2] for round in rounds if round[2]), default=None)
         # Each round's ratio, since rounds differ more than ways do.
         walls = statistics.median(mine[0] / theirs[0] for mine, theirs in zip(figures["snapwarden once"], rounds))
-        say(f"| {name:<24} | {wall:6.2f} | {cpu:5.2f} | {rss:7.1f} | {walls:15.2f} × | {ours[1] / cpu:14.2f} × |")
+        rss = "" if rss is None else f"{rss:.1f}"
+        say(f"| {name:<24} | {wall:6.2f} | {cpu:5.2f} | {rss:>7} | {walls:15.2f} × | {ours[1] / cpu:14.2f} × |")
 
 
 def main():
@@ -225,6 +254,9 @@ def main():
                     print(f"{kind}: {name}: {figures[name][-1][0]:.2f} s", file=sys.stderr, flush=True)
             say(f"\n### {kind} ({place})\n")
             table(figures)
+        with_bucket = [in_folder(options.disk, ways.to_bucket) for _ in range(options.rounds)]
+        ratio = statistics.median(there[0] / here[0] for there, here in zip(with_bucket, figures["snapwarden once"]))
+        say(f"\nTo a bucket in {ratio:.2f} × the time to disk, {max(used[2] for used in with_bucket):.1f} MiB RSS.")
     four = options.mib // 4
     say(f"\n### four images of {four} MiB at once, and one after the other's time\n")
     with Zone(four, 4, options.tmpfs) as zone, Zone(options.mib, 1, options.tmpfs) as one:
@@ -233,7 +265,8 @@ def main():
             at_once = in_folder(options.tmpfs, Ways(zone, options.connections).snapwarden)
             alone = in_folder(options.tmpfs, Ways(one, options.connections).snapwarden)
             both.append((alone[0] / at_once[0], at_once[1], at_once[2]))
-        throughput, cpu, rss = (statistics.median(column) for column in zip(*both))
+        throughput, cpu = (statistics.median(column) for column in list(zip(*both))[:2])
+        rss = max(row[2] for row in both)
         say(f"throughput {throughput:.2f} × that of one image of the same bytes, {cpu:.2f} CPU s, {rss:.1f} MiB RSS")
 
 
