@@ -559,7 +559,8 @@ impl Gathered {
     /// Hands on what there is, as soon as there is room.
     async fn flush(&mut self, ends: &mut Ends, hash: &Hash) -> Result<(), DownloadError> {
         let batch = self.0.take();
-        ends.write(&batch).await?;
-        hash.take(batch).await
+        // The hash first: it is what everything else waits for in the end.
+        hash.take(batch.clone()).await?;
+        ends.write(&batch).await
     }
 }
