@@ -325,9 +325,13 @@ pub struct RealDisk;
 struct RealFile(File);
 
 #[derive(Debug)]
-struct RealLock {
-    // Closing the file releases the lock.
-    _file: File,
+struct RealLock(File);
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Closing the file would do, unless a process that is just being started still has it open.
+        let _ = self.0.unlock();
+    }
 }
 
 impl DiskLock for RealLock {}
@@ -479,7 +483,7 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
         let file = Self::open_file(path, Open::UpdateOrCreate, Access::Owner)?;
         match file.try_lock() {
-            Ok(()) => Ok(Box::new(RealLock { _file: file })),
+            Ok(()) => Ok(Box::new(RealLock(file))),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
@@ -568,5 +572,19 @@ mod tests {
         replace_file(&RealDisk, &path, b"12345", Access::Owner).unwrap();
         assert_eq!(read_file(&RealDisk, &path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         assert_eq!(read_file(&RealDisk, &path, 5).unwrap(), b"12345");
+    }
+
+    #[test]
+    fn a_lock_ends_when_it_is_dropped_though_a_child_that_is_being_started_has_the_file_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let file = RealDisk::open_file(&path, Open::UpdateOrCreate, Access::Owner).unwrap();
+        file.try_lock().unwrap();
+        // As between fork and exec.
+        let _inherited = file.try_clone().unwrap();
+        let lock = RealLock(file);
+        assert!(RealDisk.lock(&path).is_err());
+        drop(lock);
+        assert!(RealDisk.lock(&path).is_ok());
     }
 }

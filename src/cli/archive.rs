@@ -14,8 +14,11 @@ use crate::cli::args::{ArchiveList, ArchivePrune, ArchiveVerify, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
+use crate::config::Config;
+use crate::config::policies::MAX_CLOCK_SKEW;
 use crate::policy::ArchiveName;
 use crate::randomness::fresh_id;
+use crate::retention::guard::readable;
 use crate::run::copies::{Going, Pruner, subject_of};
 use crate::run::report::{Step, StepOutcome};
 use crate::run::step::Recorder;
@@ -269,15 +272,7 @@ pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Res
         }
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
         let pruner = Pruner { state: state.clone(), clock, archive, retention };
-        let copies: Result<Vec<JsonGoing>, String> = if prune.dry_run {
-            let planned = pruner.plan(None).await;
-            planned.map(|going| going.into_iter().map(JsonGoing::planned).collect())
-        } else {
-            let run_id = fresh_id(&*seams.randomness, seams.clock.now());
-            let recorder = Recorder::by_hand(pruner.state.clone(), pruner.clock.clone(), run_id);
-            let steps = pruner.prune(&recorder, None).await;
-            steps.map(|steps| steps.into_iter().map(JsonGoing::done).collect())
-        };
+        let copies = prune_one(&config, &seams, &pruner, prune.dry_run).await;
         let (error, copies) = match copies {
             Ok(copies) => (None, copies),
             Err(error) => (Some(error), Vec::new()),
@@ -299,6 +294,42 @@ pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Res
         output.print(&all.iter().map(|pruned| render_pruned(pruned, output)).collect::<String>());
     }
     Ok(exit)
+}
+
+/// What goes of one archive, or why nothing does.
+async fn prune_one(
+    config: &Config,
+    seams: &Seams,
+    pruner: &Pruner,
+    dry_run: bool,
+) -> Result<Vec<JsonGoing>, String> {
+    let planned = pruner.plan(None).await?;
+    let zone = planned.first().map(|going| going.copy.manifest.zone.clone());
+    let (Some(zone), false) = (zone, dry_run) else {
+        return Ok(planned.into_iter().map(JsonGoing::planned).collect());
+    };
+    trust_the_clock(config, seams, &zone).await?;
+    let run_id = fresh_id(&*seams.randomness, seams.clock.now());
+    let recorder = Recorder::by_hand(pruner.state.clone(), pruner.clock.clone(), run_id);
+    let steps = pruner.prune(&recorder, None).await?;
+    Ok(steps.into_iter().map(JsonGoing::done).collect())
+}
+
+/// A clock that is wrong makes every copy old. A run compares it with the API's, and so does whoever prunes by hand.
+async fn trust_the_clock(config: &Config, seams: &Seams, zone: &ZoneName) -> Result<(), String> {
+    let max =
+        config.policies.iter().map(|policy| policy.guard.max_clock_skew).min().unwrap_or(MAX_CLOCK_SKEW);
+    let why = match assemble::client(config, None, seams).clock_skew(zone).await {
+        Ok(Some(skew)) if skew.unsigned_abs() <= max => return Ok(()),
+        Ok(Some(skew)) => {
+            let side = if skew.is_negative() { "behind" } else { "ahead of" };
+            let (off, max) = (readable(skew.unsigned_abs()), readable(max));
+            format!("is {off} {side} the API's, more than max_clock_skew = {max}; set it right")
+        }
+        Ok(None) => "can't be compared with the API's, whose answers have no date".to_owned(),
+        Err(error) => format!("can't be compared with the API's: {}", chain(&error)),
+    };
+    Err(format!("ages can't be trusted, since this machine's clock {why}"))
 }
 
 fn render_pruned(pruned: &JsonPruned<'_>, output: Output) -> String {

@@ -193,6 +193,21 @@ pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirect
     }
 }
 
+/// A client of the API; without credentials for what is public alone.
+pub fn client(config: &Config, credentials: Option<Credentials>, seams: &Seams) -> Client {
+    let exoscale = &config.exoscale;
+    let settings = Settings {
+        endpoint: exoscale.endpoint.clone(),
+        request_timeout: exoscale.request_timeout,
+        poll_interval: exoscale.poll_interval,
+        operation_timeout: exoscale.operation_timeout,
+        requests_per_second: exoscale.requests_per_second,
+        concurrency: exoscale.concurrency,
+    };
+    let (transport, clock) = (seams.transport.clone(), seams.clock.clone());
+    Client::new(settings, credentials, transport, clock, seams.randomness.clone())
+}
+
 /// Everything for looking or running.
 ///
 /// # Errors
@@ -204,23 +219,9 @@ pub fn runner(
     purpose: Use,
 ) -> Result<Runner, Refusal> {
     let exoscale = &config.exoscale;
-    let settings = Settings {
-        endpoint: exoscale.endpoint.clone(),
-        request_timeout: exoscale.request_timeout,
-        poll_interval: exoscale.poll_interval,
-        operation_timeout: exoscale.operation_timeout,
-        requests_per_second: exoscale.requests_per_second,
-        concurrency: exoscale.concurrency,
-    };
     let state = state(config, seams, purpose)?;
     Ok(Runner {
-        client: Client::new(
-            settings,
-            Some(credentials),
-            seams.transport.clone(),
-            seams.clock.clone(),
-            seams.randomness.clone(),
-        ),
+        client: client(config, Some(credentials), seams),
         metadata: Metadata::new(seams.transport.clone(), seams.clock.clone()),
         transport: seams.transport.clone(),
         archives: archives(config, seams)?,

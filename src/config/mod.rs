@@ -9,7 +9,7 @@
 
 pub mod findings;
 mod keys;
-mod policies;
+pub mod policies;
 mod walk;
 
 use std::collections::BTreeMap;

@@ -22,9 +22,9 @@ use crate::text::excerpt;
 const MAX_DELETE_PERCENT: u8 = 50;
 /// A listing that lost half of its snapshots by itself is not to be trusted.
 const MAX_LISTING_DROP_PERCENT: u8 = 50;
-/// Clocks that are kept by NTP are off by milliseconds, so this one is not kept; at ten minutes slow it could
-/// not even sign a request.
-const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
+/// How far this machine's clock may be from the API's, unless a policy says otherwise. Clocks that are kept by NTP are off by
+/// milliseconds, so one that is further off is not kept; at ten minutes slow it could not even sign a request.
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// Whatever the rules say, the newest good snapshot of an instance is not pruned.
 const MIN_KEEP: u32 = 1;
 /// A night's export may fail once; that the next one does as well should be heard.

@@ -182,7 +182,7 @@ impl<'a> Call<'a> {
 }
 
 impl Client {
-    /// A client; without credentials only [`Client::list_zones`] works.
+    /// A client; without credentials only [`Client::list_zones`] and [`Client::clock_skew`] work.
     pub fn new(
         settings: Settings,
         credentials: Option<Credentials>,
@@ -224,6 +224,17 @@ impl Client {
     pub async fn list_zones(&self, ask: &ZoneName) -> Result<Vec<Zone>, ApiError> {
         let call = Call { signed: false, ..Call::list("list-zones", &["zone"]) };
         self.zone(ask).read(&call, wire::decode_zones).await
+    }
+
+    /// How far this machine's clock is ahead of the API's in this zone; none if its answer has no date. As public as
+    /// [`Self::list_zones`].
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn clock_skew(&self, ask: &ZoneName) -> Result<Option<SignedDuration>, ApiError> {
+        let call = Call { signed: false, ..Call::list("list-zones", &["zone"]) };
+        let answer = self.zone(ask).send(&call).await?;
+        Ok(answer.date.map(|date| answer.received_at.duration_since(date)))
     }
 }
 

@@ -211,7 +211,7 @@ fn many(count: u64, noun: &str) -> String {
 }
 
 /// `20m 3s`; to the second, unless there is less than one.
-fn readable(duration: Duration) -> String {
+pub(crate) fn readable(duration: Duration) -> String {
     let whole = Duration::from_secs(duration.as_secs());
     let shown = if whole.is_zero() { duration } else { whole };
     SignedDuration::try_from(shown)

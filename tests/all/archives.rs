@@ -1,11 +1,17 @@
 //! Copies in an archive over their life: proved again, found corrupt, pruned, and what the gate makes of it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use http::StatusCode;
 use jiff::SignedDuration;
 use serde_json::Value;
+use snapwarden::clock::SystemClock;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk};
 use snapwarden::run::report::StepOutcome;
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::world::World;
 use snapwarden::state::audit::Action;
 
 use crate::stage::{Stage, ended, files, steps};
@@ -39,15 +45,47 @@ impl Said {
 
 /// The program itself over the stage's files, without any credentials.
 fn said(stage: &Stage, policies: &str, arguments: &[&str]) -> Said {
+    // Nobody listens there.
+    said_beside("http://127.0.0.1:1/{zone}/v2", stage, policies, arguments)
+}
+
+/// The same, with an API at hand.
+fn said_beside(endpoint: &str, stage: &Stage, policies: &str, arguments: &[&str]) -> Said {
     let path = stage.folder.path().join("snapwarden.toml");
     snapwarden::disk::replace_file(&RealDisk, &path, stage.config(policies).as_bytes(), Access::Owner)
         .unwrap();
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
-    let ended = command.env_clear().arg("--config").arg(path).args(arguments).output().unwrap();
+    command.env_clear().env("EXOSCALE_API_ENDPOINT", endpoint);
+    let ended = command.arg("--config").arg(path).args(arguments).output().unwrap();
     Said {
         status: ended.status.code().unwrap(),
         out: String::from_utf8(ended.stdout).unwrap(),
         err: String::from_utf8(ended.stderr).unwrap(),
+    }
+}
+
+/// An API whose clock is right, on a thread of its own.
+struct Api {
+    world: World,
+    endpoint: String,
+    _ends: std::sync::mpsc::Sender<()>,
+}
+
+impl Api {
+    fn of_now() -> Self {
+        let world = World::new(Arc::new(SystemClock::start()), 1);
+        world.add_zone("ch-gva-2");
+        let served = world.clone();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (ends, end) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let runtime = runtime.unwrap();
+            let served = runtime.block_on(served.serve(([127, 0, 0, 1], 0).into())).unwrap();
+            tell.send(served.endpoint()).unwrap();
+            let _ = end.recv();
+        });
+        Self { world, endpoint: told.recv().unwrap(), _ends: ends }
     }
 }
 
@@ -120,7 +158,22 @@ async fn pruning_by_hand_looks_first_and_then_does_what_it_said() {
     let looked = said(&stage, KEEP_TWO, &["archive", "prune", "--dry-run"]);
     assert!(looked.status == 0 && looked.out.contains("would go"), "{}", looked.out);
     assert_eq!(files(&stage.archive()), before);
-    let pruned = said(&stage, KEEP_TWO, &["archive", "prune", "--output", "json"]);
+    let api = Api::of_now();
+    let prune = ["archive", "prune", "--output", "json"];
+    for (hours, side) in [(-2, "ahead of"), (2, "behind")] {
+        let skew = Effect::DateSkew(SignedDuration::from_hours(hours));
+        api.world.fault(Fault::on(Call::ListZones, skew).times(1));
+        let held = said_beside(&api.endpoint, &stage, KEEP_TWO, &prune);
+        assert!(held.status == 1 && held.err.contains(side), "{}", held.err);
+        assert_eq!(files(&stage.archive()), before);
+    }
+    let undated =
+        Effect::Answer { status: StatusCode::FORBIDDEN, content_type: "text/plain", body: String::new() };
+    api.world.fault(Fault::on(Call::ListZones, undated).times(1));
+    let held = said_beside(&api.endpoint, &stage, KEEP_TWO, &prune);
+    assert!(held.status == 1 && held.err.contains("can't be compared"), "{}", held.err);
+    assert_eq!(files(&stage.archive()), before);
+    let pruned = said_beside(&api.endpoint, &stage, KEEP_TWO, &prune);
     let json = pruned.json();
     assert_eq!((pruned.status, json[0]["copies"].as_array().unwrap().len()), (0, 2), "{}", pruned.err);
     assert!(json[0]["copies"].as_array().unwrap().iter().all(|copy| copy["outcome"] == "done"));

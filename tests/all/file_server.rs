@@ -41,10 +41,9 @@ impl FileServer {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
         let shown = folder.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
-            .map(|kind| format!("{kind}_temp_path {shown}/{kind};\n"))
-            .collect();
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {shown}/{kind};"))
+            .join("\n");
         let text = format!(
             "daemon off; {user} pid {shown}/pid; error_log {shown}/errors; events {{}}
              http {{
@@ -123,7 +122,7 @@ struct Ground {
     server: FileServer,
     folder: tempfile::TempDir,
     md5: String,
-    served: Served,
+    zone: Served,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -149,8 +148,8 @@ impl Ground {
             .fault(Fault::on(Call::GetSnapshot, Effect::Edit("/export/presigned-url", Some(address.into()))));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let served = runtime.block_on(world.serve(([127, 0, 0, 1], 0).into())).unwrap();
-        Some(Self { md5: image.md5().to_owned(), folder, server, served, _runtime: runtime })
+        let served_zone = runtime.block_on(world.serve(([127, 0, 0, 1], 0).into())).unwrap();
+        Some(Self { md5: image.md5().to_owned(), folder, server, zone: served_zone, _runtime: runtime })
     }
 
     /// A run, over so many connections.
@@ -171,7 +170,7 @@ impl Ground {
             archives = ["vault"]
             connections = {connections}
             "#,
-            endpoint = self.served.endpoint(),
+            endpoint = self.zone.endpoint(),
             folder = self.folder.path().display(),
         );
         let path = self.folder.path().join("snapwarden.toml");
