@@ -151,7 +151,7 @@ impl<W: Worker> Drop for Lane<W> {
 }
 
 impl<W: Worker> Crew<W> {
-    /// At most so many threads, each of which takes what so many lanes have at a time.
+    /// At most so many threads (there is one at least), each of which takes what up to so many lanes have at a time.
     pub(super) fn new(threads_max: usize, together_max: usize) -> Arc<Self> {
         let called = Mutex::new(Called { lanes: VecDeque::new(), threads: 0 });
         Arc::new(Self { threads_max, together_max, called })
@@ -160,6 +160,11 @@ impl<W: Worker> Crew<W> {
     fn call(self: &Arc<Self>, lane: Arc<Shared<W>>) {
         let mut called = lock(&self.called);
         called.lanes.push_back(lane);
+        self.muster(&mut called);
+    }
+
+    /// One thread more, if there may be one.
+    fn muster(self: &Arc<Self>, called: &mut Called<W>) {
         if called.threads < self.threads_max {
             called.threads += 1;
             let crew = Arc::clone(self);
@@ -168,27 +173,34 @@ impl<W: Worker> Crew<W> {
     }
 
     /// Works until nobody waits any more.
-    fn serve(&self) {
-        while let Some(lanes) = self.next() {
+    fn serve(self: &Arc<Self>) {
+        while let Some(mut lanes) = self.next() {
             turn(&lanes);
-            for lane in lanes {
+            lanes.retain(|lane| {
                 let mut state = lock(&lane.state);
-                if state.queue.is_empty() {
-                    state.is_busy = false;
-                    drop(state);
+                state.is_busy = !state.queue.is_empty();
+                if !state.is_busy {
                     lane.rested.notify_waiters();
-                } else {
-                    drop(state);
-                    lock(&self.called).lanes.push_back(lane);
                 }
+                state.is_busy
+            });
+            let mut called = lock(&self.called);
+            called.lanes.extend(lanes);
+            if called.lanes.len() > self.share(&called) {
+                self.muster(&mut called);
             }
         }
+    }
+
+    /// So many of those that wait are one thread's: several only where the threads do not suffice.
+    fn share(&self, called: &Called<W>) -> usize {
+        called.lanes.len().div_ceil(self.threads_max).min(self.together_max)
     }
 
     /// Those that are served next; none if the thread is not needed any more.
     fn next(&self) -> Option<Vec<Arc<Shared<W>>>> {
         let mut called = lock(&self.called);
-        let count = called.lanes.len().min(self.together_max);
+        let count = self.share(&called);
         if count == 0 {
             called.threads -= 1;
             return None;

@@ -436,7 +436,8 @@ impl ZoneCreator<'_> {
         let clock = &self.runner.clock;
         let deadline = clock.elapsed() + LOCK_WAIT_MAX;
         loop {
-            match self.runner.state.lock_creation(self.zone) {
+            let (state, zone) = (self.runner.state.clone(), self.zone.clone());
+            match blocking(move || state.lock_creation(&zone)).await {
                 Ok(lock) => return Ok(lock),
                 Err(StateError::Locked { .. }) if clock.elapsed() < deadline => clock.sleep(LOCK_POLL).await,
                 Err(error) => return Err(NotDone::failed(chain(&error))),

@@ -242,7 +242,8 @@ impl Runner {
     /// [`StateError`] if the run could not begin, for example since the policy runs already, or since what it
     /// remembers can't be read. What fails later stands in the report.
     pub async fn run(&self, policy: &Policy, options: &RunOptions) -> Result<RunReport, StateError> {
-        let _lock = self.state.lock_policy(&policy.name)?;
+        let (state, name) = (self.state.clone(), policy.name.clone());
+        let _lock = blocking(move || state.lock_policy(&name)).await?;
         // Whoever can't remember what was done must not go on deleting: this is looked at before anything else.
         let (state, name) = (self.state.clone(), policy.name.clone());
         blocking(move || state.policy_state(&name)).await?;
@@ -453,7 +454,8 @@ impl Runner {
     ) -> Result<Box<dyn DiskLock>, String> {
         let deadline = self.clock.elapsed() + ZONE_LOCK_WAIT_MAX;
         loop {
-            match self.state.lock_zone(zone) {
+            let (state, zone) = (self.state.clone(), zone.clone());
+            match blocking(move || state.lock_zone(&zone)).await {
                 Ok(lock) => return Ok(lock),
                 Err(StateError::Locked { .. }) if self.clock.elapsed() < deadline && !stop.is_cancelled() => {
                     self.clock.sleep(ZONE_LOCK_POLL).await;
