@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
-use http::{StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
@@ -438,16 +437,13 @@ impl S3Archive {
         if found.as_ref() != Some(&copy.manifest) {
             return Err(AmendError::Changed { image });
         }
-        let after = what.of(&copy.manifest);
         match what {
-            Amendment::Pruned(at) => {
-                let at = after.pruned_at.unwrap_or(at);
-                self.delete_image(copy, at).await.map(drop).map_err(refused)
-            }
+            Amendment::Pruned(at) => self.delete_image(copy, at).await.map(drop),
             Amendment::Verified(_) | Amendment::Corrupt(_) => {
-                self.write_manifest(&after).await.map_err(refused)
+                self.write_manifest(&what.of(&copy.manifest)).await
             }
         }
+        .map_err(refused)
     }
 
     /// Removes the image of a copy and leaves its manifest, marked as pruned; the new manifest.
@@ -455,7 +451,7 @@ impl S3Archive {
     /// # Errors
     /// [`S3Error`]: either nothing changed, or the manifest is marked, and the image may still be there.
     pub async fn delete_image(&self, copy: &StoredCopy, at: Timestamp) -> Result<Manifest, S3Error> {
-        let manifest = Manifest { pruned_at: Some(at), ..copy.manifest.clone() };
+        let manifest = Amendment::Pruned(at).of(&copy.manifest);
         // First what the gate needs: without its image and unmarked, the copy would not count any more.
         self.write_manifest(&manifest).await?;
         let keys = self.keys(&ImageOf::of(&manifest));
@@ -500,23 +496,8 @@ impl ImageSource for StoredImage {
     ) -> BoxFuture<'a, Result<ImageStream, SourceError>> {
         Box::pin(async move {
             let answer = self.client.open(&self.key, offset, until, etag).await.map_err(as_source_error)?;
-            let text =
-                |name| answer.headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
-            let (offset, total) = if answer.status == StatusCode::PARTIAL_CONTENT {
-                let range = text(header::CONTENT_RANGE).and_then(|range| {
-                    let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
-                    Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
-                });
-                range.ok_or_else(|| {
-                    SourceError::Refused("the store answers with a part, and does not say which".into())
-                })?
-            } else {
-                (0, text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
-            };
-            let etag = Some(answer.etag()).filter(|etag| !etag.is_empty());
-            let is_part = answer.status == StatusCode::PARTIAL_CONTENT;
             let body = answer.rest.unwrap_or_else(|| Box::pin(stream::empty()));
-            Ok(ImageStream { offset, is_part, total, etag, body })
+            ImageStream::of_answer(answer.status, &answer.headers, body)
         })
     }
 

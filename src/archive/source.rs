@@ -5,6 +5,8 @@
 use std::error::Error;
 
 use futures_util::future::BoxFuture;
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderValue};
 
 use crate::transport::Body;
 
@@ -51,6 +53,30 @@ pub struct ImageStream {
     pub etag: Option<String>,
     /// The bytes.
     pub body: Body,
+}
+
+impl ImageStream {
+    /// What a server sends for an image, whole or in part. Whether its status is a good one is for the caller to say.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] if it sends a part and does not say which.
+    pub fn of_answer(status: StatusCode, headers: &HeaderMap, body: Body) -> Result<Self, SourceError> {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let is_part = status == StatusCode::PARTIAL_CONTENT;
+        let (offset, total) = if is_part {
+            let range = text(header::CONTENT_RANGE).and_then(|range| {
+                let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+                Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
+            });
+            range.ok_or_else(|| {
+                SourceError::Refused("the store answers with a part, and does not say which".into())
+            })?
+        } else {
+            (0, text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
+        };
+        let etag = text(header::ETAG).filter(|etag| !etag.is_empty()).map(str::to_owned);
+        Ok(Self { offset, is_part, total, etag, body })
+    }
 }
 
 /// Why a source could not be opened or renewed. No text in it holds an address.

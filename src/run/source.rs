@@ -156,11 +156,8 @@ impl ImageSource for ExportedImage {
                 }
             }
             let response = self.ask(&self.current().address, headers).await?;
-            let (offset, total) = range_of(&response)?;
-            let etag =
-                response.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-            let is_part = response.status == StatusCode::PARTIAL_CONTENT;
-            Ok(ImageStream { offset, is_part, total, etag, body: response.body })
+            accept(&response)?;
+            ImageStream::of_answer(response.status, &response.headers, response.body)
         })
     }
 
@@ -182,23 +179,17 @@ fn value(text: &str) -> Result<HeaderValue, SourceError> {
     HeaderValue::from_str(text).map_err(|_| refused("the store's ETag can't be sent back"))
 }
 
-/// Where the bytes of an answer begin, and how many there are in all.
-fn range_of(response: &Response) -> Result<(u64, Option<u64>), SourceError> {
-    let text = |name| response.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+/// Whether an answer is the image, or what its status means for the next try.
+fn accept(response: &Response) -> Result<(), SourceError> {
     match response.status {
-        StatusCode::OK => {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
             // A page instead of an image, as proxies send it with a good conscience.
-            if text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
+            let kind = response.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+            if kind.is_some_and(|kind| kind.starts_with("text/html")) {
                 return Err(broken("the store answers with a web page"));
             }
-            Ok((0, text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok())))
+            Ok(())
         }
-        StatusCode::PARTIAL_CONTENT => text(header::CONTENT_RANGE)
-            .and_then(|range| {
-                let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
-                Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
-            })
-            .ok_or_else(|| refused("the store answers with a part, and does not say which")),
         // What stores say of an address whose time is over: 403 (S3) or 400 (others).
         StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::GONE => {
             Err(SourceError::Expired)

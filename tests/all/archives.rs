@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use jiff::SignedDuration;
-use serde_json::Value;
 use snapwarden::clock::SystemClock;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk};
 use snapwarden::run::report::StepOutcome;
@@ -14,7 +13,7 @@ use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::World;
 use snapwarden::state::audit::Action;
 
-use crate::stage::{Stage, ended, files, steps};
+use crate::stage::{Said, Stage, ended, files, steps};
 
 /// All that stays is exported, and the archive keeps two.
 const KEEP_TWO: &str = r#"
@@ -31,18 +30,6 @@ archives = ["vault"]
 snapshots = "all"
 "#;
 
-struct Said {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap()
-    }
-}
-
 /// The program itself over the stage's files, without any credentials.
 fn said(stage: &Stage, policies: &str, arguments: &[&str]) -> Said {
     // Nobody listens there.
@@ -57,11 +44,7 @@ fn said_beside(endpoint: &str, stage: &Stage, policies: &str, arguments: &[&str]
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
     command.env_clear().env("EXOSCALE_API_ENDPOINT", endpoint);
     let ended = command.arg("--config").arg(path).args(arguments).output().unwrap();
-    Said {
-        status: ended.status.code().unwrap(),
-        out: String::from_utf8(ended.stdout).unwrap(),
-        err: String::from_utf8(ended.stderr).unwrap(),
-    }
+    Said::of(ended)
 }
 
 /// An API whose clock is right, on a thread of its own.

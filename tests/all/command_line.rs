@@ -22,7 +22,7 @@ use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::state::StateDirectory;
 
-use crate::stage::{NIGHTLY, files, read};
+use crate::stage::{NIGHTLY, Said, files, read};
 
 /// An image of 40 KiB or so: what is tried here does not depend on its size.
 const SMALL: DiskShape = DiskShape { size_gib: 10, data_clusters: 4, cluster_bits: 12 };
@@ -46,33 +46,6 @@ struct Play {
     begun: Timestamp,
 }
 
-/// What a process said, and how it ended.
-#[derive(Debug)]
-struct Said {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    /// Ended with this status, said all of this on stderr, and printed no data.
-    fn refused(&self, status: i32, words: &[&str]) {
-        assert_eq!(self.status, status, "{self:?}");
-        assert_eq!(self.out, "", "{self:?}");
-        self.complained(words);
-    }
-
-    fn complained(&self, words: &[&str]) {
-        for word in words {
-            assert!(self.err.contains(word), "`{word}` is missing: {self:?}");
-        }
-    }
-}
-
 /// The program in an empty environment, with these arguments.
 fn bare(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
@@ -83,11 +56,7 @@ fn bare(arguments: &[&str]) -> assert_cmd::Command {
 /// Runs a process to its end, beside the zone that it speaks with.
 async fn end_of(mut command: assert_cmd::Command) -> Said {
     let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    Said {
-        status: ended.status.code().unwrap_or_else(|| panic!("it was killed: {ended:?}")),
-        out: String::from_utf8(ended.stdout).unwrap(),
-        err: String::from_utf8(ended.stderr).unwrap(),
-    }
+    Said::of(ended)
 }
 
 fn write(path: &Path, text: &str) {

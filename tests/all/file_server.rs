@@ -17,7 +17,7 @@ use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::loopback::Served;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 
-use crate::stage::{read, skipped};
+use crate::stage::{paths, read, skipped};
 
 /// nginx over a folder, with a certificate that it signed itself.
 struct FileServer {
@@ -190,18 +190,8 @@ impl Ground {
 
     /// The one file of the archive whose name ends so.
     fn archived(&self, end: &str) -> Option<PathBuf> {
-        let mut folders = vec![self.folder.path().join("vault")];
-        while let Some(folder) = folders.pop() {
-            for entry in folder.read_dir().into_iter().flatten() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.to_str().unwrap().ends_with(end) {
-                    return Some(path);
-                }
-            }
-        }
-        None
+        let vault = self.folder.path().join("vault");
+        paths(&vault).into_iter().find(|path| path.to_str().unwrap().ends_with(end))
     }
 
     /// It ended well, and what is in the archive is the image.

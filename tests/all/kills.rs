@@ -16,6 +16,8 @@ use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 
+use crate::stage::paths;
+
 /// A run every two seconds; the moments at which it is killed are spread over more than one.
 const EVERY: i64 = 2;
 
@@ -175,20 +177,11 @@ fn once(folder: &Path) -> Killed {
 
 /// Every file of the archive by the end of its name.
 fn archived(folder: &Path) -> BTreeMap<String, std::path::PathBuf> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![folder.join("vault")];
-    while let Some(folder) = folders.pop() {
-        for entry in folder.read_dir().into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-                files.insert(name.split_once('.').map_or(name.clone(), |(_, end)| end.to_owned()), path);
-            }
-        }
-    }
-    files
+    let named = |path: std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name.split_once('.').map_or(name.clone(), |(_, end)| end.to_owned()), path)
+    };
+    paths(&folder.join("vault")).into_iter().map(named).collect()
 }
 
 /// Kills until the image is there, at random moments of the time that one download takes; then it must be right, and must

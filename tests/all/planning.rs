@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use snapwarden::disk::{Access, RealDisk};
 
+use crate::stage::Said;
+
 /// A process that takes longer hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -14,34 +16,11 @@ const AT: &str = "2026-11-24T06:00:00Z";
 const WEB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
 const DB: &str = "1b1c9d9e-0b43-4b23-9b2f-6f7f4b2a9a01";
 
-#[derive(Debug)]
-struct Said {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    fn has(&self, lines: &[&str]) {
-        for line in lines {
-            assert!(self.out.contains(line), "`{line}` is missing:\n{}\n{}", self.out, self.err);
-        }
-    }
-}
-
 fn plan(arguments: &[&str], stdin: &str) -> Said {
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
     let command = command.env_clear().timeout(PATIENCE).arg("plan").args(arguments).write_stdin(stdin);
     let ended = command.output().unwrap();
-    Said {
-        status: ended.status.code().unwrap_or_else(|| panic!("it was killed: {ended:?}")),
-        out: String::from_utf8(ended.stdout).unwrap(),
-        err: String::from_utf8(ended.stderr).unwrap(),
-    }
+    Said::of(ended)
 }
 
 /// A folder with a listing and configurations.

@@ -26,7 +26,7 @@ use snapwarden::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use snapwarden::transport::{HttpTransport, Purpose, Request, Transport as _};
 
 use crate::s3::{Server, archive, hash};
-use crate::stage::{NOW, Stage, days_ago, files, read};
+use crate::stage::{NOW, Said, Stage, days_ago, files, read};
 
 /// Two folders that get all, in this order: `spare`, `vault`.
 fn policies(folder: &Path) -> String {
@@ -37,39 +37,13 @@ fn policies(folder: &Path) -> String {
     )
 }
 
-/// What a process said, and how it ended.
-#[derive(Debug)]
-struct Said {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    /// Ended with this status, said all of this on stderr, and printed no data.
-    fn refused(&self, status: i32, words: &[&str]) {
-        assert_eq!((self.status, &*self.out), (status, ""), "{self:?}");
-        for word in words {
-            assert!(self.err.contains(word), "`{word}` is missing: {self:?}");
-        }
-    }
-}
-
 /// Runs the program, in an environment of these variables alone, in this folder.
 async fn program(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Said {
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
     command.env_clear().envs(variables.iter().copied()).current_dir(folder).timeout(Duration::from_mins(1));
     command.args(["--config", "snapwarden.toml"]).args(arguments);
     let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    Said {
-        status: ended.status.code().unwrap_or_else(|| panic!("it was killed: {ended:?}")),
-        out: String::from_utf8(ended.stdout).unwrap(),
-        err: String::from_utf8(ended.stderr).unwrap(),
-    }
+    Said::of(ended)
 }
 
 fn write(path: &Path, bytes: &[u8]) {

@@ -2,9 +2,11 @@
 //! put together from a configuration as it is for a user.
 
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 use snapwarden::cli::Refusal;
 use snapwarden::cli::assemble::{self, Seams, Use};
 use snapwarden::clock::Clock as _;
@@ -133,7 +135,7 @@ impl Stage {
     }
 
     /// The lines of the audit log.
-    pub(crate) fn audit(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn audit(&self) -> Vec<Value> {
         let text = read(&self.state().join("audit.jsonl"));
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -172,21 +174,69 @@ pub(crate) fn ended(report: &RunReport, action: Action, outcome: StepOutcome) ->
     steps(report, action).iter().filter(|step| step.outcome == outcome).count()
 }
 
-/// Every file below a folder, with its bytes.
-pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut files = Vec::new();
-    let Ok(entries) = RealDisk.list(folder) else { return files };
+/// Every file below a folder, as it is found at this moment.
+pub(crate) fn paths(folder: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    let Ok(entries) = RealDisk.list(folder) else { return paths };
     for entry in entries {
         let path = folder.join(&entry.name);
         match entry.kind {
-            snapwarden::disk::Kind::Folder => files.extend(self::files(&path)),
-            _ => files.push((path.clone(), snapwarden::disk::read_file(&RealDisk, &path, 1 << 30).unwrap())),
+            snapwarden::disk::Kind::Folder => paths.extend(self::paths(&path)),
+            _ => paths.push(path),
         }
     }
-    files
+    paths
+}
+
+/// Every file below a folder, with its bytes.
+pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let bytes = |path: &Path| snapwarden::disk::read_file(&RealDisk, path, 1 << 30).unwrap();
+    paths(folder).into_iter().map(|path| (path.clone(), bytes(&path))).collect()
 }
 
 /// Says that a test did not try something, past the capturing of what tests print: it must be heard.
 pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {
     let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {why}\n"));
+}
+
+/// What the program said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    pub(crate) fn of(ended: Output) -> Self {
+        Self {
+            status: ended.status.code().unwrap_or_else(|| panic!("it was killed: {ended:?}")),
+            out: String::from_utf8(ended.stdout).unwrap(),
+            err: String::from_utf8(ended.stderr).unwrap(),
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// It printed all of this.
+    pub(crate) fn has(&self, lines: &[&str]) {
+        for line in lines {
+            assert!(self.out.contains(line), "`{line}` is missing:\n{}\n{}", self.out, self.err);
+        }
+    }
+
+    /// It ended with this status, said all of this on stderr, and printed no data.
+    pub(crate) fn refused(&self, status: i32, words: &[&str]) {
+        assert_eq!((self.status, &*self.out), (status, ""), "{self:?}");
+        self.complained(words);
+    }
+
+    /// It said all of this on stderr.
+    pub(crate) fn complained(&self, words: &[&str]) {
+        for word in words {
+            assert!(self.err.contains(word), "`{word}` is missing: {self:?}");
+        }
+    }
 }

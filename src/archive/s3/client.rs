@@ -459,7 +459,7 @@ impl Client {
             call.headers.push(("range", format!("bytes={offset}-{last}")));
         }
         if let Some(etag) = etag {
-            call.headers.push(("if-match", format!("\"{etag}\"")));
+            call.headers.push(("if-match", etag.to_owned()));
         }
         self.call(&call, None, Ok).await
     }
