@@ -352,7 +352,7 @@ impl Download<'_> {
         ends: &mut Ends,
         hash: &Hash,
     ) -> Result<(Option<&'static str>, u64), DownloadError> {
-        let mut gathered = Gathered(Batches::of(BATCH_BYTES));
+        let mut gathered = Batches::of(BATCH_BYTES);
         let mut ways = match hash.behind() {
             Some(growing) if self.connections > 1 => Ways::Several(Arc::clone(growing), None),
             _ => Ways::One,
@@ -362,7 +362,7 @@ impl Download<'_> {
             let before = reached.bytes;
             let source = match self.pass(reached, &mut ways, &mut gathered, ends, hash).await? {
                 Ended::Whole => {
-                    gathered.flush(ends, hash).await?;
+                    flush(&mut gathered, ends, hash).await?;
                     return Ok((None, reached.bytes));
                 }
                 Ended::Changed(why) => return Ok((Some(why), reached.bytes)),
@@ -371,7 +371,7 @@ impl Download<'_> {
             failures = if reached.bytes > before { 0 } else { failures + 1 };
             if failures == TRIES {
                 // What came may be resumed one day.
-                gathered.flush(ends, hash).await?;
+                flush(&mut gathered, ends, hash).await?;
                 let (bytes, total) = (reached.bytes, reached.whole.bytes);
                 return Err(DownloadError::GaveUp { bytes, total, source });
             }
@@ -388,7 +388,7 @@ impl Download<'_> {
         &self,
         reached: &mut Reached,
         ways: &mut Ways,
-        gathered: &mut Gathered,
+        gathered: &mut Batches,
         ends: &mut Ends,
         hash: &Hash,
     ) -> Result<Ended, DownloadError> {
@@ -467,15 +467,15 @@ impl Download<'_> {
             if end.is_some_and(|end| reached.bytes > end) {
                 return Ok(Ended::Changed("the server sends more bytes than it promised"));
             }
-            while gathered.0.fill(&mut chunk) {
-                gathered.flush(ends, hash).await?;
+            while gathered.fill(&mut chunk) {
+                flush(gathered, ends, hash).await?;
                 self.tell(reached.bytes, reached.whole.bytes);
             }
         }
         self.tell(reached.bytes, reached.whole.bytes);
         match (&mut *ways, reached.whole.bytes) {
             (Ways::Several(growing, pieces), Some(total)) if reached.bytes < total => {
-                gathered.flush(ends, hash).await?;
+                flush(gathered, ends, hash).await?;
                 let growing = Arc::clone(growing);
                 let left = Pieces::of(reached.bytes..total, self.connections);
                 let ended = self.ranges(reached, pieces.insert(left), &growing, ends, hash).await?;
@@ -552,15 +552,10 @@ fn backoff(randomness: &dyn Randomness, failures: u32) -> Duration {
     whole / 2 + up_to(randomness, whole / 2)
 }
 
-/// The network's chunks on their way to becoming a batch.
-struct Gathered(Batches);
-
-impl Gathered {
-    /// Hands on what there is, as soon as there is room.
-    async fn flush(&mut self, ends: &mut Ends, hash: &Hash) -> Result<(), DownloadError> {
-        let batch = self.0.take();
-        // The hash first: it is what everything else waits for in the end.
-        hash.take(batch.clone()).await?;
-        ends.write(&batch).await
-    }
+/// Hands on what there is, as soon as there is room.
+async fn flush(gathered: &mut Batches, ends: &mut Ends, hash: &Hash) -> Result<(), DownloadError> {
+    let batch = gathered.take();
+    // The hash first: it is what everything else waits for in the end.
+    hash.take(batch.clone()).await?;
+    ends.write(&batch).await
 }

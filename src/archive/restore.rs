@@ -58,17 +58,6 @@ pub enum RestoreError {
         /// In bytes.
         free: u64,
     },
-    /// The disk refused something.
-    #[error("{doing} {}", shown(.path))]
-    Disk {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file or folder.
-        path: PathBuf,
-        /// What the disk said.
-        #[source]
-        source: io::Error,
-    },
     /// Where it should go failed on the way.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -109,10 +98,6 @@ impl RestoreError {
     /// Whether it is the copy's fault, so that one in another archive may serve.
     pub fn is_of_the_copy(&self) -> bool {
         matches!(self, Self::Unreadable { .. } | Self::Damaged { .. })
-    }
-
-    fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Disk { doing, path: path.to_owned(), source }
     }
 }
 
@@ -304,10 +289,10 @@ impl Part {
         match disk.metadata(&to) {
             Ok(_) => return Err(RestoreError::Taken(to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(RestoreError::disk("look at", &to, error)),
+            Err(error) => return Err(SinkError::disk("look at", &to, error).into()),
         }
         let folder = folder_of(&to);
-        let free = disk.free_bytes(folder).map_err(|error| RestoreError::disk("look into", folder, error))?;
+        let free = disk.free_bytes(folder).map_err(|error| SinkError::disk("look into", folder, error))?;
         if free < needs {
             return Err(RestoreError::NoRoom { folder: folder.to_owned(), needs, free });
         }
@@ -316,7 +301,7 @@ impl Part {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(RestoreError::InTheWay(path));
             }
-            Err(error) => return Err(RestoreError::disk("make", &path, error)),
+            Err(error) => return Err(SinkError::disk("make", &path, error).into()),
         };
         Ok(Self { disk, to, path, file, is_named: false })
     }
@@ -426,9 +411,8 @@ mod tests {
 
     use super::*;
     use crate::archive::hash::Hashers;
-    use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, SnapshotRecord};
     use crate::archive::testing::{
-        FakeSource, Fault, NoRandomness, Offer, Shared, TestClock, TestDisk, image,
+        FakeSource, Fault, NoRandomness, Offer, Shared, TestClock, TestDisk, image, manifest_of,
     };
     use crate::clock::{self, Clock as _};
     use crate::disk::{RealDisk, read_file, replace_file};
@@ -436,42 +420,7 @@ mod tests {
 
     /// A copy of these bytes, which a source is to give.
     fn copy_of(bytes: &[u8]) -> StoredCopy {
-        let mut md5 = crate::archive::md5::Md5::new();
-        md5.update(bytes);
-        let created_at = "2026-11-01T02:30:00Z".parse().unwrap();
-        let manifest = Manifest {
-            version: MANIFEST_VERSION,
-            zone: "ch-gva-2".parse().unwrap(),
-            snapshot: SnapshotRecord {
-                id: "b0c0ab00-0000-4000-8000-00000000f105".parse().unwrap(),
-                name: String::new(),
-                created_at,
-                state: String::new(),
-                size_gib: None,
-            },
-            instance: InstanceRecord {
-                id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
-                name: None,
-                labels: std::collections::BTreeMap::new(),
-            },
-            image: ImageRecord {
-                file: String::new(),
-                bytes: bytes.len() as u64,
-                md5: md5.finish(),
-                qcow2_version: None,
-                virtual_size_bytes: None,
-            },
-            exported_at: None,
-            verified_at: created_at,
-            policy: None,
-            run_id: None,
-            program_version: None,
-            template: None,
-            warnings: Vec::new(),
-            pruned_at: None,
-            corrupt_since: None,
-        };
-        StoredCopy { manifest, image: PathBuf::new(), has_image: true }
+        StoredCopy { manifest: manifest_of(bytes), image: PathBuf::new(), has_image: true }
     }
 
     /// Restores what the source gives to `disk.raw` in a folder.

@@ -1,6 +1,6 @@
 //! What the tests of this room share: images made by hand, a source with scripted faults, a disk that fails.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 
+use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord};
 use crate::archive::md5::Md5;
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
 use crate::clock::{Clock, SystemClock};
@@ -48,6 +49,43 @@ pub(super) fn image(len: usize, seed: u64) -> Vec<u8> {
 
 pub(super) fn put(bytes: &mut [u8], at: usize, what: &[u8]) {
     bytes[at..at + what.len()].copy_from_slice(what);
+}
+
+/// The manifest of a copy of one snapshot, whose image these bytes are.
+pub(super) fn manifest_of(bytes: &[u8]) -> Manifest {
+    let created_at = "2026-11-01T02:30:00Z".parse().unwrap();
+    Manifest {
+        version: MANIFEST_VERSION,
+        zone: "ch-gva-2".parse().unwrap(),
+        snapshot: SnapshotRecord {
+            id: "b0c0ab00-0000-4000-8000-00000000f105".parse().unwrap(),
+            name: "nightly".to_owned(),
+            created_at,
+            state: "exported".to_owned(),
+            size_gib: Some(10),
+        },
+        instance: InstanceRecord {
+            id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
+            name: None,
+            labels: BTreeMap::new(),
+        },
+        image: ImageRecord {
+            file: String::new(),
+            bytes: bytes.len() as u64,
+            md5: md5_of(bytes).parse().unwrap(),
+            qcow2_version: Some(3),
+            virtual_size_bytes: None,
+        },
+        exported_at: None,
+        verified_at: created_at,
+        policy: None,
+        run_id: None,
+        program_version: None,
+        template: None,
+        warnings: Vec::new(),
+        pruned_at: None,
+        corrupt_since: None,
+    }
 }
 
 pub(super) fn md5_of(bytes: &[u8]) -> String {

@@ -176,7 +176,7 @@ pub enum Period {
     Year,
 }
 
-/// One value for each [`Period`].
+/// One value for each [`Period`], in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ByPeriod<T>([T; 5]);
 
@@ -234,26 +234,12 @@ impl<T> ByPeriod<T> {
 
     /// The value of one period.
     pub fn get(&self, period: Period) -> &T {
-        let [hour, day, week, month, year] = &self.0;
-        match period {
-            Period::Hour => hour,
-            Period::Day => day,
-            Period::Week => week,
-            Period::Month => month,
-            Period::Year => year,
-        }
+        &self.0[period as usize]
     }
 
     /// The value of one period, to be changed.
     pub fn get_mut(&mut self, period: Period) -> &mut T {
-        let [hour, day, week, month, year] = &mut self.0;
-        match period {
-            Period::Hour => hour,
-            Period::Day => day,
-            Period::Week => week,
-            Period::Month => month,
-            Period::Year => year,
-        }
+        &mut self.0[period as usize]
     }
 }
 

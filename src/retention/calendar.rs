@@ -18,14 +18,7 @@ pub(crate) struct Periods([i64; 5]);
 
 impl Periods {
     pub(crate) fn of(&self, period: Period) -> i64 {
-        let [hour, day, week, month, year] = self.0;
-        match period {
-            Period::Hour => hour,
-            Period::Day => day,
-            Period::Week => week,
-            Period::Month => month,
-            Period::Year => year,
-        }
+        self.0[period as usize]
     }
 }
 

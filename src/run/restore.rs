@@ -32,11 +32,12 @@ use crate::exoscale::wire::RegisterRequest;
 use crate::policy::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::Runner;
+use crate::run::copies::subject_of;
 use crate::run::promote::look;
 use crate::run::report::Step;
 use crate::run::step::{Done, Intent, NotDone, Recorder};
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
-use crate::state::audit::{Action, Subject};
+use crate::state::audit::Action;
 use crate::text::{chain, printable};
 
 /// So long the platform may take until it begins to fetch an image.
@@ -381,7 +382,7 @@ pub async fn to_template(runner: &Runner, found: &[Found], wanted: &TemplateToMa
     let intent = Intent {
         action: Action::Restore,
         zone: wanted.zone.clone(),
-        snapshot: subject(manifest),
+        snapshot: subject_of(manifest),
         archive: Some(bucket.name().clone()),
         template_id: None,
         rule: None,
@@ -567,17 +568,6 @@ fn without(text: &str, address: &SecretString) -> String {
         rest = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());
     }
     clean + rest
-}
-
-/// The snapshot of a copy, as the audit log names it.
-fn subject(manifest: &Manifest) -> Subject {
-    Subject {
-        id: Some(manifest.snapshot.id),
-        name: manifest.snapshot.name.clone(),
-        created_at: manifest.snapshot.created_at,
-        instance_id: Some(manifest.instance.id),
-        instance_name: manifest.instance.name.clone(),
-    }
 }
 
 #[cfg(test)]

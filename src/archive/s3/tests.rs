@@ -11,11 +11,10 @@ use url::Url;
 
 use super::*;
 use crate::archive::Archive;
-use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, SnapshotRecord};
 use crate::archive::md5::Md5;
 use crate::archive::s3::sign::{encode, sha256_hex};
 use crate::archive::sink::{Sink, SinkError, Whole};
-use crate::archive::testing::{NoRandomness, TestClock, image};
+use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
 use crate::archive::verify::{self, Outcome};
 use crate::transport::{Reached, Request, Response, TransportError};
 
@@ -399,38 +398,6 @@ fn md5(bytes: &[u8]) -> Md5Sum {
     md5.finish()
 }
 
-fn manifest(bytes: &[u8]) -> Manifest {
-    let of = of();
-    Manifest {
-        version: MANIFEST_VERSION,
-        zone: of.zone,
-        snapshot: SnapshotRecord {
-            id: of.snapshot_id,
-            name: "nightly".to_owned(),
-            created_at: of.created_at,
-            state: "exported".to_owned(),
-            size_gib: Some(10),
-        },
-        instance: InstanceRecord { id: of.instance_id, name: None, labels: BTreeMap::new() },
-        image: ImageRecord {
-            file: String::new(),
-            bytes: bytes.len() as u64,
-            md5: md5(bytes),
-            qcow2_version: Some(3),
-            virtual_size_bytes: None,
-        },
-        exported_at: None,
-        verified_at: of.created_at,
-        policy: None,
-        run_id: None,
-        program_version: None,
-        template: None,
-        warnings: Vec::new(),
-        pruned_at: None,
-        corrupt_since: None,
-    }
-}
-
 fn bytes(len: usize) -> Bytes {
     let mut bytes = (0..251).collect::<Vec<u8>>().repeat(len / 251 + 1);
     bytes.truncate(len);
@@ -462,7 +429,7 @@ async fn write(sink: &mut Box<dyn Sink>, bytes: &Bytes) -> Result<(), SinkError>
 async fn store(archive: &S3Archive, bytes: &Bytes) -> Result<VerifiedCopy, SinkError> {
     let mut sink = sink(archive).await;
     match write(&mut sink, bytes).await {
-        Ok(()) => sink.publish(manifest(bytes)).await,
+        Ok(()) => sink.publish(manifest_of(bytes)).await,
         Err(error) => {
             sink.abandon().await;
             Err(error)
@@ -483,7 +450,7 @@ async fn an_image_goes_up_in_parts_and_is_seen_only_once_it_is_proved() {
     let mut sink = sink(&archive).await;
     write(&mut sink, &image).await.unwrap();
     assert!(store.keys().is_empty());
-    let copy = sink.publish(manifest(&image)).await.unwrap();
+    let copy = sink.publish(manifest_of(&image)).await.unwrap();
     assert_eq!((copy.bytes(), copy.archive().as_str()), (20 << 20, "offsite"));
     assert_eq!(store.keys(), whole());
     let mut done = store.done();
@@ -498,7 +465,7 @@ async fn an_image_goes_up_in_parts_and_is_seen_only_once_it_is_proved() {
     assert_eq!(sums, format!("{}  20261101T023000Z-{SNAPSHOT}.qcow2\n", md5(&image)));
     // It is there now, and is not uploaded again.
     assert!(matches!(archive.begin(&of()).await.unwrap(), super::Begun::Stored(again) if again == copy));
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest(&image));
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image));
 }
 
 #[tokio::test(start_paused = true)]
@@ -539,7 +506,7 @@ async fn an_image_that_begins_anew_is_the_second_one_alone() {
     write(&mut sink, &first).await.unwrap();
     sink.keep_bad().await.unwrap();
     write(&mut sink, &second).await.unwrap();
-    sink.publish(manifest(&second)).await.unwrap();
+    sink.publish(manifest_of(&second)).await.unwrap();
     assert_eq!(store.state().objects[&key(".qcow2")].bytes, second);
     assert!(store.state().uploads.is_empty());
 }
@@ -624,7 +591,7 @@ async fn an_image_without_its_manifest_is_no_copy_and_comes_anew() {
 async fn the_manifest_of_an_image_that_does_not_count_never_vouches_for_the_next() {
     let Scene { store, archive } = scene();
     let image = bytes(9 * MIB);
-    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest(&image) };
+    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest_of(&image) };
     store.put(&key(".json"), corrupt.to_bytes());
     store.put(&key(".qcow2"), bytes(3));
     store.always("complete", refuse(400, "InvalidPart"));
@@ -635,7 +602,7 @@ async fn the_manifest_of_an_image_that_does_not_count_never_vouches_for_the_next
     assert!(archive.catalogue().await.unwrap().copies().is_empty());
     store.state().faults.clear();
     self::store(&archive, &image).await.unwrap();
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest(&image));
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image));
 }
 
 #[tokio::test(start_paused = true)]
@@ -644,7 +611,7 @@ async fn bytes_other_than_the_proved_ones_are_not_published() {
     let (image, other) = (bytes(9 * MIB), bytes(9 * MIB + 1));
     let mut sink = sink(&archive).await;
     write(&mut sink, &image).await.unwrap();
-    let shown = chain(&sink.publish(manifest(&other)).await.unwrap_err());
+    let shown = chain(&sink.publish(manifest_of(&other)).await.unwrap_err());
     assert!(shown.contains("9437184 bytes were uploaded of 9437185 that are proved"), "{shown}");
     assert!(store.keys().is_empty() && store.state().uploads.is_empty());
 }
@@ -671,9 +638,9 @@ async fn whoever_comes_second_takes_the_copy_of_the_first_or_none() {
     let mut late = sink(&archive).await;
     write(&mut late, &image).await.unwrap();
     let other = self::archive(&store);
-    let theirs = Manifest { policy: Some("theirs".to_owned()), ..manifest(&image) };
+    let theirs = Manifest { policy: Some("theirs".to_owned()), ..manifest_of(&image) };
     store.put(&key(".qcow2"), image.clone());
-    let shown = chain(&late.publish(manifest(&image)).await.unwrap_err());
+    let shown = chain(&late.publish(manifest_of(&image)).await.unwrap_err());
     assert!(shown.contains("412"), "{shown}");
     assert_eq!(store.keys().len(), 1);
     store.state().objects.clear();
@@ -681,7 +648,7 @@ async fn whoever_comes_second_takes_the_copy_of_the_first_or_none() {
     write(&mut late, &image).await.unwrap();
     store.put(&key(".qcow2"), image.clone());
     store.put(&key(".json"), theirs.to_bytes());
-    late.publish(manifest(&image)).await.unwrap();
+    late.publish(manifest_of(&image)).await.unwrap();
     assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, theirs);
     assert!(store.state().uploads.is_empty());
 }
@@ -720,7 +687,7 @@ async fn one_image_is_stored_by_one_at_a_time() {
 async fn a_catalogue_counts_what_is_proved_and_nothing_that_lies() {
     let Scene { store, archive } = scene();
     let image = bytes(5);
-    let good = manifest(&image);
+    let good = manifest_of(&image);
     store.put(&key(".json"), good.to_bytes());
     store.put(&key(".qcow2"), image.clone());
     store.put(&key(".qcow2.md5"), "x");
@@ -783,13 +750,13 @@ async fn a_catalogue_counts_what_is_proved_and_nothing_that_lies() {
 async fn a_manifest_is_read_once_as_long_as_it_does_not_change() {
     let Scene { store, archive } = scene();
     let image = bytes(5);
-    store.put(&key(".json"), manifest(&image).to_bytes());
+    store.put(&key(".json"), manifest_of(&image).to_bytes());
     store.put(&key(".qcow2"), image.clone());
     for _ in 0..3 {
         assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
     }
     assert_eq!(store.asked("get"), 1);
-    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest(&image) };
+    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest_of(&image) };
     archive.write_manifest(&corrupt).await.unwrap();
     assert!(archive.catalogue().await.unwrap().copies().is_empty());
     assert_eq!(store.asked("get"), 2);
@@ -808,7 +775,7 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
         ("get", refuse(403, "AccessDenied"), "read s3://bucket/snapwarden/"),
     ];
     let listed = |store: &Store| {
-        store.put(&key(".json"), manifest(&image).to_bytes());
+        store.put(&key(".json"), manifest_of(&image).to_bytes());
         store.put(&key(".qcow2"), image.clone());
     };
     for (on, effect, why) in faults {
@@ -958,7 +925,7 @@ async fn a_copy_in_a_bucket_that_was_pruned_meanwhile_stays_marked() {
 #[tokio::test(start_paused = true)]
 async fn a_presigned_address_is_a_secret_that_ends() {
     let Scene { archive, .. } = scene();
-    let copy = StoredCopy { manifest: manifest(&bytes(5)), image: PathBuf::new(), has_image: true };
+    let copy = StoredCopy { manifest: manifest_of(&bytes(5)), image: PathBuf::new(), has_image: true };
     let address = archive.presign_get(&copy, Duration::from_hours(1_000_000));
     assert!(!format!("{address:?}").contains("exo.io"));
     let url = Url::parse(address.expose_secret()).unwrap();

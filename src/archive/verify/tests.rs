@@ -9,8 +9,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::archive::layout::Place;
 use crate::archive::local::LocalArchive;
-use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, SnapshotRecord};
-use crate::archive::testing::{NoRandomness, Shared, TestClock, TestDisk, image, md5_of};
+use crate::archive::testing::{NoRandomness, Shared, TestClock, TestDisk, image, manifest_of};
 use crate::disk::RealDisk;
 use crate::policy::Which;
 use crate::snapshot::{Snapshot, SnapshotState};
@@ -93,34 +92,10 @@ fn snapshot(number: u8) -> Snapshot {
 
 fn manifest(number: u8, bytes: &[u8]) -> Manifest {
     let of = snapshot(number);
-    Manifest {
-        version: MANIFEST_VERSION,
-        zone: "ch-gva-2".parse().unwrap(),
-        snapshot: SnapshotRecord {
-            id: of.id,
-            name: "nightly".to_owned(),
-            created_at: of.created_at,
-            state: "exported".to_owned(),
-            size_gib: Some(10),
-        },
-        instance: InstanceRecord { id: INSTANCE.parse().unwrap(), name: None, labels: BTreeMap::new() },
-        image: ImageRecord {
-            file: "../../elsewhere".to_owned(),
-            bytes: bytes.len() as u64,
-            md5: md5_of(bytes).parse().unwrap(),
-            qcow2_version: Some(3),
-            virtual_size_bytes: None,
-        },
-        exported_at: None,
-        verified_at: of.created_at,
-        policy: None,
-        run_id: None,
-        program_version: None,
-        template: None,
-        warnings: Vec::new(),
-        pruned_at: None,
-        corrupt_since: None,
-    }
+    let mut manifest = manifest_of(bytes);
+    (manifest.snapshot.id, manifest.snapshot.created_at) = (of.id, of.created_at);
+    "../../elsewhere".clone_into(&mut manifest.image.file);
+    Manifest { verified_at: of.created_at, ..manifest }
 }
 
 #[tokio::test]

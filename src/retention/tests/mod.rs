@@ -142,7 +142,7 @@ fn policy(name: &str) -> Policy {
 }
 
 /// A table without any rule, and without `min_keep`; for building on.
-pub(super) fn no_rules() -> Retention {
+pub(crate) fn no_rules() -> Retention {
     Retention {
         keep_last: None,
         keep_within: None,

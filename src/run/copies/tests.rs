@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::*;
 use crate::archive::local::LocalArchive;
 use crate::disk::RealDisk;
-use crate::policy::{ByPeriod, Count};
+use crate::policy::Count;
+use crate::retention::tests::no_rules;
 use crate::sim::clock::SimClock;
 use crate::state::holds;
 
@@ -28,17 +29,7 @@ fn id(day: u8) -> String {
 }
 
 fn retention() -> Retention {
-    Retention {
-        keep_last: None,
-        keep_within: None,
-        keep: ByPeriod::default(),
-        keep_within_each: ByPeriod::default(),
-        keep_oldest: true,
-        max_age: None,
-        max_count: None,
-        min_keep: 1,
-        failed_after: None,
-    }
+    Retention { min_keep: 1, ..no_rules() }
 }
 
 fn last(count: u32) -> Retention {
