@@ -19,7 +19,7 @@ use crate::config::policies::MAX_CLOCK_SKEW;
 use crate::policy::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
-use crate::run::copies::{Going, Pruner, subject_of};
+use crate::run::archive_prune::{ArchivePruner, CopyToPrune, subject_of};
 use crate::run::report::{Step, StepOutcome};
 use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
@@ -224,7 +224,7 @@ struct JsonGoing {
 }
 
 impl JsonGoing {
-    fn planned(going: Going) -> Self {
+    fn planned(going: CopyToPrune) -> Self {
         let manifest = &going.copy.manifest;
         Self {
             zone: manifest.zone.clone(),
@@ -271,7 +271,7 @@ pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Res
             continue;
         }
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
-        let pruner = Pruner { state: state.clone(), clock, archive, retention };
+        let pruner = ArchivePruner { state: state.clone(), clock, archive, retention };
         let copies = prune_one(&config, &seams, &pruner, prune.dry_run).await;
         let (error, copies) = match copies {
             Ok(copies) => (None, copies),
@@ -300,7 +300,7 @@ pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Res
 async fn prune_one(
     config: &Config,
     seams: &Seams,
-    pruner: &Pruner,
+    pruner: &ArchivePruner,
     dry_run: bool,
 ) -> Result<Vec<JsonGoing>, String> {
     let planned = pruner.plan(None).await?;
@@ -310,7 +310,7 @@ async fn prune_one(
     };
     trust_the_clock(config, seams, &zone).await?;
     let run_id = fresh_id(&*seams.randomness, seams.clock.now());
-    let recorder = Recorder::by_hand(pruner.state.clone(), pruner.clock.clone(), run_id);
+    let recorder = Recorder::manual(pruner.state.clone(), pruner.clock.clone(), run_id);
     let steps = pruner.prune(&recorder, None).await?;
     Ok(steps.into_iter().map(JsonGoing::done).collect())
 }

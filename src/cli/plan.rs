@@ -20,7 +20,7 @@ use crate::exoscale::wire::{self, ListedSnapshots};
 use crate::policy::{Policy, PolicyName};
 use crate::retention::inventory::{ClockSkew, Copies, Inventory};
 use crate::retention::plan::Decision;
-use crate::run::{Listings, Planned, preview_offline};
+use crate::run::{ListingCache, Planned, preview_offline};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::chain;
 
@@ -42,7 +42,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let at = plan.at.unwrap_or_else(|| seams.clock.now());
-    let mut look = Look { plan, seams, at, files: Files::default(), listings: Listings::default() };
+    let mut look = Look { plan, seams, at, files: Files::default(), listings: ListingCache::default() };
     let Some(candidate) = &plan.candidate else {
         let policies = assemble::chosen(&config, &plan.policies)?;
         if policies.is_empty() {
@@ -68,7 +68,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
     // Both at the same moment, and over the same listings if they ask the same API.
     let now = look.over(&config, &now, Some(at)).await?;
     if config.exoscale.endpoint != candidate.exoscale.endpoint {
-        look.listings = Listings::default();
+        look.listings = ListingCache::default();
     }
     let then = look.over(&candidate, &then, Some(at)).await?;
     let exit = complain("now, ", &now, output).worse(complain("by the candidate, ", &then, output));
@@ -87,7 +87,7 @@ struct Look<'a> {
     seams: Seams,
     at: Timestamp,
     files: Files,
-    listings: Listings,
+    listings: ListingCache,
 }
 
 impl Look<'_> {

@@ -7,7 +7,7 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;
 use crate::cli::{Exit, Refusal};
 use crate::exoscale::wire::PromoteRequest;
-use crate::run::promote::promote_by_hand;
+use crate::run::promote::promote_manually;
 use crate::run::report::StepOutcome;
 use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
 use crate::text::printable;
@@ -44,7 +44,7 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
         password_enabled: None,
         ssh_key_enabled: None,
     };
-    let step = promote_by_hand(&runner, &promote.zone, promote.snapshot, &request)
+    let step = promote_manually(&runner, &promote.zone, promote.snapshot, &request)
         .await
         .map_err(|text| Refusal::new(Exit::Failed, text))?;
     if step.outcome != StepOutcome::Done {

@@ -19,8 +19,8 @@ use crate::policy::{Policy, PolicyName, Retention};
 use crate::retention::forecast::{self, Forecast, Life, Moment, Play};
 use crate::retention::inventory::{Copies, Inventory};
 use crate::retention::verdict::Rule;
-use crate::run::inventory::{Catalogues, complete, see};
-use crate::run::myself;
+use crate::run::list::{Catalogues, complete, list};
+use crate::run::self_instance;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::text::{counted, excerpt, printable};
 
@@ -103,7 +103,7 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
         Refusal::new(Exit::Usage, text)
     })?;
     if !simulate.empty {
-        myself::check(policy)
+        self_instance::check(policy)
             .map_err(|failure| Refusal::new(Exit::Failed, format!("{failure}; or see --empty")))?;
     }
     let found = match (&simulate.snapshots, simulate.empty) {
@@ -152,7 +152,7 @@ async fn listed(
     let runner = assemble::runner(config, credentials, seams, Use::Looking)?;
     let failed =
         |failure| Refusal::new(Exit::Failed, format!("policy {}, zone {zone}: {failure}", policy.name));
-    let seen = see(&runner, zone).await.map_err(failed)?;
+    let seen = list(&runner, zone).await.map_err(failed)?;
     let listed = complete(&runner, zone, seen, &Catalogues::new()).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
     Ok(Inventory { archives, ..listed.inventory })

@@ -19,9 +19,9 @@ use crate::policy::{Policy, PolicyName};
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention::inventory::Inventory;
 use crate::retention::order::counted_from;
-use crate::run::memory::Memory;
+use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
+use crate::run::step::{Done, Intent, Recorder, StepError, subject};
 use crate::run::{Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::StateError;
@@ -73,7 +73,7 @@ pub async fn create(
     zones: &[(usize, &ZoneName, &Planned)],
     before: &LastRuns,
 ) -> Vec<(usize, ZoneCreations)> {
-    let memory = match Memory::read(runner, policy).await {
+    let memory = match PolicyMemory::read(runner, policy).await {
         Ok(memory) => memory,
         Err(error) => {
             let failure = format!("no snapshot is taken: {}", chain(&error));
@@ -132,7 +132,7 @@ struct ZoneCreator<'a> {
     runner: &'a Runner,
     recorder: &'a Recorder,
     policy: &'a Policy,
-    memory: &'a Memory<'a>,
+    memory: &'a PolicyMemory<'a>,
     slot: Timestamp,
     /// When this began, by the clock's elapsed time: every request of an earlier process had been sent by then.
     begun: Duration,
@@ -214,7 +214,7 @@ impl ZoneCreator<'_> {
                         if place < room {
                             self.take(&due).await
                         } else {
-                            Err(NotDone::failed(lacking.clone()))
+                            Err(StepError::failed(lacking.clone()))
                         }
                     };
                     self.recorder.step(intent, work).await
@@ -300,7 +300,7 @@ impl ZoneCreator<'_> {
         };
         if self.memory.own().await.created.iter().any(is_over) {
             let forget = |state: &mut PolicyState| state.created.retain(|made| !is_over(made));
-            self.memory.change(forget).await.map_err(|not_done| not_done.message)?;
+            self.memory.change(forget).await.map_err(|step_error| step_error.message)?;
         }
         Ok(steps)
     }
@@ -350,7 +350,7 @@ impl ZoneCreator<'_> {
     }
 
     /// Takes one snapshot.
-    async fn take(&self, due: &Due<'_>) -> Result<Done, NotDone> {
+    async fn take(&self, due: &Due<'_>) -> Result<Done, StepError> {
         if let Some(asked) = &due.open {
             let found = self.find(asked, self.begun, self.dated_until(asked)).await;
             let found = found.map_err(|error| unknown(asked, &error))?;
@@ -383,7 +383,7 @@ impl ZoneCreator<'_> {
             let found = match self.find(&asked, lost_at, until).await {
                 Ok(found) => found,
                 Err(look) => {
-                    return Err(NotDone::failed(format!(
+                    return Err(StepError::failed(format!(
                         "{}; {}",
                         chain(&error),
                         unknown(&asked, &look).message
@@ -395,7 +395,7 @@ impl ZoneCreator<'_> {
             }
             self.forget(&asked).await?;
             if tries == MAX_TRIES || self.recorder.refusal(Action::Create).is_some() {
-                return Err(NotDone::failed(format!(
+                return Err(StepError::failed(format!(
                     "{}; no snapshot came of it, as the listing shows",
                     chain(&error)
                 )));
@@ -405,11 +405,11 @@ impl ZoneCreator<'_> {
     }
 
     /// Writes down that a snapshot is asked for, unless another policy does just that.
-    async fn ask(&self, due: &Due<'_>) -> Result<Creation, NotDone> {
+    async fn ask(&self, due: &Due<'_>) -> Result<Creation, StepError> {
         let _lock = self.lock().await?;
         let state = self.runner.state.clone();
         let all =
-            blocking(move || state.all_created()).await.map_err(|error| NotDone::failed(chain(&error)))?;
+            blocking(move || state.all_created()).await.map_err(|error| StepError::failed(chain(&error)))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
         let of_this_slot = |made: &Creation| {
             made.zone == *self.zone && made.instance_id == due.instance.id && made.requested_at >= self.slot
@@ -432,7 +432,7 @@ impl ZoneCreator<'_> {
         Ok(asked)
     }
 
-    async fn lock(&self) -> Result<Box<dyn DiskLock>, NotDone> {
+    async fn lock(&self) -> Result<Box<dyn DiskLock>, StepError> {
         let clock = &self.runner.clock;
         let deadline = clock.elapsed() + LOCK_WAIT_MAX;
         loop {
@@ -440,7 +440,7 @@ impl ZoneCreator<'_> {
             match blocking(move || state.lock_creation(&zone)).await {
                 Ok(lock) => return Ok(lock),
                 Err(StateError::Locked { .. }) if clock.elapsed() < deadline => clock.sleep(LOCK_POLL).await,
-                Err(error) => return Err(NotDone::failed(chain(&error))),
+                Err(error) => return Err(StepError::failed(chain(&error))),
             }
         }
     }
@@ -452,12 +452,12 @@ impl ZoneCreator<'_> {
         instance: &Instance,
         operation_id: Option<OperationId>,
         id: Option<SnapshotId>,
-    ) -> Result<Done, NotDone> {
+    ) -> Result<Done, StepError> {
         let Some(id) = id else { return self.taken_unnamed(asked, instance, operation_id).await };
         self.settle(asked, id).await?;
         let (snapshot, message) = match self.client.get_snapshot(id).await {
             Ok(Some(details)) => {
-                whole(&details.snapshot).map_err(|not_done| NotDone { operation_id, ..not_done })?;
+                whole(&details.snapshot).map_err(|step_error| StepError { operation_id, ..step_error })?;
                 (subject(&details.snapshot, Some(instance)), None)
             }
             // It is there all the same; only its name and date are not known.
@@ -476,7 +476,7 @@ impl ZoneCreator<'_> {
         asked: &Creation,
         instance: &Instance,
         operation_id: Option<OperationId>,
-    ) -> Result<Done, NotDone> {
+    ) -> Result<Done, StepError> {
         let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
         let (snapshot, so) = match self.look(asked, until).await {
             Ok(Found::One(snapshot)) => {
@@ -499,7 +499,7 @@ impl ZoneCreator<'_> {
         asked: &Creation,
         operation_id: OperationId,
         error: ApiError,
-    ) -> NotDone {
+    ) -> StepError {
         let has_failed = !error.may_have_happened();
         let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
         let remembered = match self.look(asked, until).await {
@@ -510,10 +510,10 @@ impl ZoneCreator<'_> {
             Ok(Found::Nothing) | Err(_) => Ok(()),
         };
         let mut message = chain(&error);
-        if let Err(not_done) = remembered {
-            message = format!("{message}; {}", not_done.message);
+        if let Err(step_error) = remembered {
+            message = format!("{message}; {}", step_error.message);
         }
-        NotDone { operation_id: Some(operation_id), ..NotDone::failed(message) }
+        StepError { operation_id: Some(operation_id), ..StepError::failed(message) }
     }
 
     /// What a look-up means; nothing if the request was never carried out.
@@ -522,7 +522,7 @@ impl ZoneCreator<'_> {
         asked: &Creation,
         found: Found,
         instance: &Instance,
-    ) -> Result<Option<Done>, NotDone> {
+    ) -> Result<Option<Done>, StepError> {
         let snapshot = match found {
             Found::Nothing => return Ok(None),
             Found::Several(count) => return Err(self.doubt(asked, count).await?),
@@ -535,17 +535,17 @@ impl ZoneCreator<'_> {
     }
 
     /// Waits until a snapshot is whole.
-    async fn watch(&self, mut snapshot: Snapshot) -> Result<Snapshot, NotDone> {
+    async fn watch(&self, mut snapshot: Snapshot) -> Result<Snapshot, StepError> {
         let clock = &self.runner.clock;
         let deadline = clock.elapsed() + WATCH_MAX;
         while snapshot.state.is_in_flight() {
             let id = snapshot.id;
             if clock.elapsed() >= deadline {
-                return Err(NotDone::failed(format!("snapshot {id} is still being taken after an hour")));
+                return Err(StepError::failed(format!("snapshot {id} is still being taken after an hour")));
             }
             clock.sleep(WATCH_POLL).await;
             let now = self.client.get_snapshot(id).await?;
-            snapshot = now.ok_or_else(|| NotDone::failed(format!("snapshot {id} is gone again")))?.snapshot;
+            snapshot = now.ok_or_else(|| StepError::failed(format!("snapshot {id} is gone again")))?.snapshot;
         }
         whole(&snapshot)?;
         Ok(snapshot)
@@ -582,20 +582,20 @@ impl ZoneCreator<'_> {
         until.and_then(|until| until.checked_add(DATED_OFF)).unwrap_or(Timestamp::MAX)
     }
 
-    async fn settle(&self, asked: &Creation, id: SnapshotId) -> Result<(), NotDone> {
+    async fn settle(&self, asked: &Creation, id: SnapshotId) -> Result<(), StepError> {
         self.change(asked, |made| made.snapshot_id = Some(id)).await
     }
 
-    async fn doubt(&self, asked: &Creation, count: usize) -> Result<NotDone, NotDone> {
+    async fn doubt(&self, asked: &Creation, count: usize) -> Result<StepError, StepError> {
         self.change(asked, |made| made.is_in_doubt = true).await?;
-        Ok(NotDone::skipped(format!(
+        Ok(StepError::skipped(format!(
             "it was asked for at {}, the answer was lost, and any of {count} snapshots could be it: it counts as taken, \
              and none of them as ours, so none is pruned where only ours are",
             asked.requested_at
         )))
     }
 
-    async fn change(&self, asked: &Creation, change: impl FnOnce(&mut Creation)) -> Result<(), NotDone> {
+    async fn change(&self, asked: &Creation, change: impl FnOnce(&mut Creation)) -> Result<(), StepError> {
         let change = |state: &mut PolicyState| {
             if let Some(made) = state.created.iter_mut().find(|made| *made == asked) {
                 change(made);
@@ -604,7 +604,7 @@ impl ZoneCreator<'_> {
         self.memory.change(change).await
     }
 
-    async fn forget(&self, asked: &Creation) -> Result<(), NotDone> {
+    async fn forget(&self, asked: &Creation) -> Result<(), StepError> {
         self.memory.change(|state| state.created.retain(|made| made != asked)).await
     }
 }
@@ -632,25 +632,25 @@ fn has_failed(made: &Creation, failed: &HashSet<SnapshotId>) -> bool {
 }
 
 /// Whether what was taken is not a failure.
-fn whole(snapshot: &Snapshot) -> Result<(), NotDone> {
+fn whole(snapshot: &Snapshot) -> Result<(), StepError> {
     if snapshot.state == SnapshotState::Error {
         let (name, id) = (printable(&snapshot.name), snapshot.id);
-        return Err(NotDone::failed(format!(
+        return Err(StepError::failed(format!(
             "the platform failed to take it: snapshot {name} ({id}) is in state `error`"
         )));
     }
     Ok(())
 }
 
-fn unknown(asked: &Creation, error: &str) -> NotDone {
-    NotDone::failed(format!(
+fn unknown(asked: &Creation, error: &str) -> StepError {
+    StepError::failed(format!(
         "what came of the request of {} can't be told, so there is none anew; the next run looks again: {error}",
         asked.requested_at
     ))
 }
 
-fn taken_by(policy: &PolicyName) -> NotDone {
-    NotDone::skipped(format!("policy {policy} takes one of this instance for the same time"))
+fn taken_by(policy: &PolicyName) -> StepError {
+    StepError::skipped(format!("policy {policy} takes one of this instance for the same time"))
 }
 
 fn lacking(usage: u64, limit: u64, wanted: usize) -> String {

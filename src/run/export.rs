@@ -22,11 +22,11 @@ use crate::policy::{ArchiveName, Export, Policy, Which};
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::Verdict;
 use crate::run::downloads::{HowFar, RunningDownload};
-use crate::run::inventory::Catalogues;
+use crate::run::list::Catalogues;
 use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
-use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
-use crate::run::{Ahead, Planned, Runner};
+use crate::run::step::{Done, Intent, Recorder, StepError, subject};
+use crate::run::{Planned, PlannedAction, Runner};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
 use crate::text::{chain, printable};
@@ -146,7 +146,7 @@ struct With<'a> {
 /// An archive for which it is written down that a copy is on its way, and where to say what came of it.
 struct Waiting<'a> {
     archive: &'a ArchiveName,
-    told: oneshot::Sender<Result<Done, NotDone>>,
+    told: oneshot::Sender<Result<Done, StepError>>,
 }
 
 impl<'a> With<'a> {
@@ -172,7 +172,7 @@ impl<'a> With<'a> {
             let work = async move {
                 let (told, what) = oneshot::channel();
                 let _ = go.send(Waiting { archive, told });
-                what.await.unwrap_or_else(|_| Err(NotDone::failed("the download ended without a word")))
+                what.await.unwrap_or_else(|_| Err(StepError::failed("the download ended without a word")))
             };
             steps.push(self.recorder.step(intent, work).boxed());
         }
@@ -213,7 +213,7 @@ impl<'a> With<'a> {
                     begun.push((archive.clone(), sink, standing));
                     still.insert(archive.clone(), told);
                 }
-                Err(error) => drop(told.send(Err(NotDone::failed(error)))),
+                Err(error) => drop(told.send(Err(StepError::failed(error)))),
             }
         }
         if begun.is_empty() {
@@ -227,9 +227,12 @@ impl<'a> With<'a> {
                     sink.abandon().await;
                 }
                 for told in still.into_values() {
-                    let NotDone { outcome, operation_id, message } = &error;
-                    let same =
-                        NotDone { outcome: *outcome, operation_id: *operation_id, message: message.clone() };
+                    let StepError { outcome, operation_id, message } = &error;
+                    let same = StepError {
+                        outcome: *outcome,
+                        operation_id: *operation_id,
+                        message: message.clone(),
+                    };
                     drop(told.send(Err(same)));
                 }
                 return;
@@ -266,7 +269,7 @@ impl<'a> With<'a> {
             let Some(told) = still.remove(&archive) else { continue };
             drop(told.send(match stored {
                 Ok(copy) => Ok(done(&copy, operation_id)),
-                Err(error) => Err(NotDone { operation_id, ..NotDone::failed(chain(&error)) }),
+                Err(error) => Err(StepError { operation_id, ..StepError::failed(chain(&error)) }),
             }));
         }
     }
@@ -292,10 +295,10 @@ fn done(copy: &VerifiedCopy, operation_id: Option<OperationId>) -> Done {
 }
 
 /// What would be exported in a zone, and why; nothing is changed.
-pub fn ahead(export: &Export, zone: &ZoneName, planned: &Planned) -> Vec<Ahead> {
+pub fn ahead(export: &Export, zone: &ZoneName, planned: &Planned) -> Vec<PlannedAction> {
     let missing =
         export.archives.iter().flat_map(|archive| missing_in(0, zone, planned, export.snapshots, archive));
-    let tell = |missing: Missing<'_>| Ahead {
+    let tell = |missing: Missing<'_>| PlannedAction {
         action: Action::Export,
         snapshot: subject(missing.snapshot, planned.listed.instance_of(missing.snapshot)),
         why: why(export.snapshots, missing.archive),

@@ -1,34 +1,34 @@
 //! Conducts one run of a policy: list → select → plan → create → export → promote → list again → plan again → delete →
 //! report.
 //!
-//! The way of a snapshot: [`create`] takes it, [`inventory`] lists its zone, `retention` decides, [`export`] and
+//! The way of a snapshot: [`create`] takes it, [`list`] lists its zone, `retention` decides, [`export`] and
 //! [`promote`] make copies of what stays, [`guard`] hears whether a zone must be left alone, [`prune`] deletes what
-//! goes, [`copies`] prunes the archives, [`downloads`] knows what comes in at this moment, [`step`] writes everything down
-//! before and after, [`report`] is what is left to tell, and [`remember`] what the next run has to know. [`restore`] goes the
+//! goes, [`archive_prune`] prunes the archives, [`downloads`] knows what comes in at this moment, [`step`] writes everything down
+//! before and after, [`report`] is what is left to tell, and [`persist`] what the next run has to know. [`restore`] goes the
 //! way back, by hand. Nothing here decides what stays: that is `retention`'s alone.
 //!
 //! Work that goes side by side is put into lists of boxed futures, not made by closures that lend what they are given:
 //! the compiler can't see that such a run may move between threads, as the daemon's do.
 //!
-//! A run takes no input but the policies and what they remember ([`memory`]). It repeats nothing by itself: requests
+//! A run takes no input but the policies and what they remember ([`policy_memory`]). It repeats nothing by itself: requests
 //! are repeated inside the client, and a run by the next run.
 
-pub mod copies;
+pub mod archive_prune;
 pub mod create;
 pub mod downloads;
 pub mod export;
 pub mod guard;
-pub mod inventory;
-pub mod memory;
-pub mod myself;
+pub mod instance_counts;
+pub mod list;
+pub mod persist;
+pub mod policy_memory;
 pub mod promote;
 pub mod prune;
-pub mod remember;
 pub mod report;
 pub mod restore;
+pub mod self_instance;
 pub mod source;
 pub mod step;
-pub mod tally;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -56,8 +56,8 @@ use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
 use crate::run::downloads::Downloads;
-use crate::run::inventory::{Catalogues, Listed, Seen};
-use crate::run::memory::Memory;
+use crate::run::list::{Catalogues, Listing, RawListing};
+use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport, sums_of};
 use crate::run::step::Recorder;
 use crate::snapshot::{SnapshotState, ZoneName};
@@ -125,7 +125,7 @@ pub struct RunOptions {
 #[derive(Debug)]
 pub struct Planned {
     /// What was found.
-    pub listed: Listed,
+    pub listed: Listing,
     /// What is decided.
     pub plan: PolicyPlan,
     /// Why nothing of it would be deleted, if so.
@@ -133,12 +133,12 @@ pub struct Planned {
     /// Whether its listing is taken for the truth, so that later ones are compared with it.
     pub is_accepted: bool,
     /// What a run would do first; told by a preview alone.
-    pub ahead: Vec<Ahead>,
+    pub ahead: Vec<PlannedAction>,
 }
 
 /// An export or a promotion that a run would begin with.
 #[derive(Debug)]
-pub struct Ahead {
+pub struct PlannedAction {
     /// What.
     pub action: Action,
     /// Of which snapshot.
@@ -152,19 +152,19 @@ pub type ZonePlan = (ZoneName, Result<Planned, String>);
 
 /// What zones listed, so that several previews look at the same.
 #[derive(Debug, Default)]
-pub struct Listings(Mutex<BTreeMap<ZoneName, Seen>>);
+pub struct ListingCache(Mutex<BTreeMap<ZoneName, RawListing>>);
 
-impl Listings {
-    fn known(&self) -> MutexGuard<'_, BTreeMap<ZoneName, Seen>> {
+impl ListingCache {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<ZoneName, RawListing>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the zone listed before, else what it lists now. What fails is not kept.
-    async fn see(&self, runner: &Runner, zone: &ZoneName) -> Result<Seen, String> {
+    async fn see(&self, runner: &Runner, zone: &ZoneName) -> Result<RawListing, String> {
         if let Some(seen) = self.known().get(zone) {
             return Ok(seen.clone());
         }
-        let seen = inventory::see(runner, zone).await?;
+        let seen = list::list(runner, zone).await?;
         self.known().insert(zone.clone(), seen.clone());
         Ok(seen)
     }
@@ -173,17 +173,17 @@ impl Listings {
 impl Runner {
     /// Decides what a run of the policy would do now, or as of `at`. Sends nothing that changes anything.
     pub async fn preview(&self, policy: &Policy, at: Option<Timestamp>) -> Vec<ZonePlan> {
-        self.preview_over(&Listings::default(), policy, at).await
+        self.preview_over(&ListingCache::default(), policy, at).await
     }
 
     /// Like [`Runner::preview`], over what zones listed before, if they did.
     pub async fn preview_over(
         &self,
-        listings: &Listings,
+        listings: &ListingCache,
         policy: &Policy,
         at: Option<Timestamp>,
     ) -> Vec<ZonePlan> {
-        match myself::known(self, policy).await {
+        match self_instance::known(self, policy).await {
             Some((runner, policy)) => runner.preview_known(listings, &policy, at).await,
             None => self.preview_known(listings, policy, at).await,
         }
@@ -191,7 +191,7 @@ impl Runner {
 
     async fn preview_known(
         &self,
-        listings: &Listings,
+        listings: &ListingCache,
         policy: &Policy,
         at: Option<Timestamp>,
     ) -> Vec<ZonePlan> {
@@ -253,10 +253,10 @@ impl Runner {
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
         // It is large, and whoever runs it should not have to be.
         let run = Box::pin(async {
-            let known = myself::known(self, policy).await;
+            let known = self_instance::known(self, policy).await;
             let (runner, policy) = known.as_ref().map_or((self, policy), |(runner, policy)| (runner, policy));
             let (mut report, accepted) = runner.run_locked(policy, options, run_id, &before).await;
-            remember::remember(runner, policy, before, accepted, &mut report).await;
+            persist::persist(runner, policy, before, accepted, &mut report).await;
             report
         });
         let report = run.instrument(span.clone()).await;
@@ -390,7 +390,9 @@ impl Runner {
         let listed_at = self.clock.now();
         guard::judge_run(self, policy, &mut again, before, options.allow_deletes).await;
         let memory = match &policy.promote {
-            Some(promote) => Some((promote, Memory::read(self, policy).await.map_err(|error| chain(&error)))),
+            Some(promote) => {
+                Some((promote, PolicyMemory::read(self, policy).await.map_err(|error| chain(&error))))
+            }
             None => None,
         };
         let memory = &memory;
@@ -430,7 +432,7 @@ impl Runner {
             report.planned(planned);
             let Ok(planned) = planned else { continue };
             report.warnings.extend(overdue(policy, before, planned, listed_at));
-            report.instances = tally::tally(policy, planned);
+            report.instances = instance_counts::count(policy, planned);
             match &mark {
                 Ok(audit_from) if planned.is_accepted => {
                     accepted.insert(zone.clone(), accepted_listing(listed_at, *audit_from, planned));
@@ -467,12 +469,12 @@ impl Runner {
 
     async fn list_and_plan(
         &self,
-        listings: Option<&Listings>,
+        listings: Option<&ListingCache>,
         policy: &Policy,
         zones: &[ZoneName],
         at: Option<Timestamp>,
     ) -> Vec<ZonePlan> {
-        let catalogues = inventory::catalogues(self).await;
+        let catalogues = list::catalogues(self).await;
         let mut planned: Vec<BoxFuture<'_, _>> = Vec::new();
         for zone in zones {
             planned.push({
@@ -480,10 +482,10 @@ impl Runner {
                 async move {
                     let seen = match listings {
                         Some(listings) => listings.see(self, zone).await,
-                        None => inventory::see(self, zone).await,
+                        None => list::list(self, zone).await,
                     };
                     let listed = match seen {
-                        Ok(seen) => inventory::complete(self, zone, seen, catalogues).await,
+                        Ok(seen) => list::complete(self, zone, seen, catalogues).await,
                         Err(failure) => Err(failure),
                     };
                     let at = at.unwrap_or_else(|| self.clock.now());
@@ -511,12 +513,12 @@ pub fn preview_offline(
     at: Timestamp,
     randomness: &dyn Randomness,
 ) -> Vec<ZonePlan> {
-    let policies = myself::on_paper(policies);
+    let policies = self_instance::on_paper(policies);
     let policy = policies.iter().find(|known| known.name == policy.name).unwrap_or(policy);
     let plan = |mut inventory: Inventory| {
         let zone = inventory.zone.clone();
         create::add_coming(policy, &mut inventory, at, randomness);
-        (zone, decide(&policies, policy, inventory::listed(inventory, Catalogues::new()), at))
+        (zone, decide(&policies, policy, list::listed(inventory, Catalogues::new()), at))
     };
     let mut zones: Vec<ZonePlan> = inventories.into_iter().map(plan).collect();
     guard::judge_on_paper(policy, &mut zones);
@@ -526,12 +528,12 @@ pub fn preview_offline(
 fn decide(
     policies: &[Policy],
     policy: &Policy,
-    mut listed: Listed,
+    mut listed: Listing,
     at: Timestamp,
 ) -> Result<Planned, String> {
-    myself::check(policy)?;
+    self_instance::check(policy)?;
     let here = policies.iter().filter(|other| other.zones.contains(&listed.inventory.zone));
-    for warning in here.filter_map(myself::warning) {
+    for warning in here.filter_map(self_instance::warning) {
         if !listed.warnings.contains(&warning) {
             listed.warnings.push(warning);
         }
@@ -548,7 +550,7 @@ fn decide(
 fn overdue(policy: &Policy, before: &LastRuns, planned: &Planned, at: Timestamp) -> Option<String> {
     let alert_after = policy.export.as_ref().map(|export| export.alert_after);
     let since = before.zones.get(&planned.listed.inventory.zone)?.gate_since;
-    remember::overdue(alert_after, sums_of(&planned.plan).blocked_by_export, since, at)
+    persist::overdue(alert_after, sums_of(&planned.plan).blocked_by_export, since, at)
 }
 
 fn accepted_listing(at: Timestamp, audit_from: u64, planned: &Planned) -> AcceptedListing {

@@ -17,10 +17,10 @@ use crate::policy::template_name::TemplateNameValues;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::run::export::wanted;
-use crate::run::memory::Memory;
+use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
-use crate::run::{Ahead, Planned, Runner};
+use crate::run::step::{Done, Intent, Recorder, StepError, subject};
+use crate::run::{Planned, PlannedAction, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::StateError;
 use crate::state::audit::Action;
@@ -35,14 +35,14 @@ const UNKNOWN_FOR: SignedDuration = SignedDuration::from_hours(2);
 const DATED_BEFORE: SignedDuration = SignedDuration::from_mins(10);
 
 /// The snapshots whose template is known: they are never promoted again.
-async fn settled(memory: &Memory<'_>) -> HashSet<SnapshotId> {
+async fn settled(memory: &PolicyMemory<'_>) -> HashSet<SnapshotId> {
     let state = memory.own().await;
     let settled = state.promotions.iter().filter(|made| made.template_id.is_some());
     settled.map(|made| made.snapshot_id).collect()
 }
 
 /// Every template that a policy is known to have made: those of others are never taken for this one's.
-fn known(memory: &Memory<'_>, own: &PolicyState) -> HashSet<TemplateId> {
+fn known(memory: &PolicyMemory<'_>, own: &PolicyState) -> HashSet<TemplateId> {
     memory.others.iter().flat_map(template_ids).chain(template_ids(own)).collect()
 }
 
@@ -58,7 +58,7 @@ pub async fn promote(
     promote: &Promote,
     zones: &[(usize, &ZoneName, &Planned)],
 ) -> Vec<(usize, Step)> {
-    let memory = Memory::read(runner, policy).await;
+    let memory = PolicyMemory::read(runner, policy).await;
     let settled = match &memory {
         Ok(memory) => settled(memory).await,
         Err(_) => HashSet::new(),
@@ -90,7 +90,7 @@ pub async fn promote(
                     };
                     let name = name.clone();
                     let work = async {
-                        let memory = memory.as_ref().map_err(|error| NotDone::failed(chain(error)))?;
+                        let memory = memory.as_ref().map_err(|error| StepError::failed(chain(error)))?;
                         let client = runner.client.zone(zone);
                         promote_once(memory, &client, promote, snapshot, instance_id, zone, name).await
                     };
@@ -113,10 +113,10 @@ pub async fn ahead(
     policy: &Policy,
     promote: &Promote,
     planned: &Planned,
-) -> Result<Vec<Ahead>, StateError> {
-    let settled = settled(&Memory::read(runner, policy).await?).await;
+) -> Result<Vec<PlannedAction>, StateError> {
+    let settled = settled(&PolicyMemory::read(runner, policy).await?).await;
     let candidates = candidates(policy, promote, 0, planned, &settled);
-    let tell = |(name, candidate): (String, Candidate<'_>)| Ahead {
+    let tell = |(name, candidate): (String, Candidate<'_>)| PlannedAction {
         action: Action::Promote,
         snapshot: subject(candidate.snapshot, candidate.instance),
         why: why(&name),
@@ -162,14 +162,14 @@ struct Candidate<'a> {
 }
 
 async fn promote_once(
-    memory: &Memory<'_>,
+    memory: &PolicyMemory<'_>,
     client: &ZoneClient,
     promote: &Promote,
     snapshot: &Snapshot,
     instance_id: InstanceId,
     zone: &ZoneName,
     name: String,
-) -> Result<Done, NotDone> {
+) -> Result<Done, StepError> {
     let now = memory.runner.clock.now();
     let (asked_before, known, lost) = {
         let state = memory.own().await;
@@ -195,14 +195,14 @@ async fn promote_once(
         }
         let again_at = asked.requested_at.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
         if now < again_at {
-            return Err(NotDone::skipped(format!(
+            return Err(StepError::skipped(format!(
                 "it was asked for at {}, and what came of it is not known: not asked again before {again_at}",
                 asked.requested_at
             )));
         }
     }
     if let Some(template) = named.first() {
-        return Err(NotDone::failed(format!(
+        return Err(StepError::failed(format!(
             "a template named {} is there already ({}), and no policy knows of having made it: delete or rename it, or \
              give the policy another `name`",
             printable(&template.name),
@@ -240,13 +240,13 @@ async fn promote_once(
             }
             Ok(done)
         }
-        Err((not_done, may_have_happened)) => {
+        Err((step_error, may_have_happened)) => {
             if !may_have_happened {
                 memory
                     .change(|state| state.promotions.retain(|made| made.snapshot_id != snapshot.id))
                     .await?;
             }
-            Err(not_done)
+            Err(step_error)
         }
     }
 }
@@ -265,7 +265,7 @@ pub(super) async fn request_and_look(
     request: &PromoteRequest,
     since: Timestamp,
     known: &HashSet<TemplateId>,
-) -> Result<Done, (NotDone, bool)> {
+) -> Result<Done, (StepError, bool)> {
     let (operation_id, lost) = match client.promote_snapshot(snapshot_id, request).await {
         Ok(operation) => {
             if let Some(reference) = operation.reference {
@@ -331,7 +331,7 @@ fn lost_namesakes(state: &PolicyState, zone: &ZoneName, name: &str) -> usize {
 /// # Errors
 /// Why it could not be told which those are, as a sentence.
 pub async fn prune_templates(
-    memory: &Memory<'_>,
+    memory: &PolicyMemory<'_>,
     recorder: &Recorder,
     promote: &Promote,
     zone: &ZoneName,
@@ -374,7 +374,7 @@ pub async fn prune_templates(
                 reasons: vec![format!("{keep} newer templates of its instance are kept")],
             };
             let work = async {
-                let deleted = client.delete_template(template_id).await.map_err(NotDone::of_deletion)?;
+                let deleted = client.delete_template(template_id).await.map_err(StepError::of_deletion)?;
                 let now = runner.clock.now();
                 memory
                     .change(|state| {
@@ -399,7 +399,7 @@ pub async fn prune_templates(
 
 /// Finds the templates of promotions whose answer was lost. A snapshot that is not wanted any more is not looked
 /// at again by [`promote`], and its template would stay for ever.
-async fn find_lost(memory: &Memory<'_>, zone: &ZoneName, listed: &[Template]) -> Result<(), String> {
+async fn find_lost(memory: &PolicyMemory<'_>, zone: &ZoneName, listed: &[Template]) -> Result<(), String> {
     let is_lost = |made: &&Promotion| made.zone == *zone && made.template_id.is_none();
     let lost: Vec<Promotion> = memory.own().await.promotions.iter().filter(is_lost).cloned().collect();
     if lost.is_empty() {
@@ -417,11 +417,11 @@ async fn find_lost(memory: &Memory<'_>, zone: &ZoneName, listed: &[Template]) ->
             }
         }
     };
-    memory.change(find).await.map_err(|not_done| not_done.message)
+    memory.change(find).await.map_err(|step_error| step_error.message)
 }
 
 /// Forgets promotions whose template this policy deleted, once their snapshot is gone and can't come up again.
-async fn forget(memory: &Memory<'_>, zone: &ZoneName, planned: &Planned) -> Result<(), String> {
+async fn forget(memory: &PolicyMemory<'_>, zone: &ZoneName, planned: &Planned) -> Result<(), String> {
     let listed: HashSet<SnapshotId> =
         planned.listed.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
     let over = |made: &Promotion| {
@@ -431,7 +431,7 @@ async fn forget(memory: &Memory<'_>, zone: &ZoneName, planned: &Planned) -> Resu
         memory
             .change(|state| state.promotions.retain(|made| !over(made)))
             .await
-            .map_err(|not_done| not_done.message)?;
+            .map_err(|step_error| step_error.message)?;
     }
     Ok(())
 }
@@ -455,7 +455,7 @@ fn subject_of(promotion: &Promotion, planned: &Planned) -> crate::state::audit::
 ///
 /// # Errors
 /// Why it was not even begun, as a sentence.
-pub async fn promote_by_hand(
+pub async fn promote_manually(
     runner: &Runner,
     zone: &ZoneName,
     snapshot_id: SnapshotId,
@@ -483,7 +483,7 @@ pub async fn promote_by_hand(
         .collect();
     let now = runner.clock.now();
     let recorder =
-        Recorder::by_hand(runner.state.clone(), runner.clock.clone(), fresh_id(&*runner.randomness, now));
+        Recorder::manual(runner.state.clone(), runner.clock.clone(), fresh_id(&*runner.randomness, now));
     let intent = Intent {
         action: Action::Promote,
         zone: zone.clone(),
@@ -494,7 +494,9 @@ pub async fn promote_by_hand(
         reasons: vec![format!("asked for by hand, to be named {}", printable(&request.name))],
     };
     let work = async {
-        request_and_look(&client, snapshot_id, request, now, &known).await.map_err(|(not_done, _)| not_done)
+        request_and_look(&client, snapshot_id, request, now, &known)
+            .await
+            .map_err(|(step_error, _)| step_error)
     };
     Ok(recorder.step(intent, work).await)
 }

@@ -11,9 +11,9 @@ use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::{CopyNeeded, Verdict};
-use crate::run::inventory::Listed;
+use crate::run::list::Listing;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, NotDone, Recorder, subject};
+use crate::run::step::{Done, Intent, Recorder, StepError, subject};
 use crate::run::{Planned, Runner};
 use crate::snapshot::{Snapshot, SnapshotId, ZoneName};
 use crate::state::audit::Action;
@@ -23,7 +23,7 @@ use crate::text::{chain, printable};
 ///
 /// Only [`leave`] makes it, and it takes values for that which only the archive can make.
 #[derive(Debug)]
-struct Leave {
+struct DeletePermit {
     _copies: Vec<VerifiedCopy>,
 }
 
@@ -62,36 +62,36 @@ async fn delete_if_unchanged(
     client: &ZoneClient,
     needed: &[CopyNeeded],
     planned: &Snapshot,
-    listed: &Listed,
-) -> Result<Done, NotDone> {
+    listed: &Listing,
+) -> Result<Done, StepError> {
     let leave = leave(needed, planned, listed)?;
     let Some(now) = client.get_snapshot(planned.id).await? else {
         return Ok(gone_already());
     };
     if let Some(difference) = difference(planned, &now.snapshot) {
-        return Err(NotDone::skipped(format!("it is not what was planned for any more: {difference}")));
+        return Err(StepError::skipped(format!("it is not what was planned for any more: {difference}")));
     }
     // Last, so that a hold that comes while the API takes its time still counts.
     if let Some(held) = held(runner, planned.id).await? {
-        return Err(NotDone::skipped(held));
+        return Err(StepError::skipped(held));
     }
-    Ok(match delete(client, planned, leave).await.map_err(NotDone::of_deletion)? {
+    Ok(match delete(client, planned, leave).await.map_err(StepError::of_deletion)? {
         Deleted::Done(operation) => Done { operation_id: operation.id, ..Done::default() },
         Deleted::AlreadyGone => gone_already(),
     })
 }
 
 /// The one place that deletes a snapshot.
-async fn delete(client: &ZoneClient, snapshot: &Snapshot, _leave: Leave) -> Result<Deleted, ApiError> {
+async fn delete(client: &ZoneClient, snapshot: &Snapshot, _leave: DeletePermit) -> Result<Deleted, ApiError> {
     client.delete_snapshot(snapshot.id).await
 }
 
 /// Collects the proofs that the plan says are needed.
-fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listed) -> Result<Leave, NotDone> {
+fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listing) -> Result<DeletePermit, StepError> {
     let mut copies = Vec::new();
     for needed in needed {
         let lacking = |why: &str| {
-            NotDone::skipped(format!(
+            StepError::skipped(format!(
                 "archive {} can't prove the copy that a policy requires{why}",
                 needed.archive
             ))
@@ -103,14 +103,14 @@ fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listed) -> Result<
         };
         copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(|| lacking(""))?);
     }
-    Ok(Leave { _copies: copies })
+    Ok(DeletePermit { _copies: copies })
 }
 
 /// Why it must stay, if somebody pinned it since the plan was made.
-async fn held(runner: &Runner, snapshot: SnapshotId) -> Result<Option<String>, NotDone> {
+async fn held(runner: &Runner, snapshot: SnapshotId) -> Result<Option<String>, StepError> {
     let state = runner.state.clone();
     let holds = blocking(move || state.holds()).await.map_err(|error| {
-        NotDone::failed(format!("not deleted, since it can't be told what is held: {}", chain(&error)))
+        StepError::failed(format!("not deleted, since it can't be told what is held: {}", chain(&error)))
     })?;
     Ok(holds.on(snapshot, runner.clock.now()).map(|hold| {
         let until = hold.until.map_or_else(String::new, |until| format!(" until {until}"));

@@ -13,7 +13,7 @@ use crate::retention::verdict::{Rule, Verdict};
 use crate::run::Planned;
 use crate::snapshot::{TemplateId, ZoneName};
 use crate::state::audit::{Action, Subject};
-use crate::state::last_runs::{InstanceTally, PlanSums};
+use crate::state::last_runs::{InstanceCounts, PlanSums};
 
 /// What came of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -77,7 +77,7 @@ pub struct ZoneReport {
     pub plan: Option<PlanSums>,
     /// What each instance had when the plan was made; for metrics, so no part of the printed report.
     #[serde(skip)]
-    pub instances: Vec<InstanceTally>,
+    pub instances: Vec<InstanceCounts>,
     /// What was set out to be done, in that order.
     pub steps: Vec<Step>,
 }

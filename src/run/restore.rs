@@ -32,10 +32,10 @@ use crate::exoscale::wire::RegisterRequest;
 use crate::policy::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::Runner;
-use crate::run::copies::subject_of;
+use crate::run::archive_prune::subject_of;
 use crate::run::promote::look;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, NotDone, Recorder};
+use crate::run::step::{Done, Intent, Recorder, StepError};
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::state::audit::Action;
 use crate::text::{chain, printable};
@@ -378,7 +378,7 @@ pub async fn to_template(runner: &Runner, found: &[Found], wanted: &TemplateToMa
     let known: HashSet<TemplateId> = templates.iter().map(|template| template.id).collect();
 
     let run_id = fresh_id(&*runner.randomness, runner.clock.now());
-    let recorder = Recorder::by_hand(runner.state.clone(), runner.clock.clone(), run_id);
+    let recorder = Recorder::manual(runner.state.clone(), runner.clock.clone(), run_id);
     let intent = Intent {
         action: Action::Restore,
         zone: wanted.zone.clone(),
@@ -389,7 +389,7 @@ pub async fn to_template(runner: &Runner, found: &[Found], wanted: &TemplateToMa
         reasons: vec![format!("asked for by hand, to be a template named {}", printable(&wanted.name))],
     };
     let work = async {
-        let copy = stored_in(&bucket, runner, found).await.map_err(NotDone::failed)?;
+        let copy = stored_in(&bucket, runner, found).await.map_err(StepError::failed)?;
         let address = bucket.presign_get(&copy, ADDRESS_GOOD_FOR);
         let request = request(&copy.manifest, template, &wanted.name, boot_mode, address);
         info!(
@@ -511,7 +511,7 @@ async fn register_and_look(
     client: &ZoneClient,
     request: &RegisterRequest,
     known: &HashSet<TemplateId>,
-) -> Result<Done, NotDone> {
+) -> Result<Done, StepError> {
     let since = runner.clock.now();
     let lost = match client.register_template(request).await {
         Ok(operation) => match operation.reference {
@@ -536,9 +536,9 @@ async fn register_and_look(
         Some(error) => failed(&error, &request.url).message,
         None => "the API does not say which template came of it".to_owned(),
     };
-    Err(NotDone {
+    Err(StepError {
         operation_id,
-        ..NotDone::failed(format!(
+        ..StepError::failed(format!(
             "{why}; no template named {} is listed in zone {} yet: it may come, so look for it before it is asked for \
              again",
             printable(&request.name),
@@ -548,9 +548,9 @@ async fn register_and_look(
 }
 
 /// A refusal in the platform's words, which may repeat the address.
-fn failed(error: &ApiError, address: &SecretString) -> NotDone {
+fn failed(error: &ApiError, address: &SecretString) -> StepError {
     let message = without(&chain(error), address);
-    NotDone { operation_id: error.operation_id(), ..NotDone::failed(message) }
+    StepError { operation_id: error.operation_id(), ..StepError::failed(message) }
 }
 
 /// A text without an address: what makes it one that anybody may use is taken out, however it is quoted or cut.

@@ -15,7 +15,7 @@ use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
 use crate::clock::{self, Clock};
 use crate::exoscale::client::ZoneClient;
 use crate::run::Runner;
-use crate::run::step::NotDone;
+use crate::run::step::StepError;
 use crate::snapshot::{OperationId, SnapshotId};
 use crate::transport::{Purpose, Request, Response, Transport};
 
@@ -44,12 +44,12 @@ impl ExportedImage {
     /// Asks for an export and reads its address.
     ///
     /// # Errors
-    /// [`NotDone`] if the platform does not export it, or gives no address.
+    /// [`StepError`] if the platform does not export it, or gives no address.
     pub async fn export(
         runner: &Runner,
         client: ZoneClient,
         snapshot_id: SnapshotId,
-    ) -> Result<(Self, Option<OperationId>), NotDone> {
+    ) -> Result<(Self, Option<OperationId>), StepError> {
         let operation = client.export_snapshot(snapshot_id).await?;
         let current = exported(&client, snapshot_id).await?;
         let image = Self {
@@ -123,14 +123,14 @@ fn refused(why: &str) -> SourceError {
     SourceError::Refused(why.into())
 }
 
-async fn exported(client: &ZoneClient, snapshot_id: SnapshotId) -> Result<Exported, NotDone> {
+async fn exported(client: &ZoneClient, snapshot_id: SnapshotId) -> Result<Exported, StepError> {
     let details = client
         .get_snapshot(snapshot_id)
         .await?
-        .ok_or_else(|| NotDone::failed("the snapshot is gone since it was exported"))?;
+        .ok_or_else(|| StepError::failed("the snapshot is gone since it was exported"))?;
     let export = details
         .export
-        .ok_or_else(|| NotDone::failed("the API says that it is exported, and gives no address for it"))?;
+        .ok_or_else(|| StepError::failed("the API says that it is exported, and gives no address for it"))?;
     Ok(Exported { address: export.presigned_url, facts: ImageFacts { md5: export.md5sum } })
 }
 
@@ -167,8 +167,9 @@ impl ImageSource for ExportedImage {
                 self.client.export_snapshot(self.snapshot_id).await?;
                 exported(&self.client, self.snapshot_id).await
             };
-            let renewed =
-                renewed.await.map_err(|not_done: NotDone| SourceError::Refused(not_done.message.into()))?;
+            let renewed = renewed
+                .await
+                .map_err(|step_error: StepError| SourceError::Refused(step_error.message.into()))?;
             *self.current.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
             Ok(())
         })

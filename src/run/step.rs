@@ -68,7 +68,7 @@ pub struct Done {
 
 /// How a step did not go well.
 #[derive(Debug)]
-pub struct NotDone {
+pub struct StepError {
     /// How it ended.
     pub outcome: StepOutcome,
     /// The API's operation, if it came so far.
@@ -77,7 +77,7 @@ pub struct NotDone {
     pub message: String,
 }
 
-impl NotDone {
+impl StepError {
     /// It failed.
     pub fn failed(message: impl Into<String>) -> Self {
         Self { outcome: StepOutcome::Failed, operation_id: None, message: message.into() }
@@ -96,8 +96,8 @@ impl NotDone {
 }
 
 /// A call that failed. A copy that is busy does not come about either, and whoever waits for it must hear of it:
-/// only what would be deleted may as well stay until the next run ([`NotDone::of_deletion`]).
-impl From<ApiError> for NotDone {
+/// only what would be deleted may as well stay until the next run ([`StepError::of_deletion`]).
+impl From<ApiError> for StepError {
     fn from(error: ApiError) -> Self {
         Self { operation_id: error.operation_id(), ..Self::failed(chain(&error)) }
     }
@@ -111,12 +111,12 @@ impl Recorder {
             policy: Some(policy.name.clone()),
             stop,
             late_from,
-            ..Self::by_hand(runner.state.clone(), Arc::clone(&runner.clock), run_id)
+            ..Self::manual(runner.state.clone(), Arc::clone(&runner.clock), run_id)
         }
     }
 
     /// For the steps of one command given by hand.
-    pub fn by_hand(state: StateDirectory, clock: Arc<dyn Clock>, run_id: Uuid) -> Self {
+    pub fn manual(state: StateDirectory, clock: Arc<dyn Clock>, run_id: Uuid) -> Self {
         Self { state, clock, policy: None, run_id, stop: CancellationToken::new(), late_from: None }
     }
 
@@ -143,7 +143,7 @@ impl Recorder {
     /// Writes the intent down, does the work, writes down what came of it.
     pub async fn step<W>(&self, intent: Intent, work: W) -> Step
     where
-        W: Future<Output = Result<Done, NotDone>>,
+        W: Future<Output = Result<Done, StepError>>,
     {
         let mut step = Step {
             action: intent.action,
@@ -189,10 +189,10 @@ impl Recorder {
                 step.message = done.message;
                 line.operation_id = done.operation_id;
             }
-            Err(not_done) => {
-                step.outcome = not_done.outcome;
-                step.message = Some(not_done.message);
-                line.operation_id = not_done.operation_id;
+            Err(step_error) => {
+                step.outcome = step_error.outcome;
+                step.message = Some(step_error.message);
+                line.operation_id = step_error.operation_id;
             }
         }
         line.at = self.clock.now();

@@ -52,7 +52,7 @@ pub struct ZoneMemory {
     /// What the last plan said.
     pub plan: Option<PlanSums>,
     /// What each instance had then.
-    pub instances: Vec<InstanceTally>,
+    pub instances: Vec<InstanceCounts>,
     /// The listing against which a drop is measured.
     pub accepted: Option<AcceptedListing>,
 }
@@ -77,7 +77,7 @@ pub struct PlanSums {
 
 /// What one instance that the policy selects has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceTally {
+pub struct InstanceCounts {
     /// Which.
     pub id: InstanceId,
     /// Its name; its id's text where it is not listed any more.
@@ -109,7 +109,7 @@ pub struct AcceptedListing {
     pub snapshots: Vec<SnapshotId>,
 }
 
-impl InstanceTally {
+impl InstanceCounts {
     /// Of an instance that has nothing yet; without a name it is not listed any more.
     pub fn of(id: InstanceId, name: Option<String>) -> Self {
         Self {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::facts::ArchiveFacts;
 use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, Policy, PolicyName};
-use crate::run::remember;
+use crate::run::persist;
 use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::Action;
@@ -235,7 +235,7 @@ impl PolicyModel {
 
 impl ZoneModel {
     pub(super) fn fold(&mut self, report: &ZoneReport, at: Timestamp) {
-        self.memory = remember::after(std::mem::take(&mut self.memory), report, at);
+        self.memory = persist::after(std::mem::take(&mut self.memory), report, at);
         let busy = |step: &&Step| step.action == Action::Delete && step.outcome == StepOutcome::Blocked;
         self.busy = report.steps.iter().filter(busy).count() as u64;
     }

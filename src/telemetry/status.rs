@@ -34,7 +34,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::run::downloads::{HowFar, RunningDownload};
-use crate::run::remember;
+use crate::run::persist;
 use crate::state::last_runs::PlanSums;
 use crate::telemetry::model::{Last, Model, PolicyModel, ZoneModel};
 
@@ -224,7 +224,7 @@ fn of_zone(zone: &ZoneModel, alert_after: Option<Duration>, now: Timestamp) -> Z
         failure: memory.failure.clone(),
         held: memory.held.clone(),
         gate_since: memory.gate_since,
-        gate_alert: remember::overdue(alert_after, blocked, memory.gate_since, now),
+        gate_alert: persist::overdue(alert_after, blocked, memory.gate_since, now),
         plan: memory.plan.clone(),
     }
 }

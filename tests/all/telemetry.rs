@@ -16,7 +16,7 @@ use snapwarden::run::{RunOptions, Runner};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{InstanceId, ZoneName};
-use snapwarden::state::last_runs::{InstanceTally, LastRun, LastRuns, PlanSums, ZoneMemory};
+use snapwarden::state::last_runs::{InstanceCounts, LastRun, LastRuns, PlanSums, ZoneMemory};
 use snapwarden::telemetry::Telemetry;
 use snapwarden::telemetry::model::PolicyView;
 
@@ -124,8 +124,8 @@ fn count(telemetry: &Telemetry, series: &str) -> usize {
     found.unwrap_or_else(|| panic!("{series} is missing: {text}")).parse().unwrap()
 }
 
-fn tally(name: &str) -> InstanceTally {
-    InstanceTally {
+fn tally(name: &str) -> InstanceCounts {
+    InstanceCounts {
         id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse::<InstanceId>().unwrap(),
         name: name.to_owned(),
         good: 3,

@@ -19,7 +19,7 @@ pub type Catalogues = BTreeMap<ArchiveName, Result<Arc<Catalogue>, String>>;
 
 /// A complete listing of a zone.
 #[derive(Debug, Clone)]
-pub struct Listed {
+pub struct Listing {
     /// For judging.
     pub inventory: Inventory,
     /// For proving, at the moment of deletion, what was judged.
@@ -29,7 +29,7 @@ pub struct Listed {
     instances: HashMap<InstanceId, usize>,
 }
 
-impl Listed {
+impl Listing {
     /// The instance of a snapshot, if it is listed.
     pub fn instance_of(&self, snapshot: &Snapshot) -> Option<&Instance> {
         let place = self.instances.get(&snapshot.instance_id?)?;
@@ -64,7 +64,7 @@ pub async fn catalogues(runner: &Runner) -> Catalogues {
 
 /// Both listings of a zone, and how far this machine's clock was from the API's then.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct RawListing {
     snapshots: Vec<Snapshot>,
     instances: Vec<Instance>,
     clock: ClockSkew,
@@ -74,13 +74,13 @@ pub struct Seen {
 ///
 /// # Errors
 /// Why the zone can't be judged, as a sentence.
-pub async fn see(runner: &Runner, zone: &ZoneName) -> Result<Seen, String> {
+pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String> {
     let client = runner.client.zone(zone);
     match join(client.list_snapshots(), client.list_instances()).await {
         (Ok(snapshots), Ok(instances)) => {
             let skew = |date| ClockSkew::Known(snapshots.received_at.duration_since(date));
             let clock = snapshots.date.map_or(ClockSkew::Unknown, skew);
-            Ok(Seen { snapshots: snapshots.snapshots, instances, clock })
+            Ok(RawListing { snapshots: snapshots.snapshots, instances, clock })
         }
         (Err(error), _) | (_, Err(error)) => {
             Err(format!("nothing is done here, since the listing is not complete: {}", chain(&error)))
@@ -95,9 +95,9 @@ pub async fn see(runner: &Runner, zone: &ZoneName) -> Result<Seen, String> {
 pub async fn complete(
     runner: &Runner,
     zone: &ZoneName,
-    seen: Seen,
+    seen: RawListing,
     catalogues: &Catalogues,
-) -> Result<Listed, String> {
+) -> Result<Listing, String> {
     let state = runner.state.clone();
     let holds = blocking(move || state.holds()).await.map_err(|error| {
         format!("nothing is done here, since it can't be told what is held: {}", chain(&error))
@@ -140,7 +140,7 @@ async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashSet<SnapshotId>
 }
 
 /// Puts a listing together with what is odd about it.
-pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listed {
+pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listing {
     let instances: HashMap<_, _> =
         inventory.instances.iter().enumerate().map(|(place, instance)| (instance.id, place)).collect();
     let mut warnings: Vec<String> = Vec::new();
@@ -162,7 +162,7 @@ pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listed {
             )),
         }
     }
-    Listed { inventory, catalogues, warnings, instances }
+    Listing { inventory, catalogues, warnings, instances }
 }
 
 /// A copy that was lost must not wait to be looked for: its snapshot may be gone.

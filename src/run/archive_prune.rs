@@ -22,7 +22,7 @@ use crate::retention;
 use crate::retention::inventory::{ClockSkew, Hold, Inventory};
 use crate::retention::verdict::Verdict;
 use crate::run::report::{Step, StepOutcome, ZoneReport};
-use crate::run::step::{Done, Intent, NotDone, Recorder};
+use crate::run::step::{Done, Intent, Recorder, StepError};
 use crate::run::{Runner, ZonePlan};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::StateDirectory;
@@ -32,7 +32,7 @@ use crate::text::chain;
 
 /// A copy that goes, and why.
 #[derive(Debug, Clone)]
-pub struct Going {
+pub struct CopyToPrune {
     /// Which.
     pub copy: StoredCopy,
     /// The key to blame; none of what an earlier pruning left.
@@ -43,7 +43,7 @@ pub struct Going {
 
 /// An archive with its retention, and what pruning it takes.
 #[derive(Debug, Clone)]
-pub struct Pruner {
+pub struct ArchivePruner {
     /// The memory: what is held, and the audit log.
     pub state: StateDirectory,
     /// The time.
@@ -54,12 +54,12 @@ pub struct Pruner {
     pub retention: Retention,
 }
 
-impl Pruner {
+impl ArchivePruner {
     /// Which copies would go, in these zones or in all; nothing is changed.
     ///
     /// # Errors
     /// Why nothing can be told, as a sentence.
-    pub async fn plan(&self, zones: Option<&[ZoneName]>) -> Result<Vec<Going>, String> {
+    pub async fn plan(&self, zones: Option<&[ZoneName]>) -> Result<Vec<CopyToPrune>, String> {
         let catalogue = self.archive.catalogue().await.map_err(|error| chain(&error))?;
         let holds = self.holds().await?;
         let mut going = going(&catalogue, &self.retention, &holds, self.clock.now())?;
@@ -83,7 +83,7 @@ impl Pruner {
         zones: Option<&[ZoneName]>,
     ) -> Result<Vec<(ZoneName, Step)>, String> {
         let mut steps = Vec::new();
-        for Going { copy, rule, reasons } in self.plan(zones).await? {
+        for CopyToPrune { copy, rule, reasons } in self.plan(zones).await? {
             let manifest = &copy.manifest;
             let intent = Intent {
                 action: Action::PruneCopy,
@@ -100,15 +100,15 @@ impl Pruner {
         Ok(steps)
     }
 
-    async fn prune_one(&self, copy: &StoredCopy) -> Result<Done, NotDone> {
+    async fn prune_one(&self, copy: &StoredCopy) -> Result<Done, StepError> {
         // Again, so that a hold that comes meanwhile still counts.
-        let holds = self.holds().await.map_err(NotDone::failed)?;
+        let holds = self.holds().await.map_err(StepError::failed)?;
         let now = self.clock.now();
         if holds.on(copy.manifest.snapshot.id, now).is_some() {
-            return Err(NotDone::skipped("its snapshot has been pinned meanwhile"));
+            return Err(StepError::skipped("its snapshot has been pinned meanwhile"));
         }
         let pruned = self.archive.amend(copy, Amendment::Pruned(now)).await;
-        pruned.map(|()| Done::default()).map_err(|error| NotDone::failed(chain(&error)))
+        pruned.map(|()| Done::default()).map_err(|error| StepError::failed(chain(&error)))
     }
 }
 
@@ -132,7 +132,7 @@ fn going(
     retention: &Retention,
     holds: &Holds,
     now: Timestamp,
-) -> Result<Vec<Going>, String> {
+) -> Result<Vec<CopyToPrune>, String> {
     let mut by_zone: BTreeMap<&ZoneName, Vec<&StoredCopy>> = BTreeMap::new();
     let mut all = Vec::new();
     for copy in catalogue.copies() {
@@ -140,7 +140,7 @@ fn going(
             None => by_zone.entry(&copy.manifest.zone).or_default().push(copy),
             Some(at) if copy.has_image && holds.on(copy.manifest.snapshot.id, now).is_none() => {
                 let reason = format!("it was marked as pruned at {at}, and its image is still there");
-                all.push(Going { copy: copy.clone(), rule: None, reasons: vec![reason] });
+                all.push(CopyToPrune { copy: copy.clone(), rule: None, reasons: vec![reason] });
             }
             Some(_) => {}
         }
@@ -161,7 +161,7 @@ fn going(
             for decision in plan.decisions.iter().filter(|decision| decision.verdict == Verdict::Delete) {
                 let Some(copy) = copies.get(decision.index as usize) else { continue };
                 let reasons = plan.reasons(decision).map(|why| why.to_string()).collect();
-                here.push(Going { copy: (*copy).clone(), rule: Some(decision.rule.as_str()), reasons });
+                here.push(CopyToPrune { copy: (*copy).clone(), rule: Some(decision.rule.as_str()), reasons });
             }
         }
         here.sort_by_key(|going| (going.copy.manifest.snapshot.created_at, going.copy.manifest.snapshot.id));
@@ -236,8 +236,8 @@ fn inventory(zone: &ZoneName, copies: &[&StoredCopy], holds: &Holds) -> Inventor
 
 impl Runner {
     /// What pruning this archive takes, if it has a retention.
-    pub fn pruner(&self, name: &ArchiveName) -> Option<Pruner> {
-        Some(Pruner {
+    pub fn pruner(&self, name: &ArchiveName) -> Option<ArchivePruner> {
+        Some(ArchivePruner {
             state: self.state.clone(),
             clock: Arc::clone(&self.clock),
             archive: Arc::clone(self.archives.get(name)?),
@@ -258,7 +258,7 @@ impl Runner {
         let exports =
             exports.filter(|step| (step.action, step.outcome) == (Action::Export, StepOutcome::Done));
         let stored: BTreeSet<ArchiveName> = exports.filter_map(|step| step.archive.clone()).collect();
-        let pruners: Vec<Pruner> = stored.iter().filter_map(|name| self.pruner(name)).collect();
+        let pruners: Vec<ArchivePruner> = stored.iter().filter_map(|name| self.pruner(name)).collect();
         if pruners.is_empty() {
             return;
         }

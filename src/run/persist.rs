@@ -19,7 +19,7 @@ use crate::text::{chain, counted};
 ///
 /// `accepted` are the listings of those zones where they were accepted. Zones that the policy has no more are
 /// forgotten.
-pub async fn remember(
+pub async fn persist(
     runner: &Runner,
     policy: &Policy,
     mut before: LastRuns,

@@ -6,21 +6,21 @@ use crate::policy::Policy;
 use crate::retention::verdict::Rule;
 use crate::run::{Planned, create};
 use crate::snapshot::{InstanceId, SnapshotState};
-use crate::state::last_runs::InstanceTally;
+use crate::state::last_runs::InstanceCounts;
 
 /// What each instance has of the snapshots that stand in the plan, in the plan's order; behind them the instances
 /// that should have some, since the policy takes them, and have none. Snapshots without an instance are counted
 /// nowhere.
-pub fn tally(policy: &Policy, planned: &Planned) -> Vec<InstanceTally> {
+pub fn count(policy: &Policy, planned: &Planned) -> Vec<InstanceCounts> {
     let inventory = &planned.listed.inventory;
-    let mut tallies: Vec<InstanceTally> = Vec::new();
+    let mut tallies: Vec<InstanceCounts> = Vec::new();
     let mut places: HashMap<InstanceId, usize> = HashMap::new();
     for decision in &planned.plan.decisions {
         let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
         let Some(id) = snapshot.instance_id else { continue };
         let place = *places.entry(id).or_insert_with(|| {
             let name = planned.listed.instance_of(snapshot).map(|instance| instance.name.to_string());
-            tallies.push(InstanceTally::of(id, name));
+            tallies.push(InstanceCounts::of(id, name));
             tallies.len() - 1
         });
         let Some(tally) = tallies.get_mut(place) else { continue };
@@ -42,7 +42,7 @@ pub fn tally(policy: &Policy, planned: &Planned) -> Vec<InstanceTally> {
     }
     for instance in create::selected(policy, inventory).filter(|_| policy.create) {
         places.entry(instance.id).or_insert_with(|| {
-            tallies.push(InstanceTally::of(instance.id, Some(instance.name.to_string())));
+            tallies.push(InstanceCounts::of(instance.id, Some(instance.name.to_string())));
             tallies.len() - 1
         });
     }

@@ -5,14 +5,14 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::disk::blocking;
 use crate::policy::{Policy, PolicyName};
 use crate::run::Runner;
-use crate::run::step::NotDone;
+use crate::run::step::StepError;
 use crate::state::StateError;
 use crate::state::policy_state::PolicyState;
 use crate::text::chain;
 
 /// The memory of one policy. Zones share one, so that no change overwrites another.
 #[derive(Debug)]
-pub struct Memory<'a> {
+pub struct PolicyMemory<'a> {
     pub(super) runner: &'a Runner,
     policy: &'a Policy,
     own: Mutex<PolicyState>,
@@ -20,7 +20,7 @@ pub struct Memory<'a> {
     pub(super) others: Vec<PolicyState>,
 }
 
-impl<'a> Memory<'a> {
+impl<'a> PolicyMemory<'a> {
     /// Reads it; the run holds the policy's lock.
     ///
     /// # Errors
@@ -43,14 +43,14 @@ impl<'a> Memory<'a> {
     }
 
     /// Changes what is remembered, and returns once the change is safe.
-    pub(super) async fn change(&self, change: impl FnOnce(&mut PolicyState)) -> Result<(), NotDone> {
+    pub(super) async fn change(&self, change: impl FnOnce(&mut PolicyState)) -> Result<(), StepError> {
         let mut held = self.own.lock().await;
         let mut changed = held.clone();
         change(&mut changed);
         let (state, name, written) = (self.runner.state.clone(), self.policy.name.clone(), changed.clone());
         blocking(move || state.set_policy_state(&name, &written))
             .await
-            .map_err(|error| NotDone::failed(chain(&error)))?;
+            .map_err(|error| StepError::failed(chain(&error)))?;
         *held = changed;
         Ok(())
     }

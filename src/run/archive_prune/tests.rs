@@ -21,7 +21,7 @@ const DB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ed";
 
 struct Bench {
     folder: tempfile::TempDir,
-    pruner: Pruner,
+    pruner: ArchivePruner,
 }
 
 fn id(day: u8) -> String {
@@ -44,7 +44,7 @@ impl Bench {
         let vault = LocalArchive::new("vault".parse().unwrap(), folder.path().join("vault"), disk);
         let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
         let archive = Arc::new(Archive::Local(vault));
-        Self { folder, pruner: Pruner { state, clock, archive, retention } }
+        Self { folder, pruner: ArchivePruner { state, clock, archive, retention } }
     }
 
     fn path(&self, instance: &str, day: u8, end: &str) -> PathBuf {
@@ -71,7 +71,7 @@ impl Bench {
     }
 
     async fn prune(&self) -> Vec<Step> {
-        let recorder = Recorder::by_hand(self.pruner.state.clone(), self.pruner.clock.clone(), Uuid::nil());
+        let recorder = Recorder::manual(self.pruner.state.clone(), self.pruner.clock.clone(), Uuid::nil());
         let steps = self.pruner.prune(&recorder, None).await.unwrap();
         steps.into_iter().map(|(_, step)| step).collect()
     }
