@@ -13,6 +13,7 @@
 //!                                reads │ judges (pure) │ speaks │ stores │ remembers: none imports another
 //! policy · schedule · snapshot · text         the nouns; no I/O
 //! clock · disk · randomness · transport       the four seams: a small trait and its real form each
+//! retry                                       when something that failed is attempted again
 //! sim                            a simulated zone and the seams' simulated forms; only `cli` (demo) and tests know it
 //! ```
 //!
@@ -29,6 +30,7 @@ pub mod picture;
 pub mod policy;
 pub mod randomness;
 pub mod retention;
+mod retry;
 pub mod run;
 pub mod schedule;
 pub mod sim;

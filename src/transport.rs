@@ -12,7 +12,8 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use jiff::Timestamp;
 use url::Url;
 
 /// What an exchange is for. It decides which connections are used, and whether the address is a secret.
@@ -127,6 +128,11 @@ pub async fn read_body(mut body: Body, max: usize) -> Result<Bytes, BodyError> {
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.freeze())
+}
+
+/// The instant that a header such as `Date` names.
+pub(crate) fn http_date(value: &HeaderValue) -> Option<Timestamp> {
+    Timestamp::try_from(httpdate::parse_http_date(value.to_str().ok()?.trim()).ok()?).ok()
 }
 
 /// Why a body could not be read whole.

@@ -222,7 +222,7 @@ pub fn runner(
     let state = state(config, seams, purpose)?;
     Ok(Runner {
         client: client(config, Some(credentials), seams),
-        metadata: Metadata::new(seams.transport.clone(), seams.clock.clone()),
+        metadata: Metadata::new(seams.transport.clone(), seams.clock.clone(), seams.randomness.clone()),
         transport: seams.transport.clone(),
         archives: archives(config, seams)?,
         archive_rules: config.archive_rules.clone(),

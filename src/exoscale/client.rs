@@ -20,16 +20,19 @@ use url::Url;
 use crate::clock::{Clock, TimedOut, timeout};
 use crate::exoscale::credentials::Credentials;
 use crate::exoscale::error::{ApiError, ErrorKind};
-use crate::exoscale::retry::{MAX_TRIES, Pace, Repeat, http_date, pause, retry_after};
+use crate::exoscale::pace::Pace;
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};
 use crate::exoscale::wire::{
     self, DecodeError, Deleted, Operation, PromoteRequest, Quota, RegisterRequest, SnapshotDetails, Template,
     Zone,
 };
 use crate::randomness::Randomness;
+use crate::retry::{Attempts, REQUESTS, retry_after};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::text::printable;
-use crate::transport::{BodyError, Purpose, Reached, Request, Transport, TransportError, read_body};
+use crate::transport::{
+    BodyError, Purpose, Reached, Request, Transport, TransportError, http_date, read_body,
+};
 
 /// Lists are not paged. 100,000 snapshots take some 40 MB.
 const MAX_LIST_BYTES: usize = 64 << 20;
@@ -104,6 +107,15 @@ pub struct SnapshotListing {
     pub date: Option<Timestamp>,
     /// Our clock when the head of the answer came.
     pub received_at: Timestamp,
+}
+
+/// When it is safe to send a request again that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// It reads, or doing it twice is doing it once.
+    Freely,
+    /// A second time makes a second thing: only if the first was certainly not carried out.
+    IfNotCarriedOut,
 }
 
 /// One call as it is to be sent.
@@ -424,25 +436,25 @@ impl ZoneClient {
     /// Sends until a good answer comes, or it is no use, or it is not safe.
     async fn send(&self, call: &Call<'_>) -> Result<Answer, ApiError> {
         let mut perhaps_carried_out = false;
-        let mut tries = 1;
+        let mut attempts = Attempts::new(REQUESTS);
         loop {
             let failed = match self.send_once(call).await {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
+            attempts.count_failure();
             perhaps_carried_out |= failed.perhaps_carried_out && call.changes_something();
             let safe = call.repeat == Repeat::Freely || !failed.perhaps_carried_out;
-            if tries == MAX_TRIES || !failed.passing || !safe {
-                return Err(failed.error.after(tries).perhaps_carried_out(perhaps_carried_out));
+            if attempts.are_exhausted() || !failed.passing || !safe {
+                return Err(failed.error.after(attempts.failed()).perhaps_carried_out(perhaps_carried_out));
             }
-            let span = pause(tries, failed.retry_after, &*self.shared.randomness);
+            let span = attempts.pause(failed.retry_after, &*self.shared.randomness);
             tracing::debug!(
                 zone = %self.zone, operation = call.operation, reason = failed.error.kind().as_str(),
                 "`{}` is tried again in {} ms", call.operation, span.as_millis()
             );
             self.retried(call.operation, failed.error.kind());
             self.shared.clock.sleep(span).await;
-            tries += 1;
         }
     }
 
@@ -502,7 +514,7 @@ impl ZoneClient {
                 retry_after: retry_after(status, &headers, clock.now()),
             });
         }
-        let date = headers.get(header::DATE).and_then(|date| http_date(date.to_str().ok()?));
+        let date = headers.get(header::DATE).and_then(http_date);
         Ok(Answer { body, date, received_at })
     }
 

@@ -13,6 +13,8 @@ use http::{HeaderMap, Method, StatusCode};
 use url::Url;
 
 use crate::clock::{Clock, TimedOut, timeout};
+use crate::randomness::Randomness;
+use crate::retry::{Attempts, RetryPolicy};
 use crate::snapshot::InstanceId;
 use crate::text::excerpt;
 use crate::transport::{BodyError, Purpose, Request, Transport, TransportError, read_body};
@@ -23,11 +25,10 @@ const INSTANCE_ID: &str = "http://169.254.169.254/latest/meta-data/instance-id";
 /// It is one hop away: whoever does not answer by then is not there.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// A machine that is just starting may have its network a moment later.
-const TRIES: u32 = 3;
-
-/// Between two tries.
-const PAUSE: Duration = Duration::from_millis(500);
+/// A machine that is just starting may have its network a moment later; where there is no such server, a start must not
+/// wait for it for long.
+const ATTEMPTS: RetryPolicy =
+    RetryPolicy { max_attempts: 3, first_pause: Duration::from_millis(500), growth: 1 };
 
 /// An id has 36 bytes; a page of a proxy has more.
 const BODY_BYTES_MAX: usize = 4096;
@@ -37,6 +38,7 @@ const BODY_BYTES_MAX: usize = 4096;
 pub struct Metadata {
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
+    randomness: Arc<dyn Randomness>,
     known: Arc<OnceLock<InstanceId>>,
 }
 
@@ -62,8 +64,12 @@ pub enum MetadataError {
 
 impl Metadata {
     /// Nothing is asked yet.
-    pub fn new(transport: Arc<dyn Transport>, clock: Arc<dyn Clock>) -> Self {
-        Self { transport, clock, known: Arc::default() }
+    pub fn new(
+        transport: Arc<dyn Transport>,
+        clock: Arc<dyn Clock>,
+        randomness: Arc<dyn Randomness>,
+    ) -> Self {
+        Self { transport, clock, randomness, known: Arc::default() }
     }
 
     /// Which instance this machine is. Once known, it is not asked again.
@@ -74,14 +80,17 @@ impl Metadata {
         if let Some(known) = self.known.get() {
             return Ok(*known);
         }
-        let mut tries = 1;
+        let mut attempts = Attempts::new(ATTEMPTS);
         loop {
-            match self.ask().await {
+            let error = match self.ask().await {
                 Ok(id) => return Ok(*self.known.get_or_init(|| id)),
-                Err(error) if tries == TRIES || !error.may_pass() => return Err(error),
-                Err(_) => tries += 1,
+                Err(error) => error,
+            };
+            attempts.count_failure();
+            if attempts.are_exhausted() || !error.may_pass() {
+                return Err(error);
             }
-            self.clock.sleep(PAUSE).await;
+            self.clock.sleep(attempts.pause(None, &*self.randomness)).await;
         }
     }
 
@@ -127,6 +136,7 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
+    use crate::randomness::SystemRandomness;
     use crate::text::chain;
     use crate::transport::{HttpTransport, Response};
 
@@ -154,7 +164,8 @@ mod tests {
 
     fn diverted(to: Option<std::net::SocketAddr>) -> (Metadata, Arc<Diverted>) {
         let transport = Arc::new(Diverted { real: HttpTransport::default(), to, sent: AtomicU32::new(0) });
-        (Metadata::new(transport.clone(), Arc::new(SystemClock::start())), transport)
+        let clock = Arc::new(SystemClock::start());
+        (Metadata::new(transport.clone(), clock, Arc::new(SystemRandomness)), transport)
     }
 
     async fn answering(answer: ResponseTemplate) -> (MockServer, Metadata, Arc<Diverted>) {
@@ -197,6 +208,6 @@ mod tests {
         let (metadata, transport) = diverted(None);
         let error = chain(&metadata.this_machine().await.unwrap_err());
         assert_eq!(error, "the metadata server at 169.254.169.254 does not answer: no answer within 2 s");
-        assert_eq!(transport.sent.load(Ordering::Relaxed), TRIES);
+        assert_eq!(transport.sent.load(Ordering::Relaxed), 3);
     }
 }

@@ -1,7 +1,7 @@
 //! Speaks with Exoscale's API, version 2: signs, sends, repeats what may be repeated, waits for operations.
 //!
 //! The way of a call: [`client`] builds it, `sign` signs each attempt, the transport seam carries it,
-//! [`error`] names what went wrong, `retry` says whether and when to try again, [`wire`] decodes the answer,
+//! [`error`] names what went wrong, `pace` keeps requests below a rate, [`wire`] decodes the answer,
 //! and [`operation`] waits until what was started is settled. [`metadata`] is another server: it tells an instance
 //! which one it is.
 //!
@@ -14,7 +14,7 @@ pub mod credentials;
 pub mod error;
 pub mod metadata;
 pub mod operation;
-mod retry;
+mod pace;
 #[cfg(test)]
 mod scripted;
 mod sign;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::exoscale::client::{Call, Failed, ZoneClient};
 use crate::exoscale::error::{ApiError, ErrorKind, is_busy_message, safe_message};
-use crate::exoscale::retry::MAX_TRIES;
 use crate::exoscale::wire::{self, Operation, RawOperation};
+use crate::retry::{Attempts, LONGEST_PAUSE, REQUESTS};
 use crate::snapshot::OperationId;
 
 /// For so long after its start an operation is asked for at the first interval; then the waits grow.
@@ -18,9 +18,6 @@ const STEADY_UNTIL: Duration = Duration::from_secs(30);
 /// From then on the waits grow no more.
 const GROWN_AT: Duration = Duration::from_mins(15);
 
-/// The longest wait between two polls.
-const LONGEST: Duration = Duration::from_mins(1);
-
 /// The wait before the next poll of an operation that has run for `elapsed`.
 ///
 /// `first` for 30 s, then growing evenly to 60 s at 15 min, then 60 s: as the vendor's clients do with 3 s
@@ -28,7 +25,7 @@ const LONGEST: Duration = Duration::from_mins(1);
 fn poll_wait(first: Duration, elapsed: Duration) -> Duration {
     let grown = elapsed.saturating_sub(STEADY_UNTIL).as_secs_f64()
         / GROWN_AT.saturating_sub(STEADY_UNTIL).as_secs_f64();
-    first + LONGEST.saturating_sub(first).mul_f64(grown.min(1.0))
+    first + LONGEST_PAUSE.saturating_sub(first).mul_f64(grown.min(1.0))
 }
 
 impl ZoneClient {
@@ -54,7 +51,7 @@ impl ZoneClient {
         let path = ["operation", path_id.as_str()];
         let poll = Call::get("get-operation", &path);
         let mut seen = false;
-        let mut failures = 0;
+        let mut attempts = Attempts::new(REQUESTS);
         let mut asked = Duration::ZERO;
         loop {
             let elapsed = self.clock().elapsed().saturating_sub(begun);
@@ -66,22 +63,23 @@ impl ZoneClient {
             };
             let wait = poll_wait(settings.poll_interval, elapsed)
                 .max(asked)
-                .min(LONGEST.max(settings.poll_interval));
+                .min(LONGEST_PAUSE.max(settings.poll_interval));
             self.clock().sleep(wait.min(left)).await;
 
             match self.poll(&poll).await {
                 Ok(answer) => {
-                    (seen, failures, asked) = (true, 0, Duration::ZERO);
+                    attempts.reset();
+                    (seen, asked) = (true, Duration::ZERO);
                     if let Some(ended) = self.ended(operation, answer, started) {
                         return ended;
                     }
                 }
                 Err(failed) => {
-                    failures += 1;
+                    attempts.count_failure();
                     // A fresh operation is not known everywhere at once.
                     let fresh = !seen && failed.error.kind() == ErrorKind::NotFound;
-                    if failures == MAX_TRIES || !(failed.passing || fresh) {
-                        return Err(unsettled(failed.error.after(failures), id));
+                    if attempts.are_exhausted() || !(failed.passing || fresh) {
+                        return Err(unsettled(failed.error.after(attempts.failed()), id));
                     }
                     self.retried("get-operation", failed.error.kind());
                     asked = failed.retry_after.unwrap_or_default();

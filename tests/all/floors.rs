@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use snapwarden::disk::read_named_file;
 
 const SEAMS: &[&str] = &["clock", "disk", "randomness", "transport"];
+/// Ground above the seams.
+const HELPERS: &[&str] = &["retry"];
 const NOUNS: &[&str] = &["policy", "schedule", "snapshot", "text"];
 const PILLARS: &[&str] = &["archive", "config", "exoscale", "retention", "state"];
 
@@ -19,8 +21,11 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     for seam in SEAMS {
         rooms.insert(*seam, all(&[&["text"]]));
     }
+    for helper in HELPERS {
+        rooms.insert(*helper, all(&[NOUNS, SEAMS]));
+    }
     for pillar in PILLARS {
-        rooms.insert(*pillar, all(&[NOUNS, SEAMS]));
+        rooms.insert(*pillar, all(&[NOUNS, SEAMS, HELPERS]));
     }
     // Pure: no seam at all.
     rooms.insert("retention", all(&[NOUNS]));

@@ -21,18 +21,10 @@ use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::sign::{Signer, encode, query, sha256_hex};
 use crate::clock::{Clock, TimedOut, timeout};
 use crate::disk::blocking;
-use crate::randomness::{Randomness, up_to};
+use crate::randomness::Randomness;
+use crate::retry::{Attempts, REQUESTS, retry_after};
 use crate::text::printable;
 use crate::transport::{Body, BodyError, Purpose, Request, Response, Transport, TransportError, read_body};
-
-/// So many tries in a row, and a request is given up, as everywhere in this program.
-const TRIES: u32 = 5;
-
-/// At most so long between two tries, whatever the store asks for.
-const PAUSE_MAX: Duration = Duration::from_mins(1);
-
-/// The first pause at its longest; it doubles with each try.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// So long a small request may take.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
@@ -328,7 +320,7 @@ impl Client {
             return Ok(response);
         }
         let status = response.status;
-        let retry_after = retry_after(&response.headers);
+        let retry_after = retry_after(status, &response.headers, self.clock.now());
         // An error is an error, whatever becomes of its text.
         let body = read_body(response.body, XML_BYTES_MAX).await.unwrap_or_default();
         let (code, message) = answer::error(&body);
@@ -351,7 +343,7 @@ impl Client {
     ) -> Result<T, S3Error> {
         let seconds = call.payload.bytes.len() as u64 / SLOWEST_BYTES_PER_SECOND;
         let limit = call.within + Duration::from_secs(seconds);
-        let mut tries = 0;
+        let mut attempts = Attempts::new(REQUESTS);
         loop {
             let attempt = async {
                 let Response { status, headers, body } = self.send(call).await?;
@@ -366,21 +358,16 @@ impl Client {
                 Ok(Err(fault)) => fault,
                 Err(timed_out) => Fault::from(timed_out),
             };
-            tries += 1;
-            if tries >= TRIES || !fault.may_pass() {
+            attempts.count_failure();
+            if attempts.are_exhausted() || !fault.may_pass() {
                 return Err(S3Error::new(call.doing, self.shown(call.key), fault));
             }
-            self.clock.sleep(self.pause(tries, &fault)).await;
+            let retry_after = match &fault {
+                Fault::Refused { retry_after, .. } => *retry_after,
+                _ => None,
+            };
+            self.clock.sleep(attempts.pause(retry_after, &*self.randomness)).await;
         }
-    }
-
-    /// What the store asked for, else between half and all of a span that doubles.
-    fn pause(&self, tries: u32, fault: &Fault) -> Duration {
-        if let Fault::Refused { retry_after: Some(asked), .. } = fault {
-            return (*asked).min(PAUSE_MAX);
-        }
-        let half = (FIRST_PAUSE / 2).saturating_mul(2_u32.saturating_pow(tries - 1)).min(PAUSE_MAX / 2);
-        half + up_to(&*self.randomness, half)
     }
 
     fn simple<'a>(doing: &'static str, method: Method, key: &'a str) -> Call<'a> {
@@ -579,10 +566,4 @@ fn or_missing<T>(got: Result<T, S3Error>) -> Result<Option<T>, S3Error> {
         Err(error) if error.is_missing() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// In seconds; stores write no dates here.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
 }
