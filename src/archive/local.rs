@@ -12,16 +12,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::archive::amend::{AmendError, Amendment};
 use crate::archive::catalogue::{self, Catalogue, StoredCopy};
-use crate::archive::growing::GrowingFile;
 use crate::archive::journal::{JOURNAL_BYTES_MAX, Journal};
-use crate::archive::lane::{Lane, Worker};
 use crate::archive::layout::Place;
 use crate::archive::manifest::Manifest;
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::proof::VerifiedCopy;
-use crate::archive::sink::{Begun, Sink, SinkError, Standing, Whole, shown};
+use crate::archive::sink::{Begin, Sink, SinkError, Target, Whole, shown};
 use crate::archive::store::{ImageToStore, StoreError};
+use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::queue::{Queue, Worker};
 use crate::disk::{
     Access, Disk, DiskFile, DiskLock, Kind, Open, blocking, create_folders, read_file, replace_file,
 };
@@ -87,7 +87,7 @@ impl LocalArchive {
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::Busy`] while another stores it.
-    pub async fn begin(&self, image: &ImageToStore) -> Result<Begun, StoreError> {
+    pub async fn begin(&self, image: &ImageToStore) -> Result<Begin, StoreError> {
         let snapshot = &image.snapshot;
         let instance_id = image.instance_id()?;
         let place = Place::new(&self.path, &image.zone, instance_id, snapshot.created_at, snapshot.id);
@@ -95,10 +95,10 @@ impl LocalArchive {
         blocking(move || {
             let work = Work::begin(disk, place)?;
             if let Some(manifest) = work.find(&zone, instance_id) {
-                return Ok(Begun::Stored(VerifiedCopy::new(&archive, &manifest)));
+                return Ok(Begin::Stored(VerifiedCopy::new(&archive, &manifest)));
             }
             let standing =
-                Standing { image: shown(&work.place.image()), bad: Some(work.place.bad()), resumable: None };
+                Target { image: shown(&work.place.image()), bad: Some(work.place.bad()), resumable: None };
             let (file, resumable) = match work.left() {
                 Some((file, journal)) => (file, Some(journal.resumable())),
                 None => (work.fresh_part()?, None),
@@ -110,7 +110,7 @@ impl LocalArchive {
                 .map_err(|error| SinkError::disk("ask for the free space of", folder, error))?;
             let bytes = resumable.as_ref().map_or(0, |left| left.bytes);
             let sink = LocalSink::new(archive, Arc::new(work), file, bytes, free.saturating_add(bytes));
-            Ok(Begun::Sink(Box::new(sink), Standing { resumable, ..standing }))
+            Ok(Begin::Sink(Box::new(sink), Target { resumable, ..standing }))
         })
         .await
     }
@@ -118,7 +118,11 @@ impl LocalArchive {
 
 impl LocalArchive {
     /// Writes down what became of a copy, and removes the image of one that is pruned.
-    pub(super) async fn amend(&self, copy: &StoredCopy, what: Amendment) -> Result<(), AmendError> {
+    pub(super) async fn update_manifest(
+        &self,
+        copy: &StoredCopy,
+        what: ManifestUpdate,
+    ) -> Result<(), UpdateError> {
         let before = copy.manifest.clone();
         let (zone, instance_id) = (before.zone.clone(), before.instance.id);
         let of = &before.snapshot;
@@ -126,22 +130,22 @@ impl LocalArchive {
         let (disk, lock) = (Arc::clone(&self.disk), self.path.join(AMEND_LOCK));
         blocking(move || {
             let image = shown(&place.image());
-            let refused = |error: SinkError| AmendError::Archive(error.into());
+            let refused = |error: SinkError| UpdateError::Archive(error.into());
             let _alone = disk.lock(&lock).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => AmendError::Busy { image: image.clone() },
+                io::ErrorKind::WouldBlock => UpdateError::Busy { image: image.clone() },
                 _ => refused(SinkError::disk("lock", &lock, error)),
             })?;
             let work = Work::begin(disk, place).map_err(|error| match error {
-                StoreError::Busy { image } => AmendError::Busy { image },
-                error => AmendError::Archive(error.into()),
+                StoreError::Busy { image } => UpdateError::Busy { image },
+                error => UpdateError::Archive(error.into()),
             })?;
             let found = catalogue::read_copy(&*work.disk, &work.place, &zone, instance_id);
             let amended = if found.is_ok_and(|found| found == before) {
-                work.amend(&before, what).map_err(refused)
+                work.update_manifest(&before, what).map_err(refused)
             } else {
-                Err(AmendError::Changed { image })
+                Err(UpdateError::Changed { image })
             };
-            if !matches!(what, Amendment::Corrupt(_)) {
+            if !matches!(what, ManifestUpdate::Corrupt(_)) {
                 // It may be gone only while what is there counts: who waits for it then writes nothing.
                 let _ = work.disk.remove_file(&work.place.lock());
             }
@@ -155,8 +159,8 @@ impl LocalArchive {
 struct LocalSink {
     archive: ArchiveName,
     work: Arc<Work>,
-    growing: Arc<GrowingFile>,
-    syncer: Lane<Syncer>,
+    part_file: Arc<PartFile>,
+    syncer: Queue<Syncer>,
     /// Where the next bytes go.
     position: u64,
     /// So much was made safe, or will be by what is on its way.
@@ -172,26 +176,26 @@ struct LocalSink {
 /// Makes safe what is there, beside what comes in.
 struct Syncer {
     work: Arc<Work>,
-    growing: Arc<GrowingFile>,
+    part_file: Arc<PartFile>,
 }
 
 impl Worker for Syncer {
     type Item = Whole;
 
     fn work(&mut self, whole: Whole) -> io::Result<()> {
-        self.work.note(&self.growing, &whole)
+        self.work.note(&self.part_file, &whole)
     }
 }
 
 impl LocalSink {
     fn new(archive: ArchiveName, work: Arc<Work>, file: Arc<dyn DiskFile>, bytes: u64, free: u64) -> Self {
-        let growing = Arc::new(GrowingFile::new(file, bytes));
-        let syncer = Syncer { work: Arc::clone(&work), growing: Arc::clone(&growing) };
+        let part_file = Arc::new(PartFile::new(file, bytes));
+        let syncer = Syncer { work: Arc::clone(&work), part_file: Arc::clone(&part_file) };
         Self {
             archive,
             work,
-            growing,
-            syncer: Lane::new(syncer, 1),
+            part_file,
+            syncer: Queue::new(syncer, 1),
             position: bytes,
             noted: bytes,
             whole: None,
@@ -212,15 +216,15 @@ impl LocalSink {
     async fn take(&mut self, bytes: Bytes) -> Result<(), SinkError> {
         let len = bytes.len() as u64;
         // More may have come to other places of the file.
-        self.position = self.position.max(self.growing.frontier());
+        self.position = self.position.max(self.part_file.frontier());
         self.fits(self.position.saturating_add(len))?;
         let failed = |error| SinkError::disk("write", &self.work.place.part(), error);
-        self.growing.write_at(self.position, bytes).await.map_err(failed)?;
+        self.part_file.write_at(self.position, bytes).await.map_err(failed)?;
         self.position += len;
-        let written = self.growing.frontier();
+        let written = self.part_file.frontier();
         if let Some(whole) = self.whole.clone()
             && written.saturating_sub(self.noted) >= SYNC_BYTES
-            && self.syncer.is_at_rest()
+            && self.syncer.is_idle()
         {
             self.noted = written;
             self.syncer.push(whole, 1).await.map_err(failed)?;
@@ -230,7 +234,7 @@ impl LocalSink {
 
     /// Waits until nothing works on the file any more.
     async fn rest(&self) -> Result<(), SinkError> {
-        let (written, synced) = (self.growing.rest().await, self.syncer.rest().await);
+        let (written, synced) = (self.part_file.rest().await, self.syncer.rest().await);
         written.and(synced).map_err(|error| SinkError::disk("write", &self.work.place.part(), error))
     }
 
@@ -254,10 +258,10 @@ impl LocalSink {
     async fn finish(self, manifest: Manifest) -> Result<VerifiedCopy, SinkError> {
         let at_rest = self.rest().await;
         let proof = VerifiedCopy::new(&self.archive, &manifest);
-        let (work, growing) = (self.work, self.growing);
+        let (work, part_file) = (self.work, self.part_file);
         blocking(move || {
             let published = at_rest
-                .and_then(|()| work.secure(&growing, manifest.image.bytes))
+                .and_then(|()| work.secure(&part_file, manifest.image.bytes))
                 .and_then(|()| work.publish(&manifest));
             if published.is_err() {
                 // A disk that failed is not given the same again; what can't be removed is in nobody's way.
@@ -272,10 +276,10 @@ impl LocalSink {
     async fn leave(self) {
         let at_rest = self.rest().await;
         let useless = self.has_failed || at_rest.is_err() || self.position == 0;
-        let (work, growing) = (self.work, self.growing);
+        let (work, part_file) = (self.work, self.part_file);
         blocking(move || match self.whole {
             // What can't be removed now is in nobody's way: the next download begins by removing it.
-            Some(whole) if !useless => drop(work.note(&growing, &whole).or_else(|_| work.discard())),
+            Some(whole) if !useless => drop(work.note(&part_file, &whole).or_else(|_| work.discard())),
             _ => drop(work.discard()),
         })
         .await;
@@ -308,8 +312,8 @@ impl Sink for LocalSink {
         Box::pin(self.leave())
     }
 
-    fn growing(&self) -> Option<Arc<GrowingFile>> {
-        Some(Arc::clone(&self.growing))
+    fn part_file(&self) -> Option<Arc<PartFile>> {
+        Some(Arc::clone(&self.part_file))
     }
 }
 
@@ -425,19 +429,19 @@ impl Work {
     }
 
     /// Makes safe what is there, and says so.
-    fn note(&self, growing: &GrowingFile, whole: &Whole) -> io::Result<()> {
-        let bytes_synced = growing.frontier();
-        growing.file().sync()?;
-        growing.is_safe(bytes_synced);
+    fn note(&self, part_file: &PartFile, whole: &Whole) -> io::Result<()> {
+        let bytes_synced = part_file.frontier();
+        part_file.file().sync()?;
+        part_file.is_safe(bytes_synced);
         let journal = Journal::new(whole, bytes_synced);
         replace_file(&*self.disk, &self.place.journal(), &journal.to_bytes(), Access::Group)
     }
 
     /// Makes the bytes of the whole image safe.
-    fn secure(&self, growing: &GrowingFile, expected: u64) -> Result<(), SinkError> {
-        let (path, file) = (self.place.part(), growing.file());
+    fn secure(&self, part_file: &PartFile, expected: u64) -> Result<(), SinkError> {
+        let (path, file) = (self.place.part(), part_file.file());
         file.sync().map_err(|error| SinkError::disk("make safe", &path, error))?;
-        growing.is_safe(expected);
+        part_file.is_safe(expected);
         let found = file.len().map_err(|error| SinkError::disk("measure", &path, error))?;
         if found == expected { Ok(()) } else { Err(SinkError::Length { path, expected, found }) }
     }
@@ -468,11 +472,11 @@ impl Work {
     }
 
     /// Replaces the manifest, and then removes the image of one that is pruned.
-    fn amend(&self, before: &Manifest, what: Amendment) -> Result<(), SinkError> {
+    fn update_manifest(&self, before: &Manifest, what: ManifestUpdate) -> Result<(), SinkError> {
         let path = self.place.manifest();
         replace_file(&*self.disk, &path, &what.of(before).to_bytes(), Access::Group)
             .map_err(|error| SinkError::disk("write", &path, error))?;
-        if let Amendment::Pruned(_) = what {
+        if let ManifestUpdate::Pruned(_) = what {
             self.remove(&self.place.image())?;
             self.remove(&self.place.md5())?;
             self.sync_folder()?;

@@ -17,39 +17,33 @@
 //! Left to others: asking the service for an export and talking HTTP (`run` makes a source of the client), and
 //! which snapshots need a copy (`retention`).
 
-pub mod amend;
-mod batch;
 pub mod catalogue;
-pub mod download;
-pub mod facts;
-pub mod growing;
-pub mod hash;
 mod journal;
-mod lane;
 mod layout;
 pub mod local;
 pub mod manifest;
+pub mod manifest_update;
 pub mod md5;
 pub mod proof;
 pub mod qcow2;
-mod ranges;
 pub mod restore;
 pub mod s3;
 pub mod sink;
 pub mod source;
+pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod testing;
-pub mod throttle;
+pub mod transfer;
 pub mod verify;
 
 use std::error::Error;
 
-use crate::archive::amend::{AmendError, Amendment};
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::local::LocalArchive;
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::s3::{ImageOf, S3Archive};
-use crate::archive::sink::{Begun, SinkError};
+use crate::archive::sink::{Begin, SinkError};
 use crate::archive::store::{ImageToStore, StoreError};
 use crate::policy::ArchiveName;
 
@@ -91,7 +85,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::Busy`] while another stores it.
-    pub async fn begin(&self, image: &ImageToStore) -> Result<Begun, StoreError> {
+    pub async fn begin(&self, image: &ImageToStore) -> Result<Begin, StoreError> {
         match self {
             Self::Local(archive) => archive.begin(image).await,
             Self::S3(archive) => {
@@ -118,11 +112,11 @@ impl Archive {
     /// that is pruned.
     ///
     /// # Errors
-    /// [`AmendError`].
-    pub async fn amend(&self, copy: &StoredCopy, what: Amendment) -> Result<(), AmendError> {
+    /// [`UpdateError`].
+    pub async fn update_manifest(&self, copy: &StoredCopy, what: ManifestUpdate) -> Result<(), UpdateError> {
         match self {
-            Self::Local(archive) => archive.amend(copy, what).await,
-            Self::S3(archive) => archive.amend(copy, what).await,
+            Self::Local(archive) => archive.update_manifest(copy, what).await,
+            Self::S3(archive) => archive.update_manifest(copy, what).await,
         }
     }
 }

@@ -14,16 +14,16 @@ use futures_util::stream;
 
 use crate::archive::Archive;
 use crate::archive::catalogue::StoredCopy;
-use crate::archive::download::{Download, DownloadError, End, Ends};
-use crate::archive::growing::GrowingFile;
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::qcow2::Qcow2Error;
 use crate::archive::s3::client::S3Error;
 use crate::archive::s3::{ImageOf, S3Archive};
-use crate::archive::sink::{Begun, Sink, SinkError, shown};
+use crate::archive::sink::{Begin, Sink, SinkError, shown};
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
+use crate::archive::transfer::download::{Download, DownloadError, Output, Outputs};
+use crate::archive::transfer::part_file::PartFile;
 use crate::disk::{Access, Disk, DiskFile, Open, blocking};
 use crate::policy::ArchiveName;
 use crate::transport::{Body, Reached, TransportError};
@@ -228,8 +228,8 @@ pub async fn into_bucket(
         archive: bucket.name().clone(),
         source: Box::new(source),
     })? {
-        Begun::Stored(copy) => Ok(copy),
-        Begun::Sink(sink, _) => {
+        Begin::Stored(copy) => Ok(copy),
+        Begin::Sink(sink, _) => {
             let manifest = Manifest { verified_at: download.clock.now(), ..manifest.clone() };
             give(archive, &manifest, download, sink).await.map(|restored| restored.copy)
         }
@@ -243,11 +243,13 @@ async fn give(
     download: &Download<'_>,
     sink: Box<dyn Sink>,
 ) -> Result<Restored, RestoreError> {
-    let mut ends =
-        Ends { open: vec![End { archive: archive.clone(), sink, resumable: None }], lost: Vec::new() };
-    let why = match download.fetch(&mut ends, false).await {
-        Ok(fetched) if fetched.md5 == fetched.expected => match ends.open.pop() {
-            Some(End { sink, .. }) => {
+    let mut outputs = Outputs {
+        open: vec![Output { archive: archive.clone(), sink, resumable: None }],
+        failed: Vec::new(),
+    };
+    let why = match download.fetch(&mut outputs, false).await {
+        Ok(fetched) if fetched.md5 == fetched.expected => match outputs.open.pop() {
+            Some(Output { sink, .. }) => {
                 let copy = sink.publish(manifest.clone()).await?;
                 return Ok(Restored { copy, unsound: fetched.qcow2.err() });
             }
@@ -256,12 +258,12 @@ async fn give(
         Ok(fetched) => {
             RestoreError::Damaged { archive: archive.clone(), expected: fetched.expected, found: fetched.md5 }
         }
-        Err(source) => match ends.lost.pop() {
+        Err(source) => match outputs.failed.pop() {
             Some((_, error)) => RestoreError::Sink(error),
             None => RestoreError::Unreadable { archive: archive.clone(), source },
         },
     };
-    for End { sink, .. } in ends.open {
+    for Output { sink, .. } in outputs.open {
         sink.abandon().await;
     }
     Err(why)
@@ -349,14 +351,14 @@ fn folder_of(path: &Path) -> &Path {
 struct FileSink {
     archive: ArchiveName,
     part: Part,
-    growing: GrowingFile,
+    part_file: PartFile,
     position: u64,
 }
 
 impl FileSink {
     fn new(archive: ArchiveName, part: Part) -> Self {
-        let growing = GrowingFile::new(Arc::clone(&part.file), 0);
-        Self { archive, part, growing, position: 0 }
+        let part_file = PartFile::new(Arc::clone(&part.file), 0);
+        Self { archive, part, part_file, position: 0 }
     }
 
     fn failed(&self, source: io::Error) -> SinkError {
@@ -368,7 +370,7 @@ impl Sink for FileSink {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
             let len = bytes.len() as u64;
-            let written = self.growing.write_at(self.position, bytes).await;
+            let written = self.part_file.write_at(self.position, bytes).await;
             self.position += len;
             written.map_err(|error| self.failed(error))
         })
@@ -376,10 +378,10 @@ impl Sink for FileSink {
 
     fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
-            self.growing.rest().await.map_err(|error| self.failed(error))?;
+            self.part_file.rest().await.map_err(|error| self.failed(error))?;
             let file = Arc::clone(&self.part.file);
             blocking(move || file.set_len(0)).await.map_err(|error| self.failed(error))?;
-            self.growing = GrowingFile::new(Arc::clone(&self.part.file), 0);
+            self.part_file = PartFile::new(Arc::clone(&self.part.file), 0);
             self.position = 0;
             Ok(())
         })
@@ -387,7 +389,7 @@ impl Sink for FileSink {
 
     fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<VerifiedCopy, SinkError>> {
         Box::pin(async move {
-            self.growing.rest().await.map_err(|error| self.failed(error))?;
+            self.part_file.rest().await.map_err(|error| self.failed(error))?;
             let Self { archive, mut part, position, .. } = *self;
             blocking(move || part.name(position)).await?;
             Ok(VerifiedCopy::new(&archive, &manifest))
@@ -410,10 +412,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::archive::hash::Hashers;
     use crate::archive::testing::{
         FakeSource, Fault, NoRandomness, Offer, Shared, TestClock, TestDisk, image, manifest_of,
     };
+    use crate::archive::transfer::hash::Hashers;
     use crate::clock::{self, Clock as _};
     use crate::disk::{RealDisk, read_file, replace_file};
     use crate::text::chain;

@@ -27,18 +27,18 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
 
-use crate::archive::amend::{AmendError, Amendment};
 use crate::archive::catalogue::{self, Catalogue, Files, Found, ProblemKind, StoredCopy};
-use crate::archive::facts::ArchiveFacts;
 use crate::archive::layout::{self, Place, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::client::{Client, Fault, Head, S3Error, S3Place};
 use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::upload::S3Sink;
-use crate::archive::sink::{Begun, Standing};
+use crate::archive::sink::{Begin, Target};
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
+use crate::archive::stats::ArchiveStats;
 use crate::clock::Clock;
 use crate::policy::ArchiveName;
 use crate::randomness::Randomness;
@@ -307,15 +307,15 @@ impl S3Archive {
     }
 
     /// What the archive adds up to. What goes wrong stands in the facts.
-    pub async fn facts(&self) -> ArchiveFacts {
-        ArchiveFacts::of(self.catalogue().await, None)
+    pub async fn facts(&self) -> ArchiveStats {
+        ArchiveStats::of(self.catalogue().await, None)
     }
 
     /// Begins with an image, or finds that a good copy of it is, or was, there already.
     ///
     /// # Errors
     /// [`S3Error`] if the store can't be asked, or this process is at the same image already.
-    pub async fn begin(&self, of: &ImageOf) -> Result<Begun, S3Error> {
+    pub async fn begin(&self, of: &ImageOf) -> Result<Begin, S3Error> {
         self.shared.cleaned.get_or_init(|| self.clean_quietly()).await;
         let keys = self.keys(of);
         let image = self.client.shown(&keys.image);
@@ -323,12 +323,12 @@ impl S3Archive {
             return Err(S3Error::new("store", image, Fault::Busy));
         };
         let before = match self.look(of, &keys).await? {
-            (Some(manifest), _) => return Ok(Begun::Stored(VerifiedCopy::new(&self.name, &manifest))),
+            (Some(manifest), _) => return Ok(Begin::Stored(VerifiedCopy::new(&self.name, &manifest))),
             (None, before) => before,
         };
         self.give_back(&keys.image).await;
         let sink = S3Sink::new(self.clone(), of.clone(), keys, before, busy);
-        Ok(Begun::Sink(Box::new(sink), Standing { image, bad: None, resumable: None }))
+        Ok(Begin::Sink(Box::new(sink), Target { image, bad: None, resumable: None }))
     }
 
     /// The manifest of the copy that counts, and what is known of its image.
@@ -425,21 +425,25 @@ impl S3Archive {
 
     /// Writes down what became of a copy, and removes the image of one that is pruned. No store locks anything, so another
     /// process may come between the look and the writing; then at worst a copy does not count that could.
-    pub(super) async fn amend(&self, copy: &StoredCopy, what: Amendment) -> Result<(), AmendError> {
+    pub(super) async fn update_manifest(
+        &self,
+        copy: &StoredCopy,
+        what: ManifestUpdate,
+    ) -> Result<(), UpdateError> {
         let of = ImageOf::of(&copy.manifest);
         let keys = self.keys(&of);
         let image = self.client.shown(&keys.image);
         let Some(_busy) = Busy::take(&keys.image, &self.shared) else {
-            return Err(AmendError::Busy { image });
+            return Err(UpdateError::Busy { image });
         };
-        let refused = |error: S3Error| AmendError::Archive(error.into());
+        let refused = |error: S3Error| UpdateError::Archive(error.into());
         let (found, _) = self.look(&of, &keys).await.map_err(refused)?;
         if found.as_ref() != Some(&copy.manifest) {
-            return Err(AmendError::Changed { image });
+            return Err(UpdateError::Changed { image });
         }
         match what {
-            Amendment::Pruned(at) => self.delete_image(copy, at).await.map(drop),
-            Amendment::Verified(_) | Amendment::Corrupt(_) => {
+            ManifestUpdate::Pruned(at) => self.delete_image(copy, at).await.map(drop),
+            ManifestUpdate::Verified(_) | ManifestUpdate::Corrupt(_) => {
                 self.write_manifest(&what.of(&copy.manifest)).await
             }
         }
@@ -451,7 +455,7 @@ impl S3Archive {
     /// # Errors
     /// [`S3Error`]: either nothing changed, or the manifest is marked, and the image may still be there.
     pub async fn delete_image(&self, copy: &StoredCopy, at: Timestamp) -> Result<Manifest, S3Error> {
-        let manifest = Amendment::Pruned(at).of(&copy.manifest);
+        let manifest = ManifestUpdate::Pruned(at).of(&copy.manifest);
         // First what the gate needs: without its image and unmarked, the copy would not count any more.
         self.write_manifest(&manifest).await?;
         let keys = self.keys(&ImageOf::of(&manifest));

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::archive::growing::GrowingFile;
 use crate::archive::is_full;
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
+use crate::archive::transfer::part_file::PartFile;
 use crate::text::printable;
 
 /// One archive's end of a download. Dropping it is to be killed: nothing is published, and what the next one may rely on
@@ -45,7 +45,7 @@ pub trait Sink: Send {
     fn abandon(self: Box<Self>) -> BoxFuture<'static, ()>;
 
     /// The file that the bytes go to, where they can be written at any place and read back at once.
-    fn growing(&self) -> Option<Arc<GrowingFile>> {
+    fn part_file(&self) -> Option<Arc<PartFile>> {
         None
     }
 }
@@ -71,16 +71,16 @@ pub struct Resumable {
 }
 
 /// How an archive begins with an image.
-pub enum Begun {
+pub enum Begin {
     /// A good copy is there already.
     Stored(VerifiedCopy),
     /// It is to be brought in.
-    Sink(Box<dyn Sink>, Standing),
+    Sink(Box<dyn Sink>, Target),
 }
 
 /// What stands in an archive's place for an image that is to be brought in.
 #[derive(Debug, Clone)]
-pub struct Standing {
+pub struct Target {
     /// The image's place, for people.
     pub image: String,
     /// Where bytes with a wrong MD5 are kept, if the archive can.

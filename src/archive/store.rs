@@ -6,7 +6,6 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::archive::download::{Download, DownloadError, End, Ends, Fetched, Progress};
 use crate::archive::layout::image_name;
 use crate::archive::manifest::{
     ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord, TemplateRecord,
@@ -14,7 +13,8 @@ use crate::archive::manifest::{
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::qcow2::{Qcow2, Qcow2Error};
-use crate::archive::sink::{Sink, SinkError, Standing, shown};
+use crate::archive::sink::{Sink, SinkError, Target, shown};
+use crate::archive::transfer::download::{Download, DownloadError, Fetched, Output, Outputs, Progress};
 use crate::policy::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 
@@ -113,7 +113,7 @@ pub enum StoreError {
     },
     /// The service exported something that can't be used.
     #[error("verify {image}: its MD5 is right, but it is not a sound image")]
-    Unsound {
+    Invalid {
         /// The image.
         image: String,
         /// Why; for all archives the same.
@@ -141,23 +141,23 @@ impl StoreError {
 /// Dropped on the way, or after an error, nothing is published, and what can be resumed stays.
 pub async fn store(
     image: &ImageToStore,
-    begun: Vec<(ArchiveName, Box<dyn Sink>, Standing)>,
+    begun: Vec<(ArchiveName, Box<dyn Sink>, Target)>,
     download: &Download<'_>,
 ) -> Vec<(ArchiveName, Result<VerifiedCopy, StoreError>)> {
     let exported_at = download.clock.now();
-    let mut ends = Ends::default();
+    let mut outputs = Outputs::default();
     let mut standings = Vec::new();
     for (archive, sink, standing) in begun {
         let resumable = standing.resumable.clone();
         standings.push((archive.clone(), standing));
-        ends.open.push(End { archive, sink, resumable });
+        outputs.open.push(Output { archive, sink, resumable });
     }
-    let proved = prove(&mut ends, download).await;
+    let proved = prove(&mut outputs, download).await;
     let mut stored = Vec::new();
     match proved {
         Ok((fetched, qcow2)) => {
             let now = download.clock.now();
-            for End { archive, sink, .. } in ends.open {
+            for Output { archive, sink, .. } in outputs.open {
                 let published = match describe(image, &fetched, &qcow2, [exported_at, now]) {
                     Ok(manifest) => sink.publish(manifest).await.map_err(StoreError::Sink),
                     Err(error) => {
@@ -169,7 +169,7 @@ pub async fn store(
             }
         }
         Err(failure) => {
-            for End { archive, mut sink, .. } in ends.open {
+            for Output { archive, mut sink, .. } in outputs.open {
                 if failure.is_useless() {
                     // What fails here fails in the next step as well.
                     let _ = sink.restart().await;
@@ -181,30 +181,30 @@ pub async fn store(
             }
         }
     }
-    stored.extend(ends.lost.into_iter().map(|(archive, error)| (archive, Err(StoreError::Sink(error)))));
+    stored.extend(outputs.failed.into_iter().map(|(archive, error)| (archive, Err(StoreError::Sink(error)))));
     stored
 }
 
 /// Why no archive gets the image.
-enum Unproved {
+enum Unverified {
     Download(Arc<DownloadError>),
     /// The second download, after one with a wrong MD5.
     Anew(Arc<DownloadError>, Fetched),
     Mismatch(Fetched),
-    Unsound(Arc<Qcow2Error>),
+    Invalid(Arc<Qcow2Error>),
 }
 
-impl Unproved {
+impl Unverified {
     /// Whether what came in must not be resumed.
     fn is_useless(&self) -> bool {
         match self {
             Self::Download(error) | Self::Anew(error, _) => matches!(**error, DownloadError::Unsteady(_)),
-            Self::Mismatch(_) | Self::Unsound(_) => true,
+            Self::Mismatch(_) | Self::Invalid(_) => true,
         }
     }
 
     /// What it means for one archive.
-    fn of(&self, standing: &Standing) -> StoreError {
+    fn of(&self, standing: &Target) -> StoreError {
         let (image, bad) = (standing.image.clone(), standing.bad.clone());
         match self {
             Self::Download(source) => StoreError::Download { image, source: Arc::clone(source) },
@@ -215,37 +215,37 @@ impl Unproved {
             Self::Mismatch(Fetched { expected, md5, .. }) => {
                 StoreError::ChecksumMismatch { bad, expected: *expected, found: *md5 }
             }
-            Self::Unsound(source) => StoreError::Unsound { image, source: Arc::clone(source) },
+            Self::Invalid(source) => StoreError::Invalid { image, source: Arc::clone(source) },
         }
     }
 }
 
-/// Brings the image into the ends, a second time if its MD5 was wrong, and looks what it is.
-async fn prove(ends: &mut Ends, download: &Download<'_>) -> Result<(Fetched, Qcow2), Unproved> {
+/// Brings the image into the outputs, a second time if its MD5 was wrong, and looks what it is.
+async fn prove(outputs: &mut Outputs, download: &Download<'_>) -> Result<(Fetched, Qcow2), Unverified> {
     let mut mismatch: Option<Fetched> = None;
     let fetched = loop {
-        let fetched = match (download.fetch(ends, mismatch.is_some()).await, mismatch.take()) {
+        let fetched = match (download.fetch(outputs, mismatch.is_some()).await, mismatch.take()) {
             (Ok(fetched), None) => fetched,
             (Ok(fetched), Some(_)) if fetched.md5 == fetched.expected => fetched,
             (Ok(fetched), Some(_)) => {
                 (download.progress)(Progress::ChecksumMismatch);
-                let _ = ends.keep_bad().await;
-                return Err(Unproved::Mismatch(fetched));
+                let _ = outputs.keep_bad().await;
+                return Err(Unverified::Mismatch(fetched));
             }
-            (Err(error), None) => return Err(Unproved::Download(Arc::new(error))),
-            (Err(error), Some(before)) => return Err(Unproved::Anew(Arc::new(error), before)),
+            (Err(error), None) => return Err(Unverified::Download(Arc::new(error))),
+            (Err(error), Some(before)) => return Err(Unverified::Anew(Arc::new(error), before)),
         };
         if fetched.md5 == fetched.expected {
             break fetched;
         }
         (download.progress)(Progress::ChecksumMismatch);
-        ends.keep_bad().await.map_err(|error| Unproved::Download(Arc::new(error)))?;
+        outputs.keep_bad().await.map_err(|error| Unverified::Download(Arc::new(error)))?;
         mismatch = Some(fetched);
     };
     (download.progress)(Progress::Verifying);
     match fetched.qcow2 {
         Ok(qcow2) => Ok((fetched, qcow2)),
-        Err(error) => Err(Unproved::Unsound(Arc::new(error))),
+        Err(error) => Err(Unverified::Invalid(Arc::new(error))),
     }
 }
 

@@ -101,7 +101,7 @@ pub(super) enum Fault {
     Fine,
     /// The connection breaks after so many bytes.
     Cut(usize),
-    /// The body ends as if it were whole after so many bytes.
+    /// the body ends as if it were whole after so many bytes.
     End(usize),
     /// No more bytes come after so many.
     Stall(usize),

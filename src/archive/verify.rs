@@ -11,16 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::archive::amend::{AmendError, Amendment};
 use crate::archive::catalogue::{Catalogue, Problem, ProblemKind, StoredCopy};
-use crate::archive::download::{Download, End, Ends};
-use crate::archive::hash::Hashers;
 use crate::archive::manifest::Manifest;
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::qcow2::{Checker, Qcow2, Qcow2Error};
 use crate::archive::s3::S3Archive;
 use crate::archive::sink::{Sink, SinkError};
+use crate::archive::transfer::download::{Download, Output, Outputs};
+use crate::archive::transfer::hash::Hashers;
 use crate::archive::{Archive, ArchiveError};
 use crate::clock::Clock;
 use crate::disk::{Access, Disk, DiskFile, Open, blocking};
@@ -111,14 +111,14 @@ pub async fn verify(
     };
     let now = clock.now();
     match outcome {
-        Ok(()) => match archive.amend(copy, Amendment::Verified(now)).await {
+        Ok(()) => match archive.update_manifest(copy, ManifestUpdate::Verified(now)).await {
             Ok(()) => Outcome::Good,
             Err(error) => Outcome::Failed(format!("it is good, and that can't be noted: {}", chain(&error))),
         },
-        Err(why) => match archive.amend(copy, Amendment::Corrupt(now)).await {
+        Err(why) => match archive.update_manifest(copy, ManifestUpdate::Corrupt(now)).await {
             Ok(()) => Outcome::Corrupt(why),
             // Whoever replaced or removed it meanwhile may be the reason; what is there now was not read.
-            Err(error @ AmendError::Changed { .. }) => {
+            Err(error @ UpdateError::Changed { .. }) => {
                 Outcome::Failed(format!("{why}, but {}", chain(&error)))
             }
             Err(error) => {
@@ -217,9 +217,9 @@ async fn read_object(
         throttle: None,
         progress: &|_| {},
     };
-    let end = End { archive: bucket.name().clone(), sink: Box::new(Nowhere), resumable: None };
-    let mut ends = Ends { open: vec![end], ..Ends::default() };
-    let fetched = download.fetch(&mut ends, false).await;
+    let end = Output { archive: bucket.name().clone(), sink: Box::new(Nowhere), resumable: None };
+    let mut outputs = Outputs { open: vec![end], ..Outputs::default() };
+    let fetched = download.fetch(&mut outputs, false).await;
     let fetched = fetched.map_err(|error| format!("it can't be read: {}", chain(&error)))?;
     Ok(Read { bytes: fetched.bytes, md5: fetched.md5, qcow2: fetched.qcow2 })
 }

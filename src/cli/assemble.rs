@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::Archive;
-use crate::archive::hash::Hashers;
 use crate::archive::local::LocalArchive;
 use crate::archive::s3::S3Archive;
 use crate::archive::s3::client::S3Place;
 use crate::archive::s3::credentials::S3Credentials;
+use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
 use crate::cli::{Exit, Refusal};
 use crate::clock::{Clock, SystemClock};

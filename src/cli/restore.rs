@@ -8,8 +8,8 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
-use crate::archive::hash::Hashers;
 use crate::archive::manifest::Manifest;
+use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::archive::Archive;
-use crate::archive::facts::ArchiveFacts;
+use crate::archive::stats::ArchiveStats;
 use crate::archive::verify::{describe, verify_archive};
 use crate::clock::timeout;
 use crate::config::ServerSettings;
@@ -451,7 +451,7 @@ impl Daemon {
                     () = stop.cancelled() => {}
                     () = verify_one(&runner, &archive, plan.percent) => {}
                 }
-                telemetry.archive(&name, ArchiveFacts::read(&archive).await);
+                telemetry.archive(&name, ArchiveStats::read(&archive).await);
                 verifying.names().remove(&name);
             });
         }
@@ -462,7 +462,7 @@ impl Daemon {
         for (name, archive) in &self.runner.archives {
             let (name, archive, telemetry) = (name.clone(), Arc::clone(archive), self.telemetry.clone());
             tokio::spawn(async move {
-                let facts = ArchiveFacts::read(&archive).await;
+                let facts = ArchiveStats::read(&archive).await;
                 telemetry.archive(&name, facts);
             });
         }

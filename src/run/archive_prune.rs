@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::archive::Archive;
-use crate::archive::amend::Amendment;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
+use crate::archive::manifest_update::ManifestUpdate;
 use crate::clock::Clock;
 use crate::disk::blocking;
 use crate::policy::select::Select;
@@ -107,7 +107,7 @@ impl ArchivePruner {
         if holds.on(copy.manifest.snapshot.id, now).is_some() {
             return Err(StepError::skipped("its snapshot has been pinned meanwhile"));
         }
-        let pruned = self.archive.amend(copy, Amendment::Pruned(now)).await;
+        let pruned = self.archive.update_manifest(copy, ManifestUpdate::Pruned(now)).await;
         pruned.map(|()| Done::default()).map_err(|error| StepError::failed(chain(&error)))
     }
 }

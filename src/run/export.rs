@@ -11,12 +11,12 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::archive::download::{Download, Progress};
 use crate::archive::manifest::TemplateRecord;
 use crate::archive::proof::VerifiedCopy;
-use crate::archive::sink::Begun;
+use crate::archive::sink::Begin;
 use crate::archive::store::{self, ImageToStore, StoreError};
-use crate::archive::throttle::Throttle;
+use crate::archive::transfer::download::{Download, Progress};
+use crate::archive::transfer::throttle::Throttle;
 use crate::exoscale::client::ZoneClient;
 use crate::policy::{ArchiveName, Export, Policy, Which};
 use crate::retention::plan::PolicyPlan;
@@ -208,8 +208,8 @@ impl<'a> With<'a> {
             let (name, id) = (printable(&missing.snapshot.name), missing.snapshot.id);
             info!(zone.name = %missing.zone, snapshot.id = %id, "exporting snapshot {name} into archive {archive}");
             match self.begin(archive, &image).await {
-                Ok(Begun::Stored(copy)) => drop(told.send(Ok(done(&copy, None)))),
-                Ok(Begun::Sink(sink, standing)) => {
+                Ok(Begin::Stored(copy)) => drop(told.send(Ok(done(&copy, None)))),
+                Ok(Begin::Sink(sink, standing)) => {
                     begun.push((archive.clone(), sink, standing));
                     still.insert(archive.clone(), told);
                 }
@@ -276,7 +276,7 @@ impl<'a> With<'a> {
 
     /// Makes an archive ready. Another policy, or `once` beside the daemon, may be at it: what it leaves is found, or made
     /// after all.
-    async fn begin(&self, name: &ArchiveName, image: &ImageToStore) -> Result<Begun, String> {
+    async fn begin(&self, name: &ArchiveName, image: &ImageToStore) -> Result<Begin, String> {
         let archive = self.runner.archives.get(name);
         let archive = archive.ok_or_else(|| format!("archive {name} is not configured"))?;
         loop {

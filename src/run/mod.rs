@@ -43,7 +43,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::archive::Archive;
-use crate::archive::hash::Hashers;
+use crate::archive::transfer::hash::Hashers;
 use crate::clock::{Clock, timeout};
 use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::Client;

@@ -18,12 +18,12 @@ use tracing::{info, warn};
 
 use crate::archive::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
-use crate::archive::download::Download;
-use crate::archive::hash::Hashers;
 use crate::archive::manifest::{Manifest, TemplateRecord};
 use crate::archive::restore;
 use crate::archive::s3::S3Archive;
 use crate::archive::source::ImageSource;
+use crate::archive::transfer::download::Download;
+use crate::archive::transfer::hash::Hashers;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::exoscale::client::ZoneClient;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::archive::facts::ArchiveFacts;
+use crate::archive::stats::ArchiveStats;
 use crate::clock::Clock;
 use crate::exoscale::client::Observer;
 use crate::exoscale::error::ErrorKind;
@@ -193,7 +193,7 @@ impl Telemetry {
     }
 
     /// What an archive holds by now.
-    pub fn archive(&self, name: &ArchiveName, facts: ArchiveFacts) {
+    pub fn archive(&self, name: &ArchiveName, facts: ArchiveStats) {
         let mut model = self.model();
         if model.archive_names.contains(name) {
             model.archives.insert(name.clone(), facts);

@@ -11,7 +11,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::archive::facts::ArchiveFacts;
+use crate::archive::stats::ArchiveStats;
 use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::run::persist;
@@ -73,7 +73,7 @@ pub(super) struct Model {
     /// The archives of the configuration.
     pub(super) archive_names: BTreeSet<ArchiveName>,
     /// Those that were read.
-    pub(super) archives: BTreeMap<ArchiveName, ArchiveFacts>,
+    pub(super) archives: BTreeMap<ArchiveName, ArchiveStats>,
     /// By what there may only be so many of: how many there are, and may be.
     pub(super) quotas: BTreeMap<String, (u64, Option<u64>)>,
     /// In seconds; this machine's clock is ahead of the API's by so much.

@@ -22,7 +22,7 @@ use snapwarden::archive::md5::{Md5, Md5Sum};
 use snapwarden::archive::s3::client::S3Place;
 use snapwarden::archive::s3::credentials::S3Credentials;
 use snapwarden::archive::s3::{ImageOf, S3Archive};
-use snapwarden::archive::sink::{Begun, Sink, Whole};
+use snapwarden::archive::sink::{Begin, Sink, Whole};
 use snapwarden::archive::source::ImageSource as _;
 use snapwarden::clock::SystemClock;
 use snapwarden::randomness::SystemRandomness;
@@ -166,8 +166,8 @@ fn md5_of(chunks: impl Iterator<Item = Bytes>) -> Md5Sum {
 
 async fn begin(archive: &S3Archive) -> Box<dyn Sink> {
     match archive.begin(&of()).await.unwrap() {
-        Begun::Sink(sink, _) => sink,
-        Begun::Stored(copy) => panic!("{copy:?}"),
+        Begin::Sink(sink, _) => sink,
+        Begin::Stored(copy) => panic!("{copy:?}"),
     }
 }
 
@@ -212,7 +212,7 @@ async fn a_bucket_holds_what_was_proved_and_gives_it_back() {
     let catalogue = archive.catalogue().await.unwrap();
     let copy = &catalogue.copies()[0];
     assert_eq!((&copy.manifest, catalogue.problems().len()), (&manifest(bytes, md5), 0));
-    assert!(matches!(archive.begin(&of()).await.unwrap(), Begun::Stored(again) if again == proof));
+    assert!(matches!(archive.begin(&of()).await.unwrap(), Begin::Stored(again) if again == proof));
     let stored = archive.image(copy);
     let whole = stored.open(0, None, None).await.unwrap();
     assert_eq!((whole.offset, whole.total), (0, Some(bytes)));

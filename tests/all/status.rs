@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use snapwarden::archive::download::Progress;
-use snapwarden::archive::facts::ArchiveFacts;
+use snapwarden::archive::stats::ArchiveStats;
+use snapwarden::archive::transfer::download::Progress;
 use snapwarden::config;
 use snapwarden::daemon::server;
 use snapwarden::disk::{Access, RealDisk, replace_file};
@@ -77,7 +77,7 @@ fn well() -> ZoneMemory {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
     let (address, telemetry) = daemon(well()).await;
-    let facts = ArchiveFacts { images: 3, bytes: 4096, free_bytes: Some(1 << 30), ..ArchiveFacts::default() };
+    let facts = ArchiveStats { images: 3, bytes: 4096, free_bytes: Some(1 << 30), ..ArchiveStats::default() };
     telemetry.archive(&"vault".parse().unwrap(), facts);
     let (exit, out, err) = status(address, &[]).await;
     assert_eq!((exit, err.as_str()), (0, ""), "{out}");
@@ -122,8 +122,8 @@ async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_needs_attention_is_said_and_exits_with_1() {
     let vault = "vault".parse().unwrap();
-    let broken = ArchiveFacts { error: Some("no such folder".to_owned()), ..ArchiveFacts::default() };
-    let corrupt = ArchiveFacts { corrupt: 2, ..ArchiveFacts::default() };
+    let broken = ArchiveStats { error: Some("no such folder".to_owned()), ..ArchiveStats::default() };
+    let corrupt = ArchiveStats { corrupt: 2, ..ArchiveStats::default() };
     let failed = ZoneMemory { failure: Some("no \u{1b}[31mroute".to_owned()), ..well() };
     let held = ZoneMemory { held: Some("it would delete 40 of 50".to_owned()), ..well() };
     let long_ago = NOW.parse::<jiff::Timestamp>().unwrap() - jiff::SignedDuration::from_hours(36);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use snapwarden::archive::facts::ArchiveFacts;
+use snapwarden::archive::stats::ArchiveStats;
 use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::exoscale::client::Observer as _;
 use snapwarden::policy::{ArchiveName, Policy, PolicyName};
@@ -173,7 +173,7 @@ async fn all_folded() -> Telemetry {
         telemetry.run_ended(&report);
     }
     for (name, archive) in &runner.archives {
-        telemetry.archive(name, ArchiveFacts::read(archive).await);
+        telemetry.archive(name, ArchiveStats::read(archive).await);
     }
     telemetry
 }
@@ -484,19 +484,19 @@ async fn an_archive_adds_up_to_its_images_and_to_what_is_wrong_with_it() {
     let (stage, _) = Stage::two_by_twenty();
     let (_, runner) = observed(&stage, NIGHTLY);
     let archive = runner.archives.values().next().unwrap();
-    let empty = ArchiveFacts::read(archive).await;
+    let empty = ArchiveStats::read(archive).await;
     assert_eq!((empty.images, empty.corrupt, empty.error), (0, 0, None));
     assert!(empty.free_bytes.is_some_and(|free| free > 0), "of the folder above");
 
     runner.run(&runner.policies[0], &RunOptions::default()).await.unwrap();
-    let facts = ArchiveFacts::read(archive).await;
+    let facts = ArchiveStats::read(archive).await;
     assert!(facts.images == 2 && facts.corrupt == 0 && facts.bytes > 2 << 20, "{facts:?}");
     let (image, bytes) = files(&stage.archive())
         .into_iter()
         .find(|(path, _)| path.extension().is_some_and(|end| end == "qcow2"))
         .unwrap();
     replace_file(&RealDisk, &image, &bytes[1..], Access::Group).unwrap();
-    let cut = ArchiveFacts::read(archive).await;
+    let cut = ArchiveStats::read(archive).await;
     assert_eq!((cut.images, cut.corrupt), (1, 1));
 }
 

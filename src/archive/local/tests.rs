@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::archive::catalogue::ProblemKind;
-use crate::archive::download::{Download, Progress};
-use crate::archive::hash::Hashers;
 use crate::archive::manifest::TemplateRecord;
 use crate::archive::store::store;
 use crate::archive::testing::{
     FakeSource, Fault, GIB, NoRandomness, Offer, Shared, TestClock, TestDisk, image, md5_of, put,
 };
+use crate::archive::transfer::download::{Download, Progress};
+use crate::archive::transfer::hash::Hashers;
 use crate::disk::RealDisk;
 use crate::policy::Which;
 use crate::sim::disk::MemoryDisk;
@@ -55,8 +55,8 @@ impl Bench {
         source: &FakeSource,
     ) -> Result<VerifiedCopy, StoreError> {
         let (sink, standing) = match self.archive.begin(image).await? {
-            Begun::Stored(copy) => return Ok(copy),
-            Begun::Sink(sink, standing) => (sink, standing),
+            Begin::Stored(copy) => return Ok(copy),
+            Begin::Sink(sink, standing) => (sink, standing),
         };
         let progress = |event| self.progress.lock().unwrap().push(event);
         let download = Download {
@@ -585,7 +585,7 @@ async fn an_unsound_image_is_not_published_though_its_md5_is_right() {
     for bytes in [backed, truncated, Vec::new()] {
         let bench = Bench::new();
         let error = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap_err();
-        assert!(matches!(error, StoreError::Unsound { .. }), "{}", chain(&error));
+        assert!(matches!(error, StoreError::Invalid { .. }), "{}", chain(&error));
         assert_eq!(bench.ends(), [".qcow2.lock"]);
     }
 }
@@ -720,7 +720,7 @@ async fn names_from_outside_reach_no_path_and_long_ones_keep_the_manifest_small(
 
 #[tokio::test(start_paused = true)]
 async fn links_in_the_way_are_refused_and_left_alone() {
-    let ends = [
+    let outputs = [
         ".qcow2",
         ".json",
         ".qcow2.md5",
@@ -730,7 +730,7 @@ async fn links_in_the_way_are_refused_and_left_alone() {
         ".qcow2.lock",
         "folder",
     ];
-    for end in ends {
+    for end in outputs {
         let bench = Bench::new();
         let target = bench.folder.path().join("target");
         let at = if end == "folder" { bench.instance_folder() } else { bench.path(end) };
@@ -1028,8 +1028,8 @@ async fn store_in(archives: &[LocalArchive], source: &FakeSource) -> Vec<Result<
     let mut begun = Vec::new();
     for archive in archives {
         match archive.begin(&to_store()).await.unwrap() {
-            Begun::Stored(copy) => panic!("{copy:?} is there"),
-            Begun::Sink(sink, standing) => begun.push((archive.name().clone(), sink, standing)),
+            Begin::Stored(copy) => panic!("{copy:?} is there"),
+            Begin::Sink(sink, standing) => begun.push((archive.name().clone(), sink, standing)),
         }
     }
     let download = Download {

@@ -55,7 +55,7 @@ struct Object {
 }
 
 #[derive(Debug)]
-struct Begun {
+struct Begin {
     key: String,
     /// With their `ETag`s.
     parts: BTreeMap<usize, (Bytes, String)>,
@@ -66,7 +66,7 @@ struct Begun {
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<String, Object>,
-    uploads: BTreeMap<String, Begun>,
+    uploads: BTreeMap<String, Begin>,
     /// What goes wrong with the next request whose name begins so; `true`: with all of them.
     faults: Vec<(&'static str, Effect, bool)>,
     log: VecDeque<String>,
@@ -217,7 +217,7 @@ impl Store {
             }
             "begin" => {
                 let id = format!("u/{}+", state.counter);
-                let begun = Begun {
+                let begun = Begin {
                     key: key.to_owned(),
                     parts: BTreeMap::new(),
                     md5: text("x-amz-meta-md5"),
@@ -410,8 +410,8 @@ fn key(end: &str) -> String {
 
 async fn sink(archive: &S3Archive) -> Box<dyn Sink> {
     match archive.begin(&of()).await.unwrap() {
-        super::Begun::Sink(sink, _) => sink,
-        super::Begun::Stored(copy) => panic!("{copy:?}"),
+        super::Begin::Sink(sink, _) => sink,
+        super::Begin::Stored(copy) => panic!("{copy:?}"),
     }
 }
 
@@ -464,7 +464,7 @@ async fn an_image_goes_up_in_parts_and_is_seen_only_once_it_is_proved() {
     let sums = store.state().objects[&key(".qcow2.md5")].bytes.clone();
     assert_eq!(sums, format!("{}  20261101T023000Z-{SNAPSHOT}.qcow2\n", md5(&image)));
     // It is there now, and is not uploaded again.
-    assert!(matches!(archive.begin(&of()).await.unwrap(), super::Begun::Stored(again) if again == copy));
+    assert!(matches!(archive.begin(&of()).await.unwrap(), super::Begin::Stored(again) if again == copy));
     assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image));
 }
 
@@ -802,7 +802,7 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
 async fn old_uploads_of_ours_are_given_back_and_no_others() {
     let Scene { store, archive } = scene();
     let begin = |id: &str, key: String, initiated: &str| {
-        let begun = Begun { key, parts: BTreeMap::new(), md5: None, initiated: initiated.to_owned() };
+        let begun = Begin { key, parts: BTreeMap::new(), md5: None, initiated: initiated.to_owned() };
         store.state().uploads.insert(id.to_owned(), begun);
     };
     begin("old", key(".qcow2"), "2026-10-30T02:29:59.000Z");
@@ -911,13 +911,13 @@ async fn a_bucket_that_can_not_be_read_marks_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_copy_in_a_bucket_that_was_pruned_meanwhile_stays_marked() {
     let (Scene { store, .. }, archive, copy, image) = scene_with_an_image().await;
-    archive.amend(&copy, Amendment::Pruned(NOW.parse().unwrap())).await.unwrap();
+    archive.update_manifest(&copy, ManifestUpdate::Pruned(NOW.parse().unwrap())).await.unwrap();
     assert!(!store.keys().iter().any(|key| key.contains(".qcow2")));
     store.put(&key(".qcow2"), image);
     assert!(matches!(verify_one(&archive, &copy).await, Outcome::Failed(_)));
     let again = archive.catalogue().await.unwrap().copies()[0].clone();
     assert!(again.manifest.pruned_at.is_some() && again.has_image, "as a crash may leave it");
-    archive.amend(&again, Amendment::Pruned(NOW.parse().unwrap())).await.unwrap();
+    archive.update_manifest(&again, ManifestUpdate::Pruned(NOW.parse().unwrap())).await.unwrap();
     assert!(!store.keys().iter().any(|key| key.contains(".qcow2")));
     assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, again.manifest);
 }

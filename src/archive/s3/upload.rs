@@ -81,7 +81,7 @@ impl Upload {
             }
             Some(Err(lost)) => match lost.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime ends.
+                // the runtime ends.
                 Err(_) => std::future::pending().await,
             },
             None => Ok(()),

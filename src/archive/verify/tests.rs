@@ -213,7 +213,7 @@ async fn pruning_that_is_stopped_anywhere_leaves_a_copy_that_counts_and_can_be_f
         let copies = bench.copies().await;
         let copy = copies.iter().find(|copy| copy.manifest.snapshot.id == snapshot(1).id).unwrap();
         bench.disk.changes.store(changes, Ordering::Relaxed);
-        let pruned = bench.archive.amend(copy, Amendment::Pruned(NOW.parse().unwrap())).await;
+        let pruned = bench.archive.update_manifest(copy, ManifestUpdate::Pruned(NOW.parse().unwrap())).await;
         let is_through = !bench.disk.stopped();
         assert!(pruned.is_ok() || !is_through);
         bench.disk.changes.store(u64::MAX, Ordering::Relaxed);
@@ -224,8 +224,8 @@ async fn pruning_that_is_stopped_anywhere_leaves_a_copy_that_counts_and_can_be_f
             catalogue.copies().iter().find(|copy| copy.manifest.snapshot.id == snapshot(1).id).unwrap();
         assert!(copy.manifest.pruned_at.is_some() || copy.has_image);
         if copy.has_image {
-            let later = Amendment::Pruned("2026-11-21T00:00:00Z".parse().unwrap());
-            bench.archive.amend(copy, later).await.unwrap();
+            let later = ManifestUpdate::Pruned("2026-11-21T00:00:00Z".parse().unwrap());
+            bench.archive.update_manifest(copy, later).await.unwrap();
         }
         let paths: Vec<_> = bench.files(&[]).into_keys().collect();
         assert!(!paths.contains(&bench.place(1).image()) && paths.contains(&bench.place(2).image()));

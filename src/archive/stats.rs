@@ -14,7 +14,7 @@ use crate::text::chain;
 
 /// What an archive adds up to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ArchiveFacts {
+pub struct ArchiveStats {
     /// Verified copies whose image is there.
     pub images: u64,
     /// The length of all these images in bytes.
@@ -30,7 +30,7 @@ pub struct ArchiveFacts {
     pub error: Option<String>,
 }
 
-impl ArchiveFacts {
+impl ArchiveStats {
     /// Reads the whole archive and adds up what it holds. What goes wrong stands in the facts.
     pub async fn read(archive: &Archive) -> Self {
         let free_bytes = match archive {

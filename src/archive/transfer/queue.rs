@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// What a lane does with each item.
-pub(super) trait Worker: Send + Sized + 'static {
+pub(crate) trait Worker: Send + Sized + 'static {
     type Item: Send + 'static;
 
     /// Blocks. After an error nothing more is asked of it.
@@ -25,7 +25,7 @@ pub(super) trait Worker: Send + Sized + 'static {
 }
 
 /// Threads that serve lanes.
-pub(super) struct Crew<W: Worker> {
+pub(crate) struct Pool<W: Worker> {
     threads_max: usize,
     /// So many lanes a thread takes at a time.
     together_max: usize,
@@ -39,9 +39,9 @@ struct Called<W: Worker> {
 }
 
 /// A queue and its worker. Dropped, it forgets what waits in it; the item at hand is done to its end.
-pub(super) struct Lane<W: Worker> {
+pub(crate) struct Queue<W: Worker> {
     shared: Arc<Shared<W>>,
-    crew: Arc<Crew<W>>,
+    crew: Arc<Pool<W>>,
     room: Arc<Semaphore>,
     room_max: u32,
 }
@@ -84,14 +84,14 @@ impl<W: Worker> State<W> {
     }
 }
 
-impl<W: Worker> Lane<W> {
+impl<W: Worker> Queue<W> {
     /// A lane in which items of so much weight together may wait, with a crew of its own.
-    pub(super) fn new(worker: W, room_max: u32) -> Self {
-        Self::served_by(&Crew::new(1, 1), worker, room_max)
+    pub(crate) fn new(worker: W, room_max: u32) -> Self {
+        Self::on_pool(&Pool::new(1, 1), worker, room_max)
     }
 
     /// A lane in which items of so much weight together may wait.
-    pub(super) fn served_by(crew: &Arc<Crew<W>>, worker: W, room_max: u32) -> Self {
+    pub(crate) fn on_pool(crew: &Arc<Pool<W>>, worker: W, room_max: u32) -> Self {
         let state = State { queue: VecDeque::new(), worker: Some(worker), is_busy: false, failure: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), rested: Notify::new() });
         Self { shared, crew: Arc::clone(crew), room: Arc::new(Semaphore::new(room_max as usize)), room_max }
@@ -101,7 +101,7 @@ impl<W: Worker> Lane<W> {
     ///
     /// # Errors
     /// An earlier item failed.
-    pub(super) async fn push(&self, item: W::Item, weight: usize) -> io::Result<()> {
+    pub(crate) async fn push(&self, item: W::Item, weight: usize) -> io::Result<()> {
         let weight = u32::try_from(weight).unwrap_or(u32::MAX).min(self.room_max);
         let room = Arc::clone(&self.room).acquire_many_owned(weight).await.map_err(io::Error::other)?;
         let mut state = lock(&self.shared.state);
@@ -115,7 +115,7 @@ impl<W: Worker> Lane<W> {
     }
 
     /// Whether nothing is at work or waits.
-    pub(super) fn is_at_rest(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         !lock(&self.shared.state).is_busy
     }
 
@@ -123,7 +123,7 @@ impl<W: Worker> Lane<W> {
     ///
     /// # Errors
     /// An item failed.
-    pub(super) async fn rest(&self) -> io::Result<()> {
+    pub(crate) async fn rest(&self) -> io::Result<()> {
         loop {
             let mut rested = std::pin::pin!(self.shared.rested.notified());
             rested.as_mut().enable();
@@ -138,21 +138,21 @@ impl<W: Worker> Lane<W> {
     }
 
     /// Waits until all is done, and gives the worker back; none if it panicked.
-    pub(super) async fn into_worker(self) -> io::Result<W> {
+    pub(crate) async fn into_worker(self) -> io::Result<W> {
         self.rest().await?;
         lock(&self.shared.state).worker.take().ok_or_else(|| io::Error::other("the work was lost"))
     }
 }
 
-impl<W: Worker> Drop for Lane<W> {
+impl<W: Worker> Drop for Queue<W> {
     fn drop(&mut self) {
         lock(&self.shared.state).queue.clear();
     }
 }
 
-impl<W: Worker> Crew<W> {
+impl<W: Worker> Pool<W> {
     /// At most so many threads (there is one at least), each of which takes what up to so many lanes have at a time.
-    pub(super) fn new(threads_max: usize, together_max: usize) -> Arc<Self> {
+    pub(crate) fn new(threads_max: usize, together_max: usize) -> Arc<Self> {
         let called = Mutex::new(Called { lanes: VecDeque::new(), threads: 0 });
         Arc::new(Self { threads_max, together_max, called })
     }
@@ -160,11 +160,11 @@ impl<W: Worker> Crew<W> {
     fn call(self: &Arc<Self>, lane: Arc<Shared<W>>) {
         let mut called = lock(&self.called);
         called.lanes.push_back(lane);
-        self.muster(&mut called);
+        self.spawn_worker(&mut called);
     }
 
     /// One thread more, if there may be one.
-    fn muster(self: &Arc<Self>, called: &mut Called<W>) {
+    fn spawn_worker(self: &Arc<Self>, called: &mut Called<W>) {
         if called.threads < self.threads_max {
             called.threads += 1;
             let crew = Arc::clone(self);
@@ -187,7 +187,7 @@ impl<W: Worker> Crew<W> {
             let mut called = lock(&self.called);
             called.lanes.extend(lanes);
             if called.lanes.len() > self.share(&called) {
-                self.muster(&mut called);
+                self.spawn_worker(&mut called);
             }
         }
     }
@@ -257,19 +257,19 @@ mod tests {
 
     #[tokio::test]
     async fn items_are_done_in_their_order_and_the_worker_comes_back() {
-        let lane = Lane::new(Sum(0), 2);
+        let lane = Queue::new(Sum(0), 2);
         for item in [1, 2, 3, 4, 5, 6] {
             lane.push(item, 1).await.unwrap();
         }
         lane.rest().await.unwrap();
-        assert!(lane.is_at_rest());
+        assert!(lane.is_idle());
         assert_eq!(lane.into_worker().await.unwrap().0, 123_456);
     }
 
     #[tokio::test]
     async fn lanes_that_share_a_crew_each_keep_their_order() {
-        let crew = Crew::new(2, 3);
-        let lanes: Vec<_> = (0..9).map(|_| Lane::served_by(&crew, Sum(0), 2)).collect();
+        let crew = Pool::new(2, 3);
+        let lanes: Vec<_> = (0..9).map(|_| Queue::on_pool(&crew, Sum(0), 2)).collect();
         for item in [1, 2, 3, 4, 5, 6] {
             for lane in &lanes {
                 lane.push(item, 1).await.unwrap();
@@ -282,8 +282,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_fails_in_one_lane_is_no_matter_to_another() {
-        let crew = Crew::new(1, 1);
-        let lanes: Vec<_> = (0..3).map(|_| Lane::served_by(&crew, Sum(0), 9)).collect();
+        let crew = Pool::new(1, 1);
+        let lanes: Vec<_> = (0..3).map(|_| Queue::on_pool(&crew, Sum(0), 9)).collect();
         for (lane, items) in lanes.iter().zip([[7, 1], [13, 1], [2, 1]]) {
             for item in items {
                 let _ = lane.push(item, 1).await;
@@ -296,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_told_and_nothing_more_is_taken() {
-        let lane = Lane::new(Sum(0), 100);
+        let lane = Queue::new(Sum(0), 100);
         lane.push(7, 1).await.unwrap();
         assert_eq!(lane.rest().await.unwrap_err().to_string(), "seven");
         lane.push(1, 1).await.unwrap_err();
@@ -305,7 +305,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_failure() {
-        let lane = Lane::new(Sum(0), 100);
+        let lane = Queue::new(Sum(0), 100);
         lane.push(13, 1).await.unwrap();
         lane.rest().await.unwrap_err();
         assert!(lane.into_worker().await.is_err());
@@ -313,7 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_weighs_more_than_there_is_room_for_passes_alone() {
-        let lane = Lane::new(Sum(0), 4);
+        let lane = Queue::new(Sum(0), 4);
         for item in [1, 2, 3] {
             lane.push(item, 1 << 40).await.unwrap();
         }

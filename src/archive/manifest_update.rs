@@ -8,7 +8,7 @@ use crate::archive::manifest::Manifest;
 
 /// What becomes of a copy that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Amendment {
+pub enum ManifestUpdate {
     /// Its bytes were proved again then.
     Verified(Timestamp),
     /// Its bytes were found to differ then: it counts no more. The image stays, for somebody to look at.
@@ -17,7 +17,7 @@ pub enum Amendment {
     Pruned(Timestamp),
 }
 
-impl Amendment {
+impl ManifestUpdate {
     /// The new manifest.
     pub(super) fn of(self, manifest: &Manifest) -> Manifest {
         let mut manifest = manifest.clone();
@@ -33,7 +33,7 @@ impl Amendment {
 
 /// A copy could not be amended.
 #[derive(Debug, thiserror::Error)]
-pub enum AmendError {
+pub enum UpdateError {
     /// Somebody else is at it.
     #[error("{image}: another process works on it at this moment; the next time is soon enough")]
     Busy {

@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::archive::lane::{Lane, Worker};
+use crate::archive::transfer::queue::{Queue, Worker};
 use crate::disk::DiskFile;
 
 /// So many bytes may wait for the disk.
 const ROOM_BYTES: u32 = 6 << 20;
 
 /// A file that grows. Its **frontier** is where the first gap begins.
-pub struct GrowingFile {
+pub struct PartFile {
     file: Arc<dyn DiskFile>,
     written: Arc<Mutex<Written>>,
-    writer: Lane<Writer>,
+    writer: Queue<Writer>,
 }
 
 struct Writer {
@@ -73,19 +73,19 @@ fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
     written.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl GrowingFile {
+impl PartFile {
     /// A file that holds so many bytes already.
-    pub(super) fn new(file: Arc<dyn DiskFile>, bytes: u64) -> Self {
+    pub(crate) fn new(file: Arc<dyn DiskFile>, bytes: u64) -> Self {
         let written = Arc::new(Mutex::new(Written { frontier: bytes, ..Written::default() }));
         let writer = Writer { file: Arc::clone(&file), written: Arc::clone(&written) };
-        Self { file, written, writer: Lane::new(writer, ROOM_BYTES) }
+        Self { file, written, writer: Queue::new(writer, ROOM_BYTES) }
     }
 
     /// Writes, sooner or later; waits while too much is on its way.
     ///
     /// # Errors
     /// An earlier write failed.
-    pub(super) async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
+    pub(crate) async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
         let len = bytes.len();
         self.writer.push((offset, bytes), len).await
     }
@@ -94,23 +94,23 @@ impl GrowingFile {
     ///
     /// # Errors
     /// A write failed.
-    pub(super) async fn rest(&self) -> io::Result<()> {
+    pub(crate) async fn rest(&self) -> io::Result<()> {
         self.writer.rest().await
     }
 
     /// From now on it is read behind those who write.
-    pub(super) fn read_behind(&self) {
+    pub(crate) fn read_behind(&self) {
         lock(&self.written).read.get_or_insert(0);
     }
 
     /// It was read up to there.
-    pub(super) fn was_read(&self, upto: u64) {
+    pub(crate) fn was_read(&self, upto: u64) {
         lock(&self.written).read = Some(upto);
         self.release();
     }
 
     /// It is safe on the disk up to there.
-    pub(super) fn is_safe(&self, upto: u64) {
+    pub(crate) fn is_safe(&self, upto: u64) {
         lock(&self.written).safe = upto;
         self.release();
     }
@@ -121,12 +121,12 @@ impl GrowingFile {
     }
 
     /// How far it is written without a gap.
-    pub(super) fn frontier(&self) -> u64 {
+    pub(crate) fn frontier(&self) -> u64 {
         lock(&self.written).frontier
     }
 
     /// The file itself.
-    pub(super) fn file(&self) -> &Arc<dyn DiskFile> {
+    pub(crate) fn file(&self) -> &Arc<dyn DiskFile> {
         &self.file
     }
 }

@@ -9,20 +9,20 @@ use std::collections::VecDeque;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 /// A buffer in the making, and those that were handed out.
-pub(super) struct Batches {
+pub(crate) struct Buffers {
     bytes_max: usize,
     filling: BytesMut,
     out: VecDeque<Bytes>,
 }
 
-impl Batches {
+impl Buffers {
     /// Of batches of at most so many bytes.
-    pub(super) fn of(bytes_max: usize) -> Self {
+    pub(crate) fn of(bytes_max: usize) -> Self {
         Self { bytes_max, filling: BytesMut::new(), out: VecDeque::new() }
     }
 
     /// Takes as much of `chunk` as there is room for; true if the batch is full.
-    pub(super) fn fill(&mut self, chunk: &mut Bytes) -> bool {
+    pub(crate) fn fill(&mut self, chunk: &mut Bytes) -> bool {
         if self.filling.capacity() == 0 && !chunk.is_empty() {
             self.filling = self.returned().unwrap_or_else(|| BytesMut::with_capacity(self.bytes_max));
         }
@@ -33,12 +33,12 @@ impl Batches {
     }
 
     /// How many bytes wait.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.filling.len()
     }
 
     /// What was gathered.
-    pub(super) fn take(&mut self) -> Bytes {
+    pub(crate) fn take(&mut self) -> Bytes {
         let batch = std::mem::take(&mut self.filling).freeze();
         if !batch.is_empty() {
             self.out.push_back(batch.clone());
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn what_was_filled_in_comes_out_in_batches() {
-        let mut batches = Batches::of(4);
+        let mut batches = Buffers::of(4);
         let mut chunk = Bytes::from_static(b"abcdefghij");
         let mut out = Vec::new();
         while batches.fill(&mut chunk) {
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_once_nobody_holds_it() {
-        let mut batches = Batches::of(4);
+        let mut batches = Buffers::of(4);
         let mut full = |bytes: &'static [u8]| {
             assert!(batches.fill(&mut Bytes::from_static(bytes)));
             batches.take()

@@ -16,21 +16,23 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
-use crate::archive::batch::Batches;
-use crate::archive::download::{Download, DownloadError, Ended, Ends, Failure, Reached, changed, judge};
-use crate::archive::growing::GrowingFile;
-use crate::archive::hash::Hash;
 use crate::archive::source::SourceError;
+use crate::archive::transfer::buffer::Buffers;
+use crate::archive::transfer::download::{
+    Download, DownloadError, Ended, Failure, Outputs, Reached, changed, judge,
+};
+use crate::archive::transfer::hash::Hash;
+use crate::archive::transfer::part_file::PartFile;
 use crate::clock::timeout;
 
 /// Large enough that asking anew costs little, small enough that the hash stays close behind.
-pub(super) const PIECE_BYTES: u64 = 8 << 20;
+pub(crate) const PIECE_BYTES: u64 = 8 << 20;
 /// So much is written at once.
 const WRITE_BYTES: usize = 256 << 10;
 
 /// What is left of an image, by piece.
 #[derive(Debug)]
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     todo: VecDeque<Range<u64>>,
     /// Connections at once.
     allowed: usize,
@@ -38,7 +40,7 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// The bytes of `left`, over so many connections.
-    pub(super) fn of(left: Range<u64>, connections: usize) -> Self {
+    pub(crate) fn of(left: Range<u64>, connections: usize) -> Self {
         let step = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
         let begins = left.clone().step_by(step);
         let todo = begins.map(|from| from..(from + PIECE_BYTES).min(left.end)).collect();
@@ -65,13 +67,13 @@ enum Why {
 }
 
 impl Download<'_> {
-    /// Brings all pieces in. Ends early only if the last connection that is left fails; none if ranges are ignored.
-    pub(super) async fn ranges(
+    /// Brings all pieces in. Outputs early only if the last connection that is left fails; none if ranges are ignored.
+    pub(crate) async fn ranges(
         &self,
         reached: &mut Reached,
         pieces: &mut Pieces,
-        growing: &Arc<GrowingFile>,
-        ends: &mut Ends,
+        part_file: &Arc<PartFile>,
+        outputs: &mut Outputs,
         hash: &Hash,
     ) -> Result<Option<Ended>, DownloadError> {
         let came = AtomicU64::new(reached.bytes);
@@ -81,7 +83,7 @@ impl Download<'_> {
         loop {
             while ended.is_none() && at_work.len() < pieces.allowed {
                 let Some(piece) = pieces.todo.pop_front() else { break };
-                at_work.push(self.piece(piece, &before, growing, &came).boxed());
+                at_work.push(self.piece(piece, &before, part_file, &came).boxed());
             }
             let Some(Done { rest, why }) = at_work.next().await else { break };
             if !rest.is_empty() {
@@ -89,7 +91,7 @@ impl Download<'_> {
             }
             reached.bytes = came.load(Ordering::Relaxed);
             // It looks how far the file has come.
-            ends.write(&Bytes::new()).await?;
+            outputs.write(&Bytes::new()).await?;
             hash.take(Bytes::new()).await?;
             let alone = pieces.allowed == 1;
             match why {
@@ -108,8 +110,8 @@ impl Download<'_> {
             Some(Some(ended)) => Ok(Some(ended)),
             Some(None) => {
                 // From the first gap on, the usual way.
-                let _ = growing.rest().await;
-                reached.bytes = growing.frontier();
+                let _ = part_file.rest().await;
+                reached.bytes = part_file.frontier();
                 Ok(None)
             }
             None => {
@@ -124,11 +126,11 @@ impl Download<'_> {
         &self,
         piece: Range<u64>,
         before: &Reached,
-        growing: &GrowingFile,
+        part_file: &PartFile,
         came: &AtomicU64,
     ) -> Done {
         let mut rest = piece;
-        let why = self.piece_into(&mut rest, before, growing, came).await;
+        let why = self.piece_into(&mut rest, before, part_file, came).await;
         Done { rest, why }
     }
 
@@ -136,7 +138,7 @@ impl Download<'_> {
         &self,
         rest: &mut Range<u64>,
         before: &Reached,
-        growing: &GrowingFile,
+        part_file: &PartFile,
         came: &AtomicU64,
     ) -> Why {
         let opened = self.source.open(rest.start, Some(rest.end), before.whole.etag.as_deref());
@@ -151,7 +153,7 @@ impl Download<'_> {
         if stream.offset != rest.start {
             return Why::Ignored;
         }
-        let mut gathered = Batches::of(WRITE_BYTES);
+        let mut gathered = Buffers::of(WRITE_BYTES);
         loop {
             let next = timeout(self.clock, self.stall_timeout, stream.body.next()).await;
             let (mut chunk, failure) = match next {
@@ -173,7 +175,7 @@ impl Download<'_> {
                 if !(full || whole || failure.is_some()) {
                     break;
                 }
-                if len > 0 && growing.write_at(rest.start, gathered.take()).await.is_err() {
+                if len > 0 && part_file.write_at(rest.start, gathered.take()).await.is_err() {
                     return Why::Disk;
                 }
                 rest.start += len;

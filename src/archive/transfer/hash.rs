@@ -8,16 +8,16 @@ use std::thread::available_parallelism;
 
 use bytes::Bytes;
 
-use crate::archive::download::DownloadError;
-use crate::archive::growing::GrowingFile;
-use crate::archive::lane::{Crew, Lane, Worker};
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::qcow2::{Checker, Qcow2, Qcow2Error};
+use crate::archive::transfer::download::DownloadError;
+use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::queue::{Pool, Queue, Worker};
 
 /// Those who hash what comes in, for all downloads that share them. There are fewer than the machine has cores, so that the
 /// network and the disk have one; where images outnumber them, several are hashed at once, which takes less time.
 #[derive(Clone)]
-pub struct Hashers(Arc<Crew<Proof>>);
+pub struct Hashers(Arc<Pool<Proof>>);
 
 impl Debug for Hashers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,7 +28,7 @@ impl Debug for Hashers {
 impl Default for Hashers {
     fn default() -> Self {
         let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-        Self(Crew::new(cores.saturating_sub(1).max(1), TOGETHER_MAX))
+        Self(Pool::new(cores.saturating_sub(1).max(1), TOGETHER_MAX))
     }
 }
 
@@ -48,7 +48,7 @@ enum Next {
     /// These bytes.
     Bytes(Bytes),
     /// What stands in this file up to there.
-    Upto(Arc<GrowingFile>, u64),
+    Upto(Arc<PartFile>, u64),
 }
 
 /// So many bytes may wait.
@@ -81,18 +81,18 @@ impl Worker for Proof {
     fn work(&mut self, next: Next) -> io::Result<()> {
         match next {
             Next::Bytes(bytes) => self.take(&bytes),
-            Next::Upto(growing, upto) => {
+            Next::Upto(part_file, upto) => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 buffer.resize(READ_BACK_BYTES, 0);
                 while self.bytes < upto {
                     let wanted = usize::try_from(upto - self.bytes).unwrap_or(usize::MAX).min(buffer.len());
-                    match growing.file().read_at(&mut buffer[..wanted], self.bytes)? {
+                    match part_file.file().read_at(&mut buffer[..wanted], self.bytes)? {
                         0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                         count => self.take(&buffer[..count]),
                     }
                 }
                 self.buffer = buffer;
-                growing.was_read(self.bytes);
+                part_file.was_read(self.bytes);
             }
         }
         Ok(())
@@ -114,58 +114,60 @@ impl Worker for Proof {
 }
 
 /// Where the bytes are hashed: as they come, or read back behind a file that they go to.
-pub(super) struct Hash {
-    lane: Lane<Proof>,
-    behind: Option<Arc<GrowingFile>>,
+pub(crate) struct Hash {
+    lane: Queue<Proof>,
+    behind: Option<Arc<PartFile>>,
 }
 
 impl Hash {
     /// By the hashers, or by one of its own behind a file: that one may have to wait for the disk.
-    pub(super) fn new(hashers: &Hashers, behind: Option<Arc<GrowingFile>>) -> Self {
+    pub(crate) fn new(hashers: &Hashers, behind: Option<Arc<PartFile>>) -> Self {
         let lane = match &behind {
-            None => Lane::served_by(&hashers.0, Proof::new(), ROOM_BYTES),
-            Some(growing) => {
-                growing.read_behind();
-                Lane::new(Proof::new(), ROOM_BYTES)
+            None => Queue::on_pool(&hashers.0, Proof::new(), ROOM_BYTES),
+            Some(part_file) => {
+                part_file.read_behind();
+                Queue::new(Proof::new(), ROOM_BYTES)
             }
         };
         Self { lane, behind }
     }
 
     /// Whether it reads behind the file that the bytes go to.
-    pub(super) fn behind(&self) -> Option<&Arc<GrowingFile>> {
+    pub(crate) fn behind(&self) -> Option<&Arc<PartFile>> {
         self.behind.as_ref()
     }
 
     /// Takes what an earlier download left in the file, as soon as it can.
-    pub(super) async fn catch_up(&self, growing: &Arc<GrowingFile>, bytes: u64) -> Result<(), DownloadError> {
+    pub(crate) async fn read_back(&self, part_file: &Arc<PartFile>, bytes: u64) -> Result<(), DownloadError> {
         // In steps, since what is begun is done to its end.
         for upto in (0..bytes).step_by(STEP_BYTES).skip(1).chain([bytes]) {
-            let step = Next::Upto(Arc::clone(growing), upto);
+            let step = Next::Upto(Arc::clone(part_file), upto);
             self.lane.push(step, 1).await.map_err(DownloadError::ReadBack)?;
         }
         Ok(())
     }
 
     /// Takes what was handed to the archives, or looks how far it has come there.
-    pub(super) async fn take(&self, bytes: Bytes) -> Result<(), DownloadError> {
+    pub(crate) async fn take(&self, bytes: Bytes) -> Result<(), DownloadError> {
         let weight = bytes.len();
         let pushed = match &self.behind {
             None => self.lane.push(Next::Bytes(bytes), weight).await,
             // It looks again when it is through.
-            Some(_) if !self.lane.is_at_rest() => Ok(()),
-            Some(growing) => self.lane.push(Next::Upto(Arc::clone(growing), growing.frontier()), 1).await,
+            Some(_) if !self.lane.is_idle() => Ok(()),
+            Some(part_file) => {
+                self.lane.push(Next::Upto(Arc::clone(part_file), part_file.frontier()), 1).await
+            }
         };
         pushed.map_err(DownloadError::ReadBack)
     }
 
     /// What all the bytes are, of which there are so many.
-    pub(super) async fn finish(
+    pub(crate) async fn finish(
         self,
         bytes: u64,
     ) -> Result<(Md5Sum, Result<Qcow2, Qcow2Error>), DownloadError> {
-        if let Some(growing) = &self.behind {
-            let last = Next::Upto(Arc::clone(growing), bytes);
+        if let Some(part_file) = &self.behind {
+            let last = Next::Upto(Arc::clone(part_file), bytes);
             self.lane.push(last, 1).await.map_err(DownloadError::ReadBack)?;
         }
         let proof = self.lane.into_worker().await.map_err(DownloadError::ReadBack)?;

@@ -17,15 +17,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::archive::batch::Batches;
-use crate::archive::growing::GrowingFile;
-use crate::archive::hash::{Hash, Hashers};
 use crate::archive::md5::Md5Sum;
 use crate::archive::qcow2::{MAGIC, Qcow2, Qcow2Error};
-use crate::archive::ranges::{PIECE_BYTES, Pieces};
 use crate::archive::sink::{Resumable, Sink, SinkError, Whole};
 use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
-use crate::archive::throttle::Throttle;
+use crate::archive::transfer::buffer::Buffers;
+use crate::archive::transfer::hash::{Hash, Hashers};
+use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::ranges::{PIECE_BYTES, Pieces};
+use crate::archive::transfer::throttle::Throttle;
 use crate::clock::{Clock, timeout};
 use crate::disk::{DiskFile, blocking};
 use crate::policy::ArchiveName;
@@ -108,7 +108,7 @@ const NO_IMAGE: &str = "what the server sends is no qcow2 image";
 
 /// One connection's failure that a later one may not have.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     #[error("no byte came for {} s", .0.as_secs_f64())]
     Stalled(Duration),
     #[error("the image ended early")]
@@ -153,18 +153,18 @@ pub struct Download<'a> {
 
 /// What came in.
 #[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) bytes: u64,
+pub(crate) struct Fetched {
+    pub(crate) bytes: u64,
     /// Of the bytes.
-    pub(super) md5: Md5Sum,
+    pub(crate) md5: Md5Sum,
     /// By the service.
-    pub(super) expected: Md5Sum,
+    pub(crate) expected: Md5Sum,
     /// What the bytes are.
-    pub(super) qcow2: Result<Qcow2, Qcow2Error>,
+    pub(crate) qcow2: Result<Qcow2, Qcow2Error>,
 }
 
 /// The MD5 that the service gives.
-pub(super) fn expected_md5(facts: &ImageFacts) -> Result<Md5Sum, DownloadError> {
+pub(crate) fn expected_md5(facts: &ImageFacts) -> Result<Md5Sum, DownloadError> {
     match facts.md5.as_deref().map(str::trim) {
         None | Some("") => Err(DownloadError::NoMd5),
         Some(text) => text.parse().map_err(|_| DownloadError::BadMd5(excerpt(text, 64))),
@@ -172,27 +172,27 @@ pub(super) fn expected_md5(facts: &ImageFacts) -> Result<Md5Sum, DownloadError> 
 }
 
 /// An archive's end of the download.
-pub(super) struct End {
-    pub(super) archive: ArchiveName,
-    pub(super) sink: Box<dyn Sink>,
+pub(crate) struct Output {
+    pub(crate) archive: ArchiveName,
+    pub(crate) sink: Box<dyn Sink>,
     /// What it has of the image.
-    pub(super) resumable: Option<Resumable>,
+    pub(crate) resumable: Option<Resumable>,
 }
 
-/// All ends of a download: those that still take bytes, and why the others do not.
+/// All outputs of a download: those that still take bytes, and why the others do not.
 #[derive(Default)]
-pub(super) struct Ends {
-    pub(super) open: Vec<End>,
-    pub(super) lost: Vec<(ArchiveName, SinkError)>,
+pub(crate) struct Outputs {
+    pub(crate) open: Vec<Output>,
+    pub(crate) failed: Vec<(ArchiveName, SinkError)>,
 }
 
-impl Ends {
+impl Outputs {
     /// Those go on for which it went well.
-    async fn lose(&mut self, failures: Vec<(usize, SinkError)>) -> Result<(), DownloadError> {
+    async fn drop_failed(&mut self, failures: Vec<(usize, SinkError)>) -> Result<(), DownloadError> {
         for (place, failure) in failures.into_iter().rev() {
             let end = self.open.remove(place);
             end.sink.abandon().await;
-            self.lost.push((end.archive, failure));
+            self.failed.push((end.archive, failure));
         }
         if self.open.is_empty() { Err(DownloadError::NoArchive) } else { Ok(()) }
     }
@@ -200,15 +200,15 @@ impl Ends {
     async fn expect(&mut self, whole: &Whole) -> Result<(), DownloadError> {
         let open = self.open.iter_mut().enumerate();
         let failures = open.filter_map(|(place, end)| Some((place, end.sink.expect(whole).err()?))).collect();
-        self.lose(failures).await
+        self.drop_failed(failures).await
     }
 
-    pub(super) async fn write(&mut self, bytes: &Bytes) -> Result<(), DownloadError> {
+    pub(crate) async fn write(&mut self, bytes: &Bytes) -> Result<(), DownloadError> {
         let mut failures = Vec::new();
         for (place, end) in self.open.iter_mut().enumerate() {
             failures.extend(end.sink.write(bytes.clone()).await.err().map(|failure| (place, failure)));
         }
-        self.lose(failures).await
+        self.drop_failed(failures).await
     }
 
     /// Each begins at zero, but for the one at this place.
@@ -218,20 +218,20 @@ impl Ends {
             end.resumable = None;
             failures.extend(end.sink.restart().await.err().map(|failure| (place, failure)));
         }
-        self.lose(failures).await
+        self.drop_failed(failures).await
     }
 
-    pub(super) async fn keep_bad(&mut self) -> Result<(), DownloadError> {
+    pub(crate) async fn keep_bad(&mut self) -> Result<(), DownloadError> {
         let mut failures = Vec::new();
         for (place, end) in self.open.iter_mut().enumerate() {
             failures.extend(end.sink.keep_bad().await.err().map(|failure| (place, failure)));
         }
-        self.lose(failures).await
+        self.drop_failed(failures).await
     }
 }
 
 /// How a start, or one pass of it, ended.
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// The image is whole.
     Whole,
     /// What is there is no use any more.
@@ -241,44 +241,44 @@ pub(super) enum Ended {
 }
 
 /// How far a start has come, and of what.
-pub(super) struct Reached {
-    pub(super) bytes: u64,
-    pub(super) whole: Whole,
+pub(crate) struct Reached {
+    pub(crate) bytes: u64,
+    pub(crate) whole: Whole,
     /// Before the next opening a new address is needed.
-    pub(super) expired: bool,
+    pub(crate) expired: bool,
 }
 
 /// Over how many connections it comes.
-enum Ways {
+enum Connections {
     One,
     /// Into this file; what is left, once it is known.
-    Several(Arc<GrowingFile>, Option<Pieces>),
+    Several(Arc<PartFile>, Option<Pieces>),
 }
 
 impl Download<'_> {
-    /// Brings the image into all ends. With `anew` what they have of it is no use, and neither is the old address.
-    pub(super) async fn fetch(&self, ends: &mut Ends, anew: bool) -> Result<Fetched, DownloadError> {
+    /// Brings the image into all outputs. With `anew` what they have of it is no use, and neither is the old address.
+    pub(crate) async fn fetch(&self, outputs: &mut Outputs, anew: bool) -> Result<Fetched, DownloadError> {
         let mut why = "";
         for start in 0..STARTS {
             let expected = expected_md5(&self.source.facts())?;
             let first = start == 0 && !anew;
             if start > 0 {
                 (self.progress)(Progress::StartedOver);
-                ends.restart(None).await?;
+                outputs.restart(None).await?;
             }
             let (mut reached, hash) = if first {
-                self.take_up(ends, expected).await?
+                self.resume(outputs, expected).await?
             } else {
-                (Reached::zero(expected), self.hash_from_zero(ends))
+                (Reached::zero(expected), self.hash_from_zero(outputs))
             };
             reached.expired = anew && start == 0;
-            let (ended, bytes) = self.receive(&mut reached, ends, &hash).await?;
+            let (ended, bytes) = self.receive(&mut reached, outputs, &hash).await?;
             match ended {
                 None => {
-                    if let Some(growing) = hash.behind() {
+                    if let Some(part_file) = hash.behind() {
                         // What failed there is told by the archive, which hears of it with what it is given next.
-                        let _ = growing.rest().await;
-                        ends.write(&Bytes::new()).await?;
+                        let _ = part_file.rest().await;
+                        outputs.write(&Bytes::new()).await?;
                     }
                     let (md5, qcow2) = hash.finish(bytes).await?;
                     return Ok(Fetched { bytes, md5, expected, qcow2 });
@@ -290,22 +290,23 @@ impl Download<'_> {
     }
 
     /// Takes up what an earlier download left in one of the archives; the others get it from there.
-    async fn take_up(&self, ends: &mut Ends, md5: Md5Sum) -> Result<(Reached, Hash), DownloadError> {
-        let left = |end: &End| end.resumable.clone().filter(|left| left.whole.md5 == md5 && left.bytes > 0);
-        let all = ends.open.iter().enumerate();
-        let most = all.filter_map(|(place, end)| Some((left(end)?, place, end.sink.growing()?)));
-        let Some((left, place, growing)) = most.max_by_key(|(left, ..)| left.bytes) else {
-            if ends.open.iter().any(|end| end.resumable.is_some()) {
-                ends.restart(None).await?;
+    async fn resume(&self, outputs: &mut Outputs, md5: Md5Sum) -> Result<(Reached, Hash), DownloadError> {
+        let left =
+            |end: &Output| end.resumable.clone().filter(|left| left.whole.md5 == md5 && left.bytes > 0);
+        let all = outputs.open.iter().enumerate();
+        let most = all.filter_map(|(place, end)| Some((left(end)?, place, end.sink.part_file()?)));
+        let Some((left, place, part_file)) = most.max_by_key(|(left, ..)| left.bytes) else {
+            if outputs.open.iter().any(|end| end.resumable.is_some()) {
+                outputs.restart(None).await?;
             }
-            return Ok((Reached::zero(md5), self.hash_from_zero(ends)));
+            return Ok((Reached::zero(md5), self.hash_from_zero(outputs)));
         };
-        let hash = Hash::new(self.hashers, (ends.open.len() == 1).then_some(Arc::clone(&growing)));
+        let hash = Hash::new(self.hashers, (outputs.open.len() == 1).then_some(Arc::clone(&part_file)));
         if hash.behind().is_some() {
             // The network needs not wait for it.
-            hash.catch_up(&growing, left.bytes).await?;
+            hash.read_back(&part_file, left.bytes).await?;
         } else {
-            self.copy(ends, place, growing.file(), left.bytes, &hash).await?;
+            self.copy(outputs, place, part_file.file(), left.bytes, &hash).await?;
         }
         (self.progress)(Progress::Resumed { bytes: left.bytes });
         Ok((Reached { bytes: left.bytes, whole: left.whole, expired: false }, hash))
@@ -314,14 +315,14 @@ impl Download<'_> {
     /// Hands what one archive has to the others, and to the hash.
     async fn copy(
         &self,
-        ends: &mut Ends,
+        outputs: &mut Outputs,
         from: usize,
         file: &Arc<dyn DiskFile>,
         bytes: u64,
         hash: &Hash,
     ) -> Result<(), DownloadError> {
-        let name = ends.open[from].archive.clone();
-        ends.restart(Some(from)).await?;
+        let name = outputs.open[from].archive.clone();
+        outputs.restart(Some(from)).await?;
         let mut at = 0;
         while at < bytes {
             let wanted = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(BATCH_BYTES);
@@ -336,33 +337,33 @@ impl Download<'_> {
             at += piece.len() as u64;
             hash.take(piece.clone()).await?;
             let mut failures = Vec::new();
-            let others = ends.open.iter_mut().enumerate().filter(|(_, end)| end.archive != name);
+            let others = outputs.open.iter_mut().enumerate().filter(|(_, end)| end.archive != name);
             for (place, end) in others {
                 failures.extend(end.sink.write(piece.clone()).await.err().map(|failure| (place, failure)));
             }
-            ends.lose(failures).await?;
+            outputs.drop_failed(failures).await?;
         }
         Ok(())
     }
 
-    /// Feeds the ends until the image is whole (`None`), or what came is no use any more (why).
+    /// Feeds the outputs until the image is whole (`None`), or what came is no use any more (why).
     async fn receive(
         &self,
         reached: &mut Reached,
-        ends: &mut Ends,
+        outputs: &mut Outputs,
         hash: &Hash,
     ) -> Result<(Option<&'static str>, u64), DownloadError> {
-        let mut gathered = Batches::of(BATCH_BYTES);
+        let mut gathered = Buffers::of(BATCH_BYTES);
         let mut ways = match hash.behind() {
-            Some(growing) if self.connections > 1 => Ways::Several(Arc::clone(growing), None),
-            _ => Ways::One,
+            Some(part_file) if self.connections > 1 => Connections::Several(Arc::clone(part_file), None),
+            _ => Connections::One,
         };
         let mut failures = 0;
         loop {
             let before = reached.bytes;
-            let source = match self.pass(reached, &mut ways, &mut gathered, ends, hash).await? {
+            let source = match self.pass(reached, &mut ways, &mut gathered, outputs, hash).await? {
                 Ended::Whole => {
-                    flush(&mut gathered, ends, hash).await?;
+                    flush(&mut gathered, outputs, hash).await?;
                     return Ok((None, reached.bytes));
                 }
                 Ended::Changed(why) => return Ok((Some(why), reached.bytes)),
@@ -371,7 +372,7 @@ impl Download<'_> {
             failures = if reached.bytes > before { 0 } else { failures + 1 };
             if failures == TRIES {
                 // What came may be resumed one day.
-                flush(&mut gathered, ends, hash).await?;
+                flush(&mut gathered, outputs, hash).await?;
                 let (bytes, total) = (reached.bytes, reached.whole.bytes);
                 return Err(DownloadError::GaveUp { bytes, total, source });
             }
@@ -387,9 +388,9 @@ impl Download<'_> {
     async fn pass(
         &self,
         reached: &mut Reached,
-        ways: &mut Ways,
-        gathered: &mut Batches,
-        ends: &mut Ends,
+        ways: &mut Connections,
+        gathered: &mut Buffers,
+        outputs: &mut Outputs,
         hash: &Hash,
     ) -> Result<Ended, DownloadError> {
         if reached.expired {
@@ -404,16 +405,16 @@ impl Download<'_> {
         if reached.bytes > 0 && reached.whole.bytes == Some(reached.bytes) {
             return Ok(Ended::Whole);
         }
-        if let Ways::Several(growing, Some(pieces)) = ways {
-            let growing = Arc::clone(growing);
-            match self.ranges(reached, pieces, &growing, ends, hash).await? {
+        if let Connections::Several(part_file, Some(pieces)) = ways {
+            let part_file = Arc::clone(part_file);
+            match self.ranges(reached, pieces, &part_file, outputs, hash).await? {
                 Some(ended) => return Ok(ended),
-                None => *ways = Ways::One,
+                None => *ways = Connections::One,
             }
         }
         let etag = reached.whole.etag.clone().filter(|_| reached.bytes > 0);
         // The first of several tells how long the whole is.
-        let several = matches!(ways, Ways::Several(..));
+        let several = matches!(ways, Connections::Several(..));
         let until = several.then(|| reached.bytes.saturating_add(PIECE_BYTES));
         let opened = self.source.open(reached.bytes, until, etag.as_deref());
         let mut stream = match timeout(self.clock, self.stall_timeout, opened).await {
@@ -435,7 +436,7 @@ impl Download<'_> {
         let whole = &mut reached.whole;
         whole.bytes = whole.bytes.or(stream.total);
         whole.etag = whole.etag.take().or_else(|| stream.etag.take());
-        ends.expect(whole).await?;
+        outputs.expect(whole).await?;
 
         let end = match (reached.whole.bytes, until) {
             (Some(total), Some(until)) if stream.is_part => Some(total.min(until)),
@@ -468,19 +469,19 @@ impl Download<'_> {
                 return Ok(Ended::Changed("the server sends more bytes than it promised"));
             }
             while gathered.fill(&mut chunk) {
-                flush(gathered, ends, hash).await?;
+                flush(gathered, outputs, hash).await?;
                 self.tell(reached.bytes, reached.whole.bytes);
             }
         }
         self.tell(reached.bytes, reached.whole.bytes);
         match (&mut *ways, reached.whole.bytes) {
-            (Ways::Several(growing, pieces), Some(total)) if reached.bytes < total => {
-                flush(gathered, ends, hash).await?;
-                let growing = Arc::clone(growing);
+            (Connections::Several(part_file, pieces), Some(total)) if reached.bytes < total => {
+                flush(gathered, outputs, hash).await?;
+                let part_file = Arc::clone(part_file);
                 let left = Pieces::of(reached.bytes..total, self.connections);
-                let ended = self.ranges(reached, pieces.insert(left), &growing, ends, hash).await?;
+                let ended = self.ranges(reached, pieces.insert(left), &part_file, outputs, hash).await?;
                 Ok(ended.unwrap_or_else(|| {
-                    *ways = Ways::One;
+                    *ways = Connections::One;
                     Ended::Failed(Failure::NoRanges.into())
                 }))
             }
@@ -489,15 +490,15 @@ impl Download<'_> {
     }
 
     /// What begins at zero is hashed as it comes, unless it comes to several places at once.
-    fn hash_from_zero(&self, ends: &Ends) -> Hash {
-        let growing = match &ends.open[..] {
-            [end] if self.connections > 1 => end.sink.growing(),
+    fn hash_from_zero(&self, outputs: &Outputs) -> Hash {
+        let part_file = match &outputs.open[..] {
+            [end] if self.connections > 1 => end.sink.part_file(),
             _ => None,
         };
-        Hash::new(self.hashers, growing)
+        Hash::new(self.hashers, part_file)
     }
 
-    pub(super) fn tell(&self, bytes: u64, total: Option<u64>) {
+    pub(crate) fn tell(&self, bytes: u64, total: Option<u64>) {
         (self.progress)(Progress::Downloading { bytes, total });
     }
 }
@@ -517,7 +518,7 @@ fn no_image(at: u64, chunk: &[u8]) -> Option<Failure> {
 }
 
 /// Why what came so far does not go with what this connection offers.
-pub(super) fn changed(reached: &Reached, stream: &ImageStream) -> Option<&'static str> {
+pub(crate) fn changed(reached: &Reached, stream: &ImageStream) -> Option<&'static str> {
     let (etag, total) = (&reached.whole.etag, reached.whole.bytes);
     let other_etag = etag.is_some() && stream.etag.is_some() && *etag != stream.etag;
     let other_total = total.is_some() && stream.total.is_some() && total != stream.total;
@@ -531,7 +532,7 @@ pub(super) fn changed(reached: &Reached, stream: &ImageStream) -> Option<&'stati
 }
 
 /// What is done about a source that did not open.
-pub(super) fn judge(error: SourceError, reached: &mut Reached) -> Result<Ended, DownloadError> {
+pub(crate) fn judge(error: SourceError, reached: &mut Reached) -> Result<Ended, DownloadError> {
     match error {
         SourceError::Refused(_) => Err(DownloadError::Refused { bytes: reached.bytes, source: error }),
         SourceError::Changed => Ok(Ended::Changed("the image changed at its address")),
@@ -553,9 +554,9 @@ fn backoff(randomness: &dyn Randomness, failures: u32) -> Duration {
 }
 
 /// Hands on what there is, as soon as there is room.
-async fn flush(gathered: &mut Batches, ends: &mut Ends, hash: &Hash) -> Result<(), DownloadError> {
+async fn flush(gathered: &mut Buffers, outputs: &mut Outputs, hash: &Hash) -> Result<(), DownloadError> {
     let batch = gathered.take();
     // The hash first: it is what everything else waits for in the end.
     hash.take(batch.clone()).await?;
-    ends.write(&batch).await
+    outputs.write(&batch).await
 }
