@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::config;
 use snapwarden::policy::{ByPeriod, Count, Policy};
-use snapwarden::retention::forecast::{self, Forecast, Play};
+use snapwarden::retention::simulate::{self, Forecast, Simulation};
 
 fn main() {
     divan::main();
@@ -35,10 +35,10 @@ fn two_years_of_hourly_snapshots(bencher: divan::Bencher) {
     let from: Timestamp = "2026-11-01T12:00:00Z".parse().unwrap_or_default();
     let until = from + SignedDuration::from_hours(2 * 365 * 24);
     bencher.bench(|| -> Forecast {
-        let (policy, inventory) = forecast::imagined(&policy, &policy.zones[0]);
+        let (policy, inventory) = simulate::imaginary_instance(&policy, &policy.zones[0]);
         let policies = std::slice::from_ref(&policy);
-        let play = Play { policies, policy: &policy, from, until, size_gib: Some(10) };
-        let played = forecast::play(play, inventory).unwrap_or_else(|error| panic!("{error}"));
+        let play = Simulation { policies, policy: &policy, from, until, size_gib: Some(10) };
+        let played = simulate::simulate(play, inventory).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(played.moments.len(), 17_521);
         played
     });

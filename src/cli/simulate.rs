@@ -16,8 +16,8 @@ use crate::config::Config;
 use crate::picture::svg::{self, Curve, Picture, Row};
 use crate::policy::span::Span;
 use crate::policy::{Policy, PolicyName, Retention};
-use crate::retention::forecast::{self, Forecast, Life, Moment, Play};
 use crate::retention::inventory::{Copies, Inventory};
+use crate::retention::simulate::{self, Forecast, Lifetime, Moment, Simulation};
 use crate::retention::verdict::Rule;
 use crate::run::list::{Catalogues, complete, list};
 use crate::run::self_instance;
@@ -167,7 +167,7 @@ fn played<'a>(
     from: Timestamp,
     until: Timestamp,
 ) -> Result<Played<'a>, Refusal> {
-    let refused = |error: forecast::ForecastError| Refusal::new(Exit::Usage, error.to_string());
+    let refused = |error: simulate::SimulationError| Refusal::new(Exit::Usage, error.to_string());
     let mut notes = Vec::new();
     let names_of = |inventory: &Inventory| -> HashMap<InstanceId, Box<str>> {
         inventory.instances.iter().map(|instance| (instance.id, instance.name.clone())).collect()
@@ -175,9 +175,9 @@ fn played<'a>(
     let mut real = None;
     if let Some(inventory) = found {
         let names = names_of(&inventory);
-        let play = Play { policies: &config.policies, policy, from, until, size_gib: None };
-        let forecast = forecast::play(play, inventory).map_err(refused)?;
-        if forecast.instances == 0 && forecast.lives.is_empty() {
+        let play = Simulation { policies: &config.policies, policy, from, until, size_gib: None };
+        let forecast = simulate::simulate(play, inventory).map_err(refused)?;
+        if forecast.instances == 0 && forecast.lifetimes.is_empty() {
             notes.push(format!("the policy selects nothing in zone {zone}, neither instances nor snapshots"));
         } else {
             real = Some((forecast, names));
@@ -190,11 +190,11 @@ fn played<'a>(
             "nothing here is real: it begins with one imagined instance, whose disk has {IMAGINED_GIB} GiB, and no \
              snapshot"
         ));
-        let (alone, inventory) = forecast::imagined(policy, &zone);
+        let (alone, inventory) = simulate::imaginary_instance(policy, &zone);
         let names = names_of(&inventory);
         let policies = std::slice::from_ref(&alone);
-        let play = Play { policies, policy: &alone, from, until, size_gib: Some(IMAGINED_GIB) };
-        (forecast::play(play, inventory).map_err(refused)?, names)
+        let play = Simulation { policies, policy: &alone, from, until, size_gib: Some(IMAGINED_GIB) };
+        (simulate::simulate(play, inventory).map_err(refused)?, names)
     };
     if forecast.moments.len() < 2 {
         notes.push("the schedule has no run in that time, so nothing comes and nothing goes".to_owned());
@@ -214,7 +214,7 @@ fn played<'a>(
             excerpt(name, 80)
         ));
     }
-    let unknown = forecast.lives.iter().filter(|life| life.snapshot.size_gib.is_none()).count();
+    let unknown = forecast.lifetimes.iter().filter(|life| life.snapshot.size_gib.is_none()).count();
     if unknown > 0 {
         notes.push(format!("{} of unknown size, counted as 0 GiB", counted(unknown, "snapshot")));
     }
@@ -268,14 +268,14 @@ fn json<'a>(played: &'a Played<'a>) -> JsonForecast<'a> {
         oldest: moment.oldest,
         storage_gib: moment.storage_gib,
     };
-    let life = |life: &'a Life| JsonLife {
+    let life = |life: &'a Lifetime| JsonLife {
         id: Some(life.snapshot.id).filter(|_| !life.is_new),
         name: &life.snapshot.name,
         instance_id: life.snapshot.instance_id,
         instance_name: life.snapshot.instance_id.and_then(|id| played.names.get(&id)).map(|name| &**name),
         size_gib: life.snapshot.size_gib,
         born: life.snapshot.created_at,
-        died: life.died,
+        died: life.deleted_at,
         held_by: life.holders().into_iter().map(Rule::as_str).collect(),
     };
     JsonForecast {
@@ -285,8 +285,8 @@ fn json<'a>(played: &'a Played<'a>) -> JsonForecast<'a> {
         to: played.until,
         ticks: played.runs(),
         samples: forecast.moments.iter().map(sample).collect(),
-        snapshots: forecast.lives.iter().map(life).collect(),
-        max_held: forecast.held_max,
+        snapshots: forecast.lifetimes.iter().map(life).collect(),
+        max_held: forecast.count_max,
         max_storage_gib: forecast.storage_gib_max,
         final_held: forecast.moments.last().map_or(0, |moment| moment.held),
         notes: &played.notes,
@@ -350,19 +350,19 @@ fn render(played: &Played<'_>, output: Output) -> String {
         vec![
             plain(excerpt(&life.snapshot.name, 60)),
             plain(to_the_second(born).to_string()),
-            plain(life.died.map_or_else(|| "-".to_owned(), |died| to_the_second(died).to_string())),
-            plain(length(born, life.died.unwrap_or(played.until))),
+            plain(life.deleted_at.map_or_else(|| "-".to_owned(), |died| to_the_second(died).to_string())),
+            plain(length(born, life.deleted_at.unwrap_or(played.until))),
             plain(held_by.join(", ")),
         ]
     });
     table(&mut text, &["SNAPSHOT", "BORN", "DIED", "LIVED", "HELD LAST BY"], rows.collect());
-    let others = forecast.lives.len() - shown.len();
+    let others = forecast.lifetimes.len() - shown.len();
     if others > 0 {
         let _ = writeln!(text, "  and {others} that lived no longer; `--output json` has each");
     }
 
-    let died = forecast.lives.iter().filter(|life| life.died.is_some()).count();
-    let born = forecast.lives.iter().filter(|life| life.is_new).count();
+    let died = forecast.lifetimes.iter().filter(|life| life.deleted_at.is_some()).count();
+    let born = forecast.lifetimes.iter().filter(|life| life.is_new).count();
     let last = forecast.moments.last();
     let _ = writeln!(
         text,
@@ -376,7 +376,7 @@ fn render(played: &Played<'_>, output: Output) -> String {
     let _ = writeln!(
         text,
         "  most at once: {} with {} GiB, while a run took its own and let none go yet",
-        counted(forecast.held_max, "snapshot"),
+        counted(forecast.count_max, "snapshot"),
         forecast.storage_gib_max
     );
     match last.and_then(|moment| Some((moment.at, moment.oldest?))) {
@@ -418,9 +418,10 @@ fn looks(moments: &[Moment], from: Timestamp, lines_max: usize) -> Vec<&Moment> 
 }
 
 /// The lives that last longest, in the order in which they come.
-fn longest<'a>(played: &'a Played<'_>) -> Vec<&'a Life> {
-    let duration = |life: &Life| life.died.unwrap_or(played.until).duration_since(life.snapshot.created_at);
-    let mut lives: Vec<&Life> = played.forecast.lives.iter().collect();
+fn longest<'a>(played: &'a Played<'_>) -> Vec<&'a Lifetime> {
+    let duration =
+        |life: &Lifetime| life.deleted_at.unwrap_or(played.until).duration_since(life.snapshot.created_at);
+    let mut lives: Vec<&Lifetime> = played.forecast.lifetimes.iter().collect();
     lives.sort_by_key(|life| std::cmp::Reverse(duration(life)));
     lives.truncate(LINES_MAX);
     lives.sort_by_key(|life| (life.snapshot.created_at, life.snapshot.id));
@@ -454,8 +455,8 @@ fn length_of(seconds: u64) -> String {
 
 /// The picture of one instance: the one with the most snapshots.
 fn picture(played: &Played<'_>, ahead: &Span) -> String {
-    let mut by_instance: BTreeMap<Option<InstanceId>, Vec<&Life>> = BTreeMap::new();
-    for life in &played.forecast.lives {
+    let mut by_instance: BTreeMap<Option<InstanceId>, Vec<&Lifetime>> = BTreeMap::new();
+    for life in &played.forecast.lifetimes {
         by_instance.entry(life.snapshot.instance_id).or_default().push(life);
     }
     let instances = by_instance.len();
@@ -482,7 +483,7 @@ fn picture(played: &Played<'_>, ahead: &Span) -> String {
     let title = format!("{}: {ahead} ahead", played.policy.name);
 
     let mut spans: BTreeMap<Rule, Vec<(Timestamp, Timestamp)>> = BTreeMap::new();
-    for stay in lives.iter().flat_map(|life| &life.stays) {
+    for stay in lives.iter().flat_map(|life| &life.intervals) {
         spans.entry(stay.rule).or_default().push((stay.from, stay.until));
     }
     let rows = spans.into_iter().map(|(rule, spans)| Row {
@@ -503,12 +504,12 @@ fn picture(played: &Played<'_>, ahead: &Span) -> String {
 }
 
 /// How many there are, how far back they reach, and their size.
-fn curves<'a>(lives: &[&Life], from: Timestamp) -> Vec<Curve<'a>> {
+fn curves<'a>(lives: &[&Lifetime], from: Timestamp) -> Vec<Curve<'a>> {
     let mut changes: Vec<(Timestamp, bool, usize)> = Vec::new();
     for (place, life) in lives.iter().enumerate() {
         let came = if life.is_new { life.snapshot.created_at } else { from };
         changes.push((came, true, place));
-        changes.extend(life.died.map(|died| (died, false, place)));
+        changes.extend(life.deleted_at.map(|died| (died, false, place)));
     }
     changes.sort_unstable();
     let (mut held, mut back, mut size) = (vec![(from, 0)], vec![(from, 0)], vec![(from, 0)]);

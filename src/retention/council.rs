@@ -6,10 +6,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::policy::Policy;
-use crate::retention::gate::{self, Need, Unmet};
+use crate::retention::export_gate::{self, Need, Unmet};
+use crate::retention::grouping::{Entry, Group, Times};
 use crate::retention::inventory::{Hold, Inventory};
 use crate::retention::judge::{Judgement, Say, first_of_all};
-use crate::retention::order::{Entry, Group, Times};
 use crate::retention::plan::{Decision, PolicyPlan, Terms};
 use crate::retention::reason::Reason;
 use crate::retention::verdict::{Rule, Verdict};
@@ -60,7 +60,7 @@ impl<'a> Council<'a> {
         now: Timestamp,
         foresees: bool,
     ) -> Self {
-        let needs = gate::needs(policies, inventory, now);
+        let needs = export_gate::needs(policies, inventory, now);
         let members = policies.iter().zip(needs).map(|(policy, needs)| Member {
             judgement: Judgement::new(policy, inventory, times, now, foresees),
             needs,
@@ -185,7 +185,7 @@ impl<'a> Council<'a> {
         if let Some(hold) = self.hold(snapshot) {
             draft.plan.terms.holds.push(hold.clone());
             let hold = number(draft.plan.terms.holds.len() - 1);
-            holders.add(Rule::Hold, Reason::Pinned { hold });
+            holders.add(Rule::Hold, Reason::OnHold { hold });
         }
         let is_missing = |need: &Need| need.opens(snapshot, self.now).is_none_or(|at| at > self.now);
         let own_needs = needs_of(own, entry);
@@ -324,7 +324,7 @@ impl Draft {
             &mut self.lists,
             |known| numbers().eq(known.iter().copied()),
             || {
-                copies.push(gate::copies(needs));
+                copies.push(export_gate::copies(needs));
                 numbers().collect()
             },
         ))

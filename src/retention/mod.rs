@@ -8,14 +8,15 @@
 mod age;
 mod calendar;
 mod council;
-pub mod forecast;
-mod gate;
+
+mod export_gate;
+pub(crate) mod grouping;
 pub mod guard;
 pub mod inventory;
 mod judge;
-pub(crate) mod order;
 pub mod plan;
 pub mod reason;
+pub mod simulate;
 pub mod verdict;
 
 #[cfg(test)]
@@ -25,8 +26,8 @@ use jiff::Timestamp;
 
 use crate::policy::Policy;
 use crate::retention::council::Council;
+use crate::retention::grouping::groups;
 use crate::retention::inventory::Inventory;
-use crate::retention::order::groups;
 use crate::retention::plan::Plan;
 
 /// Judges every snapshot of the inventory for every enabled policy that speaks about its zone.

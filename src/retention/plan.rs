@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::policy::{PolicyName, Retention};
-use crate::retention::gate::Unmet;
+use crate::retention::export_gate::Unmet;
 use crate::retention::inventory::Hold;
 use crate::retention::reason::{Reason, Why};
 use crate::retention::verdict::{CopyNeeded, Rule, Verdict};

@@ -7,7 +7,7 @@ use jiff::Unit;
 use crate::policy::span::Span;
 use crate::policy::{Count, Period, Retention, Which};
 use crate::retention::calendar;
-use crate::retention::gate::Unmet;
+use crate::retention::export_gate::Unmet;
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::verdict::Rule;
 use crate::snapshot::SnapshotState;
@@ -53,7 +53,7 @@ pub enum Reason {
         place: u32,
     },
     /// Somebody pinned it.
-    Pinned {
+    OnHold {
         /// Which of the plan's holds.
         hold: u32,
     },
@@ -209,18 +209,18 @@ impl Display for Why<'_> {
             },
             Reason::NewestOf { rule, place } => self.newest_of(f, rule, place),
             Reason::Oldest { rule } => write!(f, "the oldest, and {rule} has a slot left (keep_oldest)"),
-            Reason::NoKeepRule => f.write_str("there is no keep_* rule, so all are wanted"),
+            Reason::NoKeepRule => f.write_str("there is no keep_* rule, so all are kept"),
             Reason::NothingPruned => f.write_str("the policy has no retention table: it prunes nothing"),
             Reason::MinKeep { place } => {
                 let count = self.table().map_or(0, |table| table.min_keep);
-                write!(f, "newest {place} of {count} that stay whatever the rules say (min_keep)")
+                write!(f, "newest {place} of {count} that are always kept (min_keep)")
             }
-            Reason::Pinned { hold } => match numbered(&terms.holds, hold) {
-                None => f.write_str("pinned"),
+            Reason::OnHold { hold } => match numbered(&terms.holds, hold) {
+                None => f.write_str("on hold"),
                 Some(hold) => {
                     match hold.until {
-                        Some(until) => write!(f, "pinned until {until}")?,
-                        None => f.write_str("pinned for ever")?,
+                        Some(until) => write!(f, "on hold until {until}")?,
+                        None => f.write_str("on hold")?,
                     }
                     match &hold.reason {
                         Some(reason) => write!(f, ": {}", excerpt(reason, QUOTED_CHARACTERS)),
@@ -234,7 +234,7 @@ impl Display for Why<'_> {
                 };
                 match rule {
                     Rule::NoKeepRule => {
-                        write!(f, "policy `{policy}` keeps it: it has no keep_* rule, so it wants all")
+                        write!(f, "policy `{policy}` keeps it: it has no keep_* rule, so it keeps all")
                     }
                     Rule::State | Rule::Future | Rule::Orphan => {
                         write!(f, "policy `{policy}` leaves it alone ({rule})")
@@ -246,7 +246,7 @@ impl Display for Why<'_> {
                 Some(unmet) => unmet.fmt(f),
                 None => f.write_str("a copy that a policy requires is missing"),
             },
-            Reason::WouldGo(_) => f.write_str("but for this it would go"),
+            Reason::WouldGo(_) => f.write_str("otherwise it would be deleted"),
             Reason::NotWanted => f.write_str("no keep rule wants it"),
             Reason::NotLast { place } => {
                 write!(f, "number {place} from the newest (keep_last = {})", keep_last())
@@ -254,8 +254,8 @@ impl Display for Why<'_> {
             Reason::NotNewestOf { rule, holder } => {
                 let period = rule.period().map_or("period", Period::noun);
                 match numbered(&self.plan.decisions, holder) {
-                    Some(holder) => write!(f, "its {period} is held by the one of {} ({rule})", holder.taken),
-                    None => write!(f, "its {period} is held by a newer one ({rule})"),
+                    Some(holder) => write!(f, "its {period} is kept by the one of {} ({rule})", holder.taken),
+                    None => write!(f, "its {period} is kept by a newer one ({rule})"),
                 }
             }
             Reason::NoSlot { rule } => {
@@ -281,7 +281,7 @@ impl Display for Why<'_> {
                 None => f.write_str("failed: its state is `error`, and no rule prunes those"),
             },
             Reason::FailedLast => f.write_str(
-                "failed: its state is `error`; stays while there is no newer good one (failed_after)",
+                "failed: its state is `error`; kept while there is no newer good one (failed_after)",
             ),
             Reason::Future => {
                 let taken = self.decision.taken;
@@ -304,7 +304,7 @@ fn tell_state(f: &mut fmt::Formatter<'_>, state: &SnapshotState) -> fmt::Result 
             write!(f, "not finished yet: its state is `{state}`")
         }
         SnapshotState::Deleting | SnapshotState::Deleted => {
-            write!(f, "going already: its state is `{state}`")
+            write!(f, "being deleted: its state is `{state}`")
         }
         SnapshotState::Error => write!(f, "failed: its state is `{state}`, and no rule prunes those"),
         SnapshotState::Exported | SnapshotState::Ready => write!(f, "good: its state is `{state}`"),

@@ -243,7 +243,7 @@ pub(super) fn why(plan: &PolicyPlan, decision: &Decision) -> String {
     // Each rule that holds it has one reason, and those come first. Beside them it matters who else holds it; that a
     // copy is missing matters only where nothing else does.
     let matters = |why: &Why<'_>| {
-        holders.is_empty() || matches!(why.reason, Reason::OtherPolicy { .. } | Reason::Pinned { .. })
+        holders.is_empty() || matches!(why.reason, Reason::OtherPolicy { .. } | Reason::OnHold { .. })
     };
     let rest = plan.reasons(decision).skip(holders.len().max(1)).filter(matters);
     let rest: Vec<String> = rest.map(|why| why.to_string()).collect();

@@ -169,8 +169,8 @@ fn point_05_fewer_than_min_keep_stay_however_old() {
     assert_eq!(
         words(&plan, 2),
         [
-            "newest 2 of 3 that stay whatever the rules say (min_keep)",
-            "but for this it would go",
+            "newest 2 of 3 that are always kept (min_keep)",
+            "otherwise it would be deleted",
             "older than 1d (max_age: taken before 2026-09-15T12:00:00Z)",
         ]
     );
@@ -208,8 +208,8 @@ fn point_07_and_08_other_states_are_ignored_and_say_so() {
             "failed: its state is `error`, and no rule prunes those",
             "not finished yet: its state is `snapshotting`",
             "not finished yet: its state is `exporting`",
-            "going already: its state is `deleting`",
-            "going already: its state is `deleted`",
+            "being deleted: its state is `deleting`",
+            "being deleted: its state is `deleted`",
             "its state is unknown: `hiber\\u{1b}[2Jnating`; left alone",
             "it has no state; left alone",
         ]
@@ -393,7 +393,7 @@ fn point_28_a_snapshot_goes_only_if_every_policy_lets_it_go() {
         words(&plan, 2),
         [
             "policy `weekly` keeps it (keep_within)",
-            "but for this it would go",
+            "otherwise it would be deleted",
             "no keep rule wants it",
             "number 2 from the newest (keep_last = 1)",
         ]
@@ -433,7 +433,7 @@ fn point_29_a_pin_holds_until_it_ends() {
         aged(&[1, 2, 3, 4]).pinned(2, None).pinned(3, Some(now() + nanosecond())).pinned(4, Some(now()));
     let plan = plan_of(&[nightly().with(keep_last(1))], &zone, now());
     assert_eq!(told(&plan, &zone), ["keep keep_last", "keep hold", "keep hold", "delete keep"]);
-    assert_eq!(words(&plan, 2)[..2], ["pinned for ever", "but for this it would go"]);
+    assert_eq!(words(&plan, 2)[..2], ["on hold", "otherwise it would be deleted"]);
     assert_eq!(decision(&plan, 2).expires_at, None);
     assert_eq!(decision(&plan, 3).expires_at, Some(now() + nanosecond()));
 }
@@ -550,10 +550,10 @@ fn the_first_that_holds_gives_the_rule_and_all_of_them_are_told() {
     assert_eq!(
         words(&plan, 1),
         [
-            "pinned for ever",
+            "on hold",
             "no verified copy of it or a newer one in archive `vault`",
             "policy `weekly` keeps it (keep_last)",
-            "but for this it would go",
+            "otherwise it would be deleted",
             "older than 1d (max_age: taken before 2026-09-15T12:00:00Z)",
         ]
     );
@@ -574,7 +574,7 @@ fn reasons_tell_each_rule_with_its_place_and_limit() {
         [
             "newest 1 of 1 (keep_last)".to_owned(),
             "not older than 14d (keep_within)".to_owned(),
-            "newest 1 of 1 that stay whatever the rules say (min_keep)".to_owned(),
+            "newest 1 of 1 that are always kept (min_keep)".to_owned(),
         ]
     );
     assert_eq!(words(&plan, 2), ["not older than 14d (keep_within)".to_owned()]);
@@ -596,7 +596,7 @@ fn a_name_in_a_reason_can_not_move_the_cursor() {
     zone.holds.insert(snapshot_id(2), Hold { until: None, reason: Some("\r\u{202e}audit".to_owned()) });
     let policy = nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest);
     let words = words(&plan_of(&[policy], &zone, now()), 2).join("\n");
-    assert!(words.contains("pinned for ever: \\u{d}\\u{202e}audit"), "{words}");
+    assert!(words.contains("on hold: \\u{d}\\u{202e}audit"), "{words}");
 }
 
 #[test]

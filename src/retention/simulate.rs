@@ -1,13 +1,13 @@
-//! Plays a policy forward: what will exist, and when each snapshot comes and goes.
+//! Simulates the runs of a policy to come: which snapshots will exist, and when each is created and deleted.
 //!
-//! The engine itself judges at each moment of the policy's own schedule. Just before it does, a new snapshot comes
-//! into being of each listed instance that the policy selects, whether the policy takes it or something else does;
-//! then whatever the policy lets go goes. All else is at its best: each snapshot is good at once, required copies are
+//! The engine itself decides at each moment of the policy's own schedule. Just before it does, a new snapshot of each
+//! listed instance that the policy selects is added, whether the policy takes it or something else does; then what the
+//! policy would delete is deleted. All else goes well: each snapshot is good at once, required copies are
 //! what the inventory says (a caller that looks ahead assumes them), no run is late or missed, and no guard trips.
-//! Other policies have their say about what goes, as always, but no runs of their own.
+//! Other policies protect snapshots, as always, but have no runs of their own.
 //!
-//! A run costs as much as what is there at that moment: what is gone is forgotten by the inventory, and instances
-//! that the policy does not speak about are left out from the start.
+//! A run costs as much as what exists at that moment: deleted snapshots leave the inventory, and instances
+//! that the policy does not select are left out from the start.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -26,7 +26,7 @@ use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState,
 pub const RUNS_MAX: usize = 250_000;
 
 /// The most snapshots that may come into being: each is remembered to the end.
-pub const BIRTHS_MAX: usize = 1_000_000;
+pub const CREATED_MAX: usize = 1_000_000;
 
 /// The most judgements of a snapshot, all runs together: a policy that lets nothing go would make each run dearer
 /// than the one before.
@@ -34,7 +34,7 @@ pub const JUDGEMENTS_MAX: usize = 200_000_000;
 
 /// What is to be played.
 #[derive(Debug, Clone, Copy)]
-pub struct Play<'a> {
+pub struct Simulation<'a> {
     /// Every policy that has a say, among them the one that is played.
     pub policies: &'a [Policy],
     /// The one whose runs are played.
@@ -49,7 +49,7 @@ pub struct Play<'a> {
 
 /// Why nothing can be played.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ForecastError {
+pub enum SimulationError {
     /// Only by hand it runs, and nobody knows when.
     #[error(
         "policy `{0}` has no `schedule`, so it can't be told when it runs: give it one, such as \"30 2 * * *\""
@@ -66,9 +66,9 @@ pub enum ForecastError {
     /// More than [`RUNS_MAX`].
     #[error("policy `{0}` has more than {RUNS_MAX} runs in that time: play a shorter one")]
     TooManyRuns(PolicyName),
-    /// More than [`BIRTHS_MAX`].
+    /// More than [`CREATED_MAX`].
     #[error(
-        "{runs} runs over {instances} instances take more than {BIRTHS_MAX} snapshots: play a shorter time"
+        "{runs} runs over {instances} instances take more than {CREATED_MAX} snapshots: play a shorter time"
     )]
     TooManySnapshots {
         /// How many runs there are.
@@ -96,9 +96,9 @@ pub struct Forecast {
     /// The beginning, then each run as it leaves things. Only snapshots that the policy selects are told of.
     pub moments: Vec<Moment>,
     /// Every snapshot that is there at some moment, in the order in which they come.
-    pub lives: Vec<Life>,
+    pub lifetimes: Vec<Lifetime>,
     /// The most at once: after a run took its snapshots, and before it let any go.
-    pub held_max: usize,
+    pub count_max: usize,
     /// The largest sum of disk sizes at once, likewise.
     pub storage_gib_max: u64,
     /// Of so many instances each run took a snapshot.
@@ -122,20 +122,20 @@ pub struct Moment {
 
 /// A snapshot's life.
 #[derive(Debug, Clone)]
-pub struct Life {
+pub struct Lifetime {
     /// Which one; its id is made up if the play brought it into being.
     pub snapshot: Snapshot,
     /// Whether the play brought it into being.
     pub is_new: bool,
     /// The run that let it go, if one did.
-    pub died: Option<Timestamp>,
-    /// What held it, and how long; in the order in which the stays end.
-    pub stays: Vec<Stay>,
+    pub deleted_at: Option<Timestamp>,
+    /// What held it, and how long; in the order in which the intervals end.
+    pub intervals: Vec<Interval>,
 }
 
 /// A rule held a snapshot without a break from one run to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stay {
+pub struct Interval {
     /// The rule; for one that is not judged, why it is not.
     pub rule: Rule,
     /// The first run after which it was held by it, or the beginning.
@@ -144,22 +144,22 @@ pub struct Stay {
     pub until: Timestamp,
 }
 
-impl Life {
+impl Lifetime {
     /// Every rule that ever held it.
     pub fn holders(&self) -> BTreeSet<Rule> {
-        self.stays.iter().map(|stay| stay.rule).collect()
+        self.intervals.iter().map(|stay| stay.rule).collect()
     }
 
     /// The rules that held it to its end, or to the end of the play.
     pub fn last_holders(&self) -> BTreeSet<Rule> {
-        let last = self.stays.iter().map(|stay| stay.until).max();
-        self.stays.iter().filter(|stay| Some(stay.until) == last).map(|stay| stay.rule).collect()
+        let last = self.intervals.iter().map(|stay| stay.until).max();
+        self.intervals.iter().filter(|stay| Some(stay.until) == last).map(|stay| stay.rule).collect()
     }
 }
 
 /// A policy of the same rules, and a zone with one instance of which there is no snapshot yet: to be played where there
 /// is nothing real. The policy selects everything.
-pub fn imagined(policy: &Policy, zone: &ZoneName) -> (Policy, Inventory) {
+pub fn imaginary_instance(policy: &Policy, zone: &ZoneName) -> (Policy, Inventory) {
     let instance = Instance {
         id: InstanceId(Uuid::max()),
         name: "imagined".into(),
@@ -183,32 +183,32 @@ pub fn imagined(policy: &Policy, zone: &ZoneName) -> (Policy, Inventory) {
 /// Plays a policy forward over what a zone holds.
 ///
 /// # Errors
-/// [`ForecastError`] if the policy has no runs to play, or far too many.
-pub fn play(play: Play<'_>, inventory: Inventory) -> Result<Forecast, ForecastError> {
-    let runs = runs(play)?;
-    let mut stage = Stage::new(play, inventory)?;
-    if runs.len().saturating_mul(stage.sources.len()) > BIRTHS_MAX {
-        let instances = stage.sources.len();
-        return Err(ForecastError::TooManySnapshots { runs: runs.len(), instances });
+/// [`SimulationError`] if the policy has no runs to play, or far too many.
+pub fn simulate(simulation: Simulation<'_>, inventory: Inventory) -> Result<Forecast, SimulationError> {
+    let runs = runs(simulation)?;
+    let mut timeline = Timeline::new(simulation, inventory)?;
+    if runs.len().saturating_mul(timeline.sources.len()) > CREATED_MAX {
+        let instances = timeline.sources.len();
+        return Err(SimulationError::TooManySnapshots { runs: runs.len(), instances });
     }
     for at in runs {
-        stage.run(at)?;
+        timeline.run(at)?;
     }
-    Ok(stage.end())
+    Ok(timeline.end())
 }
 
 /// When the policy runs in that time.
-fn runs(play: Play<'_>) -> Result<Vec<Timestamp>, ForecastError> {
-    let Some(schedule) = &play.policy.schedule else {
-        return Err(ForecastError::NoSchedule(play.policy.name.clone()));
+fn runs(simulation: Simulation<'_>) -> Result<Vec<Timestamp>, SimulationError> {
+    let Some(schedule) = &simulation.policy.schedule else {
+        return Err(SimulationError::NoSchedule(simulation.policy.name.clone()));
     };
     let mut runs = Vec::new();
-    let mut last = play.from;
+    let mut last = simulation.from;
     while let Some(next) =
-        schedule.next_after(last, &play.policy.time_zone).filter(|next| *next <= play.until)
+        schedule.next_after(last, &simulation.policy.time_zone).filter(|next| *next <= simulation.until)
     {
         if runs.len() == RUNS_MAX {
-            return Err(ForecastError::TooManyRuns(play.policy.name.clone()));
+            return Err(SimulationError::TooManyRuns(simulation.policy.name.clone()));
         }
         runs.push(next);
         last = next;
@@ -217,8 +217,8 @@ fn runs(play: Play<'_>) -> Result<Vec<Timestamp>, ForecastError> {
 }
 
 /// What is there at a moment of the play.
-struct Stage<'a> {
-    play: Play<'a>,
+struct Timeline<'a> {
+    simulation: Simulation<'a>,
     inventory: Inventory,
     /// What is known of each snapshot of the inventory, in its order.
     known: Vec<Known>,
@@ -234,7 +234,7 @@ struct Stage<'a> {
 /// A snapshot that is there.
 #[derive(Default)]
 struct Known {
-    /// Its place among the lives; none if the policy does not select it.
+    /// Its place among the lifetimes; none if the policy does not select it.
     life: Option<usize>,
     /// What holds it now, and since when.
     holders: Vec<(Rule, Timestamp)>,
@@ -247,10 +247,10 @@ struct Source {
     size_gib: Option<u64>,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> Timeline<'a> {
     /// How things are before anything happens.
-    fn new(play: Play<'a>, mut inventory: Inventory) -> Result<Self, ForecastError> {
-        let select = &play.policy.select;
+    fn new(simulation: Simulation<'a>, mut inventory: Inventory) -> Result<Self, SimulationError> {
+        let select = &simulation.policy.select;
         let selected = inventory.instances.iter();
         let selected = selected.filter(|instance| select.selects_instance(Some(instance.id), Some(instance)));
         // Disks only grow, so the newest snapshot knows best.
@@ -261,7 +261,7 @@ impl<'a> Stage<'a> {
                 *known = (*known).max((snapshot.created_at, size));
             }
         }
-        let size_of = |id| sizes.get(&id).map(|(_, size)| *size).or(play.size_gib);
+        let size_of = |id| sizes.get(&id).map(|(_, size)| *size).or(simulation.size_gib);
         let sources: Vec<Source> = selected
             .map(|instance| Source {
                 id: instance.id,
@@ -278,16 +278,16 @@ impl<'a> Stage<'a> {
                 snapshot.state = SnapshotState::Exported;
             }
         }
-        let mut stage = Self {
-            play,
+        let mut timeline = Self {
+            simulation,
             known: inventory.snapshots.iter().map(|_| Known::default()).collect(),
             taken_ids: inventory.snapshots.iter().map(|snapshot| snapshot.id).collect(),
             next_id: 0,
             judgements: 0,
             forecast: Forecast {
                 moments: Vec::new(),
-                lives: Vec::new(),
-                held_max: 0,
+                lifetimes: Vec::new(),
+                count_max: 0,
                 storage_gib_max: 0,
                 instances: sources.len(),
                 not_selected: None,
@@ -295,17 +295,17 @@ impl<'a> Stage<'a> {
             sources,
             inventory,
         };
-        let first = stage.judge(play.from)?;
-        stage.take_note(&first, play.from, false);
-        stage.leave_out_strangers();
-        Ok(stage)
+        let first = timeline.judge(simulation.from)?;
+        timeline.take_note(&first, simulation.from, false);
+        timeline.leave_out_strangers();
+        Ok(timeline)
     }
 
     /// Instances are judged one by one: those that the policy does not speak about can't matter.
     fn leave_out_strangers(&mut self) {
         let mut spoken: HashSet<Option<InstanceId>> =
             self.sources.iter().map(|source| Some(source.id)).collect();
-        spoken.extend(self.forecast.lives.iter().map(|life| life.snapshot.instance_id));
+        spoken.extend(self.forecast.lifetimes.iter().map(|life| life.snapshot.instance_id));
         self.inventory.instances.retain(|instance| spoken.contains(&Some(instance.id)));
         let mut known = std::mem::take(&mut self.known).into_iter();
         self.inventory.snapshots.retain(|snapshot| {
@@ -316,7 +316,7 @@ impl<'a> Stage<'a> {
         });
     }
 
-    fn run(&mut self, at: Timestamp) -> Result<(), ForecastError> {
+    fn run(&mut self, at: Timestamp) -> Result<(), SimulationError> {
         let first_new = self.inventory.snapshots.len();
         self.take(at);
         let plan = self.judge(at)?;
@@ -328,7 +328,7 @@ impl<'a> Stage<'a> {
                 self.forecast.not_selected = self.forecast.not_selected.take().or(name);
             }
         }
-        // From the end, so that what takes the place of one that goes stays itself.
+        // From the end, so that what takes the place of one that goes intervals itself.
         gone.sort_unstable();
         for index in gone.into_iter().rev() {
             let snapshot = self.inventory.snapshots.swap_remove(index);
@@ -363,15 +363,15 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn judge(&mut self, at: Timestamp) -> Result<PolicyPlan, ForecastError> {
+    fn judge(&mut self, at: Timestamp) -> Result<PolicyPlan, SimulationError> {
         let held = self.inventory.snapshots.len();
         self.judgements = self.judgements.saturating_add(held);
-        let name = &self.play.policy.name;
+        let name = &self.simulation.policy.name;
         if self.judgements > JUDGEMENTS_MAX {
-            return Err(ForecastError::TooMuch { policy: name.clone(), held, at });
+            return Err(SimulationError::TooMuch { policy: name.clone(), held, at });
         }
-        let plans = decide(self.play.policies, &self.inventory, at).policies;
-        plans.into_iter().find(|plan| plan.policy == *name).ok_or_else(|| ForecastError::NotSpoken {
+        let plans = decide(self.simulation.policies, &self.inventory, at).policies;
+        plans.into_iter().find(|plan| plan.policy == *name).ok_or_else(|| SimulationError::NotSpoken {
             policy: name.clone(),
             zone: self.inventory.zone.clone(),
         })
@@ -386,14 +386,19 @@ impl<'a> Stage<'a> {
             let index = decision.index as usize;
             let at_index = self.inventory.snapshots.get(index).zip(self.known.get_mut(index));
             let Some((snapshot, known)) = at_index else { continue };
-            let lives = &mut self.forecast.lives;
+            let lifetimes = &mut self.forecast.lifetimes;
             let place = *known.life.get_or_insert_with(|| {
                 // At the beginning all were there before; later, only new ones are seen for the first time.
-                let life = Life { snapshot: snapshot.clone(), is_new: may_go, died: None, stays: Vec::new() };
-                lives.push(life);
-                lives.len() - 1
+                let life = Lifetime {
+                    snapshot: snapshot.clone(),
+                    is_new: may_go,
+                    deleted_at: None,
+                    intervals: Vec::new(),
+                };
+                lifetimes.push(life);
+                lifetimes.len() - 1
             });
-            let Some(life) = lives.get_mut(place) else { continue };
+            let Some(life) = lifetimes.get_mut(place) else { continue };
             let size = snapshot.size_gib.unwrap_or(0);
             storage_before = storage_before.saturating_add(size);
             let holders = match decision.verdict {
@@ -404,9 +409,9 @@ impl<'a> Stage<'a> {
                     .unwrap_or_else(|| vec![decision.rule]),
                 Verdict::Ignore => vec![decision.rule],
             };
-            known.hold(&holders, at, &mut life.stays);
+            known.hold(&holders, at, &mut life.intervals);
             if decision.verdict == Verdict::Delete && may_go {
-                life.died = Some(at);
+                life.deleted_at = Some(at);
                 gone.push(index);
                 continue;
             }
@@ -418,7 +423,7 @@ impl<'a> Stage<'a> {
                 moment.oldest = Some(oldest);
             }
         }
-        self.forecast.held_max = self.forecast.held_max.max(plan.decisions.len());
+        self.forecast.count_max = self.forecast.count_max.max(plan.decisions.len());
         self.forecast.storage_gib_max = self.forecast.storage_gib_max.max(storage_before);
         self.forecast.moments.push(moment);
         gone
@@ -427,8 +432,8 @@ impl<'a> Stage<'a> {
     /// Whatever still holds something holds it to the end.
     fn end(mut self) -> Forecast {
         for known in &mut self.known {
-            if let Some(life) = known.life.and_then(|place| self.forecast.lives.get_mut(place)) {
-                known.hold(&[], self.play.until, &mut life.stays);
+            if let Some(life) = known.life.and_then(|place| self.forecast.lifetimes.get_mut(place)) {
+                known.hold(&[], self.simulation.until, &mut life.intervals);
             }
         }
         self.forecast
@@ -437,11 +442,11 @@ impl<'a> Stage<'a> {
 
 impl Known {
     /// From now on these hold it; what held it and does no more is written down.
-    fn hold(&mut self, holders: &[Rule], at: Timestamp, stays: &mut Vec<Stay>) {
+    fn hold(&mut self, holders: &[Rule], at: Timestamp, intervals: &mut Vec<Interval>) {
         self.holders.retain(|(rule, from)| {
             let still = holders.contains(rule);
             if !still {
-                stays.push(Stay { rule: *rule, from: *from, until: at });
+                intervals.push(Interval { rule: *rule, from: *from, until: at });
             }
             still
         });
@@ -513,24 +518,31 @@ mod tests {
         inventory: Inventory,
         from: &str,
         until: &str,
-    ) -> Result<Forecast, ForecastError> {
+    ) -> Result<Forecast, SimulationError> {
         let policies = [policy.clone()];
         let [of] = &policies;
-        play(
-            Play { policies: &policies, policy: of, from: at(from), until: at(until), size_gib: Some(10) },
+        simulate(
+            Simulation {
+                policies: &policies,
+                policy: of,
+                from: at(from),
+                until: at(until),
+                size_gib: Some(10),
+            },
             inventory,
         )
     }
 
     /// Over nothing.
     fn played(policy: &Policy, from: &str, until: &str) -> Forecast {
-        let (policy, inventory) = imagined(policy, &policy.zones[0]);
+        let (policy, inventory) = imaginary_instance(policy, &policy.zones[0]);
         over(&policy, inventory, from, until).unwrap()
     }
 
     /// A zone with `web-1` and snapshots of it.
     fn zone_with(taken: &[&str]) -> Inventory {
-        let (_, mut inventory) = imagined(&policy("@daily", "UTC", no_rules()), &"ch-gva-2".parse().unwrap());
+        let (_, mut inventory) =
+            imaginary_instance(&policy("@daily", "UTC", no_rules()), &"ch-gva-2".parse().unwrap());
         inventory.instances[0].name = "web-1".into();
         let id = inventory.instances[0].id;
         let snapshots = (1..).zip(taken).map(|(number, taken)| Snapshot {
@@ -547,9 +559,10 @@ mod tests {
 
     /// When those were taken that are there after the run at that moment.
     fn there(forecast: &Forecast, moment: Timestamp) -> BTreeSet<Timestamp> {
-        let lives = forecast.lives.iter();
-        let there = lives
-            .filter(|life| life.snapshot.created_at <= moment && life.died.is_none_or(|died| died > moment));
+        let lifetimes = forecast.lifetimes.iter();
+        let there = lifetimes.filter(|life| {
+            life.snapshot.created_at <= moment && life.deleted_at.is_none_or(|deleted| deleted > moment)
+        });
         there.map(|life| life.snapshot.created_at).collect()
     }
 
@@ -572,11 +585,11 @@ mod tests {
                 if name == "each" { &["UTC", "Europe/Zurich", "Australia/Lord_Howe"][..] } else { &["UTC"] }
             {
                 let policy = policy("15 */6 * * *", zone, retention.clone());
-                let (policy, mut whole) = imagined(&policy, &policy.zones[0]);
+                let (policy, mut whole) = imaginary_instance(&policy, &policy.zones[0]);
                 let forecast =
                     over(&policy, whole.clone(), "2027-03-05T00:00:00Z", "2027-04-10T00:00:00Z").unwrap();
-                assert!(forecast.lives.len() > 120, "{name}: {}", forecast.lives.len());
-                let mut coming = forecast.lives.iter().map(|life| life.snapshot.clone()).peekable();
+                assert!(forecast.lifetimes.len() > 120, "{name}: {}", forecast.lifetimes.len());
+                let mut coming = forecast.lifetimes.iter().map(|life| life.snapshot.clone()).peekable();
                 for moment in forecast.moments.iter().skip(1) {
                     whole.snapshots.extend(std::iter::from_fn(|| {
                         coming.next_if(|snapshot| snapshot.created_at <= moment.at)
@@ -603,10 +616,10 @@ mod tests {
             ("2027-10-27T12:00:00Z", "2027-11-05T12:00:00Z"),
         ] {
             let forecast = played(&policy, from, until);
-            assert_eq!((forecast.lives.len(), forecast.moments.len()), (9, 10), "{from}");
+            assert_eq!((forecast.lifetimes.len(), forecast.moments.len()), (9, 10), "{from}");
             let held: Vec<usize> = forecast.moments.iter().map(|moment| moment.held).collect();
             assert_eq!(held, [0, 1, 2, 3, 3, 3, 3, 3, 3, 3], "{from}");
-            assert_eq!(forecast.held_max, 4, "before a run lets one go, there is one more");
+            assert_eq!(forecast.count_max, 4, "before a run lets one go, there is one more");
         }
     }
 
@@ -619,26 +632,26 @@ mod tests {
             "2027-02-03T12:00:00Z",
         );
         let told: Vec<(String, Option<Timestamp>, Vec<String>)> = forecast
-            .lives
+            .lifetimes
             .iter()
             .map(|life| {
                 let day = |at: Timestamp| at.strftime("%d").to_string();
-                let stay = |stay: &Stay| format!("{} {}-{}", stay.rule, day(stay.from), day(stay.until));
-                (day(life.snapshot.created_at), life.died, life.stays.iter().map(stay).collect())
+                let stay = |stay: &Interval| format!("{} {}-{}", stay.rule, day(stay.from), day(stay.until));
+                (day(life.snapshot.created_at), life.deleted_at, life.intervals.iter().map(stay).collect())
             })
             .collect();
-        let died = |day: &str| Some(at(&format!("2027-{day}T00:00:00Z")));
+        let deleted = |day: &str| Some(at(&format!("2027-{day}T00:00:00Z")));
         let expected = [
-            ("30", died("02-01"), ["keep_monthly 30-31", "keep_last 30-01"]),
-            ("31", died("02-02"), ["keep_monthly 31-01", "keep_last 31-02"]),
-            ("01", died("02-03"), ["keep_monthly 01-02", "keep_last 01-03"]),
+            ("30", deleted("02-01"), ["keep_monthly 30-31", "keep_last 30-01"]),
+            ("31", deleted("02-02"), ["keep_monthly 31-01", "keep_last 31-02"]),
+            ("01", deleted("02-03"), ["keep_monthly 01-02", "keep_last 01-03"]),
             ("02", None, ["keep_monthly 02-03", "keep_last 02-03"]),
             ("03", None, ["keep_last 03-03", "keep_monthly 03-03"]),
         ]
-        .map(|(day, died, stays)| (day.to_owned(), died, stays.map(str::to_owned).to_vec()));
+        .map(|(day, deleted, intervals)| (day.to_owned(), deleted, intervals.map(str::to_owned).to_vec()));
         assert_eq!(told, expected);
         assert_eq!(
-            forecast.lives[0].holders().into_iter().map(Rule::as_str).collect::<Vec<_>>(),
+            forecast.lifetimes[0].holders().into_iter().map(Rule::as_str).collect::<Vec<_>>(),
             ["keep_last", "keep_monthly"]
         );
     }
@@ -652,21 +665,21 @@ mod tests {
                 .unwrap();
         let first = forecast.moments[0];
         assert_eq!((first.held, first.oldest, first.storage_gib), (3, Some(at("2026-12-01T00:00:00Z")), 150));
-        let died: Vec<Option<Timestamp>> = forecast.lives.iter().map(|life| life.died).collect();
+        let deleted: Vec<Option<Timestamp>> = forecast.lifetimes.iter().map(|life| life.deleted_at).collect();
         let (second, third) = (Some(at("2027-01-02T00:00:00Z")), Some(at("2027-01-03T00:00:00Z")));
         // The order of the plan: newest first.
-        assert_eq!(died, [third, second, second, None, None]);
+        assert_eq!(deleted, [third, second, second, None, None]);
         assert_eq!(
-            forecast.lives.iter().map(|life| life.is_new).collect::<Vec<_>>(),
+            forecast.lifetimes.iter().map(|life| life.is_new).collect::<Vec<_>>(),
             [false, false, false, true, true]
         );
         assert_eq!(
-            forecast.lives[4].snapshot.size_gib,
+            forecast.lifetimes[4].snapshot.size_gib,
             Some(50),
             "as large as the newest one of its instance"
         );
-        assert_eq!((forecast.held_max, forecast.storage_gib_max), (4, 200));
-        let ids: HashSet<SnapshotId> = forecast.lives.iter().map(|life| life.snapshot.id).collect();
+        assert_eq!((forecast.count_max, forecast.storage_gib_max), (4, 200));
+        let ids: HashSet<SnapshotId> = forecast.lifetimes.iter().map(|life| life.snapshot.id).collect();
         assert_eq!(ids.len(), 5, "an id that is made up is nobody else's");
     }
 
@@ -684,19 +697,19 @@ mod tests {
         zone.holds.insert(pinned, Hold { until: Some(at("2027-01-05T06:00:00Z")), reason: None });
         let policies = [strict, lenient];
         let from = at("2027-01-01T12:00:00Z");
-        let asked = Play {
+        let asked = Simulation {
             policies: &policies,
             policy: &policies[0],
             from,
             until: from + SignedDuration::from_hours(24 * 9),
             size_gib: None,
         };
-        let forecast = play(asked, zone).unwrap();
-        assert_eq!(forecast.lives[0].died, Some(at("2027-01-06T00:00:00Z")));
-        assert!(forecast.lives[0].stays.iter().any(|stay| stay.rule == Rule::Hold));
-        let new = &forecast.lives[1];
-        assert_eq!(new.died, Some(new.snapshot.created_at + SignedDuration::from_hours(72)));
-        assert!(new.stays.iter().any(|stay| stay.rule == Rule::Policy), "{:?}", new.stays);
+        let forecast = simulate(asked, zone).unwrap();
+        assert_eq!(forecast.lifetimes[0].deleted_at, Some(at("2027-01-06T00:00:00Z")));
+        assert!(forecast.lifetimes[0].intervals.iter().any(|stay| stay.rule == Rule::Hold));
+        let new = &forecast.lifetimes[1];
+        assert_eq!(new.deleted_at, Some(new.snapshot.created_at + SignedDuration::from_hours(72)));
+        assert!(new.intervals.iter().any(|stay| stay.rule == Rule::Policy), "{:?}", new.intervals);
     }
 
     #[test]
@@ -706,13 +719,13 @@ mod tests {
         let zone = zone_with(&["2026-12-01T00:00:00Z"]);
         let forecast =
             over(&selective, zone.clone(), "2027-01-01T12:00:00Z", "2027-01-31T12:00:00Z").unwrap();
-        assert_eq!((forecast.lives.len(), forecast.held_max), (1, 1));
+        assert_eq!((forecast.lifetimes.len(), forecast.count_max), (1, 1));
         assert_eq!(forecast.not_selected.as_deref(), Some("web-1_ROOT-1_20270102000000"));
 
         // Of an instance that is not selected nothing comes, and what is there is nobody's business.
         selective.select = Select { instances: Some(Vec::new()), ..Select::default() };
         let forecast = over(&selective, zone, "2027-01-01T12:00:00Z", "2027-01-31T12:00:00Z").unwrap();
-        assert_eq!((forecast.lives.len(), forecast.instances, forecast.not_selected), (0, 0, None));
+        assert_eq!((forecast.lifetimes.len(), forecast.instances, forecast.not_selected), (0, 0, None));
     }
 
     #[test]
@@ -723,10 +736,11 @@ mod tests {
         zone.snapshots[2].state = SnapshotState::Snapshotting;
         let keep = policy("@daily", "UTC", Retention { keep_last: of(3), ..no_rules() });
         let forecast = over(&keep, zone, "2026-12-31T13:00:00Z", "2027-02-01T00:00:00Z").unwrap();
-        let told: Vec<_> = forecast.lives.iter().take(2).map(|life| (life.died, life.holders())).collect();
+        let told: Vec<_> =
+            forecast.lifetimes.iter().take(2).map(|life| (life.deleted_at, life.holders())).collect();
         // The failed one is never judged; the one in flight is held by its place, then goes.
         assert!(told.contains(&(None, BTreeSet::from([Rule::State]))), "{told:?}");
-        assert!(told.iter().any(|(died, _)| *died == Some(at("2027-01-03T00:00:00Z"))), "{told:?}");
+        assert!(told.iter().any(|(deleted, _)| *deleted == Some(at("2027-01-03T00:00:00Z"))), "{told:?}");
         assert_eq!(forecast.moments.last().map(|moment| moment.held), Some(4));
     }
 
@@ -736,18 +750,18 @@ mod tests {
         let by_hand = Policy { schedule: None, ..policy("@daily", "UTC", keep.clone()) };
         let zone = zone_with(&[]);
         let (from, until) = ("2027-01-01T00:00:00Z", "2037-01-01T00:00:00Z");
-        assert!(matches!(over(&by_hand, zone.clone(), from, until), Err(ForecastError::NoSchedule(_))));
+        assert!(matches!(over(&by_hand, zone.clone(), from, until), Err(SimulationError::NoSchedule(_))));
         let disabled = Policy { enabled: false, ..policy("@daily", "UTC", keep.clone()) };
-        assert!(matches!(over(&disabled, zone.clone(), from, until), Err(ForecastError::NotSpoken { .. })));
+        assert!(matches!(over(&disabled, zone.clone(), from, until), Err(SimulationError::NotSpoken { .. })));
         let restless = policy("* * * * * *", "UTC", keep.clone());
-        assert!(matches!(over(&restless, zone.clone(), from, until), Err(ForecastError::TooManyRuns(_))));
+        assert!(matches!(over(&restless, zone.clone(), from, until), Err(SimulationError::TooManyRuns(_))));
         let mut crowd = zone.clone();
         crowd.instances = (0..400)
             .map(|number| Instance { id: InstanceId(Uuid::from_u128(number)), ..zone.instances[0].clone() })
             .collect();
         let daily = policy("@daily", "UTC", keep);
         let refused = over(&daily, crowd, from, until).unwrap_err();
-        assert_eq!(refused, ForecastError::TooManySnapshots { runs: 3653, instances: 400 });
+        assert_eq!(refused, SimulationError::TooManySnapshots { runs: 3653, instances: 400 });
     }
 
     #[test]
@@ -761,11 +775,11 @@ mod tests {
             ("9999-12-20T00:00:00Z", "9999-12-30T22:00:00.999999999Z", 0),
         ] {
             let forecast = played(&daily, from, until);
-            assert_eq!((forecast.lives.len(), forecast.moments.len()), (runs, runs + 1), "{from}");
+            assert_eq!((forecast.lifetimes.len(), forecast.moments.len()), (runs, runs + 1), "{from}");
             // What exists lies in the future, or far in the past.
             let forecast = over(&daily, zone_with(&["2026-12-01T00:00:00Z"]), from, until).unwrap();
-            assert_eq!(forecast.lives.len(), runs + 1, "{from}");
-            assert_eq!(forecast.lives[0].died, None, "{from}: the oldest, or not judged at all");
+            assert_eq!(forecast.lifetimes.len(), runs + 1, "{from}");
+            assert_eq!(forecast.lifetimes[0].deleted_at, None, "{from}: the oldest, or not judged at all");
         }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::policy::{ArchiveName, Policy, Which};
+use crate::retention::grouping::counted_from;
 use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
-use crate::retention::order::counted_from;
 use crate::retention::verdict::CopyNeeded;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
 
