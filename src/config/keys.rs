@@ -1,8 +1,8 @@
-//! Every section and key that a configuration may have, and what of it this version can't do yet.
+//! Every section and key that a configuration may have, and which of them this version can't use yet.
 //!
-//! A **shape** is a section's path with `*` in the place of a name: `policies.*.retention`.
+//! A **label** is a section's path with `*` in the place of a name: `policies.*.retention`.
 
-/// Every section with its keys, by shape. What is not here is an unknown key.
+/// Every section with its keys, by label. Any other key is unknown.
 pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     ("", &["exoscale", "server", "state", "archives", "policies", "notify"]),
     (
@@ -113,42 +113,42 @@ const RETENTION: &[&str] = &[
     "failed_after",
 ];
 
-/// What this version knows and can't do: refused, never ignored. To make a key available, take its line out.
-pub(super) const LATER: &[&str] = &["notify.*"];
+/// Known, but not available in this version: refused, never ignored. To make a key available, remove its line.
+pub(super) const PLANNED: &[&str] = &["notify.*"];
 
 /// The keys of a section, if there is such a section.
-pub(super) fn of(shape: &str) -> Option<&'static [&'static str]> {
-    SECTIONS.iter().find(|(known, _)| *known == shape).map(|(_, keys)| *keys)
+pub(super) fn of(label: &str) -> Option<&'static [&'static str]> {
+    SECTIONS.iter().find(|(known, _)| *known == label).map(|(_, keys)| *keys)
 }
 
-/// Whether a key comes later.
-pub(super) fn comes_later(shape: &str) -> bool {
-    LATER.contains(&shape)
+/// Whether a key is known, but not available in this version.
+pub(super) fn is_planned(label: &str) -> bool {
+    PLANNED.contains(&label)
 }
 
-/// The candidate that `word` was probably meant to be: a few slips away, fewer for a short word, or begun
-/// alike (`policy`, `policies`).
+/// The candidate that `word` was probably meant to be: a few edits away, fewer for a short word, or with the
+/// same beginning (`policy`, `policies`).
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let length = word.chars().count();
-    // Long words are no typing slips, and the search is quadratic.
+    // A word of this length is no typo, and the search is quadratic.
     if length > 64 {
         return None;
     }
-    let slips_max = length.div_ceil(4).min(3);
-    let begun_alike = |candidate: &str| {
+    let edits_max = length.div_ceil(4).min(3);
+    let begins_alike = |candidate: &str| {
         let shared = word.bytes().zip(candidate.bytes()).take_while(|(one, other)| one == other).count();
         shared >= 4 && shared + 1 >= length
     };
     candidates
         .into_iter()
-        .map(|candidate| (slips(word, candidate), candidate))
-        .filter(|(count, candidate)| *count <= slips_max || begun_alike(candidate))
+        .map(|candidate| (edit_distance(word, candidate), candidate))
+        .filter(|(count, candidate)| *count <= edits_max || begins_alike(candidate))
         .min()
         .map(|(_, candidate)| candidate)
 }
 
-/// How many letters must be put in, taken out or replaced to make one word of the other (Levenshtein).
-fn slips(one: &str, other: &str) -> usize {
+/// How many letters must be inserted, removed or replaced to turn one word into the other (Levenshtein).
+fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (line, letter) in one.chars().enumerate() {
@@ -170,11 +170,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_later_is_a_known_key() {
-        for shape in LATER {
-            let shape = shape.strip_suffix(".*").unwrap_or(shape);
-            let (section, key) = shape.rsplit_once('.').unwrap_or(("", shape));
-            assert!(of(section).is_some_and(|keys| keys.contains(&key)), "{shape}");
+    fn a_planned_key_is_a_known_key() {
+        for label in PLANNED {
+            let label = label.strip_suffix(".*").unwrap_or(label);
+            let (section, key) = label.rsplit_once('.').unwrap_or(("", label));
+            assert!(of(section).is_some_and(|keys| keys.contains(&key)), "{label}");
         }
     }
 
@@ -182,22 +182,22 @@ mod tests {
     fn the_full_example_shows_every_key_that_is_available() {
         let example = include_str!("../../config/full.toml");
         for (section, known) in SECTIONS {
-            // The sections themselves; what whole sections bring later; archives, which have their keys by type.
-            if section.is_empty() || *section == "archives.*" || comes_later(section) {
+            // Sections, planned ones, and archives, whose keys depend on their type.
+            if section.is_empty() || *section == "archives.*" || is_planned(section) {
                 continue;
             }
             for key in *known {
                 let shown = example.lines().any(|line| {
                     line.starts_with(&format!("{key} = ")) || line.ends_with(&format!(".{key}]"))
                 });
-                assert_eq!(shown, !comes_later(&format!("{section}.{key}")), "{section}.{key}");
+                assert_eq!(shown, !is_planned(&format!("{section}.{key}")), "{section}.{key}");
             }
         }
     }
 
     #[test]
     fn the_nearest_word_is_found_if_it_is_near() {
-        assert_eq!((slips("", "abc"), slips("kitten", "sitting"), slips("a", "a")), (3, 3, 0));
+        assert_eq!((edit_distance("", "abc"), edit_distance("kitten", "sitting"), edit_distance("a", "a")), (3, 3, 0));
         assert_eq!(nearest("max_agee", ["max_count", "max_age"]), Some("max_age"));
         assert_eq!(nearest("policy", ["archives", "policies"]), Some("policies"));
         assert_eq!(nearest("policys", ["archives", "policies"]), Some("policies"));

@@ -5,12 +5,12 @@
 //! refused, never ignored. A default stands once, as a constant with its reason.
 //!
 //! `keys` lists what may be written, `walk` goes along the table that knows where everything stands,
-//! `findings` collects what is wrong and prints it, `policies` reads the policies.
+//! `collector` collects what is wrong and prints it, `policies` reads the policies.
 
-pub mod findings;
+pub mod diagnostics;
 mod keys;
 pub mod policies;
-mod walk;
+mod toml_reader;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,8 +23,8 @@ use std::time::Duration;
 use toml::de::DeTable;
 use url::{Host, Url};
 
-use crate::config::findings::{Diagnostics, Finding, Findings, Kind};
-use crate::config::walk::{Place, Table, Value};
+use crate::config::diagnostics::{Diagnostics, Diagnostic, Collector, Kind};
+use crate::config::toml_reader::{Place, Table, Value};
 use crate::disk::read_named_file;
 use crate::policy::{ArchiveName, ArchiveRules, Policy, VerifyPlan};
 use crate::schedule::Schedule;
@@ -189,23 +189,23 @@ pub fn load(path: &Path, endpoint: Option<&str>) -> Result<Config, ConfigError> 
 /// # Errors
 /// All that is wrong, at once, in the order of the file.
 pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Config, Diagnostics> {
-    let findings = Findings::default();
+    let collector = Collector::default();
     let (table, errors) = DeTable::parse_recoverable(text);
-    let unread = report_syntax(text, &errors, &findings);
-    let root = Table::root(table.get_ref(), &findings);
+    let unread = report_syntax(text, &errors, &collector);
+    let root = Table::root(table.get_ref(), &collector);
 
     let mut archive_rules = BTreeMap::new();
     let archives = read_archives(&root.table("archives"), &mut archive_rules);
     let named_policies = root.table("policies");
-    if named_policies.is_empty() && !root.has_slip_of("policies") && !root.has_other_than_table("policies") {
-        Place::outside(file_name, &findings).missing(
+    if named_policies.is_empty() && !root.has_typo_of("policies") && !root.has_other_than_table("policies") {
+        Place::outside(file_name, &collector).missing(
             "there is no policy",
             "write one: a line `[policies.nightly]`, and below it `zones = [\"ch-gva-2\"]`",
         );
     }
     let policies = policies::read(&named_policies, &archives);
     let config = Config {
-        exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, &findings),
+        exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, &collector),
         server: read_server(&root.table("server")),
         state_directory: root.table("state").path("directory"),
         archives: archives.into_iter().filter_map(|(name, settings)| Some((name, settings?))).collect(),
@@ -214,12 +214,12 @@ pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Conf
     };
     check_notify(&root.table("notify"));
 
-    findings.into_diagnostics(text, file_name, &unread).map_or(Ok(config), Err)
+    collector.into_diagnostics(text, file_name, &unread).map_or(Ok(config), Err)
 }
 
 /// Reports what is not TOML. Returns the parts of the text that may have been misread for it: from the line
 /// of an error to the next section.
-fn report_syntax(text: &str, errors: &[toml::de::Error], findings: &Findings) -> Vec<Range<usize>> {
+fn report_syntax(text: &str, errors: &[toml::de::Error], collector: &Collector) -> Vec<Range<usize>> {
     let mut errors: Vec<(Range<usize>, &str)> = errors
         .iter()
         .map(|error| (error.span().unwrap_or(text.len()..text.len()), error.message()))
@@ -234,7 +234,7 @@ fn report_syntax(text: &str, errors: &[toml::de::Error], findings: &Findings) ->
         }
         let rest = text.get(span.start..).unwrap_or_default();
         line_end = Some(span.start + rest.find('\n').unwrap_or(rest.len()));
-        findings.add(Finding {
+        collector.add(Diagnostic {
             span: Some(span.clone()),
             subject: String::new(),
             fact: excerpt(message, 200),
@@ -274,7 +274,7 @@ fn read_exoscale(
     table: &Table<'_>,
     endpoint: Option<&str>,
     policies: &[Policy],
-    findings: &Findings,
+    collector: &Collector,
 ) -> ExoscaleSettings {
     let allow_plain_http = table.boolean("allow_plain_http").unwrap_or(false);
     let written = table.value("endpoint").and_then(|value| {
@@ -283,7 +283,7 @@ fn read_exoscale(
         Some((text.to_owned(), value.place().clone()))
     });
     let endpoint = endpoint.filter(|text| !text.is_empty()).map(|text| {
-        let place = Place::outside(ENDPOINT_VARIABLE, findings);
+        let place = Place::outside(ENDPOINT_VARIABLE, collector);
         check_endpoint(text, allow_plain_http, &place);
         (text.to_owned(), place)
     });

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::tz::{self, TimeZone};
 
-use crate::config::walk::{Table, Value};
+use crate::config::toml_reader::{Table, Value};
 use crate::config::{ArchiveSettings, keys, read_concurrency, read_schedule};
 use crate::policy::rate::Rate;
 use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
@@ -155,7 +155,7 @@ pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
     for period in Period::ALL {
         rules.extend([keep(period), keep_within(period)]);
     }
-    if table.is_there() && !rules.iter().any(|rule| table.value(rule).is_some() || table.has_slip_of(rule)) {
+    if table.is_there() && !rules.iter().any(|rule| table.value(rule).is_some() || table.has_typo_of(rule)) {
         table.place().missing(
             "there is no rule in it",
             "write at least one of `keep_last`, `keep_within`, `max_age`, `max_count`, or take the section out to prune nothing",

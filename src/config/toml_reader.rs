@@ -1,8 +1,8 @@
 //! Walking a TOML table that knows where everything stands.
 //!
 //! A [`Table`] and a [`Value`] know their path and their place, and put what is wrong with them into the
-//! findings: a getter returns `None` for what is not there and for what is wrong alike, so that a section
-//! reads on, and reads like its documentation. Whoever asks for a result looks at the findings first.
+//! collector: a getter returns `None` for what is not there and for what is wrong alike, so that a section
+//! reads on, and reads like its documentation. Whoever asks for a result looks at the collector first.
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::config::findings::{Finding, Findings, Kind};
+use crate::config::diagnostics::{Diagnostic, Collector, Kind};
 use crate::config::keys;
 use crate::policy::Count;
 use crate::policy::span::{Span, parse_duration};
@@ -25,31 +25,31 @@ pub(super) struct Place<'t> {
     /// Such as `policies.nightly.zones`.
     path: String,
     /// Such as `policies.*.zones`.
-    shape: String,
+    label: String,
     span: Option<Range<usize>>,
-    findings: &'t Findings,
+    collector: &'t Collector,
 }
 
 impl<'t> Place<'t> {
     /// Where a file begins.
-    pub(super) fn root(findings: &'t Findings) -> Self {
-        Self { path: String::new(), shape: String::new(), span: None, findings }
+    pub(super) fn root(collector: &'t Collector) -> Self {
+        Self { path: String::new(), label: String::new(), span: None, collector }
     }
 
     /// A place outside the file, such as an environment variable.
-    pub(super) fn outside(name: &str, findings: &'t Findings) -> Self {
-        Self { path: excerpt(name, 200), shape: String::new(), span: None, findings }
+    pub(super) fn outside(name: &str, collector: &'t Collector) -> Self {
+        Self { path: excerpt(name, 200), label: String::new(), span: None, collector }
     }
 
-    fn child(&self, name: &str, shape: &str, span: Option<Range<usize>>) -> Self {
+    fn child(&self, name: &str, label: &str, span: Option<Range<usize>>) -> Self {
         let join = |parent: &str, name: &str| {
             if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
         };
         Self {
             path: join(&self.path, &shown_key(name)),
-            shape: join(&self.shape, shape),
+            label: join(&self.label, label),
             span,
-            findings: self.findings,
+            collector: self.collector,
         }
     }
 
@@ -65,7 +65,7 @@ impl<'t> Place<'t> {
 
     fn add(&self, kind: Kind, fact: String, help: String) {
         let (span, subject) = (self.span.clone(), self.path.clone());
-        self.findings.add(Finding { span, subject, fact, help, kind });
+        self.collector.add(Diagnostic { span, subject, fact, help, kind });
     }
 }
 
@@ -83,14 +83,14 @@ pub(super) struct Table<'t> {
 
 impl<'t> Table<'t> {
     /// The whole file.
-    pub(super) fn root(entries: &'t DeTable<'t>, findings: &'t Findings) -> Self {
-        Self::open(Place::root(findings), entries)
+    pub(super) fn root(entries: &'t DeTable<'t>, collector: &'t Collector) -> Self {
+        Self::open(Place::root(collector), entries)
     }
 
-    /// A table; where its shape has keys of its own, all others are reported.
+    /// A table; where its label has keys of its own, all others are reported.
     fn open(place: Place<'t>, entries: &'t DeTable<'t>) -> Self {
         let table = Self { place, entries: Some(entries) };
-        if let Some(known) = keys::of(&table.place.shape) {
+        if let Some(known) = keys::of(&table.place.label) {
             for key in entries.keys() {
                 if !known.contains(&&**key.get_ref()) {
                     table.report_unknown(key.get_ref(), key.span(), known);
@@ -102,7 +102,7 @@ impl<'t> Table<'t> {
 
     fn report_unknown(&self, key: &str, span: Range<usize>, known: &[&str]) {
         let place = self.place.child(key, key, Some(span));
-        let homes = self.homes_of(key);
+        let homes = self.sections_with(key);
         let help = if matches!(key, "api_key" | "api_secret") {
             "secrets never stand here: write them to a file of their own, and name it by `credentials_file`"
                 .to_owned()
@@ -115,12 +115,12 @@ impl<'t> Table<'t> {
             format!("`{key}` belongs under {}", beside.join(" or "))
         } else {
             let available = |key: &&&str| {
-                let shape = if self.place.shape.is_empty() {
+                let label = if self.place.label.is_empty() {
                     (**key).to_owned()
                 } else {
-                    format!("{}.{key}", self.place.shape)
+                    format!("{}.{key}", self.place.label)
                 };
-                !keys::comes_later(&shape)
+                !keys::is_planned(&label)
             };
             format!("the keys here are {}", listed(known.iter().filter(available)))
         };
@@ -129,8 +129,8 @@ impl<'t> Table<'t> {
 
     /// Whether an unknown key here was probably meant to be this one, so that it is not missing as well. Of a
     /// section with hundreds of keys only some are looked at.
-    pub(super) fn has_slip_of(&self, key: &str) -> bool {
-        let known = keys::of(&self.place.shape).unwrap_or_default();
+    pub(super) fn has_typo_of(&self, key: &str) -> bool {
+        let known = keys::of(&self.place.label).unwrap_or_default();
         self.entries.is_some_and(|entries| {
             entries.keys().take(100).map(|written| &**written.get_ref()).any(|written| {
                 !known.contains(&written) && keys::nearest(written, known.iter().copied()) == Some(key)
@@ -139,17 +139,17 @@ impl<'t> Table<'t> {
     }
 
     /// In which sections around this one a key is known.
-    fn homes_of(&self, key: &str) -> Homes {
+    fn sections_with(&self, key: &str) -> Homes {
         let mut homes = Homes::default();
         let names: Vec<&str> = self.place.path.split('.').collect();
-        let shapes: Vec<&str> = self.place.shape.split('.').collect();
-        for (shape, known) in keys::SECTIONS {
-            let parts: Vec<&str> = shape.split('.').collect();
+        let labels: Vec<&str> = self.place.label.split('.').collect();
+        for (label, known) in keys::SECTIONS {
+            let parts: Vec<&str> = label.split('.').collect();
             // The root's keys are the sections themselves.
-            if shape.is_empty() || *shape == self.place.shape || !known.contains(&key) {
+            if label.is_empty() || *label == self.place.label || !known.contains(&key) {
                 continue;
             }
-            let shared = parts.iter().zip(&shapes).take_while(|(one, other)| one == other).count();
+            let shared = parts.iter().zip(&labels).take_while(|(one, other)| one == other).count();
             // The names here also name the section there: `policies.*` alike.
             let home = parts.iter().enumerate().map(|(index, part)| match names.get(index) {
                 Some(name) if index < shared => *name,
@@ -188,9 +188,9 @@ impl<'t> Table<'t> {
     /// A key's value. One that this version can't do yet is reported.
     pub(super) fn value(&self, key: &str) -> Option<Value<'t>> {
         debug_assert!(
-            keys::of(&self.place.shape).is_none_or(|known| known.contains(&key)),
+            keys::of(&self.place.label).is_none_or(|known| known.contains(&key)),
             "{key} is no key of {}",
-            self.place.shape
+            self.place.label
         );
         let value = self.entries?.get(key)?;
         Some(Value::open(self.place.child(key, key, Some(value.span())), value.get_ref()))
@@ -199,7 +199,7 @@ impl<'t> Table<'t> {
     /// A key's value; it must be there.
     pub(super) fn required(&self, key: &str, help: &str) -> Option<Value<'t>> {
         let value = self.value(key);
-        if value.is_none() && self.is_there() && !self.has_slip_of(key) {
+        if value.is_none() && self.is_there() && !self.has_typo_of(key) {
             self.place.missing(format!("`{key}` is missing"), help);
         }
         value
@@ -298,7 +298,7 @@ pub(super) struct Value<'t> {
 impl<'t> Value<'t> {
     fn open(place: Place<'t>, value: &'t DeValue<'t>) -> Self {
         let value = Self { place, value };
-        if keys::comes_later(&value.place.shape) {
+        if keys::is_planned(&value.place.label) {
             value.place.wrong("not available yet", "take it out: this version can't do it");
         }
         value
@@ -338,7 +338,7 @@ impl<'t> Value<'t> {
             return Some(Table::open(self.place.clone(), entries));
         }
         // Where the tables have names, keys stand in `[policies.NAME]`, not in `[policies]`.
-        let named = if keys::of(&format!("{}.*", self.place.shape)).is_some() { ".NAME" } else { "" };
+        let named = if keys::of(&format!("{}.*", self.place.label)).is_some() { ".NAME" } else { "" };
         self.wrong_type("a table", &format!("write its keys below a line `[{}{named}]`", self.place.path))
     }
 
@@ -523,7 +523,7 @@ impl<'t> Value<'t> {
 
     /// An element goes by the name of its list, and stands at its own spot.
     fn element(&self, span: Range<usize>) -> Place<'t> {
-        Place { shape: format!("{}.*", self.place.shape), span: Some(span), ..self.place.clone() }
+        Place { label: format!("{}.*", self.place.label), span: Some(span), ..self.place.clone() }
     }
 }
 

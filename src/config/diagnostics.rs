@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: all of it, each with its place, the line, and the way out.
+//! All errors of a configuration, each with its place, the line itself, and how to correct it.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -7,98 +7,95 @@ use std::ops::Range;
 
 use crate::text::{counted, excerpt, printable};
 
-/// The most findings that are printed: more than a person reads at once.
+/// The most diagnostics that are printed: more than a person reads at once.
 const PRINTED_MAX: usize = 50;
 
 /// The most characters of a line that are printed; a longer one is cut around the spot.
 const LINE_MAX: usize = 100;
 
-/// What is spoken of: a path, where it stands, and what is missing there.
+/// A path, its place in the text, and the fact if something is missing there.
 type Spot = (String, Option<Range<usize>>, Option<String>);
 
-/// What was found while a file was walked. Each spot is spoken of once: the first finding stands.
+/// Collects diagnostics while a file is read. Of several about one spot only the first is kept.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
-    list: RefCell<Vec<Finding>>,
+pub(super) struct Collector {
+    list: RefCell<Vec<Diagnostic>>,
     spots: RefCell<HashSet<Spot>>,
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug)]
-pub(super) struct Finding {
-    /// Where in the text; `None` for what does not stand there.
+pub(super) struct Diagnostic {
+    /// Where in the text; `None` if it is about something outside of it.
     pub(super) span: Option<Range<usize>>,
-    /// What it is about: a key's path; empty for TOML itself.
+    /// A key's path; empty for errors of TOML syntax.
     pub(super) subject: String,
-    /// What is wrong.
     pub(super) fact: String,
-    /// The way out.
+    /// How to correct it.
     pub(super) help: String,
-    /// How far it can be relied on, and shown.
     pub(super) kind: Kind,
 }
 
-/// What sort of finding.
+/// How far a diagnostic can be trusted, and how much of its line may be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Not TOML.
     Syntax,
-    /// A key that nobody knows: what it holds may be a secret, and is not shown.
+    /// Its value may be a secret, and is not shown.
     UnknownKey,
-    /// Something that stands there is wrong.
     Wrong,
-    /// Something is missing: not to be trusted if parts of the file can't be read.
+    /// Not to be trusted if parts of the file can't be read: they may contain what seems to be missing.
     Missing,
 }
 
-impl Findings {
-    pub(super) fn add(&self, finding: Finding) {
-        // Several keys may be missing in one section; what is wrong with one is told once.
-        let missing = (finding.kind == Kind::Missing).then(|| finding.fact.clone());
-        if self.spots.borrow_mut().insert((finding.subject.clone(), finding.span.clone(), missing)) {
-            self.list.borrow_mut().push(finding);
+impl Collector {
+    pub(super) fn add(&self, diagnostic: Diagnostic) {
+        // Several keys may be missing in one section; any other spot has one diagnostic.
+        let missing = (diagnostic.kind == Kind::Missing).then(|| diagnostic.fact.clone());
+        if self.spots.borrow_mut().insert((diagnostic.subject.clone(), diagnostic.span.clone(), missing)) {
+            self.list.borrow_mut().push(diagnostic);
         }
     }
 
-    /// Nothing, or all that is wrong. `unread` are the parts of the text that TOML could not make sense of:
-    /// what is found there, or found missing, may be their doing, and is left out.
+    /// All diagnostics, or `None` if there are none. `unread` are the parts of the text that the TOML parser
+    /// skipped or misread: diagnostics that may be due to them are left out.
     pub(super) fn into_diagnostics(
         self,
         text: &str,
         file_name: &str,
         unread: &[Range<usize>],
     ) -> Option<Diagnostics> {
-        let mut findings = self.list.into_inner();
-        findings.retain(|finding| {
+        let mut diagnostics = self.list.into_inner();
+        diagnostics.retain(|diagnostic| {
             let in_unread = |span: &Range<usize>| {
-                // The parts are in order, and apart.
+                // The parts are sorted and do not overlap.
                 let next = unread.partition_point(|part| part.end <= span.start);
                 unread.get(next).is_some_and(|part| part.contains(&span.start))
             };
-            match finding.kind {
+            match diagnostic.kind {
                 Kind::Syntax => true,
                 Kind::Missing => unread.is_empty(),
-                Kind::UnknownKey | Kind::Wrong => !finding.span.as_ref().is_some_and(in_unread),
+                Kind::UnknownKey | Kind::Wrong => !diagnostic.span.as_ref().is_some_and(in_unread),
             }
         });
-        if findings.is_empty() {
+        if diagnostics.is_empty() {
             return None;
         }
-        findings.sort_by_key(|finding| finding.span.as_ref().map(|span| span.start));
+        diagnostics.sort_by_key(|diagnostic| diagnostic.span.as_ref().map(|span| span.start));
         let file_name = excerpt(file_name, 200);
         let lines = Lines::of(text);
         Some(Diagnostics {
-            count: findings.len(),
-            printed: findings
+            count: diagnostics.len(),
+            printed: diagnostics
                 .iter()
                 .take(PRINTED_MAX)
-                .map(|finding| finding.print(&file_name, &lines))
+                .map(|diagnostic| diagnostic.print(&file_name, &lines))
                 .collect(),
         })
     }
 }
 
-impl Finding {
+impl Diagnostic {
     fn print(&self, file_name: &str, lines: &Lines<'_>) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail, here and below.
@@ -132,7 +129,7 @@ impl Finding {
     }
 }
 
-/// Whether a line may hold what belongs into no log: somebody wrote a secret where none belongs.
+/// Whether a line may contain a secret, written where none belongs. Diagnostics end up in logs.
 fn may_hold_a_secret(line: &str) -> bool {
     let line = line.to_ascii_lowercase().replace("password_enabled", "");
     let user_in_address = line.split_once(':').is_some_and(|(_, behind)| behind.contains('@'));
@@ -140,8 +137,8 @@ fn may_hold_a_secret(line: &str) -> bool {
     user_in_address || words.iter().any(|word| line.contains(word))
 }
 
-/// A line as it can be printed, how many characters stand before the spot, and how many make the spot. What
-/// stands behind the spot is left out on demand.
+/// A line as it can be printed, the spot's first column, and its width, both in characters. With `hide_behind`
+/// the text behind the spot is left out.
 fn mark(line: &str, column: usize, spot: &str, hide_behind: bool) -> (String, usize, usize) {
     let mut line: Vec<char> =
         line.chars().map(|character| if character == '\t' { ' ' } else { character }).collect();
@@ -185,9 +182,9 @@ impl<'t> Lines<'t> {
         Self { text, starts }
     }
 
-    /// A line's number from 1, its text without its end, and the column from 0, in characters.
+    /// A line's number from 1, its text without the line break, and the column from 0, in characters.
     fn place(&self, offset: usize) -> (usize, &'t str, usize) {
-        // Something that ends too early is found at the end of the text: then the last line that has any.
+        // An unexpected end is reported at the end of the text: show the last line that has any.
         let offset = offset.min(self.text.trim_end().len());
         let number = self.starts.partition_point(|start| *start <= offset);
         let start = self.starts.get(number.saturating_sub(1)).copied().unwrap_or_default();
@@ -199,7 +196,7 @@ impl<'t> Lines<'t> {
     }
 }
 
-/// All that is wrong with a configuration, ready to be printed; never nothing.
+/// All errors of a configuration, ready to be printed; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostics {
     count: usize,
@@ -207,7 +204,7 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// How many things are wrong.
+    /// The number of errors, including those beyond the 50 that are printed.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -230,15 +227,15 @@ mod tests {
     use super::*;
 
     fn printed(text: &str, span: Range<usize>) -> String {
-        let findings = Findings::default();
-        findings.add(Finding {
+        let collector = Collector::default();
+        collector.add(Diagnostic {
             span: Some(span),
             subject: "a".to_owned(),
             fact: "is wrong".to_owned(),
             help: "make it right".to_owned(),
             kind: Kind::Wrong,
         });
-        findings.into_diagnostics(text, "x.toml", &[]).unwrap().to_string()
+        collector.into_diagnostics(text, "x.toml", &[]).unwrap().to_string()
     }
 
     #[test]
@@ -283,10 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn a_spot_is_spoken_of_once_and_the_list_is_bounded() {
-        let findings = Findings::default();
+    fn a_spot_has_one_diagnostic_and_the_list_is_bounded() {
+        let collector = Collector::default();
         for index in 0..120 {
-            findings.add(Finding {
+            collector.add(Diagnostic {
                 span: Some(index / 2..index / 2 + 1),
                 subject: "a".to_owned(),
                 fact: format!("wrong {index}"),
@@ -294,7 +291,7 @@ mod tests {
                 kind: Kind::Wrong,
             });
         }
-        let all = findings.into_diagnostics(&"x".repeat(100), "x.toml", &[]).unwrap();
+        let all = collector.into_diagnostics(&"x".repeat(100), "x.toml", &[]).unwrap();
         assert_eq!(all.count(), 60);
         assert!(all.to_string().contains("wrong 0\n") && !all.to_string().contains("wrong 1\n"));
         assert!(all.to_string().ends_with("and 10 more errors"));
