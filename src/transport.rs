@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
-use url::Url;
+use url::{Host, Url};
 
 /// What an exchange is for. It decides which connections are used, and whether the address is a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,16 @@ impl Debug for Request {
             Purpose::Image => "(presigned address)",
         };
         f.debug_struct("Request").field("method", &self.method).field("url", &url).finish_non_exhaustive()
+    }
+}
+
+/// Whether an address is on this machine, so that nobody else can read what plain HTTP sends there.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::cli::args::{Check, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::{Output, Tone};
 use crate::cli::{Exit, Refusal};
-use crate::config::Config;
+use crate::config::sections::Config;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::wire::PromoteRequest;

@@ -56,7 +56,7 @@ const NEW_SNAPSHOT_EVERY: Duration = Duration::from_secs(15);
 
 /// What goes before the written configuration, and would lead a command elsewhere.
 const LEADING_ELSEWHERE: [&str; 6] = [
-    config::ENDPOINT_VARIABLE,
+    config::sections::ENDPOINT_VARIABLE,
     "EXOSCALE_API_KEY",
     "EXOSCALE_API_SECRET",
     "EXOSCALE_API_KEY_FILE",

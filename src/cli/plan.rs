@@ -14,7 +14,7 @@ use crate::cli::args::{Global, Plan, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;
 use crate::cli::{Exit, Refusal};
-use crate::config::Config;
+use crate::config::sections::Config;
 use crate::disk;
 use crate::exoscale::wire::{self, ListedSnapshots};
 use crate::policy::{Policy, PolicyName};

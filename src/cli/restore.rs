@@ -15,7 +15,7 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;
 use crate::cli::promote::sound_name;
 use crate::cli::{Exit, Refusal};
-use crate::config::Config;
+use crate::config::sections::Config;
 use crate::policy::ArchiveName;
 use crate::run::report::StepOutcome;
 use crate::run::restore::{self, Found, Reading, Shelves, TemplateToMake, Wanted};

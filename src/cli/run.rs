@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::{Exit, Refusal};
-use crate::config::Config;
+use crate::config::sections::Config;
 use crate::daemon::scheduler::Heartbeat;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::{Daemon, Ending, Loaded, Order};

@@ -12,7 +12,7 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::plan::{Files, inventories};
 use crate::cli::{Exit, Refusal};
-use crate::config::Config;
+use crate::config::sections::Config;
 use crate::picture::svg::{self, Curve, Picture, Row};
 use crate::policy::span::Span;
 use crate::policy::{Policy, PolicyName, Retention};

@@ -1,6 +1,5 @@
 //! All errors of a configuration, each with its place, the line itself, and how to correct it.
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt::{self, Display, Write as _};
 use std::ops::Range;
@@ -12,16 +11,6 @@ const PRINTED_MAX: usize = 50;
 
 /// The most characters of a line that are printed; a longer one is cut around the spot.
 const LINE_MAX: usize = 100;
-
-/// A path, its place in the text, and the fact if something is missing there.
-type Spot = (String, Option<Range<usize>>, Option<String>);
-
-/// Collects diagnostics while a file is read. Of several about one spot only the first is kept.
-#[derive(Debug, Default)]
-pub(super) struct Collector {
-    list: RefCell<Vec<Diagnostic>>,
-    spots: RefCell<HashSet<Spot>>,
-}
 
 /// One error.
 #[derive(Debug)]
@@ -48,66 +37,19 @@ pub(super) enum Kind {
     Missing,
 }
 
-impl Collector {
-    pub(super) fn add(&self, diagnostic: Diagnostic) {
-        // Several keys may be missing in one section; any other spot has one diagnostic.
-        let missing = (diagnostic.kind == Kind::Missing).then(|| diagnostic.fact.clone());
-        if self.spots.borrow_mut().insert((diagnostic.subject.clone(), diagnostic.span.clone(), missing)) {
-            self.list.borrow_mut().push(diagnostic);
-        }
-    }
-
-    /// All diagnostics, or `None` if there are none. `unread` are the parts of the text that the TOML parser
-    /// skipped or misread: diagnostics that may be due to them are left out.
-    pub(super) fn into_diagnostics(
-        self,
-        text: &str,
-        file_name: &str,
-        unread: &[Range<usize>],
-    ) -> Option<Diagnostics> {
-        let mut diagnostics = self.list.into_inner();
-        diagnostics.retain(|diagnostic| {
-            let in_unread = |span: &Range<usize>| {
-                // The parts are sorted and do not overlap.
-                let next = unread.partition_point(|part| part.end <= span.start);
-                unread.get(next).is_some_and(|part| part.contains(&span.start))
-            };
-            match diagnostic.kind {
-                Kind::Syntax => true,
-                Kind::Missing => unread.is_empty(),
-                Kind::UnknownKey | Kind::Wrong => !diagnostic.span.as_ref().is_some_and(in_unread),
-            }
-        });
-        if diagnostics.is_empty() {
-            return None;
-        }
-        diagnostics.sort_by_key(|diagnostic| diagnostic.span.as_ref().map(|span| span.start));
-        let file_name = excerpt(file_name, 200);
-        let lines = Lines::of(text);
-        Some(Diagnostics {
-            count: diagnostics.len(),
-            printed: diagnostics
-                .iter()
-                .take(PRINTED_MAX)
-                .map(|diagnostic| diagnostic.print(&file_name, &lines))
-                .collect(),
-        })
-    }
-}
-
 impl Diagnostic {
-    fn print(&self, file_name: &str, lines: &Lines<'_>) -> String {
+    fn print(&self, file_name: &str, file_text: &str) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail, here and below.
         if let Some(span) = &self.span {
-            let (number, line, column) = lines.place(span.start);
+            let (number, line, column) = locate(file_text, span.start);
             let _ = write!(text, "{file_name}:{number}:{}: ", column + 1);
             self.print_head(&mut text);
             let gutter = number.to_string().len().max(4);
             if may_hold_a_secret(line) {
                 let _ = write!(text, "\n  {number:>gutter$} | (not shown: it may hold a secret)");
             } else {
-                let spot = lines.text.get(span.clone()).unwrap_or_default();
+                let spot = file_text.get(span.clone()).unwrap_or_default();
                 let (shown, before, marks) = mark(line, column, spot, self.kind == Kind::UnknownKey);
                 let _ = write!(text, "\n  {number:>gutter$} | {shown}");
                 let _ = write!(text, "\n  {:gutter$} | {:before$}{}", "", "", "^".repeat(marks));
@@ -170,30 +112,14 @@ fn mark(line: &str, column: usize, spot: &str, hide_behind: bool) -> (String, us
     )
 }
 
-/// Finds lines by the offsets of their first bytes.
-struct Lines<'t> {
-    text: &'t str,
-    starts: Vec<usize>,
-}
-
-impl<'t> Lines<'t> {
-    fn of(text: &'t str) -> Self {
-        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, starts }
-    }
-
-    /// A line's number from 1, its text without the line break, and the column from 0, in characters.
-    fn place(&self, offset: usize) -> (usize, &'t str, usize) {
-        // An unexpected end is reported at the end of the text: show the last line that has any.
-        let offset = offset.min(self.text.trim_end().len());
-        let number = self.starts.partition_point(|start| *start <= offset);
-        let start = self.starts.get(number.saturating_sub(1)).copied().unwrap_or_default();
-        let rest = self.text.get(start..).unwrap_or_default();
-        let line = rest.split('\n').next().unwrap_or_default();
-        let line = line.strip_suffix('\r').unwrap_or(line);
-        let before = self.text.get(start..offset).unwrap_or_default();
-        (number, line, before.chars().count())
-    }
+/// The line at an offset: its number from 1, its text without the line break, and the column from 0, in characters.
+fn locate(text: &str, offset: usize) -> (usize, &str, usize) {
+    // An unexpected end is reported at the end of the text: show the last line that has any.
+    let before = text.get(..offset.min(text.trim_end().len())).unwrap_or_default();
+    let start = before.rfind('\n').map_or(0, |at| at + 1);
+    let column = before.get(start..).unwrap_or_default().chars().count();
+    let line = text.get(start..).unwrap_or_default().lines().next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line, column)
 }
 
 /// All errors of a configuration, ready to be printed; at least one.
@@ -204,6 +130,40 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
+    /// All diagnostics in the order of the text, or `None` if there are none; of several about one spot only the
+    /// first. `unread` are the parts of the text that the TOML parser skipped or misread: diagnostics that may be
+    /// due to them are left out.
+    pub(super) fn of(
+        mut diagnostics: Vec<Diagnostic>,
+        text: &str,
+        file_name: &str,
+        unread: &[Range<usize>],
+    ) -> Option<Self> {
+        let mut spots = HashSet::new();
+        diagnostics.retain(|diagnostic| {
+            // Several keys may be missing in one section; any other spot has one diagnostic.
+            let missing = (diagnostic.kind == Kind::Missing).then(|| diagnostic.fact.clone());
+            spots.insert((diagnostic.subject.clone(), diagnostic.span.clone(), missing))
+        });
+        diagnostics.retain(|diagnostic| {
+            let in_unread = |span: &Range<usize>| {
+                // The parts are sorted and do not overlap.
+                let next = unread.partition_point(|part| part.end <= span.start);
+                unread.get(next).is_some_and(|part| part.contains(&span.start))
+            };
+            match diagnostic.kind {
+                Kind::Syntax => true,
+                Kind::Missing => unread.is_empty(),
+                Kind::UnknownKey | Kind::Wrong => !diagnostic.span.as_ref().is_some_and(in_unread),
+            }
+        });
+        diagnostics.sort_by_key(|diagnostic| diagnostic.span.as_ref().map(|span| span.start));
+        let file_name = excerpt(file_name, 200);
+        let printed =
+            diagnostics.iter().take(PRINTED_MAX).map(|diagnostic| diagnostic.print(&file_name, text));
+        (!diagnostics.is_empty()).then(|| Self { count: diagnostics.len(), printed: printed.collect() })
+    }
+
     /// The number of errors, including those beyond the 50 that are printed.
     pub fn count(&self) -> usize {
         self.count
@@ -227,15 +187,14 @@ mod tests {
     use super::*;
 
     fn printed(text: &str, span: Range<usize>) -> String {
-        let collector = Collector::default();
-        collector.add(Diagnostic {
+        let diagnostic = Diagnostic {
             span: Some(span),
             subject: "a".to_owned(),
             fact: "is wrong".to_owned(),
             help: "make it right".to_owned(),
             kind: Kind::Wrong,
-        });
-        collector.into_diagnostics(text, "x.toml", &[]).unwrap().to_string()
+        };
+        Diagnostics::of(vec![diagnostic], text, "x.toml", &[]).unwrap().to_string()
     }
 
     #[test]
@@ -281,17 +240,14 @@ mod tests {
 
     #[test]
     fn a_spot_has_one_diagnostic_and_the_list_is_bounded() {
-        let collector = Collector::default();
-        for index in 0..120 {
-            collector.add(Diagnostic {
-                span: Some(index / 2..index / 2 + 1),
-                subject: "a".to_owned(),
-                fact: format!("wrong {index}"),
-                help: String::new(),
-                kind: Kind::Wrong,
-            });
-        }
-        let all = collector.into_diagnostics(&"x".repeat(100), "x.toml", &[]).unwrap();
+        let diagnostics = (0..120).map(|index| Diagnostic {
+            span: Some(index / 2..index / 2 + 1),
+            subject: "a".to_owned(),
+            fact: format!("wrong {index}"),
+            help: String::new(),
+            kind: Kind::Wrong,
+        });
+        let all = Diagnostics::of(diagnostics.collect(), &"x".repeat(100), "x.toml", &[]).unwrap();
         assert_eq!(all.count(), 60);
         assert!(all.to_string().contains("wrong 0\n") && !all.to_string().contains("wrong 1\n"));
         assert!(all.to_string().ends_with("and 10 more errors"));

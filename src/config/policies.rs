@@ -1,39 +1,40 @@
-//! Reads the policies.
+//! Reads the policies, and the retention rules that archives share with them.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::tz::{self, TimeZone};
 
+use crate::config::keys;
 use crate::config::toml_reader::{Table, Value};
-use crate::config::{ArchiveSettings, keys, read_concurrency, read_schedule};
 use crate::policy::rate::Rate;
 use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
 use crate::policy::{
-    ArchiveName, ByPeriod, Export, Guard, OnStart, Period, Policy, PolicyName, Promote, Retention, Which,
+    ArchiveName, ByPeriod, Export, Guard, OnStart, Policy, PolicyName, Promote, Retention, Which,
 };
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::excerpt;
 
-/// Half of a zone at once is no routine.
+/// Deleting half of a zone in one run is no routine.
 const MAX_DELETE_PERCENT: u8 = 50;
-/// A listing that lost half of its snapshots by itself is not to be trusted.
+/// A listing that lacks half of its former snapshots is not to be trusted.
 const MAX_LISTING_DROP_PERCENT: u8 = 50;
-/// How far this machine's clock may be from the API's, unless a policy says otherwise. Clocks that are kept by NTP are off by
-/// milliseconds, so one that is further off is not kept; at ten minutes slow it could not even sign a request.
+/// The default for the largest difference between this machine's clock and the API's. With NTP it is milliseconds, so a
+/// larger one means that nothing sets the clock; ten minutes slow it could not even sign a request.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
-/// Whatever the rules say, the newest good snapshot of an instance is not pruned.
+/// Whatever the rules say, the newest good snapshot of an instance is kept.
 const MIN_KEEP: u32 = 1;
-/// A night's export may fail once; that the next one does as well should be heard.
+/// One nightly export may fail; a second failure in a row should alert.
 const ALERT_AFTER: Duration = Duration::from_hours(36);
-/// Two downloads keep a line and a disk busy; more compete.
+/// Two keep a network link and a disk busy; more compete for them.
 const DOWNLOADS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
-/// No store that limits a connection gives more to more of them.
+/// Stores that limit a connection gain nothing from more connections than this.
 const CONNECTIONS_MAX: u64 = 16;
-/// A minute without a byte: no store is so slow, and a dead connection is noticed.
+/// No store is silent for a minute, and a dead connection is noticed soon enough.
 const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The most characters of a template's description that Exoscale takes everywhere.
@@ -41,14 +42,12 @@ const DESCRIPTION_MAX: usize = 255;
 /// The most characters of a user's name that Exoscale takes.
 const USER_MAX: usize = 255;
 
-/// The way out of a policy without zones.
+/// The help for a policy without zones.
 const ZONES_EXAMPLE: &str = "name at least one, such as `zones = [\"ch-gva-2\"]`";
 
-/// The archives that the file names; whether their settings are right is their own matter.
-type Archives = BTreeMap<ArchiveName, Option<ArchiveSettings>>;
-
-/// All policies, in the order of the file.
-pub(super) fn read(table: &Table<'_>, archives: &Archives) -> Vec<Policy> {
+/// All policies, in the order of the file. `archives` are the names that the file has, also those of archives with
+/// invalid settings, which are reported elsewhere.
+pub(super) fn read(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Vec<Policy> {
     table
         .named::<PolicyName>()
         .into_iter()
@@ -56,23 +55,22 @@ pub(super) fn read(table: &Table<'_>, archives: &Archives) -> Vec<Policy> {
         .collect()
 }
 
-fn read_policy(name: PolicyName, table: &Table<'_>, archives: &Archives) -> Policy {
+fn read_policy(name: PolicyName, table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Policy {
     let on_start = [("if_missed", OnStart::IfMissed), ("wait", OnStart::Wait), ("now", OnStart::Now)];
-    let create = table.boolean("create").unwrap_or(false);
-    let zones = table.required("zones", ZONES_EXAMPLE);
+    let create = || table.boolean("create").unwrap_or(false);
     Policy {
         name,
         enabled: table.boolean("enabled").unwrap_or(true),
-        schedule: table.value("schedule").and_then(|value| read_schedule(&value)),
+        schedule: table.value("schedule").and_then(|value| value.schedule()),
         time_zone: table.value("timezone").and_then(|value| read_time_zone(&value)).unwrap_or(TimeZone::UTC),
+        zones: table.required("zones", ZONES_EXAMPLE).map_or_else(Vec::new, |zones| {
+            zones.list(Some(ZONES_EXAMPLE), |zone| zone.parsed::<ZoneName>("a zone"))
+        }),
         jitter: table.duration("jitter").unwrap_or(Duration::ZERO),
         on_start: table.choice("on_start", &on_start).unwrap_or(OnStart::IfMissed),
         deadline: table.duration("deadline"),
-        create,
-        zones: zones.map_or_else(Vec::new, |zones| {
-            zones.list(Some(ZONES_EXAMPLE), |zone| zone.parsed::<ZoneName>("a zone"))
-        }),
-        select: read_select(&table.table("select"), create),
+        create: create(),
+        select: read_select(&table.table("select"), create()),
         retention: read_retention(&table.table("retention")),
         guard: read_guard(&table.table("guard")),
         export: read_export(&table.table("export"), archives),
@@ -82,7 +80,7 @@ fn read_policy(name: PolicyName, table: &Table<'_>, archives: &Archives) -> Poli
 
 fn read_time_zone(value: &Value<'_>) -> Option<TimeZone> {
     let text = value.text()?;
-    // Only what a name may have: what is asked for must not leave the folder of the zones.
+    // Only the characters of zone names: the name becomes a path in the system's folder of zones.
     let plain = !text.is_empty()
         && !text.contains("..")
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b));
@@ -101,7 +99,7 @@ fn read_time_zone(value: &Value<'_>) -> Option<TimeZone> {
     zone
 }
 
-/// A policy that takes snapshots prunes its own alone, unless told otherwise.
+/// By default a policy that creates snapshots prunes only those that it created.
 fn read_select(table: &Table<'_>, create: bool) -> Select {
     let (mut is_selected, mut is_excluded) = (false, false);
     let instances = table.value("instances").map(|list| {
@@ -130,7 +128,7 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
     }
 }
 
-/// Instances by name or id, and whether this machine is among them.
+/// Instances by name or id, and whether the list contains `self`.
 fn instances(list: &Value<'_>, empty: Option<&str>) -> (Vec<Pattern<InstanceId>>, bool) {
     let named = list.list(empty, |value| match value.text()? {
         SELF => Some(None),
@@ -140,53 +138,59 @@ fn instances(list: &Value<'_>, empty: Option<&str>) -> (Vec<Pattern<InstanceId>>
     (named.into_iter().flatten().collect(), with_self)
 }
 
-/// The instance that this program runs on. One that is called so can be named by its id, or as `[s]elf`.
+/// The instance that this program runs on. An instance whose name is `self` can be selected by its id, or as `[s]elf`.
 const SELF: &str = "self";
 
 const EMPTY_SELECTS_NOTHING: &str = "an empty list selects nothing: leave the key out to select all";
 
-/// What stays, if the section is there.
+/// `None` if the section is not there: then nothing is pruned.
 pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
-    let keep = |period: Period| format!("keep_{}", period.adverb());
-    let keep_within = |period: Period| format!("keep_within_{}", period.adverb());
-    let count_or_all = |key: &str| table.value(key).and_then(|value| value.count_or_all());
-    let mut rules =
-        vec!["keep_last".to_owned(), "keep_within".to_owned(), "max_age".to_owned(), "max_count".to_owned()];
-    for period in Period::ALL {
-        rules.extend([keep(period), keep_within(period)]);
-    }
-    if table.is_there() && !rules.iter().any(|rule| table.value(rule).is_some() || table.has_typo_of(rule)) {
+    let has_rule = Cell::new(false);
+    // An invalid rule, or a typo of one, is reported as such, and not as a section without rules.
+    let rule = |key: &str| {
+        let value = table.value(key);
+        has_rule.set(has_rule.get() || value.is_some() || table.has_typo_of(key));
+        value
+    };
+    let count_or_all = |key: &str| rule(key).and_then(|value| value.count_or_all());
+    let span = |key: &str| rule(key).and_then(|value| value.span());
+    let retention = Retention {
+        keep_last: count_or_all("keep_last"),
+        keep_within: span("keep_within"),
+        keep: ByPeriod::of(|period| count_or_all(&format!("keep_{}", period.adverb()))),
+        keep_within_each: ByPeriod::of(|period| span(&format!("keep_within_{}", period.adverb()))),
+        keep_oldest: table.boolean("keep_oldest").unwrap_or(true),
+        max_age: span("max_age"),
+        max_count: rule("max_count").and_then(|value| value.count()),
+        min_keep: read_min_keep(table),
+        failed_after: table.span("failed_after"),
+    };
+    if table.is_there() && !has_rule.get() {
         table.place().missing(
             "there is no rule in it",
             "write at least one of `keep_last`, `keep_within`, `max_age`, `max_count`, or take the section out to prune nothing",
         );
     }
-    let min_keep = table.number("min_keep", 0..=u32::MAX.into());
-    if min_keep == Some(0)
-        && table.boolean("allow_empty") != Some(true)
-        && let Some(value) = table.value("min_keep")
-    {
-        value.place().wrong(
-            "`0` would let the last good snapshot go",
-            "use 1 or more; 0 is possible only beside `allow_empty = true`",
-        );
-    }
-    let retention = Retention {
-        keep_last: count_or_all("keep_last"),
-        keep_within: table.span("keep_within"),
-        keep: ByPeriod::of(|period| count_or_all(&keep(period))),
-        keep_within_each: ByPeriod::of(|period| table.span(&keep_within(period))),
-        keep_oldest: table.boolean("keep_oldest").unwrap_or(true),
-        max_age: table.span("max_age"),
-        max_count: table.count("max_count"),
-        min_keep: min_keep.and_then(|number| u32::try_from(number).ok()).unwrap_or(MIN_KEEP),
-        failed_after: table.span("failed_after"),
-    };
     table.is_there().then_some(retention)
 }
 
+fn read_min_keep(table: &Table<'_>) -> u32 {
+    let min_keep = table.number("min_keep", 0..=u32::MAX.into()).unwrap_or(MIN_KEEP);
+    let allow_empty = table.boolean("allow_empty").unwrap_or(false);
+    if min_keep == 0
+        && !allow_empty
+        && let Some(value) = table.value("min_keep")
+    {
+        value.place().wrong(
+            "`0` would delete the last good snapshot",
+            "use 1 or more; 0 is possible only beside `allow_empty = true`",
+        );
+    }
+    min_keep
+}
+
 fn read_guard(table: &Table<'_>) -> Guard {
-    let percent = |key| table.number(key, 0..=100).and_then(|number| u8::try_from(number).ok());
+    let percent = |key| table.number(key, 0..=100);
     Guard {
         max_deletes: table.number("max_deletes", 0..=u64::MAX),
         max_delete_percent: percent("max_delete_percent").unwrap_or(MAX_DELETE_PERCENT),
@@ -195,7 +199,7 @@ fn read_guard(table: &Table<'_>) -> Guard {
     }
 }
 
-fn read_export(table: &Table<'_>, archives: &Archives) -> Option<Export> {
+fn read_export(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Option<Export> {
     let example = "name at least one, such as `archives = [\"vault\"]`";
     let named = table.required("archives", example);
     let export = Export {
@@ -205,10 +209,9 @@ fn read_export(table: &Table<'_>, archives: &Archives) -> Option<Export> {
         snapshots: read_which(table),
         required: table.boolean("required").unwrap_or(true),
         alert_after: table.duration("alert_after").unwrap_or(ALERT_AFTER),
-        concurrency: read_concurrency(table).unwrap_or(DOWNLOADS),
+        concurrency: table.concurrency().unwrap_or(DOWNLOADS),
         connections: table
             .number("connections", 1..=CONNECTIONS_MAX)
-            .and_then(|number| usize::try_from(number).ok())
             .and_then(NonZeroUsize::new)
             .unwrap_or(NonZeroUsize::MIN),
         stall_timeout: table.duration("stall_timeout").unwrap_or(STALL_TIMEOUT),
@@ -220,10 +223,10 @@ fn read_export(table: &Table<'_>, archives: &Archives) -> Option<Export> {
     table.is_there().then_some(export)
 }
 
-fn read_archive_name(value: &Value<'_>, archives: &Archives) -> Option<ArchiveName> {
+fn read_archive_name(value: &Value<'_>, archives: &BTreeSet<ArchiveName>) -> Option<ArchiveName> {
     let name = value.parsed::<ArchiveName>("an archive's name")?;
-    if !archives.contains_key(&name) {
-        let near = keys::nearest(name.as_str(), archives.keys().map(ArchiveName::as_str));
+    if !archives.contains(&name) {
+        let near = keys::nearest(name.as_str(), archives.iter().map(ArchiveName::as_str));
         value.place().missing(
             format!("there is no archive `{name}`"),
             near.map_or_else(
@@ -237,24 +240,20 @@ fn read_archive_name(value: &Value<'_>, archives: &Archives) -> Option<ArchiveNa
 
 fn read_promote(table: &Table<'_>) -> Option<Promote> {
     let line = |key, max| table.value(key).and_then(|value| value.line(max));
-    let name = table
-        .required("name", "write how templates are called, such as `name = \"{instance}-{created:%Y%m%d}\"`");
-    let (snapshots, keep) = (read_which(table), table.count("keep"));
-    let (description, default_user) = (line("description", DESCRIPTION_MAX), line("default_user", USER_MAX));
-    let (password_enabled, ssh_key_enabled) =
-        (table.boolean("password_enabled"), table.boolean("ssh_key_enabled"));
-    let name = name.and_then(|value| {
+    let help = "write how templates are called, such as `name = \"{instance}-{created:%Y%m%d}\"`";
+    let name = table.required("name", help).and_then(|value| {
         let name = value.text()?.parse::<TemplateName>();
         name.map_err(|error| value.place().wrong(error.fact(), error.help())).ok()
     });
     Some(Promote {
+        snapshots: read_which(table),
+        keep: table.count("keep"),
+        description: line("description", DESCRIPTION_MAX),
+        default_user: line("default_user", USER_MAX),
+        password_enabled: table.boolean("password_enabled"),
+        ssh_key_enabled: table.boolean("ssh_key_enabled"),
+        // Last, so that without a name the other keys are checked all the same.
         name: name?,
-        snapshots,
-        keep,
-        description,
-        default_user,
-        password_enabled,
-        ssh_key_enabled,
     })
 }
 

@@ -1,11 +1,12 @@
-//! Walking a TOML table that knows where everything stands.
+//! Reads the tables of a TOML file, and collects every error with its place.
 //!
-//! A [`Table`] and a [`Value`] know their path and their place, and put what is wrong with them into the
-//! collector: a getter returns `None` for what is not there and for what is wrong alike, so that a section
-//! reads on, and reads like its documentation. Whoever asks for a result looks at the collector first.
+//! A [`Table`] and a [`Value`] know their path and their place, and report what is wrong with them: a getter
+//! returns `None` both for a missing key and for a wrong value, so that a reader goes on to the next key. The
+//! result counts only if [`OpenFile::finish`] finds no diagnostics.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
@@ -13,13 +14,57 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::config::diagnostics::{Diagnostic, Collector, Kind};
-use crate::config::keys;
+use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
+use crate::config::keys::{self, KnownKeys};
 use crate::policy::Count;
 use crate::policy::span::{Span, parse_duration};
+use crate::schedule::Schedule;
 use crate::text::excerpt;
 
-/// A path in the file, and where it stands.
+/// More operations or downloads at once than this exhaust threads and connections.
+const CONCURRENCY_MAX: u64 = 256;
+
+/// A file while it is read.
+#[derive(Default)]
+pub(super) struct OpenFile {
+    /// Every key that a file may have. Without any, no key is unknown.
+    known: KnownKeys,
+    /// The keys that the readers have asked for.
+    asked: RefCell<KnownKeys>,
+    diagnostics: RefCell<Vec<Diagnostic>>,
+}
+
+impl OpenFile {
+    pub(super) fn new(known: KnownKeys) -> Self {
+        Self { known, ..Self::default() }
+    }
+
+    /// The table that holds all others.
+    pub(super) fn root<'t>(&'t self, entries: &'t DeTable<'t>) -> Table<'t> {
+        Table::open(self.outside(""), entries)
+    }
+
+    /// A place outside the file, such as an environment variable.
+    pub(super) fn outside(&self, name: &str) -> Place<'_> {
+        Place { path: excerpt(name, 200), label: String::new(), span: None, file: self }
+    }
+
+    pub(super) fn report(&self, diagnostic: Diagnostic) {
+        self.diagnostics.borrow_mut().push(diagnostic);
+    }
+
+    /// The keys that the readers have asked for.
+    pub(super) fn into_asked(self) -> KnownKeys {
+        self.asked.into_inner()
+    }
+
+    /// All errors of the file, if there are any. `unread` are the parts of its text that are no TOML.
+    pub(super) fn finish(self, text: &str, name: &str, unread: &[Range<usize>]) -> Option<Diagnostics> {
+        Diagnostics::of(self.diagnostics.into_inner(), text, name, unread)
+    }
+}
+
+/// A path in the file, and its place in the text.
 #[derive(Clone)]
 pub(super) struct Place<'t> {
     /// Such as `policies.nightly.zones`.
@@ -27,20 +72,10 @@ pub(super) struct Place<'t> {
     /// Such as `policies.*.zones`.
     label: String,
     span: Option<Range<usize>>,
-    collector: &'t Collector,
+    file: &'t OpenFile,
 }
 
-impl<'t> Place<'t> {
-    /// Where a file begins.
-    pub(super) fn root(collector: &'t Collector) -> Self {
-        Self { path: String::new(), label: String::new(), span: None, collector }
-    }
-
-    /// A place outside the file, such as an environment variable.
-    pub(super) fn outside(name: &str, collector: &'t Collector) -> Self {
-        Self { path: excerpt(name, 200), label: String::new(), span: None, collector }
-    }
-
+impl Place<'_> {
     fn child(&self, name: &str, label: &str, span: Option<Range<usize>>) -> Self {
         let join = |parent: &str, name: &str| {
             if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
@@ -49,23 +84,23 @@ impl<'t> Place<'t> {
             path: join(&self.path, &shown_key(name)),
             label: join(&self.label, label),
             span,
-            collector: self.collector,
+            file: self.file,
         }
     }
 
-    /// Says what is wrong here, and the way out.
+    /// Reports an error here; `help` says how to correct it.
     pub(super) fn wrong(&self, fact: impl Into<String>, help: impl Into<String>) {
         self.add(Kind::Wrong, fact.into(), help.into());
     }
 
-    /// Says that something else is missing, seen from here.
+    /// Reports that something is missing, or missing somewhere else.
     pub(super) fn missing(&self, fact: impl Into<String>, help: impl Into<String>) {
         self.add(Kind::Missing, fact.into(), help.into());
     }
 
     fn add(&self, kind: Kind, fact: String, help: String) {
         let (span, subject) = (self.span.clone(), self.path.clone());
-        self.collector.add(Diagnostic { span, subject, fact, help, kind });
+        self.file.report(Diagnostic { span, subject, fact, help, kind });
     }
 }
 
@@ -82,17 +117,12 @@ pub(super) struct Table<'t> {
 }
 
 impl<'t> Table<'t> {
-    /// The whole file.
-    pub(super) fn root(entries: &'t DeTable<'t>, collector: &'t Collector) -> Self {
-        Self::open(Place::root(collector), entries)
-    }
-
-    /// A table; where its label has keys of its own, all others are reported.
+    /// A table. Where its label has keys of its own, all others are reported.
     fn open(place: Place<'t>, entries: &'t DeTable<'t>) -> Self {
         let table = Self { place, entries: Some(entries) };
-        if let Some(known) = keys::of(&table.place.label) {
+        if let Some(known) = table.place.file.known.of(&table.place.label) {
             for key in entries.keys() {
-                if !known.contains(&&**key.get_ref()) {
+                if !keys::contains(known, key.get_ref()) {
                     table.report_unknown(key.get_ref(), key.span(), known);
                 }
             }
@@ -100,29 +130,22 @@ impl<'t> Table<'t> {
         table
     }
 
-    fn report_unknown(&self, key: &str, span: Range<usize>, known: &[&str]) {
+    fn report_unknown(&self, key: &str, span: Range<usize>, known: &[String]) {
         let place = self.place.child(key, key, Some(span));
-        let homes = self.sections_with(key);
+        let (above, beside) = self.sections_with(key);
         let help = if matches!(key, "api_key" | "api_secret") {
             "secrets never stand here: write them to a file of their own, and name it by `credentials_file`"
                 .to_owned()
-        } else if let [above, ..] = homes.above.as_slice() {
+        } else if let [above, ..] = above.as_slice() {
             format!("`{key}` belongs to `{above}` itself: write it above the line `[{}]`", self.place.path)
-        } else if let Some(near) = keys::nearest(key, known.iter().copied()) {
+        } else if let Some(near) = keys::nearest(key, known.iter().map(String::as_str)) {
             format!("did you mean `{near}`?")
-        } else if !homes.beside.is_empty() {
-            let beside: Vec<_> = homes.beside.iter().map(|home| format!("`[{home}]`")).collect();
+        } else if !beside.is_empty() {
+            let beside: Vec<_> = beside.iter().map(|section| format!("`[{section}]`")).collect();
             format!("`{key}` belongs under {}", beside.join(" or "))
         } else {
-            let available = |key: &&&str| {
-                let label = if self.place.label.is_empty() {
-                    (**key).to_owned()
-                } else {
-                    format!("{}.{key}", self.place.label)
-                };
-                !keys::is_planned(&label)
-            };
-            format!("the keys here are {}", listed(known.iter().filter(available)))
+            let is_available = |key: &&String| !keys::is_planned(&self.place.child(key, key, None).label);
+            format!("the keys here are {}", listed(known.iter().filter(is_available)))
         };
         place.add(Kind::UnknownKey, "unknown key".to_owned(), help);
     }
@@ -130,52 +153,55 @@ impl<'t> Table<'t> {
     /// Whether an unknown key here was probably meant to be this one, so that it is not missing as well. Of a
     /// section with hundreds of keys only some are looked at.
     pub(super) fn has_typo_of(&self, key: &str) -> bool {
-        let known = keys::of(&self.place.label).unwrap_or_default();
+        let known = self.place.file.known.of(&self.place.label).unwrap_or_default();
         self.entries.is_some_and(|entries| {
             entries.keys().take(100).map(|written| &**written.get_ref()).any(|written| {
-                !known.contains(&written) && keys::nearest(written, known.iter().copied()) == Some(key)
+                !keys::contains(known, written)
+                    && keys::nearest(written, known.iter().map(String::as_str)) == Some(key)
             })
         })
     }
 
-    /// In which sections around this one a key is known.
-    fn sections_with(&self, key: &str) -> Homes {
-        let mut homes = Homes::default();
+    /// The sections above this one, and those beside it, that have a key, as the file would name them.
+    fn sections_with(&self, key: &str) -> (Vec<String>, Vec<String>) {
+        let (mut above, mut beside) = (Vec::new(), Vec::new());
         let names: Vec<&str> = self.place.path.split('.').collect();
         let labels: Vec<&str> = self.place.label.split('.').collect();
-        for (label, known) in keys::SECTIONS {
+        for label in self.place.file.known.sections_with(key).filter(|label| *label != self.place.label) {
             let parts: Vec<&str> = label.split('.').collect();
-            // The root's keys are the sections themselves.
-            if label.is_empty() || *label == self.place.label || !known.contains(&key) {
-                continue;
-            }
             let shared = parts.iter().zip(&labels).take_while(|(one, other)| one == other).count();
-            // The names here also name the section there: `policies.*` alike.
-            let home = parts.iter().enumerate().map(|(index, part)| match names.get(index) {
+            // The names here also name the section there: `policies.*` is the same policy.
+            let section = parts.iter().enumerate().map(|(index, part)| match names.get(index) {
                 Some(name) if index < shared => *name,
                 _ => *part,
             });
-            let home = home.collect::<Vec<_>>().join(".").replace('*', "NAME");
+            let section = section.collect::<Vec<_>>().join(".").replace('*', "NAME");
             if shared == parts.len() {
-                homes.above.push(home);
+                above.push(section);
             } else if shared + 1 >= parts.len() {
-                homes.beside.push(home);
+                beside.push(section);
             }
         }
-        homes
+        (above, beside)
     }
 
-    /// Where this stands.
+    /// The values here of the keys that a reader would ask for.
+    pub(super) fn values_read_by<T>(&self, read: impl Fn(&Table<'_>) -> T) -> Vec<Value<'t>> {
+        let file = OpenFile::default();
+        read(&Table { place: Place { file: &file, ..self.place.clone() }, entries: None });
+        let asked = file.into_asked();
+        asked.of(&self.place.label).unwrap_or_default().iter().filter_map(|key| self.value(key)).collect()
+    }
+
     pub(super) fn place(&self) -> &Place<'t> {
         &self.place
     }
 
-    /// Whether the file has it.
     pub(super) fn is_there(&self) -> bool {
         self.entries.is_some()
     }
 
-    /// Whether it has no keys.
+    /// Whether it has no keys, or is not there.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_none_or(DeTable::is_empty)
     }
@@ -185,12 +211,13 @@ impl<'t> Table<'t> {
         self.entries.and_then(|entries| entries.get(key)).is_some_and(|value| !value.get_ref().is_table())
     }
 
-    /// A key's value. One that this version can't do yet is reported.
+    /// A key's value. To ask for a key is also what makes it known.
     pub(super) fn value(&self, key: &str) -> Option<Value<'t>> {
+        let (file, label) = (self.place.file, &self.place.label);
+        file.asked.borrow_mut().add(label, key);
         debug_assert!(
-            keys::of(&self.place.label).is_none_or(|known| known.contains(&key)),
-            "{key} is no key of {}",
-            self.place.label
+            file.known.of(label).is_none_or(|known| keys::contains(known, key)),
+            "`{key}` of `{label}` is not asked for in every file"
         );
         let value = self.entries?.get(key)?;
         Some(Value::open(self.place.child(key, key, Some(value.span())), value.get_ref()))
@@ -205,14 +232,14 @@ impl<'t> Table<'t> {
         value
     }
 
-    /// A table within, or one that is not there.
+    /// A table within this one; an absent one if the file does not have it.
     pub(super) fn table(&self, key: &str) -> Table<'t> {
         self.value(key)
             .and_then(|value| value.table())
             .unwrap_or_else(|| Self { place: self.place.child(key, key, None), entries: None })
     }
 
-    /// The tables within that have names, in the order of the file. A bad name is reported.
+    /// The tables within this one that have names, in the order of the file. A bad name is reported.
     pub(super) fn named<N: FromStr<Err: ToString>>(&self) -> Vec<(N, Table<'t>)> {
         let mut found = Vec::new();
         for (key, value) in self.entries.into_iter().flatten() {
@@ -242,17 +269,21 @@ impl<'t> Table<'t> {
             .collect()
     }
 
-    /// `true` or `false`.
     pub(super) fn boolean(&self, key: &str) -> Option<bool> {
         self.value(key)?.boolean()
     }
 
-    /// A whole number within a range.
-    pub(super) fn number(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        self.value(key)?.number(range)
+    /// A whole number within a range that its type can hold.
+    pub(super) fn number<N: TryFrom<u64>>(&self, key: &str, range: RangeInclusive<u64>) -> Option<N> {
+        self.value(key)?.number(range)?.try_into().ok()
     }
 
-    /// A count that switches a rule off by not being there.
+    /// How much may be done at once.
+    pub(super) fn concurrency(&self) -> Option<NonZeroUsize> {
+        self.number("concurrency", 1..=CONCURRENCY_MAX).and_then(NonZeroUsize::new)
+    }
+
+    /// A count of a rule, which is switched off by leaving the key out, not by 0.
     pub(super) fn count(&self, key: &str) -> Option<NonZeroU32> {
         self.value(key)?.count()
     }
@@ -266,9 +297,7 @@ impl<'t> Table<'t> {
 
     /// Calendar time, such as `"14d"`.
     pub(super) fn span(&self, key: &str) -> Option<Span> {
-        let value = self.value(key)?;
-        let text = value.span_text("30d")?;
-        text.parse::<Span>().map_err(|error| value.place.wrong(error.fact(), error.help())).ok()
+        self.value(key)?.span()
     }
 
     /// One of a few words.
@@ -282,14 +311,7 @@ impl<'t> Table<'t> {
     }
 }
 
-/// Sections in which a key is known, as the file would name them.
-#[derive(Default)]
-struct Homes {
-    above: Vec<String>,
-    beside: Vec<String>,
-}
-
-/// One value.
+/// The value of a key, or an element of a list.
 pub(super) struct Value<'t> {
     place: Place<'t>,
     value: &'t DeValue<'t>,
@@ -314,7 +336,6 @@ impl<'t> Value<'t> {
         }
     }
 
-    /// Where this stands.
     pub(super) fn place(&self) -> &Place<'t> {
         &self.place
     }
@@ -338,7 +359,8 @@ impl<'t> Value<'t> {
             return Some(Table::open(self.place.clone(), entries));
         }
         // Where the tables have names, keys stand in `[policies.NAME]`, not in `[policies]`.
-        let named = if keys::of(&format!("{}.*", self.place.label)).is_some() { ".NAME" } else { "" };
+        let named =
+            if self.place.file.known.of(&format!("{}.*", self.place.label)).is_some() { ".NAME" } else { "" };
         self.wrong_type("a table", &format!("write its keys below a line `[{}{named}]`", self.place.path))
     }
 
@@ -349,7 +371,6 @@ impl<'t> Value<'t> {
         }
     }
 
-    /// Text.
     pub(super) fn text(&self) -> Option<&'t str> {
         match self.value {
             DeValue::String(text) => Some(text),
@@ -357,7 +378,7 @@ impl<'t> Value<'t> {
         }
     }
 
-    /// Text that is shown to people, or sent: not empty, at most so many characters.
+    /// Text for people: not empty, at most `max` characters, without control characters.
     pub(super) fn line(&self, max: usize) -> Option<String> {
         let text = self.text()?;
         let length = text.chars().count();
@@ -373,7 +394,7 @@ impl<'t> Value<'t> {
         None
     }
 
-    /// Text of a certain form.
+    /// Text that has a form; `what` and `form` describe it.
     pub(super) fn written(&self, what: &str, form: &str, is_so: impl Fn(&str) -> bool) -> Option<String> {
         let text = self.text()?;
         if !is_so(text) {
@@ -383,7 +404,7 @@ impl<'t> Value<'t> {
         Some(text.to_owned())
     }
 
-    /// Text that reads as a `T`; the way out is the error's own text.
+    /// Text that is parsed as a `T`; its error's text is the help.
     pub(super) fn parsed<T: FromStr<Err: ToString>>(&self, what: &str) -> Option<T> {
         let text = self.text()?;
         text.parse::<T>()
@@ -391,6 +412,18 @@ impl<'t> Value<'t> {
                 self.place.wrong(format!("`{}` is not {what}", excerpt(text, 64)), error.to_string());
             })
             .ok()
+    }
+
+    /// Calendar time, such as `"14d"`.
+    pub(super) fn span(&self) -> Option<Span> {
+        let text = self.span_text("30d")?;
+        text.parse::<Span>().map_err(|error| self.place.wrong(error.fact(), error.help())).ok()
+    }
+
+    /// A cron line.
+    pub(super) fn schedule(&self) -> Option<Schedule> {
+        let text = self.text()?;
+        Schedule::parse(text).map_err(|error| self.place.wrong(error.fact(), error.help())).ok()
     }
 
     fn span_text(&self, example: &str) -> Option<&'t str> {
@@ -419,7 +452,7 @@ impl<'t> Value<'t> {
         fits
     }
 
-    fn count(&self) -> Option<NonZeroU32> {
+    pub(super) fn count(&self) -> Option<NonZeroU32> {
         if self.integer()? == 0 {
             self.place.wrong("`0` is not possible", "leave the key out to switch the rule off");
             return None;
@@ -467,8 +500,7 @@ impl<'t> Value<'t> {
         let text = self.text()?;
         let found = choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
         if found.is_none() {
-            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            let words: Vec<_> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
+            let words: Vec<_> = choices.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
             self.place.wrong(
                 format!("`{}` is not possible", excerpt(text, 64)),
                 format!("use {}", words.join(" or ")),
@@ -496,7 +528,7 @@ impl<'t> Value<'t> {
         None
     }
 
-    /// The values of a list, each once, read by `read`. `empty` is the way out of an empty list; without it,
+    /// The values of a list, each only once, read by `read`. `empty` is the help for an empty list; without it
     /// a list may be empty.
     pub(super) fn list<T>(&self, empty: Option<&str>, read: impl Fn(&Value<'t>) -> Option<T>) -> Vec<T> {
         let DeValue::Array(values) = self.value else {
@@ -514,21 +546,21 @@ impl<'t> Value<'t> {
             let value = Self::open(self.element(value.span()), value.get_ref());
             if value.plain().is_some_and(|text| !seen.insert(text.to_owned())) {
                 let text = value.plain().map(|text| excerpt(text, 64)).unwrap_or_default();
-                value.place.wrong(format!("`{text}` stands here twice"), "take one of them out");
+                value.place.wrong(format!("`{text}` is listed twice"), "take one of them out");
             }
             all.extend(read(&value));
         }
         all
     }
 
-    /// An element goes by the name of its list, and stands at its own spot.
+    /// An element has the path of its list, and a place of its own.
     fn element(&self, span: Range<usize>) -> Place<'t> {
         Place { label: format!("{}.*", self.place.label), span: Some(span), ..self.place.clone() }
     }
 }
 
 /// `a`, `b` and `c`.
-fn listed<'a>(words: impl IntoIterator<Item = &'a &'a str>) -> String {
+fn listed<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
     let quoted: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
     match quoted.as_slice() {
         [] => "none".to_owned(),

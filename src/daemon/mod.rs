@@ -25,7 +25,7 @@ use crate::archive::Archive;
 use crate::archive::stats::ArchiveStats;
 use crate::archive::verify::{describe, verify_archive};
 use crate::clock::timeout;
-use crate::config::ServerSettings;
+use crate::config::sections::ServerSettings;
 use crate::daemon::server::{BindError, Listener};
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};

@@ -17,7 +17,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::run::Runner;
 use crate::run::step::StepError;
 use crate::snapshot::{OperationId, SnapshotId};
-use crate::transport::{Purpose, Request, Response, Transport};
+use crate::transport::{Purpose, Request, Response, Transport, is_loopback};
 
 /// A store may send us on a few times, to another node of its own; more is a ring.
 const REDIRECTS_MAX: usize = 5;
@@ -103,15 +103,9 @@ impl ExportedImage {
 
     /// Plain HTTP is for this machine alone, unless the operator allows more.
     fn allow(&self, url: &Url) -> Result<(), SourceError> {
-        let loopback = match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
         match url.scheme() {
             "https" => Ok(()),
-            "http" if loopback || self.allow_plain_http => Ok(()),
+            "http" if is_loopback(url) || self.allow_plain_http => Ok(()),
             _ => {
                 Err(refused("its address is not https; `allow_plain_http` under `[exoscale]` would allow it"))
             }

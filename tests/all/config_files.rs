@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use snapwarden::config::{self, ArchiveSettings, ConfigError};
+use snapwarden::config::sections::{ArchiveSettings, ExoscaleSettings};
+use snapwarden::config::{self, ConfigError};
 use snapwarden::disk::{Disk as _, RealDisk, read_named_file};
 use snapwarden::policy::{Count, Period, Retention, Which};
 
@@ -98,7 +99,7 @@ fn a_default_is_what_the_full_example_says() {
     let short = config::parse(policy, "short.toml", None).unwrap();
     let (_, text) = files("config", ".toml").into_iter().find(|(name, _)| name == "full.toml").unwrap();
     let full = config::parse(&text, "full.toml", None).unwrap();
-    let with_credentials = config::ExoscaleSettings {
+    let with_credentials = ExoscaleSettings {
         credentials_file: full.exoscale.credentials_file.clone(),
         ..short.exoscale.clone()
     };

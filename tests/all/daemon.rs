@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::clock::Clock as _;
-use snapwarden::config::ServerSettings;
+use snapwarden::config::sections::ServerSettings;
 use snapwarden::daemon::service::ServiceManager;
 use snapwarden::daemon::{Daemon, DaemonError, Ending, Loaded, Order};
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};

@@ -1,0 +1,430 @@
+//! Reads every section but the policies, whose reader is `policies`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::de::DeTable;
+use url::Url;
+
+use crate::config::keys::KnownKeys;
+use crate::config::policies;
+use crate::config::toml_reader::{OpenFile, Place, Table};
+use crate::policy::{ArchiveName, ArchiveRules, Policy, VerifyPlan};
+use crate::snapshot::ZoneName;
+use crate::text::{counted, excerpt};
+use crate::transport::is_loopback;
+
+/// The environment variable that overrides `exoscale.endpoint`; the caller reads it.
+pub const ENDPOINT_VARIABLE: &str = "EXOSCALE_API_ENDPOINT";
+
+/// From the `servers` of Exoscale's published API description.
+const ENDPOINT: &str = "https://api-{zone}.exoscale.com/v2";
+/// Long enough for a listing of thousands, short enough to notice a dead connection soon.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// As in the vendor's own client (egoscale v3).
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
+/// An export of a large disk takes many minutes; beyond an hour something is stuck.
+const OPERATION_TIMEOUT: Duration = Duration::from_hours(1);
+/// Careful, since the API's limits are not published.
+const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
+/// A higher limit is no limit: one process does not send more.
+const REQUESTS_PER_SECOND_MAX: u64 = 1000;
+/// Several, so that one slow export does not hold up the rest of its zone.
+const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// All copies, unless the operator wants less to be read at once.
+const VERIFY_PERCENT: u64 = 100;
+
+/// This machine alone: the port has no password, so the operator decides who else may see it.
+const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9788));
+/// Well within the 90 s that systemd gives a service to stop.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+
+/// A file with one section of each kind: reading it asks for every key that a file may have.
+const ONE_OF_EACH: &str = "[archives.a]\ntype = \"local\"\n[policies.a]\n[notify.a]\n";
+
+/// A whole configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The section `[exoscale]`.
+    pub exoscale: ExoscaleSettings,
+    /// The section `[server]`.
+    pub server: ServerSettings,
+    /// `None` leaves the choice to the caller: `$STATE_DIRECTORY`, else the default.
+    pub state_directory: Option<PathBuf>,
+    /// Where exports are stored, by name.
+    pub archives: BTreeMap<ArchiveName, ArchiveSettings>,
+    /// Retention and verification of the copies in each archive.
+    pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
+    /// At least one, in the order of the file; every archive that a policy names exists in `archives`.
+    pub policies: Vec<Policy>,
+}
+
+/// How the API is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExoscaleSettings {
+    /// The API's address, without a slash at its end; `{zone}` stands for the zone. It may be left out only if
+    /// all policies name the same zone.
+    pub endpoint: String,
+    /// A file with `api_key` and `api_secret`.
+    pub credentials_file: Option<PathBuf>,
+    /// How long a request may take.
+    pub request_timeout: Duration,
+    /// The first wait between two polls of an operation.
+    pub poll_interval: Duration,
+    /// How long an operation may take before it counts as failed.
+    pub operation_timeout: Duration,
+    /// The limit for all policies together.
+    pub requests_per_second: NonZeroU32,
+    /// Operations in flight per zone.
+    pub concurrency: NonZeroUsize,
+    /// Whether `http://` is allowed to hosts other than this machine.
+    pub allow_plain_http: bool,
+}
+
+/// What only the daemon needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerSettings {
+    /// The address of the HTTP port.
+    pub listen: SocketAddr,
+    /// How long steps in flight may continue once the daemon is stopping.
+    pub shutdown_grace: Duration,
+}
+
+/// Where an archive keeps its copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArchiveSettings {
+    /// In a folder.
+    Local {
+        /// Absolute; neither inside another archive nor around one.
+        path: PathBuf,
+    },
+    /// In a bucket of an S3-compatible store.
+    S3 {
+        /// The store's address, without a slash at its end.
+        endpoint: Url,
+        /// The region that requests are signed for.
+        region: String,
+        /// The bucket's name.
+        bucket: String,
+        /// The beginning of all keys: empty, or with a slash at its end; neither inside another archive nor around
+        /// one.
+        prefix: String,
+        /// A file with `api_key` and `api_secret`.
+        credentials_file: Option<PathBuf>,
+    },
+}
+
+/// Every key that a file may have, found by reading a sample: so a key is known as soon as a reader asks for it.
+pub(super) fn known_keys() -> KnownKeys {
+    let file = OpenFile::default();
+    let (table, _) = DeTable::parse_recoverable(ONE_OF_EACH);
+    read(&file.root(table.get_ref()), None, &file, "");
+    file.into_asked()
+}
+
+/// Reads all sections. The result counts only if `file` has no diagnostics.
+pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, file_name: &str) -> Config {
+    let (archive_names, archives, archive_rules) = read_archives(&root.table("archives"));
+    let named_policies = root.table("policies");
+    if named_policies.is_empty() && !root.has_typo_of("policies") && !root.has_other_than_table("policies") {
+        file.outside(file_name).missing(
+            "there is no policy",
+            "write one: a line `[policies.nightly]`, and below it `zones = [\"ch-gva-2\"]`",
+        );
+    }
+    let policies = policies::read(&named_policies, &archive_names);
+    check_notify(&root.table("notify"));
+    Config {
+        exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, file),
+        server: read_server(&root.table("server")),
+        state_directory: root.table("state").path("directory"),
+        archives,
+        archive_rules,
+        policies,
+    }
+}
+
+fn read_exoscale(
+    table: &Table<'_>,
+    endpoint: Option<&str>,
+    policies: &[Policy],
+    file: &OpenFile,
+) -> ExoscaleSettings {
+    let allow_plain_http = table.boolean("allow_plain_http").unwrap_or(false);
+    // Both are checked: the one in the file is used again once the variable is not set any more.
+    let written = table.value("endpoint").and_then(|value| Some((value.text()?, value.place().clone())));
+    let overriding =
+        endpoint.filter(|text| !text.is_empty()).map(|text| (text, file.outside(ENDPOINT_VARIABLE)));
+    for (text, place) in written.iter().chain(&overriding) {
+        check_endpoint(text, allow_plain_http, place);
+    }
+    let endpoint = overriding.or(written);
+    if let Some((text, place)) = &endpoint {
+        check_endpoint_serves(text, policies, place);
+    }
+    ExoscaleSettings {
+        endpoint: endpoint.map_or(ENDPOINT, |(text, _)| text).to_owned(),
+        credentials_file: table.path("credentials_file"),
+        request_timeout: table.duration("request_timeout").unwrap_or(REQUEST_TIMEOUT),
+        poll_interval: table.duration("poll_interval").unwrap_or(POLL_INTERVAL),
+        operation_timeout: table.duration("operation_timeout").unwrap_or(OPERATION_TIMEOUT),
+        requests_per_second: table
+            .number("requests_per_second", 1..=REQUESTS_PER_SECOND_MAX)
+            .and_then(NonZeroU32::new)
+            .unwrap_or(REQUESTS_PER_SECOND),
+        concurrency: table.concurrency().unwrap_or(CONCURRENCY),
+        allow_plain_http,
+    }
+}
+
+fn check_endpoint(text: &str, allow_plain_http: bool, place: &Place<'_>) {
+    let sample = text.replace("{zone}", "ch-gva-2");
+    let example = "write it like `https://api-{zone}.exoscale.com/v2`";
+    if sample.contains(['{', '}']) {
+        return place.wrong("the address has a placeholder other than `{zone}`", example);
+    }
+    check_address(&sample, text, example, allow_plain_http, place);
+}
+
+/// Checks an address that signed requests are sent to: it must mean exactly what it seems to mean. `written` is the
+/// operator's text, `sample` the same with a zone in it.
+fn check_address(
+    sample: &str,
+    written: &str,
+    example: &str,
+    allow_plain_http: bool,
+    place: &Place<'_>,
+) -> Option<Url> {
+    let wrong = |fact: String, help: &str| {
+        place.wrong(fact, help);
+        None
+    };
+    // The parser drops tabs and line breaks, and takes `\` for `/`: the requests would not go where the text says.
+    if sample
+        .chars()
+        .any(|character| character.is_whitespace() || character.is_control() || character == '\\')
+    {
+        return wrong("the address has a blank, a `\\` or a control character in it".to_owned(), example);
+    }
+    // Before anything that shows the address: this one may hold a secret.
+    if sample.contains('@') {
+        return wrong(
+            "the address has a user or a password in it".to_owned(),
+            "take them out: credentials never stand in the configuration",
+        );
+    }
+    let Ok(url) = Url::parse(sample) else {
+        return wrong(format!("`{}` is not a web address", excerpt(written, 100)), example);
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return wrong(format!("`{}:` is neither `https:` nor `http:`", excerpt(url.scheme(), 20)), example);
+    }
+    if sample.contains(['?', '#']) {
+        return wrong("the address has a `?` or a `#` in it".to_owned(), example);
+    }
+    if sample.ends_with('/') {
+        return wrong("the address ends with `/`".to_owned(), "take the last `/` away");
+    }
+    if url.scheme() == "http" && !allow_plain_http && !is_loopback(&url) {
+        return wrong(
+            "`http://` to another machine can be read and changed on the way".to_owned(),
+            "use `https://`, or set `allow_plain_http = true` if the way is safe",
+        );
+    }
+    Some(url)
+}
+
+/// An address without `{zone}` can serve one zone only.
+fn check_endpoint_serves(text: &str, policies: &[Policy], place: &Place<'_>) {
+    let mut zones: Vec<&str> =
+        policies.iter().flat_map(|policy| &policy.zones).map(ZoneName::as_str).collect();
+    zones.sort_unstable();
+    zones.dedup();
+    if !text.contains("{zone}") && zones.len() > 1 {
+        place.wrong(
+            format!("there is no `{{zone}}` in it, but the policies name {}", counted(zones.len(), "zone")),
+            format!(
+                "write `{{zone}}` where the zone's name belongs, or name one of {} only",
+                excerpt(&zones.join(", "), 100)
+            ),
+        );
+    }
+}
+
+/// The names of all archives in the file, and the settings and rules of those whose settings are valid.
+fn read_archives(
+    table: &Table<'_>,
+) -> (BTreeSet<ArchiveName>, BTreeMap<ArchiveName, ArchiveSettings>, BTreeMap<ArchiveName, ArchiveRules>) {
+    let (mut names, mut archives, mut rules) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+    for (name, archive) in table.named::<ArchiveName>() {
+        names.insert(name.clone());
+        if let Some(settings) = read_archive(&archive) {
+            report_overlap(&archive, &settings, &archives);
+            archives.insert(name.clone(), settings);
+        }
+        rules.insert(name, read_archive_rules(&archive));
+    }
+    (names, archives, rules)
+}
+
+fn report_overlap(
+    archive: &Table<'_>,
+    settings: &ArchiveSettings,
+    others: &BTreeMap<ArchiveName, ArchiveSettings>,
+) {
+    let Some((other, _)) = others.iter().find(|(_, other)| overlap(settings, other)) else { return };
+    let (key, fact, help) = match settings {
+        ArchiveSettings::Local { .. } => ("path", "this folder", "give each archive a folder of its own"),
+        ArchiveSettings::S3 { .. } => {
+            ("bucket", "this place in the bucket", "give each archive a `prefix` or a bucket of its own")
+        }
+    };
+    if let Some(value) = archive.value(key) {
+        let fact = format!("{fact} is also that of archive `{other}`, or one lies in the other");
+        value.place().wrong(fact, help);
+    }
+}
+
+/// Whether two archives are the same place, or one is inside the other.
+fn overlap(one: &ArchiveSettings, other: &ArchiveSettings) -> bool {
+    match (one, other) {
+        (ArchiveSettings::Local { path: one }, ArchiveSettings::Local { path: other }) => {
+            one.starts_with(other) || other.starts_with(one)
+        }
+        (
+            ArchiveSettings::S3 { endpoint, bucket, prefix, .. },
+            ArchiveSettings::S3 {
+                endpoint: other_endpoint, bucket: other_bucket, prefix: other_prefix, ..
+            },
+        ) => {
+            (endpoint, bucket) == (other_endpoint, other_bucket)
+                && (prefix.starts_with(other_prefix) || other_prefix.starts_with(prefix))
+        }
+        _ => false,
+    }
+}
+
+fn read_archive_rules(table: &Table<'_>) -> ArchiveRules {
+    let retention = policies::read_retention(&table.table("retention"));
+    let verify = table.table("verify");
+    let schedule = verify.required("schedule", "write when, such as `schedule = \"0 5 * * 0\"`");
+    let percent = verify.number("percent", 1..=100).unwrap_or(VERIFY_PERCENT);
+    let verify = schedule.and_then(|value| value.schedule()).map(|schedule| VerifyPlan { schedule, percent });
+    ArchiveRules { retention, verify }
+}
+
+fn read_archive(table: &Table<'_>) -> Option<ArchiveSettings> {
+    let is_local = table
+        .required("type", "write `type = \"local\"` or `type = \"s3\"`")?
+        .choice(&[("local", true), ("s3", false)])?;
+    let (foreign, fact, help) = if is_local {
+        (
+            table.values_read_by(read_s3),
+            "a local archive has no such key",
+            "take it out: it is for archives of type `s3`",
+        )
+    } else {
+        (
+            table.values_read_by(read_local),
+            "an archive of type `s3` has no such key",
+            "take it out: it is for archives of type `local`",
+        )
+    };
+    for value in foreign {
+        value.place().wrong(fact, help);
+    }
+    if is_local { read_local(table) } else { read_s3(table) }
+}
+
+fn read_local(table: &Table<'_>) -> Option<ArchiveSettings> {
+    let help = "write where exports go, such as `path = \"/var/lib/snapwarden/archive\"`";
+    Some(ArchiveSettings::Local { path: table.required("path", help)?.path()? })
+}
+
+fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
+    let allow_plain_http = table.boolean("allow_plain_http").unwrap_or(false);
+    let example = "write the store's address, such as `endpoint = \"https://sos-de-fra-1.exo.io\"`";
+    let endpoint = table.required("endpoint", example).and_then(|value| {
+        let text = value.text()?;
+        if text.contains(['{', '}']) {
+            value.place().wrong("the address has a placeholder in it", example);
+            return None;
+        }
+        check_address(text, text, example, allow_plain_http, value.place())
+    });
+    let region = table
+        .required("region", "write the region or the zone of the bucket, such as `region = \"de-fra-1\"`")
+        .and_then(|value| value.written("a region", "letters, digits and hyphens", is_region));
+    let form = "3 to 63 lower-case letters, digits, hyphens and dots, a letter or a digit at both ends";
+    let bucket = table
+        .required("bucket", "write the bucket's name, such as `bucket = \"acme-backups\"`")
+        .and_then(|value| value.written("a bucket's name", form, is_bucket));
+    let form = "at most 256 letters, digits, `-`, `_`, `.` and `/`, with `/` at the end and not at the \
+                beginning, such as `snapwarden/`";
+    let prefix = table
+        .value("prefix")
+        .map_or_else(|| Some(String::new()), |value| value.written("a prefix", form, is_prefix));
+    // An invalid one is reported like any other, and makes the whole configuration invalid.
+    let credentials_file = table.path("credentials_file");
+    Some(ArchiveSettings::S3 {
+        endpoint: endpoint?,
+        region: region?,
+        bucket: bucket?,
+        prefix: prefix?,
+        credentials_file,
+    })
+}
+
+fn is_region(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn is_bucket(text: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (3..=63).contains(&text.len())
+        && text.bytes().all(|b| is_plain(b) || b == b'-' || b == b'.')
+        && !text.contains("..")
+        && text.bytes().next().is_some_and(is_plain)
+        && text.bytes().next_back().is_some_and(is_plain)
+}
+
+/// Addresses are normalized: a key with a part such as `..` could not be reached.
+fn is_prefix(text: &str) -> bool {
+    let is_part = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    text.is_empty()
+        || text.len() <= 256 && text.strip_suffix('/').is_some_and(|parts| parts.split('/').all(is_part))
+}
+
+fn read_server(table: &Table<'_>) -> ServerSettings {
+    let listen = table.value("listen").and_then(|value| {
+        let text = value.text()?;
+        let help = "write an address and a port, such as `127.0.0.1:9788`, or `0.0.0.0:9788` for all of this machine's addresses";
+        text.parse()
+            .map_err(|_| value.place().wrong(format!("`{}` is not an address with a port", excerpt(text, 64)), help))
+            .ok()
+    });
+    ServerSettings {
+        listen: listen.unwrap_or(LISTEN),
+        shutdown_grace: table.duration("shutdown_grace").unwrap_or(SHUTDOWN_GRACE),
+    }
+}
+
+/// Its keys are checked already, but the section is not available yet.
+fn check_notify(table: &Table<'_>) {
+    for (_, notifier) in table.named::<ArchiveName>() {
+        notifier.choice("type", &[("webhook", ()), ("healthchecks", ())]);
+        notifier.path("url_file");
+        if let Some(on) = notifier.value("on") {
+            on.list(Some("name at least one of `failure`, `held` and `recovered`"), |word| {
+                word.choice(&[("failure", ()), ("held", ()), ("recovered", ())])
+            });
+        }
+    }
+}
