@@ -1,23 +1,24 @@
 //! snapwarden keeps the snapshots of Exoscale Compute instances in order.
 //!
-//! The house, floor by floor. A room may use the floors below it, never one beside or above it; a test
-//! (`tests/all/floors.rs`) reads the sources and holds this.
+//! The architecture, layer by layer. A module may use the layers below it, never one beside or above it; a test
+//! (`tests/all/layers.rs`) reads the sources and checks this.
 //!
 //! ```text
-//! main · cli                     parse, run, print, exit status
-//! daemon                         lives long: schedules, the HTTP port, the word with systemd
-//! telemetry                      tells: metrics, status, logging
-//! picture                        what is held when, as a line of text and as SVG
-//! run                            conducts one run: list, select, plan, execute, report
+//! main · cli                     parse arguments, run a command, print, set the exit status
+//! daemon                         the long-running service: schedules, the HTTP port, notifications to systemd
+//! telemetry                      metrics, status, logging
+//! picture                        snapshots over time, as a line of text and as SVG
+//! run                            one run: list, select, plan, execute, report
 //! config │ retention │ exoscale │ archive │ state
-//!                                reads │ judges (pure) │ speaks │ stores │ remembers: none imports another
-//! policy · schedule · snapshot · text         the nouns; no I/O
-//! clock · disk · randomness · transport       the four seams: a small trait and its real form each
-//! retry                                       when something that failed is attempted again
-//! sim                            a simulated zone and the seams' simulated forms; only `cli` (demo) and tests know it
+//!                                configuration file │ decisions (pure) │ API client │ exported images │ state on
+//!                                disk: none imports another
+//! policy · schedule · snapshot · text         data types; no I/O
+//! clock · disk · randomness · transport       the four seams: a small trait and its real implementation each
+//! retry                                       when a failed attempt is repeated
+//! sim                            a simulated zone and simulated seams; only `cli` (demo) and tests use it
 //! ```
 //!
-//! This file lists the rooms and re-exports nothing: an import names the module that defines the thing.
+//! This file lists the modules and re-exports nothing: an import names the module that defines the item.
 
 pub mod archive;
 pub mod cli;

@@ -1,10 +1,10 @@
-//! `demo`: see it work without an account.
+//! `demo`: try the program without an account.
 //!
 //! A simulated zone with months of history, in this process; a configuration in a temporary folder; and the
-//! program itself over both, exactly as it would be over the real thing: one run of each policy, or the daemon.
+//! program itself over both, exactly as it would run with a real account: one run of each policy, or the daemon.
 //!
-//! The daemon's zone stands behind a socket, so that the commands of a second terminal reach it as well. Nothing in
-//! the environment may lead any of this to a real account: what the demo's policies do there can't be undone.
+//! The daemon's zone is served on a socket, so that the commands of a second terminal reach it as well. Nothing in the
+//! environment may lead any of this to a real account: the deletions of the demo's policies can't be undone.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -38,24 +38,24 @@ use crate::sim::world::{API_KEY, API_SECRET, World};
 use crate::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
 use crate::text::printable;
 
-/// The zones, instances and months of history never change, so that what the README shows is what one sees.
+/// Fixed, so that the output has the same ids as in the README.
 const SEED: u64 = 20_261_101;
 
 const INTRODUCTION: &str = "\
 A simulated Exoscale zone runs in this process: three instances, and the snapshots that were taken of them for
-months. Nobody ever deleted one, and none exists anywhere else: if an instance is deleted, its snapshots go with
-it. snapwarden puts that in order by the two policies of this configuration:
+months. None was ever deleted, and none exists anywhere else: if an instance is deleted, so are its snapshots.
+snapwarden takes care of them by the two policies of this configuration:
 
 ";
 
-/// The port that a configuration has without a word about it.
+/// The default port.
 const USUAL_PORT: u16 = 9788;
 
 /// Slow enough to follow, fast enough not to wait.
 const NEW_SNAPSHOT_EVERY: Duration = Duration::from_secs(15);
 
-/// What goes before the written configuration, and would lead a command elsewhere.
-const LEADING_ELSEWHERE: [&str; 6] = [
+/// Variables that take precedence over the written configuration, and would lead a command to another account.
+const OVERRIDING_VARIABLES: [&str; 6] = [
     config::sections::ENDPOINT_VARIABLE,
     "EXOSCALE_API_KEY",
     "EXOSCALE_API_SECRET",
@@ -64,15 +64,15 @@ const LEADING_ELSEWHERE: [&str; 6] = [
     "CREDENTIALS_DIRECTORY",
 ];
 
-/// How many snapshots of each instance `nightly` leaves.
+/// How many snapshots of each instance `nightly` keeps.
 const NIGHTLY_KEEPS: usize = 12;
 
-/// Plays one run of each policy and shows what happened and why; or the daemon, until Ctrl-C.
+/// Runs each policy once and shows what happened and why; or runs the daemon, until Ctrl-C.
 ///
 /// # Errors
 /// [`Refusal`] if the temporary folder or the loopback can't be used.
 pub async fn demo(demo: &Demo, output: Output, bars: &Bars) -> Result<Exit, Refusal> {
-    // Before any folder: nobody but this process removes it.
+    // Before any folder is created: only this process removes it.
     let mut orders = run::orders_by_signal()?;
     if !demo.once {
         return daemon(output, orders).await;
@@ -87,7 +87,7 @@ async fn one_run_each(output: Output, bars: &Bars) -> Result<Exit, Refusal> {
     let folder = tempfile::tempdir().map_err(|error| Refusal::failed(&error))?;
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
     let world = World::new(clock.clone(), SEED);
-    // What one waits for on a real zone teaches nothing here.
+    // Waiting for operations would show nothing.
     world.set_operations_take(Duration::ZERO);
     let zone = populate(&world, [24, 48, 8].map(DiskShape::with_data_mib)).zone;
     let history = world.snapshots(&zone).len();
@@ -114,12 +114,12 @@ async fn one_run_each(output: Output, bars: &Bars) -> Result<Exit, Refusal> {
         exit = exit.worse(ended);
         output.print(&reports.iter().map(|report| once::render(report, output)).collect::<String>());
     }
-    output.print(&heading("5. What is there now"));
+    output.print(&heading("5. The result"));
     exit = exit.worse(archive::show(&runner.archives, &[], runner.clock.now(), output).await);
     let templates: Vec<String> = world.templates(&zone).into_iter().map(|template| template.name).collect();
     output.print(&format!(
         "\nzone {zone}: {} of {history} snapshots, templates: {}\n\n\
-         The configuration, the state and the archive were in a temporary folder, which is gone now.\n\
+         The configuration, the state and the archive were in a temporary folder, which has been deleted.\n\
          For a first policy of your own see README.md.\n",
         world.snapshots(&zone).len(),
         templates.join(", ")
@@ -129,13 +129,13 @@ async fn one_run_each(output: Output, bars: &Bars) -> Result<Exit, Refusal> {
 
 async fn daemon(output: Output, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal> {
     let folder = tempfile::Builder::new().prefix("snapwarden-demo-").tempdir();
-    // Removed when this function ends, whichever way.
+    // Removed when this function ends, also by an error.
     let folder = folder.map_err(|error| Refusal::failed(&error))?;
     let clock = Arc::new(SystemClock::start());
     let world = World::new(clock.clone(), SEED);
-    // There to be seen, as an operation of a real zone would be, but soon over.
+    // Long enough to be seen, as on a real zone, but short.
     world.set_operations_take(Duration::from_millis(400));
-    // Small: one image after the other goes to the temporary folder.
+    // Small: all images are written to the temporary folder.
     let history = populate(&world, [DiskShape::default(); 3]);
     world.add_instance(&history.zone, "cache-1", &[]);
     let served =
@@ -151,9 +151,9 @@ async fn daemon(output: Output, orders: mpsc::UnboundedReceiver<Order>) -> Resul
 
     let program = std::env::current_exe().map_err(|error| Refusal::failed(&error))?;
     let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let elsewhere: Vec<&str> = LEADING_ELSEWHERE.into_iter().filter(set).collect();
-    let command = command_line(&program, &config_path, &elsewhere);
-    output.print(&guide(&command, &config_path, listen, next_to_go(&world, &history)));
+    let overriding: Vec<&str> = OVERRIDING_VARIABLES.into_iter().filter(set).collect();
+    let command = command_line(&program, &config_path, &overriding);
+    output.print(&guide(&command, &config_path, listen, next_to_delete(&world, &history)));
 
     let (send, passed_on) = mpsc::unbounded_channel();
     tokio::select! {
@@ -175,27 +175,28 @@ async fn run_daemon(config_path: &Path, orders: mpsc::UnboundedReceiver<Order>) 
     run::run_over(read, orders).await
 }
 
-/// Passes orders on for ever. A terminal that was closed hangs up, too: nobody would be left to end the demo.
+/// Passes orders on without end. A closed terminal sends SIGHUP, too, and stops the demo: it could not be stopped from
+/// anywhere else.
 async fn pass_on(mut orders: mpsc::UnboundedReceiver<Order>, to: &mpsc::UnboundedSender<Order>) {
     let began_on_terminal = io::stdout().is_terminal();
     while let Some(order) = orders.recv().await {
         let is_closed = began_on_terminal && !io::stdout().is_terminal();
-        // The daemon that does not listen any more is about to end.
+        // A daemon that receives no orders any more is about to end.
         let _ = to.send(if is_closed { Order::Stop } else { order });
     }
 }
 
-/// New ones for the instances in turn, of which somebody else takes care. Never ends.
+/// Takes snapshots of the instances in turn, as another tool would. Never ends.
 async fn keep_taking_snapshots(world: &World, clock: &dyn Clock, instances: [InstanceId; 2]) {
     for instance in instances.into_iter().cycle() {
         clock.sleep(NEW_SNAPSHOT_EVERY).await;
         world.add_snapshot(instance, world.now());
-        // Nobody asks for it here, and it would grow.
+        // Not used here, and it would grow.
         world.clear_log();
     }
 }
 
-/// Where the daemon can listen: the usual place, or any that is free.
+/// The address for the daemon: with the default port if that is free.
 async fn free_address() -> io::Result<SocketAddr> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, USUAL_PORT)).await {
         Ok(listener) => listener.local_addr(),
@@ -204,18 +205,18 @@ async fn free_address() -> io::Result<SocketAddr> {
 }
 
 /// The snapshot that `nightly` deletes as soon as the first instance has a new one.
-fn next_to_go(world: &World, history: &History) -> Option<SnapshotId> {
+fn next_to_delete(world: &World, history: &History) -> Option<SnapshotId> {
     let all = world.snapshots(&history.zone);
     let of_web = all.iter().rev().filter(|snapshot| snapshot.instance_id == Some(history.web));
     of_web.map(|snapshot| snapshot.id).nth(NIGHTLY_KEEPS - 1)
 }
 
-/// The beginning of each command for a second terminal.
-fn command_line(program: &Path, config_path: &Path, elsewhere: &[&str]) -> String {
+/// The start of each command for a second terminal.
+fn command_line(program: &Path, config_path: &Path, overriding: &[&str]) -> String {
     let mut text = String::new();
-    if !elsewhere.is_empty() {
+    if !overriding.is_empty() {
         text.push_str("env ");
-        for name in elsewhere {
+        for name in overriding {
             let _ = write!(text, "-u {name} ");
         }
     }
@@ -223,29 +224,34 @@ fn command_line(program: &Path, config_path: &Path, elsewhere: &[&str]) -> Strin
     text
 }
 
-/// A path as a shell takes it for one word.
+/// A path, quoted for a shell where needed.
 fn for_shell(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
     if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-fn guide(command: &str, config_path: &Path, listen: SocketAddr, next_to_go: Option<SnapshotId>) -> String {
+fn guide(
+    command: &str,
+    config_path: &Path,
+    listen: SocketAddr,
+    next_to_delete: Option<SnapshotId>,
+) -> String {
     let mut commands: Vec<(String, &str)> = [
-        ("status", "what the daemon says of itself"),
-        ("plan nightly", "what would go now, and why"),
-        ("once nightly", "a run of your own, beside the daemon"),
+        ("status", "the state of the daemon"),
+        ("plan nightly", "what would be deleted now, and why"),
+        ("once nightly", "a run in the foreground, beside the daemon"),
         ("archive list", "the verified copies"),
-        ("check --online", "whether the credentials allow all that the policies need"),
+        ("check --online", "whether the credentials allow everything that the policies need"),
         ("allow nightly 40", "lets up to 40 deletions of the next run pass the guard"),
     ]
     .map(|(arguments, why)| (format!("{command} {arguments}"), why))
     .into();
-    if let Some(snapshot) = next_to_go {
+    if let Some(snapshot) = next_to_delete {
         let hold = format!("{command} hold {snapshot} --reason 'before the upgrade'");
-        commands.push((hold, "pins the one that would go next"));
-        commands.push((format!("{command} holds"), "what is pinned"));
-        commands.push((format!("{command} unhold {snapshot}"), "lets it go again"));
+        commands.push((hold, "puts the next one to be deleted on hold"));
+        commands.push((format!("{command} holds"), "the snapshots on hold"));
+        commands.push((format!("{command} unhold {snapshot}"), "ends the hold"));
     }
     commands.push((format!("curl http://{listen}/metrics"), "for Prometheus"));
     commands.push((format!("curl http://{listen}/api/v1/status"), "for programs"));
@@ -255,9 +261,9 @@ fn guide(command: &str, config_path: &Path, listen: SocketAddr, next_to_go: Opti
 A simulated Exoscale zone runs in this process, and the daemon over it, on the real clock. There are four instances,
 months of snapshots, a new one every {} seconds, and three policies that run every 20 seconds:
 
-    nightly   exports the newest snapshot of each instance, proves the copy, then leaves the newest {NIGHTLY_KEEPS}
+    nightly   exports the newest snapshot of each instance, verifies the copy, then keeps the newest {NIGHTLY_KEEPS}
     golden    makes a template of the newest snapshot of web-1, and keeps 4 of them
-    fresh     takes snapshots of cache-1 by itself, and leaves the newest 5
+    fresh     takes snapshots of cache-1 itself, and keeps the newest 5
 
 To look at it from a second terminal:
 
@@ -270,7 +276,7 @@ To look at it from a second terminal:
     let _ = write!(
         text,
         "
-The configuration, to be read and changed; `kill -HUP {}` loads it anew:
+The configuration, to be read and changed; `kill -HUP {}` reloads it:
 
     {}
 
@@ -283,14 +289,14 @@ Ctrl-C ends the daemon and removes the folder. This is its log:
     text
 }
 
-/// What there is when a demo begins.
+/// The contents of the zone when the demo begins.
 struct History {
     zone: ZoneName,
     web: InstanceId,
     db: InstanceId,
 }
 
-/// Three instances with such disks and months of history, and one snapshot that failed.
+/// Adds three instances with these disks and months of history, and one snapshot that failed.
 fn populate(world: &World, disks: [DiskShape; 3]) -> History {
     let zone = world.add_zone("ch-gva-2");
     let today = world.now().to_zoned_datetime(TimeZone::UTC).date();
@@ -306,14 +312,14 @@ fn populate(world: &World, disks: [DiskShape; 3]) -> History {
         world.set_disk(instance, disk);
         instance
     };
-    // Since yesterday: what is of today would be dated in the future if it is early.
+    // Until yesterday: early in the day, a snapshot of today would be dated in the future.
     let (web, db) = (instance("web-1", &[("tier", "golden")], disks[0]), instance("db-1", &[], disks[1]));
     take(web, &mut (1..=24).rev());
     take(db, &mut (2..=16).rev());
     if let Some(failed) = take(db, &mut [1].into_iter()) {
         world.set_state(failed, SnapshotState::Error);
     }
-    // Weekly, and stopped two months ago: whoever prunes by age alone would be left with nothing.
+    // Weekly, and stopped two months ago: pruning by age alone would leave nothing.
     take(instance("legacy-1", &[], disks[2]), &mut (0..9).rev().map(|week| 60 + 7 * week));
     History { zone, web, db }
 }
@@ -327,16 +333,16 @@ directory = "{0}/state"
 type = "local"
 path = "{0}/vault"
 
-[policies.nightly]                    # prune, but never without a copy that was proved
+[policies.nightly]                    # prune, but never without a verified copy
 schedule = "30 2 * * *"
 timezone = "Europe/Zurich"
 zones = ["ch-gva-2"]
 [policies.nightly.retention]
-keep_last = 7                         # the newest seven of each instance stay
+keep_last = 7                         # keep the newest seven of each instance
 keep_within = "14d"                   # and all that are younger than two weeks
 max_age = "400d"
 [policies.nightly.export]
-archives = ["vault"]                  # what goes has a newer, verified copy there
+archives = ["vault"]                  # each deleted one has a newer, verified copy there
 
 [policies.weekly]                     # a golden image each week
 schedule = "0 4 * * 0"
@@ -369,7 +375,7 @@ directory = "{0}/state"
 type = "local"
 path = "{0}/vault"
 
-[policies.nightly]                    # prune, but never without a copy that was proved
+[policies.nightly]                    # prune, but never without a verified copy
 schedule = "*/20 * * * * *"           # six fields: seconds first
 timezone = "Europe/Zurich"
 zones = ["ch-gva-2"]
@@ -378,7 +384,7 @@ exclude_instances = ["cache-*"]
 [policies.nightly.retention]
 keep_last = {NIGHTLY_KEEPS}
 [policies.nightly.export]
-archives = ["vault"]                  # what goes has a newer, verified copy there
+archives = ["vault"]                  # each deleted one has a newer, verified copy there
 
 [policies.golden]                     # golden images
 schedule = "7,27,47 * * * * *"
@@ -389,7 +395,7 @@ labels = {{ tier = "golden" }}
 name = "{{instance}}-{{created:%Y%m%d-%H%M%S}}"
 keep = 4
 
-[policies.fresh]                      # takes snapshots by itself
+[policies.fresh]                      # takes snapshots itself
 schedule = "13,33,53 * * * * *"
 zones = ["ch-gva-2"]
 create = true
@@ -425,7 +431,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_daemon_can_read_what_is_written_for_it() {
+    fn the_daemon_can_read_its_configuration() {
         let listen = SocketAddr::from(([127, 0, 0, 1], USUAL_PORT));
         let text = daemon_configuration(Path::new("/tmp/x"), "http://127.0.0.1:1/{zone}/v2", listen);
         let config = config::parse(&text, "demo.toml", None).unwrap_or_else(|error| panic!("{error}"));
@@ -437,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_survives_the_shell_and_leaves_no_way_elsewhere() {
+    fn a_command_survives_the_shell_and_never_reaches_another_account() {
         let plain = command_line(Path::new("/usr/bin/snapwarden"), Path::new("/tmp/d-1/s.toml"), &[]);
         assert_eq!(plain, "/usr/bin/snapwarden --config /tmp/d-1/s.toml");
         let odd = command_line(
@@ -455,7 +461,7 @@ mod tests {
     async fn nightly_would_delete_the_named_snapshot_next() {
         let world = World::new(Arc::new(SystemClock::start()), SEED);
         let history = populate(&world, [DiskShape::default(); 3]);
-        let next = next_to_go(&world, &history).unwrap();
+        let next = next_to_delete(&world, &history).unwrap();
         let all = world.snapshots(&history.zone);
         let of_web: Vec<SnapshotId> =
             all.iter().filter(|found| found.instance_id == Some(history.web)).map(|found| found.id).collect();

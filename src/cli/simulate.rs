@@ -1,4 +1,4 @@
-//! `simulate`: plays a policy forward, and tells what will be as a table, as JSON or as a picture.
+//! `simulate`: plays a policy forward and shows the result as a table, as JSON or as a picture.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -24,13 +24,13 @@ use crate::run::self_instance;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::text::{counted, excerpt, printable};
 
-/// The disk of an instance that is imagined.
+/// The disk size of an imagined instance.
 const IMAGINED_GIB: u64 = 10;
 
-/// So many lines a table has at most: a screen, not a book.
+/// The most lines of a table: about a screen.
 const LINES_MAX: usize = 24;
 
-/// After so long, people want to know how things are; in minutes.
+/// The times of interest, in minutes after the start.
 const LOOKS: [i64; 33] = {
     const HOUR: i64 = 60;
     const DAY: i64 = 24 * HOUR;
@@ -73,7 +73,7 @@ const LOOKS: [i64; 33] = {
     ]
 };
 
-/// What was played, and what came of it.
+/// A simulated policy with its result.
 struct Played<'a> {
     policy: &'a Policy,
     zone: ZoneName,
@@ -84,10 +84,10 @@ struct Played<'a> {
     notes: Vec<String>,
 }
 
-/// Shows what a policy will leave, and when.
+/// Shows which snapshots a policy will keep, and when it deletes them.
 ///
 /// # Errors
-/// [`Refusal`] if it can't be played.
+/// [`Refusal`] if it can't be simulated.
 pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let policy = assemble::chosen(&config, std::slice::from_ref(&simulate.policy))?;
@@ -141,7 +141,7 @@ fn zone_of(policy: &Policy, named: Option<&ZoneName>) -> Result<ZoneName, Refusa
     })
 }
 
-/// What is really there now. The archives are not asked: exports count as done.
+/// The zone's current snapshots. Archives are not read: exports count as done.
 async fn listed(
     config: &Config,
     policy: &Policy,
@@ -158,7 +158,7 @@ async fn listed(
     Ok(Inventory { archives, ..listed.inventory })
 }
 
-/// Plays over what was found; over an imagined instance where there is nothing that the policy speaks about.
+/// Simulates with the snapshots found; with an imagined instance if the policy selects nothing.
 fn played<'a>(
     config: &'a Config,
     policy: &'a Policy,
@@ -197,10 +197,10 @@ fn played<'a>(
         (simulate::simulate(play, inventory).map_err(refused)?, names)
     };
     if forecast.moments.len() < 2 {
-        notes.push("the schedule has no run in that time, so nothing comes and nothing goes".to_owned());
+        notes.push("the schedule has no run in that time, so nothing is taken or deleted".to_owned());
     }
     if forecast.instances == 0 {
-        notes.push("no listed instance is selected, so nothing new comes".to_owned());
+        notes.push("no listed instance is selected, so no new snapshots are taken".to_owned());
     } else if !policy.create {
         notes.push(
             "the policy takes no snapshots itself: it is assumed that one of each instance is taken just before each \
@@ -210,7 +210,7 @@ fn played<'a>(
     }
     if let Some(name) = &forecast.not_selected {
         notes.push(format!(
-            "new snapshots are left out: the policy does not select such names as `{}`",
+            "new snapshots are left out: the policy does not select names such as `{}`",
             excerpt(name, 80)
         ));
     }
@@ -249,7 +249,7 @@ struct JsonSample {
 
 #[derive(Serialize)]
 struct JsonLife<'a> {
-    /// None of one that is still to come.
+    /// None for one that will be taken.
     id: Option<SnapshotId>,
     name: &'a str,
     instance_id: Option<InstanceId>,
@@ -294,7 +294,7 @@ fn json<'a>(played: &'a Played<'a>) -> JsonForecast<'a> {
 }
 
 impl Played<'_> {
-    /// The beginning is a moment, but no run.
+    /// The first moment is the start, not a run.
     fn runs(&self) -> usize {
         self.forecast.moments.len().saturating_sub(1)
     }
@@ -304,13 +304,13 @@ impl Played<'_> {
         format!("{line} ({})", self.policy.time_zone.iana_name().unwrap_or("UTC"))
     }
 
-    /// The day by the policy's clock.
+    /// The day in the policy's time zone.
     fn date(&self, at: Timestamp) -> String {
         self.policy.time_zone.to_datetime(at).strftime("%-d %b %Y").to_string()
     }
 }
 
-/// For people: how things are over time, the lives that last longest, and the sums.
+/// As text: the numbers over time, the snapshots that are retained longest, and the sums.
 fn render(played: &Played<'_>, output: Output) -> String {
     let forecast = &played.forecast;
     let mut text = format!(
@@ -341,7 +341,7 @@ fn render(played: &Played<'_>, output: Output) -> String {
             plain(moment.storage_gib.to_string()),
         ]
     });
-    table(&mut text, &["AFTER", "AT", "HELD", "OLDEST", "REACHES BACK", "GIB"], rows.collect());
+    table(&mut text, &["AFTER", "AT", "SNAPSHOTS", "OLDEST", "REACHES BACK", "GIB"], rows.collect());
 
     let shown = longest(played);
     let rows = shown.iter().map(|life| {
@@ -355,10 +355,10 @@ fn render(played: &Played<'_>, output: Output) -> String {
             plain(held_by.join(", ")),
         ]
     });
-    table(&mut text, &["SNAPSHOT", "BORN", "DIED", "LIVED", "HELD LAST BY"], rows.collect());
+    table(&mut text, &["SNAPSHOT", "CREATED", "DELETED", "RETAINED", "KEPT LAST BY"], rows.collect());
     let others = forecast.lifetimes.len() - shown.len();
     if others > 0 {
-        let _ = writeln!(text, "  and {others} that lived no longer; `--output json` has each");
+        let _ = writeln!(text, "  and {others} that are retained no longer; `--output json` lists all");
     }
 
     let died = forecast.lifetimes.iter().filter(|life| life.deleted_at.is_some()).count();
@@ -366,16 +366,13 @@ fn render(played: &Played<'_>, output: Output) -> String {
     let last = forecast.moments.last();
     let _ = writeln!(
         text,
-        "\n  {} came, {died} went, {} there at the end",
+        "\n  {} taken, {died} deleted, {} left at the end",
         counted(born, "snapshot"),
-        match last.map_or(0, |moment| moment.held) {
-            1 => "1 is".to_owned(),
-            held => format!("{held} are"),
-        }
+        last.map_or(0, |moment| moment.held)
     );
     let _ = writeln!(
         text,
-        "  most at once: {} with {} GiB, while a run took its own and let none go yet",
+        "  most at the same time: {} with {} GiB, when a run has taken new ones and not yet deleted any",
         counted(forecast.count_max, "snapshot"),
         forecast.storage_gib_max
     );
@@ -396,7 +393,7 @@ fn render(played: &Played<'_>, output: Output) -> String {
     text
 }
 
-/// Those moments that a reader wants: all if they are few, else more of them where things are new.
+/// The moments to show: all if they are few, else closer to each other near the start.
 fn looks(moments: &[Moment], from: Timestamp, lines_max: usize) -> Vec<&Moment> {
     if moments.len() <= lines_max {
         return moments.iter().collect();
@@ -405,7 +402,7 @@ fn looks(moments: &[Moment], from: Timestamp, lines_max: usize) -> Vec<&Moment> 
     for look in LOOKS {
         let Ok(look) = from.checked_add(SignedDuration::from_mins(look)) else { break };
         let place = moments.partition_point(|moment| moment.at <= look);
-        // What is not over yet is not known.
+        // Only times that the simulation covers.
         if place < moments.len() {
             places.insert(place.saturating_sub(1));
         }
@@ -417,7 +414,7 @@ fn looks(moments: &[Moment], from: Timestamp, lines_max: usize) -> Vec<&Moment> 
     wanted.filter_map(|(_, place)| moments.get(*place)).collect()
 }
 
-/// The lives that last longest, in the order in which they come.
+/// The snapshots that are retained longest, oldest first.
 fn longest<'a>(played: &'a Played<'_>) -> Vec<&'a Lifetime> {
     let duration =
         |life: &Lifetime| life.deleted_at.unwrap_or(played.until).duration_since(life.snapshot.created_at);
@@ -432,7 +429,7 @@ fn longest<'a>(played: &'a Played<'_>) -> Vec<&'a Lifetime> {
 fn length(from: Timestamp, to: Timestamp) -> String {
     let (from, to) = (from.to_zoned_datetime(TimeZone::UTC), to.to_zoned_datetime(TimeZone::UTC));
     let Ok(span) = to.since((Unit::Year, &from)) else { return "?".to_owned() };
-    // Whatever lies between two timestamps has these parts.
+    // The parts of any duration between two timestamps.
     let parts = [
         (i64::from(span.get_years()), "y"),
         (i64::from(span.get_months()), "mo"),
@@ -503,7 +500,7 @@ fn picture(played: &Played<'_>, ahead: &Span) -> String {
     })
 }
 
-/// How many there are, how far back they reach, and their size.
+/// Their number, the age of the oldest, and their size.
 fn curves<'a>(lives: &[&Lifetime], from: Timestamp) -> Vec<Curve<'a>> {
     let mut changes: Vec<(Timestamp, bool, usize)> = Vec::new();
     for (place, life) in lives.iter().enumerate() {
@@ -512,7 +509,7 @@ fn curves<'a>(lives: &[&Lifetime], from: Timestamp) -> Vec<Curve<'a>> {
         changes.extend(life.deleted_at.map(|died| (died, false, place)));
     }
     changes.sort_unstable();
-    let (mut held, mut back, mut size) = (vec![(from, 0)], vec![(from, 0)], vec![(from, 0)]);
+    let (mut count, mut back, mut size) = (vec![(from, 0)], vec![(from, 0)], vec![(from, 0)]);
     let mut there: BTreeSet<(Timestamp, usize)> = BTreeSet::new();
     let mut gib: u64 = 0;
     for at_once in changes.chunk_by(|(one, ..), (next, ..)| one == next) {
@@ -532,22 +529,22 @@ fn curves<'a>(lives: &[&Lifetime], from: Timestamp) -> Vec<Curve<'a>> {
             .iter()
             .find(|(_, place)| lives.get(*place).is_some_and(|life| life.snapshot.state.is_good()));
         let reach = good.map_or(0, |(oldest, _)| at.duration_since(*oldest).as_secs().max(0).unsigned_abs());
-        held.push((*at, there.len() as u64));
+        count.push((*at, there.len() as u64));
         back.push((*at, reach));
         size.push((*at, gib));
     }
     let is_sized = size.iter().any(|(_, gib)| *gib > 0);
     let mut curves = vec![
-        Curve { label: "snapshots held", points: held, said: |count| count.to_string() },
-        Curve { label: "reaches back", points: back, said: length_of },
+        Curve { label: "snapshots", points: count, format: |count| count.to_string() },
+        Curve { label: "reaches back", points: back, format: length_of },
     ];
     if is_sized {
-        curves.push(Curve { label: "disk sizes", points: size, said: |gib| format!("{gib} GiB") });
+        curves.push(Curve { label: "disk sizes", points: size, format: |gib| format!("{gib} GiB") });
     }
     curves
 }
 
-/// What the policy asks for by this rule.
+/// The value of this rule in the policy.
 fn wanted(retention: Option<&Retention>, rule: Rule) -> String {
     let equals = |value: Option<String>| value.map_or_else(String::new, |value| format!("= {value}"));
     let Some(retention) = retention else { return "nothing is pruned".to_owned() };

@@ -1,4 +1,4 @@
-//! Pictures of what is held when: a line of text for a terminal, and an SVG for a document.
+//! Pictures of snapshots over time: a line of text for a terminal, and an SVG for a document.
 
 pub mod line;
 pub mod svg;

@@ -1,12 +1,12 @@
-//! What is held when, as an SVG that one can put into a document.
+//! Snapshots over time, as an SVG for a document.
 //!
-//! Time goes across. On top stand curves (how many, how far back, how much), below them one row per rule with a bar for
-//! each thing that the rule holds, from when to when. The file needs nothing beside itself: no font, no script. It
-//! follows the light or dark scheme of whoever looks, and whatever text comes from outside is escaped.
+//! Time runs from left to right. On top are curves (number, age of the oldest, size), below them one row per rule with
+//! a bar for each snapshot, as long as the rule keeps it. The file needs no other: no font, no script. It follows the
+//! light or dark scheme of the viewer, and all text from outside is escaped.
 //!
-//! It is bounded, however much there is to show. A bar of its own is for what is wide enough to be seen; what follows
-//! one after the other more quickly than that becomes a pale strip; and a row with more at once than there is room for
-//! is drawn as a curve of how many there are.
+//! Its size is bounded, however many snapshots there are. Only intervals that are wide enough to be seen have a bar of
+//! their own; shorter ones that follow each other are joined to a pale strip; and a row with too many at the same time
+//! is drawn as a curve of their number.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -21,51 +21,51 @@ use crate::text::excerpt;
 /// A picture with its texts.
 #[derive(Debug)]
 pub struct Picture<'a> {
-    /// What it shows.
+    /// The headline.
     pub title: &'a str,
-    /// Of what, where and when.
+    /// The line below it: zone, instance, time, schedule.
     pub subtitle: &'a str,
-    /// The left edge.
+    /// The instant at the left edge.
     pub from: Timestamp,
-    /// The right edge.
+    /// The instant at the right edge.
     pub until: Timestamp,
-    /// Whose days, months and years the axis shows.
+    /// The zone of the axis' days, months and years.
     pub time_zone: &'a TimeZone,
-    /// On top.
+    /// Drawn on top.
     pub curves: Vec<Curve<'a>>,
-    /// Below; the first is the uppermost.
+    /// Drawn below the curves, the first one uppermost.
     pub rows: Vec<Row<'a>>,
-    /// What else has to be known, a line each.
+    /// Printed below the legend, one per line.
     pub notes: Vec<String>,
 }
 
 /// A value over time.
 #[derive(Debug)]
 pub struct Curve<'a> {
-    /// Of what.
+    /// The name of the value.
     pub label: &'a str,
-    /// From when on it is what, in order; each is so until the next.
+    /// Its values over time, in order; each holds until the next.
     pub points: Vec<(Timestamp, u64)>,
-    /// How a value reads.
-    pub said: fn(u64) -> String,
+    /// Formats a value.
+    pub format: fn(u64) -> String,
 }
 
-/// A rule, and what it holds.
+/// A rule and the snapshots that it keeps.
 #[derive(Debug)]
 pub struct Row<'a> {
-    /// Its name.
+    /// The rule's name.
     pub label: &'a str,
-    /// What it asks for; may be empty.
+    /// The rule's value, such as `= 7`; may be empty.
     pub detail: String,
-    /// From when to when it holds something, in any order.
+    /// When it keeps a snapshot: start and end of each interval, in any order.
     pub spans: Vec<(Timestamp, Timestamp)>,
 }
 
 const WIDTH: f64 = 1120.0;
-/// Where the time begins: labels stand before it.
+/// Where the time begins: labels are to its left.
 const LEFT: f64 = 204.0;
 const RIGHT: f64 = WIDTH - 28.0;
-/// Where the first curve begins.
+/// Where the first curve begins: below title and subtitle.
 const TOP: f64 = 84.0;
 const CURVE_HEIGHT: f64 = 46.0;
 const GAP: f64 = 10.0;
@@ -73,15 +73,15 @@ const GAP: f64 = 10.0;
 const ROW_HEIGHT_MIN: f64 = 34.0;
 /// Between two labels of the axis.
 const TICK_GAP_MIN: f64 = 62.0;
-/// What is narrower gets no bar of its own.
+/// What is narrower gets no bar of its own: its round ends would hide it.
 const BAR_WIDTH_MIN: f64 = 6.0;
-/// What is closer than this can't be told apart.
+/// Closer marks can't be distinguished.
 const PIXEL: f64 = 1.0;
-/// With more at once, a row becomes a curve.
+/// With more lanes, a row becomes a curve.
 const LANES_MAX: usize = 32;
-/// With more marks, too.
+/// With more marks, too: at about 20 bytes each they keep a row below 100 KiB.
 const MARKS_MAX: usize = 4000;
-/// Rules beyond this are not drawn: there are no more.
+/// There are not as many rules; a bound all the same.
 const ROWS_MAX: usize = 32;
 
 /// A line of this many characters fits across at its size.
@@ -89,7 +89,7 @@ const TITLE_MAX: usize = 84;
 const LINE_MAX: usize = 168;
 const LABEL_MAX: usize = 22;
 
-/// From short to long periods; all can be read on white and on black.
+/// From short to long periods; all are readable on white and on black.
 const COLORS: [&str; 8] =
     ["#0f9d8a", "#1f8fc4", "#3f73e0", "#7a5fe8", "#ab4fd0", "#d4478c", "#dd6b34", "#b28614"];
 
@@ -103,7 +103,7 @@ const STYLE: &str = "\
 const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',Arial,sans-serif";
 const MONO: &str = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace";
 
-/// Which kinds of marks a picture has, for its legend.
+/// The kinds of marks that a picture has, for its legend.
 #[derive(Debug, Default)]
 struct Kinds {
     bar: bool,
@@ -170,7 +170,7 @@ struct N(f64);
 impl Display for N {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rounded = (self.0 * 10.0).round() / 10.0;
-        // No minus before nothing.
+        // No minus before a zero.
         (rounded + 0.0).fmt(f)
     }
 }
@@ -185,7 +185,7 @@ fn escaped(text: &str, characters_max: usize) -> String {
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            // No character of XML at all.
+            // Not allowed in XML.
             '\u{fffe}' | '\u{ffff}' => safe.push('\u{fffd}'),
             other => safe.push(other),
         }
@@ -193,7 +193,7 @@ fn escaped(text: &str, characters_max: usize) -> String {
     safe
 }
 
-/// Where a moment lies.
+/// Maps an instant to its horizontal position.
 struct Scale {
     from: Timestamp,
     seconds: f64,
@@ -209,7 +209,7 @@ impl Scale {
         LEFT + part.clamp(0.0, 1.0) * (RIGHT - LEFT)
     }
 
-    /// So many seconds are so wide.
+    /// How many seconds this width covers.
     fn seconds_in(&self, width: f64) -> f64 {
         width / (RIGHT - LEFT) * self.seconds
     }
@@ -299,12 +299,12 @@ fn draw_curve(body: &mut String, curve: &Curve<'_>, scale: &Scale, y: f64) {
     let most = curve.points.iter().map(|(_, value)| *value).max().unwrap_or(0);
     let last = curve.points.last().map_or(0, |(_, value)| *value);
     draw_area(body, &scale.columns(&curve.points), y, CURVE_HEIGHT, "class=\"sw-curve\"");
-    let said = curve.said;
-    let detail = format!("most {} · end {}", said(most), said(last));
+    let format = curve.format;
+    let detail = format!("most {} · end {}", format(most), format(last));
     draw_label(body, curve.label, &detail, y + CURVE_HEIGHT / 2.0, false);
 }
 
-/// Returns how high it became.
+/// Returns the row's height.
 fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64, kinds: &mut Kinds) -> f64 {
     let lanes = Lanes::new(&row.spans, scale);
     let is_crowd = lanes.count > LANES_MAX || lanes.bars.len() + lanes.strips.len() > MARKS_MAX;
@@ -362,13 +362,13 @@ fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64
     height
 }
 
-/// How many there are, whenever that changes.
+/// The number of open intervals, at each change.
 fn counts(spans: &[(Timestamp, Timestamp)]) -> Vec<(Timestamp, u64)> {
     let mut changes: Vec<(Timestamp, bool)> = Vec::with_capacity(spans.len() * 2);
     for (from, until) in spans.iter().filter(|(from, until)| from < until) {
         changes.extend([(*from, true), (*until, false)]);
     }
-    // At one moment, what ends comes before what begins.
+    // At the same instant, ends are counted before beginnings.
     changes.sort_unstable();
     let mut counts: Vec<(Timestamp, u64)> = Vec::new();
     let mut count: u64 = 0;
@@ -382,13 +382,13 @@ fn counts(spans: &[(Timestamp, Timestamp)]) -> Vec<(Timestamp, u64)> {
     counts
 }
 
-/// Spans side by side, so that no two of one lane overlap.
+/// Intervals side by side, so that no two in a lane overlap.
 #[derive(Debug, Default)]
 struct Lanes {
     count: usize,
-    /// Wide enough to be seen alone: lane, from where, to where.
+    /// Wide enough to be seen alone: lane, left end, right end.
     bars: Vec<(usize, f64, f64)>,
-    /// The others, those that follow each other in one.
+    /// The others; those that follow each other are joined.
     strips: Vec<(usize, f64, f64)>,
 }
 
@@ -399,7 +399,7 @@ impl Lanes {
         let mut lanes = Self::default();
         let mut busy: BinaryHeap<Reverse<(Timestamp, usize)>> = BinaryHeap::new();
         let mut free: BTreeSet<usize> = BTreeSet::new();
-        // Of each lane, the strip that may go on.
+        // Of each lane, the strip that the next interval may extend.
         let mut open: Vec<Option<usize>> = Vec::new();
         for (from, until) in sorted {
             while let Some(Reverse((_, lane))) = busy.peek().filter(|Reverse((end, _))| *end <= from) {
@@ -511,7 +511,7 @@ impl Step {
         }
     }
 
-    /// The label, and what stands below it where that changes.
+    /// The label, and the text below it, drawn where it changes.
     fn labels(self, wall: DateTime) -> (String, String) {
         match self {
             Self::Minutes(_) => (wall.strftime("%H:%M").to_string(), wall.strftime("%-d %b %Y").to_string()),
@@ -549,14 +549,14 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
         }
         let place = scale.x(at);
         let x = N(place);
-        let (label, says) = step.labels(at_wall);
-        // In which year, or on which day, it begins; if the first of the labels leaves room for that.
+        let (label, context_here) = step.labels(at_wall);
+        // The year or day at the beginning, if the first label leaves space for it.
         if below.is_empty() && place - LEFT > TICK_GAP_MIN {
             below = step.labels(begin).1;
             context(body, LEFT, "start", &below);
         }
-        let turns = says != below && !below.is_empty();
-        let class = if turns { "sw-year" } else { "sw-grid" };
+        let changes = context_here != below && !below.is_empty();
+        let class = if changes { "sw-year" } else { "sw-grid" };
         put(
             body,
             format_args!(
@@ -567,9 +567,9 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
                 N(bottom + 19.0),
             ),
         );
-        if says != below {
-            context(body, place, "middle", &says);
-            below = says;
+        if context_here != below {
+            context(body, place, "middle", &context_here);
+            below = context_here;
         }
     }
 }
@@ -577,11 +577,15 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
 fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
     let color = COLORS.get(2).copied().unwrap_or_default();
     let mut x = 24.0;
-    let brief = spoken(scale.seconds_in(BAR_WIDTH_MIN));
+    let brief = duration_words(scale.seconds_in(BAR_WIDTH_MIN));
     let entries = [
-        (kinds.bar, "stroke-linecap=\"round\"", "one snapshot, as long as the rule holds it".to_owned()),
-        (kinds.strip, "stroke-opacity=\"0.32\"", format!("one after the other, each held less than {brief}")),
-        (kinds.crowd, "", "how many, where there are too many to draw each".to_owned()),
+        (kinds.bar, "stroke-linecap=\"round\"", "one snapshot, as long as the rule keeps it".to_owned()),
+        (
+            kinds.strip,
+            "stroke-opacity=\"0.32\"",
+            format!("one after the other, each kept for less than {brief}"),
+        ),
+        (kinds.crowd, "", "their number, where there are too many to draw each".to_owned()),
     ];
     for (_, paint, text) in entries.into_iter().filter(|(is_there, ..)| *is_there) {
         let mark = if paint.is_empty() {
@@ -611,8 +615,8 @@ fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
     }
 }
 
-/// About how long, in whole words.
-fn spoken(seconds: f64) -> String {
+/// An approximate duration in words.
+fn duration_words(seconds: f64) -> String {
     let (count, unit) = match seconds {
         seconds if seconds >= 2.0 * 365.0 * 86400.0 => (seconds / (365.25 * 86400.0), "years"),
         seconds if seconds >= 2.0 * 86400.0 => (seconds / 86400.0, "days"),
@@ -637,7 +641,7 @@ mod tests {
         from + SignedDuration::from_hours(hours)
     }
 
-    /// Each day one, held for so many days; the first so many days of a play.
+    /// One a day, each kept for `held` days, until `days` are over.
     fn daily(from: Timestamp, days: i64, held: i64) -> Vec<(Timestamp, Timestamp)> {
         (0..days).map(|day| (hours(from, 24 * day), hours(from, 24 * (day + held).min(days)))).collect()
     }
@@ -654,7 +658,7 @@ mod tests {
             curves: vec![Curve {
                 label: "snapshots",
                 points: vec![(from, 1), (hours(from, 48), 3)],
-                said: |value| value.to_string(),
+                format: |value| value.to_string(),
             }],
             rows,
             notes: Vec::new(),
@@ -662,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_picture_is_drawn_as_it_was_looked_at() {
+    fn a_small_picture_is_drawn_as_it_was_reviewed() {
         let from = at("2026-11-01T12:00:00Z");
         let rows = vec![
             Row { label: "keep_last", detail: "= 2".to_owned(), spans: daily(from, 14, 2) },
@@ -691,13 +695,10 @@ mod tests {
         assert!(!svg.contains(strange), "{svg}");
         assert_eq!(svg.matches("</text>").count(), svg.matches("<text").count());
         assert!(svg.contains("&lt;script&gt;alert(&#39;1&#39;)") && svg.contains("&amp;\\u{202e}"), "{svg}");
-        assert!(
-            !svg.contains("https:") && svg.matches("http").count() == 1,
-            "it needs nothing beside itself"
-        );
+        assert!(!svg.contains("https:") && svg.matches("http").count() == 1, "it needs no other file");
     }
 
-    /// No tag says one thing twice, and whatever is opened is closed.
+    /// No tag has an attribute twice, and all tags are closed.
     fn is_well_formed(svg: &str) {
         let mut open = Vec::new();
         for tag in svg.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()) {
@@ -758,7 +759,7 @@ mod tests {
     }
 
     #[test]
-    fn the_axis_has_room_for_its_labels_however_long_the_time() {
+    fn the_labels_of_the_axis_never_overlap_however_long_the_time() {
         for (from, until) in [
             ("2026-11-01T12:00:01Z", "2026-11-01T12:00:03Z"),
             ("2026-11-01T12:00:01Z", "2026-11-01T13:00:00Z"),

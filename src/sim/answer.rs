@@ -1,4 +1,4 @@
-//! Answers on their way out: the headers that all have, and the faults that strike them.
+//! Answers as they are sent: with the headers that all have, after the faults that apply to them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -29,7 +29,7 @@ pub(super) enum Content {
     Image(Arc<Image>, std::ops::Range<u64>),
 }
 
-/// What came of an exchange; filled while the answer is taken.
+/// The outcome of an exchange; filled in while the client reads the answer.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// 0 until there is an answer.
@@ -37,12 +37,12 @@ pub(super) struct Outcome {
     pub(super) body_bytes: AtomicU64,
 }
 
-/// The connection broke, and nobody knows what became of the request.
+/// The connection broke, and the client can't know whether the request was carried out.
 pub(super) fn cut(what: &'static str) -> TransportError {
     TransportError::new(Reached::Unknown, what)
 }
 
-/// The answer as it leaves, with the headers that all have, after the faults that strike it.
+/// The answer as it is sent, with the headers that all have, after the faults that apply to it.
 pub(super) fn finished(
     answer: Answer,
     effects: Vec<Effect>,
@@ -113,7 +113,7 @@ pub(super) fn finished(
         outcome.body_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         Ok(chunk)
     });
-    // What was written so far goes out before the connection breaks: a server sends what it has when it must wait.
+    // Bytes written so far are sent before the connection breaks: a server sends what it has when it must wait.
     let pause = stream::once(tokio::task::yield_now()).filter_map(|()| future::ready(None));
     let sent = stream::iter(limited).chain(pause);
     let body: Body = match end {
@@ -132,7 +132,7 @@ fn spaces(count: u64) -> impl Iterator<Item = bytes::Bytes> + Send {
     first_bytes(std::iter::repeat(bytes::Bytes::from_static(BLOCK)), count)
 }
 
-/// The first `count` bytes of what comes in chunks.
+/// The first `count` bytes of a sequence of chunks.
 fn first_bytes(
     chunks: impl Iterator<Item = bytes::Bytes> + Send,
     count: u64,

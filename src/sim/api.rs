@@ -13,17 +13,17 @@ use uuid::Uuid;
 use crate::sim::answer::{Answer, Content};
 use crate::sim::call::Call;
 use crate::sim::fault::Ending;
-use crate::sim::place::{Place, Side};
+use crate::sim::host::{Host, Target};
 use crate::sim::signature::{Authorization, presign};
 use crate::sim::store;
 use crate::sim::world::{InstanceRecord, SnapshotRecord, State, Template, Work};
 use crate::snapshot::{InstanceId, OperationId, SnapshotId, SnapshotState, TemplateId, ZoneName};
 use crate::transport::Request;
 
-/// One request, and what it takes to answer it.
-pub(super) struct Asked<'a> {
+/// A request to the API, and all that is needed to answer it.
+pub(super) struct ApiRequest<'a> {
     pub(super) request: &'a Request,
-    pub(super) place: &'a Place,
+    pub(super) target: &'a Target,
     /// The path behind `/v2`.
     pub(super) path: &'a str,
     /// How an operation that it starts ends.
@@ -32,7 +32,7 @@ pub(super) struct Asked<'a> {
     pub(super) now: Timestamp,
 }
 
-/// What a verb and a path behind `/v2` ask for, and of what. A wrong verb or separator is nothing that exists.
+/// The call that a verb and a path behind `/v2` make, and the id in it. A wrong verb or separator is no call.
 pub(super) fn route(method: &Method, path: &str) -> (Call, Option<Uuid>) {
     let (kind, rest) = path
         .trim_start_matches('/')
@@ -70,8 +70,8 @@ pub(super) fn route(method: &Method, path: &str) -> (Call, Option<Uuid>) {
 }
 
 /// Answers one request of the API.
-pub(super) fn answer(state: &mut State, asked: &Asked<'_>) -> Answer {
-    carry_out(state, asked).unwrap_or_else(|(status, message)| {
+pub(super) fn answer(state: &mut State, api_request: &ApiRequest<'_>) -> Answer {
+    carry_out(state, api_request).unwrap_or_else(|(status, message)| {
         ok_with(
             StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             json!({ "message": message }),
@@ -98,44 +98,44 @@ fn ok(json: Value) -> Answer {
     ok_with(StatusCode::OK, json)
 }
 
-fn carry_out(state: &mut State, asked: &Asked<'_>) -> Result<Answer, Refusal> {
-    let Asked { request, place, path, now, .. } = *asked;
+fn carry_out(state: &mut State, api_request: &ApiRequest<'_>) -> Result<Answer, Refusal> {
+    let ApiRequest { request, target, path, now, .. } = *api_request;
     let (call, id) = route(&request.method, path);
     authorize(state, request, call, now)?;
-    let zone = &place.zone;
+    let zone = &target.zone;
     if !state.zones.contains_key(zone) {
         return Err(not_found());
     }
     let id = id.unwrap_or_default();
     match call {
-        Call::ListZones => Ok(ok(zones(state, &place.side))),
+        Call::ListZones => Ok(ok(zones(state, &target.host))),
         Call::ListInstances => Ok(ok(list_instances(state, zone))),
         Call::GetInstance => get_instance(state, zone, InstanceId(id)),
-        Call::CreateSnapshot => create_snapshot(state, asked, InstanceId(id)),
+        Call::CreateSnapshot => create_snapshot(state, api_request, InstanceId(id)),
         Call::ListSnapshots => {
             let records = state.zones[zone].snapshots.values();
-            let all: Vec<Value> = records.map(|record| snapshot(state, place, record)).collect();
+            let all: Vec<Value> = records.map(|record| snapshot(state, target, record)).collect();
             Ok(ok(json!({ "snapshots": all })))
         }
-        Call::GetSnapshot => Ok(ok(snapshot(state, place, record(state, zone, SnapshotId(id))?))),
-        Call::DeleteSnapshot => delete_snapshot(state, asked, SnapshotId(id)),
+        Call::GetSnapshot => Ok(ok(snapshot(state, target, record(state, zone, SnapshotId(id))?))),
+        Call::DeleteSnapshot => delete_snapshot(state, api_request, SnapshotId(id)),
         Call::ExportSnapshot => {
             good(state, zone, SnapshotId(id))?;
-            Ok(begin(state, asked, Work::Export(SnapshotId(id))))
+            Ok(begin(state, api_request, Work::Export(SnapshotId(id))))
         }
-        Call::PromoteSnapshot => promote_snapshot(state, asked, SnapshotId(id)),
+        Call::PromoteSnapshot => promote_snapshot(state, api_request, SnapshotId(id)),
         Call::ListTemplates => Ok(ok(list_templates(state, zone, request))),
         Call::GetTemplate => {
             let found = state.zones[zone].templates.get(&TemplateId(id)).ok_or_else(not_found)?;
             Ok(ok(template(zone, found)))
         }
-        Call::RegisterTemplate => register_template(state, asked),
+        Call::RegisterTemplate => register_template(state, api_request),
         Call::DeleteTemplate => {
             let found = state.zones[zone].templates.get(&TemplateId(id)).ok_or_else(not_found)?;
             if found.public {
                 return Err(refused(403, "Forbidden: the template is public"));
             }
-            Ok(begin(state, asked, Work::DeleteTemplate(TemplateId(id))))
+            Ok(begin(state, api_request, Work::DeleteTemplate(TemplateId(id))))
         }
         Call::GetOperation => operation(state, zone, OperationId(id)).map(ok).ok_or_else(not_found),
         Call::ListQuotas => {
@@ -154,7 +154,7 @@ fn carry_out(state: &mut State, asked: &Asked<'_>) -> Result<Answer, Refusal> {
 /// same status.
 fn authorize(state: &State, request: &Request, call: Call, now: Timestamp) -> Result<(), Refusal> {
     let Some(header) = request.headers.get(AUTHORIZATION) else {
-        // The one public call; but who signs it is held to his permissions.
+        // The one public call; but if it is signed, the key needs the permission.
         return if call == Call::ListZones { Ok(()) } else { Err(refused(403, "Invalid request signature")) };
     };
     let key = header.to_str().ok().and_then(Authorization::read).and_then(|read| {
@@ -170,14 +170,14 @@ fn authorize(state: &State, request: &Request, call: Call, now: Timestamp) -> Re
     }
 }
 
-fn zones(state: &State, side: &Side) -> Value {
+fn zones(state: &State, host: &Host) -> Value {
     let all: Vec<Value> = state
         .zones
         .keys()
         .map(|zone| {
             json!({
                 "name": zone,
-                "api-endpoint": side.api(zone),
+                "api-endpoint": host.api(zone),
                 "sos-endpoint": format!("https://sos-{zone}.exo.io"),
             })
         })
@@ -221,13 +221,13 @@ fn record<'a>(state: &'a State, zone: &ZoneName, id: SnapshotId) -> Result<&'a S
     state.zones[zone].snapshots.get(&id).ok_or_else(not_found)
 }
 
-/// A snapshot that one can use.
+/// A snapshot that can be exported and promoted.
 fn good<'a>(state: &'a State, zone: &ZoneName, id: SnapshotId) -> Result<&'a SnapshotRecord, Refusal> {
     let found = record(state, zone, id)?;
     if found.snapshot.state.is_good() { Ok(found) } else { Err(refused(409, "Snapshot is not ready")) }
 }
 
-fn snapshot(state: &State, place: &Place, record: &SnapshotRecord) -> Value {
+fn snapshot(state: &State, target: &Target, record: &SnapshotRecord) -> Value {
     let found = &record.snapshot;
     let mut json = json!({
         "id": found.id,
@@ -242,9 +242,9 @@ fn snapshot(state: &State, place: &Place, record: &SnapshotRecord) -> Value {
         json["instance"] = json!({ "id": instance });
     }
     if let Some((export, at)) = record.export {
-        let (zone, key) = (&place.zone, store::key_of(found.id, export));
+        let (zone, key) = (&target.zone, store::key_of(found.id, export));
         let query = presign(state.address_secret, zone.as_str(), &key, at, state.address_lifetime.as_secs());
-        let address = format!("{}?{query}", place.side.object(zone, &key));
+        let address = format!("{}?{query}", target.host.object(zone, &key));
         json["export"] = json!({ "presigned-url": address, "md5sum": record.image.md5() });
     }
     json
@@ -255,24 +255,32 @@ fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn create_snapshot(state: &mut State, asked: &Asked<'_>, instance: InstanceId) -> Result<Answer, Refusal> {
-    let zone = &asked.place.zone;
+fn create_snapshot(
+    state: &mut State,
+    api_request: &ApiRequest<'_>,
+    instance: InstanceId,
+) -> Result<Answer, Refusal> {
+    let zone = &api_request.target.zone;
     if !state.zones[zone].instances.contains_key(&instance) {
         return Err(refused(404, "Instance not found"));
     }
     within_quota(state, "snapshot")?;
-    let id = state.add_snapshot(instance, asked.now, SnapshotState::Snapshotting);
-    Ok(begin(state, asked, Work::Create(id)))
+    let id = state.add_snapshot(instance, api_request.now, SnapshotState::Snapshotting);
+    Ok(begin(state, api_request, Work::Create(id)))
 }
 
-fn delete_snapshot(state: &mut State, asked: &Asked<'_>, id: SnapshotId) -> Result<Answer, Refusal> {
-    let zone = &asked.place.zone;
+fn delete_snapshot(
+    state: &mut State,
+    api_request: &ApiRequest<'_>,
+    id: SnapshotId,
+) -> Result<Answer, Refusal> {
+    let zone = &api_request.target.zone;
     let state_before = record(state, zone, id)?.snapshot.state.clone();
-    let there = &state.zones[zone];
-    let in_use = there
+    let found = &state.zones[zone];
+    let in_use = found
         .unsettled
         .iter()
-        .filter_map(|(_, operation)| there.operations.get(operation))
+        .filter_map(|(_, operation)| found.operations.get(operation))
         .any(|operation| operation.work.snapshot() == Some(id));
     if in_use || state_before.is_in_flight() {
         return Err(refused(409, "Snapshot is busy"));
@@ -280,10 +288,10 @@ fn delete_snapshot(state: &mut State, asked: &Asked<'_>, id: SnapshotId) -> Resu
     if let Some(record) = state.zones.get_mut(zone).and_then(|zone| zone.snapshots.get_mut(&id)) {
         record.snapshot.state = SnapshotState::Deleting;
     }
-    Ok(begin(state, asked, Work::Delete { snapshot: id, state_before }))
+    Ok(begin(state, api_request, Work::Delete { snapshot: id, state_before }))
 }
 
-/// The body of promote and register; what only one of them knows is left out in the other.
+/// The body of promote and register; fields of only one of them are left out in the other.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct NewTemplate {
@@ -300,22 +308,26 @@ struct NewTemplate {
     build: Option<String>,
 }
 
-fn new_template(asked: &Asked<'_>, description_max: usize) -> Result<NewTemplate, Refusal> {
-    let read: NewTemplate = serde_json::from_slice(&asked.request.body)
+fn new_template(api_request: &ApiRequest<'_>, description_max: usize) -> Result<NewTemplate, Refusal> {
+    let read: NewTemplate = serde_json::from_slice(&api_request.request.body)
         .map_err(|error| (400, format!("malformed body: {error}")))?;
     let between = |text: &Option<String>, least: usize, most: usize| {
         text.as_ref().is_none_or(|text| (least..=most).contains(&text.chars().count()))
     };
-    let sound = (1..=255).contains(&read.name.chars().count())
+    let is_valid = (1..=255).contains(&read.name.chars().count())
         && between(&read.description, 0, description_max)
         && between(&read.default_user, 1, 255);
-    if sound { Ok(read) } else { Err(refused(400, "a text is too long or too short")) }
+    if is_valid { Ok(read) } else { Err(refused(400, "a text is too long or too short")) }
 }
 
-fn promote_snapshot(state: &mut State, asked: &Asked<'_>, id: SnapshotId) -> Result<Answer, Refusal> {
-    let zone = &asked.place.zone;
+fn promote_snapshot(
+    state: &mut State,
+    api_request: &ApiRequest<'_>,
+    id: SnapshotId,
+) -> Result<Answer, Refusal> {
+    let zone = &api_request.target.zone;
     let record = good(state, zone, id)?;
-    let body = new_template(asked, 4096)?;
+    let body = new_template(api_request, 4096)?;
     let source = state.zones[zone].templates.get(&record.template).ok_or_else(not_found)?;
     let template = Template {
         id: TemplateId(state.fresh_id()),
@@ -323,7 +335,7 @@ fn promote_snapshot(state: &mut State, asked: &Asked<'_>, id: SnapshotId) -> Res
         description: body.description.unwrap_or_else(|| format!("Promoted snapshot - {id}")),
         public: false,
         size_bytes: record.image.virtual_bytes(),
-        created_at: asked.now,
+        created_at: api_request.now,
         default_user: body.default_user.or_else(|| source.default_user.clone()),
         ssh_key_enabled: body.ssh_key_enabled.unwrap_or(source.ssh_key_enabled),
         password_enabled: body.password_enabled.unwrap_or(source.password_enabled),
@@ -331,11 +343,11 @@ fn promote_snapshot(state: &mut State, asked: &Asked<'_>, id: SnapshotId) -> Res
         ..source.clone()
     };
     within_quota(state, "template")?;
-    Ok(begin(state, asked, Work::AddTemplate { template: Box::new(template), from: Some(id) }))
+    Ok(begin(state, api_request, Work::AddTemplate { template: Box::new(template), from: Some(id) }))
 }
 
-fn register_template(state: &mut State, asked: &Asked<'_>) -> Result<Answer, Refusal> {
-    let body = new_template(asked, 255)?;
+fn register_template(state: &mut State, api_request: &ApiRequest<'_>) -> Result<Answer, Refusal> {
+    let body = new_template(api_request, 255)?;
     let (Some(url), Some(checksum), Some(ssh_key_enabled), Some(password_enabled)) =
         (body.url, body.checksum, body.ssh_key_enabled, body.password_enabled)
     else {
@@ -361,7 +373,7 @@ fn register_template(state: &mut State, asked: &Asked<'_>) -> Result<Answer, Ref
         description: body.description.unwrap_or_default(),
         public: false,
         size_bytes: body.size.unwrap_or(10 << 30),
-        created_at: asked.now,
+        created_at: api_request.now,
         boot_mode,
         default_user: body.default_user,
         ssh_key_enabled,
@@ -370,7 +382,7 @@ fn register_template(state: &mut State, asked: &Asked<'_>) -> Result<Answer, Ref
         url: Some(url),
         checksum: Some(checksum),
     };
-    Ok(begin(state, asked, Work::AddTemplate { template: Box::new(template), from: None }))
+    Ok(begin(state, api_request, Work::AddTemplate { template: Box::new(template), from: None }))
 }
 
 fn template(zone: &ZoneName, template: &Template) -> Value {
@@ -409,7 +421,7 @@ fn list_templates(state: &State, zone: &ZoneName, request: &Request) -> Value {
     let argument = |wanted: &str| {
         request.url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
     };
-    // Who does not ask for private ones gets the public ones alone.
+    // Without `visibility=private` the answer has only the public ones.
     let public = argument("visibility").is_none_or(|visibility| visibility == "public");
     let family = argument("family");
     let all: Vec<Value> = state.zones[zone]
@@ -422,7 +434,7 @@ fn list_templates(state: &State, zone: &ZoneName, request: &Request) -> Value {
     json!({ "templates": all })
 }
 
-/// Organisation-wide: what is used, and how much may be.
+/// Organisation-wide usage and limit.
 fn quota(state: &State, resource: &str) -> Option<Value> {
     let limit = *state.quotas.get(resource)?;
     let zones = state.zones.values();
@@ -448,9 +460,9 @@ fn within_quota(state: &State, resource: &str) -> Result<(), Refusal> {
 }
 
 /// Starts an operation and answers with it.
-fn begin(state: &mut State, asked: &Asked<'_>, work: Work) -> Answer {
-    let zone = &asked.place.zone;
-    let id = state.begin(zone, work, asked.ending, asked.elapsed, asked.now);
+fn begin(state: &mut State, api_request: &ApiRequest<'_>, work: Work) -> Answer {
+    let zone = &api_request.target.zone;
+    let id = state.begin(zone, work, api_request.ending, api_request.elapsed, api_request.now);
     ok(operation(state, zone, id).unwrap_or_default())
 }
 

@@ -1,4 +1,4 @@
-//! The clock seam's simulated form: a wall clock that starts when we say and can be made to jump.
+//! The simulated clock: its start can be chosen, and it can be made to jump.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 
 /// A clock that runs with tokio's time: as fast as tests let it where that is paused (it then jumps to the next
-/// thing that anybody waits for), in real time else.
+/// instant that any task waits for), in real time else.
 ///
 /// Clones are the same clock. A machine whose clock disagrees with the platform's is two clocks.
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
-//! The disk seam's simulated form: files in memory that a crash takes back to what was synced.
+//! The simulated disk: files in memory that a crash resets to their synced contents.
 //!
 //! It keeps every file's bytes and every folder's names twice: as they are, and as they would be found after
 //! a crash. [`DiskFile::sync`] and [`Disk::sync_dir`] copy the first to the second, and nothing else does. Links
-//! and permissions are left to tests of the real form.
+//! and permissions are left to tests of the real implementation.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -56,8 +56,8 @@ impl DiskCall {
 
 /// A disk in memory, as one process sees it; clones share it.
 ///
-/// After [`crash`](Self::crash) or [`kill`](Self::kill) the old value and all it opened answer nothing but
-/// errors, as what a dead process still holds must not reach the disk; the value returned is the next process.
+/// After [`crash`](Self::crash) or [`kill`](Self::kill) every call on the old value and on all that it opened fails,
+/// since a dead process must not reach the disk; the value returned is the next process.
 #[derive(Clone)]
 pub struct MemoryDisk {
     shared: Arc<Mutex<Shared>>,
@@ -73,12 +73,12 @@ impl fmt::Debug for MemoryDisk {
 struct Shared {
     /// By absolute path without `..`; the root is always there.
     folders: BTreeMap<PathBuf, Folder>,
-    /// The process that lives.
+    /// The number of the current process.
     life: u64,
     locked: Vec<Arc<Inode>>,
     capacity: Option<u64>,
     failures: Vec<Failure>,
-    /// Calls that change something and may still be made.
+    /// How many more changing calls succeed.
     changes_left: Option<u64>,
 }
 
@@ -120,7 +120,7 @@ impl Inode {
 
 struct Failure {
     call: DiskCall,
-    /// Calls of this kind until it strikes.
+    /// Calls of this kind until it happens.
     in_calls: u64,
     kind: io::ErrorKind,
 }
@@ -187,21 +187,21 @@ impl MemoryDisk {
         self.shared().changes_left = Some(changes);
     }
 
-    /// The machine loses power: everything goes back to what was synced, locks are free.
-    #[must_use = "the next process's disk; the old one answers nothing but errors"]
+    /// The machine loses power: everything is reset to what was synced, and locks are released.
+    #[must_use = "the next process's disk; every call on the old one fails"]
     pub fn crash(&self) -> Self {
         self.crash_where(&mut || false)
     }
 
     /// Like [`crash`](Self::crash), but of what was not synced each file's bytes and each folder's names
     /// survive or not by chance, since a machine may write things back before it is asked to.
-    #[must_use = "the next process's disk; the old one answers nothing but errors"]
+    #[must_use = "the next process's disk; every call on the old one fails"]
     pub fn crash_by_chance(&self, randomness: &dyn Randomness) -> Self {
         self.crash_where(&mut || randomness.next_u64().is_multiple_of(2))
     }
 
-    /// The process is killed and the machine goes on: nothing is forgotten, locks are free.
-    #[must_use = "the next process's disk; the old one answers nothing but errors"]
+    /// The process is killed and the machine keeps running: nothing is lost, and locks are released.
+    #[must_use = "the next process's disk; every call on the old one fails"]
     pub fn kill(&self) -> Self {
         self.crash_where(&mut || true)
     }
@@ -256,7 +256,7 @@ impl MemoryDisk {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What every call passes first.
+    /// The checks that every call makes first.
     fn begin(&self, call: DiskCall) -> io::Result<MutexGuard<'_, Shared>> {
         let mut shared = self.shared();
         if shared.life != self.life {
@@ -267,16 +267,16 @@ impl MemoryDisk {
             Some(left) if call.changes() => *left -= 1,
             _ => {}
         }
-        let mut struck = None;
+        let mut failed = None;
         for failure in shared.failures.iter_mut().filter(|failure| failure.call == call) {
             failure.in_calls -= 1;
             if failure.in_calls == 0 {
-                struck = Some(failure.kind);
+                failed = Some(failure.kind);
             }
         }
         shared.failures.retain(|failure| failure.in_calls > 0);
-        match struck {
-            Some(kind) => Err(io::Error::new(kind, "a failure that was asked for")),
+        match failed {
+            Some(kind) => Err(io::Error::new(kind, "an injected failure")),
             None => Ok(shared),
         }
     }
@@ -287,7 +287,7 @@ impl Shared {
         if self.folders.contains_key(path) {
             return self.folders.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into());
         }
-        // A file somewhere on the way is another error than nothing.
+        // A file in place of a folder is another error than a missing folder.
         for above in path.ancestors() {
             let (Some(parent), Some(name)) = (above.parent(), above.file_name()) else { break };
             let named = self.folders.get(parent).and_then(|folder| folder.names.get(name));
@@ -310,7 +310,7 @@ impl Shared {
         }
     }
 
-    /// What all files that have a name use.
+    /// The bytes of all files that have a name.
     fn used(&self) -> u64 {
         let files = self.folders.values().flat_map(|folder| folder.names.values());
         files
@@ -322,7 +322,7 @@ impl Shared {
     }
 
     /// How many of `more` bytes still fit.
-    fn room(&self, more: u64) -> u64 {
+    fn free(&self, more: u64) -> u64 {
         self.capacity.map_or(more, |capacity| more.min(capacity.saturating_sub(self.used())))
     }
 
@@ -373,7 +373,7 @@ impl Disk for MemoryDisk {
     }
 
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
-        // The steps of the real form, each of which may be the last before a crash.
+        // The steps of the real implementation, each of which may be the last before a crash.
         let _one_at_a_time = APPENDING.lock().unwrap_or_else(PoisonError::into_inner);
         match self.open(path, Open::CreateNew, access) {
             Ok(_) => self.sync_dir(path.parent().unwrap_or(path)).map_err(sync_failure)?,
@@ -457,7 +457,7 @@ impl Disk for MemoryDisk {
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
         let mut shared = self.begin(DiskCall::FreeBytes)?;
         shared.folder(&absolute(folder)?)?;
-        Ok(shared.room(u64::MAX))
+        Ok(shared.free(u64::MAX))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
@@ -479,7 +479,7 @@ fn kind_of(node: &Node) -> Kind {
 }
 
 impl MemoryFile {
-    /// What every call that changes the bytes passes.
+    /// The checks of every call that changes the bytes.
     fn begin_change(&self, call: DiskCall) -> io::Result<MutexGuard<'_, Shared>> {
         let shared = self.disk.begin(call)?;
         if self.writable { Ok(shared) } else { Err(rustix::io::Errno::BADF.into()) }
@@ -504,7 +504,7 @@ impl DiskFile for MemoryFile {
         let shared = self.begin_change(DiskCall::Write)?;
         let end = offset + bytes.len() as u64;
         let more = end.saturating_sub(self.inode.contents().bytes.len() as u64);
-        let missing = more - shared.room(more);
+        let missing = more - shared.free(more);
         // As a full disk does: what fits is written, the rest is an error.
         let fits = &bytes[..bytes.len().saturating_sub(index(missing)?)];
         if !fits.is_empty() {
@@ -555,7 +555,7 @@ mod tests {
     use crate::disk::{RealDisk, create_folders, read_file, replace_file};
     use crate::sim::randomness::SeededRandomness;
 
-    /// Runs one claim over both forms of the seam, each with an empty folder.
+    /// Runs one claim over both implementations of the seam, each with an empty folder.
     fn on_both(claim: impl Fn(&dyn Disk, &Path)) {
         let folder = tempfile::tempdir().unwrap();
         claim(&RealDisk, folder.path());
@@ -573,7 +573,7 @@ mod tests {
     #[test]
     fn both_open_files_as_they_are_asked_to() {
         use io::ErrorKind::{AlreadyExists, NotFound};
-        // What is there; how it is opened; what comes of it.
+        // Whether the file exists; how it is opened; the result.
         let table = [
             (false, Open::Read, Err(NotFound)),
             (false, Open::Update, Err(NotFound)),
@@ -615,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn both_list_what_is_there_sorted() {
+    fn both_list_entries_sorted() {
         on_both(|disk, folder| {
             write(disk, &folder.join("b"), b"12");
             disk.create_dir_all(&folder.join("a/deeper"), Access::Owner).unwrap();

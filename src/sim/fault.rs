@@ -1,8 +1,7 @@
 //! Faults on demand.
 //!
-//! A [`Fault`] says which requests it strikes (a call; if wanted, one zone, one thing, only some of them) and
-//! what it does to them, its [`Effect`]. Several may strike the same request; they do so in the order in which
-//! they were added.
+//! A [`Fault`] says which requests it applies to (a call; if wanted, one zone, one id, only some of them) and
+//! its [`Effect`] on them. Several may apply to the same request, in the order in which they were added.
 //!
 //! ```
 //! use std::time::Duration;
@@ -26,19 +25,19 @@ use uuid::Uuid;
 use crate::sim::call::Call;
 use crate::snapshot::ZoneName;
 
-/// What happens to a request that is struck.
+/// What happens to a request that a fault applies to.
 #[derive(Debug, Clone)]
 pub enum Effect {
-    /// There is no way to the host: nothing is carried out, and the client can know that. Behind a socket
+    /// The host can't be reached: nothing is carried out, and the client can know that. Behind a socket
     /// it is the same as [`Effect::CutBefore`].
     Unreachable,
     /// The connection breaks before the request is carried out; the client can't know that.
     CutBefore,
     /// The request is carried out, and the connection breaks before a byte of the answer.
     CutAfter,
-    /// The request is carried out at once, its answer comes so much later.
+    /// The request is carried out at once, its answer arrives later by this duration.
     Delay(Duration),
-    /// This answer in place of the world's; nothing is carried out.
+    /// This answer instead of the world's; nothing is carried out.
     Answer {
         /// The status.
         status: StatusCode,
@@ -50,16 +49,16 @@ pub enum Effect {
     /// Sets a header of the answer, or removes it: `Retry-After`, a `Content-Length` that lies, no `Date`
     /// (behind a socket the HTTP server puts the real time in its place).
     Header(HeaderName, Option<HeaderValue>),
-    /// The `Date` header is off by so much.
+    /// The `Date` header is off by this much.
     DateSkew(SignedDuration),
-    /// Sets the place that a JSON pointer names in the answer, or removes it: an unknown state of a snapshot
-    /// or an operation, no `md5sum`, a hostile name. An answer without that place's parent stays as it is.
+    /// Sets the value at a JSON pointer in the answer, or removes it: an unknown state of a snapshot
+    /// or an operation, no `md5sum`, a hostile name. An answer without the parent of that value is unchanged.
     Edit(&'static str, Option<Value>),
-    /// So many spaces follow the body, which stays valid JSON.
+    /// This number of spaces follows the body, which stays valid JSON.
     Pad(u64),
-    /// The body breaks off after so many bytes.
+    /// The body breaks off after this number of bytes.
     CutBody(u64),
-    /// After so many bytes of the body nothing more comes, and no end either.
+    /// After this number of bytes of the body nothing more arrives, not even its end.
     Stall(u64),
     /// The operation that the request starts ends otherwise. Unless the state is `success` it has no effect;
     /// a snapshot that was to be created ends in state `error`.
@@ -70,7 +69,7 @@ pub enum Effect {
     Etag(&'static str),
     /// Object store: the byte at this offset of the image arrives with all its bits flipped.
     Corrupt(u64),
-    /// Object store: the address expires; this answer breaks off after so many bytes (0: it is the 403).
+    /// Object store: the address expires; this answer breaks off after this number of bytes (0: it is the 403).
     Expire(u64),
 }
 
@@ -82,7 +81,7 @@ impl Effect {
         Self::Answer { status, content_type: "application/json", body }
     }
 
-    /// A page in HTML with status 200, such as a proxy on the way sends.
+    /// An HTML page with status 200, such as a proxy in between sends.
     pub fn html() -> Self {
         let body = "<!DOCTYPE html><title>Sign in</title><h1>Please sign in</h1>".to_owned();
         Self::Answer { status: StatusCode::OK, content_type: "text/html", body }
@@ -114,7 +113,7 @@ impl Effect {
         })
     }
 
-    /// The operation stays `pending` for ever.
+    /// The operation stays `pending` forever.
     pub fn operation_hangs() -> Self {
         Self::Operation(Ending { state: "success", reason: None, message: None, when: When::Never })
     }
@@ -128,25 +127,25 @@ impl Effect {
 /// How an operation ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
-    /// Its state in the end; any word.
+    /// Its last state; any word.
     pub state: &'static str,
-    /// Why, in the API's closed words.
+    /// The reason, one of the API's closed set.
     pub reason: Option<&'static str>,
-    /// Why, for people.
+    /// The reason as a sentence.
     pub message: Option<&'static str>,
-    /// When.
+    /// When it ends.
     pub when: When,
 }
 
 impl Ending {
-    /// As it should be.
+    /// The usual end of an operation.
     pub const SUCCESS: Self = Self { state: "success", reason: None, message: None, when: When::Usual };
 }
 
 /// When an operation ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// In the answer that it began with.
+    /// In the answer that started it.
     AtOnce,
     /// After the time that operations take in this world.
     Usual,
@@ -154,7 +153,7 @@ pub enum When {
     Never,
 }
 
-/// Which requests are struck, and by what.
+/// Which requests have which effect.
 #[derive(Debug, Clone)]
 pub struct Fault {
     call: Call,
@@ -164,12 +163,12 @@ pub struct Fault {
     times: Option<u64>,
     each: bool,
     effect: Effect,
-    /// Matching requests so far, by the thing that they name where each is counted on its own.
+    /// Matching requests so far, by id where each id is counted separately.
     seen: BTreeMap<Option<Uuid>, u64>,
 }
 
 impl Fault {
-    /// Strikes every such call, for ever.
+    /// Applies to every such call, without end.
     pub fn on(call: Call, effect: Effect) -> Self {
         let seen = BTreeMap::new();
         Self { call, zone: None, id: None, skipped: 0, times: None, each: false, effect, seen }
@@ -204,7 +203,7 @@ impl Fault {
         self
     }
 
-    /// Counts for each thing that is named on its own: with [`times`](Self::times) 2 on `get-operation`, the
+    /// Counts separately for each id: with [`times`](Self::times) 2 on `get-operation`, the
     /// first two polls of every operation.
     #[must_use]
     pub fn each(mut self) -> Self {
@@ -212,18 +211,18 @@ impl Fault {
         self
     }
 
-    /// What it does to this request, if it strikes it; counts it. The first of `ids` is the one in the path.
-    pub(super) fn strike(&mut self, call: Call, zone: &ZoneName, ids: &[Uuid]) -> Option<Effect> {
-        let meant = self.call == call
+    /// Counts this request; returns its effect if it applies. The first of `ids` is the one in the path.
+    pub(super) fn apply(&mut self, call: Call, zone: &ZoneName, ids: &[Uuid]) -> Option<Effect> {
+        let is_meant = self.call == call
             && self.zone.as_ref().is_none_or(|only| only == zone)
             && self.id.is_none_or(|only| ids.contains(&only));
-        if !meant {
+        if !is_meant {
             return None;
         }
         let count = self.seen.entry(if self.each { ids.first().copied() } else { None }).or_default();
         *count += 1;
-        let struck = *count > self.skipped && self.times.is_none_or(|times| *count - self.skipped <= times);
-        struck.then(|| self.effect.clone())
+        let applies = *count > self.skipped && self.times.is_none_or(|times| *count - self.skipped <= times);
+        applies.then(|| self.effect.clone())
     }
 }
 
@@ -232,21 +231,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_strikes_what_it_names_and_as_often_as_it_says() {
+    fn a_fault_applies_to_what_it_names_and_as_often_as_it_says() {
         let (zone, other): (ZoneName, ZoneName) = ("a".parse().unwrap(), "b".parse().unwrap());
         let (x, y) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let mut requests =
             [(&zone, x), (&other, x), (&zone, y), (&zone, x), (&zone, y), (&zone, x)].into_iter();
         let all: Vec<_> = requests.by_ref().collect();
-        let struck = |mut fault: Fault| -> Vec<bool> {
-            all.iter().map(|(zone, id)| fault.strike(Call::GetSnapshot, zone, &[*id]).is_some()).collect()
+        let applied = |mut fault: Fault| -> Vec<bool> {
+            all.iter().map(|(zone, id)| fault.apply(Call::GetSnapshot, zone, &[*id]).is_some()).collect()
         };
         let fault = || Fault::on(Call::GetSnapshot, Effect::CutAfter);
-        assert_eq!(struck(fault()), [true; 6]);
-        assert_eq!(struck(Fault::on(Call::GetImage, Effect::CutAfter)), [false; 6]);
-        assert_eq!(struck(fault().in_zone(&other)), [false, true, false, false, false, false]);
-        assert_eq!(struck(fault().of(y)), [false, false, true, false, true, false]);
-        assert_eq!(struck(fault().after(1).times(2)), [false, true, true, false, false, false]);
-        assert_eq!(struck(fault().times(1).each()), [true, false, true, false, false, false]);
+        assert_eq!(applied(fault()), [true; 6]);
+        assert_eq!(applied(Fault::on(Call::GetImage, Effect::CutAfter)), [false; 6]);
+        assert_eq!(applied(fault().in_zone(&other)), [false, true, false, false, false, false]);
+        assert_eq!(applied(fault().of(y)), [false, false, true, false, true, false]);
+        assert_eq!(applied(fault().after(1).times(2)), [false, true, true, false, false, false]);
+        assert_eq!(applied(fault().times(1).each()), [true, false, true, false, false, false]);
     }
 }

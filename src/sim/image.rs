@@ -1,7 +1,7 @@
 //! Images: real qcow2 files of any size that are computed where they are read, and stored nowhere.
 //!
 //! An image is version 3 without extensions: header, refcount table and blocks, L1 table, L2 tables, data.
-//! The data stands at the beginning of the virtual disk, one cluster after the other; the rest of the disk is
+//! The data is at the beginning of the virtual disk, one cluster after the other; the rest of the disk is
 //! unallocated. Every data cluster holds the same pattern, made of the image's seed, under a first word of
 //! its own: cheap to make, yet no two clusters and no two images are the same.
 
@@ -17,7 +17,7 @@ const GIB: u64 = 1 << 30;
 /// "Refcount is exactly one", in entries of L1 and L2 tables.
 const COPIED: u64 = 1 << 63;
 
-/// What is on an instance's root disk.
+/// The shape of an instance's root disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskShape {
     /// The size that the instance sees, in GiB; the API knows 10 to 51200.
@@ -36,7 +36,7 @@ impl Default for DiskShape {
 }
 
 impl DiskShape {
-    /// A disk with so many MiB of data in clusters of 64 KiB, and no smaller than the API's least.
+    /// A disk with this many MiB of data in clusters of 64 KiB, and no smaller than the API's least.
     pub fn with_data_mib(data_mib: u64) -> Self {
         Self { size_gib: data_mib.div_ceil(1024).max(10), data_clusters: data_mib * 16, cluster_bits: 16 }
     }

@@ -1,4 +1,4 @@
-//! The randomness seam's simulated form: numbers that look random and repeat from run to run.
+//! Simulated randomness: numbers that look random and repeat from run to run.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

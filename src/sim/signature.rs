@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::sim::image::hex;
 
-/// What an `Authorization` header of the API says.
+/// The `Authorization` header of the API.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Authorization<'a> {
     /// The API key.
@@ -72,7 +72,7 @@ pub(super) fn presign(secret: u64, zone: &str, key: &str, at: Timestamp, lifetim
     format!("{query}&X-Amz-Signature={signature}")
 }
 
-/// Until when the address is good, if its signature is ours.
+/// The end of the address' validity, if its signature is ours.
 pub(super) fn presigned_until(secret: u64, zone: &str, key: &str, query: &str) -> Option<Timestamp> {
     let (signed, signature) = query.rsplit_once("&X-Amz-Signature=")?;
     if sign_address(secret, zone, key, signed) != signature {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_presigned_address_says_its_end_and_no_part_of_it_can_be_changed() {
+    fn a_presigned_address_names_its_end_and_no_part_of_it_can_be_changed() {
         let at = "2026-11-23T10:00:00Z".parse().unwrap();
         let query = presign(1, "ch-gva-2", "a/b.qcow2", at, 3600);
         let until = presigned_until(1, "ch-gva-2", "a/b.qcow2", &query).unwrap();

@@ -35,7 +35,7 @@ pub(super) fn answer(
     effects: &[Effect],
     now: Timestamp,
 ) -> Answer {
-    // A second way to say who one is confuses S3, whether it is right or wrong.
+    // S3 refuses two ways of authentication at once, even if both are right.
     if request.headers.contains_key(AUTHORIZATION) {
         return refusal(StatusCode::BAD_REQUEST, "InvalidArgument", "Only one auth mechanism allowed");
     }
@@ -55,12 +55,12 @@ pub(super) fn answer(
         Effect::Expire(after) => Some(*after),
         _ => None,
     };
-    let gone = state.expired.contains(&export);
+    let is_expired = state.expired.contains(&export);
     let expires_after = effects.iter().find_map(expires);
     if expires_after.is_some() {
         state.expired.insert(export);
     }
-    if now > until || gone || expires_after == Some(0) {
+    if now > until || is_expired || expires_after == Some(0) {
         return denied("Request has expired");
     }
     let Some(record) = state.zones.get(zone).and_then(|zone| zone.snapshots.get(&snapshot)) else {
@@ -98,7 +98,7 @@ fn content_range(value: &str) -> Option<(http::HeaderName, HeaderValue)> {
     Some((CONTENT_RANGE, HeaderValue::try_from(value).ok()?))
 }
 
-/// `bytes=a-`, `bytes=a-b` or `bytes=-n`; nothing if it is something else, which is ignored.
+/// `bytes=a-`, `bytes=a-b` or `bytes=-n`; none for any other text, which is ignored.
 fn range(text: &str, length: u64) -> Option<Result<std::ops::Range<u64>, ()>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let range = match (first, last) {

@@ -1,11 +1,11 @@
-//! The world: one organisation's things in several zones, how tests arrange them, and what became of them.
+//! The world: one organisation's resources in several zones, and how tests arrange and inspect them.
 //!
 //! A world is reached by HTTP exchanges alone. In this process the hosts are the real ones
 //! (`api-<zone>.exoscale.com`, `exported-snapshots-<zone>-prod.sos-<zone>.exo.io`); behind a socket one address
 //! serves all: `http://127.0.0.1:PORT/<zone>/v2/…`, and its presigned addresses point back at it. Its time is
 //! the clock's that it was given; everything else follows from its seed, so that runs repeat.
 //!
-//! What asks for a zone or an instance that was never added is a mistake of the test, and panics.
+//! Asking for a zone or an instance that was never added is a mistake of the test, and panics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,15 +25,15 @@ use crate::sim::answer::{Answer, Content, Outcome, as_received, cut, finished};
 use crate::sim::api;
 use crate::sim::call::Call;
 use crate::sim::fault::{Effect, Ending, Fault, When};
+use crate::sim::host::{Host, Resource, Target};
+use crate::sim::http_server::{self, Served};
 use crate::sim::image::{DiskShape, Image};
-use crate::sim::loopback::{self, Served};
-use crate::sim::place::{Place, PlaceKind, Side};
 use crate::sim::randomness::SeededRandomness;
 use crate::sim::store;
 use crate::snapshot::{InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
 use crate::transport::{Reached, Request, Response, Transport, TransportError};
 
-/// The key of every world that may do everything.
+/// The key that may do everything; every world has it.
 pub const API_KEY: &str = "EXO0123456789abcdef01234567";
 
 /// The secret of [`API_KEY`].
@@ -64,15 +64,15 @@ pub struct Template {
     pub name: String,
     /// Its description.
     pub description: String,
-    /// Whether everybody sees it; ours are private.
+    /// Whether every organisation sees it; ours are private.
     pub public: bool,
     /// The virtual size, in bytes.
     pub size_bytes: u64,
-    /// When it came to be.
+    /// When it was created.
     pub created_at: Timestamp,
     /// `legacy` or `uefi`.
     pub boot_mode: String,
-    /// Who logs in.
+    /// The user that logs in.
     pub default_user: Option<String>,
     /// Whether a key is put in place for the user.
     pub ssh_key_enabled: bool,
@@ -80,28 +80,28 @@ pub struct Template {
     pub password_enabled: bool,
     /// The operating system's family, version, and the vendor's build.
     pub origin: [String; 3],
-    /// Where the platform was told to fetch it; a promoted one has none.
+    /// The address that the platform fetches it from; none if it was promoted.
     pub url: Option<String>,
     /// The MD5 that it was registered with.
     pub checksum: Option<String>,
 }
 
-/// One request, and what came of it.
+/// One request and its outcome.
 #[derive(Debug, Clone)]
 pub struct Exchange {
-    /// When it came, by the platform's time.
+    /// When it arrived, by the platform's time.
     pub at: Timestamp,
     /// The zone that it was for.
     pub zone: ZoneName,
-    /// What it asked for.
+    /// The call that it makes.
     pub call: Call,
     /// The verb.
     pub method: Method,
     /// The path without the query, which may be a secret.
     pub path: String,
-    /// The status of the answer; none if there was none, or nobody waited for it.
+    /// The status of the answer; none if there was none, or the client did not wait for it.
     pub status: Option<StatusCode>,
-    /// How many bytes of the body were taken.
+    /// How many bytes of the body the client read.
     pub body_bytes: u64,
 }
 
@@ -114,10 +114,10 @@ pub(super) struct State {
     pub(super) quotas: BTreeMap<String, i64>,
     pub(super) skew: SignedDuration,
     pub(super) operations_take: Duration,
-    /// Which instance whoever asks the metadata server runs on; without one there is no such server.
+    /// The instance that the metadata server names; without one there is no such server.
     this_machine: Option<InstanceId>,
     pub(super) address_lifetime: Duration,
-    /// Exports whose address went before its time.
+    /// Exports whose address expired early, by a fault.
     pub(super) expired: BTreeSet<Uuid>,
     faults: Vec<Fault>,
     log: Vec<LogEntry>,
@@ -133,7 +133,7 @@ struct LogEntry {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) secret: String,
-    /// What it may do; none for everything.
+    /// The calls that it permits; none for all.
     pub(super) allowed: Option<BTreeSet<Call>>,
 }
 
@@ -201,7 +201,7 @@ impl Work {
         }
     }
 
-    /// The snapshot that it works on, which nothing else may meanwhile take away.
+    /// The snapshot that it works on, which can't be deleted meanwhile.
     pub(super) fn snapshot(&self) -> Option<SnapshotId> {
         match self {
             Self::Create(id) | Self::Export(id) | Self::Delete { snapshot: id, .. } => Some(*id),
@@ -283,7 +283,7 @@ impl World {
         id
     }
 
-    /// What the instance's disk, and the images of its snapshots from now on, look like.
+    /// Sets the shape of the instance's disk, and so of the images of its later snapshots.
     pub fn set_disk(&self, instance: InstanceId, disk: DiskShape) {
         self.state().instance(instance).1.disk = disk;
     }
@@ -301,7 +301,7 @@ impl World {
         self.state().add_snapshot(instance, created_at, SnapshotState::Exported)
     }
 
-    /// Removes a snapshot behind everybody's back.
+    /// Removes a snapshot without a request.
     pub fn remove_snapshot(&self, snapshot: SnapshotId) {
         for zone in self.state().zones.values_mut() {
             zone.snapshots.remove(&snapshot);
@@ -318,7 +318,7 @@ impl World {
         self.state().snapshot(snapshot).snapshot.name = name.into();
     }
 
-    /// Makes the platform forget whose snapshot this is, or say something else of it.
+    /// Changes or removes the instance that the platform names for a snapshot.
     pub fn set_instance(&self, snapshot: SnapshotId, instance: Option<InstanceId>) {
         self.state().snapshot(snapshot).snapshot.instance_id = instance;
     }
@@ -333,29 +333,29 @@ impl World {
         self.state().quotas.insert(resource.to_owned(), limit);
     }
 
-    /// Adds a key that may do only this; an empty list for a key that is good, and may do nothing.
+    /// Adds a key that may make only these calls; an empty list for a valid key without any permission.
     /// `get-operation` needs no permission, nor does `list-zones` without a signature.
     pub fn add_key(&self, key: &str, secret: &str, allowed: &[Call]) {
         let allowed = Some(allowed.iter().copied().collect());
         self.state().keys.insert(key.to_owned(), Key { secret: secret.to_owned(), allowed });
     }
 
-    /// The instance that whoever asks the metadata server runs on; none for a machine elsewhere.
+    /// Sets the instance that the metadata server names; none for a machine that is no instance.
     pub fn set_this_machine(&self, instance: Option<InstanceId>) {
         self.state().this_machine = instance;
     }
 
-    /// How long operations take from now on; with nothing they are settled in the answer that they begin with.
+    /// Sets how long operations take from now on; with zero they are settled in the answer that starts them.
     pub fn set_operations_take(&self, duration: Duration) {
         self.state().operations_take = duration;
     }
 
-    /// How long presigned addresses are good that are made from now on; whole seconds.
+    /// Sets how long presigned addresses made from now on are valid; whole seconds.
     pub fn set_address_lifetime(&self, lifetime: Duration) {
         self.state().address_lifetime = lifetime;
     }
 
-    /// How far the platform's clock is from the one that this world was given, in everything that it does.
+    /// Sets the offset of the platform's clock from the clock that this world was given.
     pub fn set_skew(&self, skew: SignedDuration) {
         self.state().skew = skew;
     }
@@ -377,7 +377,7 @@ impl World {
         now.checked_add(skew).unwrap_or(now)
     }
 
-    /// A zone's snapshots, oldest first, as they truly are.
+    /// A zone's snapshots, oldest first, without a request.
     pub fn snapshots(&self, zone: &ZoneName) -> Vec<Snapshot> {
         let mut state = self.settled();
         let mut all: Vec<Snapshot> =
@@ -400,7 +400,7 @@ impl World {
         self.state().snapshot(snapshot).image.clone()
     }
 
-    /// Every request so far, in the order in which they came.
+    /// Every request so far, in the order of arrival.
     pub fn log(&self) -> Vec<Exchange> {
         let state = self.state();
         let entries = state.log.iter();
@@ -413,7 +413,7 @@ impl World {
             .collect()
     }
 
-    /// The requests of the log that ask for a change.
+    /// The requests of the log that change something.
     pub fn changes(&self) -> Vec<Exchange> {
         self.log().into_iter().filter(|exchange| exchange.call.changes()).collect()
     }
@@ -433,14 +433,14 @@ impl World {
     /// # Errors
     /// If the address can't be listened at.
     pub async fn serve(&self, address: SocketAddr) -> std::io::Result<Served> {
-        loopback::serve(self.clone(), address).await
+        http_server::serve(self.clone(), address).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state, with all operations done that are due.
+    /// The state, after settling all operations that are due.
     fn settled(&self) -> MutexGuard<'_, State> {
         let (elapsed, now) = (self.clock.elapsed(), self.now());
         let mut state = self.state();
@@ -448,7 +448,7 @@ impl World {
         state
     }
 
-    /// Carries out one request, with all that strikes it on the way.
+    /// Carries out one request, with all faults that apply to it.
     ///
     /// # Errors
     /// If no host has this name, or a fault cuts the connection before an answer.
@@ -457,31 +457,31 @@ impl World {
         if request.url.host_str() == Some(METADATA_HOST) {
             return self.metadata(&request).ok_or_else(nowhere);
         }
-        let Some(place) = Place::of(&request.url) else { return Err(nowhere()) };
+        let Some(target) = Target::of(&request.url) else { return Err(nowhere()) };
         let now = self.now();
         let (effects, outcome) = {
             let mut state = self.settled();
             // In this process a zone that does not exist is a host that does not exist.
-            if !state.zones.contains_key(&place.zone) && place.side == Side::Hosts {
+            if !state.zones.contains_key(&target.zone) && target.host == Host::Real {
                 return Err(nowhere());
             }
-            let (call, id) = match &place.kind {
-                PlaceKind::Api(path) => api::route(&request.method, path),
-                PlaceKind::Store(key) => (Call::GetImage, store::snapshot_of(key).map(|id| id.0)),
+            let (call, id) = match &target.resource {
+                Resource::Api(path) => api::route(&request.method, path),
+                Resource::Object(key) => (Call::GetImage, store::snapshot_of(key).map(|id| id.0)),
             };
             let mut ids: Vec<Uuid> = id.into_iter().collect();
-            if let (Call::GetOperation, Some(id), Some(zone)) = (call, id, state.zones.get(&place.zone))
+            if let (Call::GetOperation, Some(id), Some(zone)) = (call, id, state.zones.get(&target.zone))
                 && let Some(operation) = zone.operations.get(&OperationId(id))
             {
                 ids.push(operation.work.reference());
                 ids.extend(operation.work.snapshot().map(|snapshot| snapshot.0));
             }
             let effects: Vec<Effect> =
-                state.faults.iter_mut().filter_map(|fault| fault.strike(call, &place.zone, &ids)).collect();
+                state.faults.iter_mut().filter_map(|fault| fault.apply(call, &target.zone, &ids)).collect();
             let outcome = Arc::<Outcome>::default();
             let exchange = Exchange {
                 at: now,
-                zone: place.zone.clone(),
+                zone: target.zone.clone(),
                 call,
                 method: request.method.clone(),
                 path: request.url.path().to_owned(),
@@ -491,7 +491,7 @@ impl World {
             state.log.push(LogEntry { exchange, outcome: outcome.clone() });
             (effects, outcome)
         };
-        let answer = self.answer(&request, &place, &effects, now)?;
+        let answer = self.answer(&request, &target, &effects, now)?;
         for effect in &effects {
             match effect {
                 Effect::Delay(duration) => self.clock.sleep(*duration).await,
@@ -503,7 +503,7 @@ impl World {
         Ok(finished(answer, effects, now, outcome))
     }
 
-    /// What the metadata server says, if there is one.
+    /// The metadata server's answer, if there is such a server.
     fn metadata(&self, request: &Request) -> Option<Response> {
         let this_machine = self.state().this_machine?;
         let (status, text) = match request.url.path() {
@@ -514,11 +514,11 @@ impl World {
         Some(finished(answer, Vec::new(), self.now(), Arc::default()))
     }
 
-    /// The answer, and everything that the request changes.
+    /// The answer; changes the state as the request asks.
     fn answer(
         &self,
         request: &Request,
-        place: &Place,
+        target: &Target,
         effects: &[Effect],
         now: Timestamp,
     ) -> Result<Answer, TransportError> {
@@ -534,20 +534,21 @@ impl World {
             }
         }
         let elapsed = self.clock.elapsed();
-        match &place.kind {
-            PlaceKind::Store(key) => {
-                Ok(store::answer(&mut self.state(), request, &place.zone, key, effects, now))
+        match &target.resource {
+            Resource::Object(key) => {
+                Ok(store::answer(&mut self.state(), request, &target.zone, key, effects, now))
             }
-            PlaceKind::Api(path) => {
+            Resource::Api(path) => {
                 let (call, id) = api::route(&request.method, path);
                 if let (Call::ExportSnapshot, Some(id)) = (call, id) {
                     let known = self
                         .state()
                         .zones
-                        .get(&place.zone)
+                        .get(&target.zone)
                         .and_then(|zone| Some(zone.snapshots.get(&SnapshotId(id))?.image.clone()));
                     if let Some(image) = known {
-                        // The MD5 of a large image takes seconds: not while everybody else waits.
+                        // The MD5 of a large image takes seconds: computed before the lock is taken, so that
+                        // other requests don't wait for it.
                         image.md5();
                     }
                 }
@@ -557,7 +558,7 @@ impl World {
                     _ => None,
                 });
                 let ending = ending.unwrap_or(Ending::SUCCESS);
-                Ok(api::answer(&mut state, &api::Asked { request, place, path, ending, elapsed, now }))
+                Ok(api::answer(&mut state, &api::ApiRequest { request, target, path, ending, elapsed, now }))
             }
         }
     }
@@ -587,10 +588,7 @@ impl State {
     }
 
     fn snapshot(&mut self, id: SnapshotId) -> &mut SnapshotRecord {
-        self.zones
-            .values_mut()
-            .find_map(|zone| zone.snapshots.get_mut(&id))
-            .expect("a snapshot that is there")
+        self.zones.values_mut().find_map(|zone| zone.snapshots.get_mut(&id)).expect("a snapshot that exists")
     }
 
     pub(super) fn add_snapshot(

@@ -1,4 +1,4 @@
-//! The demo as a process, and what it says can be done in a second terminal.
+//! The demo as a process, and the commands that it prints for a second terminal.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,17 +7,17 @@ use std::process::{Child, Command, Output, Stdio};
 
 use snapwarden::disk::{Disk as _, RealDisk};
 
-/// The line after which only the daemon speaks.
+/// After this line only the daemon prints.
 const LAST_LINE: &str = "This is its log:";
 
-/// In the environment of whoever tries the demo, leading to nowhere: an account must never be reached by it.
+/// In the environment of the demo: an account that can't be reached, and must never be used.
 const ELSEWHERE: [(&str, &str); 3] = [
     ("EXOSCALE_API_ENDPOINT", "http://127.0.0.1:1/v2"),
     ("EXOSCALE_API_KEY", "EXOelsewhere"),
     ("EXOSCALE_API_SECRET", "elsewhere"),
 ];
 
-/// A demo that runs, and what it said.
+/// A running demo and its output.
 struct Running {
     child: Child,
     said: Vec<String>,
@@ -49,11 +49,11 @@ impl Running {
         let mut log = BufReader::new(self.child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let said = log.by_ref().find(|line| line.contains("listens on"));
         assert!(said.is_some(), "it ended before it listened");
-        // Whatever it says later must go somewhere.
+        // Its later output must be read, or it would block.
         std::thread::spawn(move || log.for_each(drop));
     }
 
-    /// The commands for a second terminal, as they stand there.
+    /// The commands for a second terminal, as printed.
     fn commands(&self) -> Vec<&str> {
         let lines = self.said.iter().filter_map(|line| line.strip_prefix("    "));
         lines.filter(|line| line.starts_with("env ") || line.starts_with("curl ")).collect()
@@ -94,13 +94,13 @@ fn get(command: &str) -> String {
 }
 
 #[test]
-fn what_it_says_for_a_second_terminal_can_be_done_and_ctrl_c_leaves_nothing() {
+fn the_commands_for_a_second_terminal_work_and_ctrl_c_leaves_nothing() {
     let mut demo = Running::start();
     demo.listens();
     let commands: Vec<String> = demo.commands().into_iter().map(str::to_owned).collect();
-    let pinned = commands.iter().find_map(|command| command.split(" hold ").nth(1)?.split(' ').next());
-    let pinned = pinned.unwrap_or_else(|| panic!("no `hold`: {commands:#?}"));
-    // In the order in which they stand there: what a command is, and what it prints.
+    let on_hold = commands.iter().find_map(|command| command.split(" hold ").nth(1)?.split(' ').next());
+    let on_hold = on_hold.unwrap_or_else(|| panic!("no `hold`: {commands:#?}"));
+    // In the order of the output: a part of each command, and of what it prints.
     let mut table = vec![
         (" status", "golden"),
         (" plan nightly", "web-1"),
@@ -109,7 +109,7 @@ fn what_it_says_for_a_second_terminal_can_be_done_and_ctrl_c_leaves_nothing() {
         (" check --online", "delete-snapshot"),
         (" allow nightly 40", "at most 40 deletions"),
         (" hold ", "is held for ever: before the upgrade"),
-        (" holds", pinned),
+        (" holds", on_hold),
         (" unhold ", "is not held any more"),
     ]
     .into_iter();
@@ -121,7 +121,7 @@ fn what_it_says_for_a_second_terminal_can_be_done_and_ctrl_c_leaves_nothing() {
         assert!(command.contains(part), "`{part}` is missing in its place: {commands:#?}");
         let ended = paste(command);
         let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-        // A run of one's own may meet one of the daemon's, which is said.
+        // It may find the policy locked by a run of the daemon, and says so.
         let met = part == " once nightly" && err.contains("is locked by another process");
         assert!(met || (ended.status.success() && out.contains(word)), "{command}: {ended:?}\n{out}\n{err}");
     }
@@ -140,16 +140,16 @@ fn what_it_says_for_a_second_terminal_can_be_done_and_ctrl_c_leaves_nothing() {
     demo.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
     assert_eq!(demo.child.wait().unwrap().code(), Some(0), "{rest}");
     assert_eq!(names_in(demo.folder.path()), Vec::<String>::new());
-    // Nobody is there any more to say anything.
+    // No daemon is left to answer.
     let status = paste(commands.iter().find(|command| command.ends_with(" status")).unwrap());
     assert_eq!(status.status.code(), Some(78), "{status:?}");
 
-    // Not even where it comes before anything is there, and again.
+    // Not even if the signal arrives before the daemon has started, and twice.
     let mut demo = Running::start();
     for _ in 0..2 {
         demo.interrupt();
     }
-    // Nothing may have been under way, and then the second is too late to matter.
+    // If nothing was in progress, the second signal arrives too late to matter.
     let code = demo.child.wait().unwrap().code();
     assert!(matches!(code, Some(0 | 1)), "{code:?}");
     assert_eq!(names_in(demo.folder.path()), Vec::<String>::new());

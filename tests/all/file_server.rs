@@ -13,8 +13,8 @@ use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk, replace_file};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::http_server::Served;
 use snapwarden::sim::image::DiskShape;
-use snapwarden::sim::loopback::Served;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 
 use crate::stage::{paths, read, skipped};

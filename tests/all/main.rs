@@ -1,4 +1,4 @@
-//! What crosses rooms: one binary, a module a subject.
+//! Tests across modules: one binary, a module for each subject.
 #![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
 
 mod archives;
@@ -11,10 +11,10 @@ mod daemon;
 mod demo;
 mod downloads;
 mod file_server;
-mod floors;
 mod fuzz;
 mod http_port;
 mod kills;
+mod layers;
 mod planning;
 mod plans;
 mod points;
@@ -24,6 +24,7 @@ mod restraint;
 mod s3;
 mod simulated_zone;
 mod simulation;
+mod sources;
 mod stage;
 mod status;
 mod systemd;

@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use snapwarden::clock::{Clock as _, SystemClock, timeout};
 use snapwarden::disk::{Access, Disk as _, RealDisk, create_folders, replace_file};
 use snapwarden::sim::call::Call;
+use snapwarden::sim::http_server::Served;
 use snapwarden::sim::image::DiskShape;
-use snapwarden::sim::loopback::Served;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use tokio::sync::mpsc;
 

@@ -130,9 +130,12 @@ fn from_nothing_it_tells_how_many_there_will_be_and_leaves_nothing_behind() {
 
     let text = desk.simulate(&asked, false);
     assert_eq!((text.status, text.err.as_str()), (Some(0), ""), "{text:?}");
-    for words in
-        ["60 runs by 30 2 * * * (Europe/Zurich)", "REACHES BACK", "60 snapshots came", "nothing here is real"]
-    {
+    for words in [
+        "60 runs by 30 2 * * * (Europe/Zurich)",
+        "REACHES BACK",
+        "60 snapshots taken",
+        "nothing here is real",
+    ] {
         assert!(text.out.contains(words), "{words}: {}", text.out);
     }
     assert!(text.out.lines().count() < 70, "it fits on a screen or two");

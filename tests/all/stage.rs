@@ -22,10 +22,10 @@ use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, ZoneName};
 use snapwarden::state::audit::Action;
 
-/// The moment at which every play begins.
+/// The instant at which every test begins.
 pub(crate) const NOW: &str = "2026-11-01T12:00:00Z";
 
-/// A policy with all that there is, for one zone and one archive.
+/// A policy with every kind of step, for one zone and one archive.
 pub(crate) const NIGHTLY: &str = r#"
 [policies.nightly]
 zones = ["ch-gva-2"]
@@ -50,7 +50,7 @@ pub(crate) struct Stage {
     pub(crate) folder: tempfile::TempDir,
 }
 
-/// So many days before the play begins.
+/// This many days before the test begins.
 pub(crate) fn days_ago(days: i64) -> Timestamp {
     NOW.parse::<Timestamp>().unwrap() - SignedDuration::from_hours(24 * days)
 }
@@ -194,7 +194,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     paths(folder).into_iter().map(|path| (path.clone(), bytes(&path))).collect()
 }
 
-/// Says that a test did not try something, past the capturing of what tests print: it must be heard.
+/// Prints that a test was skipped, around the capturing of test output: it must be seen.
 pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {
     let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {why}\n"));
 }

@@ -186,10 +186,10 @@ fn timeline(group: &[(&Decision, &Snapshot)], at: Timestamp, output: Output) -> 
         .map(|(decision, snapshot)| Mark {
             at: snapshot.created_at,
             fate: match decision.verdict {
-                Verdict::Keep if is_coming(decision) => Fate::Coming,
-                Verdict::Keep => Fate::Stays,
-                Verdict::Delete => Fate::Goes,
-                Verdict::Ignore => Fate::LeftAlone,
+                Verdict::Keep if is_coming(decision) => Fate::ToBeTaken,
+                Verdict::Keep => Fate::Keep,
+                Verdict::Delete => Fate::Delete,
+                Verdict::Ignore => Fate::Ignore,
             },
         })
         .collect();

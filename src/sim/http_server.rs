@@ -12,7 +12,7 @@ use url::Url;
 use crate::sim::world::World;
 use crate::transport::{Purpose, Request};
 
-/// Longer bodies than this are no request of the API.
+/// No request of the API has a longer body: the longest, promote, has a description of 4 KiB.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// A world that is being served. Dropping it closes the port; answers under way are finished.
@@ -23,12 +23,12 @@ pub struct Served {
 }
 
 impl Served {
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The endpoint with its place for the zone's name, as a configuration wants it.
+    /// The endpoint with its placeholder for the zone's name, as it is written in a configuration.
     pub fn endpoint(&self) -> String {
         format!("http://{}/{{zone}}/v2", self.address)
     }

@@ -4,63 +4,63 @@ use std::fmt;
 
 use crate::snapshot::ZoneName;
 
-/// Where a request goes.
+/// The target of a request.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Target {
     pub(super) zone: ZoneName,
-    pub(super) side: Side,
-    pub(super) kind: PlaceKind,
+    pub(super) host: Host,
+    pub(super) resource: Resource,
 }
 
-/// What of the zone a request is for.
+/// The part of a zone that a request is for.
 #[derive(Debug)]
-pub(super) enum PlaceKind {
+pub(super) enum Resource {
     /// The path behind `/v2`; empty if it does not begin so.
     Api(String),
     /// The key of an object.
-    Store(String),
+    Object(String),
 }
 
-/// Which addresses this client sees.
+/// The hosts that this client talks to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The real hosts.
-    Hosts,
+pub(super) enum Host {
+    /// The names of the real hosts.
+    Real,
     /// One host and port for everything.
     Socket(String),
 }
 
-impl Place {
-    /// Nothing if no host of ours has this name.
+impl Target {
+    /// None if this world has no host of that name.
     pub(super) fn of(url: &url::Url) -> Option<Self> {
-        let host = url.host_str()?;
+        let name = url.host_str()?;
         let path = url.path();
         let behind_v2 = |path: &str| match path.strip_prefix("/v2") {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => rest.to_owned(),
             _ => String::new(),
         };
-        if let Some(zone) = host.strip_prefix("api-").and_then(|rest| rest.strip_suffix(".exoscale.com")) {
-            let kind = PlaceKind::Api(behind_v2(path));
-            return Some(Self { zone: zone.parse().ok()?, side: Side::Hosts, kind });
+        if let Some(zone) = name.strip_prefix("api-").and_then(|rest| rest.strip_suffix(".exoscale.com")) {
+            let resource = Resource::Api(behind_v2(path));
+            return Some(Self { zone: zone.parse().ok()?, host: Host::Real, resource });
         }
-        if let Some(rest) = host.strip_suffix(".exo.io") {
+        if let Some(rest) = name.strip_suffix(".exo.io") {
             let (bucket, zone) = rest.split_once(".sos-")?;
-            let kind = PlaceKind::Store(path.trim_start_matches('/').to_owned());
+            let resource = Resource::Object(path.trim_start_matches('/').to_owned());
             return (bucket == bucket_of(zone)).then_some(Self {
                 zone: zone.parse().ok()?,
-                side: Side::Hosts,
-                kind,
+                host: Host::Real,
+                resource,
             });
         }
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-        let side = Side::Socket(format!("{host}{port}"));
+        let host = Host::Socket(format!("{name}{port}"));
         let (first, rest) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
         let in_bucket = first.strip_prefix("exported-snapshots-").and_then(|rest| rest.strip_suffix("-prod"));
-        let (zone, kind) = match in_bucket {
-            Some(zone) => (zone, PlaceKind::Store(rest.to_owned())),
-            None => (first, PlaceKind::Api(behind_v2(&format!("/{rest}")))),
+        let (zone, resource) = match in_bucket {
+            Some(zone) => (zone, Resource::Object(rest.to_owned())),
+            None => (first, Resource::Api(behind_v2(&format!("/{rest}")))),
         };
-        Some(Self { zone: zone.parse().ok()?, side, kind })
+        Some(Self { zone: zone.parse().ok()?, host, resource })
     }
 }
 
@@ -68,11 +68,11 @@ fn bucket_of(zone: impl fmt::Display) -> String {
     format!("exported-snapshots-{zone}-prod")
 }
 
-impl Side {
+impl Host {
     /// A zone's API, with `/v2`.
     pub(super) fn api(&self, zone: &ZoneName) -> String {
         match self {
-            Self::Hosts => format!("https://api-{zone}.exoscale.com/v2"),
+            Self::Real => format!("https://api-{zone}.exoscale.com/v2"),
             Self::Socket(authority) => format!("http://{authority}/{zone}/v2"),
         }
     }
@@ -81,7 +81,7 @@ impl Side {
     pub(super) fn object(&self, zone: &ZoneName, key: &str) -> String {
         let bucket = bucket_of(zone);
         match self {
-            Self::Hosts => format!("https://{bucket}.sos-{zone}.exo.io/{key}"),
+            Self::Real => format!("https://{bucket}.sos-{zone}.exo.io/{key}"),
             Self::Socket(authority) => format!("http://{authority}/{bucket}/{key}"),
         }
     }
