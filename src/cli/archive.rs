@@ -20,10 +20,10 @@ use crate::policy::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
 use crate::run::archive_prune::{ArchivePruner, CopyToPrune, subject_of};
-use crate::run::report::{Step, StepOutcome};
+use crate::run::report::Step;
 use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::audit::Subject;
+use crate::state::audit::{StepFacts, StepOutcome, Subject};
 use crate::text::{chain, counted, printable};
 
 #[derive(Serialize)]
@@ -237,7 +237,8 @@ impl JsonGoing {
     }
 
     fn done((zone, step): (ZoneName, Step)) -> Self {
-        let Step { snapshot, rule, reasons, outcome, message, .. } = step;
+        let Step { facts, outcome, message, .. } = step;
+        let StepFacts { snapshot, rule, reasons, .. } = facts;
         Self { zone, snapshot, rule, reasons, outcome: Some(outcome), message }
     }
 }

@@ -12,9 +12,9 @@ use crate::cli::bars::Bars;
 use crate::cli::output::{Output, Tone};
 use crate::cli::{Exit, Refusal};
 use crate::policy::Policy;
-use crate::run::report::{RunReport, RunResult, Step, StepOutcome};
+use crate::run::report::{RunReport, RunResult, Step};
 use crate::run::{RunOptions, Runner};
-use crate::state::audit::Action;
+use crate::state::audit::StepOutcome;
 use crate::text::{chain, printable};
 
 /// Runs the policies one after the other.
@@ -135,23 +135,10 @@ pub fn render(report: &RunReport, output: Output) -> String {
     text
 }
 
-/// An action as people read it.
-pub(super) fn word(action: Action) -> &'static str {
-    match action {
-        Action::Create => "create",
-        Action::Export => "export",
-        Action::Promote => "promote",
-        Action::Delete => "delete",
-        Action::DeleteTemplate => "delete template",
-        Action::PruneCopy => "prune copy",
-        Action::Restore => "restore",
-    }
-}
-
 fn row(step: &Step) -> Vec<(String, Tone)> {
-    let what = word(step.action);
+    let what = step.facts.action.as_str();
     // One that was to be taken and was not has neither date nor name.
-    let is_there = step.snapshot.id.is_some();
+    let is_there = step.facts.snapshot.id.is_some();
     let (word, tone) = match step.outcome {
         StepOutcome::Done => (what.to_owned(), Tone::Good),
         StepOutcome::Failed => (format!("{what} FAILED"), Tone::Bad),
@@ -160,16 +147,16 @@ fn row(step: &Step) -> Vec<(String, Tone)> {
     };
     let why = match &step.message {
         Some(message) if step.outcome == StepOutcome::Done => {
-            format!("{} ({message})", step.reasons.join("; "))
+            format!("{} ({message})", step.facts.reasons.join("; "))
         }
         Some(message) => message.clone(),
-        None => step.reasons.join("; "),
+        None => step.facts.reasons.join("; "),
     };
     vec![
         (word, tone),
-        (instance(step.snapshot.instance_name.as_deref()), Tone::Plain),
-        (if is_there { step.snapshot.created_at.to_string() } else { "-".to_owned() }, Tone::Plain),
-        (if is_there { step.snapshot.name.clone() } else { "-".to_owned() }, Tone::Plain),
+        (instance(step.facts.snapshot.instance_name.as_deref()), Tone::Plain),
+        (if is_there { step.facts.snapshot.created_at.to_string() } else { "-".to_owned() }, Tone::Plain),
+        (if is_there { step.facts.snapshot.name.clone() } else { "-".to_owned() }, Tone::Plain),
         (why, Tone::Plain),
     ]
 }

@@ -8,8 +8,8 @@ use crate::cli::output::Output;
 use crate::cli::{Exit, Refusal};
 use crate::exoscale::wire::PromoteRequest;
 use crate::run::promote::promote_manually;
-use crate::run::report::StepOutcome;
 use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
+use crate::state::audit::StepOutcome;
 use crate::text::printable;
 
 #[derive(Serialize)]
@@ -55,11 +55,12 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
         output.print_json(&Promoted {
             zone: &promote.zone,
             snapshot_id: promote.snapshot,
-            template_id: step.template_id,
+            template_id: step.facts.template_id,
             template_name: &promote.name,
         });
     } else {
-        let id = step.template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
+        let id =
+            step.facts.template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
         output.print(&format!("template {id} ({}) in zone {}\n", printable(&promote.name), promote.zone));
     }
     Ok(Exit::Done)

@@ -17,9 +17,9 @@ use crate::cli::promote::sound_name;
 use crate::cli::{Exit, Refusal};
 use crate::config::sections::Config;
 use crate::policy::ArchiveName;
-use crate::run::report::StepOutcome;
 use crate::run::restore::{self, Found, Reading, Shelves, TemplateToMake, Wanted};
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use crate::state::audit::StepOutcome;
 use crate::text::printable;
 
 #[derive(Serialize)]
@@ -99,8 +99,8 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
                 let why = step.message.unwrap_or_else(|| "it was not begun".to_owned());
                 return Err(Refusal::new(Exit::Failed, format!("restore to a template: {why}")));
             }
-            let archive = step.archive.as_ref();
-            tell_template(&found, &template, step.template_id, archive, output);
+            let archive = step.facts.archive.as_ref();
+            tell_template(&found, &template, step.facts.template_id, archive, output);
             Ok(Exit::Done)
         }
         (None, Some(file)) => to_file(&found, file, &seams, output).await,

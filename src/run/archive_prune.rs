@@ -21,12 +21,12 @@ use crate::policy::{ArchiveName, Guard, OnStart, Policy, PolicyName, Retention};
 use crate::retention;
 use crate::retention::inventory::{ClockSkew, Hold, Inventory};
 use crate::retention::verdict::Verdict;
-use crate::run::report::{Step, StepOutcome, ZoneReport};
-use crate::run::step::{Done, Intent, Recorder, StepError};
+use crate::run::report::{Step, ZoneReport};
+use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Runner, ZonePlan};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::StateDirectory;
-use crate::state::audit::{Action, Subject};
+use crate::state::audit::{Action, StepFacts, StepOutcome, Subject};
 use crate::state::holds::Holds;
 use crate::text::chain;
 
@@ -85,14 +85,10 @@ impl ArchivePruner {
         let mut steps = Vec::new();
         for CopyToPrune { copy, rule, reasons } in self.plan(zones).await? {
             let manifest = &copy.manifest;
-            let intent = Intent {
-                action: Action::PruneCopy,
-                zone: manifest.zone.clone(),
-                snapshot: subject_of(manifest),
+            let intent = StepFacts {
                 archive: Some(self.archive.name().clone()),
-                template_id: None,
                 rule,
-                reasons,
+                ..StepFacts::new(Action::PruneCopy, &manifest.zone, subject_of(manifest), reasons)
             };
             let step = recorder.step(intent, self.prune_one(&copy)).await;
             steps.push((manifest.zone.clone(), step));
@@ -256,8 +252,8 @@ impl Runner {
     ) {
         let exports = zones.iter().flat_map(|zone| &zone.steps);
         let exports =
-            exports.filter(|step| (step.action, step.outcome) == (Action::Export, StepOutcome::Done));
-        let stored: BTreeSet<ArchiveName> = exports.filter_map(|step| step.archive.clone()).collect();
+            exports.filter(|step| (step.facts.action, step.outcome) == (Action::Export, StepOutcome::Done));
+        let stored: BTreeSet<ArchiveName> = exports.filter_map(|step| step.facts.archive.clone()).collect();
         let pruners: Vec<ArchivePruner> = stored.iter().filter_map(|name| self.pruner(name)).collect();
         if pruners.is_empty() {
             return;

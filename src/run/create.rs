@@ -21,11 +21,11 @@ use crate::retention::grouping::counted_from;
 use crate::retention::inventory::Inventory;
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, Recorder, StepError, subject};
+use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::StateError;
-use crate::state::audit::{Action, Subject};
+use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::last_runs::{AcceptedListing, LastRuns};
 use crate::state::policy_state::{Creation, PolicyState};
 use crate::text::{chain, printable};
@@ -198,17 +198,17 @@ impl ZoneCreator<'_> {
         for (place, due) in due.into_iter().enumerate() {
             takes.push(
                 async move {
-                    let intent = Intent {
-                        action: Action::Create,
-                        zone: self.zone.clone(),
-                        snapshot: self.subject_of(due.instance),
-                        archive: None,
-                        template_id: None,
+                    let intent = StepFacts {
                         rule: Some("create"),
-                        reasons: vec![format!(
-                            "the policy takes one of each selected instance; this one for {}",
-                            self.slot.strftime("%Y-%m-%dT%H:%M:%SZ")
-                        )],
+                        ..StepFacts::new(
+                            Action::Create,
+                            self.zone,
+                            self.subject_of(due.instance),
+                            vec![format!(
+                                "the policy takes one of each selected instance; this one for {}",
+                                self.slot.strftime("%Y-%m-%dT%H:%M:%SZ")
+                            )],
+                        )
                     };
                     let work = async {
                         if place < room {
@@ -254,7 +254,7 @@ impl ZoneCreator<'_> {
             };
             let instance = inventory.instances.iter().find(|instance| instance.id == asked.instance_id);
             let snapshot = match &found {
-                Ok(snapshot) => subject(snapshot, instance),
+                Ok(snapshot) => Subject::of(snapshot, instance),
                 Err(_) => Subject {
                     id: None,
                     name: String::new(),
@@ -263,14 +263,14 @@ impl ZoneCreator<'_> {
                     instance_name: instance.map(|instance| instance.name.to_string()),
                 },
             };
-            let intent = Intent {
-                action: Action::Create,
-                zone: self.zone.clone(),
-                snapshot,
-                archive: None,
-                template_id: None,
+            let intent = StepFacts {
                 rule: Some("create"),
-                reasons: vec![format!("it was asked for at {}, and no answer was heard", asked.requested_at)],
+                ..StepFacts::new(
+                    Action::Create,
+                    self.zone,
+                    snapshot,
+                    vec![format!("it was asked for at {}, and no answer was heard", asked.requested_at)],
+                )
             };
             let work = async {
                 let snapshot = match found {
@@ -458,7 +458,7 @@ impl ZoneCreator<'_> {
         let (snapshot, message) = match self.client.get_snapshot(id).await {
             Ok(Some(details)) => {
                 whole(&details.snapshot).map_err(|step_error| StepError { operation_id, ..step_error })?;
-                (subject(&details.snapshot, Some(instance)), None)
+                (Subject::of(&details.snapshot, Some(instance)), None)
             }
             // It is there all the same; only its name and date are not known.
             Ok(None) => (
@@ -481,7 +481,7 @@ impl ZoneCreator<'_> {
         let (snapshot, so) = match self.look(asked, until).await {
             Ok(Found::One(snapshot)) => {
                 self.settle(asked, snapshot.id).await?;
-                (Some(subject(&snapshot, Some(instance))), "found by its instance and date".to_owned())
+                (Some(Subject::of(&snapshot, Some(instance))), "found by its instance and date".to_owned())
             }
             Ok(Found::Nothing | Found::Several(_)) => {
                 self.change(asked, |made| made.is_in_doubt = true).await?;
@@ -531,7 +531,7 @@ impl ZoneCreator<'_> {
         self.settle(asked, snapshot.id).await?;
         let snapshot = self.watch(snapshot).await?;
         let message = Some("the answer was lost: found by its instance and date".to_owned());
-        Ok(Some(Done { snapshot: Some(subject(&snapshot, Some(instance))), message, ..Done::default() }))
+        Ok(Some(Done { snapshot: Some(Subject::of(&snapshot, Some(instance))), message, ..Done::default() }))
     }
 
     /// Waits until a snapshot is whole.

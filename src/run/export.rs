@@ -25,10 +25,10 @@ use crate::run::downloads::{HowFar, RunningDownload};
 use crate::run::list::Catalogues;
 use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
-use crate::run::step::{Done, Intent, Recorder, StepError, subject};
+use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Planned, PlannedAction, Runner};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, ZoneName};
-use crate::state::audit::Action;
+use crate::state::audit::{Action, StepFacts};
 use crate::text::{chain, printable};
 
 /// Between two looks at an image that somebody else is storing.
@@ -157,14 +157,14 @@ impl<'a> With<'a> {
         let mut steps: Vec<BoxFuture<'_, Step>> = Vec::new();
         let mut ready = Vec::new();
         for archive in archives {
-            let intent = Intent {
-                action: Action::Export,
-                zone: missing.zone.clone(),
-                snapshot: subject(missing.snapshot, missing.planned.listed.instance_of(missing.snapshot)),
+            let intent = StepFacts {
                 archive: Some(archive.clone()),
-                template_id: None,
-                rule: None,
-                reasons: vec![why(self.export.snapshots, archive)],
+                ..StepFacts::new(
+                    Action::Export,
+                    missing.zone,
+                    missing.planned.listed.subject(missing.snapshot),
+                    vec![why(self.export.snapshots, archive)],
+                )
             };
             // The step's work begins once its intent is written down; where it is refused, its end is dropped.
             let (go, gone) = oneshot::channel();
@@ -300,7 +300,7 @@ pub fn ahead(export: &Export, zone: &ZoneName, planned: &Planned) -> Vec<Planned
         export.archives.iter().flat_map(|archive| missing_in(0, zone, planned, export.snapshots, archive));
     let tell = |missing: Missing<'_>| PlannedAction {
         action: Action::Export,
-        snapshot: subject(missing.snapshot, planned.listed.instance_of(missing.snapshot)),
+        snapshot: planned.listed.subject(missing.snapshot),
         why: why(export.snapshots, missing.archive),
     };
     missing.map(tell).collect()

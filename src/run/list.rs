@@ -12,6 +12,7 @@ use crate::policy::{ArchiveName, Policy};
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::run::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use crate::state::audit::Subject;
 use crate::text::{chain, counted, printable};
 
 /// What each archive holds, or why that can't be told.
@@ -34,6 +35,11 @@ impl Listing {
     pub fn instance_of(&self, snapshot: &Snapshot) -> Option<&Instance> {
         let place = self.instances.get(&snapshot.instance_id?)?;
         self.inventory.instances.get(*place)
+    }
+
+    /// A listed snapshot, as the audit log and the report name it.
+    pub(crate) fn subject(&self, snapshot: &Snapshot) -> Subject {
+        Subject::of(snapshot, self.instance_of(snapshot))
     }
 }
 

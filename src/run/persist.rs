@@ -8,9 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use crate::disk::blocking;
 use crate::policy::Policy;
 use crate::run::Runner;
-use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
+use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
-use crate::state::audit::Action;
+use crate::state::audit::StepOutcome;
 use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, ZoneMemory};
 use crate::text::{chain, counted};
 
@@ -86,18 +86,10 @@ fn first_failure(zone: &ZoneReport) -> Option<String> {
     let is_failure = |step: &&Step| step.outcome == StepOutcome::Failed || step.was_stopped();
     zone.failures.first().cloned().or_else(|| {
         let step = zone.steps.iter().find(is_failure)?;
-        let what = match step.action {
-            Action::Create => "create",
-            Action::Export => "export",
-            Action::Promote => "promote",
-            Action::Delete => "delete",
-            Action::DeleteTemplate => "delete the template of",
-            Action::PruneCopy => "prune the copy of",
-            Action::Restore => "restore",
-        };
         let why = step.message.as_deref().unwrap_or("it failed");
-        let of = step.snapshot.instance_name.as_deref().unwrap_or("an instance");
-        let which = step.snapshot.id.map_or_else(|| format!("of {of}"), |id| id.to_string());
-        Some(format!("{what} snapshot {which}: {why}"))
+        let snapshot = &step.facts.snapshot;
+        let of = snapshot.instance_name.as_deref().unwrap_or("an instance");
+        let which = snapshot.id.map_or_else(|| format!("of {of}"), |id| id.to_string());
+        Some(format!("not {}: snapshot {which}: {why}", step.facts.action.past()))
     })
 }

@@ -19,11 +19,11 @@ use crate::randomness::fresh_id;
 use crate::run::export::wanted;
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, Recorder, StepError, subject};
+use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Planned, PlannedAction, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::StateError;
-use crate::state::audit::Action;
+use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::policy_state::{PolicyState, Promotion};
 use crate::text::{chain, printable};
 
@@ -79,15 +79,12 @@ pub async fn promote(
                 let mut steps = Vec::new();
                 for candidate in candidates {
                     let Candidate { place, snapshot, instance, instance_id } = candidate;
-                    let intent = Intent {
-                        action: Action::Promote,
-                        zone: zone.clone(),
-                        snapshot: subject(snapshot, instance),
-                        archive: None,
-                        template_id: None,
-                        rule: None,
-                        reasons: vec![why(&name)],
-                    };
+                    let intent = StepFacts::new(
+                        Action::Promote,
+                        zone,
+                        Subject::of(snapshot, instance),
+                        vec![why(&name)],
+                    );
                     let name = name.clone();
                     let work = async {
                         let memory = memory.as_ref().map_err(|error| StepError::failed(chain(error)))?;
@@ -118,7 +115,7 @@ pub async fn ahead(
     let candidates = candidates(policy, promote, 0, planned, &settled);
     let tell = |(name, candidate): (String, Candidate<'_>)| PlannedAction {
         action: Action::Promote,
-        snapshot: subject(candidate.snapshot, candidate.instance),
+        snapshot: Subject::of(candidate.snapshot, candidate.instance),
         why: why(&name),
     };
     Ok(candidates.into_iter().map(tell).collect())
@@ -364,14 +361,15 @@ pub async fn prune_templates(
         promotions.sort_by_key(|made| std::cmp::Reverse((made.snapshot_created_at, made.snapshot_id)));
         for promotion in promotions.into_iter().skip(keep.get() as usize).rev() {
             let Some(template_id) = promotion.template_id else { continue };
-            let intent = Intent {
-                action: Action::DeleteTemplate,
-                zone: zone.clone(),
-                snapshot: subject_of(promotion, planned),
-                archive: None,
+            let intent = StepFacts {
                 template_id: Some(template_id),
                 rule: Some("keep"),
-                reasons: vec![format!("{keep} newer templates of its instance are kept")],
+                ..StepFacts::new(
+                    Action::DeleteTemplate,
+                    zone,
+                    subject_of(promotion, planned),
+                    vec![format!("{keep} newer templates of its instance are kept")],
+                )
             };
             let work = async {
                 let deleted = client.delete_template(template_id).await.map_err(StepError::of_deletion)?;
@@ -437,11 +435,11 @@ async fn forget(memory: &PolicyMemory<'_>, zone: &ZoneName, planned: &Planned) -
 }
 
 /// The snapshot that a template was made of; it may be gone.
-fn subject_of(promotion: &Promotion, planned: &Planned) -> crate::state::audit::Subject {
+fn subject_of(promotion: &Promotion, planned: &Planned) -> Subject {
     let snapshots = &planned.listed.inventory.snapshots;
     match snapshots.iter().find(|snapshot| snapshot.id == promotion.snapshot_id) {
-        Some(snapshot) => subject(snapshot, planned.listed.instance_of(snapshot)),
-        None => crate::state::audit::Subject {
+        Some(snapshot) => planned.listed.subject(snapshot),
+        None => Subject {
             id: Some(promotion.snapshot_id),
             name: promotion.template_name.clone(),
             created_at: promotion.snapshot_created_at,
@@ -484,15 +482,12 @@ pub async fn promote_manually(
     let now = runner.clock.now();
     let recorder =
         Recorder::manual(runner.state.clone(), runner.clock.clone(), fresh_id(&*runner.randomness, now));
-    let intent = Intent {
-        action: Action::Promote,
-        zone: zone.clone(),
-        snapshot: subject(&snapshot, None),
-        archive: None,
-        template_id: None,
-        rule: None,
-        reasons: vec![format!("asked for by hand, to be named {}", printable(&request.name))],
-    };
+    let intent = StepFacts::new(
+        Action::Promote,
+        zone,
+        Subject::of(&snapshot, None),
+        vec![format!("asked for by hand, to be named {}", printable(&request.name))],
+    );
     let work = async {
         request_and_look(&client, snapshot_id, request, now, &known)
             .await

@@ -13,10 +13,10 @@ use crate::retention::plan::Decision;
 use crate::retention::verdict::{CopyNeeded, Verdict};
 use crate::run::list::Listing;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, Recorder, StepError, subject};
+use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Planned, Runner};
 use crate::snapshot::{Snapshot, SnapshotId, ZoneName};
-use crate::state::audit::Action;
+use crate::state::audit::{Action, StepFacts};
 use crate::text::{chain, printable};
 
 /// The right to delete one snapshot: every copy that a policy requires is in hand.
@@ -41,14 +41,14 @@ pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planne
     let client = runner.client.zone(zone);
     let mut deletions: Vec<BoxFuture<'_, _>> = Vec::new();
     for (decision, snapshot) in going {
-        let intent = Intent {
-            action: Action::Delete,
-            zone: zone.clone(),
-            snapshot: subject(snapshot, planned.listed.instance_of(snapshot)),
-            archive: None,
-            template_id: None,
+        let intent = StepFacts {
             rule: Some(decision.rule.as_str()),
-            reasons: planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
+            ..StepFacts::new(
+                Action::Delete,
+                zone,
+                planned.listed.subject(snapshot),
+                planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
+            )
         };
         let needed = planned.plan.copies(decision);
         let work = delete_if_unchanged(runner, &client, needed, snapshot, &planned.listed);

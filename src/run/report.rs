@@ -7,12 +7,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::exoscale::wire::Quota;
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::PolicyName;
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::Planned;
-use crate::snapshot::{TemplateId, ZoneName};
-use crate::state::audit::{Action, Subject};
+use crate::snapshot::ZoneName;
+use crate::state::audit::{Action, StepFacts, StepOutcome};
 use crate::state::last_runs::{InstanceCounts, PlanSums};
 
 /// What came of a run.
@@ -103,44 +103,19 @@ pub fn sums_of(plan: &PolicyPlan) -> PlanSums {
     sums
 }
 
-/// How a step ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StepOutcome {
-    /// It was done.
-    Done,
-    /// It was not, or not wholly.
-    Failed,
-    /// The platform was busy with it; the next run tries again.
-    Blocked,
-    /// It was not begun.
-    Skipped,
-}
-
-/// One thing that was set out to be done.
+/// One action of a run, and how it ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct Step {
-    /// What.
-    pub action: Action,
-    /// To which snapshot.
-    pub snapshot: Subject,
-    /// Into which archive.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub archive: Option<ArchiveName>,
-    /// Which template.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub template_id: Option<TemplateId>,
-    /// The key to blame.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<&'static str>,
-    /// Why.
-    pub reasons: Vec<String>,
+    /// What was to be done, or was done.
+    #[serde(flatten)]
+    pub facts: StepFacts,
     /// How it ended.
     pub outcome: StepOutcome,
-    /// What went wrong, or else is worth saying.
+    /// An error, or what else is worth knowing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// How the image came in, if this exported something and a byte came.
+    /// The download of an export, if any byte arrived. One download may feed several archives: only the first of their
+    /// steps has it, so that it is counted once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
 }
@@ -297,7 +272,7 @@ impl RunReport {
                 StepOutcome::Failed => sums.failed += 1,
                 StepOutcome::Blocked => sums.blocked += 1,
                 StepOutcome::Skipped => sums.skipped += 1,
-                StepOutcome::Done => match step.action {
+                StepOutcome::Done => match step.facts.action {
                     Action::Create => sums.created += 1,
                     Action::Export => sums.exported += 1,
                     Action::Promote => sums.promoted += 1,

@@ -35,9 +35,9 @@ use crate::run::Runner;
 use crate::run::archive_prune::subject_of;
 use crate::run::promote::look;
 use crate::run::report::Step;
-use crate::run::step::{Done, Intent, Recorder, StepError};
+use crate::run::step::{Done, Recorder, StepError};
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
-use crate::state::audit::Action;
+use crate::state::audit::{Action, StepFacts};
 use crate::text::{chain, printable};
 
 /// So long the platform may take until it begins to fetch an image.
@@ -379,14 +379,14 @@ pub async fn to_template(runner: &Runner, found: &[Found], wanted: &TemplateToMa
 
     let run_id = fresh_id(&*runner.randomness, runner.clock.now());
     let recorder = Recorder::manual(runner.state.clone(), runner.clock.clone(), run_id);
-    let intent = Intent {
-        action: Action::Restore,
-        zone: wanted.zone.clone(),
-        snapshot: subject_of(manifest),
+    let intent = StepFacts {
         archive: Some(bucket.name().clone()),
-        template_id: None,
-        rule: None,
-        reasons: vec![format!("asked for by hand, to be a template named {}", printable(&wanted.name))],
+        ..StepFacts::new(
+            Action::Restore,
+            &wanted.zone,
+            subject_of(manifest),
+            vec![format!("asked for by hand, to be a template named {}", printable(&wanted.name))],
+        )
     };
     let work = async {
         let copy = stored_in(&bucket, runner, found).await.map_err(StepError::failed)?;

@@ -14,11 +14,11 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::disk::blocking;
 use crate::exoscale::error::ApiError;
-use crate::policy::{ArchiveName, Policy, PolicyName};
+use crate::policy::{Policy, PolicyName};
 use crate::run::Runner;
-use crate::run::report::{LATE, STOPPED, Step, StepOutcome};
-use crate::snapshot::{Instance, OperationId, Snapshot, TemplateId, ZoneName};
-use crate::state::audit::{Action, Line, Outcome, Subject};
+use crate::run::report::{LATE, STOPPED, Step};
+use crate::snapshot::{OperationId, TemplateId};
+use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use crate::state::{StateDirectory, StateError};
 use crate::text::{chain, printable};
 
@@ -32,25 +32,6 @@ pub struct Recorder {
     stop: CancellationToken,
     /// From then on, by the clock's elapsed time, nothing is begun that adds something.
     late_from: Option<Duration>,
-}
-
-/// What is about to be done, and why.
-#[derive(Debug, Clone)]
-pub struct Intent {
-    /// What.
-    pub action: Action,
-    /// Where.
-    pub zone: ZoneName,
-    /// To which snapshot.
-    pub snapshot: Subject,
-    /// Into which archive.
-    pub archive: Option<ArchiveName>,
-    /// Which template.
-    pub template_id: Option<TemplateId>,
-    /// The key to blame.
-    pub rule: Option<&'static str>,
-    /// Why.
-    pub reasons: Vec<String>,
 }
 
 /// How a step went well.
@@ -140,137 +121,90 @@ impl Recorder {
         }
     }
 
-    /// Writes the intent down, does the work, writes down what came of it.
-    pub async fn step<W>(&self, intent: Intent, work: W) -> Step
+    /// Writes the intent down, does the work, writes down how it ended.
+    pub async fn step<W>(&self, intent: StepFacts, work: W) -> Step
     where
         W: Future<Output = Result<Done, StepError>>,
     {
-        let mut step = Step {
-            action: intent.action,
-            snapshot: intent.snapshot.clone(),
-            archive: intent.archive.clone(),
-            template_id: intent.template_id,
-            rule: intent.rule,
-            reasons: intent.reasons.clone(),
-            outcome: StepOutcome::Skipped,
-            message: None,
-            transfer: None,
-        };
-        if let Some(refusal) = self.refusal(intent.action) {
+        let mut step = Step { facts: intent, outcome: StepOutcome::Skipped, message: None, transfer: None };
+        if let Some(refusal) = self.refusal(step.facts.action) {
             step.message = Some(refusal.to_owned());
             return step;
         }
-        let mut line = Line {
-            at: self.clock.now(),
-            outcome: Outcome::Intended,
-            action: intent.action,
-            policy: self.policy.clone(),
-            run_id: self.run_id,
-            zone: intent.zone,
-            snapshot: intent.snapshot,
-            archive: intent.archive,
-            template_id: intent.template_id,
-            rule: intent.rule,
-            reasons: intent.reasons,
-            operation_id: None,
-            message: None,
-        };
-        if let Err(error) = self.write(&line).await {
+        if let Err(error) = self.write(INTENDED, &step, None).await {
             step.outcome = StepOutcome::Failed;
-            step.message = Some(format!("not begun, since it can't be written down: {}", chain(&error)));
-            tell(&line.zone, &step);
+            step.message =
+                Some(format!("not begun, since it cannot be written to the audit log: {}", chain(&error)));
+            log(&step);
             return step;
         }
-        match work.await {
+        let operation_id = match work.await {
             Ok(done) => {
                 step.outcome = StepOutcome::Done;
-                step.template_id = done.template_id.or(step.template_id);
-                step.snapshot = done.snapshot.unwrap_or(step.snapshot);
+                step.facts.template_id = done.template_id.or(step.facts.template_id);
+                step.facts.snapshot = done.snapshot.unwrap_or(step.facts.snapshot);
                 step.message = done.message;
-                line.operation_id = done.operation_id;
+                done.operation_id
             }
-            Err(step_error) => {
-                step.outcome = step_error.outcome;
-                step.message = Some(step_error.message);
-                line.operation_id = step_error.operation_id;
+            Err(error) => {
+                step.outcome = error.outcome;
+                step.message = Some(error.message);
+                error.operation_id
             }
-        }
-        line.at = self.clock.now();
-        line.outcome = match step.outcome {
-            StepOutcome::Done => Outcome::Done,
-            StepOutcome::Failed => Outcome::Failed,
-            StepOutcome::Blocked | StepOutcome::Skipped => Outcome::Blocked,
         };
-        line.template_id = step.template_id;
-        line.snapshot.clone_from(&step.snapshot);
-        line.message.clone_from(&step.message);
-        if let Err(error) = self.write(&line).await {
-            // It was done or not; what can't be told any more must at least be heard of.
+        let in_log = step.outcome.in_log();
+        if let Err(error) = self.write(in_log, &step, operation_id).await {
+            // Done or not, the log does not have it: only a failure makes people look.
             step.outcome = StepOutcome::Failed;
-            let came = step.message.take().map_or_else(String::new, |message| format!(" ({message})"));
+            let message = step.message.take().map_or_else(String::new, |message| format!(" ({message})"));
             step.message = Some(format!(
-                "{}{came}, and that can't be written down: {}",
-                word(line.outcome),
+                "{in_log}{message}, and that cannot be written to the audit log: {}",
                 chain(&error)
             ));
         }
-        tell(&line.zone, &step);
+        log(&step);
         step
     }
 
-    async fn write(&self, line: &Line) -> Result<(), StateError> {
-        let (state, line) = (self.state.clone(), line.clone());
+    async fn write(
+        &self,
+        outcome: &'static str,
+        step: &Step,
+        operation_id: Option<OperationId>,
+    ) -> Result<(), StateError> {
+        let line = Line {
+            at: self.clock.now(),
+            outcome,
+            policy: self.policy.clone(),
+            run_id: self.run_id,
+            zone: step.facts.zone.clone(),
+            step: step.facts.clone(),
+            operation_id,
+            message: step.message.clone(),
+        };
+        let state = self.state.clone();
         blocking(move || state.audit(&line)).await
     }
 }
 
-/// A snapshot as the audit log and the report name it.
-pub fn subject(snapshot: &Snapshot, instance: Option<&Instance>) -> Subject {
-    Subject {
-        id: Some(snapshot.id),
-        name: snapshot.name.to_string(),
-        created_at: snapshot.created_at,
-        instance_id: snapshot.instance_id,
-        instance_name: instance.map(|instance| instance.name.to_string()),
-    }
-}
-
-fn word(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Intended => "intended",
-        Outcome::Done => "done",
-        Outcome::Failed => "failed",
-        Outcome::Blocked => "not done",
-    }
-}
-
-/// The log line of a step.
-fn tell(zone: &ZoneName, step: &Step) {
-    // One that was not taken has no id; its instance is all that can be told.
-    let id = step.snapshot.id.map(tracing::field::display);
-    let of = step.snapshot.instance_name.as_deref().filter(|_| id.is_none());
-    let name = of.map_or_else(|| step.snapshot.name.clone(), |instance| format!("of instance {instance}"));
-    let name = printable(&name);
-    let done = match step.action {
-        Action::Create => "created",
-        Action::Export => "exported",
-        Action::Promote => "promoted",
-        Action::Delete => "deleted",
-        Action::DeleteTemplate => "deleted the template of",
-        Action::PruneCopy => "pruned the copy of",
-        Action::Restore => "restored",
-    };
-    let told = step.message.as_ref().map_or_else(String::new, |message| format!(": {message}"));
-    let reasons = step.reasons.join("; ");
+fn log(step: &Step) {
+    let StepFacts { action, zone, snapshot, reasons, .. } = &step.facts;
+    let id = snapshot.id.map(tracing::field::display);
+    // One that was not taken has no id and no name.
+    let instance = snapshot.instance_name.as_deref().filter(|_| id.is_none());
+    let name = instance.map_or_else(|| snapshot.name.clone(), |instance| format!("of instance {instance}"));
+    let (name, done) = (printable(&name), action.past());
+    let message = step.message.as_ref().map_or_else(String::new, |message| format!(": {message}"));
+    let reasons = reasons.join("; ");
     match step.outcome {
         StepOutcome::Done => {
-            info!(zone.name = %zone, snapshot.id = id, reasons, "{done} snapshot {name}{told}");
+            info!(zone.name = %zone, snapshot.id = id, reasons, "{done} snapshot {name}{message}");
         }
         StepOutcome::Failed => {
-            error!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{told}");
+            error!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{message}");
         }
         StepOutcome::Blocked | StepOutcome::Skipped => {
-            warn!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{told}");
+            warn!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{message}");
         }
     }
 }

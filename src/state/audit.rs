@@ -4,8 +4,8 @@
 //! `failed` or `blocked`, so that whatever happens to this process, what it began stands there:
 //!
 //! ```json
-//! {"at":"2026-11-01T02:30:07Z","outcome":"intended","action":"delete","policy":"nightly",
-//!  "run_id":"0198…","zone":"ch-gva-2","snapshot":{"id":"9ee8…","name":"web-1_ROOT-1_20260901023000",
+//! {"at":"2026-11-01T02:30:07Z","outcome":"intended","policy":"nightly","run_id":"0198…",
+//!  "zone":"ch-gva-2","action":"delete","snapshot":{"id":"9ee8…","name":"web-1_ROOT-1_20260901023000",
 //!  "created_at":"2026-09-01T02:30:00Z","instance_id":"c0ff…","instance_name":"web-1"},
 //!  "rule":"max_age","reasons":["older than 30d: …"]}
 //! ```
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::disk::{Access, Open, is_sync_failure};
 use crate::policy::{ArchiveName, PolicyName};
-use crate::snapshot::{InstanceId, OperationId, SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::{StateDirectory, StateError};
 use crate::text::safe_json;
 
@@ -28,9 +28,9 @@ use crate::text::safe_json;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// It is taken.
+    /// A snapshot is taken.
     Create,
-    /// It is exported, downloaded and proved.
+    /// It is exported, downloaded and verified.
     Export,
     /// It becomes a template.
     Promote,
@@ -40,37 +40,124 @@ pub enum Action {
     DeleteTemplate,
     /// Its copy in an archive is removed, by the archive's retention.
     PruneCopy,
-    /// A verified export of it becomes a template.
+    /// A verified copy of it becomes a template.
     Restore,
 }
 
-/// How far it came.
+impl Action {
+    /// The action for people, as in the column of a table.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Export => "export",
+            Self::Promote => "promote",
+            Self::Delete => "delete",
+            Self::DeleteTemplate => "delete template",
+            Self::PruneCopy => "prune copy",
+            Self::Restore => "restore",
+        }
+    }
+
+    /// For a sentence that goes on with the snapshot: `deleted snapshot …`, `not deleted: snapshot …`.
+    pub(crate) fn past(self) -> &'static str {
+        match self {
+            Self::Create => "created",
+            Self::Export => "exported",
+            Self::Promote => "promoted",
+            Self::Delete => "deleted",
+            Self::DeleteTemplate => "deleted the template of",
+            Self::PruneCopy => "pruned the copy of",
+            Self::Restore => "restored",
+        }
+    }
+}
+
+/// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// It is about to be done.
-    Intended,
+pub enum StepOutcome {
     /// It was done.
     Done,
     /// It was not, or not wholly.
     Failed,
-    /// The platform was busy with it; nothing was done.
+    /// The platform was busy with it; the next run tries again.
     Blocked,
+    /// It was not begun.
+    Skipped,
 }
 
-/// The snapshot that a line speaks about.
+impl StepOutcome {
+    /// The word in the audit log, where a step that was not begun after all counts as blocked.
+    pub(crate) fn in_log(self) -> &'static str {
+        match self {
+            Self::Done => DONE,
+            Self::Failed => "failed",
+            Self::Blocked | Self::Skipped => "blocked",
+        }
+    }
+}
+
+/// The outcome of a line that is written before the step.
+pub const INTENDED: &str = "intended";
+
+const DONE: &str = "done";
+
+/// The snapshot that a step is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Subject {
-    /// Its id; none of one that is not there yet.
+    /// None if the snapshot is yet to be taken.
     pub id: Option<SnapshotId>,
-    /// Its name; empty of one that is not there yet.
+    /// Empty if the snapshot is yet to be taken.
     pub name: String,
-    /// When it was taken; of one that is not there yet, when that was set out for.
+    /// When the snapshot was taken, or is to be taken.
     pub created_at: Timestamp,
-    /// Whose disk.
+    /// The instance whose disk it holds.
     pub instance_id: Option<InstanceId>,
-    /// Whose disk, by name.
+    /// The name of that instance, if it is known.
     pub instance_name: Option<String>,
+}
+
+impl Subject {
+    /// A listed snapshot, with its instance if that is listed.
+    pub fn of(snapshot: &Snapshot, instance: Option<&Instance>) -> Self {
+        Self {
+            id: Some(snapshot.id),
+            name: snapshot.name.to_string(),
+            created_at: snapshot.created_at,
+            instance_id: snapshot.instance_id,
+            instance_name: instance.map(|instance| instance.name.to_string()),
+        }
+    }
+}
+
+/// What a step does, to which snapshot, and why. The audit log, the report and the metrics all have it from here.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepFacts {
+    /// What is done.
+    pub action: Action,
+    /// The snapshot's zone. A line of the log has it beside the run, and a report has its steps by zone.
+    #[serde(skip)]
+    pub zone: ZoneName,
+    /// The snapshot that it is done to.
+    pub snapshot: Subject,
+    /// The archive that gets a copy, gives one, or has one pruned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveName>,
+    /// The template, as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template_id: Option<TemplateId>,
+    /// The configuration key that decided it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<&'static str>,
+    /// Sentences for people.
+    pub reasons: Vec<String>,
+}
+
+impl StepFacts {
+    /// Without archive, template and rule.
+    pub fn new(action: Action, zone: &ZoneName, snapshot: Subject, reasons: Vec<String>) -> Self {
+        Self { action, zone: zone.clone(), snapshot, archive: None, template_id: None, rule: None, reasons }
+    }
 }
 
 /// One line.
@@ -78,33 +165,21 @@ pub struct Subject {
 pub struct Line {
     /// When it was written.
     pub at: Timestamp,
-    /// How far it came.
-    pub outcome: Outcome,
-    /// What is done.
-    pub action: Action,
-    /// For which policy; none for a command given by hand.
+    /// [`INTENDED`] before the step, and [`StepOutcome::in_log`] after it.
+    pub outcome: &'static str,
+    /// None for a manual command.
     pub policy: Option<PolicyName>,
-    /// In which run.
+    /// The run that the step belongs to.
     pub run_id: Uuid,
-    /// Where.
+    /// As in `step`.
     pub zone: ZoneName,
-    /// To which snapshot.
-    pub snapshot: Subject,
-    /// Into which archive, for an export; in which, for a copy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub archive: Option<ArchiveName>,
-    /// Which template, as far as it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub template_id: Option<TemplateId>,
-    /// The key to blame.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<&'static str>,
-    /// Why.
-    pub reasons: Vec<String>,
+    /// What the step does.
+    #[serde(flatten)]
+    pub step: StepFacts,
     /// The API's operation, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<OperationId>,
-    /// What went wrong, or else is worth saying.
+    /// An error, or what else is worth knowing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -137,7 +212,7 @@ impl StateDirectory {
 /// What a look back needs of a line.
 #[derive(Deserialize)]
 struct PastLine {
-    outcome: Outcome,
+    outcome: String,
     action: Action,
     zone: ZoneName,
     snapshot: PastSubject,
@@ -181,8 +256,7 @@ impl StateDirectory {
         let mut offset = if file.len().map_err(failed)? < from { 0 } else { from };
         let mut note = |line: &[u8]| {
             let Ok(line) = serde_json::from_slice::<PastLine>(line) else { return };
-            let is_deletion =
-                line.action == Action::Delete && matches!(line.outcome, Outcome::Intended | Outcome::Done);
+            let is_deletion = line.action == Action::Delete && [INTENDED, DONE].contains(&&*line.outcome);
             if is_deletion && line.zone == *zone {
                 deleted.insert(line.snapshot.id);
             }
@@ -251,7 +325,7 @@ mod tests {
     use super::*;
     use crate::disk::{self, Disk as _, RealDisk};
 
-    fn line(outcome: Outcome, action: Action, zone: &str, snapshot: u128) -> Line {
+    fn line(outcome: &'static str, action: Action, zone: &str, snapshot: u128) -> Line {
         let snapshot = Subject {
             id: Some(SnapshotId(Uuid::from_u128(snapshot))),
             name: "a\n\u{1b}[31m\"b".to_owned(),
@@ -259,18 +333,14 @@ mod tests {
             instance_id: None,
             instance_name: None,
         };
+        let zone: ZoneName = zone.parse().unwrap();
         Line {
             at: Timestamp::UNIX_EPOCH,
             outcome,
-            action,
             policy: None,
             run_id: Uuid::nil(),
-            zone: zone.parse().unwrap(),
-            snapshot,
-            archive: None,
-            template_id: None,
-            rule: Some("max_age"),
-            reasons: Vec::new(),
+            zone: zone.clone(),
+            step: StepFacts { rule: Some("max_age"), ..StepFacts::new(action, &zone, snapshot, Vec::new()) },
             operation_id: None,
             message: None,
         }
@@ -286,14 +356,14 @@ mod tests {
             found.into_iter().map(|id| id.0.as_u128()).collect()
         };
         assert_eq!((state.audit_len().unwrap(), since(0), since(9)), (0, vec![], vec![]));
-        state.audit(&line(Outcome::Intended, Action::Delete, "ch-gva-2", 1)).unwrap();
+        state.audit(&line(INTENDED, Action::Delete, "ch-gva-2", 1)).unwrap();
         let from = state.audit_len().unwrap();
         for (outcome, action, zone, snapshot) in [
-            (Outcome::Intended, Action::Delete, "ch-gva-2", 2),
-            (Outcome::Blocked, Action::Delete, "ch-gva-2", 3),
-            (Outcome::Done, Action::Delete, "de-fra-1", 4),
-            (Outcome::Done, Action::Export, "ch-gva-2", 5),
-            (Outcome::Done, Action::DeleteTemplate, "ch-gva-2", 6),
+            (INTENDED, Action::Delete, "ch-gva-2", 2),
+            ("blocked", Action::Delete, "ch-gva-2", 3),
+            ("done", Action::Delete, "de-fra-1", 4),
+            ("done", Action::Export, "ch-gva-2", 5),
+            ("done", Action::DeleteTemplate, "ch-gva-2", 6),
         ] {
             state.audit(&line(outcome, action, zone, snapshot)).unwrap();
         }
@@ -302,7 +372,7 @@ mod tests {
         }
         // More than is read at once, so that lines are cut anywhere.
         for snapshot in 100..500 {
-            state.audit(&line(Outcome::Done, Action::Delete, "ch-gva-2", snapshot)).unwrap();
+            state.audit(&line("done", Action::Delete, "ch-gva-2", snapshot)).unwrap();
         }
         let expected: Vec<u128> = std::iter::once(2).chain(100..500).collect();
         assert_eq!(since(from), expected);
@@ -319,13 +389,13 @@ mod tests {
         let path = folder.path().join(FILE);
         RealDisk.append(&path, b"{\"at\":", Access::Owner).unwrap();
         let state = StateDirectory::open(Arc::new(RealDisk), folder.path()).unwrap();
-        let line = line(Outcome::Intended, Action::Delete, "ch-gva-2", 1);
+        let line = line(INTENDED, Action::Delete, "ch-gva-2", 1);
         state.audit(&line).unwrap();
         let text = String::from_utf8(disk::read_file(&RealDisk, &path, 10_000).unwrap()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
         let read: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
-        assert_eq!(read["snapshot"]["name"], line.snapshot.name);
+        assert_eq!(read["snapshot"]["name"], line.step.snapshot.name);
         assert_eq!(read["outcome"], "intended");
         assert!(!text.contains('\u{1b}'));
     }

@@ -15,9 +15,9 @@ use crate::archive::stats::ArchiveStats;
 use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::run::persist;
-use crate::run::report::{RunReport, Step, StepOutcome, ZoneReport};
+use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
-use crate::state::audit::Action;
+use crate::state::audit::{Action, StepOutcome};
 use crate::state::last_runs::{LastRuns, ZoneMemory};
 
 /// The results of `policy_runs_total`.
@@ -214,7 +214,7 @@ impl PolicyModel {
     }
 
     pub(super) fn fold_step(&mut self, step: &Step) {
-        let counts = match step.action {
+        let counts = match step.facts.action {
             Action::Create => Some(&mut self.steps.creates),
             Action::Export => Some(&mut self.steps.exports),
             Action::Promote => Some(&mut self.steps.promotes),
@@ -236,7 +236,7 @@ impl PolicyModel {
 impl ZoneModel {
     pub(super) fn fold(&mut self, report: &ZoneReport, at: Timestamp) {
         self.memory = persist::after(std::mem::take(&mut self.memory), report, at);
-        let busy = |step: &&Step| step.action == Action::Delete && step.outcome == StepOutcome::Blocked;
+        let busy = |step: &&Step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked;
         self.busy = report.steps.iter().filter(busy).count() as u64;
     }
 }

@@ -7,11 +7,11 @@ use http::StatusCode;
 use jiff::SignedDuration;
 use snapwarden::clock::SystemClock;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk};
-use snapwarden::run::report::StepOutcome;
+
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::World;
-use snapwarden::state::audit::Action;
+use snapwarden::state::audit::{Action, StepOutcome};
 
 use crate::stage::{Said, Stage, ended, files, steps};
 

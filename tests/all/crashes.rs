@@ -25,7 +25,7 @@ use snapwarden::disk::{Access, Disk as _, Kind, read_file};
 use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::policy::PolicyName;
 use snapwarden::randomness::Randomness as _;
-use snapwarden::run::report::{RunReport, RunResult, StepOutcome};
+use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::run::{RunOptions, Runner};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;
@@ -35,7 +35,7 @@ use snapwarden::sim::image::{DiskShape, Image};
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
-use snapwarden::state::audit::{Action, Line, Outcome, Subject};
+use snapwarden::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use snapwarden::state::{StateDirectory, StateError};
 use uuid::Uuid;
 
@@ -129,7 +129,7 @@ impl Night {
         let mut all: Vec<String> = zones.clone().flat_map(|zone| zone.failures.clone()).collect();
         all.extend(zones.flat_map(|zone| &zone.steps).map(|step| {
             let message = step.message.as_deref().unwrap_or_default();
-            format!("{:?} {:?} {:?} {message}", step.action, step.snapshot.id, step.outcome)
+            format!("{:?} {:?} {:?} {message}", step.facts.action, step.facts.snapshot.id, step.outcome)
         }));
         format!("{:?}\n{}", report.result, all.join("\n"))
     }
@@ -292,9 +292,9 @@ impl Play {
             if let Some(report) = &night.report {
                 let mut steps = report.zones.iter().flat_map(|zone| &zone.steps);
                 let is_told = steps.any(|step| {
-                    let template_id = step.template_id.map(|template_id| template_id.to_string());
-                    step.action == action
-                        && (step.snapshot.id.is_some_and(|of| of.to_string() == id)
+                    let template_id = step.facts.template_id.map(|template_id| template_id.to_string());
+                    step.facts.action == action
+                        && (step.facts.snapshot.id.is_some_and(|of| of.to_string() == id)
                             || template_id.as_deref() == Some(id))
                 });
                 assert!(is_told, "{context}\nasked for, but not told: {exchange:?}");
@@ -323,8 +323,8 @@ impl Play {
         let mut blocked = 0;
         let steps = || report.zones.iter().flat_map(|zone| &zone.steps);
         for step in steps() {
-            let id = step.snapshot.id.unwrap();
-            match (step.action, step.outcome) {
+            let id = step.facts.snapshot.id.unwrap();
+            match (step.facts.action, step.outcome) {
                 (_, StepOutcome::Blocked | StepOutcome::Skipped) => blocked += 1,
                 (Action::Delete, StepOutcome::Done) => {
                     assert!(!there.contains(&id), "{context}\nsaid to be deleted: {id}");
@@ -338,8 +338,9 @@ impl Play {
                 (Action::Promote, StepOutcome::Done) => {
                     let made = self.templates.contains_key(&format!("Promoted snapshot - {id}"));
                     // One that is older than another of its instance goes again at once.
-                    let went = steps()
-                        .any(|other| other.action == Action::DeleteTemplate && other.snapshot.id == Some(id));
+                    let went = steps().any(|other| {
+                        other.facts.action == Action::DeleteTemplate && other.facts.snapshot.id == Some(id)
+                    });
                     assert!(made || went, "{context}\nsaid to be promoted: {id}");
                 }
                 _ => {}
@@ -448,8 +449,8 @@ impl Play {
         let steps = last.report.iter().flat_map(|report| &report.zones).flat_map(|zone| &zone.steps);
         // An operation that hangs for ever keeps its snapshot busy for ever.
         let busy: BTreeSet<SnapshotId> = steps
-            .filter(|step| step.action == Action::Delete && step.outcome == StepOutcome::Blocked)
-            .filter_map(|step| step.snapshot.id)
+            .filter(|step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked)
+            .filter_map(|step| step.facts.snapshot.id)
             .collect();
         let left = &Self::let_go(&snapshots, self.clock.now()) - &busy;
         assert!(left.is_empty(), "{context}\nshould be gone: {left:?}");
@@ -615,24 +616,21 @@ async fn a_state_file_that_cannot_be_written_hides_nothing_that_was_done() {
 }
 
 fn a_line(text: &str) -> Line {
+    let zone = "ch-gva-2".parse().unwrap();
+    let snapshot = Subject {
+        id: Some(SnapshotId(Uuid::nil())),
+        name: text.to_owned(),
+        created_at: NOW.parse().unwrap(),
+        instance_id: None,
+        instance_name: None,
+    };
     Line {
         at: NOW.parse().unwrap(),
-        outcome: Outcome::Intended,
-        action: Action::Delete,
+        outcome: INTENDED,
         policy: None,
         run_id: Uuid::nil(),
-        zone: "ch-gva-2".parse().unwrap(),
-        snapshot: Subject {
-            id: Some(SnapshotId(Uuid::nil())),
-            name: text.to_owned(),
-            created_at: NOW.parse().unwrap(),
-            instance_id: None,
-            instance_name: None,
-        },
-        archive: None,
-        template_id: None,
-        rule: None,
-        reasons: Vec::new(),
+        step: StepFacts::new(Action::Delete, &zone, snapshot, Vec::new()),
+        zone,
         operation_id: None,
         message: None,
     }

@@ -10,13 +10,13 @@ use serde_json::json;
 use snapwarden::clock;
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::run::RunOptions;
-use snapwarden::run::report::{RunReport, RunResult, StepOutcome};
+use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState};
 use snapwarden::state::StateDirectory;
-use snapwarden::state::audit::Action;
+use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::policy_state::Creation;
 
 use crate::stage::{NOW, Stage, days_ago, ended, steps};
@@ -101,11 +101,12 @@ async fn each_selected_instance_gets_one_a_slot_and_a_restart_makes_none() {
     let report = stage.run_with(&policy, &now()).await;
     assert_eq!(report.result, RunResult::Success, "{}", said(&report));
     assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 2);
-    let of_db = steps(&report, Action::Create).into_iter().find(|step| step.snapshot.instance_id == Some(db));
+    let of_db =
+        steps(&report, Action::Create).into_iter().find(|step| step.facts.snapshot.instance_id == Some(db));
     let of_db = of_db.unwrap();
-    assert!(of_db.snapshot.id.is_some_and(|id| stage.there().contains(&id)));
-    assert_eq!(of_db.snapshot.instance_name.as_deref(), Some("db-1"));
-    assert!(!of_db.snapshot.name.is_empty());
+    assert!(of_db.facts.snapshot.id.is_some_and(|id| stage.there().contains(&id)));
+    assert_eq!(of_db.facts.snapshot.instance_name.as_deref(), Some("db-1"));
+    assert!(!of_db.facts.snapshot.name.is_empty());
 
     let again = stage.run_with(&policy, &now()).await;
     assert!(again.zones[0].steps.is_empty(), "{}", said(&again));
@@ -127,7 +128,7 @@ async fn it_is_written_down_before_and_after() {
     assert!(lines.iter().all(|line| line["action"] == "create" && line["rule"] == "create"));
     assert_eq!(lines[0]["snapshot"]["id"], json!(null));
     assert_eq!(lines[0]["snapshot"]["instance_name"], "web-1");
-    assert_eq!(lines[1]["snapshot"]["id"], json!(steps(&report, Action::Create)[0].snapshot.id));
+    assert_eq!(lines[1]["snapshot"]["id"], json!(steps(&report, Action::Create)[0].facts.snapshot.id));
     assert!(lines[1]["operation_id"].is_string());
 }
 
@@ -159,7 +160,7 @@ async fn what_was_taken_is_exported_in_the_same_run() {
     let report = stage.run(&policy).await;
     assert_eq!(report.result, RunResult::Success, "{}", said(&report));
     let [created, exported] = [Action::Create, Action::Export].map(|action| steps(&report, action)[0]);
-    assert_eq!(created.snapshot.id, exported.snapshot.id);
+    assert_eq!(created.facts.snapshot.id, exported.facts.snapshot.id);
 }
 
 #[tokio::test(start_paused = true)]
@@ -383,7 +384,7 @@ async fn point_38_where_the_quota_does_not_suffice_the_one_with_the_oldest_goes_
     assert_eq!(report.result, RunResult::Partial, "{}", said(&report));
     let done =
         steps(&report, Action::Create).into_iter().find(|step| step.outcome == StepOutcome::Done).unwrap();
-    assert_eq!(done.snapshot.instance_name.as_deref(), Some("db-1"));
+    assert_eq!(done.facts.snapshot.instance_name.as_deref(), Some("db-1"));
     let text = said(&report);
     assert!(text.contains("2 of 3") && text.contains("higher quota"), "{text}");
     assert_eq!(asked(&stage), 1, "what the quota does not allow is not asked for");

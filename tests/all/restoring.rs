@@ -15,7 +15,7 @@ use snapwarden::archive::md5::Md5;
 use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
 use snapwarden::run::Runner;
-use snapwarden::run::report::{Step, StepOutcome};
+use snapwarden::run::report::Step;
 use snapwarden::run::restore::{BootMode, Found, TemplateToMake, to_template};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;
@@ -23,6 +23,7 @@ use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::world::{API_KEY, API_SECRET, Template, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use snapwarden::state::audit::StepOutcome;
 use snapwarden::transport::{HttpTransport, Purpose, Request, Transport as _};
 
 use crate::s3::{Server, archive, hash};
@@ -349,7 +350,7 @@ async fn a_template_is_like_the_one_that_the_instance_came_from() {
     assert_eq!(step.outcome, StepOutcome::Done, "{step:?}");
     let manifest = play.copy().manifest.clone();
     let [made] = &play.made()[..] else { panic!("{:?}", play.made()) };
-    assert_eq!(step.template_id, Some(made.id));
+    assert_eq!(step.facts.template_id, Some(made.id));
     assert_eq!((&*made.name, &*made.boot_mode), ("golden", "uefi"));
     assert_eq!(made.default_user.as_deref(), Some("ubuntu"));
     assert_eq!((made.ssh_key_enabled, made.password_enabled), (true, false));
@@ -382,7 +383,11 @@ async fn a_lost_answer_does_not_make_two_templates() {
         assert_eq!(play.registered(), 1, "it was asked for again");
         if carried_out {
             let [made] = &play.made()[..] else { panic!("{:?}", play.made()) };
-            assert_eq!((step.outcome, step.template_id), (StepOutcome::Done, Some(made.id)), "{step:?}");
+            assert_eq!(
+                (step.outcome, step.facts.template_id),
+                (StepOutcome::Done, Some(made.id)),
+                "{step:?}"
+            );
         } else {
             assert_eq!(step.outcome, StepOutcome::Failed);
             let message = step.message.unwrap();
@@ -396,7 +401,7 @@ async fn a_request_that_may_never_have_come_there_is_told_and_not_sent_again() {
     let play = AsTemplate::new().await;
     play.stage.world.fault(Fault::on(Call::RegisterTemplate, Effect::CutBefore));
     let step = play.restore().await.unwrap();
-    assert_eq!((step.outcome, step.template_id), (StepOutcome::Failed, None), "{step:?}");
+    assert_eq!((step.outcome, step.facts.template_id), (StepOutcome::Failed, None), "{step:?}");
     assert!(step.message.unwrap().contains("look for it before it is asked for again"));
     assert_eq!((play.made().len(), play.registered()), (0, 1));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::clock::Clock as _;
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
-use snapwarden::run::report::{RunReport, RunResult, StepOutcome};
+use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::run::{RunOptions, Runner};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::{DiskCall, MemoryDisk};
@@ -16,7 +16,7 @@ use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{SnapshotId, SnapshotState};
 use snapwarden::state::StateDirectory;
 use snapwarden::state::allowances::Allowance;
-use snapwarden::state::audit::Action;
+use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::holds::Hold;
 use snapwarden::state::last_runs::{LastRuns, ZoneMemory};
 
@@ -110,7 +110,7 @@ async fn a_hold_that_comes_while_deletions_go_on_still_counts() {
     assert!(stage.there().contains(&held));
     assert_eq!(stage.there().len(), 31);
     let all = steps(&report, Action::Delete);
-    let step = all.iter().find(|step| step.snapshot.id == Some(held)).unwrap();
+    let step = all.iter().find(|step| step.facts.snapshot.id == Some(held)).unwrap();
     assert_eq!(step.outcome, StepOutcome::Skipped);
     assert!(step.message.as_ref().unwrap().contains("an audit"), "{step:?}");
 }
@@ -303,7 +303,7 @@ async fn a_failed_step_and_a_stop_are_no_success() {
         let zone = memory(&stage);
         assert_eq!(zone.last_success_at, None);
         let failure = zone.failure.unwrap();
-        assert!(failure.contains(if stop { "told to stop" } else { "delete snapshot" }), "{failure}");
+        assert!(failure.contains(if stop { "told to stop" } else { "not deleted: snapshot" }), "{failure}");
     }
 }
 

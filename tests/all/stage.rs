@@ -13,14 +13,14 @@ use snapwarden::clock::Clock as _;
 use snapwarden::config;
 use snapwarden::disk::{Disk, RealDisk};
 use snapwarden::exoscale::credentials::Credentials;
-use snapwarden::run::report::{RunReport, Step, StepOutcome};
+use snapwarden::run::report::{RunReport, Step};
 use snapwarden::run::{RunOptions, Runner};
 use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, ZoneName};
-use snapwarden::state::audit::Action;
+use snapwarden::state::audit::{Action, StepOutcome};
 
 /// The instant at which every test begins.
 pub(crate) const NOW: &str = "2026-11-01T12:00:00Z";
@@ -166,7 +166,7 @@ pub(crate) fn read(path: &Path) -> String {
 
 /// The steps of a report that did, or set out to do, this.
 pub(crate) fn steps(report: &RunReport, action: Action) -> Vec<&Step> {
-    report.zones.iter().flat_map(|zone| &zone.steps).filter(|step| step.action == action).collect()
+    report.zones.iter().flat_map(|zone| &zone.steps).filter(|step| step.facts.action == action).collect()
 }
 
 /// How many steps of a report ended so.

@@ -9,13 +9,13 @@ use jiff::SignedDuration;
 use serde_json::json;
 use snapwarden::disk::{Access, Disk as _};
 use snapwarden::run::RunOptions;
-use snapwarden::run::report::{RunReport, RunResult, StepOutcome};
+use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::image::DiskShape;
 use snapwarden::snapshot::{SnapshotId, SnapshotState};
-use snapwarden::state::audit::Action;
+use snapwarden::state::audit::{Action, StepOutcome};
 
 use crate::stage::{NIGHTLY, Stage, ended, steps};
 
@@ -56,17 +56,19 @@ async fn deletions_go_oldest_first_and_each_is_written_down_before_and_after() {
     let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
     let report = stage.run(&policy).await;
     let deleted: Vec<_> =
-        steps(&report, Action::Delete).iter().map(|step| step.snapshot.created_at).collect();
+        steps(&report, Action::Delete).iter().map(|step| step.facts.snapshot.created_at).collect();
     assert!(deleted.is_sorted(), "{deleted:?}");
     let lines = stage.audit();
     for step in steps(&report, Action::Delete) {
         let of: Vec<_> = lines
             .iter()
-            .filter(|line| line["action"] == "delete" && line["snapshot"]["id"] == json!(step.snapshot.id))
+            .filter(|line| {
+                line["action"] == "delete" && line["snapshot"]["id"] == json!(step.facts.snapshot.id)
+            })
             .collect();
         let outcomes: Vec<_> = of.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
         assert_eq!(outcomes, ["intended", "done"]);
-        assert_eq!(of[0]["rule"], json!(step.rule));
+        assert_eq!(of[0]["rule"], json!(step.facts.rule));
         assert!(of[0]["reasons"].as_array().is_some_and(|reasons| !reasons.is_empty()));
         assert_eq!(of[0]["run_id"], report.run_id.to_string());
         assert!(of[1]["operation_id"].is_string(), "{}", of[1]);
@@ -372,7 +374,7 @@ async fn a_lost_promotion_takes_no_template_of_a_namesake_for_its_own() {
     let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
     let report = stage.run(&policy).await;
     let promoted = steps(&report, Action::Promote);
-    let of = |id| promoted.iter().find(|step| step.snapshot.id == Some(id)).unwrap();
+    let of = |id| promoted.iter().find(|step| step.facts.snapshot.id == Some(id)).unwrap();
     assert_eq!(of(ids[1]).outcome, StepOutcome::Done, "{}", said(&report));
     assert_eq!(of(ids[0]).outcome, StepOutcome::Failed, "{}", said(&report));
 

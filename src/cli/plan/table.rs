@@ -87,7 +87,7 @@ fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         let rows = planned.ahead.iter().map(|ahead| {
             let (is_coming, why) = (ahead.snapshot.id.is_none(), ahead.why.clone());
             let words = [
-                once::word(ahead.action).to_owned(),
+                ahead.action.as_str().to_owned(),
                 once::instance(ahead.snapshot.instance_name.as_deref()),
                 taken(ahead.snapshot.created_at, is_coming),
                 called(&ahead.snapshot.name, is_coming),
