@@ -1,8 +1,8 @@
 //! The client: one method per operation of the API, each zone on its own.
 //!
-//! A [`Client`] is shared by everything in the process, so that the pace of requests and the operations in
-//! flight are counted once. A [`ZoneClient`] speaks with one zone: ids mean something in their zone alone,
-//! and a running operation is known only where it was started.
+//! A [`Client`] is shared by everything in the process, so that the rate of requests and the operations in flight are
+//! counted once. A [`ZoneClient`] asks one zone: ids are valid in their zone alone, and a running operation is known only
+//! where it was started.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,32 +12,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use crate::clock::{Clock, TimedOut, timeout};
+use crate::clock::{Clock, timeout};
 use crate::exoscale::credentials::Credentials;
 use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::pace::Pace;
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};
 use crate::exoscale::wire::{
-    self, DecodeError, Deleted, Operation, PromoteRequest, Quota, RegisterRequest, SnapshotDetails, Template,
-    Zone,
+    self, DecodeError, Deleted, ListedSnapshots, Operation, PromoteRequest, Quota, RegisterRequest,
+    SnapshotDetails, Template, Zone,
 };
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, retry_after};
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::{Instance, InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::printable;
-use crate::transport::{
-    BodyError, Purpose, Reached, Request, Transport, TransportError, http_date, read_body,
-};
+use crate::transport::{BodyError, Purpose, Reached, Request, Transport, http_date, read_body};
 
-/// Lists are not paged. 100,000 snapshots take some 40 MB.
+/// The longest listing. The API has no pages; a listing of 100,000 snapshots takes some 40 MB.
 const MAX_LIST_BYTES: usize = 64 << 20;
 
-/// Everything else is small.
+/// The longest response that is not a listing: those have a few KiB.
 const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// How the client behaves.
@@ -45,38 +43,38 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 pub struct Settings {
     /// The API's address including `/v2`; `{zone}` in it stands for the zone's name.
     pub endpoint: String,
-    /// For one try of one request, until its last byte.
+    /// The limit of one attempt at one request, until the last byte of the response.
     pub request_timeout: Duration,
     /// The first wait between two polls of an operation.
     pub poll_interval: Duration,
-    /// Then an operation counts as failed.
+    /// How long an operation may stay pending before it counts as failed.
     pub operation_timeout: Duration,
-    /// All zones and policies together.
+    /// The limit over all zones and policies together.
     pub requests_per_second: NonZeroU32,
-    /// Operations in flight per zone.
+    /// The limit of operations in flight per zone.
     pub concurrency: NonZeroUsize,
 }
 
-/// Hears of every exchange, for metrics. It must not block.
+/// Is notified of every exchange, for metrics. It must not block.
 pub trait Observer: Send + Sync + Debug {
-    /// A request ended after `took`: with this status, or without an answer.
+    /// A request ended after `took`: with this status, or without a response.
     fn answered(&self, zone: &ZoneName, operation: &'static str, status: Option<StatusCode>, took: Duration);
 
     /// A request, or the poll of an operation, is sent again.
     fn retried(&self, operation: &'static str, reason: ErrorKind);
 
-    /// A listing told the time: this machine's clock is ahead of the API's by so much.
+    /// A listing gave the API's time: this machine's clock is ahead of it by `ahead`.
     fn clock_compared(&self, zone: &ZoneName, ahead: SignedDuration);
 }
 
-/// Speaks with the API. Cloning is cheap and shares everything.
+/// The client of all zones. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Inner {
     settings: Settings,
     credentials: Option<Credentials>,
     transport: Arc<dyn Transport>,
@@ -88,76 +86,49 @@ struct Shared {
     permits: Mutex<BTreeMap<ZoneName, Arc<Semaphore>>>,
 }
 
-/// Speaks with the API of one zone. Cloning is cheap and shares everything.
+/// The client of one zone. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct ZoneClient {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     zone: ZoneName,
     permits: Arc<Semaphore>,
 }
 
-/// A complete listing of a zone's snapshots.
-#[derive(Debug, Clone)]
-pub struct SnapshotListing {
-    /// Every snapshot, in the order listed.
-    pub snapshots: Vec<Snapshot>,
-    /// The instances as named inside the snapshots, each once; the id stands for a name that was not given.
-    pub mentioned: Vec<Instance>,
-    /// The API's clock, by the answer's `Date`.
-    pub date: Option<Timestamp>,
-    /// Our clock when the head of the answer came.
-    pub received_at: Timestamp,
-}
-
-/// When it is safe to send a request again that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Repeat {
-    /// It reads, or doing it twice is doing it once.
-    Freely,
-    /// A second time makes a second thing: only if the first was certainly not carried out.
-    IfNotCarriedOut,
-}
-
-/// One call as it is to be sent.
-pub(super) struct Call<'a> {
+/// A request before it is signed.
+pub(super) struct ApiRequest<'a> {
     /// The API's name for it.
     operation: &'static str,
     method: Method,
-    /// Beneath the endpoint; what a name from outside could change in it is encoded.
+    /// Segments below the endpoint's path; they are percent-encoded.
     path: &'a [&'a str],
     query: Option<(&'static str, &'static str)>,
     /// Empty for none.
     body: Bytes,
-    repeat: Repeat,
+    /// Whether a second time has no further effect. Otherwise it is repeated only if the first was certainly not carried
+    /// out.
+    is_idempotent: bool,
     max_bytes: usize,
-    signed: bool,
+    is_signed: bool,
 }
 
-/// A good answer.
-pub(super) struct Answer {
-    body: Bytes,
-    date: Option<Timestamp>,
-    received_at: Timestamp,
+/// A response with a status of success.
+pub(super) struct ApiResponse {
+    pub(super) body: Bytes,
+    /// How far this machine's clock is ahead of the API's, if the response has a `Date`.
+    clock_skew: Option<SignedDuration>,
 }
 
-/// A try that failed.
-pub(super) struct Failed {
+/// An attempt that failed.
+pub(super) struct FailedAttempt {
     pub(super) error: ApiError,
-    /// Whether it may go better in a while.
-    pub(super) passing: bool,
+    /// Whether another attempt may succeed.
+    pub(super) is_transient: bool,
     /// Whether the server may have carried the request out.
     perhaps_carried_out: bool,
     pub(super) retry_after: Option<Duration>,
 }
 
-/// Why a whole answer did not come.
-enum Lost {
-    Head(TransportError),
-    Body(BodyError),
-    Late(TimedOut),
-}
-
-impl<'a> Call<'a> {
+impl<'a> ApiRequest<'a> {
     pub(super) fn get(operation: &'static str, path: &'a [&'a str]) -> Self {
         Self {
             operation,
@@ -165,9 +136,9 @@ impl<'a> Call<'a> {
             path,
             query: None,
             body: Bytes::new(),
-            repeat: Repeat::Freely,
+            is_idempotent: true,
             max_bytes: MAX_BODY_BYTES,
-            signed: true,
+            is_signed: true,
         }
     }
 
@@ -175,12 +146,17 @@ impl<'a> Call<'a> {
         Self { max_bytes: MAX_LIST_BYTES, ..Self::get(operation, path) }
     }
 
+    /// `list-zones` is public and sent without a signature: with one, a key of few permissions is refused.
+    fn list_zones() -> Self {
+        Self { is_signed: false, ..Self::list("list-zones", &["zone"]) }
+    }
+
     fn delete(operation: &'static str, path: &'a [&'a str]) -> Self {
         Self { method: Method::DELETE, ..Self::get(operation, path) }
     }
 
-    fn post(operation: &'static str, path: &'a [&'a str], repeat: Repeat) -> Self {
-        Self { method: Method::POST, repeat, ..Self::get(operation, path) }
+    fn post(operation: &'static str, path: &'a [&'a str]) -> Self {
+        Self { method: Method::POST, is_idempotent: false, ..Self::get(operation, path) }
     }
 
     fn with_json(self, body: &impl Serialize) -> Self {
@@ -205,82 +181,73 @@ impl Client {
         let pace = Pace::new(settings.requests_per_second);
         let permits = Mutex::new(BTreeMap::new());
         let observer = None;
-        let shared = Shared { settings, credentials, transport, clock, randomness, observer, pace, permits };
-        Self { shared: Arc::new(shared) }
+        let inner = Inner { settings, credentials, transport, clock, randomness, observer, pace, permits };
+        Self { inner: Arc::new(inner) }
     }
 
-    /// The same client, with somebody who hears of every exchange. Only a client that nobody shares yet gets one.
+    /// The same client with an observer. Call it before the client is cloned: a shared one stays as it is.
     #[must_use]
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        if let Some(shared) = Arc::get_mut(&mut self.shared) {
-            shared.observer = Some(observer);
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.observer = Some(observer);
         }
         self
     }
 
     /// The client of one zone.
     pub fn zone(&self, zone: &ZoneName) -> ZoneClient {
-        let mut permits = self.shared.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut permits = self.inner.permits.lock().unwrap_or_else(PoisonError::into_inner);
         let permits = permits
             .entry(zone.clone())
-            .or_insert_with(|| Arc::new(Semaphore::new(self.shared.settings.concurrency.get())));
-        ZoneClient { shared: Arc::clone(&self.shared), zone: zone.clone(), permits: Arc::clone(permits) }
+            .or_insert_with(|| Arc::new(Semaphore::new(self.inner.settings.concurrency.get())));
+        ZoneClient { inner: Arc::clone(&self.inner), zone: zone.clone(), permits: Arc::clone(permits) }
     }
 
-    /// `list-zones`, asked of one zone's API.
-    ///
-    /// It is public and sent without a signature: with one, a key that may do little is refused.
+    /// `list-zones`, asked of one zone's API. It needs no credentials.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn list_zones(&self, ask: &ZoneName) -> Result<Vec<Zone>, ApiError> {
-        let call = Call { signed: false, ..Call::list("list-zones", &["zone"]) };
-        self.zone(ask).read(&call, wire::decode_zones).await
+        self.zone(ask).read(&ApiRequest::list_zones(), wire::decode_zones).await
     }
 
-    /// How far this machine's clock is ahead of the API's in this zone; none if its answer has no date. As public as
-    /// [`Self::list_zones`].
+    /// How far this machine's clock is ahead of the API's in this zone; `None` if its response has no date. It needs no
+    /// credentials.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn clock_skew(&self, ask: &ZoneName) -> Result<Option<SignedDuration>, ApiError> {
-        let call = Call { signed: false, ..Call::list("list-zones", &["zone"]) };
-        let answer = self.zone(ask).send(&call).await?;
-        Ok(answer.date.map(|date| answer.received_at.duration_since(date)))
+        Ok(self.zone(ask).send(&ApiRequest::list_zones()).await?.clock_skew)
     }
 }
 
 impl ZoneClient {
-    /// Where.
+    /// The zone that it asks.
     pub fn zone(&self) -> &ZoneName {
         &self.zone
     }
 
-    /// `list-snapshots`: all of them, or an error.
+    /// `list-snapshots`: all of them, and how far this machine's clock is ahead of the API's, if the response has a date.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn list_snapshots(&self) -> Result<SnapshotListing, ApiError> {
-        let call = Call::list("list-snapshots", &["snapshot"]);
-        let answer = self.send(&call).await?;
-        let listed = wire::decode_snapshots(&answer.body).map_err(|error| self.malformed(&call, error))?;
-        if let (Some(observer), Some(date)) = (&self.shared.observer, answer.date) {
-            observer.clock_compared(&self.zone, answer.received_at.duration_since(date));
+    pub async fn list_snapshots(&self) -> Result<(ListedSnapshots, Option<SignedDuration>), ApiError> {
+        let request = ApiRequest::list("list-snapshots", &["snapshot"]);
+        let response = self.send(&request).await?;
+        let listed =
+            wire::decode_snapshots(&response.body).map_err(|error| self.malformed(&request, error))?;
+        if let (Some(observer), Some(ahead)) = (&self.inner.observer, response.clock_skew) {
+            observer.clock_compared(&self.zone, ahead);
         }
-        Ok(SnapshotListing {
-            snapshots: listed.snapshots,
-            mentioned: listed.mentioned,
-            date: answer.date,
-            received_at: answer.received_at,
-        })
+        Ok((listed, response.clock_skew))
     }
 
-    /// `list-instances`: all of them, or an error.
+    /// `list-instances`: all of them.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn list_instances(&self) -> Result<Vec<Instance>, ApiError> {
-        self.read(&Call::list("list-instances", &["instance"]), wire::decode_instances).await
+        self.read(&ApiRequest::list("list-instances", &["instance"]), wire::decode_instances).await
     }
 
     /// `get-instance`; `None` if there is none in this zone.
@@ -288,8 +255,8 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn get_instance(&self, id: InstanceId) -> Result<Option<Instance>, ApiError> {
-        let id = id.to_string();
-        found(self.read(&Call::get("get-instance", &["instance", &id]), wire::decode_instance).await)
+        let path = ["instance", &id.to_string()];
+        self.read_if_any(&ApiRequest::get("get-instance", &path), wire::decode_instance).await
     }
 
     /// `get-snapshot`; `None` if there is none in this zone.
@@ -297,18 +264,19 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn get_snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotDetails>, ApiError> {
-        let id = id.to_string();
-        found(self.read(&Call::get("get-snapshot", &["snapshot", &id]), wire::decode_snapshot).await)
+        let path = ["snapshot", &id.to_string()];
+        self.read_if_any(&ApiRequest::get("get-snapshot", &path), wire::decode_snapshot).await
     }
 
-    /// `export-snapshot`, until it is done; [`ZoneClient::get_snapshot`] has the address then. Doing it twice
-    /// does no harm, so it is repeated freely.
+    /// `export-snapshot`, until it is done; [`ZoneClient::get_snapshot`] has the address then. A second export does no
+    /// harm, so it is repeated freely.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn export_snapshot(&self, id: SnapshotId) -> Result<Operation, ApiError> {
-        let action = format!("{id}:export");
-        self.operate(&Call::post("export-snapshot", &["snapshot", &action], Repeat::Freely)).await
+        let path = ["snapshot", &format!("{id}:export")];
+        let request = ApiRequest { is_idempotent: true, ..ApiRequest::post("export-snapshot", &path) };
+        self.operate(&request).await
     }
 
     /// `delete-snapshot`, until it is done.
@@ -316,8 +284,8 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<Deleted, ApiError> {
-        let id = id.to_string();
-        self.delete(&Call::delete("delete-snapshot", &["snapshot", &id])).await
+        let path = ["snapshot", &id.to_string()];
+        self.delete(&ApiRequest::delete("delete-snapshot", &path)).await
     }
 
     /// `promote-snapshot-to-template`, until it is done; the reference is the template. A second time makes a
@@ -328,12 +296,11 @@ impl ZoneClient {
     pub async fn promote_snapshot(
         &self,
         id: SnapshotId,
-        request: &PromoteRequest,
+        promotion: &PromoteRequest,
     ) -> Result<Operation, ApiError> {
-        let action = format!("{id}:promote");
-        let path = ["snapshot", action.as_str()];
-        let call = Call::post("promote-snapshot-to-template", &path, Repeat::IfNotCarriedOut);
-        self.operate(&call.with_json(request)).await
+        let path = ["snapshot", &format!("{id}:promote")];
+        let request = ApiRequest::post("promote-snapshot-to-template", &path);
+        self.operate(&request.with_json(promotion)).await
     }
 
     /// `create-snapshot`, until it is done; the reference is the snapshot. A second time makes a second
@@ -342,9 +309,8 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`]; after one that [may have happened](ApiError::may_have_happened) look for the snapshot.
     pub async fn create_snapshot(&self, of: InstanceId) -> Result<Operation, ApiError> {
-        let action = format!("{of}:create-snapshot");
-        let path = ["instance", action.as_str()];
-        self.operate(&Call::post("create-snapshot", &path, Repeat::IfNotCarriedOut)).await
+        let path = ["instance", &format!("{of}:create-snapshot")];
+        self.operate(&ApiRequest::post("create-snapshot", &path)).await
     }
 
     /// `list-templates`, the organization's own (`visibility=private`; the API's default is the public ones).
@@ -352,8 +318,9 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn list_templates(&self) -> Result<Vec<Template>, ApiError> {
-        let call = Call::list("list-templates", &["template"]);
-        self.read(&Call { query: Some(("visibility", "private")), ..call }, wire::decode_templates).await
+        let query = Some(("visibility", "private"));
+        let request = ApiRequest { query, ..ApiRequest::list("list-templates", &["template"]) };
+        self.read(&request, wire::decode_templates).await
     }
 
     /// `get-template`; `None` if there is none in this zone.
@@ -361,8 +328,8 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn get_template(&self, id: TemplateId) -> Result<Option<Template>, ApiError> {
-        let id = id.to_string();
-        found(self.read(&Call::get("get-template", &["template", &id]), wire::decode_template).await)
+        let path = ["template", &id.to_string()];
+        self.read_if_any(&ApiRequest::get("get-template", &path), wire::decode_template).await
     }
 
     /// `delete-template`, until it is done.
@@ -370,17 +337,17 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn delete_template(&self, id: TemplateId) -> Result<Deleted, ApiError> {
-        let id = id.to_string();
-        self.delete(&Call::delete("delete-template", &["template", &id])).await
+        let path = ["template", &id.to_string()];
+        self.delete(&ApiRequest::delete("delete-template", &path)).await
     }
 
     /// `register-template`, until it is done; the reference is the template. Never repeated blindly.
     ///
     /// # Errors
     /// [`ApiError`]; after one that [may have happened](ApiError::may_have_happened) look for the template.
-    pub async fn register_template(&self, request: &RegisterRequest) -> Result<Operation, ApiError> {
-        let call = Call::post("register-template", &["template"], Repeat::IfNotCarriedOut);
-        self.operate(&call.with_json(request)).await
+    pub async fn register_template(&self, registration: &RegisterRequest) -> Result<Operation, ApiError> {
+        let request = ApiRequest::post("register-template", &["template"]);
+        self.operate(&request.with_json(registration)).await
     }
 
     /// `list-quotas`.
@@ -388,30 +355,29 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn list_quotas(&self) -> Result<Vec<Quota>, ApiError> {
-        self.read(&Call::list("list-quotas", &["quota"]), wire::decode_quotas).await
+        self.read(&ApiRequest::list("list-quotas", &["quota"]), wire::decode_quotas).await
     }
 
-    /// `get-quota` of something, such as `snapshot`; `None` if there is no such quota.
+    /// `get-quota` of one resource, such as `snapshot`; `None` if there is no such quota.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn get_quota(&self, entity: &str) -> Result<Option<Quota>, ApiError> {
-        found(self.read(&Call::get("get-quota", &["quota", entity]), wire::decode_quota).await)
+        self.read_if_any(&ApiRequest::get("get-quota", &["quota", entity]), wire::decode_quota).await
     }
 
     /// Starts an operation and waits for its end. A permit is held meanwhile.
-    async fn operate(&self, call: &Call<'_>) -> Result<Operation, ApiError> {
+    async fn operate(&self, request: &ApiRequest<'_>) -> Result<Operation, ApiError> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        let answer = self.send(call).await?;
-        let first = wire::decode_operation(&answer.body).map_err(|error| self.malformed(call, error))?;
-        self.settle(call.operation, first).await
+        let first = self.read(request, wire::decode_operation).await?;
+        self.settle(request.operation, first).await
     }
 
-    async fn delete(&self, call: &Call<'_>) -> Result<Deleted, ApiError> {
-        match self.operate(call).await {
+    async fn delete(&self, request: &ApiRequest<'_>) -> Result<Deleted, ApiError> {
+        match self.operate(request).await {
             Ok(operation) => Ok(Deleted::Done(operation)),
-            // Not of a poll, which asks for something else.
-            Err(error) if error.kind() == ErrorKind::NotFound && error.operation() == call.operation => {
+            // The deletion was answered with 404, not a poll of its operation.
+            Err(error) if error.kind() == ErrorKind::NotFound && error.operation() == request.operation => {
                 Ok(Deleted::AlreadyGone)
             }
             Err(error) => Err(error),
@@ -420,195 +386,184 @@ impl ZoneClient {
 
     async fn read<T>(
         &self,
-        call: &Call<'_>,
+        request: &ApiRequest<'_>,
         decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
     ) -> Result<T, ApiError> {
-        let answer = self.send(call).await?;
-        decode(&answer.body).map_err(|error| self.malformed(call, error))
+        let response = self.send(request).await?;
+        decode(&response.body).map_err(|error| self.malformed(request, error))
     }
 
-    pub(super) fn malformed(&self, call: &Call<'_>, source: DecodeError) -> ApiError {
-        ApiError::new(&self.zone, call.operation, ErrorKind::Malformed)
-            .because(source)
-            .perhaps_carried_out(call.changes_something())
-    }
-
-    /// Sends until a good answer comes, or it is no use, or it is not safe.
-    async fn send(&self, call: &Call<'_>) -> Result<Answer, ApiError> {
-        let mut perhaps_carried_out = false;
-        let mut attempts = Attempts::new(REQUESTS);
-        loop {
-            let failed = match self.send_once(call).await {
-                Ok(answer) => return Ok(answer),
-                Err(failed) => failed,
-            };
-            attempts.count_failure();
-            perhaps_carried_out |= failed.perhaps_carried_out && call.changes_something();
-            let safe = call.repeat == Repeat::Freely || !failed.perhaps_carried_out;
-            if attempts.are_exhausted() || !failed.passing || !safe {
-                return Err(failed.error.after(attempts.failed()).perhaps_carried_out(perhaps_carried_out));
-            }
-            let span = attempts.pause(failed.retry_after, &*self.shared.randomness);
-            tracing::debug!(
-                zone = %self.zone, operation = call.operation, reason = failed.error.kind().as_str(),
-                "`{}` is tried again in {} ms", call.operation, span.as_millis()
-            );
-            self.retried(call.operation, failed.error.kind());
-            self.shared.clock.sleep(span).await;
+    /// Like [`Self::read`], with 404 as `None`.
+    async fn read_if_any<T>(
+        &self,
+        request: &ApiRequest<'_>,
+        decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+    ) -> Result<Option<T>, ApiError> {
+        match self.read(request, decode).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
-    /// One try, with a signature of its own.
-    pub(super) async fn send_once(&self, call: &Call<'_>) -> Result<Answer, Failed> {
-        let shared = &*self.shared;
-        let clock = &*shared.clock;
-        shared.pace.wait(clock).await;
-        let request = self.request(call).map_err(Failed::before_sending)?;
+    pub(super) fn malformed(&self, request: &ApiRequest<'_>, source: DecodeError) -> ApiError {
+        ApiError::new(&self.zone, request.operation, ErrorKind::Malformed)
+            .caused_by(source)
+            .perhaps_carried_out(request.changes_something())
+    }
+
+    /// Sends a request until it succeeds, or another attempt is useless or unsafe.
+    async fn send(&self, request: &ApiRequest<'_>) -> Result<ApiResponse, ApiError> {
+        let mut perhaps_carried_out = false;
+        let mut attempts = Attempts::new(REQUESTS);
+        loop {
+            let failed = match self.send_once(request).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
+            };
+            attempts.count_failure();
+            perhaps_carried_out |= failed.perhaps_carried_out && request.changes_something();
+            let is_safe = request.is_idempotent || !failed.perhaps_carried_out;
+            if attempts.are_exhausted() || !failed.is_transient || !is_safe {
+                return Err(failed.error.after(attempts.failed()).perhaps_carried_out(perhaps_carried_out));
+            }
+            let pause = attempts.pause(failed.retry_after, &*self.inner.randomness);
+            tracing::debug!(
+                zone = %self.zone, operation = request.operation, reason = failed.error.kind().as_str(),
+                "`{}` is tried again in {} ms", request.operation, pause.as_millis()
+            );
+            self.retried(request.operation, failed.error.kind());
+            self.inner.clock.sleep(pause).await;
+        }
+    }
+
+    /// One attempt, with a signature of its own: a signature expires.
+    pub(super) async fn send_once(&self, request: &ApiRequest<'_>) -> Result<ApiResponse, FailedAttempt> {
+        let Inner { transport, clock, settings, pace, observer, .. } = &*self.inner;
+        let operation = request.operation;
+        let error = |kind| ApiError::new(&self.zone, operation, kind);
+        pace.wait(&**clock).await;
+        let signed = self.signed(request).map_err(FailedAttempt::for_good)?;
 
         let begun = clock.elapsed();
         let exchange = async {
-            let response = shared.transport.send(request).await.map_err(Lost::Head)?;
+            let response = transport.send(signed).await.map_err(|source| {
+                let perhaps = source.reached == Reached::Unknown;
+                FailedAttempt::transient(error(ErrorKind::Transport).caused_by(source), perhaps)
+            })?;
             let received_at = clock.now();
             let (status, headers) = (response.status, response.headers);
-            let max = if status.is_success() { call.max_bytes } else { MAX_BODY_BYTES };
+            let max = if status.is_success() { request.max_bytes } else { MAX_BODY_BYTES };
             let body = match read_body(response.body, max).await {
                 Ok(body) => body,
                 // The status says enough.
                 Err(_) if !status.is_success() => Bytes::new(),
-                Err(error) => return Err(Lost::Body(error)),
+                Err(BodyError::TooLong { max }) => {
+                    let too_long = error(ErrorKind::Malformed).caused_by(DecodeError::TooLong(max));
+                    return Err(FailedAttempt {
+                        perhaps_carried_out: true,
+                        ..FailedAttempt::for_good(too_long)
+                    });
+                }
+                Err(broken @ BodyError::Broken(_)) => {
+                    let broken = error(ErrorKind::Transport).caused_by(broken);
+                    return Err(FailedAttempt::transient(broken, true));
+                }
             };
             Ok((status, headers, received_at, body))
         };
-        let outcome = match timeout(clock, shared.settings.request_timeout, exchange).await {
-            Ok(outcome) => outcome,
-            Err(late) => Err(Lost::Late(late)),
-        };
+        let outcome = timeout(&**clock, settings.request_timeout, exchange).await.unwrap_or_else(|late| {
+            Err(FailedAttempt::transient(error(ErrorKind::TimedOut).caused_by(late), true))
+        });
 
         let took = clock.elapsed().saturating_sub(begun);
         let elapsed_ms = took.as_millis();
-        if let Some(observer) = &shared.observer {
+        if let Some(observer) = observer {
             let status = outcome.as_ref().ok().map(|(status, ..)| *status);
-            observer.answered(&self.zone, call.operation, status, took);
+            observer.answered(&self.zone, operation, status, took);
         }
-        let (status, headers, received_at, body) = match outcome {
-            Ok(answer) => answer,
-            Err(lost) => {
-                let failed = self.lost(call.operation, lost);
-                tracing::debug!(
-                    zone = %self.zone, operation = call.operation, elapsed_ms,
-                    "`{}` got no answer: {}", call.operation, failed.error.kind().as_str()
-                );
-                return Err(failed);
-            }
-        };
+        let (status, headers, received_at, body) = outcome.inspect_err(|failed| {
+            tracing::debug!(
+                zone = %self.zone, operation, elapsed_ms,
+                "`{operation}` got no response: {}", failed.error.kind().as_str()
+            );
+        })?;
         tracing::debug!(
-            zone = %self.zone, operation = call.operation, status = status.as_u16(), elapsed_ms,
-            "`{}` was answered with {}", call.operation, status.as_u16()
+            zone = %self.zone, operation, status = status.as_u16(), elapsed_ms,
+            "`{operation}` was answered with {}", status.as_u16()
         );
         if !status.is_success() {
-            let carried_out = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
-            return Err(Failed {
-                error: ApiError::from_status(&self.zone, call.operation, status, &body),
-                passing: carried_out || status == StatusCode::TOO_MANY_REQUESTS,
-                perhaps_carried_out: carried_out,
+            let perhaps_carried_out = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
+            return Err(FailedAttempt {
+                error: ApiError::from_status(&self.zone, operation, status, &body),
+                is_transient: perhaps_carried_out || status == StatusCode::TOO_MANY_REQUESTS,
+                perhaps_carried_out,
                 retry_after: retry_after(status, &headers, clock.now()),
             });
         }
         let date = headers.get(header::DATE).and_then(http_date);
-        Ok(Answer { body, date, received_at })
-    }
-
-    fn lost(&self, operation: &'static str, lost: Lost) -> Failed {
-        let error = |kind| ApiError::new(&self.zone, operation, kind);
-        let (error, passing, perhaps_carried_out) = match lost {
-            Lost::Head(source) => {
-                let perhaps = source.reached == Reached::Unknown;
-                (error(ErrorKind::Transport).because(source), true, perhaps)
-            }
-            Lost::Body(BodyError::TooLong { max }) => {
-                (error(ErrorKind::Malformed).because(DecodeError::TooLong(max)), false, true)
-            }
-            Lost::Body(source @ BodyError::Broken(_)) => {
-                (error(ErrorKind::Transport).because(source), true, true)
-            }
-            Lost::Late(source) => (error(ErrorKind::TimedOut).because(source), true, true),
-        };
-        Failed { error, passing, perhaps_carried_out, retry_after: None }
+        Ok(ApiResponse { body, clock_skew: date.map(|date| received_at.duration_since(date)) })
     }
 
     /// The request, signed as of now.
-    fn request(&self, call: &Call<'_>) -> Result<Request, ApiError> {
-        let error = |kind| ApiError::new(&self.zone, call.operation, kind);
-        let url = self.url(call).ok_or_else(|| {
-            error(ErrorKind::Endpoint).saying(format!("`{}`", printable(&self.shared.settings.endpoint)))
+    fn signed(&self, request: &ApiRequest<'_>) -> Result<Request, ApiError> {
+        let error = |kind| ApiError::new(&self.zone, request.operation, kind);
+        let url = self.url(request).ok_or_else(|| {
+            error(ErrorKind::Endpoint).with_detail(format!("`{}`", printable(&self.inner.settings.endpoint)))
         })?;
         let mut headers =
             HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("application/json"))]);
-        if !call.body.is_empty() {
+        if !request.body.is_empty() {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        } else if call.method == Method::POST {
-            // HTTP/1.1 asks for it, as the vendor's clients do it; without it some servers answer 411.
+        } else if request.method == Method::POST {
+            // HTTP/1.1 requires it, and the vendor's clients send it; without it some servers answer 411.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        if call.signed {
+        if request.is_signed {
             let credentials =
-                self.shared.credentials.as_ref().ok_or_else(|| error(ErrorKind::NoCredentials))?;
-            let expires = self.shared.clock.now().as_second() + VALID_FOR_SECONDS;
-            let value = authorization(credentials, &call.method, &url, &call.body, expires);
+                self.inner.credentials.as_ref().ok_or_else(|| error(ErrorKind::NoCredentials))?;
+            let expires = self.inner.clock.now().as_second() + VALID_FOR_SECONDS;
+            let value = authorization(credentials, &request.method, &url, &request.body, expires);
             headers.insert(header::AUTHORIZATION, value);
         }
-        let (method, body) = (call.method.clone(), call.body.clone());
+        let (method, body) = (request.method.clone(), request.body.clone());
         Ok(Request { method, url, headers, body, purpose: Purpose::Api })
     }
 
-    fn url(&self, call: &Call<'_>) -> Option<Url> {
-        let endpoint = self.shared.settings.endpoint.replace("{zone}", self.zone.as_str());
+    fn url(&self, request: &ApiRequest<'_>) -> Option<Url> {
+        let endpoint = self.inner.settings.endpoint.replace("{zone}", self.zone.as_str());
         let mut url = Url::parse(&endpoint).ok()?;
-        url.path_segments_mut().ok()?.pop_if_empty().extend(call.path);
-        if let Some((name, value)) = call.query {
+        url.path_segments_mut().ok()?.pop_if_empty().extend(request.path);
+        if let Some((name, value)) = request.query {
             url.query_pairs_mut().append_pair(name, value);
         }
         Some(url)
     }
 
-    /// Tells the observer that a request is sent again.
+    /// Notifies the observer that a request is sent again.
     pub(super) fn retried(&self, operation: &'static str, reason: ErrorKind) {
-        if let Some(observer) = &self.shared.observer {
+        if let Some(observer) = &self.inner.observer {
             observer.retried(operation, reason);
         }
     }
 
     pub(super) fn settings(&self) -> &Settings {
-        &self.shared.settings
+        &self.inner.settings
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
-        &*self.shared.clock
+        &*self.inner.clock
     }
 }
 
-impl Answer {
-    pub(super) fn body(&self) -> &[u8] {
-        &self.body
-    }
-}
-
-impl Failed {
-    fn before_sending(error: ApiError) -> Self {
-        Self { error, passing: false, perhaps_carried_out: false, retry_after: None }
+impl FailedAttempt {
+    /// Before anything was sent, or with an answer that will not change.
+    fn for_good(error: ApiError) -> Self {
+        Self { error, is_transient: false, perhaps_carried_out: false, retry_after: None }
     }
 
-    pub(super) fn passing(error: ApiError) -> Self {
-        Self { error, passing: true, perhaps_carried_out: false, retry_after: None }
-    }
-}
-
-/// 404 as `None`.
-fn found<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
-    match answer {
-        Ok(thing) => Ok(Some(thing)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    pub(super) fn transient(error: ApiError, perhaps_carried_out: bool) -> Self {
+        Self { error, is_transient: true, perhaps_carried_out, retry_after: None }
     }
 }
 
@@ -619,7 +574,7 @@ mod tests {
     use secrecy::SecretString;
 
     use super::*;
-    use crate::exoscale::scripted::{Script, Step, ok, status};
+    use crate::exoscale::testing::{Script, Step, ok, status};
     use crate::text::chain;
 
     const ID: &str = "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105";
@@ -640,8 +595,8 @@ mod tests {
         }
     }
 
-    /// Everything that may go better in a while, and whether the request may have been carried out.
-    fn passing_failures() -> Vec<(Step, bool)> {
+    /// Every kind of transient failure, and whether the request may have been carried out.
+    fn transient_failures() -> Vec<(Step, bool)> {
         vec![
             (Step::Lost(Reached::Nothing), false),
             (status(429, "slow down"), false),
@@ -654,13 +609,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_listing_comes_with_both_clocks() {
+    async fn a_listing_comes_with_the_difference_of_both_clocks() {
         let date = &[(header::DATE, "Sun, 01 Nov 2026 02:29:58 GMT")];
         let (zone, script) = Script::play([Step::Answer(200, date, LISTING.to_owned())]);
-        let listing = zone.list_snapshots().await.unwrap();
-        assert_eq!(listing.snapshots.len(), 1);
-        assert_eq!(listing.date, Some("2026-11-01T02:29:58Z".parse().unwrap()));
-        assert_eq!(listing.received_at, "2026-11-01T02:30:00Z".parse().unwrap());
+        let (listed, clock_skew) = zone.list_snapshots().await.unwrap();
+        assert_eq!(listed.snapshots.len(), 1);
+        assert_eq!(clock_skew, Some(SignedDuration::from_secs(2)));
         let sent = &script.sent()[0];
         assert_eq!(
             (sent.method.as_str(), sent.url.as_str()),
@@ -669,10 +623,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reading_deleting_and_exporting_are_repeated_whatever_passing_thing_went_wrong() {
-        for (failure, _) in passing_failures() {
+    async fn reading_deleting_and_exporting_are_repeated_after_every_transient_failure() {
+        for (failure, _) in transient_failures() {
             let (zone, _) = Script::play([failure.clone(), ok(LISTING)]);
-            assert_eq!(zone.list_snapshots().await.unwrap().snapshots.len(), 1, "{failure:?}");
+            assert_eq!(zone.list_snapshots().await.unwrap().0.snapshots.len(), 1, "{failure:?}");
             let (zone, _) = Script::play([failure.clone(), ok(SUCCESS)]);
             assert!(matches!(zone.delete_snapshot(id()).await.unwrap(), Deleted::Done(_)), "{failure:?}");
             let (zone, _) = Script::play([failure.clone(), ok(SUCCESS)]);
@@ -693,7 +647,7 @@ mod tests {
             default_user: None,
             size: None,
         };
-        for (failure, perhaps) in passing_failures() {
+        for (failure, perhaps) in transient_failures() {
             for call in 0..3 {
                 let (zone, script) = Script::play([failure.clone(), ok(SUCCESS)]);
                 let outcome = match call {
@@ -704,7 +658,7 @@ mod tests {
                 if perhaps {
                     let error = outcome.unwrap_err();
                     assert!(error.may_have_happened(), "{failure:?}");
-                    assert!(chain(&error).contains("may have been carried out"), "{error}");
+                    assert!(chain(&error).contains("may still have been carried out"), "{error}");
                     assert_eq!(script.sent().len(), 1, "{failure:?}");
                 } else {
                     assert_eq!(outcome.unwrap().reference, Some(id().0), "{failure:?}");
@@ -714,7 +668,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_is_given_up_after_five_tries_with_growing_pauses() {
+    async fn a_request_is_given_up_after_five_attempts_with_growing_pauses() {
         let (zone, script) = Script::play(vec![status(502, "bad gateway"); 5]);
         let error = zone.list_snapshots().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Server);
@@ -722,8 +676,8 @@ mod tests {
         assert_eq!(script.seconds(), [0, 1, 3, 7, 15]);
         assert_eq!(
             chain(&error),
-            "`list-snapshots` in zone ch-gva-2: the API is in trouble, in 5 tries (502: `bad gateway`); the \
-             next run tries again"
+            "`list-snapshots` in zone ch-gva-2: the API failed after 5 attempts (502: `bad gateway`); the next \
+             run tries again"
         );
     }
 
@@ -741,7 +695,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_will_not_pass_is_not_repeated() {
+    async fn what_is_not_transient_is_not_repeated() {
         let cases = [
             (status(400, "missing keys"), ErrorKind::Refused),
             (status(401, ""), ErrorKind::Credentials),
@@ -768,8 +722,8 @@ mod tests {
         assert!(error.source().is_some());
         assert_eq!(
             chain(&error),
-            "`list-snapshots` in zone ch-gva-2: the answer can't be understood; check that the endpoint is \
-             Exoscale's API and no proxy answers for it: it is a page of HTML or XML where JSON was expected"
+            "`list-snapshots` in zone ch-gva-2: unexpected response; check that the endpoint is Exoscale's API \
+             and no proxy answers for it: it is a page of HTML or XML where JSON was expected"
         );
     }
 
@@ -777,14 +731,14 @@ mod tests {
     async fn lists_may_be_long_and_single_things_may_not() {
         let padded = |json: &str| ok(format!("{json}{}", " ".repeat(MAX_BODY_BYTES)));
         let (zone, _) = Script::play([padded(LISTING), padded(r#"{"id":"x"}"#)]);
-        assert_eq!(zone.list_snapshots().await.unwrap().snapshots.len(), 1);
+        assert_eq!(zone.list_snapshots().await.unwrap().0.snapshots.len(), 1);
         let error = zone.get_snapshot(id()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Malformed);
         assert!(chain(&error).ends_with("it is longer than 1048576 bytes"), "{}", chain(&error));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_server_ends_each_try_after_the_request_timeout() {
+    async fn a_silent_server_ends_each_attempt_after_the_request_timeout() {
         let (zone, script) = Script::play(vec![Step::Silence; 5]);
         let error = zone.list_instances().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -792,7 +746,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_try_has_a_signature_of_its_own() {
+    async fn each_attempt_has_a_signature_of_its_own() {
         let (zone, script) = Script::play([Step::Silence, ok(SUCCESS)]);
         zone.export_snapshot(id()).await.unwrap();
         let sent = script.sent();
@@ -877,13 +831,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_credentials_nothing_but_the_list_of_zones_is_sent() {
         let (with, script) = Script::play_to_all([]);
-        let shared = &with.shared;
+        let inner = &with.inner;
         let without = Client::new(
-            shared.settings.clone(),
+            inner.settings.clone(),
             None,
-            Arc::clone(&shared.transport),
-            Arc::clone(&shared.clock),
-            Arc::clone(&shared.randomness),
+            Arc::clone(&inner.transport),
+            Arc::clone(&inner.clock),
+            Arc::clone(&inner.randomness),
         );
         let error = without.zone(&"ch-gva-2".parse().unwrap()).list_snapshots().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoCredentials);

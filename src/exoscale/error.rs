@@ -1,7 +1,7 @@
-//! What can go wrong with a call, told so that somebody can act on it.
+//! How a request can fail, in words that say what to do about it.
 //!
 //! The API's own message is read leniently (`message`, `error`, `detail`, `title`, else the raw text), cut
-//! short, made printable, and freed of the query of any address in it, since a presigned address is a secret.
+//! short, made printable, and any address in it loses its query, since a presigned address is a secret.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -11,13 +11,13 @@ use http::StatusCode;
 use crate::snapshot::{OperationId, ZoneName};
 use crate::text::excerpt;
 
-/// So many characters of a message from outside are shown.
+/// Characters of a message from outside that are shown.
 const MAX_MESSAGE: usize = 300;
 
 /// What kind of failure it was: a closed list, for decisions, scripts and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The call needs a signature, and there are no credentials.
+    /// The request needs a signature, and there are no credentials.
     NoCredentials,
     /// 401, or a 403 that speaks of the signature or the key.
     Credentials,
@@ -25,34 +25,34 @@ pub enum ErrorKind {
     Permission,
     /// 404 where something had to be there.
     NotFound,
-    /// 409, 412, 423, or an operation that failed so: something else is going on with the thing.
+    /// 409, 412, 423, or an operation that failed so: another operation is in progress on the same resource.
     Conflict,
     /// A quota is used up; the service says so with 409.
     Quota,
-    /// 429, in every try.
+    /// 429, in every attempt.
     RateLimited,
-    /// 5xx, in every try (501: in the only one).
+    /// 5xx, in every attempt (501 is not repeated).
     Server,
     /// Any other status.
     Refused,
-    /// No whole answer came.
+    /// No complete response.
     Transport,
-    /// No whole answer came in time.
+    /// No complete response in time.
     TimedOut,
-    /// An answer that can't be understood.
+    /// A response that is not the JSON of the API.
     Malformed,
     /// The endpoint is not an address.
     Endpoint,
     /// The operation ended in `failure`.
     OperationFailed,
-    /// The operation ended in `timeout`, or did not end in the time that we give it.
+    /// The operation ended in `timeout`, or was still pending after `operation_timeout`.
     OperationTimedOut,
-    /// The operation is in a state that we do not know.
+    /// The operation is in an unknown state.
     OperationUnknown,
 }
 
 impl ErrorKind {
-    /// The kind in one word.
+    /// The kind as metrics and JSON name it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoCredentials => "no_credentials",
@@ -75,16 +75,16 @@ impl ErrorKind {
     }
 }
 
-/// A call that failed.
+/// A request or an operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("`{operation}` in zone {zone}{}: {}", self.of_operation(), self.text())]
 pub struct ApiError {
     zone: ZoneName,
     operation: &'static str,
     kind: ErrorKind,
-    /// The API's words with the status before them, or a fact of ours; safe to show; may be empty.
-    said: String,
-    tries: u32,
+    /// The status and the API's own message, or a detail found here; safe to show; may be empty.
+    detail: String,
+    attempts: u32,
     may_have_happened: bool,
     operation_id: Option<OperationId>,
     #[source]
@@ -97,15 +97,15 @@ impl ApiError {
             zone: zone.clone(),
             operation,
             kind,
-            said: String::new(),
-            tries: 1,
+            detail: String::new(),
+            attempts: 1,
             may_have_happened: false,
             operation_id: None,
             source: None,
         }
     }
 
-    /// An answer with a status other than success.
+    /// A response with a status other than success.
     pub(super) fn from_status(
         zone: &ZoneName,
         operation: &'static str,
@@ -115,20 +115,20 @@ impl ApiError {
         let message = message_of(body);
         let mut error = Self::new(zone, operation, kind_of(status, &message));
         let status = status.as_str();
-        error.said = if message.is_empty() { status.to_owned() } else { format!("{status}: `{message}`") };
+        error.detail = if message.is_empty() { status.to_owned() } else { format!("{status}: `{message}`") };
         error
     }
 
-    pub(super) fn saying(self, said: String) -> Self {
-        Self { said, ..self }
+    pub(super) fn with_detail(self, detail: String) -> Self {
+        Self { detail, ..self }
     }
 
-    pub(super) fn because(self, source: impl Error + Send + Sync + 'static) -> Self {
+    pub(super) fn caused_by(self, source: impl Error + Send + Sync + 'static) -> Self {
         Self { source: Some(Box::new(source)), ..self }
     }
 
-    pub(super) fn after(self, tries: u32) -> Self {
-        Self { tries, ..self }
+    pub(super) fn after(self, attempts: u32) -> Self {
+        Self { attempts, ..self }
     }
 
     pub(super) fn perhaps_carried_out(mut self, perhaps: bool) -> Self {
@@ -140,34 +140,34 @@ impl ApiError {
         Self { operation_id: id.or(self.operation_id), ..self }
     }
 
-    /// Where.
+    /// The zone that was asked.
     pub fn zone(&self) -> &ZoneName {
         &self.zone
     }
 
-    /// Which call, in the API's word for it (`operationId`), such as `list-snapshots`; also the name that a
-    /// role's policy knows it by.
+    /// The operation, by the API's own name (`operationId`), such as `list-snapshots`, which is also its name in a role's
+    /// policy.
     pub fn operation(&self) -> &'static str {
         self.operation
     }
 
-    /// What kind of failure it was.
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Whether something else is going on with the thing, so that a later run will do.
+    /// Whether another operation is in progress on the same resource, so that a later run may succeed.
     pub fn is_busy(&self) -> bool {
         self.kind == ErrorKind::Conflict
     }
 
-    /// Whether what was asked for may have been carried out all the same: an answer was lost, or an operation
-    /// was started whose end is not known. Look before asking again.
+    /// Whether the request may still have been carried out: a response was lost, or an operation was started whose end is
+    /// not known. Look for the result before asking again.
     pub fn may_have_happened(&self) -> bool {
         self.may_have_happened
     }
 
-    /// The operation that was started, if it came so far.
+    /// The operation that was started, if it is known.
     pub fn operation_id(&self) -> Option<OperationId> {
         self.operation_id
     }
@@ -178,7 +178,7 @@ impl ApiError {
 
     fn text(&self) -> String {
         let operation = self.operation;
-        let (what, way_out) = match self.kind {
+        let (problem, hint) = match self.kind {
             ErrorKind::NoCredentials => (
                 "it needs API credentials and there are none",
                 "set `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`",
@@ -188,48 +188,48 @@ impl ApiError {
                 "check the API key, its secret, and this machine's clock",
             ),
             ErrorKind::Permission => ("the API key lacks the permission", ""),
-            ErrorKind::NotFound => ("it is not there", "it may be gone, or be in another zone"),
-            ErrorKind::Conflict => ("something else is going on with it", "the next run tries again"),
+            ErrorKind::NotFound => ("it does not exist", "it may have been deleted, or be in another zone"),
+            ErrorKind::Conflict => ("another operation is in progress on it", "the next run tries again"),
             ErrorKind::Quota => {
                 ("a quota of the organization is used up", "delete something, or ask for a higher quota")
             }
             ErrorKind::RateLimited => {
-                ("the API had too many requests", "lower `requests_per_second` if this comes back")
+                ("too many requests for the API", "lower `requests_per_second` if this happens again")
             }
-            ErrorKind::Server => ("the API is in trouble", "the next run tries again"),
+            ErrorKind::Server => ("the API failed", "the next run tries again"),
             ErrorKind::Refused => ("the API refused it", ""),
-            ErrorKind::Transport => ("no whole answer came", ""),
-            ErrorKind::TimedOut => ("no whole answer came in time", ""),
+            ErrorKind::Transport => ("incomplete response", ""),
+            ErrorKind::TimedOut => ("no complete response in time", ""),
             ErrorKind::Malformed => (
-                "the answer can't be understood",
+                "unexpected response",
                 "check that the endpoint is Exoscale's API and no proxy answers for it",
             ),
             ErrorKind::Endpoint => ("the endpoint is not an address", "correct `endpoint` in `[exoscale]`"),
             ErrorKind::OperationFailed => ("the operation failed", ""),
             ErrorKind::OperationTimedOut => ("the operation did not end in time", ""),
-            ErrorKind::OperationUnknown => ("the operation is in a state that is not known", ""),
+            ErrorKind::OperationUnknown => ("the operation is in an unknown state", ""),
         };
-        let mut text = what.to_owned();
-        if self.tries > 1 {
-            let _ = write!(text, ", in {} tries", self.tries);
+        let mut text = problem.to_owned();
+        if self.attempts > 1 {
+            let _ = write!(text, " after {} attempts", self.attempts);
         }
-        if !self.said.is_empty() {
-            let _ = write!(text, " ({})", self.said);
+        if !self.detail.is_empty() {
+            let _ = write!(text, " ({})", self.detail);
         }
         if self.kind == ErrorKind::Permission {
             let _ = write!(text, "; allow `{operation}` in the policy of its role and in the organization's");
-        } else if !way_out.is_empty() {
-            let _ = write!(text, "; {way_out}");
+        } else if !hint.is_empty() {
+            let _ = write!(text, "; {hint}");
         }
         if self.may_have_happened {
-            text.push_str("; it may have been carried out all the same");
+            text.push_str("; it may still have been carried out");
         }
         text
     }
 }
 
-/// What a status means. Bad signatures and missing permissions are both 403 with this service, and used-up
-/// quotas are 409: only the message tells them apart.
+/// What a status means. Bad signatures and missing permissions are both 403 with this service, and a used-up quota is 409
+/// like a conflict: only the message distinguishes them.
 fn kind_of(status: StatusCode, message: &str) -> ErrorKind {
     let message = message.to_lowercase();
     let speaks_of = |words: &[&str]| words.iter().any(|word| message.contains(word));
@@ -249,21 +249,21 @@ fn kind_of(status: StatusCode, message: &str) -> ErrorKind {
     }
 }
 
-/// Whether a message says that something else is going on with the thing.
+/// Whether a message says that another operation is in progress on the same resource.
 pub(super) fn is_busy_message(message: &str) -> bool {
     let message = message.to_lowercase();
     message.contains("in use") || message.split(|c: char| !c.is_alphanumeric()).any(|word| word == "busy")
 }
 
-/// The API's own message, in whatever form it came, safe to show.
+/// The API's own message, whatever its form, safe to show.
 fn message_of(body: &[u8]) -> String {
     let json = serde_json::from_slice::<serde_json::Value>(body).ok();
-    let told = json.as_ref().and_then(|json| {
+    let message = json.as_ref().and_then(|json| {
         ["message", "error", "detail", "title"]
             .iter()
             .find_map(|name| json.get(name)?.as_str().filter(|text| !text.trim().is_empty()))
     });
-    match told {
+    match message {
         Some(text) => safe_message(text),
         None if is_markup(body) => "(a page of HTML or XML)".to_owned(),
         None => safe_message(&String::from_utf8_lossy(body)),
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_and_its_message_tell_the_kind() {
+    fn a_status_and_its_message_decide_the_kind() {
         let cases = [
             (401, r#"{"message":"nope"}"#, ErrorKind::Credentials),
             (403, r#"{"message":"Invalid request signature"}"#, ErrorKind::Credentials),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_read_in_whatever_form_they_come() {
+    fn messages_are_read_in_every_form() {
         let cases = [
             (r#"{"message":"m","error":"e"}"#, "m"),
             (r#"{"message":"","error":"e","detail":"d"}"#, "e"),

@@ -1,9 +1,9 @@
 //! Asks the platform which instance this machine is: the metadata server answers every instance at one
-//! link-local address, with a word of plain text.
+//! link-local address, in plain text.
 //!
-//! It speaks plain HTTP and no other: the address leads nowhere beyond the host that the instance runs on, and the
-//! transport never takes a proxy to it. What comes back is believed only if it is an id as Exoscale's are; other
-//! clouds have such a server as well, and other ids.
+//! It offers plain HTTP only: the address leads nowhere beyond the host that the instance runs on, and the transport
+//! never uses a proxy for it. The answer is accepted only if it has the form of Exoscale's ids, since other clouds have
+//! such a server too, with other ids.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::transport::{BodyError, Purpose, Request, Transport, TransportError, r
 /// Where the id is.
 const INSTANCE_ID: &str = "http://169.254.169.254/latest/meta-data/instance-id";
 
-/// It is one hop away: whoever does not answer by then is not there.
+/// The server is one hop away: without an answer by then there is none.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A machine that is just starting may have its network a moment later; where there is no such server, a start must not
@@ -33,7 +33,7 @@ const ATTEMPTS: RetryPolicy =
 /// An id has 36 bytes; a page of a proxy has more.
 const BODY_BYTES_MAX: usize = 4096;
 
-/// The metadata server. Clones share what it said: an instance stays the same one.
+/// The metadata server. Clones share its answer: the instance of a machine does not change.
 #[derive(Debug, Clone)]
 pub struct Metadata {
     transport: Arc<dyn Transport>,
@@ -42,23 +42,25 @@ pub struct Metadata {
     known: Arc<OnceLock<InstanceId>>,
 }
 
-/// It could not be told which instance this machine is.
+/// It is not known which instance this machine is.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// There is no such server, or it does not answer.
+    /// There is no such server, or it refuses the connection.
     #[error("the metadata server at 169.254.169.254 does not answer")]
     Silent(#[source] TransportError),
-    /// It takes too long.
+    /// It did not answer in time.
     #[error("the metadata server at 169.254.169.254 does not answer")]
     Late(#[source] TimedOut),
-    /// Its answer broke off, or is much too long.
-    #[error("the metadata server at 169.254.169.254 gave no whole answer")]
+    /// Its response broke off, or is much too long.
+    #[error("the metadata server at 169.254.169.254 gave an incomplete response")]
     Body(#[source] BodyError),
-    /// It refuses.
+    /// It answered with an error.
     #[error("the metadata server at 169.254.169.254 answered with status {0}")]
     Status(StatusCode),
-    /// It says something else.
-    #[error("the metadata server at 169.254.169.254 answered `{0}`, which is no instance of Exoscale's")]
+    /// It answered with something else.
+    #[error(
+        "the metadata server at 169.254.169.254 answered `{0}`, which is not the id of an Exoscale instance"
+    )]
     NoId(String),
 }
 
@@ -75,7 +77,7 @@ impl Metadata {
     /// Which instance this machine is. Once known, it is not asked again.
     ///
     /// # Errors
-    /// [`MetadataError`]: this is no instance of Exoscale's, or it can't be told now.
+    /// [`MetadataError`]: this is not an Exoscale instance, or the server does not answer now.
     pub async fn this_machine(&self) -> Result<InstanceId, MetadataError> {
         if let Some(known) = self.known.get() {
             return Ok(*known);
@@ -87,7 +89,7 @@ impl Metadata {
                 Err(error) => error,
             };
             attempts.count_failure();
-            if attempts.are_exhausted() || !error.may_pass() {
+            if attempts.are_exhausted() || !error.is_transient() {
                 return Err(error);
             }
             self.clock.sleep(attempts.pause(None, &*self.randomness)).await;
@@ -116,8 +118,8 @@ impl Metadata {
 }
 
 impl MetadataError {
-    /// Whether another try may do better.
-    fn may_pass(&self) -> bool {
+    /// Whether another attempt may succeed.
+    fn is_transient(&self) -> bool {
         match self {
             Self::Silent(_) | Self::Late(_) | Self::Body(_) => true,
             Self::Status(status) => status.is_server_error(),
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_id_is_believed_and_asked_for_once() {
+    async fn an_id_is_accepted_and_asked_for_once() {
         let (_server, metadata, transport) =
             answering(ResponseTemplate::new(200).set_body_string(format!("{ID}\n"))).await;
         for _ in 0..3 {
@@ -187,13 +189,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_id_of_exoscales_is_not_believed() {
+    async fn what_is_not_an_id_of_exoscale_is_not_accepted() {
         let ok = |text: &str| ResponseTemplate::new(200).set_body_string(text);
         for (answer, said) in [
-            (ok("i-0123456789abcdef0"), "answered `i-0123456789abcdef0`, which is no instance"),
-            (ok(""), "answered ``, which is no instance"),
+            (
+                ok("i-0123456789abcdef0"),
+                "answered `i-0123456789abcdef0`, which is not the id of an Exoscale instance",
+            ),
+            (ok(""), "answered ``, which is not the id of an Exoscale instance"),
             (ok("<h1>Sign in\u{1b}[2J</h1>"), "answered `<h1>Sign in\\u{1b}[2J</h1>`"),
-            (ok(&"x".repeat(5000)), "no whole answer: the body is longer than 4096 bytes"),
+            (ok(&"x".repeat(5000)), "an incomplete response: the body is longer than 4096 bytes"),
             (ResponseTemplate::new(404), "status 404"),
             (ResponseTemplate::new(302).insert_header("location", "/elsewhere"), "status 302"),
         ] {

@@ -1,21 +1,21 @@
-//! Asynchronous operations: waiting until what was started is settled.
+//! Asynchronous operations: waiting until what was started has ended.
 //!
-//! An operation is answered at once, as `pending` or already settled, and is asked for until its state says
-//! how it ended. The vendor's own Go client takes any first state but `pending` for success; here the state
+//! The API answers with an operation at once, `pending` or already ended, and the operation is polled until its state
+//! says how it ended. The vendor's own Go client takes any first state but `pending` for success; here the state
 //! is read wherever it stands. Giving up does not stop an operation: it may still go on.
 
 use std::time::Duration;
 
-use crate::exoscale::client::{Call, Failed, ZoneClient};
+use crate::exoscale::client::{ApiRequest, FailedAttempt, ZoneClient};
 use crate::exoscale::error::{ApiError, ErrorKind, is_busy_message, safe_message};
 use crate::exoscale::wire::{self, Operation, RawOperation};
 use crate::retry::{Attempts, LONGEST_PAUSE, REQUESTS};
 use crate::snapshot::OperationId;
 
-/// For so long after its start an operation is asked for at the first interval; then the waits grow.
+/// Until this time after its start an operation is polled at the first interval; then the waits grow.
 const STEADY_UNTIL: Duration = Duration::from_secs(30);
 
-/// From then on the waits grow no more.
+/// From this time on the waits grow no more.
 const GROWN_AT: Duration = Duration::from_mins(15);
 
 /// The wait before the next poll of an operation that has run for `elapsed`.
@@ -29,7 +29,7 @@ fn poll_wait(first: Duration, elapsed: Duration) -> Duration {
 }
 
 impl ZoneClient {
-    /// Waits until the operation that `first` tells of has ended.
+    /// Waits until the operation in the response `first` has ended.
     pub(super) async fn settle(
         &self,
         operation: &'static str,
@@ -43,13 +43,13 @@ impl ZoneClient {
         }
         let Some(id) = started else {
             return Err(ApiError::new(self.zone(), operation, ErrorKind::Malformed)
-                .saying("a pending operation without an id".to_owned())
+                .with_detail("a pending operation without an id".to_owned())
                 .perhaps_carried_out(true));
         };
 
         let path_id = id.to_string();
         let path = ["operation", path_id.as_str()];
-        let poll = Call::get("get-operation", &path);
+        let poll = ApiRequest::get("get-operation", &path);
         let mut seen = false;
         let mut attempts = Attempts::new(REQUESTS);
         let mut asked = Duration::ZERO;
@@ -59,7 +59,7 @@ impl ZoneClient {
             else {
                 let said = format!("still pending after {} s", settings.operation_timeout.as_secs());
                 let error = ApiError::new(self.zone(), operation, ErrorKind::OperationTimedOut);
-                return Err(unsettled(error.saying(said), id));
+                return Err(unsettled(error.with_detail(said), id));
             };
             let wait = poll_wait(settings.poll_interval, elapsed)
                 .max(asked)
@@ -67,10 +67,10 @@ impl ZoneClient {
             self.clock().sleep(wait.min(left)).await;
 
             match self.poll(&poll).await {
-                Ok(answer) => {
+                Ok(response) => {
                     attempts.reset();
                     (seen, asked) = (true, Duration::ZERO);
-                    if let Some(ended) = self.ended(operation, answer, started) {
+                    if let Some(ended) = self.ended(operation, response, started) {
                         return ended;
                     }
                 }
@@ -78,7 +78,7 @@ impl ZoneClient {
                     attempts.count_failure();
                     // A fresh operation is not known everywhere at once.
                     let fresh = !seen && failed.error.kind() == ErrorKind::NotFound;
-                    if attempts.are_exhausted() || !(failed.passing || fresh) {
+                    if attempts.are_exhausted() || !(failed.is_transient || fresh) {
                         return Err(unsettled(failed.error.after(attempts.failed()), id));
                     }
                     self.retried("get-operation", failed.error.kind());
@@ -88,42 +88,43 @@ impl ZoneClient {
         }
     }
 
-    async fn poll(&self, call: &Call<'_>) -> Result<RawOperation, Failed> {
-        let answer = self.send_once(call).await?;
-        // A page of the edge in trouble, most likely: it passes.
-        wire::decode_operation(answer.body()).map_err(|source| Failed::passing(self.malformed(call, source)))
+    async fn poll(&self, request: &ApiRequest<'_>) -> Result<RawOperation, FailedAttempt> {
+        let response = self.send_once(request).await?;
+        // Most likely an error page of the edge, and transient.
+        wire::decode_operation(&response.body)
+            .map_err(|source| FailedAttempt::transient(self.malformed(request, source), false))
     }
 
-    /// How the operation ended, if it has.
+    /// How the operation ended; `None` while it is pending.
     fn ended(
         &self,
         operation: &'static str,
-        answer: RawOperation,
+        response: RawOperation,
         started: Option<OperationId>,
     ) -> Option<Result<Operation, ApiError>> {
         let error = |kind, said: String, perhaps| {
-            let error = ApiError::new(self.zone(), operation, kind).in_operation(started.or(answer.id));
-            Some(Err(error.saying(said).perhaps_carried_out(perhaps)))
+            let error = ApiError::new(self.zone(), operation, kind).in_operation(started.or(response.id));
+            Some(Err(error.with_detail(said).perhaps_carried_out(perhaps)))
         };
-        let said = [("state", &answer.state), ("reason", &answer.reason), ("message", &answer.message)]
+        let said = [("state", &response.state), ("reason", &response.reason), ("message", &response.message)]
             .into_iter()
             .filter(|(_, text)| !text.is_empty())
             .map(|(name, text)| format!("{name} `{}`", safe_message(text)))
             .collect::<Vec<_>>()
             .join(", ");
-        match answer.state.as_str() {
+        match response.state.as_str() {
             "success" => {
-                let reference = answer.reference.and_then(|reference| reference.id);
-                Some(Ok(Operation { id: started.or(answer.id), reference }))
+                let reference = response.reference.and_then(|reference| reference.id);
+                Some(Ok(Operation { id: started.or(response.id), reference }))
             }
             "pending" => None,
             "failure" => {
-                let kind = match answer.reason.as_str() {
+                let kind = match response.reason.as_str() {
                     "busy" | "conflict" => ErrorKind::Conflict,
-                    _ if is_busy_message(&answer.message) => ErrorKind::Conflict,
+                    _ if is_busy_message(&response.message) => ErrorKind::Conflict,
                     _ => ErrorKind::OperationFailed,
                 };
-                let perhaps = matches!(answer.reason.as_str(), "partial" | "interrupted" | "unknown");
+                let perhaps = matches!(response.reason.as_str(), "partial" | "interrupted" | "unknown");
                 error(kind, said, perhaps)
             }
             // The platform gave up on it.
@@ -141,14 +142,14 @@ fn unsettled(error: ApiError, id: OperationId) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exoscale::scripted::{Script, Step, ok, status};
+    use crate::exoscale::testing::{Script, Step, ok, status};
     use crate::snapshot::SnapshotId;
     use crate::text::chain;
     use crate::transport::Reached;
 
     const ID: &str = "e2047130-b86e-11ef-83b3-0d8312b2c2d7";
 
-    fn told(state: &str) -> Step {
+    fn in_state(state: &str) -> Step {
         ok(format!(r#"{{"id":"{ID}","state":"{state}"}}"#))
     }
 
@@ -165,7 +166,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_operation_settled_in_the_first_answer_is_not_asked_for() {
-        let (outcome, seconds) = export([told("success")]).await;
+        let (outcome, seconds) = export([in_state("success")]).await;
         assert_eq!(outcome.unwrap(), Operation { id: Some(ID.parse().unwrap()), reference: None });
         assert_eq!(seconds, [0]);
         let (outcome, _) = export([ok(r#"{"state":"success"}"#)]).await;
@@ -175,7 +176,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pending_operation_is_asked_for_until_it_ends() {
         let (outcome, seconds) =
-            export([told("pending"), told("pending"), told("pending"), told("success")]).await;
+            export([in_state("pending"), in_state("pending"), in_state("pending"), in_state("success")])
+                .await;
         assert_eq!(outcome.unwrap().id, Some(ID.parse().unwrap()));
         assert_eq!(seconds, [0, 3, 6, 9]);
     }
@@ -198,7 +200,7 @@ mod tests {
             (ok("{}"), ErrorKind::OperationUnknown, true),
         ];
         for (step, kind, perhaps) in cases {
-            for steps in [vec![step.clone()], vec![told("pending"), step.clone()]] {
+            for steps in [vec![step.clone()], vec![in_state("pending"), step.clone()]] {
                 let error = export(steps).await.0.unwrap_err();
                 assert_eq!((error.kind(), error.may_have_happened()), (kind, perhaps), "{step:?}");
                 assert_eq!(error.operation(), "export-snapshot");
@@ -217,7 +219,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_operation_that_does_not_end_is_given_up_and_may_have_happened() {
-        let (outcome, seconds) = export(vec![told("pending"); 200]).await;
+        let (outcome, seconds) = export(vec![in_state("pending"); 200]).await;
         let error = outcome.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OperationTimedOut);
         assert!(error.may_have_happened());
@@ -231,15 +233,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_fresh_operation_may_be_unknown_for_a_moment() {
         let unknown = || status(404, "not found");
-        let (outcome, _) = export([told("pending"), unknown(), unknown(), told("success")]).await;
+        let (outcome, _) = export([in_state("pending"), unknown(), unknown(), in_state("success")]).await;
         outcome.unwrap();
-        let (outcome, seconds) = export([vec![told("pending")], vec![unknown(); 5]].concat()).await;
+        let (outcome, seconds) = export([vec![in_state("pending")], vec![unknown(); 5]].concat()).await;
         let error = outcome.unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::NotFound, "get-operation"));
         assert!(error.may_have_happened());
         assert_eq!(seconds.len(), 6);
         // Once seen, it does not vanish by being fresh.
-        let (outcome, _) = export([told("pending"), told("pending"), unknown()]).await;
+        let (outcome, _) = export([in_state("pending"), in_state("pending"), unknown()]).await;
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::NotFound);
     }
 
@@ -263,10 +265,16 @@ mod tests {
         ];
         let four = errors[..4].to_vec();
         // Progress in between begins the count anew.
-        let steps = [vec![told("pending")], four.clone(), vec![told("pending")], four, vec![told("success")]]
-            .concat();
+        let steps = [
+            vec![in_state("pending")],
+            four.clone(),
+            vec![in_state("pending")],
+            four,
+            vec![in_state("success")],
+        ]
+        .concat();
         export(steps).await.0.unwrap();
-        let (outcome, seconds) = export([vec![told("pending")], errors.to_vec()].concat()).await;
+        let (outcome, seconds) = export([vec![in_state("pending")], errors.to_vec()].concat()).await;
         let error = outcome.unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::Malformed, "get-operation"));
         assert!(error.may_have_happened());
@@ -276,7 +284,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_poll_that_is_refused_ends_the_wait_at_once() {
         let (outcome, seconds) =
-            export([told("pending"), status(403, "Forbidden by role policy for compute")]).await;
+            export([in_state("pending"), status(403, "Forbidden by role policy for compute")]).await;
         let error = outcome.unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::Permission, "get-operation"));
         assert!(error.to_string().contains("allow `get-operation`"), "{error}");

@@ -1,4 +1,4 @@
-//! The API's JSON, read into the house's values.
+//! The API's JSON, decoded into the types of this program.
 //!
 //! ```json
 //! {"snapshots": [
@@ -10,9 +10,9 @@
 //! ```
 //!
 //! The published description requires no property of any answer, so each may be missing here, and what is
-//! not known is skipped. Two things are not forgiven: in a listing, a thing without an id (a snapshot also:
-//! without a date), and the same id twice. Lists are read entry by entry into small values, so that a
-//! listing of 100,000 snapshots costs little more than its own bytes.
+//! not known is skipped. Two things make a listing invalid: an entry without an id (or a snapshot without a date), and
+//! the same id twice. Lists are read entry by entry into small values, so that a listing of 100,000 snapshots costs
+//! little more than its own bytes.
 //!
 //! `instance` in a snapshot is sparse (an id only) or a whole instance; `export` is short-lived and holds a
 //! secret, so it is read for a single snapshot alone. A template's `url` may be such an address too and is
@@ -34,7 +34,7 @@ use crate::snapshot::{
 };
 use crate::text::excerpt;
 
-/// So many characters of a reason are shown; serde repeats outside text in it.
+/// Characters of a reason that are shown; serde quotes text of the response in it.
 const MAX_REASON: usize = 300;
 
 /// JSON that is not what it should be.
@@ -43,7 +43,7 @@ pub enum DecodeError {
     /// There is nothing.
     #[error("it is empty where JSON was expected")]
     Empty,
-    /// A page of a proxy, or of the edge in trouble.
+    /// A page of a proxy, or an error page of the platform's edge.
     #[error("it is a page of HTML or XML where JSON was expected")]
     Markup,
     /// Longer than anything that makes sense.
@@ -123,7 +123,7 @@ pub struct Quota {
     pub resource: String,
     /// How much there is.
     pub usage: u64,
-    /// How much there may be; `None` is no limit (the API says -1) or none told.
+    /// How much there may be; `None` is no limit (the API says -1), or one that is not given.
     pub limit: Option<u64>,
 }
 
@@ -379,11 +379,11 @@ pub fn decode_snapshots(bytes: &[u8]) -> Result<ListedSnapshots, DecodeError> {
             return Err(format!("snapshot {} is listed twice", snapshot.id));
         }
         if let Some(instance) = instance {
-            // Where snapshots tell more and less of the same instance, the first that tells something counts.
-            let told = |instance: &Instance| *instance.name != *instance.id.to_string();
+            // Snapshots may mention the same instance with a name or without one: the first name counts.
+            let is_named = |instance: &Instance| *instance.name != *instance.id.to_string();
             match mentioned.get_mut(&instance.id) {
                 None => drop(mentioned.insert(instance.id, instance)),
-                Some(known) if !told(known) && told(&instance) => *known = instance,
+                Some(known) if !is_named(known) && is_named(&instance) => *known = instance,
                 Some(_) => {}
             }
         }

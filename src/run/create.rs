@@ -565,7 +565,7 @@ impl ZoneCreator<'_> {
     }
 
     async fn look(&self, asked: &Creation, until: Timestamp) -> Result<Found, String> {
-        let listing = self.client.list_snapshots().await.map_err(|error| chain(&error))?;
+        let (listing, _) = self.client.list_snapshots().await.map_err(|error| chain(&error))?;
         let known = self.known().await.map_err(|error| chain(&error))?;
         Ok(found(&listing.snapshots, asked, until, &known))
     }

@@ -83,10 +83,9 @@ pub struct RawListing {
 pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String> {
     let client = runner.client.zone(zone);
     match join(client.list_snapshots(), client.list_instances()).await {
-        (Ok(snapshots), Ok(instances)) => {
-            let skew = |date| ClockSkew::Known(snapshots.received_at.duration_since(date));
-            let clock = snapshots.date.map_or(ClockSkew::Unknown, skew);
-            Ok(RawListing { snapshots: snapshots.snapshots, instances, clock })
+        (Ok((listed, clock_skew)), Ok(instances)) => {
+            let clock = clock_skew.map_or(ClockSkew::Unknown, ClockSkew::Known);
+            Ok(RawListing { snapshots: listed.snapshots, instances, clock })
         }
         (Err(error), _) | (_, Err(error)) => {
             Err(format!("nothing is done here, since the listing is not complete: {}", chain(&error)))
