@@ -7,6 +7,7 @@
 //! main · cli                     parse arguments, run a command, print, set the exit status
 //! daemon                         the long-running service: schedules, the HTTP port, notifications to systemd
 //! telemetry                      metrics, status, logging
+//! restore                        finds a copy; makes a file or a template of it
 //! picture                        snapshots over time, as a line of text and as SVG
 //! run                            one run: list, select, plan, execute, report
 //! config │ retention │ exoscale │ archive │ state
@@ -30,6 +31,7 @@ pub mod exoscale;
 pub mod picture;
 pub mod policy;
 pub mod randomness;
+pub mod restore;
 pub mod retention;
 mod retry;
 pub mod run;

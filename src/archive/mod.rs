@@ -9,7 +9,7 @@
 //! [`qcow2`], which reads its structure, and to every archive's end ([`sink`]), each of which works beside the others
 //! (`lane`); [`store`] has it proved and published under the names of `layout` with a [`manifest`]. An archive is a folder
 //! ([`local`], whose `journal` says what can be resumed) or stands in a bucket ([`s3`]).
-//! [`restore`] reads a copy's bytes again, proves them, and gives them to a file or to another archive.
+//! [`copy_reader`] reads a copy's bytes again and verifies them, for a file or another archive.
 //! [`catalogue`] reads an archive back, and [`facts`] adds it up: there is no database beside it. [`verify`] proves copies
 //! again, and [`amend`] writes down what becomes of one. [`proof`] is the value
 //! without which a snapshot whose export is required is not deleted; nothing outside of this room can make one.
@@ -18,6 +18,7 @@
 //! which snapshots need a copy (`retention`).
 
 pub mod catalogue;
+pub mod copy_reader;
 mod journal;
 mod layout;
 pub mod local;
@@ -26,14 +27,13 @@ pub mod manifest_update;
 pub mod md5;
 pub mod proof;
 pub mod qcow2;
-pub mod restore;
 pub mod s3;
 pub mod sink;
 pub mod source;
 pub mod stats;
 pub mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod transfer;
 pub mod verify;
 

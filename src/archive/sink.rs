@@ -35,8 +35,9 @@ pub trait Sink: Send {
     /// What came so far is no use any more: the image begins anew at zero.
     fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
 
-    /// The image is whole and proved: make it durable and visible, the manifest last.
-    fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<VerifiedCopy, SinkError>>;
+    /// The image is whole and verified: make it durable and visible, the manifest last. Returns the manifest that stands
+    /// there now: another process may have stored the image first.
+    fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>>;
 
     /// The MD5 of the whole differs: keep the bytes aside once if the archive can (`.bad`), and be ready to begin at zero.
     fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
@@ -153,13 +154,13 @@ const MIB: u64 = 1 << 20;
 
 impl SinkError {
     /// What the disk's error on `path` is for an archive.
-    pub(super) fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         if is_full(&source) { Self::Full { doing, path, source } } else { Self::Disk { doing, path, source } }
     }
 }
 
 /// A path in a message.
-pub(super) fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     printable(&path.to_string_lossy()).into_owned()
 }

@@ -159,7 +159,10 @@ pub async fn store(
             let now = download.clock.now();
             for Output { archive, sink, .. } in outputs.open {
                 let published = match describe(image, &fetched, &qcow2, [exported_at, now]) {
-                    Ok(manifest) => sink.publish(manifest).await.map_err(StoreError::Sink),
+                    Ok(manifest) => match sink.publish(manifest).await {
+                        Ok(stored) => Ok(VerifiedCopy::new(&archive, &stored)),
+                        Err(error) => Err(StoreError::Sink(error)),
+                    },
                     Err(error) => {
                         sink.abandon().await;
                         Err(error)

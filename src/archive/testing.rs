@@ -25,7 +25,7 @@ use crate::transport::{Reached, TransportError};
 pub(super) const GIB: u64 = 1 << 30;
 
 /// A sound image of `len` bytes, at least four clusters of 64 KiB, of a disk of 10 GiB.
-pub(super) fn image(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
     assert!(len >= 4 * CLUSTER);
     let mut bytes = vec![0; len];
@@ -52,7 +52,7 @@ pub(super) fn put(bytes: &mut [u8], at: usize, what: &[u8]) {
 }
 
 /// The manifest of a copy of one snapshot, whose image these bytes are.
-pub(super) fn manifest_of(bytes: &[u8]) -> Manifest {
+pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
     let created_at = "2026-11-01T02:30:00Z".parse().unwrap();
     Manifest {
         version: MANIFEST_VERSION,
@@ -96,7 +96,7 @@ pub(super) fn md5_of(bytes: &[u8]) -> String {
 
 /// What happens at one opening; after the script all goes well.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// None.
     Fine,
     /// The connection breaks after so many bytes.
@@ -123,7 +123,7 @@ pub(super) enum Fault {
 
 /// What is at the address.
 #[derive(Debug, Clone)]
-pub(super) struct Offer {
+pub(crate) struct Offer {
     pub(super) bytes: Bytes,
     pub(super) md5: Option<String>,
     pub(super) etag: Option<&'static str>,
@@ -131,14 +131,14 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         let md5 = Some(md5_of(bytes));
         Self { bytes: Bytes::copy_from_slice(bytes), md5, etag: Some("a"), tells_total: true }
     }
 }
 
 /// A source in memory.
-pub(super) struct FakeSource {
+pub(crate) struct FakeSource {
     pub(super) chunk: usize,
     now: Mutex<Offer>,
     script: Mutex<VecDeque<Fault>>,
@@ -150,7 +150,7 @@ pub(super) struct FakeSource {
 }
 
 impl FakeSource {
-    pub(super) fn new(offer: Offer, script: impl IntoIterator<Item = Fault>) -> Self {
+    pub(crate) fn new(offer: Offer, script: impl IntoIterator<Item = Fault>) -> Self {
         Self {
             chunk: 10_000,
             now: Mutex::new(offer),
@@ -273,10 +273,10 @@ impl ImageSource for FakeSource {
 
 /// A wall clock that stands still over tokio's own (paused) time.
 #[derive(Debug)]
-pub(super) struct TestClock(SystemClock, Timestamp);
+pub(crate) struct TestClock(SystemClock, Timestamp);
 
 impl TestClock {
-    pub(super) fn at(now: &str) -> Self {
+    pub(crate) fn at(now: &str) -> Self {
         Self(SystemClock::start(), now.parse().unwrap())
     }
 }
@@ -294,7 +294,7 @@ impl Clock for TestClock {
 }
 
 #[derive(Debug)]
-pub(super) struct NoRandomness;
+pub(crate) struct NoRandomness;
 impl Randomness for NoRandomness {
     fn next_u64(&self) -> u64 {
         0
@@ -303,13 +303,13 @@ impl Randomness for NoRandomness {
 
 /// The real disk, until it fails.
 #[derive(Debug)]
-pub(super) struct TestDisk {
+pub(crate) struct TestDisk {
     /// So many bytes may still be written; then it is full.
-    pub(super) room: AtomicU64,
+    pub(crate) room: AtomicU64,
     /// What it says of its free space.
-    pub(super) free: AtomicU64,
+    pub(crate) free: AtomicU64,
     /// So many changes may still be made; then the machine stops, and nothing works any more.
-    pub(super) changes: AtomicU64,
+    pub(crate) changes: AtomicU64,
     stopped: AtomicBool,
     /// Images can't be read.
     pub(super) unreadable: AtomicBool,
@@ -395,7 +395,7 @@ impl DiskFile for TestFile {
 
 /// The seam's form of a shared [`TestDisk`].
 #[derive(Debug, Clone)]
-pub(super) struct Shared(pub(super) Arc<TestDisk>);
+pub(crate) struct Shared(pub(crate) Arc<TestDisk>);
 
 impl Disk for Shared {
     fn open(&self, path: &Path, how: Open, access: Access) -> io::Result<Box<dyn DiskFile>> {

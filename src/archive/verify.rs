@@ -15,7 +15,6 @@ use crate::archive::catalogue::{Catalogue, Problem, ProblemKind, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::md5::{Md5, Md5Sum};
-use crate::archive::proof::VerifiedCopy;
 use crate::archive::qcow2::{Checker, Qcow2, Qcow2Error};
 use crate::archive::s3::S3Archive;
 use crate::archive::sink::{Sink, SinkError};
@@ -237,7 +236,7 @@ impl Sink for Nowhere {
     }
 
     /// Nothing is kept, so nothing can be vouched for.
-    fn publish(self: Box<Self>, _: Manifest) -> BoxFuture<'static, Result<VerifiedCopy, SinkError>> {
+    fn publish(self: Box<Self>, _: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>> {
         let nothing =
             SinkError::Remote { doing: "keep it".to_owned(), source: "it is only read again".into() };
         Box::pin(std::future::ready(Err(nothing)))

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::policy::span::Span;
 use crate::policy::{ArchiveName, PolicyName};
-use crate::run::restore::BootMode;
+use crate::restore::template::BootMode;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging;
 

@@ -18,6 +18,7 @@ pub mod plan;
 pub mod promote;
 pub mod restore;
 pub mod run;
+pub mod signals;
 pub mod simulate;
 pub mod status;
 

@@ -87,6 +87,11 @@ impl Output {
         }
     }
 
+    /// Prints a command's data: as JSON, or as the text that `text` makes of it.
+    pub fn show<T: Serialize>(self, data: &T, text: impl FnOnce(&T) -> String) {
+        if self.is_json() { self.print_json(data) } else { self.print(&text(data)) }
+    }
+
     /// Says what is wrong, on stderr. Lines stay lines; everything else that could harm a terminal is escaped.
     pub fn complain(self, text: &str) {
         let prefix = logging::complaint_prefix();

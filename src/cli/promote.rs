@@ -21,7 +21,7 @@ struct Promoted<'a> {
 }
 
 /// Refuses what the platform would not take as a template's name.
-pub(super) fn sound_name(name: &str) -> Result<(), Refusal> {
+pub(super) fn check_template_name(name: &str) -> Result<(), Refusal> {
     if (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
         return Ok(());
     }
@@ -35,7 +35,7 @@ pub(super) fn sound_name(name: &str) -> Result<(), Refusal> {
 pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let credentials = assemble::credentials(&config)?;
-    sound_name(&promote.name)?;
+    check_template_name(&promote.name)?;
     let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
     let request = PromoteRequest {
         name: promote.name.clone(),

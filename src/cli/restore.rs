@@ -1,70 +1,88 @@
-//! `restore`: a verified copy comes back, as a file or as a template.
+//! `restore`: a verified copy to a file or to a template.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
+use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest::Manifest;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::Output;
-use crate::cli::promote::sound_name;
+use crate::cli::promote::check_template_name;
+use crate::cli::signals::StopSignals;
 use crate::cli::{Exit, Refusal};
 use crate::config::sections::Config;
 use crate::policy::ArchiveName;
-use crate::run::restore::{self, Found, Reading, Shelves, TemplateToMake, Wanted};
+use crate::restore::copy::{Destination, Restored, copy_first_good};
+use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
+use crate::restore::template::{NewTemplate, to_template};
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::state::audit::StepOutcome;
 use crate::text::printable;
 
 #[derive(Serialize)]
-struct Restored<'a> {
+struct RestoreOutput {
     snapshot_id: SnapshotId,
     instance_id: InstanceId,
-    instance_name: Option<&'a str>,
+    instance_name: Option<String>,
     created_at: Timestamp,
-    archive: &'a ArchiveName,
+    archive: ArchiveName,
     #[serde(flatten)]
-    form: Form<'a>,
-    /// Copies that did not serve, each as a sentence.
+    made: Made,
+    /// Why other copies were not used, each a sentence.
     passed_over: Vec<String>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Form<'a> {
+enum Made {
     File { file: String, bytes: u64, md5: String },
-    Template { zone: &'a ZoneName, template_id: Option<TemplateId>, template_name: &'a str, next: &'a str },
+    Template { zone: ZoneName, template_id: Option<TemplateId>, template_name: String, next: String },
 }
 
-impl<'a> Restored<'a> {
-    fn new(
-        manifest: &'a Manifest,
-        archive: &'a ArchiveName,
-        form: Form<'a>,
-        passed_over: Vec<String>,
-    ) -> Self {
+impl RestoreOutput {
+    fn new(manifest: &Manifest, archive: &ArchiveName, made: Made, passed_over: Vec<String>) -> Self {
         Self {
             snapshot_id: manifest.snapshot.id,
             instance_id: manifest.instance.id,
-            instance_name: manifest.instance.name.as_deref(),
+            instance_name: manifest.instance.name.clone(),
             created_at: manifest.snapshot.created_at,
-            archive,
-            form,
+            archive: archive.clone(),
+            made,
             passed_over,
+        }
+    }
+
+    fn text(&self) -> String {
+        let instance = match &self.instance_name {
+            Some(name) => format!("instance {} ({})", printable(name), self.instance_id),
+            None => format!("instance {}", self.instance_id),
+        };
+        let snapshot = format!("snapshot {} of {instance}, taken {}", self.snapshot_id, self.created_at);
+        match &self.made {
+            Made::File { file, bytes, md5 } => format!(
+                "{}: {snapshot}, from archive {}: {bytes} bytes, MD5 {md5} verified\n",
+                printable(file),
+                self.archive
+            ),
+            Made::Template { zone, template_id, template_name, next } => format!(
+                "template {} ({}) in zone {zone}: {snapshot}\nto start an instance from it:\n  {next}\n",
+                template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string()),
+                printable(template_name)
+            ),
         }
     }
 }
 
-/// Brings a copy back.
+/// Restores a copy.
 ///
 /// # Errors
-/// [`Refusal`] if it could not be done.
+/// [`Refusal`] if nothing was restored.
 pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Result<Exit, Refusal> {
     let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
@@ -72,49 +90,61 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         (Some(id), _) => Wanted::Snapshot(*id),
         (None, Some(instance)) => Wanted::Latest { instance: instance.clone(), before: restore.before },
         (None, None) => {
-            return Err(Refusal::new(Exit::Usage, "name a snapshot, or an instance with `--latest`"));
+            return Err(Refusal::new(Exit::Usage, "give a snapshot, or an instance with `--latest`"));
         }
     };
-    let credentials = match (&restore.to_template, &restore.zone) {
+    let template = match (&restore.to_template, &restore.zone) {
         (Some(name), Some(zone)) => {
-            sound_name(name)?;
-            Some((name, zone, assemble::credentials(&config)?))
+            check_template_name(name)?;
+            let (name, zone) = (name.clone(), zone.clone());
+            let template = NewTemplate { name, zone, boot_mode: restore.boot_mode };
+            // Missing credentials are reported before the archives are read, which may take long.
+            Some((template, assemble::credentials(&config)?))
         }
         _ => None,
     };
-    let shelves = look(&mut config, restore.archive.as_ref(), &seams).await?;
-    let found = shelves.find(&wanted).map_err(|error| Refusal::new(Exit::Failed, error.to_string()))?;
-    for complaint in shelves.unreadable() {
-        output.complain(&complaint);
+    let index = read_archives(&mut config, restore.archive.as_ref(), &seams).await?;
+    let copies = index.find(&wanted).map_err(|error| Refusal::failed(&error))?;
+    for unreadable in index.unreadable() {
+        output.complain(&unreadable);
     }
-    match (credentials, &restore.to) {
-        (Some((name, zone, credentials)), _) => {
+    let restored = match (template, &restore.to) {
+        (Some((template, credentials)), _) => {
             let runner = assemble::runner(&config, credentials, &seams, Use::Running)?;
-            let template =
-                TemplateToMake { name: name.clone(), zone: zone.clone(), boot_mode: restore.boot_mode };
-            let step = restore::to_template(&runner, &found, &template)
-                .await
-                .map_err(|text| Refusal::new(Exit::Failed, text))?;
+            let step = to_template(&runner, &copies, &template).await;
+            let step = step.map_err(|error| Refusal::failed(&error))?;
             if step.outcome != StepOutcome::Done {
                 let why = step.message.unwrap_or_else(|| "it was not begun".to_owned());
                 return Err(Refusal::new(Exit::Failed, format!("restore to a template: {why}")));
             }
-            let archive = step.facts.archive.as_ref();
-            tell_template(&found, &template, step.facts.template_id, archive, output);
-            Ok(Exit::Done)
+            let Some(ArchivedCopy { archive, copy }) = copies.first() else { return Ok(Exit::Failed) };
+            let next = start_command(&copy.manifest, &template, step.facts.template_id);
+            let archive = step.facts.archive.as_ref().unwrap_or(archive.name());
+            let NewTemplate { zone, name: template_name, .. } = template;
+            let made = Made::Template { zone, template_id: step.facts.template_id, template_name, next };
+            RestoreOutput::new(&copy.manifest, archive, made, Vec::new())
         }
-        (None, Some(file)) => to_file(&found, file, &seams, output).await,
-        (None, None) => Err(Refusal::new(Exit::Usage, "say where to: `--to FILE`, or `--to-template NAME`")),
-    }
+        (None, Some(file)) => to_file(&copies, file, &seams).await?,
+        (None, None) => {
+            return Err(Refusal::new(Exit::Usage, "give a destination: `--to FILE` or `--to-template NAME`"));
+        }
+    };
+    output.show(&restored, RestoreOutput::text);
+    Ok(Exit::Done)
 }
 
-/// Looks into the archives of the configuration, or into the one that is named. One that can't be put together is taken
-/// out of the configuration: it must not keep the others from it.
-async fn look(config: &mut Config, only: Option<&ArchiveName>, seams: &Seams) -> Result<Shelves, Refusal> {
+/// Reads the archives of the configuration, or the one that is named. An archive without credentials is removed from
+/// the configuration: it must not make the others unusable.
+async fn read_archives(
+    config: &mut Config,
+    only: Option<&ArchiveName>,
+    seams: &Seams,
+) -> Result<ArchiveIndex, Refusal> {
     if let Some(name) = only.filter(|name| !config.archives.contains_key(*name)) {
         return Err(Refusal::new(Exit::Usage, format!("there is no archive `{name}` in the configuration")));
     }
-    let (mut usable, mut unusable): (Vec<Arc<Archive>>, Vec<(ArchiveName, Refusal)>) = Default::default();
+    let mut usable: Vec<Arc<Archive>> = Vec::new();
+    let mut unusable: Vec<(ArchiveName, Refusal)> = Vec::new();
     config.archives.retain(|name, settings| {
         let wanted = only.is_none_or(|only| only == name);
         match assemble::archive(name, settings, seams) {
@@ -127,99 +157,41 @@ async fn look(config: &mut Config, only: Option<&ArchiveName>, seams: &Seams) ->
         }
         true
     });
-    let mut shelves = Shelves::look(usable).await;
+    let mut index = ArchiveIndex::read(usable).await;
     for (name, refusal) in unusable {
-        // There is nothing else to look into.
         if only.is_some() {
             return Err(refusal);
         }
-        shelves.add_unreadable(name, refusal.text);
+        index.add_unreadable(name, refusal.text);
     }
-    Ok(shelves)
+    Ok(index)
 }
 
-async fn to_file(found: &[Found], file: &Path, seams: &Seams, output: Output) -> Result<Exit, Refusal> {
-    let failed = |error| Refusal::failed(&error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut passed_over = Vec::new();
+async fn to_file(copies: &[ArchivedCopy], file: &Path, seams: &Seams) -> Result<RestoreOutput, Refusal> {
+    let mut stop = StopSignals::install()?;
     let hashers = Hashers::default();
-    let reading = Reading { clock: &*seams.clock, randomness: &*seams.randomness, hashers: &hashers };
-    let passed = |why: String| {
-        output.complain(&why);
-        passed_over.push(why);
-    };
-    // Dropped on the way, it takes away what it began.
+    let reader = CopyReader { clock: &*seams.clock, randomness: &*seams.randomness, hashers: &hashers };
+    let destination = Destination::File { disk: &seams.disk, path: file };
+    // If it is dropped here, it removes the file that it began.
     let restored = tokio::select! {
-        restored = restore::to_file(found, reading, &seams.disk, file, passed) => restored,
-        _ = interrupt.recv() => Err("told to stop: nothing was restored, and nothing is left of it".to_owned()),
-        _ = terminate.recv() => Err("told to stop: nothing was restored, and nothing is left of it".to_owned()),
+        restored = copy_first_good(copies, reader, destination) => restored,
+        () = stop.next() => {
+            return Err(Refusal::new(Exit::Failed, "stopped: nothing was restored, and no file is left"));
+        }
     };
-    let Found { archive, copy } = restored.map_err(|text| Refusal::new(Exit::Failed, text))?;
-    let manifest = &copy.manifest;
-    let (bytes, md5) = (manifest.image.bytes, manifest.image.md5.to_string());
-    let path = file.display().to_string();
-    if output.is_json() {
-        let form = Form::File { file: path, bytes, md5 };
-        output.print_json(&Restored::new(manifest, archive.name(), form, passed_over));
-    } else {
-        output.print(&format!(
-            "{}: snapshot {} of {}, taken {}, from archive {}: {bytes} bytes, MD5 {md5} verified\n",
-            printable(&path),
-            manifest.snapshot.id,
-            of(manifest),
-            manifest.snapshot.created_at,
-            archive.name()
-        ));
-    }
-    Ok(Exit::Done)
+    let Restored { used, passed_over } = restored.map_err(|error| Refusal::failed(&error))?;
+    let manifest = &used.copy.manifest;
+    let made = Made::File {
+        file: file.display().to_string(),
+        bytes: manifest.image.bytes,
+        md5: manifest.image.md5.to_string(),
+    };
+    Ok(RestoreOutput::new(manifest, used.archive.name(), made, passed_over))
 }
 
-fn tell_template(
-    found: &[Found],
-    template: &TemplateToMake,
-    template_id: Option<TemplateId>,
-    archive: Option<&ArchiveName>,
-    output: Output,
-) {
-    let Some(Found { archive: first, copy }) = found.first() else { return };
-    let manifest = &copy.manifest;
-    let next = next(manifest, template, template_id);
-    if output.is_json() {
-        let form =
-            Form::Template { zone: &template.zone, template_id, template_name: &template.name, next: &next };
-        output.print_json(&Restored::new(
-            manifest,
-            archive.unwrap_or_else(|| first.name()),
-            form,
-            Vec::new(),
-        ));
-    } else {
-        let id = template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
-        output.print(&format!(
-            "template {id} ({}) in zone {}: snapshot {} of {}, taken {}\nto start an instance from it:\n  {next}\n",
-            printable(&template.name),
-            template.zone,
-            manifest.snapshot.id,
-            of(manifest),
-            manifest.snapshot.created_at
-        ));
-    }
-}
-
-/// The instance of a copy, for people.
-fn of(manifest: &Manifest) -> String {
-    let id = manifest.instance.id;
-    manifest
-        .instance
-        .name
-        .as_deref()
-        .map_or_else(|| format!("instance {id}"), |name| format!("instance {} ({id})", printable(name)))
-}
-
-/// The command that starts an instance from the template. It is meant to be pasted into a shell, so that no text from
-/// outside stands in it but a name of harmless characters.
-fn next(manifest: &Manifest, template: &TemplateToMake, template_id: Option<TemplateId>) -> String {
+/// The command that starts an instance from the template. It is meant to be pasted into a shell, so it contains no text
+/// from outside, except a name of harmless characters.
+fn start_command(manifest: &Manifest, template: &NewTemplate, template_id: Option<TemplateId>) -> String {
     let harmless = |name: &&str| {
         let mut characters = name.chars();
         name.len() <= 255

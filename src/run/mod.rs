@@ -4,8 +4,7 @@
 //! The way of a snapshot: [`create`] takes it, [`list`] lists its zone, `retention` decides, [`export`] and
 //! [`promote`] make copies of what stays, [`guard`] hears whether a zone must be left alone, [`prune`] deletes what
 //! goes, [`archive_prune`] prunes the archives, [`downloads`] knows what comes in at this moment, [`step`] writes everything down
-//! before and after, [`report`] is what is left to tell, and [`persist`] what the next run has to know. [`restore`] goes the
-//! way back, by hand. Nothing here decides what stays: that is `retention`'s alone.
+//! before and after, [`report`] is what is left to tell, and [`persist`] what the next run has to know. Nothing here decides what stays: that is `retention`'s alone.
 //!
 //! Work that goes side by side is put into lists of boxed futures, not made by closures that lend what they are given:
 //! the compiler can't see that such a run may move between threads, as the daemon's do.
@@ -25,7 +24,6 @@ pub mod policy_memory;
 pub mod promote;
 pub mod prune;
 pub mod report;
-pub mod restore;
 pub mod self_instance;
 pub mod source;
 pub mod step;

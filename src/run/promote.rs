@@ -290,7 +290,7 @@ pub(super) async fn request_and_look(
 }
 
 /// The template of this name that came of a request, if it can be found and told from those that were known before.
-pub(super) async fn look(
+pub(crate) async fn look(
     client: &ZoneClient,
     name: &str,
     since: Timestamp,

@@ -1,4 +1,4 @@
-//! The way back: a verified copy as a file, or as a template.
+//! Restoring a verified copy to a file, or to a template.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,11 @@ use snapwarden::archive::catalogue::StoredCopy;
 use snapwarden::archive::md5::Md5;
 use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
+use snapwarden::restore::error::RestoreError;
+use snapwarden::restore::find::ArchivedCopy;
+use snapwarden::restore::template::{BootMode, NewTemplate, to_template};
 use snapwarden::run::Runner;
 use snapwarden::run::report::Step;
-use snapwarden::run::restore::{BootMode, Found, TemplateToMake, to_template};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::fault::{Effect, Fault};
@@ -178,12 +180,12 @@ async fn nothing_is_ever_overwritten() {
     std::os::unix::fs::symlink("nowhere", play.path("link")).unwrap();
     let before = files(&play.path("vault"));
     for (to, words) in [
-        ("mine", &["mine is there already", "nothing is overwritten"][..]),
-        ("other", &["other.part is in the way"]),
-        ("link", &["link is there already"]),
-        ("vault", &["vault is there already"]),
+        ("mine", &["mine already exists", "nothing is overwritten"][..]),
+        ("other", &["other.part already exists"]),
+        ("link", &["link already exists"]),
+        ("vault", &["vault already exists"]),
         ("no/such/folder", &["no/such"]),
-        ("..", &["no name of a file"]),
+        ("..", &["is not a file name"]),
     ] {
         play.restore(&[&id, "--to", to]).await.refused(1, words);
     }
@@ -229,7 +231,7 @@ async fn the_latest_is_the_newest_of_the_one_instance_that_is_meant() {
     }
     assert_eq!(id_of(latest(&[&old.to_string()]).await), play.ids[1]);
     let said = play.restore(&[&play.ids[2].to_string(), "--to", "disk"]).await;
-    said.refused(1, &["no archive holds a verified copy", "its retention removed the image"]);
+    said.refused(1, &["no archive has a verified copy", "its retention removed the image"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,11 +244,11 @@ async fn an_archive_that_cannot_be_read_keeps_the_latest_unknown_but_no_copy_awa
     let said = play.restore(&[&id, "--to", "disk"]).await;
     assert_eq!(said.status, 0, "{said:?}");
     assert!(
-        said.err.contains("archive offsite can't be read") && said.err.contains("AWS_ACCESS_KEY_ID"),
+        said.err.contains("archive offsite cannot be read") && said.err.contains("AWS_ACCESS_KEY_ID"),
         "{said:?}"
     );
     let said = play.restore(&["--latest", "web-1", "--to", "disk2"]).await;
-    said.refused(1, &["may be in an archive that can't be read", "offsite", "--archive"]);
+    said.refused(1, &["may be in an archive that cannot be read", "offsite", "--archive"]);
     let said = play.restore(&["--latest", "web-1", "--to", "disk2", "--archive", "vault"]).await;
     assert_eq!(said.status, 0, "{said:?}");
     play.restore(&[&id, "--to", "disk3", "--archive", "offsite"]).await.refused(78, &["AWS_ACCESS_KEY_ID"]);
@@ -294,7 +296,7 @@ async fn hostile_words_of_a_manifest_are_no_paths_and_move_no_terminal() {
     }
     assert_eq!(files(play.folder()).len(), before + 2);
     let said = play.restore(&["--latest", &format!("{hostile}?"), "--to", "none"]).await;
-    said.refused(1, &["no archive holds"]);
+    said.refused(1, &["no archive has"]);
     assert!(!said.err.contains('\u{1b}'), "{said:?}");
 }
 
@@ -302,7 +304,7 @@ async fn hostile_words_of_a_manifest_are_no_paths_and_move_no_terminal() {
 struct AsTemplate {
     stage: Stage,
     runner: Runner,
-    found: Found,
+    found: ArchivedCopy,
 }
 
 impl AsTemplate {
@@ -315,13 +317,13 @@ impl AsTemplate {
         let vault = runner.archives[&"vault".parse().unwrap()].catalogue().await.unwrap();
         let copy = vault.copies()[0].clone();
         stage.world.clear_log();
-        let found = Found { archive: Arc::new(Archive::S3(archive("http://127.0.0.1:9"))), copy };
+        let found = ArchivedCopy { archive: Arc::new(Archive::S3(archive("http://127.0.0.1:9"))), copy };
         Self { stage, runner, found }
     }
 
-    async fn restore(&self) -> Result<Step, String> {
+    async fn restore(&self) -> Result<Step, RestoreError> {
         let wanted =
-            TemplateToMake { name: "golden".to_owned(), zone: self.stage.zone.clone(), boot_mode: None };
+            NewTemplate { name: "golden".to_owned(), zone: self.stage.zone.clone(), boot_mode: None };
         to_template(&self.runner, std::slice::from_ref(&self.found), &wanted).await
     }
 
@@ -368,8 +370,11 @@ async fn a_template_is_like_the_one_that_the_instance_came_from() {
     assert!(!format!("{audit:?}{step:?}").contains("X-Amz"));
 
     // A second time there would be two of the name.
-    let refused = play.restore().await.unwrap_err();
-    assert!(refused.contains(&made.id.to_string()) && refused.contains("there already"), "{refused}");
+    let refused = play.restore().await.unwrap_err().to_string();
+    assert!(
+        refused.contains(&made.id.to_string()) && refused.contains("already has a template"),
+        "{refused}"
+    );
     assert_eq!((play.made().len(), play.registered()), (1, 1));
 }
 
@@ -391,7 +396,7 @@ async fn a_lost_answer_does_not_make_two_templates() {
         } else {
             assert_eq!(step.outcome, StepOutcome::Failed);
             let message = step.message.unwrap();
-            assert!(message.contains("look for it before it is asked for again"), "{message}");
+            assert!(message.contains("check the list before you restore again"), "{message}");
         }
     }
 }
@@ -402,7 +407,7 @@ async fn a_request_that_may_never_have_come_there_is_told_and_not_sent_again() {
     play.stage.world.fault(Fault::on(Call::RegisterTemplate, Effect::CutBefore));
     let step = play.restore().await.unwrap();
     assert_eq!((step.outcome, step.facts.template_id), (StepOutcome::Failed, None), "{step:?}");
-    assert!(step.message.unwrap().contains("look for it before it is asked for again"));
+    assert!(step.message.unwrap().contains("check the list before you restore again"));
     assert_eq!((play.made().len(), play.registered()), (0, 1));
 }
 
@@ -444,14 +449,14 @@ async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
             (None, Some(template)) => template.boot_mode = None,
             _ => panic!("the export kept nothing of the template"),
         }
-        let refused = play.restore().await.unwrap_err();
+        let refused = play.restore().await.unwrap_err().to_string();
         assert!(refused.contains("--boot-mode"), "{refused}");
     }
     play.copy().manifest.template = None;
-    assert!(play.restore().await.unwrap_err().contains("--boot-mode"));
+    assert!(play.restore().await.unwrap_err().to_string().contains("--boot-mode"));
     assert_eq!(play.registered(), 0);
 
-    let wanted = TemplateToMake {
+    let wanted = NewTemplate {
         name: "golden".to_owned(),
         zone: play.stage.zone.clone(),
         boot_mode: Some(BootMode::Legacy),
@@ -466,9 +471,9 @@ async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
 async fn without_a_bucket_there_is_no_template_and_nothing_is_asked_for() {
     let play = AsTemplate::new().await;
     let vault = Arc::clone(&play.runner.archives[&"vault".parse().unwrap()]);
-    let found = Found { archive: vault, copy: play.found.copy.clone() };
-    let wanted = TemplateToMake { name: "golden".to_owned(), zone: play.stage.zone.clone(), boot_mode: None };
-    let refused = to_template(&play.runner, &[found], &wanted).await.unwrap_err();
+    let found = ArchivedCopy { archive: vault, copy: play.found.copy.clone() };
+    let wanted = NewTemplate { name: "golden".to_owned(), zone: play.stage.zone.clone(), boot_mode: None };
+    let refused = to_template(&play.runner, &[found], &wanted).await.unwrap_err().to_string();
     assert!(refused.contains("`s3`") && refused.contains("--to"), "{refused}");
     assert!(play.stage.world.changes().is_empty());
 }
@@ -511,7 +516,7 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
         )
     };
     let bucket = format!(
-        "[archives.offsite]\ntype = \"s3\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\nbucket = \"bucket\"\nprefix = \"way/back/\"\n",
+        "[archives.offsite]\ntype = \"s3\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\nbucket = \"bucket\"\nprefix = \"re/store/\"\n",
         bucket_server.endpoint
     );
     let policies = [bucket, policy("far", "web-1", "offsite"), policy("near", "db*", "vault")].concat();

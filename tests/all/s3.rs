@@ -197,8 +197,8 @@ async fn a_bucket_holds_what_was_proved_and_gives_it_back() {
     let mut sink = begin(&archive).await;
     write(&mut sink, count, md5).await;
     assert_eq!((server.keys().len(), server.uploads(1)), (0, 1), "it can be seen before it is proved");
-    let proof = sink.publish(manifest(bytes, md5)).await.unwrap();
-    assert_eq!(proof.bytes(), bytes);
+    let published = sink.publish(manifest(bytes, md5)).await.unwrap();
+    assert_eq!(published, manifest(bytes, md5));
 
     let stem = "snapwarden/ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec/\
                 20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
@@ -212,7 +212,8 @@ async fn a_bucket_holds_what_was_proved_and_gives_it_back() {
     let catalogue = archive.catalogue().await.unwrap();
     let copy = &catalogue.copies()[0];
     assert_eq!((&copy.manifest, catalogue.problems().len()), (&manifest(bytes, md5), 0));
-    assert!(matches!(archive.begin(&of()).await.unwrap(), Begin::Stored(again) if again == proof));
+    let Begin::Stored(proof) = archive.begin(&of()).await.unwrap() else { panic!("it is stored again") };
+    assert_eq!((proof.snapshot_id(), proof.bytes()), (published.snapshot.id, bytes));
     let stored = archive.image(copy);
     let whole = stored.open(0, None, None).await.unwrap();
     assert_eq!((whole.offset, whole.total), (0, Some(bytes)));

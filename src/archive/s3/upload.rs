@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
-use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::client::{Fault, Payload, S3Error};
 use crate::archive::s3::{Before, Busy, ImageOf, Keys, S3Archive, warn_of_leftovers};
 use crate::archive::sink::{Sink, SinkError, Whole};
@@ -174,7 +173,7 @@ impl S3Sink {
         }
     }
 
-    async fn publish(&mut self, manifest: &Manifest) -> Result<VerifiedCopy, S3Error> {
+    async fn publish(&mut self, manifest: Manifest) -> Result<Manifest, S3Error> {
         if !self.filling.is_empty() || self.upload.is_none() {
             self.send_part().await?;
         }
@@ -192,14 +191,14 @@ impl S3Sink {
         if declared.is_some_and(|md5| md5 != manifest.image.md5) {
             return Err(self.error("store", "it was uploaded under another MD5 than the one that is proved"));
         }
-        if let Some(theirs) = self.complete(manifest).await? {
-            return Ok(VerifiedCopy::new(&self.archive.name, &theirs));
+        if let Some(theirs) = self.complete(&manifest).await? {
+            return Ok(theirs);
         }
         let client = &self.archive.client;
         let sums = format!("{}  {}\n", manifest.image.md5, self.keys.file);
         client.put(&self.keys.md5, "text/plain", sums.into_bytes()).await?;
         client.put(&self.keys.manifest, "application/json", manifest.to_bytes()).await?;
-        Ok(VerifiedCopy::new(&self.archive.name, manifest))
+        Ok(manifest)
     }
 
     /// Makes the image visible. If somebody else stored a good one meanwhile, theirs is the copy.
@@ -286,12 +285,9 @@ impl Sink for S3Sink {
         })
     }
 
-    fn publish(
-        mut self: Box<Self>,
-        manifest: Manifest,
-    ) -> BoxFuture<'static, Result<VerifiedCopy, SinkError>> {
+    fn publish(mut self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>> {
         Box::pin(async move {
-            let published = S3Sink::publish(&mut self, &manifest).await;
+            let published = S3Sink::publish(&mut self, manifest).await;
             if published.is_err() {
                 self.give_back().await;
             }

@@ -1,0 +1,149 @@
+//! Why a restore is not possible.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use crate::archive::copy_reader::ReadError;
+use crate::archive::s3::client::S3Error;
+use crate::archive::sink::{SinkError, shown};
+use crate::exoscale::error::ApiError;
+use crate::policy::ArchiveName;
+use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use crate::text::printable;
+
+/// Why a copy was not restored. The copy is unchanged, and so is everything that existed before.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// No archive has a copy of the snapshot.
+    #[error(
+        "no archive has a verified copy of snapshot {id}{}: `snapwarden archive list` shows the copies that exist",
+        listed(.notes)
+    )]
+    NoCopy {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Facts that explain it, each a sentence.
+        notes: Vec<String>,
+    },
+    /// No archive has a copy of the instance.
+    #[error(
+        "no archive has a verified copy of an instance with the id or name `{}`: `snapwarden archive list` shows the copies that exist",
+        printable(.0)
+    )]
+    NoInstance(String),
+    /// Several instances have the name.
+    #[error("{} instances have the name `{}`: give the id of one of them{}", .instances.len(), printable(.name), listed(.instances))]
+    AmbiguousInstance {
+        /// The name.
+        name: String,
+        /// Each as a line.
+        instances: Vec<String>,
+    },
+    /// Every copy of the instance is too new.
+    #[error("instance {instance_id} has no verified copy from before {before}: the oldest is from {oldest}")]
+    NoneBefore {
+        /// The instance.
+        instance_id: InstanceId,
+        /// The limit that was asked for.
+        before: Timestamp,
+        /// When the oldest copy's snapshot was taken.
+        oldest: Timestamp,
+    },
+    /// The newest copy may be in an archive that cannot be read.
+    #[error(
+        "the newest copy may be in an archive that cannot be read{}\nto take the newest copy of another archive, name that archive with `--archive`",
+        listed(.0)
+    )]
+    NewestUnknown(Vec<String>),
+    /// The path has no file name.
+    #[error("`{}` is not a file name", shown(.0))]
+    NoFileName(PathBuf),
+    /// The path exists.
+    #[error("{} already exists, and nothing is overwritten: give another name, or move it away", shown(.0))]
+    FileExists(PathBuf),
+    /// The temporary file exists.
+    #[error(
+        "{} already exists: it may belong to a restore that is still running; if none is running, remove it",
+        shown(.0)
+    )]
+    PartExists(PathBuf),
+    /// The file system is too small.
+    #[error(
+        "the image has {needs} bytes, and {free} bytes are free in {}: free some space there, or restore it elsewhere",
+        shown(.folder)
+    )]
+    NoSpace {
+        /// The folder of the new file.
+        folder: PathBuf,
+        /// In bytes.
+        needs: u64,
+        /// In bytes.
+        free: u64,
+    },
+    /// The destination failed.
+    #[error(transparent)]
+    Destination(#[from] SinkError),
+    /// The bucket on the way to a template cannot be used.
+    #[error("store it in archive `{archive}`")]
+    Bucket {
+        /// The bucket's archive.
+        archive: ArchiveName,
+        /// The cause.
+        #[source]
+        source: Box<S3Error>,
+    },
+    /// A copy is unreadable or damaged; another archive's copy may serve.
+    #[error(transparent)]
+    Copy(ReadError),
+    /// Every copy is unreadable or damaged.
+    #[error("no copy of it could be restored: {}", .0.join("; "))]
+    NoGoodCopy(Vec<String>),
+    /// A template needs a bucket.
+    #[error(
+        "the platform fetches a template's image from a URL, so a template needs an archive of type `s3`, and the \
+         configuration has no usable one: add one, or restore to a file with `--to` and put it where the platform can \
+         fetch it"
+    )]
+    NoBucket,
+    /// The bucket's own retention removed the copy.
+    #[error(
+        "archive {0} had a copy of it that its retention removed, and does not store it again: name another archive of \
+         type `s3`, or restore to a file with `--to`"
+    )]
+    PrunedInBucket(ArchiveName),
+    /// The boot mode is unknown.
+    #[error(
+        "the manifest does not record the boot mode of the instance, since its template was unreadable during the \
+         export: add `--boot-mode legacy` or `--boot-mode uefi` (an instance with the wrong one does not boot; the \
+         template can then be made again)"
+    )]
+    NoBootMode,
+    /// The zone has a template of this name.
+    #[error(
+        "zone {zone} already has a template named {} ({id}), perhaps from an earlier restore: use it, or give another \
+         name",
+        printable(.name)
+    )]
+    TemplateExists {
+        /// The zone.
+        zone: ZoneName,
+        /// The name.
+        name: String,
+        /// The existing template.
+        id: TemplateId,
+    },
+    /// The API failed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+/// Each note on a line of its own.
+fn listed(notes: &[String]) -> String {
+    notes.iter().fold(String::new(), |mut text, note| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n  {note}");
+        text
+    })
+}

@@ -1,0 +1,162 @@
+//! Finds the copies that serve a restore.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::archive::Archive;
+use crate::archive::catalogue::{Catalogue, StoredCopy};
+use crate::policy::ArchiveName;
+use crate::restore::error::RestoreError;
+use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::text::chain;
+
+/// Which copy to restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// A copy of this snapshot.
+    Snapshot(SnapshotId),
+    /// A copy of the newest snapshot of an instance.
+    Latest {
+        /// The instance's id, or its name in the manifests.
+        instance: String,
+        /// Only snapshots taken before this time.
+        before: Option<Timestamp>,
+    },
+}
+
+/// A copy, and the archive that has it.
+#[derive(Debug, Clone)]
+pub struct ArchivedCopy {
+    /// The archive.
+    pub archive: Arc<Archive>,
+    /// The copy.
+    pub copy: StoredCopy,
+}
+
+/// The catalogues of the archives, those in folders first: they are the fastest to read.
+#[derive(Debug, Default)]
+pub struct ArchiveIndex {
+    catalogues: Vec<(Arc<Archive>, Catalogue)>,
+    unreadable: BTreeMap<ArchiveName, String>,
+}
+
+impl ArchiveIndex {
+    /// Reads the catalogues. An unreadable archive does not make the others unusable.
+    pub async fn read(archives: impl IntoIterator<Item = Arc<Archive>>) -> Self {
+        let mut archives: Vec<Arc<Archive>> = archives.into_iter().collect();
+        archives.sort_by_key(|archive| matches!(**archive, Archive::S3(_)));
+        let mut index = Self::default();
+        for archive in archives {
+            match archive.catalogue().await {
+                Ok(catalogue) => index.catalogues.push((archive, catalogue)),
+                Err(error) => index.add_unreadable(archive.name().clone(), chain(&error)),
+            }
+        }
+        index
+    }
+
+    /// Adds an archive that cannot be read, and the reason.
+    pub fn add_unreadable(&mut self, archive: ArchiveName, reason: String) {
+        self.unreadable.insert(archive, reason);
+    }
+
+    /// The archives that cannot be read, each as a sentence.
+    pub fn unreadable(&self) -> Vec<String> {
+        let sentence =
+            |(name, reason): (&ArchiveName, &String)| format!("archive {name} cannot be read: {reason}");
+        self.unreadable.iter().map(sentence).collect()
+    }
+
+    /// The verified copies that still have their images.
+    fn copies(&self) -> impl Iterator<Item = (&Arc<Archive>, &StoredCopy)> {
+        self.catalogues.iter().flat_map(|(archive, catalogue)| {
+            let copies = catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_none());
+            copies.map(move |copy| (archive, copy))
+        })
+    }
+
+    /// The copies of the wanted snapshot, in the order in which to try them; at least one.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if there is none.
+    pub fn find(&self, wanted: &Wanted) -> Result<Vec<ArchivedCopy>, RestoreError> {
+        let id = match wanted {
+            Wanted::Snapshot(id) => *id,
+            Wanted::Latest { instance, before } => self.latest(instance, *before)?,
+        };
+        let matching = self.copies().filter(|(_, copy)| copy.manifest.snapshot.id == id);
+        let found: Vec<ArchivedCopy> = matching
+            .map(|(archive, copy)| ArchivedCopy { archive: Arc::clone(archive), copy: copy.clone() })
+            .collect();
+        if found.is_empty() { Err(RestoreError::NoCopy { id, notes: self.notes(id) }) } else { Ok(found) }
+    }
+
+    /// Facts that explain why a snapshot has no copy.
+    fn notes(&self, id: SnapshotId) -> Vec<String> {
+        let mut notes = self.unreadable();
+        let id_text = id.to_string();
+        for (archive, catalogue) in &self.catalogues {
+            let name = archive.name();
+            let copies = catalogue.copies().iter().filter(|copy| copy.manifest.snapshot.id == id);
+            for at in copies.filter_map(|copy| copy.manifest.pruned_at) {
+                notes.push(format!("archive {name} had a copy, and its retention removed the image at {at}"));
+            }
+            let problems = catalogue.problems().iter().filter(|problem| {
+                problem.path.file_name().is_some_and(|name| name.to_string_lossy().contains(&id_text))
+            });
+            notes.extend(problems.map(|problem| format!("archive {name}: {}", problem.describe())));
+        }
+        notes
+    }
+
+    /// The newest snapshot of an instance that has a copy.
+    fn latest(&self, instance: &str, before: Option<Timestamp>) -> Result<SnapshotId, RestoreError> {
+        if !self.unreadable.is_empty() {
+            return Err(RestoreError::NewestUnknown(self.unreadable()));
+        }
+        let instance_id = self.instance(instance)?;
+        let manifests = self.copies().map(|(_, copy)| &copy.manifest);
+        let of_instance = manifests.filter(|manifest| manifest.instance.id == instance_id);
+        let snapshots: Vec<(Timestamp, SnapshotId)> =
+            of_instance.map(|manifest| (manifest.snapshot.created_at, manifest.snapshot.id)).collect();
+        let in_time = snapshots.iter().filter(|(at, _)| before.is_none_or(|before| *at < before));
+        match (in_time.max(), before, snapshots.iter().min()) {
+            (Some((_, id)), _, _) => Ok(*id),
+            (None, Some(before), Some((oldest, _))) => {
+                Err(RestoreError::NoneBefore { instance_id, before, oldest: *oldest })
+            }
+            _ => Err(RestoreError::NoInstance(instance.to_owned())),
+        }
+    }
+
+    /// The instance with this id, or else the only one with this name.
+    fn instance(&self, text: &str) -> Result<InstanceId, RestoreError> {
+        let manifests = || self.copies().map(|(_, copy)| &copy.manifest);
+        if let Ok(id) = text.parse::<InstanceId>()
+            && manifests().any(|manifest| manifest.instance.id == id)
+        {
+            return Ok(id);
+        }
+        let mut named: BTreeMap<InstanceId, (&ZoneName, Timestamp)> = BTreeMap::new();
+        for manifest in manifests().filter(|manifest| manifest.instance.name.as_deref() == Some(text)) {
+            let taken = manifest.snapshot.created_at;
+            let newest = named.entry(manifest.instance.id).or_insert((&manifest.zone, taken));
+            newest.1 = newest.1.max(taken);
+        }
+        match (named.len(), named.first_key_value()) {
+            (1, Some((id, _))) => Ok(*id),
+            (_, None) => Err(RestoreError::NoInstance(text.to_owned())),
+            _ => {
+                let line = |(id, (zone, taken)): (&InstanceId, &(&ZoneName, Timestamp))| {
+                    format!("{id} in zone {zone}, its newest copy is of {taken}")
+                };
+                Err(RestoreError::AmbiguousInstance {
+                    name: text.to_owned(),
+                    instances: named.iter().map(line).collect(),
+                })
+            }
+        }
+    }
+}
