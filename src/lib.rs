@@ -16,7 +16,8 @@
 //! policy · schedule · snapshot · text         data types; no I/O
 //! clock · disk · randomness · transport       the four seams: a small trait and its real implementation each
 //! retry                                       when a failed attempt is repeated
-//! sim                            a simulated zone and simulated seams; only `cli` (demo) and tests use it
+//! sim                            a simulated zone and simulated seams, in builds with the feature `demo`; only
+//!                                `cli` (demo) and tests use it
 //! ```
 //!
 //! This file lists the modules and re-exports nothing: an import names the module that defines the item.
@@ -36,6 +37,7 @@ pub mod retention;
 mod retry;
 pub mod run;
 pub mod schedule;
+#[cfg(feature = "demo")]
 pub mod sim;
 pub mod snapshot;
 pub mod state;

@@ -154,8 +154,8 @@ pub enum Command {
     },
     /// What the running daemon says of itself; exits with 1 if something needs attention.
     Status,
-    /// See it work without an account: a simulated zone with months of history, in this process, and the daemon
-    /// over it.
+    /// Try it without an account: a simulated zone with months of history, in this process, and the daemon over it.
+    #[cfg(feature = "demo")]
     Demo(Demo),
     /// Print the completions for a shell.
     Completions {
@@ -401,6 +401,7 @@ pub struct ArchiveList {
 }
 
 /// `demo`
+#[cfg(feature = "demo")]
 #[derive(Debug, Args)]
 pub struct Demo {
     /// One run of each policy, then the end, instead of the daemon.
@@ -411,14 +412,12 @@ pub struct Demo {
 impl Command {
     /// Whether a line per run and per change is wanted without asking for it.
     fn tells_what_it_does(&self) -> bool {
-        matches!(
-            self,
-            Self::Run
-                | Self::Once(_)
-                | Self::Promote(_)
-                | Self::Restore(_)
-                | Self::Demo(Demo { once: false })
-        )
+        match self {
+            Self::Run | Self::Once(_) | Self::Promote(_) | Self::Restore(_) => true,
+            #[cfg(feature = "demo")]
+            Self::Demo(demo) => !demo.once,
+            _ => false,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The command line: parse, run, print, exit status.
 //!
-//! Data goes to stdout, everything else to stderr. What a command prints is made from values that the floors
+//! Data goes to stdout, everything else to stderr. What a command prints is made from values that the layers
 //! below return; nothing is decided here.
 
 pub mod allow;
@@ -9,6 +9,7 @@ pub mod args;
 pub mod assemble;
 pub mod bars;
 pub mod check;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod hold;
 pub mod once;
@@ -140,6 +141,7 @@ fn dispatch(arguments: &Arguments, output: Output, bars: &Bars) -> Result<Exit, 
             on_runtime(archive::prune(global, prune, output))
         }
         Command::Status => on_runtime(status::status(global, output)),
+        #[cfg(feature = "demo")]
         Command::Demo(demo) => on_runtime(demo::demo(demo, output, bars)),
         Command::Completions { shell } => Ok(packaging::completions(*shell, output)),
         Command::Man => packaging::man(output),

@@ -1,7 +1,7 @@
 //! Answers as they are sent: with the headers that all have, after the faults that apply to them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future;
 use futures_util::stream::{self, StreamExt as _};
@@ -29,12 +29,10 @@ pub(super) enum Content {
     Image(Arc<Image>, std::ops::Range<u64>),
 }
 
-/// The outcome of an exchange; filled in while the client reads the answer.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// 0 until there is an answer.
-    pub(super) status: AtomicU16,
-    pub(super) body_bytes: AtomicU64,
+impl Answer {
+    pub(super) fn new(status: StatusCode, content: Content) -> Self {
+        Self { status, headers: HeaderMap::new(), content }
+    }
 }
 
 /// The connection broke, and the client can't know whether the request was carried out.
@@ -43,14 +41,14 @@ pub(super) fn cut(what: &'static str) -> TransportError {
 }
 
 /// The answer as it is sent, with the headers that all have, after the faults that apply to it.
+/// Counts in `bytes_read` the bytes of the body that the client reads.
 pub(super) fn finished(
     answer: Answer,
     effects: Vec<Effect>,
-    now: Timestamp,
-    outcome: Arc<Outcome>,
+    mut date: Timestamp,
+    bytes_read: Arc<AtomicU64>,
 ) -> Response {
     let Answer { status, mut headers, mut content } = answer;
-    let mut date = now;
     let (mut pad, mut end, mut corrupt) = (0, None, Vec::new());
     let mut last_headers = Vec::new();
     for effect in effects {
@@ -110,7 +108,7 @@ pub(super) fn finished(
     });
     let whole = corrupted.chain(spaces(pad));
     let limited = first_bytes(whole, end.map_or(u64::MAX, |(after, _)| after)).map(move |chunk| {
-        outcome.body_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        bytes_read.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         Ok(chunk)
     });
     // Bytes written so far are sent before the connection breaks: a server sends what it has when it must wait.

@@ -1,36 +1,22 @@
 //! The API's operations, as the platform answers them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::sim::answer::{Answer, Content};
 use crate::sim::call::Call;
 use crate::sim::fault::Ending;
-use crate::sim::host::{Host, Target};
+use crate::sim::host::Target;
 use crate::sim::signature::{Authorization, presign};
 use crate::sim::store;
-use crate::sim::world::{InstanceRecord, SnapshotRecord, State, Template, Work};
-use crate::snapshot::{InstanceId, OperationId, SnapshotId, SnapshotState, TemplateId, ZoneName};
+use crate::sim::world::{InstanceRecord, Operation, SnapshotRecord, State, Template, Work, Zone};
+use crate::snapshot::{InstanceId, OperationId, SnapshotId, SnapshotState, TemplateId};
 use crate::transport::Request;
-
-/// A request to the API, and all that is needed to answer it.
-pub(super) struct ApiRequest<'a> {
-    pub(super) request: &'a Request,
-    pub(super) target: &'a Target,
-    /// The path behind `/v2`.
-    pub(super) path: &'a str,
-    /// How an operation that it starts ends.
-    pub(super) ending: Ending,
-    pub(super) elapsed: Duration,
-    pub(super) now: Timestamp,
-}
 
 /// The call that a verb and a path behind `/v2` make, and the id in it. A wrong verb or separator is no call.
 pub(super) fn route(method: &Method, path: &str) -> (Call, Option<Uuid>) {
@@ -69,226 +55,29 @@ pub(super) fn route(method: &Method, path: &str) -> (Call, Option<Uuid>) {
     }
 }
 
-/// Answers one request of the API.
-pub(super) fn answer(state: &mut State, api_request: &ApiRequest<'_>) -> Answer {
-    carry_out(state, api_request).unwrap_or_else(|(status, message)| {
-        ok_with(
-            StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            json!({ "message": message }),
-        )
-    })
+/// A request to the API, and all that is needed to answer it.
+pub(super) struct ApiRequest<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) request: &'a Request,
+    pub(super) target: &'a Target,
+    pub(super) call: Call,
+    /// The id in the path.
+    pub(super) id: Uuid,
+    /// How an operation that it starts ends.
+    pub(super) ending: Ending,
+    pub(super) elapsed: Duration,
+    pub(super) now: Timestamp,
 }
 
 /// A status and a message in the classic form.
-type Refusal = (u16, String);
+type Refusal = (StatusCode, String);
 
-fn not_found() -> Refusal {
-    (404, "not found".to_owned())
-}
-
-fn refused(status: u16, message: &str) -> Refusal {
+fn refused(status: StatusCode, message: &str) -> Refusal {
     (status, message.to_owned())
 }
 
-fn ok_with(status: StatusCode, json: Value) -> Answer {
-    Answer { status, headers: HeaderMap::new(), content: Content::Json(json) }
-}
-
-fn ok(json: Value) -> Answer {
-    ok_with(StatusCode::OK, json)
-}
-
-fn carry_out(state: &mut State, api_request: &ApiRequest<'_>) -> Result<Answer, Refusal> {
-    let ApiRequest { request, target, path, now, .. } = *api_request;
-    let (call, id) = route(&request.method, path);
-    authorize(state, request, call, now)?;
-    let zone = &target.zone;
-    if !state.zones.contains_key(zone) {
-        return Err(not_found());
-    }
-    let id = id.unwrap_or_default();
-    match call {
-        Call::ListZones => Ok(ok(zones(state, &target.host))),
-        Call::ListInstances => Ok(ok(list_instances(state, zone))),
-        Call::GetInstance => get_instance(state, zone, InstanceId(id)),
-        Call::CreateSnapshot => create_snapshot(state, api_request, InstanceId(id)),
-        Call::ListSnapshots => {
-            let records = state.zones[zone].snapshots.values();
-            let all: Vec<Value> = records.map(|record| snapshot(state, target, record)).collect();
-            Ok(ok(json!({ "snapshots": all })))
-        }
-        Call::GetSnapshot => Ok(ok(snapshot(state, target, record(state, zone, SnapshotId(id))?))),
-        Call::DeleteSnapshot => delete_snapshot(state, api_request, SnapshotId(id)),
-        Call::ExportSnapshot => {
-            good(state, zone, SnapshotId(id))?;
-            Ok(begin(state, api_request, Work::Export(SnapshotId(id))))
-        }
-        Call::PromoteSnapshot => promote_snapshot(state, api_request, SnapshotId(id)),
-        Call::ListTemplates => Ok(ok(list_templates(state, zone, request))),
-        Call::GetTemplate => {
-            let found = state.zones[zone].templates.get(&TemplateId(id)).ok_or_else(not_found)?;
-            Ok(ok(template(zone, found)))
-        }
-        Call::RegisterTemplate => register_template(state, api_request),
-        Call::DeleteTemplate => {
-            let found = state.zones[zone].templates.get(&TemplateId(id)).ok_or_else(not_found)?;
-            if found.public {
-                return Err(refused(403, "Forbidden: the template is public"));
-            }
-            Ok(begin(state, api_request, Work::DeleteTemplate(TemplateId(id))))
-        }
-        Call::GetOperation => operation(state, zone, OperationId(id)).map(ok).ok_or_else(not_found),
-        Call::ListQuotas => {
-            let all: Vec<Value> = state.quotas.keys().filter_map(|resource| quota(state, resource)).collect();
-            Ok(ok(json!({ "quotas": all })))
-        }
-        Call::GetQuota => {
-            let resource = path.rsplit('/').next().unwrap_or_default();
-            quota(state, resource).map(ok).ok_or_else(not_found)
-        }
-        Call::GetImage | Call::Unknown => Err(not_found()),
-    }
-}
-
-/// Whether the request is signed by a key that may do this. A bad signature and a missing permission have the
-/// same status.
-fn authorize(state: &State, request: &Request, call: Call, now: Timestamp) -> Result<(), Refusal> {
-    let Some(header) = request.headers.get(AUTHORIZATION) else {
-        // The one public call; but if it is signed, the key needs the permission.
-        return if call == Call::ListZones { Ok(()) } else { Err(refused(403, "Invalid request signature")) };
-    };
-    let key = header.to_str().ok().and_then(Authorization::read).and_then(|read| {
-        let key = state.keys.get(read.credential)?;
-        read.signs(&key.secret, request.method.as_str(), &request.url, &request.body, now).then_some(key)
-    });
-    let Some(key) = key else { return Err(refused(403, "Invalid request signature")) };
-    let free = matches!(call, Call::GetOperation | Call::Unknown);
-    if free || key.allowed.as_ref().is_none_or(|allowed| allowed.contains(&call)) {
-        Ok(())
-    } else {
-        Err(refused(403, "Forbidden by role policy for compute"))
-    }
-}
-
-fn zones(state: &State, host: &Host) -> Value {
-    let all: Vec<Value> = state
-        .zones
-        .keys()
-        .map(|zone| {
-            json!({
-                "name": zone,
-                "api-endpoint": host.api(zone),
-                "sos-endpoint": format!("https://sos-{zone}.exo.io"),
-            })
-        })
-        .collect();
-    json!({ "zones": all })
-}
-
-fn instance(id: InstanceId, record: &InstanceRecord) -> Value {
-    json!({
-        "id": id,
-        "name": record.name,
-        "labels": record.labels,
-        "state": "running",
-        "template": { "id": record.template },
-        "created-at": seconds(record.created_at),
-    })
-}
-
-fn list_instances(state: &State, zone: &ZoneName) -> Value {
-    let records = state.zones[zone].instances.iter();
-    let all: Vec<Value> = records.map(|(id, record)| instance(*id, record)).collect();
-    json!({ "instances": all })
-}
-
-fn get_instance(state: &State, zone: &ZoneName, id: InstanceId) -> Result<Answer, Refusal> {
-    let zone = &state.zones[zone];
-    let record = zone.instances.get(&id).ok_or_else(|| refused(404, "Instance not found"))?;
-    let snapshots: Vec<Value> = zone
-        .snapshots
-        .values()
-        .filter(|record| record.snapshot.instance_id == Some(id))
-        .map(|record| json!({ "id": record.snapshot.id }))
-        .collect();
-    let mut whole = instance(id, record);
-    whole["snapshots"] = snapshots.into();
-    whole["disk-size"] = record.disk.size_gib.into();
-    Ok(ok(whole))
-}
-
-fn record<'a>(state: &'a State, zone: &ZoneName, id: SnapshotId) -> Result<&'a SnapshotRecord, Refusal> {
-    state.zones[zone].snapshots.get(&id).ok_or_else(not_found)
-}
-
-/// A snapshot that can be exported and promoted.
-fn good<'a>(state: &'a State, zone: &ZoneName, id: SnapshotId) -> Result<&'a SnapshotRecord, Refusal> {
-    let found = record(state, zone, id)?;
-    if found.snapshot.state.is_good() { Ok(found) } else { Err(refused(409, "Snapshot is not ready")) }
-}
-
-fn snapshot(state: &State, target: &Target, record: &SnapshotRecord) -> Value {
-    let found = &record.snapshot;
-    let mut json = json!({
-        "id": found.id,
-        "name": found.name,
-        "created-at": seconds(found.created_at),
-        "state": found.state.as_str(),
-        "size": found.size_gib,
-        "application-consistent": false,
-    });
-    // Sparse, whatever the schema says: the id alone.
-    if let Some(instance) = found.instance_id {
-        json["instance"] = json!({ "id": instance });
-    }
-    if let Some((export, at)) = record.export {
-        let (zone, key) = (&target.zone, store::key_of(found.id, export));
-        let query = presign(state.address_secret, zone.as_str(), &key, at, state.address_lifetime.as_secs());
-        let address = format!("{}?{query}", target.host.object(zone, &key));
-        json["export"] = json!({ "presigned-url": address, "md5sum": record.image.md5() });
-    }
-    json
-}
-
-/// RFC 3339 in whole seconds, as the API writes it.
-fn seconds(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-fn create_snapshot(
-    state: &mut State,
-    api_request: &ApiRequest<'_>,
-    instance: InstanceId,
-) -> Result<Answer, Refusal> {
-    let zone = &api_request.target.zone;
-    if !state.zones[zone].instances.contains_key(&instance) {
-        return Err(refused(404, "Instance not found"));
-    }
-    within_quota(state, "snapshot")?;
-    let id = state.add_snapshot(instance, api_request.now, SnapshotState::Snapshotting);
-    Ok(begin(state, api_request, Work::Create(id)))
-}
-
-fn delete_snapshot(
-    state: &mut State,
-    api_request: &ApiRequest<'_>,
-    id: SnapshotId,
-) -> Result<Answer, Refusal> {
-    let zone = &api_request.target.zone;
-    let state_before = record(state, zone, id)?.snapshot.state.clone();
-    let found = &state.zones[zone];
-    let in_use = found
-        .unsettled
-        .iter()
-        .filter_map(|(_, operation)| found.operations.get(operation))
-        .any(|operation| operation.work.snapshot() == Some(id));
-    if in_use || state_before.is_in_flight() {
-        return Err(refused(409, "Snapshot is busy"));
-    }
-    if let Some(record) = state.zones.get_mut(zone).and_then(|zone| zone.snapshots.get_mut(&id)) {
-        record.snapshot.state = SnapshotState::Deleting;
-    }
-    Ok(begin(state, api_request, Work::Delete { snapshot: id, state_before }))
+fn not_found() -> Refusal {
+    refused(StatusCode::NOT_FOUND, "not found")
 }
 
 /// The body of promote and register; fields of only one of them are left out in the other.
@@ -308,166 +97,304 @@ struct NewTemplate {
     build: Option<String>,
 }
 
-fn new_template(api_request: &ApiRequest<'_>, description_max: usize) -> Result<NewTemplate, Refusal> {
-    let read: NewTemplate = serde_json::from_slice(&api_request.request.body)
-        .map_err(|error| (400, format!("malformed body: {error}")))?;
-    let between = |text: &Option<String>, least: usize, most: usize| {
-        text.as_ref().is_none_or(|text| (least..=most).contains(&text.chars().count()))
-    };
-    let is_valid = (1..=255).contains(&read.name.chars().count())
-        && between(&read.description, 0, description_max)
-        && between(&read.default_user, 1, 255);
-    if is_valid { Ok(read) } else { Err(refused(400, "a text is too long or too short")) }
-}
-
-fn promote_snapshot(
-    state: &mut State,
-    api_request: &ApiRequest<'_>,
-    id: SnapshotId,
-) -> Result<Answer, Refusal> {
-    let zone = &api_request.target.zone;
-    let record = good(state, zone, id)?;
-    let body = new_template(api_request, 4096)?;
-    let source = state.zones[zone].templates.get(&record.template).ok_or_else(not_found)?;
-    let template = Template {
-        id: TemplateId(state.fresh_id()),
-        name: body.name,
-        description: body.description.unwrap_or_else(|| format!("Promoted snapshot - {id}")),
-        public: false,
-        size_bytes: record.image.virtual_bytes(),
-        created_at: api_request.now,
-        default_user: body.default_user.or_else(|| source.default_user.clone()),
-        ssh_key_enabled: body.ssh_key_enabled.unwrap_or(source.ssh_key_enabled),
-        password_enabled: body.password_enabled.unwrap_or(source.password_enabled),
-        // Boot mode and origin can't be given: they are the source's.
-        ..source.clone()
-    };
-    within_quota(state, "template")?;
-    Ok(begin(state, api_request, Work::AddTemplate { template: Box::new(template), from: Some(id) }))
-}
-
-fn register_template(state: &mut State, api_request: &ApiRequest<'_>) -> Result<Answer, Refusal> {
-    let body = new_template(api_request, 255)?;
-    let (Some(url), Some(checksum), Some(ssh_key_enabled), Some(password_enabled)) =
-        (body.url, body.checksum, body.ssh_key_enabled, body.password_enabled)
-    else {
-        return Err(refused(
-            400,
-            "missing keys: 'url', 'checksum', 'ssh-key-enabled' and 'password-enabled'",
-        ));
-    };
-    if checksum.len() != 32 || !checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(refused(400, "'checksum' is not an MD5"));
-    }
-    if !url::Url::parse(&url).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
-        return Err(refused(400, "'url' is not an address"));
-    }
-    let boot_mode = body.boot_mode.unwrap_or_else(|| "legacy".to_owned());
-    if !matches!(boot_mode.as_str(), "legacy" | "uefi") {
-        return Err(refused(400, "'boot-mode' is neither 'legacy' nor 'uefi'"));
-    }
-    within_quota(state, "template")?;
-    let template = Template {
-        id: TemplateId(state.fresh_id()),
-        name: body.name,
-        description: body.description.unwrap_or_default(),
-        public: false,
-        size_bytes: body.size.unwrap_or(10 << 30),
-        created_at: api_request.now,
-        boot_mode,
-        default_user: body.default_user,
-        ssh_key_enabled,
-        password_enabled,
-        origin: [String::new(), body.version.unwrap_or_default(), body.build.unwrap_or_default()],
-        url: Some(url),
-        checksum: Some(checksum),
-    };
-    Ok(begin(state, api_request, Work::AddTemplate { template: Box::new(template), from: None }))
-}
-
-fn template(zone: &ZoneName, template: &Template) -> Value {
-    let mut json = json!({
-        "id": template.id,
-        "name": template.name,
-        "visibility": if template.public { "public" } else { "private" },
-        // Bytes, unlike a snapshot's.
-        "size": template.size_bytes,
-        "created-at": seconds(template.created_at),
-        "boot-mode": template.boot_mode,
-        "ssh-key-enabled": template.ssh_key_enabled,
-        "password-enabled": template.password_enabled,
-        "application-consistent-snapshot-enabled": false,
-        "zones": [zone],
-    });
-    let [family, version, build] = &template.origin;
-    let texts: BTreeMap<&str, Option<&String>> = BTreeMap::from([
-        ("description", Some(&template.description)),
-        ("default-user", template.default_user.as_ref()),
-        ("url", template.url.as_ref()),
-        ("checksum", template.checksum.as_ref()),
-        ("family", Some(family)),
-        ("version", Some(version)),
-        ("build", Some(build)),
-    ]);
-    for (name, text) in texts {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            json[name] = text.as_str().into();
+impl ApiRequest<'_> {
+    /// Changes the state as the request asks, and returns status and body of the answer.
+    pub(super) fn answer(mut self) -> (StatusCode, Value) {
+        match self.carry_out() {
+            Ok(body) => (StatusCode::OK, body),
+            Err((status, message)) => (status, json!({ "message": message })),
         }
     }
-    json
-}
 
-fn list_templates(state: &State, zone: &ZoneName, request: &Request) -> Value {
-    let argument = |wanted: &str| {
-        request.url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
-    };
-    // Without `visibility=private` the answer has only the public ones.
-    let public = argument("visibility").is_none_or(|visibility| visibility == "public");
-    let family = argument("family");
-    let all: Vec<Value> = state.zones[zone]
-        .templates
-        .values()
-        .filter(|template| template.public == public)
-        .filter(|template| family.as_ref().is_none_or(|family| *family == template.origin[0]))
-        .map(|found| template(zone, found))
-        .collect();
-    json!({ "templates": all })
-}
-
-/// Organisation-wide usage and limit.
-fn quota(state: &State, resource: &str) -> Option<Value> {
-    let limit = *state.quotas.get(resource)?;
-    let zones = state.zones.values();
-    let usage: usize = match resource {
-        "snapshot" => zones.map(|zone| zone.snapshots.len()).sum(),
-        "template" => {
-            zones.map(|zone| zone.templates.values().filter(|template| !template.public).count()).sum()
+    fn carry_out(&mut self) -> Result<Value, Refusal> {
+        self.authorize()?;
+        let zone = self.state.zones.get(&self.target.zone).ok_or_else(not_found)?;
+        let (instance_id, snapshot_id) = (InstanceId(self.id), SnapshotId(self.id));
+        match self.call {
+            Call::ListZones => {
+                let zones = self.state.zones.keys().map(|zone| {
+                    let sos = format!("https://sos-{zone}.exo.io");
+                    json!({ "name": zone, "api-endpoint": self.target.host.api(zone), "sos-endpoint": sos })
+                });
+                Ok(json!({ "zones": zones.collect::<Vec<_>>() }))
+            }
+            Call::ListInstances => {
+                let all = zone.instances.iter().map(|(id, record)| instance(*id, record));
+                Ok(json!({ "instances": all.collect::<Vec<_>>() }))
+            }
+            Call::GetInstance => self.get_instance(instance_id),
+            Call::CreateSnapshot => {
+                zone.instances.get(&instance_id).ok_or_else(no_instance)?;
+                self.within_quota("snapshot")?;
+                let id = self.state.add_snapshot(instance_id, self.now, SnapshotState::Snapshotting);
+                self.begin(Work::Create(id))
+            }
+            Call::ListSnapshots => {
+                let all = zone.snapshots.values().map(|record| self.snapshot(record));
+                Ok(json!({ "snapshots": all.collect::<Vec<_>>() }))
+            }
+            Call::GetSnapshot => Ok(self.snapshot(zone.snapshots.get(&snapshot_id).ok_or_else(not_found)?)),
+            Call::DeleteSnapshot => self.delete(snapshot_id),
+            Call::ExportSnapshot => {
+                good(zone, snapshot_id)?;
+                self.begin(Work::Export(snapshot_id))
+            }
+            Call::PromoteSnapshot => self.promote_snapshot(snapshot_id),
+            Call::ListTemplates => Ok(self.list_templates(zone)),
+            Call::GetTemplate => {
+                Ok(self.template(zone.templates.get(&TemplateId(self.id)).ok_or_else(not_found)?))
+            }
+            Call::RegisterTemplate => self.register_template(),
+            Call::DeleteTemplate => {
+                let found = zone.templates.get(&TemplateId(self.id)).ok_or_else(not_found)?;
+                if found.public {
+                    return Err(refused(StatusCode::FORBIDDEN, "Forbidden: the template is public"));
+                }
+                self.begin(Work::DeleteTemplate(found.id))
+            }
+            Call::GetOperation => {
+                let id = OperationId(self.id);
+                zone.operations.get(&id).map(|found| operation(id, found)).ok_or_else(not_found)
+            }
+            Call::ListQuotas => {
+                let all = self.state.quotas.keys().filter_map(|resource| self.quota(resource));
+                Ok(json!({ "quotas": all.collect::<Vec<_>>() }))
+            }
+            Call::GetQuota => {
+                let resource = self.request.url.path().rsplit('/').next().unwrap_or_default();
+                self.quota(resource).ok_or_else(not_found)
+            }
+            Call::GetImage | Call::Unknown => Err(not_found()),
         }
-        "instance" => zones.map(|zone| zone.instances.len()).sum(),
-        _ => 0,
-    };
-    Some(json!({ "resource": resource, "usage": usage, "limit": limit }))
-}
+    }
 
-fn within_quota(state: &State, resource: &str) -> Result<(), Refusal> {
-    let Some(quota) = quota(state, resource) else { return Ok(()) };
-    match (quota["usage"].as_i64(), quota["limit"].as_i64()) {
-        (Some(usage), Some(limit)) if limit >= 0 && usage >= limit => {
-            Err((409, format!("The maximum number of resources of type {resource} has been exceeded")))
+    /// Whether the request is signed by a key that may do this. A bad signature and a missing permission have the
+    /// same status.
+    fn authorize(&self) -> Result<(), Refusal> {
+        let forbidden = |message| refused(StatusCode::FORBIDDEN, message);
+        let Request { headers, method, url, body, .. } = self.request;
+        let Some(header) = headers.get(AUTHORIZATION) else {
+            // The one public call; but if it is signed, the key needs the permission.
+            return if self.call == Call::ListZones {
+                Ok(())
+            } else {
+                Err(forbidden("Invalid request signature"))
+            };
+        };
+        let key = header.to_str().ok().and_then(Authorization::read).and_then(|read| {
+            let key = self.state.keys.get(read.credential)?;
+            read.signs(&key.secret, method.as_str(), url, body, self.now).then_some(key)
+        });
+        let key = key.ok_or_else(|| forbidden("Invalid request signature"))?;
+        let is_free = matches!(self.call, Call::GetOperation | Call::Unknown);
+        if is_free || key.allowed.as_ref().is_none_or(|allowed| allowed.contains(&self.call)) {
+            Ok(())
+        } else {
+            Err(forbidden("Forbidden by role policy for compute"))
         }
-        _ => Ok(()),
+    }
+
+    fn zone(&self) -> &Zone {
+        &self.state.zones[&self.target.zone]
+    }
+
+    fn get_instance(&self, id: InstanceId) -> Result<Value, Refusal> {
+        let zone = self.zone();
+        let record = zone.instances.get(&id).ok_or_else(no_instance)?;
+        let snapshots = zone.snapshots.values().map(|record| &record.snapshot);
+        let snapshots = snapshots.filter(|snapshot| snapshot.instance_id == Some(id));
+        let mut whole = instance(id, record);
+        whole["snapshots"] = snapshots.map(|snapshot| json!({ "id": snapshot.id })).collect();
+        whole["disk-size"] = record.disk.size_gib.into();
+        Ok(whole)
+    }
+
+    fn snapshot(&self, record: &SnapshotRecord) -> Value {
+        let found = &record.snapshot;
+        let mut json = json!({
+            "id": found.id,
+            "name": found.name,
+            "created-at": found.created_at,
+            "state": found.state.as_str(),
+            "size": found.size_gib,
+            "application-consistent": false,
+        });
+        // Sparse, whatever the schema says: the id alone.
+        if let Some(instance) = found.instance_id {
+            json["instance"] = json!({ "id": instance });
+        }
+        if let Some((export, at)) = record.export {
+            let (zone, key) = (&self.target.zone, store::key_of(found.id, export));
+            let lifetime = self.state.address_lifetime.as_secs();
+            let query = presign(self.state.address_secret, zone.as_str(), &key, at, lifetime);
+            let address = format!("{}?{query}", self.target.host.object(zone, &key));
+            json["export"] = json!({ "presigned-url": address, "md5sum": record.image.md5() });
+        }
+        json
+    }
+
+    fn delete(&mut self, id: SnapshotId) -> Result<Value, Refusal> {
+        let zone = self.state.zones.get_mut(&self.target.zone).ok_or_else(not_found)?;
+        let mut unsettled = zone.unsettled.iter().filter_map(|(_, id)| zone.operations.get(id));
+        let is_in_use = unsettled.any(|operation| operation.work.snapshot() == Some(id));
+        let state = &mut zone.snapshots.get_mut(&id).ok_or_else(not_found)?.snapshot.state;
+        if is_in_use || state.is_in_flight() {
+            return Err(refused(StatusCode::CONFLICT, "Snapshot is busy"));
+        }
+        let state_before = std::mem::replace(state, SnapshotState::Deleting);
+        self.begin(Work::Delete { snapshot: id, state_before })
+    }
+
+    fn new_template(&self, description_max: usize) -> Result<NewTemplate, Refusal> {
+        let malformed = |error| (StatusCode::BAD_REQUEST, format!("malformed body: {error}"));
+        let read: NewTemplate = serde_json::from_slice(&self.request.body).map_err(malformed)?;
+        let between = |text: &Option<String>, least: usize, most: usize| {
+            text.as_ref().is_none_or(|text| (least..=most).contains(&text.chars().count()))
+        };
+        let is_valid = (1..=255).contains(&read.name.chars().count())
+            && between(&read.description, 0, description_max)
+            && between(&read.default_user, 1, 255);
+        let refusal = || refused(StatusCode::BAD_REQUEST, "a text is too long or too short");
+        if is_valid { Ok(read) } else { Err(refusal()) }
+    }
+
+    fn promote_snapshot(&mut self, id: SnapshotId) -> Result<Value, Refusal> {
+        let record = good(self.zone(), id)?;
+        let body = self.new_template(4096)?;
+        let source = self.zone().templates.get(&record.template).ok_or_else(not_found)?;
+        let template = Template {
+            id: TemplateId(self.state.fresh_id()),
+            name: body.name,
+            description: body.description.unwrap_or_else(|| format!("Promoted snapshot - {id}")),
+            public: false,
+            size_bytes: record.image.virtual_bytes(),
+            created_at: self.now,
+            default_user: body.default_user.or_else(|| source.default_user.clone()),
+            ssh_key_enabled: body.ssh_key_enabled.unwrap_or(source.ssh_key_enabled),
+            password_enabled: body.password_enabled.unwrap_or(source.password_enabled),
+            // Boot mode, family, version and build can't be given: they are the source's.
+            ..source.clone()
+        };
+        self.within_quota("template")?;
+        self.begin(Work::AddTemplate { template: Box::new(template), from: Some(id) })
+    }
+
+    fn register_template(&mut self) -> Result<Value, Refusal> {
+        let bad = |message| Err(refused(StatusCode::BAD_REQUEST, message));
+        let body = self.new_template(255)?;
+        let (Some(url), Some(checksum), Some(ssh_key_enabled), Some(password_enabled)) =
+            (body.url, body.checksum, body.ssh_key_enabled, body.password_enabled)
+        else {
+            return bad("missing keys: 'url', 'checksum', 'ssh-key-enabled' and 'password-enabled'");
+        };
+        if checksum.len() != 32 || !checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return bad("'checksum' is not an MD5");
+        }
+        if !url::Url::parse(&url).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
+            return bad("'url' is not an address");
+        }
+        let boot_mode = body.boot_mode.unwrap_or_else(|| "legacy".to_owned());
+        if !matches!(boot_mode.as_str(), "legacy" | "uefi") {
+            return bad("'boot-mode' is neither 'legacy' nor 'uefi'");
+        }
+        self.within_quota("template")?;
+        let template = Template {
+            id: TemplateId(self.state.fresh_id()),
+            name: body.name,
+            description: body.description.unwrap_or_default(),
+            public: false,
+            size_bytes: body.size.unwrap_or(10 << 30),
+            created_at: self.now,
+            boot_mode,
+            default_user: body.default_user,
+            ssh_key_enabled,
+            password_enabled,
+            family: String::new(),
+            version: body.version.unwrap_or_default(),
+            build: body.build.unwrap_or_default(),
+            url: Some(url),
+            checksum: Some(checksum),
+        };
+        self.begin(Work::AddTemplate { template: Box::new(template), from: None })
+    }
+
+    fn template(&self, template: &Template) -> Value {
+        let mut json = json!(template);
+        json["application-consistent-snapshot-enabled"] = false.into();
+        json["zones"] = json!([self.target.zone]);
+        json
+    }
+
+    fn list_templates(&self, zone: &Zone) -> Value {
+        let argument = |wanted: &str| {
+            let mut arguments = self.request.url.query_pairs();
+            arguments.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
+        };
+        // Without `visibility=private` the answer has only the public ones.
+        let public = argument("visibility").is_none_or(|visibility| visibility == "public");
+        let family = argument("family");
+        let all = zone.templates.values().filter(|template| {
+            template.public == public && family.as_ref().is_none_or(|family| *family == template.family)
+        });
+        json!({ "templates": all.map(|template| self.template(template)).collect::<Vec<_>>() })
+    }
+
+    /// Organisation-wide usage and limit.
+    fn usage(&self, resource: &str) -> Option<(usize, i64)> {
+        let limit = *self.state.quotas.get(resource)?;
+        let in_zone = |zone: &Zone| match resource {
+            "snapshot" => zone.snapshots.len(),
+            "template" => zone.templates.values().filter(|template| !template.public).count(),
+            "instance" => zone.instances.len(),
+            _ => 0,
+        };
+        Some((self.state.zones.values().map(in_zone).sum(), limit))
+    }
+
+    fn quota(&self, resource: &str) -> Option<Value> {
+        let (usage, limit) = self.usage(resource)?;
+        Some(json!({ "resource": resource, "usage": usage, "limit": limit }))
+    }
+
+    fn within_quota(&self, resource: &str) -> Result<(), Refusal> {
+        let is_exceeded = |(usage, limit)| usize::try_from(limit).is_ok_and(|limit| usage >= limit);
+        if self.usage(resource).is_some_and(is_exceeded) {
+            let message = format!("The maximum number of resources of type {resource} has been exceeded");
+            return Err((StatusCode::CONFLICT, message));
+        }
+        Ok(())
+    }
+
+    /// Starts an operation; the body of the answer.
+    fn begin(&mut self, work: Work) -> Result<Value, Refusal> {
+        let id = self.state.begin(&self.target.zone, work, self.ending, self.elapsed, self.now);
+        self.zone().operations.get(&id).map(|begun| operation(id, begun)).ok_or_else(not_found)
     }
 }
 
-/// Starts an operation and answers with it.
-fn begin(state: &mut State, api_request: &ApiRequest<'_>, work: Work) -> Answer {
-    let zone = &api_request.target.zone;
-    let id = state.begin(zone, work, api_request.ending, api_request.elapsed, api_request.now);
-    ok(operation(state, zone, id).unwrap_or_default())
+fn no_instance() -> Refusal {
+    refused(StatusCode::NOT_FOUND, "Instance not found")
 }
 
-fn operation(state: &State, zone: &ZoneName, id: OperationId) -> Option<Value> {
-    let operation = state.zones[zone].operations.get(&id)?;
+/// A snapshot that can be exported and promoted.
+fn good(zone: &Zone, id: SnapshotId) -> Result<&SnapshotRecord, Refusal> {
+    let found = zone.snapshots.get(&id).ok_or_else(not_found)?;
+    let not_ready = || refused(StatusCode::CONFLICT, "Snapshot is not ready");
+    if found.snapshot.state.is_good() { Ok(found) } else { Err(not_ready()) }
+}
+
+fn instance(id: InstanceId, record: &InstanceRecord) -> Value {
+    json!({
+        "id": id,
+        "name": record.name,
+        "labels": record.labels,
+        "state": "running",
+        "template": { "id": record.template },
+        "created-at": record.created_at,
+    })
+}
+
+fn operation(id: OperationId, operation: &Operation) -> Value {
     let kind = match operation.work {
         Work::Create(_) | Work::Delete { .. } | Work::Export(_) => "snapshot",
         Work::AddTemplate { .. } | Work::DeleteTemplate(_) => "template",
@@ -489,7 +416,7 @@ fn operation(state: &State, zone: &ZoneName, id: OperationId) -> Option<Value> {
             }
         }
     }
-    Some(json)
+    json
 }
 
 #[cfg(test)]

@@ -34,17 +34,23 @@ impl Served {
     }
 }
 
-pub(super) async fn serve(world: World, address: SocketAddr) -> std::io::Result<Served> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let service = Router::new().fallback(exchange).with_state(world);
-    let served = axum::serve(listener, service).with_graceful_shutdown(async {
-        // Its value is never sent: it is dropped.
-        let _ = stopped.await;
-    });
-    tokio::spawn(served.into_future());
-    Ok(Served { address, _stop: stop })
+impl World {
+    /// This world behind a socket, until the value is dropped; port 0 for a free one.
+    ///
+    /// # Errors
+    /// If the address can't be listened at.
+    pub async fn serve(&self, address: SocketAddr) -> std::io::Result<Served> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let service = Router::new().fallback(exchange).with_state(self.clone());
+        let served = axum::serve(listener, service).with_graceful_shutdown(async {
+            // Its value is never sent: it is dropped.
+            let _ = stopped.await;
+        });
+        tokio::spawn(served.into_future());
+        Ok(Served { address, _stop: stop })
+    }
 }
 
 async fn exchange(State(world): State<World>, request: axum::extract::Request) -> axum::response::Response {

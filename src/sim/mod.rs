@@ -19,6 +19,7 @@ mod host;
 pub mod http_server;
 pub mod image;
 pub mod randomness;
+mod service;
 mod signature;
 mod store;
 pub mod world;

@@ -80,7 +80,7 @@ pub(super) fn answer(
     let unchanged = request.headers.get(IF_RANGE).is_none_or(|asked| asked.as_bytes() == etag.as_bytes());
     let asked = request.headers.get(RANGE).filter(|_| unchanged && !ignored);
     match asked.and_then(|value| value.to_str().ok()).and_then(|value| range(value, length)) {
-        None => Answer { status: StatusCode::OK, headers, content: Content::Image(image, 0..length) },
+        None => Answer { headers, ..Answer::new(StatusCode::OK, Content::Image(image, 0..length)) },
         Some(Err(())) => {
             headers.extend(content_range(&format!("bytes */{length}")));
             let refused =
@@ -89,7 +89,7 @@ pub(super) fn answer(
         }
         Some(Ok(range)) => {
             headers.extend(content_range(&format!("bytes {}-{}/{length}", range.start, range.end - 1)));
-            Answer { status: StatusCode::PARTIAL_CONTENT, headers, content: Content::Image(image, range) }
+            Answer { headers, ..Answer::new(StatusCode::PARTIAL_CONTENT, Content::Image(image, range)) }
         }
     }
 }
@@ -113,7 +113,7 @@ fn refusal(status: StatusCode, code: &str, message: &str) -> Answer {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
     );
-    Answer { status, headers: HeaderMap::new(), content: Content::Text("application/xml", body) }
+    Answer::new(status, Content::Text("application/xml", body))
 }
 
 #[cfg(test)]

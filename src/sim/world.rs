@@ -1,37 +1,28 @@
 //! The world: one organisation's resources in several zones, and how tests arrange and inspect them.
 //!
-//! A world is reached by HTTP exchanges alone. In this process the hosts are the real ones
-//! (`api-<zone>.exoscale.com`, `exported-snapshots-<zone>-prod.sos-<zone>.exo.io`); behind a socket one address
-//! serves all: `http://127.0.0.1:PORT/<zone>/v2/…`, and its presigned addresses point back at it. Its time is
-//! the clock's that it was given; everything else follows from its seed, so that runs repeat.
+//! A world is reached by HTTP exchanges alone (`sim::service`). Its time is that of the clock that it was given;
+//! everything else follows from its seed, so that runs repeat.
 //!
 //! Asking for a zone or an instance that was never added is a mistake of the test, and panics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::randomness::Randomness as _;
-use crate::sim::answer::{Answer, Content, Outcome, as_received, cut, finished};
-use crate::sim::api;
 use crate::sim::call::Call;
-use crate::sim::fault::{Effect, Ending, Fault, When};
-use crate::sim::host::{Host, Resource, Target};
-use crate::sim::http_server::{self, Served};
+use crate::sim::fault::{Ending, Fault, When};
 use crate::sim::image::{DiskShape, Image};
 use crate::sim::randomness::SeededRandomness;
-use crate::sim::store;
 use crate::snapshot::{InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
-use crate::transport::{Reached, Request, Response, Transport, TransportError};
 
 /// The key that may do everything; every world has it.
 pub const API_KEY: &str = "EXO0123456789abcdef01234567";
@@ -39,13 +30,10 @@ pub const API_KEY: &str = "EXO0123456789abcdef01234567";
 /// The secret of [`API_KEY`].
 pub const API_SECRET: &str = "simulated-secret-0123456789abcdefghijklmnop";
 
-/// Every instance reaches the metadata server there.
-const METADATA_HOST: &str = "169.254.169.254";
-
 /// A simulated organisation; clones are the same one.
 #[derive(Clone)]
 pub struct World {
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     state: Arc<Mutex<State>>,
 }
 
@@ -55,39 +43,58 @@ impl fmt::Debug for World {
     }
 }
 
-/// A template, as the world has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A template, in the API's JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Template {
     /// Its id.
     pub id: TemplateId,
     /// Its name; not unique.
     pub name: String,
     /// Its description.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// Whether every organisation sees it; ours are private.
+    #[serde(rename = "visibility", serialize_with = "visibility")]
     pub public: bool,
-    /// The virtual size, in bytes.
+    /// The virtual size, in bytes, unlike a snapshot's.
+    #[serde(rename = "size")]
     pub size_bytes: u64,
     /// When it was created.
     pub created_at: Timestamp,
     /// `legacy` or `uefi`.
     pub boot_mode: String,
     /// The user that logs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub default_user: Option<String>,
     /// Whether a key is put in place for the user.
     pub ssh_key_enabled: bool,
     /// Whether a password is made for the user.
     pub password_enabled: bool,
-    /// The operating system's family, version, and the vendor's build.
-    pub origin: [String; 3],
+    /// The operating system's family.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub family: String,
+    /// The operating system's version.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// The vendor's build.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub build: String,
     /// The address that the platform fetches it from; none if it was promoted.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The MD5 that it was registered with.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn visibility<S: Serializer>(public: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *public { "public" } else { "private" })
+}
+
 /// One request and its outcome.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Exchange {
     /// When it arrived, by the platform's time.
     pub at: Timestamp,
@@ -99,10 +106,20 @@ pub struct Exchange {
     pub method: Method,
     /// The path without the query, which may be a secret.
     pub path: String,
+    pub(super) status: OnceLock<StatusCode>,
+    pub(super) body_bytes: Arc<AtomicU64>,
+}
+
+impl Exchange {
     /// The status of the answer; none if there was none, or the client did not wait for it.
-    pub status: Option<StatusCode>,
-    /// How many bytes of the body the client read.
-    pub body_bytes: u64,
+    pub fn status(&self) -> Option<StatusCode> {
+        self.status.get().copied()
+    }
+
+    /// How many bytes of the body the client read so far.
+    pub fn body_bytes(&self) -> u64 {
+        self.body_bytes.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -115,19 +132,13 @@ pub(super) struct State {
     pub(super) skew: SignedDuration,
     pub(super) operations_take: Duration,
     /// The instance that the metadata server names; without one there is no such server.
-    this_machine: Option<InstanceId>,
+    pub(super) this_machine: Option<InstanceId>,
     pub(super) address_lifetime: Duration,
     /// Exports whose address expired early, by a fault.
     pub(super) expired: BTreeSet<Uuid>,
-    faults: Vec<Fault>,
-    log: Vec<LogEntry>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) log: Vec<Arc<Exchange>>,
     instances_added: u64,
-}
-
-#[derive(Debug)]
-struct LogEntry {
-    exchange: Exchange,
-    outcome: Arc<Outcome>,
 }
 
 #[derive(Debug)]
@@ -253,7 +264,9 @@ impl World {
             default_user: Some("ubuntu".to_owned()),
             ssh_key_enabled: true,
             password_enabled: false,
-            origin: ["ubuntu", "24.04 LTS", "2026-01-01-simulated"].map(str::to_owned),
+            family: "ubuntu".to_owned(),
+            version: "24.04 LTS".to_owned(),
+            build: "2026-01-01-simulated".to_owned(),
             url: None,
             checksum: None,
         };
@@ -370,11 +383,11 @@ impl World {
         self.state().faults.clear();
     }
 
-    /// The platform's time.
+    /// The platform's time, in whole seconds as the API writes them.
     pub fn now(&self) -> Timestamp {
         let skew = self.state().skew;
         let now = self.clock.now();
-        now.checked_add(skew).unwrap_or(now)
+        whole_seconds(now.checked_add(skew).unwrap_or(now))
     }
 
     /// A zone's snapshots, oldest first, without a request.
@@ -401,21 +414,15 @@ impl World {
     }
 
     /// Every request so far, in the order of arrival.
-    pub fn log(&self) -> Vec<Exchange> {
-        let state = self.state();
-        let entries = state.log.iter();
-        entries
-            .map(|entry| Exchange {
-                status: StatusCode::from_u16(entry.outcome.status.load(Ordering::Relaxed)).ok(),
-                body_bytes: entry.outcome.body_bytes.load(Ordering::Relaxed),
-                ..entry.exchange.clone()
-            })
-            .collect()
+    pub fn log(&self) -> Vec<Arc<Exchange>> {
+        self.state().log.clone()
     }
 
     /// The requests of the log that change something.
-    pub fn changes(&self) -> Vec<Exchange> {
-        self.log().into_iter().filter(|exchange| exchange.call.changes()).collect()
+    pub fn changes(&self) -> Vec<Arc<Exchange>> {
+        let mut log = self.log();
+        log.retain(|exchange| exchange.call.changes());
+        log
     }
 
     /// Forgets the log.
@@ -423,151 +430,22 @@ impl World {
         self.state().log.clear();
     }
 
-    /// This world as a transport in this process.
-    pub fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(self.clone())
-    }
-
-    /// This world behind a socket, until the value is dropped; port 0 for a free one.
-    ///
-    /// # Errors
-    /// If the address can't be listened at.
-    pub async fn serve(&self, address: SocketAddr) -> std::io::Result<Served> {
-        http_server::serve(self.clone(), address).await
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state, after settling all operations that are due.
-    fn settled(&self) -> MutexGuard<'_, State> {
+    pub(super) fn settled(&self) -> MutexGuard<'_, State> {
         let (elapsed, now) = (self.clock.elapsed(), self.now());
         let mut state = self.state();
         state.settle(elapsed, now);
         state
     }
-
-    /// Carries out one request, with all faults that apply to it.
-    ///
-    /// # Errors
-    /// If no host has this name, or a fault cuts the connection before an answer.
-    pub async fn exchange(&self, request: Request) -> Result<Response, TransportError> {
-        let nowhere = || TransportError::new(Reached::Nothing, "no connection");
-        if request.url.host_str() == Some(METADATA_HOST) {
-            return self.metadata(&request).ok_or_else(nowhere);
-        }
-        let Some(target) = Target::of(&request.url) else { return Err(nowhere()) };
-        let now = self.now();
-        let (effects, outcome) = {
-            let mut state = self.settled();
-            // In this process a zone that does not exist is a host that does not exist.
-            if !state.zones.contains_key(&target.zone) && target.host == Host::Real {
-                return Err(nowhere());
-            }
-            let (call, id) = match &target.resource {
-                Resource::Api(path) => api::route(&request.method, path),
-                Resource::Object(key) => (Call::GetImage, store::snapshot_of(key).map(|id| id.0)),
-            };
-            let mut ids: Vec<Uuid> = id.into_iter().collect();
-            if let (Call::GetOperation, Some(id), Some(zone)) = (call, id, state.zones.get(&target.zone))
-                && let Some(operation) = zone.operations.get(&OperationId(id))
-            {
-                ids.push(operation.work.reference());
-                ids.extend(operation.work.snapshot().map(|snapshot| snapshot.0));
-            }
-            let effects: Vec<Effect> =
-                state.faults.iter_mut().filter_map(|fault| fault.apply(call, &target.zone, &ids)).collect();
-            let outcome = Arc::<Outcome>::default();
-            let exchange = Exchange {
-                at: now,
-                zone: target.zone.clone(),
-                call,
-                method: request.method.clone(),
-                path: request.url.path().to_owned(),
-                status: None,
-                body_bytes: 0,
-            };
-            state.log.push(LogEntry { exchange, outcome: outcome.clone() });
-            (effects, outcome)
-        };
-        let answer = self.answer(&request, &target, &effects, now)?;
-        for effect in &effects {
-            match effect {
-                Effect::Delay(duration) => self.clock.sleep(*duration).await,
-                Effect::CutAfter => return Err(cut("the connection broke before an answer came")),
-                _ => {}
-            }
-        }
-        outcome.status.store(answer.status.as_u16(), Ordering::Relaxed);
-        Ok(finished(answer, effects, now, outcome))
-    }
-
-    /// The metadata server's answer, if there is such a server.
-    fn metadata(&self, request: &Request) -> Option<Response> {
-        let this_machine = self.state().this_machine?;
-        let (status, text) = match request.url.path() {
-            "/latest/meta-data/instance-id" => (StatusCode::OK, this_machine.to_string()),
-            _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
-        };
-        let answer = Answer { status, headers: HeaderMap::new(), content: Content::Text("text/plain", text) };
-        Some(finished(answer, Vec::new(), self.now(), Arc::default()))
-    }
-
-    /// The answer; changes the state as the request asks.
-    fn answer(
-        &self,
-        request: &Request,
-        target: &Target,
-        effects: &[Effect],
-        now: Timestamp,
-    ) -> Result<Answer, TransportError> {
-        for effect in effects {
-            match effect {
-                Effect::Unreachable => return Err(TransportError::new(Reached::Nothing, "no connection")),
-                Effect::CutBefore => return Err(cut("the connection broke before an answer came")),
-                Effect::Answer { status, content_type, body } => {
-                    let content = Content::Text(content_type, body.clone());
-                    return Ok(Answer { status: *status, headers: HeaderMap::new(), content });
-                }
-                _ => {}
-            }
-        }
-        let elapsed = self.clock.elapsed();
-        match &target.resource {
-            Resource::Object(key) => {
-                Ok(store::answer(&mut self.state(), request, &target.zone, key, effects, now))
-            }
-            Resource::Api(path) => {
-                let (call, id) = api::route(&request.method, path);
-                if let (Call::ExportSnapshot, Some(id)) = (call, id) {
-                    let known = self
-                        .state()
-                        .zones
-                        .get(&target.zone)
-                        .and_then(|zone| Some(zone.snapshots.get(&SnapshotId(id))?.image.clone()));
-                    if let Some(image) = known {
-                        // The MD5 of a large image takes seconds: computed before the lock is taken, so that
-                        // other requests don't wait for it.
-                        image.md5();
-                    }
-                }
-                let mut state = self.state();
-                let ending = effects.iter().find_map(|effect| match effect {
-                    Effect::Operation(ending) => Some(*ending),
-                    _ => None,
-                });
-                let ending = ending.unwrap_or(Ending::SUCCESS);
-                Ok(api::answer(&mut state, &api::ApiRequest { request, target, path, ending, elapsed, now }))
-            }
-        }
-    }
 }
 
-impl Transport for World {
-    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
-        Box::pin(async move { Ok(as_received(self.exchange(request).await?)) })
-    }
+/// The API writes no fractions of a second.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 impl State {
@@ -599,8 +477,7 @@ impl State {
     ) -> SnapshotId {
         let id = SnapshotId(self.fresh_id());
         let seed = self.randomness.next_u64();
-        // The API speaks in whole seconds.
-        let created_at = Timestamp::from_second(created_at.as_second()).unwrap_or(created_at);
+        let created_at = whole_seconds(created_at);
         let (zone, record) = self.instance(instance);
         let stamp = created_at.strftime("%Y%m%d%H%M%S");
         let snapshot = Snapshot {

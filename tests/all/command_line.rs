@@ -263,7 +263,7 @@ pub(crate) fn secrets(world: &World) -> Vec<String> {
     let words = ["X-Amz-", "x-amz-", "EXO2-HMAC-SHA256", "signature=", "hush", "exported-snapshots-"];
     let mut secrets: Vec<String> =
         words.map(str::to_owned).into_iter().chain([API_SECRET.to_owned()]).collect();
-    secrets.extend(of_images.map(|exchange| exchange.path));
+    secrets.extend(of_images.map(|exchange| exchange.path.clone()));
     secrets
 }
 
@@ -407,7 +407,7 @@ async fn looking_changes_nothing() {
     let changes = play.world.changes();
     assert_eq!(changes.len(), 4, "{changes:?}");
     for change in changes {
-        assert!(change.status.is_some_and(|status| [403, 404].contains(&status.as_u16())), "{change:?}");
+        assert!(change.status().is_some_and(|status| [403, 404].contains(&status.as_u16())), "{change:?}");
     }
     assert_eq!(play.everything(), before);
     assert!(!is_there(&play.path("state")) && !is_there(&play.path("vault")));

@@ -45,7 +45,7 @@ fn big(stage: &Stage, name: &str, mib: u64) -> SnapshotId {
 /// What the store sent of images.
 fn sent(stage: &Stage) -> u64 {
     let log = stage.world.log();
-    log.iter().filter(|exchange| exchange.call == Call::GetImage).map(|exchange| exchange.body_bytes).sum()
+    log.iter().filter(|exchange| exchange.call == Call::GetImage).map(|exchange| exchange.body_bytes()).sum()
 }
 
 fn asked(stage: &Stage, call: Call) -> usize {

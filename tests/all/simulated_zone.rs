@@ -524,7 +524,7 @@ async fn the_log_tells_every_request_without_secrets() {
         let _ = client.send(Method::DELETE, &format!("/snapshot/{}", stage.snapshot), "").await;
         let log = stage.world.log();
         let told: Vec<_> =
-            log.iter().map(|one| (one.call.as_str(), one.status.map(|status| status.as_u16()))).collect();
+            log.iter().map(|one| (one.call.as_str(), one.status().map(|status| status.as_u16()))).collect();
         let expected = [
             ("list-templates", Some(200)),
             ("export-snapshot", Some(200)),
@@ -533,7 +533,7 @@ async fn the_log_tells_every_request_without_secrets() {
             ("delete-snapshot", None),
         ];
         assert_eq!(told, expected);
-        assert_eq!(log[3].body_bytes, whole as u64);
+        assert_eq!(log[3].body_bytes(), whole as u64);
         assert!(log.iter().all(|one| !one.path.contains("X-Amz") && !one.path.contains('?')));
         let changes: Vec<_> = stage.world.changes().iter().map(|one| one.call).collect();
         assert_eq!(changes, [Call::ExportSnapshot, Call::DeleteSnapshot]);

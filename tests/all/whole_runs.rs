@@ -338,7 +338,7 @@ async fn a_corrupt_download_is_fetched_anew_and_a_cut_one_goes_on_where_it_was()
     let size = stage.world.image(SnapshotId(db)).file_bytes();
     let of_db = stage.world.log().into_iter().filter(|exchange| exchange.path.contains(&db.to_string()));
     let fetched: u64 =
-        of_db.filter(|exchange| exchange.call == Call::GetImage).map(|one| one.body_bytes).sum();
+        of_db.filter(|exchange| exchange.call == Call::GetImage).map(|one| one.body_bytes()).sum();
     assert!(fetched <= size + size / 50, "{fetched} bytes for an image of {size}");
 }
 
