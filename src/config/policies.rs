@@ -57,18 +57,18 @@ pub(super) fn read(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Vec<P
 
 fn read_policy(name: PolicyName, table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Policy {
     let on_start = [("if_missed", OnStart::IfMissed), ("wait", OnStart::Wait), ("now", OnStart::Now)];
-    let create = || table.boolean("create").unwrap_or(false);
+    let create = || table.read("create", Value::boolean).unwrap_or(false);
     Policy {
         name,
-        enabled: table.boolean("enabled").unwrap_or(true),
-        schedule: table.value("schedule").and_then(|value| value.schedule()),
+        enabled: table.read("enabled", Value::boolean).unwrap_or(true),
+        schedule: table.read("schedule", Value::schedule),
         time_zone: table.value("timezone").and_then(|value| read_time_zone(&value)).unwrap_or(TimeZone::UTC),
         zones: table.required("zones", ZONES_EXAMPLE).map_or_else(Vec::new, |zones| {
             zones.list(Some(ZONES_EXAMPLE), |zone| zone.parsed::<ZoneName>("a zone"))
         }),
-        jitter: table.duration("jitter").unwrap_or(Duration::ZERO),
+        jitter: table.read("jitter", Value::duration).unwrap_or(Duration::ZERO),
         on_start: table.choice("on_start", &on_start).unwrap_or(OnStart::IfMissed),
-        deadline: table.duration("deadline"),
+        deadline: table.read("deadline", Value::duration),
         create: create(),
         select: read_select(&table.table("select"), create()),
         retention: read_retention(&table.table("retention")),
@@ -159,11 +159,11 @@ pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
         keep_within: span("keep_within"),
         keep: ByPeriod::of(|period| count_or_all(&format!("keep_{}", period.adverb()))),
         keep_within_each: ByPeriod::of(|period| span(&format!("keep_within_{}", period.adverb()))),
-        keep_oldest: table.boolean("keep_oldest").unwrap_or(true),
+        keep_oldest: table.read("keep_oldest", Value::boolean).unwrap_or(true),
         max_age: span("max_age"),
         max_count: rule("max_count").and_then(|value| value.count()),
         min_keep: read_min_keep(table),
-        failed_after: table.span("failed_after"),
+        failed_after: table.read("failed_after", Value::span),
     };
     if table.is_there() && !has_rule.get() {
         table.place().missing(
@@ -176,7 +176,7 @@ pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
 
 fn read_min_keep(table: &Table<'_>) -> u32 {
     let min_keep = table.number("min_keep", 0..=u32::MAX.into()).unwrap_or(MIN_KEEP);
-    let allow_empty = table.boolean("allow_empty").unwrap_or(false);
+    let allow_empty = table.read("allow_empty", Value::boolean).unwrap_or(false);
     if min_keep == 0
         && !allow_empty
         && let Some(value) = table.value("min_keep")
@@ -195,7 +195,7 @@ fn read_guard(table: &Table<'_>) -> Guard {
         max_deletes: table.number("max_deletes", 0..=u64::MAX),
         max_delete_percent: percent("max_delete_percent").unwrap_or(MAX_DELETE_PERCENT),
         max_listing_drop_percent: percent("max_listing_drop_percent").unwrap_or(MAX_LISTING_DROP_PERCENT),
-        max_clock_skew: table.duration("max_clock_skew").unwrap_or(MAX_CLOCK_SKEW),
+        max_clock_skew: table.read("max_clock_skew", Value::duration).unwrap_or(MAX_CLOCK_SKEW),
     }
 }
 
@@ -207,14 +207,14 @@ fn read_export(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Option<Ex
             list.list(Some(example), |value| read_archive_name(value, archives))
         }),
         snapshots: read_which(table),
-        required: table.boolean("required").unwrap_or(true),
-        alert_after: table.duration("alert_after").unwrap_or(ALERT_AFTER),
+        required: table.read("required", Value::boolean).unwrap_or(true),
+        alert_after: table.read("alert_after", Value::duration).unwrap_or(ALERT_AFTER),
         concurrency: table.concurrency().unwrap_or(DOWNLOADS),
         connections: table
             .number("connections", 1..=CONNECTIONS_MAX)
             .and_then(NonZeroUsize::new)
             .unwrap_or(NonZeroUsize::MIN),
-        stall_timeout: table.duration("stall_timeout").unwrap_or(STALL_TIMEOUT),
+        stall_timeout: table.read("stall_timeout", Value::duration).unwrap_or(STALL_TIMEOUT),
         bandwidth_limit: table
             .value("bandwidth_limit")
             .and_then(|value| value.parsed::<Rate>("a rate"))
@@ -243,15 +243,15 @@ fn read_promote(table: &Table<'_>) -> Option<Promote> {
     let help = "write how templates are called, such as `name = \"{instance}-{created:%Y%m%d}\"`";
     let name = table.required("name", help).and_then(|value| {
         let name = value.text()?.parse::<TemplateName>();
-        name.map_err(|error| value.place().wrong(error.fact(), error.help())).ok()
+        name.map_or_else(|error| value.wrong(error.fact(), error.help()), Some)
     });
     Some(Promote {
         snapshots: read_which(table),
-        keep: table.count("keep"),
+        keep: table.read("keep", Value::count),
         description: line("description", DESCRIPTION_MAX),
         default_user: line("default_user", USER_MAX),
-        password_enabled: table.boolean("password_enabled"),
-        ssh_key_enabled: table.boolean("ssh_key_enabled"),
+        password_enabled: table.read("password_enabled", Value::boolean),
+        ssh_key_enabled: table.read("ssh_key_enabled", Value::boolean),
         // Last, so that without a name the other keys are checked all the same.
         name: name?,
     })
@@ -270,12 +270,8 @@ fn read_pattern<T>(value: &Value<'_>, read: impl Fn(&str) -> Result<T, String>) 
     let text = value.text()?;
     let help = "write a name, a glob such as `web-*`, or an id";
     if text.is_empty() {
-        value.place().wrong("an empty name fits nothing", help);
-        return None;
+        return value.wrong("an empty name fits nothing", help);
     }
-    read(text)
-        .map_err(|reason| {
-            value.place().wrong(format!("`{}` is no pattern: {reason}", excerpt(text, 64)), help);
-        })
-        .ok()
+    let wrong = |reason| value.wrong(format!("`{}` is no pattern: {reason}", excerpt(text, 64)), help);
+    read(text).map_or_else(wrong, Some)
 }

@@ -11,7 +11,7 @@ use url::Url;
 
 use crate::config::keys::KnownKeys;
 use crate::config::policies;
-use crate::config::toml_reader::{OpenFile, Place, Table};
+use crate::config::toml_reader::{OpenFile, Place, Table, Value};
 use crate::policy::{ArchiveName, ArchiveRules, Policy, VerifyPlan};
 use crate::snapshot::ZoneName;
 use crate::text::{counted, excerpt};
@@ -141,7 +141,7 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
     Config {
         exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, file),
         server: read_server(&root.table("server")),
-        state_directory: root.table("state").path("directory"),
+        state_directory: root.table("state").read("directory", Value::path),
         archives,
         archive_rules,
         policies,
@@ -154,7 +154,7 @@ fn read_exoscale(
     policies: &[Policy],
     file: &OpenFile,
 ) -> ExoscaleSettings {
-    let allow_plain_http = table.boolean("allow_plain_http").unwrap_or(false);
+    let allow_plain_http = table.read("allow_plain_http", Value::boolean).unwrap_or(false);
     // Both are checked: the one in the file is used again once the variable is not set any more.
     let written = table.value("endpoint").and_then(|value| Some((value.text()?, value.place().clone())));
     let overriding =
@@ -168,10 +168,10 @@ fn read_exoscale(
     }
     ExoscaleSettings {
         endpoint: endpoint.map_or(ENDPOINT, |(text, _)| text).to_owned(),
-        credentials_file: table.path("credentials_file"),
-        request_timeout: table.duration("request_timeout").unwrap_or(REQUEST_TIMEOUT),
-        poll_interval: table.duration("poll_interval").unwrap_or(POLL_INTERVAL),
-        operation_timeout: table.duration("operation_timeout").unwrap_or(OPERATION_TIMEOUT),
+        credentials_file: table.read("credentials_file", Value::path),
+        request_timeout: table.read("request_timeout", Value::duration).unwrap_or(REQUEST_TIMEOUT),
+        poll_interval: table.read("poll_interval", Value::duration).unwrap_or(POLL_INTERVAL),
+        operation_timeout: table.read("operation_timeout", Value::duration).unwrap_or(OPERATION_TIMEOUT),
         requests_per_second: table
             .number("requests_per_second", 1..=REQUESTS_PER_SECOND_MAX)
             .and_then(NonZeroU32::new)
@@ -346,13 +346,12 @@ fn read_local(table: &Table<'_>) -> Option<ArchiveSettings> {
 }
 
 fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
-    let allow_plain_http = table.boolean("allow_plain_http").unwrap_or(false);
+    let allow_plain_http = table.read("allow_plain_http", Value::boolean).unwrap_or(false);
     let example = "write the store's address, such as `endpoint = \"https://sos-de-fra-1.exo.io\"`";
     let endpoint = table.required("endpoint", example).and_then(|value| {
         let text = value.text()?;
         if text.contains(['{', '}']) {
-            value.place().wrong("the address has a placeholder in it", example);
-            return None;
+            return value.wrong("the address has a placeholder in it", example);
         }
         check_address(text, text, example, allow_plain_http, value.place())
     });
@@ -369,7 +368,7 @@ fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
         .value("prefix")
         .map_or_else(|| Some(String::new()), |value| value.written("a prefix", form, is_prefix));
     // An invalid one is reported like any other, and makes the whole configuration invalid.
-    let credentials_file = table.path("credentials_file");
+    let credentials_file = table.read("credentials_file", Value::path);
     Some(ArchiveSettings::S3 {
         endpoint: endpoint?,
         region: region?,
@@ -403,16 +402,16 @@ fn is_prefix(text: &str) -> bool {
 }
 
 fn read_server(table: &Table<'_>) -> ServerSettings {
-    let listen = table.value("listen").and_then(|value| {
+    let help = "write an address and a port, such as `127.0.0.1:9788`, or `0.0.0.0:9788` for all of this machine's \
+                addresses";
+    let listen = table.read("listen", |value| {
         let text = value.text()?;
-        let help = "write an address and a port, such as `127.0.0.1:9788`, or `0.0.0.0:9788` for all of this machine's addresses";
-        text.parse()
-            .map_err(|_| value.place().wrong(format!("`{}` is not an address with a port", excerpt(text, 64)), help))
-            .ok()
+        let wrong = |_| value.wrong(format!("`{}` is not an address with a port", excerpt(text, 64)), help);
+        text.parse().map_or_else(wrong, Some)
     });
     ServerSettings {
         listen: listen.unwrap_or(LISTEN),
-        shutdown_grace: table.duration("shutdown_grace").unwrap_or(SHUTDOWN_GRACE),
+        shutdown_grace: table.read("shutdown_grace", Value::duration).unwrap_or(SHUTDOWN_GRACE),
     }
 }
 
@@ -420,7 +419,7 @@ fn read_server(table: &Table<'_>) -> ServerSettings {
 fn check_notify(table: &Table<'_>) {
     for (_, notifier) in table.named::<ArchiveName>() {
         notifier.choice("type", &[("webhook", ()), ("healthchecks", ())]);
-        notifier.path("url_file");
+        notifier.read("url_file", Value::path);
         if let Some(on) = notifier.value("on") {
             on.list(Some("name at least one of `failure`, `held` and `recovered`"), |word| {
                 word.choice(&[("failure", ()), ("held", ()), ("recovered", ())])

@@ -1,7 +1,7 @@
 //! Reads the tables of a TOML file, and collects every error with its place.
 //!
 //! A [`Table`] and a [`Value`] know their path and their place, and report what is wrong with them: a getter
-//! returns `None` both for a missing key and for a wrong value, so that a reader goes on to the next key. The
+//! returns `None` both for a missing key and for a wrong value, so that a reader continues with the next key. The
 //! result counts only if [`OpenFile::finish`] finds no diagnostics.
 
 use std::cell::RefCell;
@@ -17,7 +17,7 @@ use toml::de::{DeTable, DeValue};
 use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
 use crate::config::keys::{self, KnownKeys};
 use crate::policy::Count;
-use crate::policy::span::{Span, parse_duration};
+use crate::policy::span::{Span, SpanError, parse_duration};
 use crate::schedule::Schedule;
 use crate::text::excerpt;
 
@@ -269,8 +269,9 @@ impl<'t> Table<'t> {
             .collect()
     }
 
-    pub(super) fn boolean(&self, key: &str) -> Option<bool> {
-        self.value(key)?.boolean()
+    /// A key's value, read by one of the readers of [`Value`].
+    pub(super) fn read<T>(&self, key: &str, read: impl Fn(&Value<'t>) -> Option<T>) -> Option<T> {
+        read(&self.value(key)?)
     }
 
     /// A whole number within a range that its type can hold.
@@ -283,31 +284,9 @@ impl<'t> Table<'t> {
         self.number("concurrency", 1..=CONCURRENCY_MAX).and_then(NonZeroUsize::new)
     }
 
-    /// A count of a rule, which is switched off by leaving the key out, not by 0.
-    pub(super) fn count(&self, key: &str) -> Option<NonZeroU32> {
-        self.value(key)?.count()
-    }
-
-    /// Absolute time, such as `"30s"`.
-    pub(super) fn duration(&self, key: &str) -> Option<Duration> {
-        let value = self.value(key)?;
-        let text = value.span_text("10s")?;
-        parse_duration(text).map_err(|error| value.place.wrong(error.fact(), error.help())).ok()
-    }
-
-    /// Calendar time, such as `"14d"`.
-    pub(super) fn span(&self, key: &str) -> Option<Span> {
-        self.value(key)?.span()
-    }
-
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
         self.value(key)?.choice(choices)
-    }
-
-    /// An absolute path.
-    pub(super) fn path(&self, key: &str) -> Option<PathBuf> {
-        self.value(key)?.path()
     }
 }
 
@@ -340,6 +319,12 @@ impl<'t> Value<'t> {
         &self.place
     }
 
+    /// Reports an error; `help` says how to correct it. Returns `None` in place of a value.
+    pub(super) fn wrong<T>(&self, fact: impl Into<String>, help: impl Into<String>) -> Option<T> {
+        self.place.wrong(fact, help);
+        None
+    }
+
     fn wrong_type<T>(&self, wanted: &str, help: &str) -> Option<T> {
         let found = match self.value {
             DeValue::String(_) => "text",
@@ -350,8 +335,7 @@ impl<'t> Value<'t> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.place.wrong(format!("this is {found}, but must be {wanted}"), help);
-        None
+        self.wrong(format!("this is {found}, but must be {wanted}"), help)
     }
 
     fn table(&self) -> Option<Table<'t>> {
@@ -364,7 +348,7 @@ impl<'t> Value<'t> {
         self.wrong_type("a table", &format!("write its keys below a line `[{}{named}]`", self.place.path))
     }
 
-    fn boolean(&self) -> Option<bool> {
+    pub(super) fn boolean(&self) -> Option<bool> {
         match self.value {
             DeValue::Boolean(value) => Some(*value),
             _ => self.wrong_type("`true` or `false`", "write `true` or `false`, without quotes"),
@@ -383,55 +367,57 @@ impl<'t> Value<'t> {
         let text = self.text()?;
         let length = text.chars().count();
         if text.trim().is_empty() {
-            self.place.wrong("it is empty", "write something, or leave the key out");
+            self.wrong("it is empty", "write something, or leave the key out")
         } else if length > max {
-            self.place.wrong(format!("it has {length} characters"), format!("at most {max} are possible"));
+            self.wrong(format!("it has {length} characters"), format!("at most {max} are possible"))
         } else if text.chars().any(char::is_control) {
-            self.place.wrong("it has a line break or another control character", "write one plain line");
+            self.wrong("it has a line break or another control character", "write one plain line")
         } else {
-            return Some(text.to_owned());
+            Some(text.to_owned())
         }
-        None
     }
 
     /// Text that has a form; `what` and `form` describe it.
     pub(super) fn written(&self, what: &str, form: &str, is_so: impl Fn(&str) -> bool) -> Option<String> {
         let text = self.text()?;
-        if !is_so(text) {
-            self.place.wrong(format!("`{}` is not {what}", excerpt(text, 64)), format!("write {form}"));
-            return None;
+        if is_so(text) {
+            return Some(text.to_owned());
         }
-        Some(text.to_owned())
+        self.wrong(format!("`{}` is not {what}", excerpt(text, 64)), format!("write {form}"))
     }
 
     /// Text that is parsed as a `T`; its error's text is the help.
     pub(super) fn parsed<T: FromStr<Err: ToString>>(&self, what: &str) -> Option<T> {
         let text = self.text()?;
-        text.parse::<T>()
-            .map_err(|error| {
-                self.place.wrong(format!("`{}` is not {what}", excerpt(text, 64)), error.to_string());
-            })
-            .ok()
+        text.parse::<T>().map_or_else(
+            |error| self.wrong(format!("`{}` is not {what}", excerpt(text, 64)), error.to_string()),
+            Some,
+        )
+    }
+
+    /// Absolute time, such as `"30s"`.
+    pub(super) fn duration(&self) -> Option<Duration> {
+        let text = self.span_text("10s")?;
+        parse_duration(text).map_or_else(|error| self.wrong(error.fact(), error.help()), Some)
     }
 
     /// Calendar time, such as `"14d"`.
     pub(super) fn span(&self) -> Option<Span> {
         let text = self.span_text("30d")?;
-        text.parse::<Span>().map_err(|error| self.place.wrong(error.fact(), error.help())).ok()
+        text.parse().map_or_else(|error: SpanError| self.wrong(error.fact(), error.help()), Some)
     }
 
     /// A cron line.
     pub(super) fn schedule(&self) -> Option<Schedule> {
         let text = self.text()?;
-        Schedule::parse(text).map_err(|error| self.place.wrong(error.fact(), error.help())).ok()
+        Schedule::parse(text).map_or_else(|error| self.wrong(error.fact(), error.help()), Some)
     }
 
     fn span_text(&self, example: &str) -> Option<&'t str> {
         let help = format!("write a number with a unit in double quotes, such as `\"{example}\"`");
         match self.value {
             DeValue::Integer(number) => {
-                self.place.wrong(format!("`{}` has no unit", excerpt(number.as_str(), 20)), help);
-                None
+                self.wrong(format!("`{}` has no unit", excerpt(number.as_str(), 20)), help)
             }
             DeValue::String(text) => Some(text),
             _ => self.wrong_type("a span of time", &help),
@@ -440,22 +426,21 @@ impl<'t> Value<'t> {
 
     fn number(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let number = self.integer()?;
-        let fits = u64::try_from(number).ok().filter(|number| range.contains(number));
-        if fits.is_none() {
-            let help = match (*range.start(), *range.end()) {
-                (least, most) if most < u32::MAX.into() => format!("use {least} to {most}"),
-                (least, _) if number < least.into() => format!("use {least} or more"),
-                (_, most) => format!("use at most {most}"),
-            };
-            self.place.wrong(format!("`{}` is out of range", self.integer_text()), help);
+        if let Some(number) = u64::try_from(number).ok().filter(|number| range.contains(number)) {
+            return Some(number);
         }
-        fits
+        let help = match (*range.start(), *range.end()) {
+            (least, most) if most < u32::MAX.into() => format!("use {least} to {most}"),
+            (least, _) if number < least.into() => format!("use {least} or more"),
+            (_, most) => format!("use at most {most}"),
+        };
+        self.wrong(format!("`{}` is out of range", self.integer_text()), help)
     }
 
+    /// A count of a rule, which is switched off by leaving the key out, not by 0.
     pub(super) fn count(&self) -> Option<NonZeroU32> {
         if self.integer()? == 0 {
-            self.place.wrong("`0` is not possible", "leave the key out to switch the rule off");
-            return None;
+            return self.wrong("`0` is not possible", "leave the key out to switch the rule off");
         }
         self.number(1..=u32::MAX.into())
             .and_then(|number| u32::try_from(number).ok())
@@ -498,15 +483,11 @@ impl<'t> Value<'t> {
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
-        let found = choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
-        if found.is_none() {
-            let words: Vec<_> = choices.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
-            self.place.wrong(
-                format!("`{}` is not possible", excerpt(text, 64)),
-                format!("use {}", words.join(" or ")),
-            );
+        if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == text) {
+            return Some(*choice);
         }
-        found
+        let words: Vec<_> = choices.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
+        self.wrong(format!("`{}` is not possible", excerpt(text, 64)), format!("use {}", words.join(" or ")))
     }
 
     /// An absolute path.
@@ -514,18 +495,17 @@ impl<'t> Value<'t> {
         let text = self.text()?;
         let path = PathBuf::from(text);
         if text.is_empty() || text.chars().any(char::is_control) {
-            self.place.wrong("not a path", "write an absolute path, such as `/var/lib/snapwarden`");
+            self.wrong("not a path", "write an absolute path, such as `/var/lib/snapwarden`")
         } else if !path.is_absolute() {
-            self.place.wrong(
+            self.wrong(
                 format!("`{}` is not an absolute path", excerpt(text, 64)),
                 "begin it with `/`: what a relative path means depends on where the program is started",
-            );
+            )
         } else if path.components().any(|part| part == Component::ParentDir) {
-            self.place.wrong("the path has a `..` in it", "write it without");
+            self.wrong("the path has a `..` in it", "write it without")
         } else {
-            return Some(path);
+            Some(path)
         }
-        None
     }
 
     /// The values of a list, each only once, read by `read`. `empty` is the help for an empty list; without it
