@@ -1,7 +1,7 @@
 //! The clock seam: now, elapsed time, sleep and timeouts.
 //!
-//! Nothing else in the house asks the machine for the time (`clippy.toml` bans it), so that a test, or a
-//! simulation of years, owns it. The simulated form is `sim::clock::SimClock`.
+//! Nothing else in this crate asks the machine for the time (`clippy.toml` bans it), so that a test, or a
+//! simulation of years, controls it. The simulated form is `sim::clock::SimClock`.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, Either, select};
 use jiff::Timestamp;
 
-/// Where the time comes from.
+/// The source of the time.
 pub trait Clock: Send + Sync + Debug {
     /// The wall clock. It may jump in both directions: never measure a span with it.
     fn now(&self) -> Timestamp;
@@ -18,11 +18,11 @@ pub trait Clock: Send + Sync + Debug {
     /// Time since some fixed instant; never goes back. For measuring and for deadlines.
     fn elapsed(&self) -> Duration;
 
-    /// Ends after `duration`.
+    /// Completes after `duration`.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 }
 
-/// The given time ran out first.
+/// The time limit passed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no answer within {} s", .0.as_secs_f64())]
 pub struct TimedOut(pub Duration);

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags};
 
-/// What a name stands for.
+/// The kind of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
     File,
     /// A folder.
     Folder,
-    /// A symbolic link, a device, a socket …: nothing of ours.
+    /// A symbolic link, a device, a socket …: never made by this program.
     Other,
 }
 
@@ -60,10 +60,10 @@ pub enum Open {
     CreateNew,
 }
 
-/// Who may read what is made.
+/// Who may read new files and folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// The owner alone (0600, folders 0700).
+    /// Only the owner (0600, folders 0700).
     Owner,
     /// The owner, and the group to read (0640, folders 0750).
     Group,
@@ -85,31 +85,31 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Reads at most `buffer.len()` bytes; 0 at the end.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes all of `bytes`, growing the file where needed.
     ///
     /// # Errors
-    /// Whatever the disk says; part of `bytes` may have been written then.
+    /// Any error of the disk; part of `bytes` may have been written then.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
     /// Shortens or grows the file.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
     /// The length in bytes.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn len(&self) -> io::Result<u64>;
 
     /// Whether the file has no bytes.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
@@ -118,12 +118,11 @@ pub trait DiskFile: Send + Sync + Debug {
     /// second call can succeed although bytes were lost.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn sync(&self) -> io::Result<()>;
 
-    /// These bytes are not needed in memory any more, as far as they are safe: an image that streams through should not
-    /// push out what others use, and what is read of it later should come from the disk itself. A wish; nothing is
-    /// promised.
+    /// Advises the kernel to drop these bytes from the page cache, as far as they are safe: an image that streams
+    /// through should not displace other data, and a later read of it should come from the disk itself.
     fn release(&self, bytes: Range<u64>);
 }
 
@@ -135,84 +134,84 @@ pub trait DiskLock: Send + Sync + Debug {}
 #[error("it could not be made safe from a crash")]
 struct SyncFailure(#[source] io::Error);
 
-/// Marks what a sync says within [`Disk::append`].
+/// Marks the error of a sync within [`Disk::append`].
 pub(crate) fn sync_failure(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), SyncFailure(error))
 }
 
-/// Whether [`Disk::append`] failed since what it wrote could not be made safe.
+/// Whether [`Disk::append`] failed because its bytes could not be made safe.
 pub fn is_sync_failure(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<SyncFailure>()).is_some()
 }
 
-/// Where files are.
+/// A file system.
 pub trait Disk: Send + Sync + Debug {
-    /// Opens `path`. What is made belongs to the owner of its folder, where we may decide that.
+    /// Opens `path`. A new file belongs to the owner of its folder, if this process may set that.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn open(&self, path: &Path, how: Open, access: Access) -> io::Result<Box<dyn DiskFile>>;
 
     /// Adds `bytes` to the end of `path` (made if missing) and returns once they are safe from a crash, and
     /// so is the name if it was made. Several processes may add to one file: pieces are never mixed.
     ///
     /// # Errors
-    /// Whatever the disk says; part of `bytes` may stand there then. After one that [`is_sync_failure`] knows
-    /// nothing may be trusted that is added later, as after a failed [`DiskFile::sync`].
+    /// Any error of the disk; part of `bytes` may be there then. After one that [`is_sync_failure`] recognizes,
+    /// later additions can't be trusted either, as after a failed [`DiskFile::sync`].
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()>;
 
     /// Makes the folder and all above it that are missing.
     ///
     /// # Errors
-    /// Whatever the disk says; a name that is taken by something else is an error.
+    /// Any error of the disk; a name that is taken by something else is an error.
     fn create_dir_all(&self, path: &Path, access: Access) -> io::Result<()>;
 
-    /// Gives a file another name on the same file system, replacing what had it, in one step.
+    /// Renames a file on the same file system, atomically replacing a file of the new name.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file.
     ///
     /// # Errors
-    /// Whatever the disk says; `NotFound` if there is none.
+    /// Any error of the disk; `NotFound` if there is none.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
     /// The names in a folder, sorted.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn list(&self, folder: &Path) -> io::Result<Vec<Entry>>;
 
-    /// What is known of a name.
+    /// The kind and length of a directory entry.
     ///
     /// # Errors
-    /// Whatever the disk says; `NotFound` if it is not there.
+    /// Any error of the disk; `NotFound` if it is not there.
     fn metadata(&self, path: &Path) -> io::Result<Metadata>;
 
     /// Returns once the names in this folder are safe from a crash.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn sync_dir(&self, folder: &Path) -> io::Result<()>;
 
     /// Bytes that we may still write on the file system of `folder`.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// Any error of the disk.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 
     /// Locks `path` (made if missing) against other processes, and against this one.
     ///
     /// # Errors
-    /// `WouldBlock` if another holds it; else whatever the disk says.
+    /// `WouldBlock` if another holds it; else any error of the disk.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
 }
 
-/// Does what blocks (these calls, hashing) on the blocking pool, so that nothing else waits for it.
+/// Runs blocking work (these calls, hashing) on the blocking pool, so that nothing else waits for it.
 ///
-/// A panic in it goes on in the caller. Work that the runtime refuses, since it is ending, never returns: the
+/// A panic in it continues in the caller. Work that the runtime refuses, since it is ending, never returns: the
 /// caller is about to be dropped as well.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
@@ -227,7 +226,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 /// Reads a whole file of at most `max` bytes.
 ///
 /// # Errors
-/// `FileTooLarge` beyond `max`; else whatever the disk says.
+/// `FileTooLarge` beyond `max`; else any error of the disk.
 pub fn read_file(disk: &dyn Disk, path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let file = disk.open(path, Open::Read, Access::Owner)?;
     let len = file.len()?;
@@ -254,7 +253,7 @@ pub fn read_file(disk: &dyn Disk, path: &Path, max: u64) -> io::Result<Vec<u8>> 
 /// Replaces `path` by `bytes` in one step: after a crash at any moment it holds the old or the new, whole.
 ///
 /// # Errors
-/// Whatever the disk says; `path` is as it was then, or new.
+/// Any error of the disk; `path` is as it was then, or new.
 pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
     let folder = folder_of(path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -262,7 +261,7 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) 
     let beside = folder.join(name);
     match disk.remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // Left behind by a crash, or nothing there.
+        // A file that a crash left, or none.
         _ => {}
     }
     let made = disk.open(&beside, Open::CreateNew, access).and_then(|file| {
@@ -271,7 +270,7 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) 
         disk.rename(&beside, path)
     });
     if let Err(error) = made {
-        // On a full disk nothing half made stays behind.
+        // Leave no unfinished file on a full disk.
         let _ = disk.remove_file(&beside);
         return Err(error);
     }
@@ -281,10 +280,10 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) 
 /// Makes the folder and all above it that are missing, and returns once their names are safe from a crash.
 ///
 /// Each name is made safe before the next folder is made. So of those that are there already only the last may
-/// not be safe yet, if whoever made it was stopped just then: its name is made safe as well.
+/// not be safe yet, if its maker was stopped just then: its name is made safe as well.
 ///
 /// # Errors
-/// Whatever the disk says; a name that is taken by something else is an error.
+/// Any error of the disk; a name that is taken by something else is an error.
 pub fn create_folders(disk: &dyn Disk, path: &Path, access: Access) -> io::Result<()> {
     let mut missing = Vec::new();
     for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -293,7 +292,7 @@ pub fn create_folders(disk: &dyn Disk, path: &Path, access: Access) -> io::Resul
             Err(error) => return Err(error),
             Ok(_) => {
                 match folder.parent().map_or(Ok(()), |above| sync_names(disk, above)) {
-                    // Where we may not look we made nothing.
+                    // In a folder that we may not read we have made nothing.
                     Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
                     _ => break,
                 }
@@ -503,7 +502,7 @@ fn kind_of(found: fs::FileType) -> Kind {
 /// Reads a small file that the operator named (configuration, credentials, a listing), following links.
 ///
 /// # Errors
-/// `FileTooLarge` beyond `max` bytes; `InvalidData` if it is not UTF-8; else whatever the disk says.
+/// `FileTooLarge` beyond `max` bytes; `InvalidData` if it is not UTF-8; else any error of the disk.
 pub fn read_named_file(path: &Path, max: u64) -> io::Result<String> {
     let mut text = String::new();
     let file = OpenOptions::new().read(true).open(path)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-/// Where random bytes come from.
+/// The source of random numbers.
 pub trait Randomness: Send + Sync + Debug {
     /// 64 random bits.
     fn next_u64(&self) -> u64;
@@ -22,13 +22,13 @@ impl Randomness for SystemRandomness {
     #[expect(clippy::disallowed_methods, reason = "this is the seam's real form")]
     fn next_u64(&self) -> u64 {
         let mut bytes = [0; 8];
-        // What is drawn here spreads retries and names runs; without a source, a poor number serves.
+        // These numbers spread retries and name runs; without a source, a poor number is good enough.
         let _ = getrandom::fill(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 }
 
-/// A span between nothing and `max`, evenly spread.
+/// A span between zero and `max`, uniformly distributed.
 pub fn up_to(randomness: &dyn Randomness, max: Duration) -> Duration {
     let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
     Duration::from_nanos(

@@ -26,7 +26,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::text::excerpt;
 
-/// A cron line that was understood, and that fires some day.
+/// A valid cron line that fires at some time.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     text: String,
@@ -34,30 +34,30 @@ pub struct Schedule {
     fixed_times: bool,
 }
 
-/// A line that can't be a schedule.
+/// Why a line is no schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScheduleError {
-    /// It has this many fields.
+    /// The number of its fields.
     FieldCount(usize),
-    /// An `@`-word that is not known.
+    /// An unknown `@`-word.
     UnknownWord(String),
-    /// One field can't be read.
+    /// One field is invalid.
     Field {
-        /// What stands there.
+        /// The field's text.
         text: String,
-        /// What the field is for.
+        /// The field's name.
         name: &'static str,
-        /// What may stand there.
+        /// The allowed values.
         range: &'static str,
     },
-    /// Each field can be read, the line can't.
+    /// Each field is valid, the line is not.
     Line(String),
-    /// No moment fits it.
+    /// It never fires.
     Never(String),
 }
 
 impl ScheduleError {
-    /// What is wrong.
+    /// The error alone.
     pub fn fact(&self) -> String {
         match self {
             Self::FieldCount(0) => "it is empty".to_owned(),
@@ -70,7 +70,7 @@ impl ScheduleError {
         }
     }
 
-    /// The way out.
+    /// How to correct it.
     pub fn help(&self) -> String {
         match self {
             Self::FieldCount(_) | Self::Line(_) => {
@@ -94,7 +94,7 @@ impl Display for ScheduleError {
 
 impl std::error::Error for ScheduleError {}
 
-/// The words, and what they stand for.
+/// The words, and the lines that they stand for.
 const WORDS: [(&str, &str); 5] = [
     ("@hourly", "0 * * * *"),
     ("@daily", "0 0 * * *"),
@@ -103,11 +103,11 @@ const WORDS: [(&str, &str); 5] = [
     ("@yearly", "0 0 1 1 *"),
 ];
 
-/// So many due times are looked at for the longest gap: enough for each day of the week and for a clock change of most
-/// schedules, and few enough to be asked at each reload.
+/// How many due times are searched for the longest gap: enough for each day of the week and for a clock change of most
+/// schedules, and few enough for each reload.
 const DUE_TIMES_COMPARED: usize = 128;
 
-/// The six fields: what each is for, what may stand there, and the letters that it knows beside digits.
+/// The six fields: name, allowed values, and the letters allowed beside digits.
 const FIELDS: [(&str, &str, &str); 6] = [
     ("second", "0 to 59", ""),
     ("minute", "0 to 59", ""),
@@ -121,7 +121,7 @@ const FIELDS: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// Where the hour stands among the six.
+/// The hour's index among the six.
 const HOUR_FIELD: usize = 2;
 
 impl FromStr for Schedule {
@@ -159,8 +159,8 @@ impl Schedule {
         }
         let cron =
             parser().parse(&fields.join(" ")).map_err(|_| ScheduleError::Line(excerpt(text.trim(), 60)))?;
-        // 2000 begins a cycle of the calendar: whatever does not come in the years that croner searches
-        // from there comes never.
+        // The year 2000 begins a cycle of the calendar: a line that does not fire in the years that croner
+        // searches from there never fires.
         if cron.find_next_occurrence(&Wall(DateTime::constant(2000, 1, 1, 0, 0, 0, 0)), true).is_err() {
             return Err(ScheduleError::Never(excerpt(text.trim(), 60)));
         }
@@ -185,7 +185,7 @@ impl Schedule {
             let from = Timestamp::from_second(second).ok()?;
             self.next_after(from, zone).filter(|next| *next <= until)
         };
-        // The later one asks from, the later the answer, and all are whole seconds: halve until the last that fits.
+        // Bisection: the result grows with its argument, and all times are whole seconds.
         let mut best = self.next_after(after, zone).filter(|next| *next <= until)?;
         let (mut fits, mut fits_not) = (best.as_second(), until.as_second());
         while fits < fits_not {
@@ -202,7 +202,7 @@ impl Schedule {
     }
 
     /// The longest span between two successive due times, among the next 128 after `from`; `None` only at the end of
-    /// the calendar. What did not run for longer than this is late.
+    /// the calendar. A policy that did not run for longer than this is late.
     pub fn longest_gap(&self, from: Timestamp, zone: &TimeZone) -> Option<SignedDuration> {
         let mut last = self.next_after(from, zone)?;
         let mut longest = None;
@@ -214,7 +214,7 @@ impl Schedule {
         longest
     }
 
-    /// Goes along the wall clock; a time on it stands for one instant.
+    /// Searches along the wall clock; a time on it stands for one instant.
     fn next_fixed(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         let mut wall = zone.to_datetime(after);
         loop {
@@ -227,7 +227,7 @@ impl Schedule {
         }
     }
 
-    /// Goes along real time, from one clock change to the next.
+    /// Searches along real time, from one clock change to the next.
     fn next_real(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         let (mut from, mut inclusive) = (after, false);
         loop {
@@ -267,7 +267,7 @@ fn reads_alone(index: usize, field: &str, letters: &str) -> bool {
         && parser().parse(&fields.join(" ")).is_ok()
 }
 
-/// The one instant that a time on the wall stands for: the first of two; the first after a gap.
+/// The one instant that a time of the wall clock stands for: the first of two; the first after a gap.
 fn once(wall: DateTime, zone: &TimeZone) -> Option<Timestamp> {
     let ambiguous = zone.to_ambiguous_timestamp(wall);
     if let AmbiguousOffset::Gap { .. } = ambiguous.offset() {
@@ -278,7 +278,7 @@ fn once(wall: DateTime, zone: &TimeZone) -> Option<Timestamp> {
     ambiguous.earlier().ok()
 }
 
-/// A time on the wall, without a zone, as croner wants to see it.
+/// A time of the wall clock, without a zone, in croner's terms.
 #[derive(Clone)]
 struct Wall(DateTime);
 

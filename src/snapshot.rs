@@ -1,7 +1,7 @@
-//! Exoscale's things as we speak of them: snapshots, instances, zones and their ids.
+//! Exoscale's snapshots, instances and zones, and their ids.
 //!
-//! These are the values after decoding: what the API may leave out is an `Option`, and a state that we do
-//! not know stays what it was, so that nothing is ever done to it.
+//! These are the values after decoding: what the API may leave out is an `Option`, and an unknown
+//! state keeps its text and is never acted on.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -35,19 +35,19 @@ macro_rules! id {
 }
 
 id!(
-    /// Which snapshot.
+    /// The id of a snapshot.
     SnapshotId
 );
 id!(
-    /// Which instance.
+    /// The id of an instance.
     InstanceId
 );
 id!(
-    /// Which template.
+    /// The id of a template.
     TemplateId
 );
 id!(
-    /// Which asynchronous operation.
+    /// The id of an asynchronous operation.
     OperationId
 );
 
@@ -55,7 +55,7 @@ id!(
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ZoneName(Arc<str>);
 
-/// A text that is no zone's name.
+/// The text is no zone's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a zone's name has 1 to 63 lower-case letters, digits and inner hyphens, such as `ch-gva-2`")]
 pub struct BadZoneName;
@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for ZoneName {
     }
 }
 
-/// Where a snapshot is in its life, in the API's words.
+/// The state of a snapshot, in the API's words.
 ///
 /// The steady state of a healthy snapshot is `exported` ("copied to object storage by the platform"), not
 /// `ready`; both are good.
@@ -107,17 +107,17 @@ pub enum SnapshotState {
     Snapshotting,
     /// Being copied to object storage.
     Exporting,
-    /// Whole and usable; the steady state.
+    /// Complete and usable; the steady state.
     Exported,
-    /// Whole and usable; seen in passing, or on older zones.
+    /// Complete and usable; seen for a short time, or in older zones.
     Ready,
-    /// On its way out.
+    /// Being deleted.
     Deleting,
-    /// Gone, and still listed for a moment.
+    /// Deleted, but still listed for a moment.
     Deleted,
     /// Failed.
     Error,
-    /// A word that we do not know, or none (empty): never acted on.
+    /// An unknown word, or none (empty): never acted on.
     Unknown(Box<str>),
 }
 
@@ -136,12 +136,12 @@ impl SnapshotState {
         }
     }
 
-    /// Whether it is a copy that one can rely on.
+    /// Whether it is complete and usable.
     pub fn is_good(&self) -> bool {
         matches!(self, Self::Exported | Self::Ready)
     }
 
-    /// Whether it is on its way to becoming good.
+    /// Whether it is expected to become good.
     pub fn is_in_flight(&self) -> bool {
         matches!(self, Self::Snapshotting | Self::Exporting)
     }
@@ -175,13 +175,13 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The name that the platform gave it; hostile text, not unique.
     pub name: Box<str>,
-    /// When it was taken.
+    /// When it was taken, by the API's clock.
     pub created_at: Timestamp,
-    /// Where it is in its life.
+    /// Its state at the time of the listing.
     pub state: SnapshotState,
     /// The size of the **disk** in GiB, not of what is stored.
     pub size_gib: Option<u64>,
-    /// Whose disk; the API may leave it out.
+    /// The instance whose disk it is; the API may leave it out.
     pub instance_id: Option<InstanceId>,
 }
 

@@ -1,6 +1,6 @@
-//! Showing what was named elsewhere.
+//! Text from outside made safe to show, and text for people.
 //!
-//! Names of snapshots, instances and files, and every message of the API, come from outside and may hold
+//! Names of snapshots, instances and files, and every message of the API, come from outside and may contain
 //! control characters, terminal escapes or text that turns the reading direction. [`printable`] makes them
 //! safe for a terminal, a log line and an error message; JSON and HTML have escapes of their own on top.
 
@@ -47,7 +47,7 @@ fn is_treacherous(character: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// JSON that is safe to look at: what [`printable`] would spell out is written as `\\uXXXX`, which reads back as
+/// JSON that is safe to show: what [`printable`] escapes is written as `\\uXXXX`, which reads back as
 /// the same text. (JSON itself asks this only of the first 32 characters.)
 pub fn safe_json(json: &str) -> Cow<'_, str> {
     let harmful = |character: char| character != '\n' && is_treacherous(character);
@@ -69,7 +69,7 @@ pub fn safe_json(json: &str) -> Cow<'_, str> {
 
 /// An error with its whole chain of causes, each once, joined by `: `.
 ///
-/// `Display` of an error of this house does not repeat its source, so the chain reads as one sentence.
+/// `Display` of this crate's errors does not repeat the source, so the chain reads as one sentence.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -80,7 +80,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// So many bytes, for people: `1.50 GiB`.
+/// A number of bytes for people: `1.50 GiB`.
 pub fn size(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
 }
@@ -89,13 +89,13 @@ pub fn size(bytes: u64) -> String {
 pub fn counted(count: usize, noun: &str) -> String {
     match noun.strip_suffix('y') {
         _ if count == 1 => format!("1 {noun}"),
-        // Nouns in a vowel and `y` are not among those that we count.
+        // Nouns that end in a vowel and `y` are not counted anywhere.
         Some(stem) => format!("{count} {stem}ies"),
         None => format!("{count} {noun}s"),
     }
 }
 
-/// Says that a test did not try something, past the capturing of what tests print: it must be heard.
+/// Prints that a test skipped something, without the capture of test output, so that it is noticed.
 #[cfg(test)]
 pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {
     let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {why}\n"));

@@ -23,15 +23,15 @@ pub enum Purpose {
     Api,
     /// The bytes of an image from a presigned address, which is itself a credential: never shown.
     Image,
-    /// A word with the platform's metadata server, which is never asked by way of a proxy: that would tell which
-    /// instance the proxy is.
+    /// A request to the platform's metadata server, which is never sent through a proxy: the response would be about
+    /// the proxy's instance.
     Metadata,
 }
 
 /// One request.
 #[derive(Clone)]
 pub struct Request {
-    /// The verb.
+    /// The HTTP method.
     pub method: Method,
     /// Where to; a bearer secret if the purpose is [`Purpose::Image`].
     pub url: Url,
@@ -39,7 +39,7 @@ pub struct Request {
     pub headers: HeaderMap,
     /// The body; empty for none.
     pub body: Bytes,
-    /// What it is for.
+    /// Decides about connections and secrecy.
     pub purpose: Purpose,
 }
 
@@ -64,7 +64,7 @@ pub fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The bytes of an answer as they come in.
+/// The bytes of an answer as they arrive.
 pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, TransportError>> + Send>>;
 
 /// One answer: the head, and a body still to be read.
@@ -83,20 +83,20 @@ impl Debug for Response {
     }
 }
 
-/// How far an exchange came before it failed.
+/// How far an exchange got before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reached {
-    /// No connection came about: the request was certainly not carried out.
+    /// There was no connection: the request was certainly not carried out.
     Nothing,
     /// The request may have been carried out; the answer is lost or cut.
     Unknown,
 }
 
-/// An exchange that gave no whole answer. Its text never holds the address.
+/// An exchange without a complete answer. The text never contains the address.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct TransportError {
-    /// How far it came.
+    /// Whether the request may have been carried out.
     pub reached: Reached,
     what: &'static str,
     #[source]
@@ -109,7 +109,7 @@ impl TransportError {
         Self { reached, what, source: None }
     }
 
-    /// An error with its cause, whose text must not hold the address.
+    /// An error with its cause, whose text must not contain the address.
     pub fn because(reached: Reached, what: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
         Self { reached, what, source: Some(Box::new(source)) }
     }
@@ -148,7 +148,7 @@ pub(crate) fn http_date(value: &HeaderValue) -> Option<Timestamp> {
 /// Why a body could not be read whole.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// Longer than the caller takes.
+    /// Longer than the caller allows.
     #[error("the body is longer than {max} bytes")]
     TooLong {
         /// The bound, in bytes.
@@ -164,7 +164,7 @@ pub enum BodyError {
 /// A client for each purpose: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one
 /// connection each, which drains a fast store in less CPU time than HTTP/2 does; the metadata server is asked
 /// directly, whatever proxy the environment names. None follows redirects, none has a total timeout: callers bound their exchanges by the clock seam. Each is made when it is first needed: reading the
-/// machine's certificates takes its time, and many a process never speaks with anybody.
+/// machine's certificates takes time, and many processes never need a client.
 ///
 /// They trust the machine's certificate authorities, or the bundled ones where it has none.
 #[derive(Debug, Clone, Default)]
@@ -237,7 +237,7 @@ impl Transport for HttpTransport {
     }
 }
 
-/// Nothing was sent, for want of a client.
+/// Nothing was sent, since there is no client.
 fn no_client(error: SetupError) -> TransportError {
     TransportError { reached: Reached::Nothing, what: "nothing was sent", source: Some(Box::new(error)) }
 }

@@ -1,6 +1,6 @@
-//! What an operator wants: policies and their parts, as checked values.
+//! Policies and their parts, as checked values.
 //!
-//! `config` makes them from TOML, `retention` judges by them, `run` carries them out. Every value here is
+//! `config` reads them from TOML, `retention` decides by them, `run` carries them out. Every value here is
 //! already valid: a count is not zero, a name is safe in a path, an archive that is named exists.
 
 pub mod rate;
@@ -84,40 +84,40 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| plain(b) || b == b'_' || b == b'-')
 }
 
-/// One policy: when, which snapshots, what is done with them.
+/// One policy: when it runs, which snapshots it selects, and what it does with them.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Its name.
+    /// Unique in a configuration.
     pub name: PolicyName,
-    /// Whether it runs, and has a say about what other policies delete.
+    /// Whether it runs, and keeps its snapshots from being deleted by other policies.
     pub enabled: bool,
-    /// When it runs by itself; without one, only by hand.
+    /// Without one it runs only manually.
     pub schedule: Option<Schedule>,
-    /// For its schedule, and for days, weeks, months and years of its rules.
+    /// For the schedule, and for days, weeks, months and years of the rules.
     pub time_zone: TimeZone,
-    /// A run begins at most so much later than its schedule says, always by the same span for a policy.
+    /// The longest delay of a run after its time in the schedule. Each policy has its own delay, always the same.
     pub jitter: Duration,
-    /// What becomes of runs that were missed.
+    /// What to do about missed runs.
     pub on_start: OnStart,
-    /// So long after a run began, no creation, export or promotion begins in it.
+    /// This long after a run's beginning, no creation, export or promotion begins in it.
     pub deadline: Option<Duration>,
-    /// Whether a run takes a snapshot of each selected instance first.
+    /// Whether a run first creates a snapshot of each selected instance.
     pub create: bool,
-    /// Where; at least one, each once.
+    /// At least one, each once.
     pub zones: Vec<ZoneName>,
-    /// Which snapshots.
+    /// Which snapshots it is about.
     pub select: Select,
-    /// What stays; without it nothing is pruned.
+    /// Which snapshots are kept; without it nothing is deleted.
     pub retention: Option<Retention>,
-    /// What holds a deletion back.
+    /// The limits that block deletions.
     pub guard: Guard,
-    /// What is exported, and where to.
+    /// Which snapshots are exported, and into which archives.
     pub export: Option<Export>,
-    /// What becomes a template.
+    /// Which snapshots become templates.
     pub promote: Option<Promote>,
 }
 
-/// What becomes of runs that were missed, since the program or the machine was not there.
+/// What to do about runs that were missed because the program or the machine was not running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStart {
     /// One run makes up for them. A policy that never ran has missed nothing.
@@ -128,39 +128,39 @@ pub enum OnStart {
     Now,
 }
 
-/// What stays. At least one of the keep rules, `max_age` and `max_count` is there.
+/// Which snapshots are kept. At least one of the keep rules, `max_age` and `max_count` is there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retention {
-    /// The newest so many are kept.
+    /// How many of the newest are kept.
     pub keep_last: Option<Count>,
-    /// What is younger than this, or exactly so old, is kept.
+    /// Those that are not older than this are kept.
     pub keep_within: Option<Span>,
-    /// The newest of each of the last so many periods that have one is kept.
+    /// The newest of each of the last N periods that have one is kept.
     pub keep: ByPeriod<Option<Count>>,
     /// The newest of each period is kept while it is not older than this.
     pub keep_within_each: ByPeriod<Option<Span>>,
-    /// Whether the oldest is kept for a period rule that has a slot left.
+    /// Whether the oldest is kept for a period rule that has not reached its count.
     pub keep_oldest: bool,
-    /// What is older goes, even if a keep rule wants it.
+    /// Older ones are deleted, even if a keep rule wants them.
     pub max_age: Option<Span>,
-    /// Of what is still held then, the newest so many stay, even if a keep rule wants more.
+    /// How many of the remaining ones are kept, the newest, even if a keep rule wants more.
     pub max_count: Option<NonZeroU32>,
-    /// The newest so many good ones stay whatever any rule says.
+    /// How many of the newest good ones are kept whatever the rules say.
     pub min_keep: u32,
-    /// Failed ones that are older go, once a newer good one exists; without it, they are left alone.
+    /// Failed ones that are older are deleted, once a newer good one exists; without it, they are left alone.
     pub failed_after: Option<Span>,
 }
 
-/// How many a keep rule wants.
+/// The count of a keep rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Count {
-    /// So many.
+    /// A number.
     Of(NonZeroU32),
-    /// `"all"`: without end.
+    /// `"all"`: no limit.
     All,
 }
 
-/// A stretch of the calendar of which a keep rule wants the newest. Hours are absolute, the others are the calendar's
+/// A period of which a keep rule wants the newest snapshot. Hours are absolute, the others are the calendar's
 /// in the policy's time zone; weeks are those of ISO 8601.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Period {
@@ -181,7 +181,7 @@ pub enum Period {
 pub struct ByPeriod<T>([T; 5]);
 
 impl Count {
-    /// Whether the place, counted from 1, is among so many.
+    /// Whether a place, counted from 1, is within the count.
     pub fn has_place(self, place: u32) -> bool {
         match self {
             Self::Of(count) => place <= count.get(),
@@ -203,7 +203,7 @@ impl Period {
     /// All of them, the shortest first.
     pub const ALL: [Self; 5] = [Self::Hour, Self::Day, Self::Week, Self::Month, Self::Year];
 
-    /// What it is called: `day`.
+    /// Such as `day`.
     pub fn noun(self) -> &'static str {
         match self {
             Self::Hour => "hour",
@@ -214,7 +214,7 @@ impl Period {
         }
     }
 
-    /// What comes once in each is so: `daily`. The names of the keep rules end in it.
+    /// Such as `daily`; the keys of the keep rules end with it.
     pub fn adverb(self) -> &'static str {
         match self {
             Self::Hour => "hourly",
@@ -237,41 +237,41 @@ impl<T> ByPeriod<T> {
         &self.0[period as usize]
     }
 
-    /// The value of one period, to be changed.
+    /// The value of one period, mutable.
     pub fn get_mut(&mut self, period: Period) -> &mut T {
         &mut self.0[period as usize]
     }
 }
 
-/// What holds the deletions of a run, or of a zone in it, back.
+/// The limits beyond which all deletions of a run, or of a zone in it, are blocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
-    /// At most so many per run, all zones together.
+    /// The most deletions per run, all zones together.
     pub max_deletes: Option<u64>,
-    /// At most this share, in percent, of a zone's selected good snapshots; counts only where more than 10 go.
+    /// The largest share, in percent, of a zone's selected good snapshots; checked only if more than 10 are deleted.
     pub max_delete_percent: u8,
-    /// At most this share, in percent, of the zone's snapshots may have vanished since the last accepted listing, those
-    /// that we deleted aside; counts only where more than 10 did.
+    /// The largest share, in percent, of the zone's snapshots that may have vanished since the last accepted listing
+    /// without being deleted by this program; checked only if more than 10 did.
     pub max_listing_drop_percent: u8,
-    /// At most so far may this machine's clock be from the API's.
+    /// The largest difference between this machine's clock and the API's.
     pub max_clock_skew: Duration,
 }
 
-/// What becomes of the copies in an archive.
+/// Retention and verification of the copies in an archive.
 #[derive(Debug, Clone, Default)]
 pub struct ArchiveRules {
-    /// Which stay, per instance; without it all do.
+    /// Which are kept, per instance; without it all are.
     pub retention: Option<Retention>,
-    /// When they are proved again by themselves.
+    /// When the daemon verifies them again; without it, only the command does.
     pub verify: Option<VerifyPlan>,
 }
 
-/// When copies are proved again by themselves, and how many.
+/// When the daemon verifies copies again, and how many of them.
 #[derive(Debug, Clone)]
 pub struct VerifyPlan {
-    /// When, in UTC.
+    /// In UTC.
     pub schedule: Schedule,
-    /// So many of them, in percent; those first that were not proved for longest.
+    /// The share that is verified each time, in percent, beginning with the longest unverified.
     pub percent: u64,
 }
 
@@ -280,47 +280,47 @@ pub struct VerifyPlan {
 pub enum Which {
     /// The newest good one.
     Newest,
-    /// All good ones that stay.
+    /// All good ones that are kept.
     All,
 }
 
-/// What is exported, and where to.
+/// Which snapshots are exported, and into which archives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
-    /// Into each of these; at least one, each once.
+    /// At least one, each once.
     pub archives: Vec<ArchiveName>,
-    /// Which ones.
+    /// Which snapshots are exported.
     pub snapshots: Which,
-    /// Whether a snapshot may go only once each archive holds, or has held, a verified copy.
+    /// Whether a snapshot may be deleted only once each archive has, or has had, a verified copy.
     pub required: bool,
-    /// What is kept for so long only for want of a copy becomes an alert.
+    /// A snapshot that is kept for this long only because a copy is missing is an alert.
     pub alert_after: Duration,
     /// Downloads at once.
     pub concurrency: NonZeroUsize,
     /// Ranged requests at once per download, as far as the store allows them.
     pub connections: NonZeroUsize,
-    /// So long without a byte, and a download goes on over a new connection.
+    /// After this long without a byte, a download continues on a new connection.
     pub stall_timeout: Duration,
-    /// All downloads of the policy together stay below so many bytes per second.
+    /// Bytes per second, for all downloads of the policy together.
     pub bandwidth_limit: Option<NonZeroU64>,
 }
 
-/// What becomes a template.
+/// Which snapshots become templates.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Promote {
-    /// The template's name.
+    /// The pattern of a template's name.
     pub name: TemplateName,
-    /// Which ones; never twice for one snapshot.
+    /// Which snapshots are promoted, each at most once.
     pub snapshots: Which,
-    /// So many of the templates that this policy made stay per instance; without it, all.
+    /// How many of the templates that this policy made are kept per instance; without it, all.
     pub keep: Option<NonZeroU32>,
     /// The template's description, at most 255 characters.
     pub description: Option<String>,
     /// The template's default user.
     pub default_user: Option<String>,
-    /// Whether one may log in by password.
+    /// Whether the template offers to log in by password.
     pub password_enabled: Option<bool>,
-    /// Whether one may log in by SSH key.
+    /// Whether the template offers to log in by SSH key.
     pub ssh_key_enabled: Option<bool>,
 }
 

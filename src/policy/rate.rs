@@ -3,16 +3,16 @@
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-/// A rate. Its text is a number of bytes with a unit; the second is understood.
+/// A rate, written as a number of bytes with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(pub NonZeroU64);
 
-/// A text that is no rate.
+/// The text is no rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write a whole number and its unit for the bytes per second, such as `\"80MiB\"` or `\"500kB\"`")]
 pub struct BadRate;
 
-/// Capitals do not matter: nobody means millibytes.
+/// In lower case: capitals do not matter, since millibytes make no sense.
 const UNITS: &[(&str, u64)] = &[
     ("b", 1),
     ("kb", 1_000),

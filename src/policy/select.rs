@@ -1,4 +1,4 @@
-//! Which snapshots a policy speaks about.
+//! Which snapshots a policy selects.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,31 @@ use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId};
 pub struct Select {
     /// Instances by name or id.
     pub instances: Option<Vec<Pattern<InstanceId>>>,
-    /// Instances left out, by name or id.
+    /// Instances to exclude, by name or id.
     pub exclude_instances: Vec<Pattern<InstanceId>>,
-    /// Labels that the instance bears, with these values.
+    /// Labels that the instance must have, with these values.
     pub labels: BTreeMap<String, String>,
     /// Snapshots by name.
     pub snapshot_names: Option<Vec<NameGlob>>,
-    /// Snapshots left out, by name or id.
+    /// Snapshots to exclude, by name or id.
     pub exclude_snapshots: Vec<Pattern<SnapshotId>>,
-    /// Whether only those are meant that this program made.
+    /// Whether only snapshots that this program created are selected.
     pub only_created: bool,
-    /// Whether snapshots of instances that are not listed any more are judged like others.
+    /// Whether the rules apply to snapshots of instances that are not listed any more.
     pub judge_orphans: bool,
-    /// Where `self` stands: the instance that this program runs on.
+    /// Where `self` is used: the instance that this program runs on.
     pub this_machine: ThisMachine,
 }
 
-/// Where a selection names `self`. Which instance that is, only the platform can tell, at run time:
-/// [`Select::resolve`] puts its id in the place of the word.
+/// Where a selection uses `self`. Only the platform knows which instance that is, at run time:
+/// [`Select::resolve`] replaces the word by its id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ThisMachine {
-    /// Among the instances that are selected.
+    /// In `instances`.
     pub is_selected: bool,
-    /// Among those left out.
+    /// In `exclude_instances`.
     pub is_excluded: bool,
-    /// Why it could not be told which instance that is.
+    /// Why the instance is not known.
     pub unknown: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl NameGlob {
     /// Reads a glob.
     ///
     /// # Errors
-    /// A text that says what is wrong with it.
+    /// A text that explains why it is no glob.
     pub fn new(text: &str) -> Result<Self, String> {
         if text.chars().count() > GLOB_MAX {
             return Err(format!("it has more than {GLOB_MAX} characters"));
@@ -59,18 +59,18 @@ impl NameGlob {
         Glob::new(text).map(|glob| Self(glob.compile_matcher())).map_err(|error| error.kind().to_string())
     }
 
-    /// Whether the whole of `name` fits.
+    /// Whether the whole of `name` matches.
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name)
     }
 }
 
-/// A thing by its id, or by a glob of its name.
+/// An instance or a snapshot, by its id or by a glob of its name.
 #[derive(Debug, Clone)]
 pub enum Pattern<Id> {
-    /// This one.
+    /// By id.
     Id(Id),
-    /// Those with such a name.
+    /// By name.
     Name(NameGlob),
 }
 
@@ -78,7 +78,7 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
     /// An id if the text is one, else a glob.
     ///
     /// # Errors
-    /// A text that says what is wrong with the glob.
+    /// A text that explains why it is no glob.
     pub fn new(text: &str) -> Result<Self, String> {
         text.parse().map(Self::Id).or_else(|_| NameGlob::new(text).map(Self::Name))
     }
@@ -96,7 +96,7 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
 }
 
 impl Select {
-    /// Puts this machine's id in the place of `self`.
+    /// Replaces `self` by this machine's id.
     pub fn resolve(&mut self, this_machine: InstanceId) {
         if std::mem::take(&mut self.this_machine.is_selected) {
             self.instances.get_or_insert_default().push(Pattern::Id(this_machine));
@@ -107,17 +107,17 @@ impl Select {
         self.this_machine.unknown = None;
     }
 
-    /// Whether `self` stands here and is not resolved.
+    /// Whether `self` is used and not resolved.
     pub fn is_in_doubt(&self) -> bool {
         self.this_machine.is_selected || self.this_machine.is_excluded
     }
 
-    /// Whether the policy speaks about this instance. One that is not listed any more (`None`) has no name and
-    /// no labels: only an id, or no condition at all, selects it. As for exclusions, its name is in doubt: any
-    /// exclusion by name excludes it.
+    /// Whether the policy selects this instance. One that is not listed any more (`None`) has no name and
+    /// no labels: only an id, or no condition at all, selects it. Since its name is unknown, any exclusion by
+    /// name excludes it.
     ///
-    /// While `self` is not resolved, every instance may be the one: each is selected by it, and none left out. So what
-    /// such a policy keeps from others is never too little. Itself it may do nothing meanwhile; `run` sees to that.
+    /// While `self` is not resolved it may be any instance: it selects all and excludes none, so that the policy keeps
+    /// too much rather than too little from other policies. The policy itself must do nothing then; `run` ensures that.
     pub fn selects_instance(&self, id: Option<InstanceId>, instance: Option<&Instance>) -> bool {
         let name = instance.map(|instance| &*instance.name);
         let any = |patterns: &[Pattern<InstanceId>]| {
@@ -132,7 +132,7 @@ impl Select {
             && self.labels.iter().all(labelled)
     }
 
-    /// Whether the policy speaks about a snapshot of an instance that it selects.
+    /// Whether the policy selects a snapshot of an instance that it selects.
     pub fn selects_snapshot(&self, snapshot: &Snapshot) -> bool {
         let excluded = |pattern: &Pattern<SnapshotId>| pattern.matches(&snapshot.id, Some(&snapshot.name));
         self.snapshot_names.as_ref().is_none_or(|globs| globs.iter().any(|glob| glob.matches(&snapshot.name)))

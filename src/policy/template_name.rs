@@ -1,7 +1,7 @@
 //! Names of templates made from snapshots: `{instance}-{created:%Y%m%d}`.
 //!
-//! A **pattern** is text with placeholders; `{{` and `}}` stand for braces. What instances are called is
-//! hostile text, so a name is made printable; the API takes at most [`NAME_MAX`] characters.
+//! A **pattern** is text with placeholders; `{{` and `}}` stand for braces. Names of instances may be
+//! hostile text, so a template's name is made printable; the API takes at most [`NAME_MAX`] characters.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
@@ -20,7 +20,7 @@ pub const NAME_MAX: usize = 255;
 /// How `{created}` alone writes the time: compact, and sorted as text it is sorted by time.
 const CREATED_FORMAT: &str = "%Y%m%dT%H%M%S";
 
-/// A pattern for a template's name, understood.
+/// A valid pattern for a template's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateName {
     text: String,
@@ -37,31 +37,31 @@ enum Part {
     Created(String),
 }
 
-/// What the placeholders of one name stand for.
+/// The values of a pattern's placeholders.
 #[derive(Debug, Clone, Copy)]
 pub struct TemplateNameValues<'a> {
-    /// What people called the instance; hostile text.
+    /// The instance's name; hostile text.
     pub instance: &'a str,
-    /// Where the snapshot is.
+    /// The snapshot's zone.
     pub zone: &'a ZoneName,
-    /// Which policy promotes it.
+    /// The policy that promotes it.
     pub policy: &'a PolicyName,
-    /// Which snapshot.
+    /// The snapshot's id.
     pub snapshot: SnapshotId,
     /// When the snapshot was taken.
     pub created: Timestamp,
-    /// The policy's, for `created`.
+    /// The policy's time zone, for `created`.
     pub time_zone: &'a TimeZone,
 }
 
-/// A pattern that can't be understood.
+/// Why a pattern is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TemplateNameError {
-    /// There is no text.
+    /// The text is empty.
     Empty,
     /// It is longer than a name may be.
     TooLong,
-    /// A placeholder that is not known.
+    /// There is no such placeholder.
     Unknown(String),
     /// A `{` without its `}`.
     Unclosed,
@@ -71,27 +71,27 @@ pub enum TemplateNameError {
     Format {
         /// The format.
         format: String,
-        /// What jiff says of it.
+        /// The error of jiff.
         reason: String,
     },
 }
 
 impl TemplateNameError {
-    /// What is wrong.
+    /// The error alone.
     pub fn fact(&self) -> String {
         match self {
             Self::Empty => "it is empty".to_owned(),
             Self::TooLong => format!("it has more than {NAME_MAX} characters"),
             Self::Unknown(name) => format!("the placeholder `{{{name}}}` is not known"),
             Self::Unclosed => "a `{` is not closed".to_owned(),
-            Self::Unopened => "a `}` stands alone".to_owned(),
+            Self::Unopened => "a `}` has no `{` before it".to_owned(),
             Self::Format { format, reason } => {
-                format!("`{format}` is no format of a time: {reason}")
+                format!("`{format}` is not a time format: {reason}")
             }
         }
     }
 
-    /// The way out.
+    /// How to correct it.
     pub fn help(&self) -> &'static str {
         match self {
             Self::Empty | Self::TooLong => "write something like `{instance}-{created:%Y%m%d}`",
@@ -258,10 +258,10 @@ mod tests {
             ("{name}", "the placeholder `{name}` is not known: the placeholders are `{instance}`, `{zone}`"),
             ("{}", "the placeholder `{}` is not known: "),
             ("{instance", "a `{` is not closed: close it by `}`"),
-            ("instance}", "a `}` stands alone: open it by `{`"),
-            ("{created:}", "`` is no format of a time: it is empty: "),
-            ("{created:%Y%!}", "`%Y%!` is no format of a time: "),
-            ("{created:%}", "`%` is no format of a time: "),
+            ("instance}", "a `}` has no `{` before it: open it by `{`"),
+            ("{created:}", "`` is not a time format: it is empty: "),
+            ("{created:%Y%!}", "`%Y%!` is not a time format: "),
+            ("{created:%}", "`%` is not a time format: "),
         ] {
             let error = pattern.parse::<TemplateName>().unwrap_err().to_string();
             assert!(error.starts_with(message), "{pattern:?}: {error}");
