@@ -15,7 +15,7 @@
 //!                                disk: none imports another
 //! policy · schedule · snapshot · text         data types; no I/O
 //! clock · disk · randomness · transport       the four seams: a small trait and its real implementation each
-//! retry                                       when a failed attempt is repeated
+//! retry · lock                                when a failed attempt is repeated; waiting for a lock
 //! sim                            a simulated zone and simulated seams, in builds with the feature `demo`; only
 //!                                `cli` (demo) and tests use it
 //! ```
@@ -29,6 +29,7 @@ pub mod config;
 pub mod daemon;
 pub mod disk;
 pub mod exoscale;
+pub mod lock;
 pub mod picture;
 pub mod policy;
 pub mod randomness;

@@ -23,7 +23,7 @@ use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::Runner;
 use crate::run::downloads::Downloads;
-use crate::state::StateDirectory;
+use crate::state::directory::StateDirectory;
 use crate::text::chain;
 use crate::transport::{HttpTransport, Transport};
 

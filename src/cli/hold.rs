@@ -66,11 +66,11 @@ pub async fn unhold(global: &Global, unhold: &Unhold, output: Output) -> Result<
 ///
 /// # Errors
 /// [`Refusal`] if it can't be told.
-pub fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
+pub async fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Looking)?;
-    let mut holds = state.holds().map_err(|error| Refusal::failed(&error))?.holds;
+    let mut holds = state.holds().await.map_err(|error| Refusal::failed(&error))?.holds;
     let now = seams.clock.now();
     holds.retain(|hold| hold.counts_at(now));
     if output.is_json() {

@@ -129,7 +129,7 @@ fn dispatch(arguments: &Arguments, output: Output, bars: &Bars) -> Result<Exit, 
         Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
         Command::Unhold(unhold) => on_runtime(hold::unhold(global, unhold, output)),
-        Command::Holds => hold::holds(global, output),
+        Command::Holds => on_runtime(hold::holds(global, output)),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command: ArchiveCommand::List(list) } => {
             on_runtime(archive::list(global, list, output))

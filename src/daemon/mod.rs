@@ -29,11 +29,11 @@ use crate::config::sections::ServerSettings;
 use crate::daemon::server::{BindError, Listener};
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
-use crate::disk::{DiskLock, blocking};
+use crate::disk::DiskLock;
 use crate::policy::{ArchiveName, ArchiveRules, Policy, PolicyName, VerifyPlan};
 use crate::run::report::{RunReport, RunResult};
 use crate::run::{RunOptions, Runner};
-use crate::state::StateError;
+use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
 use crate::state::schedules::Schedules;
 use crate::telemetry::Telemetry;
@@ -137,9 +137,8 @@ impl Daemon {
         service: ServiceManager,
     ) -> Result<Self, DaemonError> {
         let Loaded { runner, server } = loaded;
-        let lock = runner.state.lock_daemon()?;
-        let state = runner.state.clone();
-        let before = blocking(move || state.schedules()).await?;
+        let lock = runner.state.lock_daemon().await?;
+        let before = runner.state.schedules().await?;
         tell_gone(&before, &runner.policies);
         let now = runner.clock.now();
         let timetable = Timetable::new(&runner.policies, &before, now);
@@ -409,8 +408,8 @@ impl Daemon {
     }
 
     async fn save(&mut self) {
-        let (state, schedules) = (self.runner.state.clone(), self.timetable.schedules());
-        let error = blocking(move || state.set_schedules(&schedules)).await.err().map(|error| chain(&error));
+        let written = self.runner.state.set_schedules(self.timetable.schedules()).await;
+        let error = written.err().map(|error| chain(&error));
         match &error {
             Some(error) if !self.unsaved => {
                 error!("what was run can't be remembered, so a restart may run it again: {error}");
@@ -507,20 +506,15 @@ fn tell_gone(before: &Schedules, policies: &[Policy]) {
 
 /// Reads everything that runs will need of the state, so that what is damaged is told before anything begins.
 async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, StateError> {
-    let names: Vec<PolicyName> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
-    let state = runner.state.clone();
-    blocking(move || {
-        state.holds()?;
-        // Also of policies that are not configured any more: what they took counts as taken.
-        state.all_created()?;
-        let mut all = HashMap::new();
-        for name in names {
-            state.allowances(&name)?;
-            state.policy_state(&name)?;
-            let runs = state.last_runs(&name)?;
-            all.insert(name, runs);
-        }
-        Ok(all)
-    })
-    .await
+    let state = &runner.state;
+    state.holds().await?;
+    // Also of policies that are not configured any more: what they took counts as taken.
+    state.all_created().await?;
+    let mut all = HashMap::new();
+    for Policy { name, .. } in &runner.policies {
+        state.allowances(name).await?;
+        state.policy_state(name).await?;
+        all.insert(name.clone(), state.last_runs(name).await?);
+    }
+    Ok(all)
 }

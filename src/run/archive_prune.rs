@@ -15,7 +15,6 @@ use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::ManifestUpdate;
 use crate::clock::Clock;
-use crate::disk::blocking;
 use crate::policy::select::Select;
 use crate::policy::{ArchiveName, Guard, OnStart, Policy, PolicyName, Retention};
 use crate::retention;
@@ -25,8 +24,8 @@ use crate::run::report::{Step, ZoneReport};
 use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Runner, ZonePlan};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
-use crate::state::StateDirectory;
 use crate::state::audit::{Action, StepFacts, StepOutcome, Subject};
+use crate::state::directory::StateDirectory;
 use crate::state::holds::Holds;
 use crate::text::chain;
 
@@ -68,9 +67,7 @@ impl ArchivePruner {
     }
 
     async fn holds(&self) -> Result<Holds, String> {
-        let state = self.state.clone();
-        let holds = blocking(move || state.holds()).await;
-        holds.map_err(|error| format!("it can't be told what is held: {}", chain(&error)))
+        self.state.holds().await.map_err(|error| format!("it can't be told what is held: {}", chain(&error)))
     }
 
     /// Prunes the copies that go, each written down before and after; steps come with their zones.

@@ -12,7 +12,6 @@ use futures_util::future::{FutureExt as _, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::disk::{DiskLock, blocking};
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::policy::{Policy, PolicyName};
@@ -20,12 +19,12 @@ use crate::randomness::{Randomness, fresh_id};
 use crate::retention::grouping::counted_from;
 use crate::retention::inventory::Inventory;
 use crate::run::policy_memory::PolicyMemory;
-use crate::run::report::Step;
+use crate::run::report::{STOPPED, Step};
 use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Planned, Runner};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, ZoneName};
-use crate::state::StateError;
 use crate::state::audit::{Action, StepFacts, Subject};
+use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns};
 use crate::state::policy_state::{Creation, PolicyState};
 use crate::text::{chain, printable};
@@ -45,12 +44,6 @@ const WATCH_POLL: Duration = Duration::from_secs(10);
 
 /// So long such a snapshot is waited for, as the vendor's own tools do.
 const WATCH_MAX: Duration = Duration::from_hours(1);
-
-/// Between two looks at the lock under which creations are written down; it is held for a moment alone.
-const LOCK_POLL: Duration = Duration::from_millis(50);
-
-/// So long it is waited for.
-const LOCK_WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// What came of it in one zone.
 #[derive(Debug, Default)]
@@ -406,10 +399,13 @@ impl ZoneCreator<'_> {
 
     /// Writes down that a snapshot is asked for, unless another policy does just that.
     async fn ask(&self, due: &Due<'_>) -> Result<Creation, StepError> {
-        let _lock = self.lock().await?;
-        let state = self.runner.state.clone();
-        let all =
-            blocking(move || state.all_created()).await.map_err(|error| StepError::failed(chain(&error)))?;
+        let runner = self.runner;
+        let lock = runner.state.lock_creation(self.zone, &*runner.clock, self.recorder.stop()).await;
+        let _lock = lock.map_err(|error| match error {
+            StateError::Stopped { .. } => StepError::skipped(STOPPED),
+            error => StepError::failed(chain(&error)),
+        })?;
+        let all = runner.state.all_created().await.map_err(|error| StepError::failed(chain(&error)))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
         let of_this_slot = |made: &Creation| {
             made.zone == *self.zone && made.instance_id == due.instance.id && made.requested_at >= self.slot
@@ -430,19 +426,6 @@ impl ZoneCreator<'_> {
         };
         self.memory.change(|state| state.created.push(asked.clone())).await?;
         Ok(asked)
-    }
-
-    async fn lock(&self) -> Result<Box<dyn DiskLock>, StepError> {
-        let clock = &self.runner.clock;
-        let deadline = clock.elapsed() + LOCK_WAIT_MAX;
-        loop {
-            let (state, zone) = (self.runner.state.clone(), self.zone.clone());
-            match blocking(move || state.lock_creation(&zone)).await {
-                Ok(lock) => return Ok(lock),
-                Err(StateError::Locked { .. }) if clock.elapsed() < deadline => clock.sleep(LOCK_POLL).await,
-                Err(error) => return Err(StepError::failed(chain(&error))),
-            }
-        }
     }
 
     /// The operation went well.
@@ -572,8 +555,7 @@ impl ZoneCreator<'_> {
 
     /// Every snapshot that a policy is known to have taken, also those that run beside this one.
     async fn known(&self) -> Result<HashSet<SnapshotId>, StateError> {
-        let state = self.runner.state.clone();
-        blocking(move || state.created_snapshots()).await
+        self.runner.state.created_snapshots().await
     }
 
     /// The latest date that a snapshot may bear that came of a request of an earlier process.

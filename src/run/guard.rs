@@ -4,14 +4,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::disk::blocking;
+use tokio_util::sync::CancellationToken;
+
 use crate::policy::Policy;
 use crate::retention::guard::{self, FEW, ListingDrop, ZoneCase};
 use crate::run::{Planned, Runner, ZonePlan};
 use crate::snapshot::{Snapshot, SnapshotId, ZoneName};
 use crate::state::allowances::Allowance;
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns};
-use crate::state::{StateDirectory, StateError};
 use crate::text::chain;
 
 /// How many deletions somebody let pass.
@@ -43,9 +45,11 @@ pub async fn preview(runner: &Runner, policy: &Policy, zones: &mut [ZonePlan]) {
     if policy.retention.is_none() {
         return;
     }
-    let (state, name) = (runner.state.clone(), policy.name.clone());
-    let read = move || Ok::<_, StateError>((state.last_runs(&name)?, state.allowances(&name)?));
-    match blocking(read).await {
+    let read = async {
+        let before = runner.state.last_runs(&policy.name).await?;
+        Ok::<_, StateError>((before, runner.state.allowances(&policy.name).await?))
+    };
+    match read.await {
         Ok((before, allowances)) => {
             judge(&runner.state, policy, zones, &before, &Allowed::new(allowances, None)).await;
         }
@@ -60,13 +64,17 @@ pub async fn judge_run(
     zones: &mut [ZonePlan],
     before: &LastRuns,
     by_caller: Option<u64>,
+    stop: &CancellationToken,
 ) {
     // Where nothing can be let pass, leave to pass is not used up.
     if policy.retention.is_none() || zones.iter().all(|(_, planned)| planned.is_err()) {
         return;
     }
-    match runner.state.take_allowances(&*runner.clock, &policy.name).await {
-        Ok(taken) => judge(&runner.state, policy, zones, before, &Allowed::new(taken, by_caller)).await,
+    match runner.state.take_allowances(&policy.name, &*runner.clock, stop).await {
+        Ok(taken) => {
+            let allowed = Allowed::new(taken, by_caller);
+            judge(&runner.state, policy, zones, before, &allowed).await;
+        }
         Err(error) => fail(zones, &error),
     }
 }
@@ -116,9 +124,8 @@ async fn drop_since(
     let mut ours = 0;
     // The log is long, and so few trip nothing.
     if missing.len() as u64 > FEW {
-        let (state, zone, from) = (state.clone(), zone.clone(), accepted.audit_from);
         let deleted =
-            blocking(move || state.deleted_since(&zone, from)).await.map_err(|error| undecided(&error))?;
+            state.deleted_since(zone, accepted.audit_from).await.map_err(|error| undecided(&error))?;
         let all = missing.len();
         missing.retain(|id| !deleted.contains(id));
         ours = all - missing.len();

@@ -7,7 +7,6 @@ use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join, join_all};
 
 use crate::archive::catalogue::Catalogue;
-use crate::disk::blocking;
 use crate::policy::{ArchiveName, Policy};
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::run::Runner;
@@ -103,8 +102,7 @@ pub async fn complete(
     seen: RawListing,
     catalogues: &Catalogues,
 ) -> Result<Listing, String> {
-    let state = runner.state.clone();
-    let holds = blocking(move || state.holds()).await.map_err(|error| {
+    let holds = runner.state.holds().await.map_err(|error| {
         format!("nothing is done here, since it can't be told what is held: {}", chain(&error))
     })?;
     let holds = holds.holds.into_iter().map(|hold| {
@@ -138,8 +136,7 @@ async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashSet<SnapshotId>
     if !runner.policies.iter().any(asks) {
         return Ok(HashSet::new());
     }
-    let state = runner.state.clone();
-    blocking(move || state.created_snapshots()).await.map_err(|error| {
+    runner.state.created_snapshots().await.map_err(|error| {
         format!("nothing is done here, since what this program made can't be told: {}", chain(&error))
     })
 }

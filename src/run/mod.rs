@@ -43,7 +43,7 @@ use uuid::Uuid;
 use crate::archive::Archive;
 use crate::archive::transfer::hash::Hashers;
 use crate::clock::{Clock, timeout};
-use crate::disk::{DiskLock, blocking};
+use crate::disk::DiskLock;
 use crate::exoscale::client::Client;
 use crate::exoscale::metadata::Metadata;
 use crate::exoscale::wire::Quota;
@@ -60,17 +60,11 @@ use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
 use crate::run::step::Recorder;
 use crate::snapshot::{SnapshotState, ZoneName};
 use crate::state::audit::{Action, StepOutcome, Subject};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns};
-use crate::state::{StateDirectory, StateError};
 use crate::text::chain;
 use crate::transport::Transport;
-
-/// Between two looks at a zone's lock that another delete phase holds.
-const ZONE_LOCK_POLL: Duration = Duration::from_secs(1);
-
-/// So long a delete phase waits for another one in its zone. One that takes longer is left alone: the next
-/// run deletes what this one could not.
-const ZONE_LOCK_WAIT_MAX: Duration = Duration::from_mins(15);
 
 /// So long a run waits for the quotas at its end.
 const QUOTAS_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -225,8 +219,7 @@ impl Runner {
 
     /// Says in each zone what waits too long for an export. What is remembered may be damaged: a run says so.
     async fn tell_overdue(&self, policy: &Policy, at: Option<Timestamp>, zones: &mut [ZonePlan]) {
-        let (state, name) = (self.state.clone(), policy.name.clone());
-        let Ok(before) = blocking(move || state.last_runs(&name)).await else { return };
+        let Ok(before) = self.state.last_runs(&policy.name).await else { return };
         let at = at.unwrap_or_else(|| self.clock.now());
         for (_, planned) in zones {
             let Ok(planned) = planned else { continue };
@@ -240,13 +233,10 @@ impl Runner {
     /// [`StateError`] if the run could not begin, for example since the policy runs already, or since what it
     /// remembers can't be read. What fails later stands in the report.
     pub async fn run(&self, policy: &Policy, options: &RunOptions) -> Result<RunReport, StateError> {
-        let (state, name) = (self.state.clone(), policy.name.clone());
-        let _lock = blocking(move || state.lock_policy(&name)).await?;
+        let _lock = self.state.lock_policy(&policy.name).await?;
         // Whoever can't remember what was done must not go on deleting: this is looked at before anything else.
-        let (state, name) = (self.state.clone(), policy.name.clone());
-        blocking(move || state.policy_state(&name)).await?;
-        let (state, name) = (self.state.clone(), policy.name.clone());
-        let before = blocking(move || state.last_runs(&name)).await?;
+        self.state.policy_state(&policy.name).await?;
+        let before = self.state.last_runs(&policy.name).await?;
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
         // It is large, and whoever runs it should not have to be.
@@ -366,9 +356,9 @@ impl Runner {
         order.sort_by(|a, b| first[*a].0.cmp(&first[*b].0));
         let mut locks: Vec<(usize, Box<dyn DiskLock>)> = Vec::new();
         for place in order {
-            match self.lock_zone(&first[place].0, &options.stop).await {
+            match self.state.lock_zone(&first[place].0, &*self.clock, &options.stop).await {
                 Ok(lock) => locks.push((place, lock)),
-                Err(failure) => reports[place].failures.push(failure),
+                Err(error) => reports[place].failures.push(format!("nothing is deleted: {}", chain(&error))),
             }
         }
         if options.stop.is_cancelled() {
@@ -382,11 +372,10 @@ impl Runner {
         let places: Vec<usize> = locks.iter().map(|(place, _)| *place).collect();
         let names: Vec<ZoneName> = places.iter().map(|place| first[*place].0.clone()).collect();
         // Before the listing: whatever is deleted after it stands behind.
-        let state = self.state.clone();
-        let mark = blocking(move || state.audit_len()).await;
+        let mark = self.state.audit_len().await;
         let mut again = self.list_and_plan(None, policy, &names, None).await;
         let listed_at = self.clock.now();
-        guard::judge_run(self, policy, &mut again, before, options.allow_deletes).await;
+        guard::judge_run(self, policy, &mut again, before, options.allow_deletes, &options.stop).await;
         let memory = match &policy.promote {
             Some(promote) => {
                 Some((promote, PolicyMemory::read(self, policy).await.map_err(|error| chain(&error))))
@@ -445,24 +434,6 @@ impl Runner {
             reports[place].failures.extend(failure);
         }
         accepted
-    }
-
-    async fn lock_zone(
-        &self,
-        zone: &ZoneName,
-        stop: &CancellationToken,
-    ) -> Result<Box<dyn DiskLock>, String> {
-        let deadline = self.clock.elapsed() + ZONE_LOCK_WAIT_MAX;
-        loop {
-            let (state, zone) = (self.state.clone(), zone.clone());
-            match blocking(move || state.lock_zone(&zone)).await {
-                Ok(lock) => return Ok(lock),
-                Err(StateError::Locked { .. }) if self.clock.elapsed() < deadline && !stop.is_cancelled() => {
-                    self.clock.sleep(ZONE_LOCK_POLL).await;
-                }
-                Err(error) => return Err(format!("nothing is deleted: {}", chain(&error))),
-            }
-        }
     }
 
     async fn list_and_plan(

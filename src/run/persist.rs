@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::disk::blocking;
 use crate::policy::Policy;
 use crate::run::Runner;
 use crate::run::report::{RunReport, Step, ZoneReport};
@@ -38,8 +37,7 @@ pub async fn persist(
         result: report.result.as_str().to_owned(),
     };
     let runs = LastRuns { zones: zones.collect(), last: Some(last) };
-    let (state, name) = (runner.state.clone(), policy.name.clone());
-    if let Err(error) = blocking(move || state.set_last_runs(&name, &runs)).await {
+    if let Err(error) = runner.state.set_last_runs(&policy.name, runs).await {
         report.fail(&format!("what came of this run is not remembered: {}", chain(&error)));
     }
 }

@@ -2,11 +2,10 @@
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::disk::blocking;
-use crate::policy::{Policy, PolicyName};
+use crate::policy::Policy;
 use crate::run::Runner;
 use crate::run::step::StepError;
-use crate::state::StateError;
+use crate::state::error::StateError;
 use crate::state::policy_state::PolicyState;
 use crate::text::chain;
 
@@ -26,14 +25,11 @@ impl<'a> PolicyMemory<'a> {
     /// # Errors
     /// [`StateError`] if a policy's memory can't be read.
     pub async fn read(runner: &'a Runner, policy: &'a Policy) -> Result<Self, StateError> {
-        let (state, name) = (runner.state.clone(), policy.name.clone());
-        let names: Vec<PolicyName> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
-        let read = move || {
-            let own = state.policy_state(&name)?;
-            let others = names.iter().filter(|other| **other != name).map(|other| state.policy_state(other));
-            Ok((own, others.collect::<Result<Vec<_>, _>>()?))
-        };
-        let (own, others) = blocking(read).await?;
+        let own = runner.state.policy_state(&policy.name).await?;
+        let mut others = Vec::new();
+        for other in runner.policies.iter().filter(|other| other.name != policy.name) {
+            others.push(runner.state.policy_state(&other.name).await?);
+        }
         Ok(Self { runner, policy, own: Mutex::new(own), others })
     }
 
@@ -47,8 +43,9 @@ impl<'a> PolicyMemory<'a> {
         let mut held = self.own.lock().await;
         let mut changed = held.clone();
         change(&mut changed);
-        let (state, name, written) = (self.runner.state.clone(), self.policy.name.clone(), changed.clone());
-        blocking(move || state.set_policy_state(&name, &written))
+        self.runner
+            .state
+            .set_policy_state(&self.policy.name, changed.clone())
             .await
             .map_err(|error| StepError::failed(chain(&error)))?;
         *held = changed;

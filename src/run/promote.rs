@@ -22,8 +22,8 @@ use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
 use crate::run::{Planned, PlannedAction, Runner};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
-use crate::state::StateError;
 use crate::state::audit::{Action, StepFacts, Subject};
+use crate::state::error::StateError;
 use crate::state::policy_state::{PolicyState, Promotion};
 use crate::text::{chain, printable};
 

@@ -5,7 +5,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::archive::proof::VerifiedCopy;
-use crate::disk::blocking;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
@@ -108,8 +107,7 @@ fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listing) -> Result
 
 /// Why it must stay, if somebody pinned it since the plan was made.
 async fn held(runner: &Runner, snapshot: SnapshotId) -> Result<Option<String>, StepError> {
-    let state = runner.state.clone();
-    let holds = blocking(move || state.holds()).await.map_err(|error| {
+    let holds = runner.state.holds().await.map_err(|error| {
         StepError::failed(format!("not deleted, since it can't be told what is held: {}", chain(&error)))
     })?;
     Ok(holds.on(snapshot, runner.clock.now()).map(|hold| {

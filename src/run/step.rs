@@ -12,14 +12,14 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::disk::blocking;
 use crate::exoscale::error::ApiError;
 use crate::policy::{Policy, PolicyName};
 use crate::run::Runner;
 use crate::run::report::{LATE, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};
 use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
-use crate::state::{StateDirectory, StateError};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 use crate::text::{chain, printable};
 
 /// Writes the steps of one run down.
@@ -99,6 +99,11 @@ impl Recorder {
     /// For the steps of one command given by hand.
     pub fn manual(state: StateDirectory, clock: Arc<dyn Clock>, run_id: Uuid) -> Self {
         Self { state, clock, policy: None, run_id, stop: CancellationToken::new(), late_from: None }
+    }
+
+    /// Cancelled once no new step begins.
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 
     /// The run's id.
@@ -182,8 +187,7 @@ impl Recorder {
             operation_id,
             message: step.message.clone(),
         };
-        let state = self.state.clone();
-        blocking(move || state.audit(&line)).await
+        self.state.audit(line).await
     }
 }
 

@@ -5,12 +5,13 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::disk::blocking;
 use crate::policy::PolicyName;
 use crate::snapshot::ZoneName;
-use crate::state::{StateDirectory, StateError, file};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
@@ -42,8 +43,8 @@ impl StateDirectory {
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
-    pub fn allowances(&self, policy: &PolicyName) -> Result<Vec<Allowance>, StateError> {
-        let mut all: Allowances = file::read(self, FILE, VERSION)?;
+    pub async fn allowances(&self, policy: &PolicyName) -> Result<Vec<Allowance>, StateError> {
+        let mut all: Allowances = self.load(FILE, VERSION).await?;
         all.allowances.retain(|allowance| allowance.policy == *policy);
         Ok(all.allowances)
     }
@@ -57,14 +58,16 @@ impl StateDirectory {
         clock: &dyn Clock,
         allowance: Allowance,
     ) -> Result<Option<Allowance>, StateError> {
-        self.change_shared(clock, "allowances", move |state| {
-            let mut all: Allowances = file::read(state, FILE, VERSION)?;
+        // A command: a signal ends its process.
+        let never = CancellationToken::new();
+        self.change_shared("allowances", clock, &never, move |state| {
+            let mut all: Allowances = state.read(FILE, VERSION)?;
             let is_same =
                 |other: &Allowance| other.policy == allowance.policy && other.zone == allowance.zone;
             let place = all.allowances.iter().position(is_same);
             let replaced = place.map(|place| all.allowances.remove(place));
             all.allowances.push(allowance);
-            file::write(state, FILE, VERSION, &all)?;
+            state.write(FILE, VERSION, &all)?;
             Ok(replaced)
         })
         .await
@@ -76,21 +79,21 @@ impl StateDirectory {
     /// [`StateError`]: then nothing is allowed, since it might be allowed twice.
     pub async fn take_allowances(
         &self,
-        clock: &dyn Clock,
         policy: &PolicyName,
+        clock: &dyn Clock,
+        stop: &CancellationToken,
     ) -> Result<Vec<Allowance>, StateError> {
         // Hardly ever is there one, and a run without changes nothing here. One that comes a moment later is for
         // the next run.
-        let (state, name) = (self.clone(), policy.clone());
-        if blocking(move || state.allowances(&name)).await?.is_empty() {
+        if self.allowances(policy).await?.is_empty() {
             return Ok(Vec::new());
         }
         let policy = policy.clone();
-        self.change_shared(clock, "allowances", move |state| {
-            let all: Allowances = file::read(state, FILE, VERSION)?;
+        self.change_shared("allowances", clock, stop, move |state| {
+            let all: Allowances = state.read(FILE, VERSION)?;
             let (taken, allowances): (Vec<_>, Vec<_>) =
                 all.allowances.into_iter().partition(|allowance| allowance.policy == policy);
-            file::write(state, FILE, VERSION, &Allowances { allowances })?;
+            state.write(FILE, VERSION, &Allowances { allowances })?;
             Ok(taken)
         })
         .await
@@ -124,6 +127,10 @@ mod tests {
         SimClock::starting_at(Timestamp::UNIX_EPOCH)
     }
 
+    fn never() -> CancellationToken {
+        CancellationToken::new()
+    }
+
     fn name(text: &str) -> PolicyName {
         text.parse().unwrap()
     }
@@ -148,8 +155,8 @@ mod tests {
         let another = leave("nightly", Some("ch-gva-2"), 5);
         assert_eq!(state.allow(&clock, another.clone()).await.unwrap(), Some(given[1].clone()));
         let of_nightly = [given[0].clone(), given[3].clone(), another];
-        assert_eq!(state.allowances(&name("nightly")).unwrap(), of_nightly);
-        assert_eq!(state.allowances(&name("weekly")).unwrap(), [given[2].clone()]);
+        assert_eq!(state.allowances(&name("nightly")).await.unwrap(), of_nightly);
+        assert_eq!(state.allowances(&name("weekly")).await.unwrap(), [given[2].clone()]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -158,11 +165,11 @@ mod tests {
         let state_before = state(&disk);
         state_before.allow(&clock, leave("nightly", None, 1)).await.unwrap();
         state_before.allow(&clock, leave("weekly", None, 2)).await.unwrap();
-        let taken = state_before.take_allowances(&clock, &name("nightly")).await.unwrap();
+        let taken = state_before.take_allowances(&name("nightly"), &clock, &never()).await.unwrap();
         assert_eq!(taken, [leave("nightly", None, 1)]);
         let state = state(&disk.crash());
-        assert_eq!(state.take_allowances(&clock, &name("nightly")).await.unwrap(), []);
-        assert_eq!(state.allowances(&name("weekly")).unwrap(), [leave("weekly", None, 2)]);
+        assert_eq!(state.take_allowances(&name("nightly"), &clock, &never()).await.unwrap(), []);
+        assert_eq!(state.allowances(&name("weekly")).await.unwrap(), [leave("weekly", None, 2)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -172,7 +179,7 @@ mod tests {
             let state = state(&disk);
             state.allow(&clock, leave("nightly", None, 1)).await.unwrap();
             disk.fail(call, 1, std::io::ErrorKind::Other);
-            state.take_allowances(&clock, &name("nightly")).await.unwrap_err();
+            state.take_allowances(&name("nightly"), &clock, &never()).await.unwrap_err();
         }
     }
 
@@ -186,7 +193,7 @@ mod tests {
             disk::replace_file(&disk, &path, damaged.as_bytes(), Access::Owner).unwrap();
             let error = state.allow(&clock, leave("nightly", None, 1)).await.unwrap_err();
             assert!(error.to_string().contains("allowances.json"), "{damaged:?}: {error}");
-            state.take_allowances(&clock, &name("nightly")).await.unwrap_err();
+            state.take_allowances(&name("nightly"), &clock, &never()).await.unwrap_err();
             assert_eq!(disk::read_file(&disk, &path, 100).unwrap(), damaged.as_bytes());
         }
     }

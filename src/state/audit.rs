@@ -12,16 +12,18 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::disk::{Access, Open, is_sync_failure};
+use crate::disk::{Access, Disk, Open, is_sync_failure};
 use crate::policy::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, TemplateId, ZoneName};
-use crate::state::{StateDirectory, StateError};
+use crate::state::error::StateError;
 use crate::text::safe_json;
 
 /// What is done to a snapshot, or to a template made of one.
@@ -184,31 +186,6 @@ pub struct Line {
     pub message: Option<String>,
 }
 
-impl StateDirectory {
-    /// Adds a line and returns once it is safe from a crash.
-    ///
-    /// # Errors
-    /// [`StateError`]: then what was intended must not be done.
-    pub fn audit(&self, line: &Line) -> Result<(), StateError> {
-        let path = self.path.join(FILE);
-        let failed = |source| StateError::File { verb: "append to", path: path.clone(), source };
-        let json = serde_json::to_string(line).map_err(|error| failed(error.into()))?;
-        let text = safe_json(&json).into_owned() + "\n";
-        if self.log.is_unsafe.load(Ordering::Relaxed) {
-            return Err(StateError::Unsafe { path });
-        }
-        if self.log.is_torn.load(Ordering::Relaxed) {
-            mend(self)?;
-            self.log.is_torn.store(false, Ordering::Relaxed);
-        }
-        self.disk.append(&path, text.as_bytes(), Access::Owner).map_err(|source| {
-            self.log.is_torn.store(true, Ordering::Relaxed);
-            self.log.is_unsafe.fetch_or(is_sync_failure(&source), Ordering::Relaxed);
-            failed(source)
-        })
-    }
-}
-
 /// What a look back needs of a line.
 #[derive(Deserialize)]
 struct PastLine {
@@ -223,37 +200,91 @@ struct PastSubject {
     id: SnapshotId,
 }
 
-impl StateDirectory {
-    /// How long the audit log is, in bytes; nothing if there is none yet.
-    ///
-    /// # Errors
-    /// [`StateError::File`].
-    pub fn audit_len(&self) -> Result<u64, StateError> {
-        let path = self.path.join(FILE);
-        match self.disk.metadata(&path) {
-            Ok(found) => Ok(found.len),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(source) => Err(StateError::File { verb: "look at", path, source }),
+const FILE: &str = "audit.jsonl";
+
+/// The log's file, with what this process knows about it from its own failures. Its calls block.
+#[derive(Debug)]
+pub(super) struct AuditLog {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    path: PathBuf,
+    /// The last line may not be whole, as on a disk that was full.
+    is_torn: AtomicBool,
+    /// A line could not be made safe. Later ones would seem to be and might not, so there are none.
+    is_unsafe: AtomicBool,
+}
+
+impl AuditLog {
+    /// The log in the state directory `folder`.
+    pub(super) fn new(disk: Arc<dyn Disk>, folder: &Path) -> Self {
+        Self {
+            disk,
+            folder: folder.to_owned(),
+            path: folder.join(FILE),
+            is_torn: AtomicBool::default(),
+            is_unsafe: AtomicBool::default(),
         }
     }
 
-    /// Every snapshot of a zone that we deleted, or set out to delete, by the lines from this byte on; by all of
-    /// them if the log is shorter by now, thus another one.
+    fn failed(&self, verb: &'static str) -> impl FnOnce(io::Error) -> StateError {
+        let path = self.path.clone();
+        move |source| StateError::File { verb, path, source }
+    }
+
+    /// Adds a line and returns once it is safe from a crash.
     ///
-    /// A line that can't be read is passed over: its snapshot then counts as one that we did not delete.
+    /// # Errors
+    /// [`StateError`].
+    pub(super) fn append(&self, line: &Line) -> Result<(), StateError> {
+        let failed = self.failed("append to");
+        let json = match serde_json::to_string(line) {
+            Ok(json) => json,
+            Err(error) => return Err(failed(error.into())),
+        };
+        let text = safe_json(&json).into_owned() + "\n";
+        if self.is_unsafe.load(Ordering::Relaxed) {
+            return Err(StateError::Unsafe { path: self.path.clone() });
+        }
+        if self.is_torn.load(Ordering::Relaxed) {
+            self.mend()?;
+            self.is_torn.store(false, Ordering::Relaxed);
+        }
+        self.disk.append(&self.path, text.as_bytes(), Access::Owner).map_err(|source| {
+            self.is_torn.store(true, Ordering::Relaxed);
+            self.is_unsafe.fetch_or(is_sync_failure(&source), Ordering::Relaxed);
+            failed(source)
+        })
+    }
+
+    /// The length in bytes; 0 if there is none yet.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub fn deleted_since(&self, zone: &ZoneName, from: u64) -> Result<BTreeSet<SnapshotId>, StateError> {
-        let path = self.path.join(FILE);
+    pub(super) fn len(&self) -> Result<u64, StateError> {
+        match self.disk.metadata(&self.path) {
+            Ok(found) => Ok(found.len),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(self.failed("look at")(error)),
+        }
+    }
+
+    /// Every snapshot of the zone that the lines from this byte on say to be deleted, or about to be; those of the
+    /// whole log if it is shorter than that, thus another one.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(super) fn deleted_since(
+        &self,
+        zone: &ZoneName,
+        from: u64,
+    ) -> Result<BTreeSet<SnapshotId>, StateError> {
         let mut deleted = BTreeSet::new();
-        let file = match self.disk.open(&path, Open::Read, Access::Owner) {
+        let file = match self.disk.open(&self.path, Open::Read, Access::Owner) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(deleted),
-            Err(source) => return Err(StateError::File { verb: "open", path, source }),
+            Err(error) => return Err(self.failed("open")(error)),
         };
-        let failed = |source| StateError::File { verb: "read", path: path.clone(), source };
-        let mut offset = if file.len().map_err(failed)? < from { 0 } else { from };
+        let mut offset = if file.len().map_err(self.failed("read"))? < from { 0 } else { from };
         let mut note = |line: &[u8]| {
             let Ok(line) = serde_json::from_slice::<PastLine>(line) else { return };
             let is_deletion = line.action == Action::Delete && [INTENDED, DONE].contains(&&*line.outcome);
@@ -264,7 +295,7 @@ impl StateDirectory {
         let mut buffer = vec![0; 64 * 1024];
         let mut begun = Vec::new();
         loop {
-            let count = file.read_at(&mut buffer, offset).map_err(failed)?;
+            let count = file.read_at(&mut buffer, offset).map_err(self.failed("read"))?;
             if count == 0 {
                 note(&begun);
                 return Ok(deleted);
@@ -280,50 +311,35 @@ impl StateDirectory {
             }
         }
     }
-}
 
-/// What this process knows about the audit log from its own failures.
-#[derive(Debug, Default)]
-pub(super) struct LogHealth {
-    /// The last line may not be whole, as on a disk that was full.
-    is_torn: AtomicBool,
-    /// A line could not be made safe. Later ones would seem to be and might not, so there are none.
-    is_unsafe: AtomicBool,
-}
-
-const FILE: &str = "audit.jsonl";
-
-/// Ends a line that a crash or a full disk left unfinished, so that the next one stands alone, and makes the
-/// file's name safe, should its maker have been stopped before.
-pub(super) fn mend(state: &StateDirectory) -> Result<(), StateError> {
-    let path = state.path.join(FILE);
-    let failed = |verb| {
-        let path = path.clone();
-        move |source| StateError::File { verb, path, source }
-    };
-    let file = match state.disk.open(&path, Open::Read, Access::Owner) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("open")(error)),
-    };
-    state.disk.sync_dir(&state.path).map_err(failed("make safe"))?;
-    let len = file.len().map_err(failed("read"))?;
-    let mut last = [b'\n'];
-    if len > 0 {
-        file.read_at(&mut last, len - 1).map_err(failed("read"))?;
+    /// Ends a line that a crash or a full disk left unfinished, so that the next one stands alone, and makes the
+    /// file's name safe, should its maker have been stopped before.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(super) fn mend(&self) -> Result<(), StateError> {
+        let file = match self.disk.open(&self.path, Open::Read, Access::Owner) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.failed("open")(error)),
+        };
+        self.disk.sync_dir(&self.folder).map_err(self.failed("make safe"))?;
+        let len = file.len().map_err(self.failed("read"))?;
+        let mut last = [b'\n'];
+        if len > 0 {
+            file.read_at(&mut last, len - 1).map_err(self.failed("read"))?;
+        }
+        if last != *b"\n" {
+            self.disk.append(&self.path, b"\n", Access::Owner).map_err(self.failed("append to"))?;
+        }
+        Ok(())
     }
-    if last != *b"\n" {
-        state.disk.append(&path, b"\n", Access::Owner).map_err(failed("append to"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::disk::{self, Disk as _, RealDisk};
+    use crate::disk::{self, RealDisk};
 
     fn line(outcome: &'static str, action: Action, zone: &str, snapshot: u128) -> Line {
         let snapshot = Subject {
@@ -349,15 +365,15 @@ mod tests {
     #[test]
     fn a_look_back_finds_our_deletions_in_the_zone_from_there_on() {
         let folder = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(Arc::new(RealDisk), folder.path()).unwrap();
+        let log = AuditLog::new(Arc::new(RealDisk), folder.path());
         let zone: ZoneName = "ch-gva-2".parse().unwrap();
         let since = |from| -> Vec<u128> {
-            let found = state.deleted_since(&zone, from).unwrap();
+            let found = log.deleted_since(&zone, from).unwrap();
             found.into_iter().map(|id| id.0.as_u128()).collect()
         };
-        assert_eq!((state.audit_len().unwrap(), since(0), since(9)), (0, vec![], vec![]));
-        state.audit(&line(INTENDED, Action::Delete, "ch-gva-2", 1)).unwrap();
-        let from = state.audit_len().unwrap();
+        assert_eq!((log.len().unwrap(), since(0), since(9)), (0, vec![], vec![]));
+        log.append(&line(INTENDED, Action::Delete, "ch-gva-2", 1)).unwrap();
+        let from = log.len().unwrap();
         for (outcome, action, zone, snapshot) in [
             (INTENDED, Action::Delete, "ch-gva-2", 2),
             ("blocked", Action::Delete, "ch-gva-2", 3),
@@ -365,22 +381,22 @@ mod tests {
             ("done", Action::Export, "ch-gva-2", 5),
             ("done", Action::DeleteTemplate, "ch-gva-2", 6),
         ] {
-            state.audit(&line(outcome, action, zone, snapshot)).unwrap();
+            log.append(&line(outcome, action, zone, snapshot)).unwrap();
         }
         for unreadable in ["half a li\n", "\u{fffd}\n", "{}\n", "\n"] {
             RealDisk.append(&folder.path().join(FILE), unreadable.as_bytes(), Access::Owner).unwrap();
         }
         // More than is read at once, so that lines are cut anywhere.
         for snapshot in 100..500 {
-            state.audit(&line("done", Action::Delete, "ch-gva-2", snapshot)).unwrap();
+            log.append(&line("done", Action::Delete, "ch-gva-2", snapshot)).unwrap();
         }
         let expected: Vec<u128> = std::iter::once(2).chain(100..500).collect();
         assert_eq!(since(from), expected);
         assert_eq!(since(from + 1), expected[1..], "in the middle of a line");
-        assert_eq!(since(state.audit_len().unwrap()), [0; 0]);
+        assert_eq!(since(log.len().unwrap()), [0; 0]);
         let all: Vec<u128> = [1, 2].into_iter().chain(100..500).collect();
         assert_eq!(since(0), all);
-        assert_eq!(since(state.audit_len().unwrap() + 1), all, "another log, thus all of it");
+        assert_eq!(since(log.len().unwrap() + 1), all, "another log, thus all of it");
     }
 
     #[test]
@@ -388,9 +404,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
         RealDisk.append(&path, b"{\"at\":", Access::Owner).unwrap();
-        let state = StateDirectory::open(Arc::new(RealDisk), folder.path()).unwrap();
+        let log = AuditLog::new(Arc::new(RealDisk), folder.path());
+        log.mend().unwrap();
         let line = line(INTENDED, Action::Delete, "ch-gva-2", 1);
-        state.audit(&line).unwrap();
+        log.append(&line).unwrap();
         let text = String::from_utf8(disk::read_file(&RealDisk, &path, 10_000).unwrap()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");

@@ -1,12 +1,13 @@
 //! State files: JSON with a version, replaced in one step, for their owner alone.
 
 use std::io;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{self, Access};
-use crate::state::{StateDirectory, StateError};
+use crate::disk::{self, Access, Disk};
+use crate::state::error::StateError;
 
 /// A zone of a million snapshots stays far below this.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -27,25 +28,24 @@ struct VersionAlone {
 ///
 /// # Errors
 /// A file that can't be read, is damaged, or was written by a later program.
-pub(super) fn read<T>(directory: &StateDirectory, name: &str, known: u64) -> Result<T, StateError>
+pub(super) fn read<T>(disk: &dyn Disk, path: &Path, known: u64) -> Result<T, StateError>
 where
     T: Default + DeserializeOwned,
 {
-    let path = directory.path.join(name);
-    let bytes = match disk::read_file(&*directory.disk, &path, BYTES_MAX) {
+    let bytes = match disk::read_file(disk, path, BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
-        Err(source) => return Err(StateError::File { verb: "read", path, source }),
+        Err(source) => return Err(StateError::File { verb: "read", path: path.to_owned(), source }),
     };
     let damaged = |source: serde_json::Error| StateError::Damaged {
-        path: path.clone(),
+        path: path.to_owned(),
         line: source.line(),
         column: source.column(),
         source,
     };
     let found = serde_json::from_slice::<VersionAlone>(&bytes).map_err(damaged)?.version;
     if found > known {
-        return Err(StateError::FromTheFuture { path, found, known });
+        return Err(StateError::FromTheFuture { path: path.to_owned(), found, known });
     }
     Ok(serde_json::from_slice::<Versioned<T>>(&bytes).map_err(damaged)?.state)
 }
@@ -55,15 +55,14 @@ where
 /// # Errors
 /// [`StateError::File`].
 pub(super) fn write<T: Serialize>(
-    directory: &StateDirectory,
-    name: &str,
+    disk: &dyn Disk,
+    path: &Path,
     version: u64,
     state: &T,
 ) -> Result<(), StateError> {
-    let path = directory.path.join(name);
-    let failed = |source| StateError::File { verb: "write", path: path.clone(), source };
+    let failed = |source| StateError::File { verb: "write", path: path.to_owned(), source };
     let mut bytes =
         serde_json::to_vec_pretty(&Versioned { version, state }).map_err(|error| failed(error.into()))?;
     bytes.push(b'\n');
-    disk::replace_file(&*directory.disk, &path, &bytes, Access::Owner).map_err(failed)
+    disk::replace_file(disk, path, &bytes, Access::Owner).map_err(failed)
 }

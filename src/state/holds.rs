@@ -5,10 +5,12 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::snapshot::SnapshotId;
-use crate::state::{StateDirectory, StateError, file};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
@@ -63,8 +65,8 @@ impl StateDirectory {
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
-    pub fn holds(&self) -> Result<Holds, StateError> {
-        file::read(self, FILE, VERSION)
+    pub async fn holds(&self) -> Result<Holds, StateError> {
+        self.load(FILE, VERSION).await
     }
 
     /// Puts a hold, and returns the one on the same snapshot that it replaces.
@@ -95,12 +97,14 @@ impl StateDirectory {
         clock: &dyn Clock,
         change: impl FnOnce(&mut Holds) -> Option<Hold> + Send + 'static,
     ) -> Result<Option<Hold>, StateError> {
-        self.change_shared(clock, "holds", move |state| {
-            let before = state.holds()?;
+        // A command: a signal ends its process.
+        let never = CancellationToken::new();
+        self.change_shared("holds", clock, &never, move |state| {
+            let before: Holds = state.read(FILE, VERSION)?;
             let mut holds = before.clone();
             let other = change(&mut holds);
             if holds != before {
-                file::write(state, FILE, VERSION, &holds)?;
+                state.write(FILE, VERSION, &holds)?;
             }
             Ok(other)
         })
@@ -117,7 +121,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::disk::{self, Access, RealDisk};
+    use crate::disk::{self, Access, Disk as _, RealDisk};
     use crate::sim::clock::SimClock;
 
     const NOW: &str = "2026-11-01T12:00:00Z";
@@ -148,10 +152,10 @@ mod tests {
         assert_eq!(state.hold(&clock, pin(1, None)).await.unwrap(), None);
         assert_eq!(state.hold(&clock, pin(2, None)).await.unwrap(), None);
         assert_eq!(state.hold(&clock, pin(1, Some(3))).await.unwrap(), Some(pin(1, None)));
-        assert_eq!(state.holds().unwrap().holds, [pin(2, None), pin(1, Some(3))]);
+        assert_eq!(state.holds().await.unwrap().holds, [pin(2, None), pin(1, Some(3))]);
         assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), Some(pin(2, None)));
         assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), None);
-        assert_eq!(state.holds().unwrap().holds, [pin(1, Some(3))]);
+        assert_eq!(state.holds().await.unwrap().holds, [pin(1, Some(3))]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -160,12 +164,12 @@ mod tests {
         let (state, clock) = (state(folder.path()), clock());
         state.hold(&clock, pin(1, Some(1))).await.unwrap();
         clock.step(SignedDuration::from_secs(3599));
-        assert!(state.holds().unwrap().on(id(1), clock.now()).is_some());
+        assert!(state.holds().await.unwrap().on(id(1), clock.now()).is_some());
         clock.step(SignedDuration::from_secs(1));
-        assert_eq!(state.holds().unwrap().on(id(1), clock.now()), None);
-        assert_eq!(state.holds().unwrap().holds.len(), 1, "reading changes nothing");
+        assert_eq!(state.holds().await.unwrap().on(id(1), clock.now()), None);
+        assert_eq!(state.holds().await.unwrap().holds.len(), 1, "reading changes nothing");
         assert_eq!(state.unhold(&clock, id(1)).await.unwrap(), None, "it held nothing any more");
-        assert_eq!(state.holds().unwrap(), Holds::default());
+        assert_eq!(state.holds().await.unwrap(), Holds::default());
     }
 
     #[tokio::test(start_paused = true)]
@@ -177,14 +181,14 @@ mod tests {
         for put in futures_util::future::join_all(put).await {
             assert_eq!(put.unwrap(), None);
         }
-        assert_eq!(states[0].holds().unwrap().holds.len(), 20);
+        assert_eq!(states[0].holds().await.unwrap().holds.len(), 20);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lock_that_stays_is_an_error_after_a_while() {
         let folder = tempfile::tempdir().unwrap();
         let (state, clock) = (state(folder.path()), clock());
-        let _held = state.lock("holds.lock", || "them".to_owned()).unwrap();
+        let _held = RealDisk.lock(&folder.path().join("holds.lock")).unwrap();
         let error = state.hold(&clock, pin(1, None)).await.unwrap_err();
         assert!(matches!(error, StateError::Locked { .. }), "{error}");
         assert!(clock.elapsed() >= std::time::Duration::from_secs(5));

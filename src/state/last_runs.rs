@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use crate::policy::{ArchiveName, PolicyName};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::{StateDirectory, StateError, file};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
@@ -131,16 +132,16 @@ impl StateDirectory {
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
-    pub fn last_runs(&self, policy: &PolicyName) -> Result<LastRuns, StateError> {
-        file::read(self, &file_name(policy), VERSION)
+    pub async fn last_runs(&self, policy: &PolicyName) -> Result<LastRuns, StateError> {
+        self.load(file_name(policy), VERSION).await
     }
 
     /// Remembers; after a crash at any moment the file holds the old or the new, whole.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub fn set_last_runs(&self, policy: &PolicyName, runs: &LastRuns) -> Result<(), StateError> {
-        file::write(self, &file_name(policy), VERSION, runs)
+    pub async fn set_last_runs(&self, policy: &PolicyName, runs: LastRuns) -> Result<(), StateError> {
+        self.save(file_name(policy), VERSION, runs).await
     }
 }
 

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Entry;
 use crate::policy::PolicyName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
-use crate::state::{StateDirectory, StateError, file};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
@@ -81,16 +82,16 @@ impl StateDirectory {
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
-    pub fn policy_state(&self, policy: &PolicyName) -> Result<PolicyState, StateError> {
-        file::read(self, &file_name(policy), VERSION)
+    pub async fn policy_state(&self, policy: &PolicyName) -> Result<PolicyState, StateError> {
+        self.load(file_name(policy), VERSION).await
     }
 
     /// Remembers; after a crash at any moment the file holds the old or the new, whole.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub fn set_policy_state(&self, policy: &PolicyName, state: &PolicyState) -> Result<(), StateError> {
-        file::write(self, &file_name(policy), VERSION, state)
+    pub async fn set_policy_state(&self, policy: &PolicyName, state: PolicyState) -> Result<(), StateError> {
+        self.save(file_name(policy), VERSION, state).await
     }
 
     /// What every policy that ever ran here remembers of the snapshots that it took, also one that is not
@@ -98,7 +99,11 @@ impl StateDirectory {
     ///
     /// # Errors
     /// A directory or a file that can't be read, or a file that is damaged or was written by a later program.
-    pub fn all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
+    pub async fn all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
+        self.blocking(Self::read_all_created).await
+    }
+
+    fn read_all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
         let entries = match self.disk.list(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -107,7 +112,10 @@ impl StateDirectory {
         let named = |entry: Entry| {
             entry.name.to_str()?.strip_prefix("policy-")?.strip_suffix(".json")?.parse::<PolicyName>().ok()
         };
-        let read = |policy: PolicyName| self.policy_state(&policy).map(|state| (policy, state.created));
+        let read = |policy: PolicyName| {
+            let state: PolicyState = self.read(&file_name(&policy), VERSION)?;
+            Ok((policy, state.created))
+        };
         entries.into_iter().filter_map(named).map(read).collect()
     }
 
@@ -115,8 +123,8 @@ impl StateDirectory {
     ///
     /// # Errors
     /// As [`StateDirectory::all_created`].
-    pub fn created_snapshots(&self) -> Result<HashSet<SnapshotId>, StateError> {
-        let all = self.all_created()?.into_iter().flat_map(|(_, created)| created);
+    pub async fn created_snapshots(&self) -> Result<HashSet<SnapshotId>, StateError> {
+        let all = self.all_created().await?.into_iter().flat_map(|(_, created)| created);
         Ok(all.filter_map(|made| made.snapshot_id).collect())
     }
 }
@@ -143,8 +151,8 @@ mod tests {
         "nightly".parse().unwrap()
     }
 
-    #[test]
-    fn what_was_remembered_comes_back() {
+    #[tokio::test]
+    async fn what_was_remembered_comes_back() {
         let folder = tempfile::tempdir().unwrap();
         let remembered = PolicyState {
             promotions: vec![Promotion {
@@ -167,52 +175,52 @@ mod tests {
                 listed_before: vec![SnapshotId(Uuid::from_u128(3))],
             }],
         };
-        state(folder.path()).set_policy_state(&nightly(), &remembered).unwrap();
-        assert_eq!(state(folder.path()).policy_state(&nightly()).unwrap(), remembered);
-        let created = state(folder.path()).created_snapshots().unwrap();
+        state(folder.path()).set_policy_state(&nightly(), remembered.clone()).await.unwrap();
+        assert_eq!(state(folder.path()).policy_state(&nightly()).await.unwrap(), remembered);
+        let created = state(folder.path()).created_snapshots().await.unwrap();
         assert_eq!(created, HashSet::from([SnapshotId(Uuid::from_u128(1))]));
     }
 
-    #[test]
-    fn a_file_of_an_earlier_program_knows_of_no_creation() {
+    #[tokio::test]
+    async fn a_file_of_an_earlier_program_knows_of_no_creation() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy-nightly.json");
         let earlier = b"{\"version\":1,\"promotions\":[]}";
         disk::replace_file(&RealDisk, &path, earlier, Access::Owner).unwrap();
-        assert_eq!(state(folder.path()).policy_state(&nightly()).unwrap(), PolicyState::default());
+        assert_eq!(state(folder.path()).policy_state(&nightly()).await.unwrap(), PolicyState::default());
     }
 
-    #[test]
-    fn ownership_is_not_told_from_less_than_every_memory() {
+    #[tokio::test]
+    async fn ownership_is_not_told_from_less_than_every_memory() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(state(&folder.path().join("state")).created_snapshots().unwrap().is_empty());
+        assert!(state(&folder.path().join("state")).created_snapshots().await.unwrap().is_empty());
         let path = folder.path().join("policy-gone-from-the-configuration.json");
         disk::replace_file(&RealDisk, &path, b"{", Access::Owner).unwrap();
-        let error = state(folder.path()).created_snapshots().unwrap_err();
+        let error = state(folder.path()).created_snapshots().await.unwrap_err();
         assert!(error.to_string().contains("gone-from-the-configuration"), "{error}");
     }
 
-    #[test]
-    fn damage_is_an_error_that_names_the_file_and_never_an_empty_start() {
+    #[tokio::test]
+    async fn damage_is_an_error_that_names_the_file_and_never_an_empty_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy-nightly.json");
         for damaged in ["", "{}", "null", "{\"version\":1}", "{\"version\":1,\"promotions\":[{}]}", "\0\0\0"]
         {
             disk::replace_file(&RealDisk, &path, damaged.as_bytes(), Access::Owner).unwrap();
-            let error = state(folder.path()).policy_state(&nightly()).unwrap_err();
+            let error = state(folder.path()).policy_state(&nightly()).await.unwrap_err();
             assert!(matches!(error, StateError::Damaged { .. }), "{damaged:?}: {error}");
             assert!(error.to_string().contains("policy-nightly.json"), "{error}");
         }
         RealDisk.remove_file(&path).unwrap();
-        assert_eq!(state(folder.path()).policy_state(&nightly()).unwrap(), PolicyState::default());
+        assert_eq!(state(folder.path()).policy_state(&nightly()).await.unwrap(), PolicyState::default());
     }
 
-    #[test]
-    fn a_file_of_a_later_program_is_refused() {
+    #[tokio::test]
+    async fn a_file_of_a_later_program_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy-nightly.json");
         disk::replace_file(&RealDisk, &path, b"{\"version\":2,\"moons\":[]}", Access::Owner).unwrap();
-        let error = state(folder.path()).policy_state(&nightly()).unwrap_err();
+        let error = state(folder.path()).policy_state(&nightly()).await.unwrap_err();
         assert!(matches!(error, StateError::FromTheFuture { found: 2, .. }), "{error}");
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::DiskLock;
 use crate::policy::PolicyName;
-use crate::state::{StateDirectory, StateError, file};
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
@@ -34,27 +34,19 @@ pub struct Served {
 }
 
 impl StateDirectory {
-    /// Makes this process the only daemon on the directory, until the value is dropped.
-    ///
-    /// # Errors
-    /// [`StateError::Locked`] if another one is there.
-    pub fn lock_daemon(&self) -> Result<Box<dyn DiskLock>, StateError> {
-        self.lock("daemon.lock", || format!("the state directory {}", self.path.display()))
-    }
-
     /// How far each schedule was served; nothing on a first start.
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
-    pub fn schedules(&self) -> Result<Schedules, StateError> {
-        file::read(self, FILE, VERSION)
+    pub async fn schedules(&self) -> Result<Schedules, StateError> {
+        self.load(FILE, VERSION).await
     }
 
     /// Remembers; after a crash at any moment the file holds the old or the new, whole.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub fn set_schedules(&self, schedules: &Schedules) -> Result<(), StateError> {
-        file::write(self, FILE, VERSION, schedules)
+    pub async fn set_schedules(&self, schedules: Schedules) -> Result<(), StateError> {
+        self.save(FILE, VERSION, schedules).await
     }
 }

@@ -222,6 +222,6 @@ async fn what_the_gate_keeps_too_long_is_told_and_no_longer_than_it_is_so() {
     let report = stage.run(&policies).await;
     assert!(!alert(&report.zones[0].warnings));
     assert_eq!(stage.there().len(), 2);
-    let remembered = stage.runner(&policies).state.last_runs(&"nightly".parse().unwrap()).unwrap();
+    let remembered = stage.runner(&policies).state.last_runs(&"nightly".parse().unwrap()).await.unwrap();
     assert!(remembered.zones.values().all(|zone| zone.gate_since.is_none()));
 }

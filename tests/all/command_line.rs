@@ -20,7 +20,7 @@ use snapwarden::sim::http_server::Served;
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
-use snapwarden::state::StateDirectory;
+use snapwarden::state::directory::StateDirectory;
 
 use crate::stage::{NIGHTLY, Said, files, read};
 
@@ -458,7 +458,7 @@ async fn a_failure_exits_with_1_and_says_what_failed() {
 
     // Somebody else runs the policy.
     let state = StateDirectory::open(Arc::new(RealDisk), &play.path("state")).unwrap();
-    let held = state.lock_policy(&"nightly".parse().unwrap()).unwrap();
+    let held = state.lock_policy(&"nightly".parse().unwrap()).await.unwrap();
     play.world.clear_log();
     let said = play.run(&["once"]).await;
     assert_eq!(said.status, 1, "{said:?}");
@@ -612,7 +612,7 @@ async fn an_allowance_lets_one_run_pass_and_needs_no_credentials() {
     assert_eq!(play.run(&["once"]).await.status, 0);
     assert_eq!(play.there(), [ids[1], ids[0]]);
     let left = StateDirectory::at(std::sync::Arc::new(RealDisk), &play.path("state"));
-    assert!(left.allowances(&"nightly".parse().unwrap()).unwrap().is_empty());
+    assert!(left.allowances(&"nightly".parse().unwrap()).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

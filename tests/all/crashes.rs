@@ -36,7 +36,8 @@ use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
 use snapwarden::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
-use snapwarden::state::{StateDirectory, StateError};
+use snapwarden::state::directory::StateDirectory;
+use snapwarden::state::error::StateError;
 use uuid::Uuid;
 
 use crate::stage::{NOW, config_text};
@@ -253,7 +254,7 @@ impl Play {
         let gone: Vec<&Snapshot> =
             night.before.iter().filter(|snapshot| !there.contains(&snapshot.id)).collect();
         let copies = self.check_archive(context).await;
-        let lines = self.check_state(night, context);
+        let lines = self.check_state(night, context).await;
 
         // What is gone was let go by the rules, and is not missed.
         let allowed = Self::let_go(&night.before, night.ended);
@@ -417,11 +418,11 @@ impl Play {
     }
 
     /// All that is remembered can be read; the lines that the night added to the audit log.
-    fn check_state(&mut self, night: &Night, context: &str) -> Vec<Value> {
+    async fn check_state(&mut self, night: &Night, context: &str) -> Vec<Value> {
         let state = StateDirectory::at(Arc::new(self.disk.clone()), &Path::new(FOLDER).join("state"));
         let nightly: PolicyName = "nightly".parse().unwrap();
-        state.policy_state(&nightly).unwrap_or_else(|error| panic!("{context}\n{error}"));
-        let runs = state.last_runs(&nightly).unwrap_or_else(|error| panic!("{context}\n{error}"));
+        state.policy_state(&nightly).await.unwrap_or_else(|error| panic!("{context}\n{error}"));
+        let runs = state.last_runs(&nightly).await.unwrap_or_else(|error| panic!("{context}\n{error}"));
         if let Some(report) = night.report.as_ref().filter(|report| report.result == RunResult::Success) {
             let last_success = runs.zones.get(&self.zone).and_then(|zone| zone.last_success_at);
             assert_eq!(last_success, Some(report.finished_at), "{context}\na success that is not remembered");
@@ -643,53 +644,53 @@ fn a_state() -> (MemoryDisk, StateDirectory, PathBuf) {
     (disk, state, PathBuf::from("/state/audit.jsonl"))
 }
 
-#[test]
-fn once_an_audit_line_could_not_be_made_safe_this_process_writes_no_more() {
+#[tokio::test]
+async fn once_an_audit_line_could_not_be_made_safe_this_process_writes_no_more() {
     // The first line also makes the file's name safe.
     for (call, lines_before) in [(DiskCall::Sync, 0), (DiskCall::Sync, 2), (DiskCall::SyncDir, 0)] {
         let (disk, state, log) = a_state();
         for _ in 0..lines_before {
-            state.audit(&a_line("before")).unwrap();
+            state.audit(a_line("before")).await.unwrap();
         }
         disk.fail(call, 1, io::ErrorKind::Other);
-        assert!(matches!(state.audit(&a_line("lost")), Err(StateError::File { .. })), "{call:?}");
-        let error = state.clone().audit(&a_line("later")).unwrap_err();
+        assert!(matches!(state.audit(a_line("lost")).await, Err(StateError::File { .. })), "{call:?}");
+        let error = state.clone().audit(a_line("later")).await.unwrap_err();
         assert!(matches!(error, StateError::Unsafe { .. }), "{call:?}: {error}");
 
         // The next process has no such doubt, and what it writes stays.
         let disk = disk.crash();
         let state = StateDirectory::open(Arc::new(disk.clone()), Path::new("/state")).unwrap();
-        state.audit(&a_line("again")).unwrap();
+        state.audit(a_line("again")).await.unwrap();
         let text = String::from_utf8(read_file(&disk.crash(), &log, 1 << 20).unwrap()).unwrap();
         assert_eq!(text.matches("before").count(), lines_before);
         assert!(text.ends_with('\n') && text.contains("again"), "{call:?}: {text}");
     }
 }
 
-#[test]
-fn a_line_cut_short_by_a_full_disk_spoils_no_other() {
+#[tokio::test]
+async fn a_line_cut_short_by_a_full_disk_spoils_no_other() {
     let (disk, state, log) = a_state();
-    state.audit(&a_line("before")).unwrap();
+    state.audit(a_line("before")).await.unwrap();
     disk.set_capacity(Some(used(&disk, Path::new("/")) + 20));
     for _ in 0..2 {
-        assert!(state.audit(&a_line("cut")).is_err());
+        assert!(state.audit(a_line("cut")).await.is_err());
     }
     disk.set_capacity(None);
-    state.audit(&a_line("after")).unwrap();
+    state.audit(a_line("after")).await.unwrap();
     let text = String::from_utf8(read_file(&disk.crash(), &log, 1 << 20).unwrap()).unwrap();
     let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok());
     assert_eq!(whole.count(), 2, "{text}");
 }
 
-#[test]
-fn an_audit_log_whose_maker_was_killed_keeps_its_name_after_a_crash() {
+#[tokio::test]
+async fn an_audit_log_whose_maker_was_killed_keeps_its_name_after_a_crash() {
     for changes in 0..6 {
         let (disk, state, log) = a_state();
         disk.stop_after(changes);
-        let _ = state.audit(&a_line("first"));
+        let _ = state.audit(a_line("first")).await;
         let disk = disk.kill();
         let state = StateDirectory::open(Arc::new(disk.clone()), Path::new("/state")).unwrap();
-        state.audit(&a_line("second")).unwrap();
+        state.audit(a_line("second")).await.unwrap();
         let text = String::from_utf8(read_file(&disk.crash(), &log, 1 << 20).unwrap()).unwrap();
         assert!(text.contains("second"), "{changes}: {text}");
     }

@@ -15,8 +15,8 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState};
-use snapwarden::state::StateDirectory;
 use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::policy_state::Creation;
 
 use crate::stage::{NOW, Stage, days_ago, ended, steps};
@@ -71,15 +71,15 @@ fn folder(stage: &Stage) -> StateDirectory {
     StateDirectory::at(stage.seams.disk.clone(), &stage.state())
 }
 
-fn remembered(stage: &Stage, policy: &str) -> Vec<Creation> {
-    folder(stage).policy_state(&policy.parse().unwrap()).unwrap().created
+async fn remembered(stage: &Stage, policy: &str) -> Vec<Creation> {
+    folder(stage).policy_state(&policy.parse().unwrap()).await.unwrap().created
 }
 
 /// What a process wrote down before it was killed.
-fn was_asked(stage: &Stage, instance: InstanceId, requested_at: Timestamp) {
+async fn was_asked(stage: &Stage, instance: InstanceId, requested_at: Timestamp) {
     stage.runner(CREATING);
     let policy = "nightly".parse().unwrap();
-    let mut memory = folder(stage).policy_state(&policy).unwrap();
+    let mut memory = folder(stage).policy_state(&policy).await.unwrap();
     memory.created.push(Creation {
         zone: stage.zone.clone(),
         instance_id: instance,
@@ -89,7 +89,7 @@ fn was_asked(stage: &Stage, instance: InstanceId, requested_at: Timestamp) {
         is_in_doubt: false,
         listed_before: Vec::new(),
     });
-    folder(stage).set_policy_state(&policy, &memory).unwrap();
+    folder(stage).set_policy_state(&policy, memory).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +176,7 @@ async fn point_29_only_its_own_are_pruned() {
     assert!(foreign.is_subset(&there), "what people made stays");
     assert_eq!(there.len() - foreign.len(), 3);
     // What is gone is forgotten by the second run after the one that deleted it: the first accepts its absence.
-    assert_eq!(remembered(&stage, "nightly").len(), 5);
+    assert_eq!(remembered(&stage, "nightly").await.len(), 5);
 
     // All are meant if that is asked for.
     let all = PRUNING.replace(
@@ -204,7 +204,7 @@ async fn a_lost_answer_makes_no_second_one() {
         assert_eq!(report.result, RunResult::Success, "{name}: {}", said(&report));
         assert_eq!(stage.there().len(), 1, "{name}");
         assert_eq!(asked(&stage), if is_carried_out { 1 } else { 2 }, "{name}");
-        let made = remembered(&stage, "nightly");
+        let made = remembered(&stage, "nightly").await;
         assert_eq!(
             made.iter().map(|made| made.snapshot_id).collect::<Vec<_>>(),
             [Some(stage.there()[0])],
@@ -229,17 +229,17 @@ async fn what_nobody_can_tell_is_left_to_the_next_run() {
     let again = stage.run_with(CREATING, &now()).await;
     assert_eq!(ended(&again, Action::Create, StepOutcome::Done), 1, "{}", said(&again));
     assert_eq!((stage.there().len(), asked(&stage)), (1, 1));
-    assert_eq!(remembered(&stage, "nightly")[0].snapshot_id, Some(stage.there()[0]));
+    assert_eq!(remembered(&stage, "nightly").await[0].snapshot_id, Some(stage.there()[0]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn killed_before_the_request_exactly_one_is_taken_after_a_wait() {
     let (stage, instance) = web();
-    was_asked(&stage, instance, NOW.parse().unwrap());
+    was_asked(&stage, instance, NOW.parse().unwrap()).await;
     let begun = stage.now();
     let report = stage.run_with(CREATING, &now()).await;
     assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 1, "{}", said(&report));
-    assert_eq!((stage.there().len(), remembered(&stage, "nightly").len()), (1, 1));
+    assert_eq!((stage.there().len(), remembered(&stage, "nightly").await.len()), (1, 1));
     assert!(
         stage.now().duration_since(begun) >= SignedDuration::from_secs(30),
         "it may have been on its way"
@@ -251,14 +251,14 @@ async fn killed_after_the_request_the_snapshot_is_found_and_is_ours() {
     for minutes in [0, -9, 9] {
         let (stage, instance) = web();
         let requested_at: Timestamp = NOW.parse().unwrap();
-        was_asked(&stage, instance, requested_at);
+        was_asked(&stage, instance, requested_at).await;
         // The platform's clock may be off ours.
         let taken = stage.world.add_snapshot(instance, requested_at + SignedDuration::from_mins(minutes));
         stage.step(SignedDuration::from_hours(1));
         let report = stage.run_with(CREATING, &now()).await;
         assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 1, "{}", said(&report));
         assert_eq!(
-            (asked(&stage), remembered(&stage, "nightly")[0].snapshot_id),
+            (asked(&stage), remembered(&stage, "nightly").await[0].snapshot_id),
             (0, Some(taken)),
             "{minutes}"
         );
@@ -268,12 +268,12 @@ async fn killed_after_the_request_the_snapshot_is_found_and_is_ours() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_people_took_much_later_is_not_taken_for_ours() {
     let (stage, instance) = web();
-    was_asked(&stage, instance, NOW.parse().unwrap());
+    was_asked(&stage, instance, NOW.parse().unwrap()).await;
     stage.step(SignedDuration::from_hours(5));
     let foreign = stage.world.add_snapshot(instance, stage.now());
     stage.run_with(CREATING, &now()).await;
     assert_eq!(asked(&stage), 0, "it is one since the slot all the same");
-    assert!(remembered(&stage, "nightly").iter().all(|made| made.snapshot_id != Some(foreign)));
+    assert!(remembered(&stage, "nightly").await.iter().all(|made| made.snapshot_id != Some(foreign)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -291,7 +291,7 @@ async fn a_snapshot_that_people_took_just_before_is_not_taken_for_ours() {
         let report = stage.run_with(CREATING, &now()).await;
         assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 1, "{}", said(&report));
         assert_eq!((stage.there().len(), asked(&stage)), (2, 2), "{is_left_to_the_next_run}");
-        assert!(remembered(&stage, "nightly").iter().all(|made| made.snapshot_id != Some(theirs)));
+        assert!(remembered(&stage, "nightly").await.iter().all(|made| made.snapshot_id != Some(theirs)));
     }
 }
 
@@ -304,21 +304,21 @@ async fn a_listing_that_lost_everything_for_a_moment_takes_no_ownership_away() {
     let empty = Effect::Edit("/snapshots", Some(serde_json::json!([])));
     stage.world.fault(Fault::on(Call::ListSnapshots, empty).times(1));
     stage.run_with(PRUNING, &now()).await;
-    assert!(remembered(&stage, "nightly").iter().any(|made| made.snapshot_id == Some(ours)));
+    assert!(remembered(&stage, "nightly").await.iter().any(|made| made.snapshot_id == Some(ours)));
     // One that is gone for good is forgotten, once a run has taken that for the truth.
     stage.world.remove_snapshot(ours);
     for _ in 0..2 {
         stage.step(SignedDuration::from_hours(30));
         stage.run_with(PRUNING, &now()).await;
     }
-    assert!(remembered(&stage, "nightly").iter().all(|made| made.snapshot_id != Some(ours)));
+    assert!(remembered(&stage, "nightly").await.iter().all(|made| made.snapshot_id != Some(ours)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_several_could_be_it_none_is_ours_and_none_is_taken() {
     let (stage, instance) = web();
     let requested_at: Timestamp = NOW.parse().unwrap();
-    was_asked(&stage, instance, requested_at);
+    was_asked(&stage, instance, requested_at).await;
     for minutes in [-1, -2] {
         stage.world.add_snapshot(instance, requested_at + SignedDuration::from_mins(minutes));
     }
@@ -345,7 +345,7 @@ async fn one_that_the_platform_fails_is_a_failure_is_ours_and_does_not_stop_the_
         let failed =
             stage.world.snapshots(&stage.zone).into_iter().filter(|one| one.state == SnapshotState::Error);
         let ours: BTreeSet<_> =
-            remembered(&stage, "nightly").into_iter().filter_map(|made| made.snapshot_id).collect();
+            remembered(&stage, "nightly").await.into_iter().filter_map(|made| made.snapshot_id).collect();
         assert!(failed.map(|one| one.id).all(|id| ours.contains(&id)), "so that it can be pruned one day");
         // The slot has none yet, so a restart takes one.
         let again = stage.run_with(CREATING, &now()).await;
@@ -359,7 +359,7 @@ async fn an_operation_that_never_ends_is_a_failure_and_what_it_makes_is_ours() {
     stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::operation_hangs()).times(1));
     let report = stage.run_with(CREATING, &now()).await;
     assert_eq!(ended(&report, Action::Create, StepOutcome::Failed), 1, "{}", said(&report));
-    assert_eq!(remembered(&stage, "nightly")[0].snapshot_id, Some(stage.there()[0]));
+    assert_eq!(remembered(&stage, "nightly").await[0].snapshot_id, Some(stage.there()[0]));
     assert!(stage.run_with(CREATING, &now()).await.zones[0].steps.is_empty());
     assert_eq!(asked(&stage), 1);
 }
@@ -370,7 +370,7 @@ async fn an_operation_that_does_not_name_its_snapshot_is_looked_for() {
     stage.world.fault(Fault::on(Call::GetOperation, Effect::Edit("/reference", None)));
     let report = stage.run_with(CREATING, &now()).await;
     assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 1, "{}", said(&report));
-    assert_eq!(remembered(&stage, "nightly")[0].snapshot_id, Some(stage.there()[0]));
+    assert_eq!(remembered(&stage, "nightly").await[0].snapshot_id, Some(stage.there()[0]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -407,7 +407,7 @@ async fn a_quota_that_cannot_be_read_is_warned_about_and_the_platforms_word_coun
             "{}",
             said(&report)
         );
-        assert!(taken == 1 || remembered(&stage, "nightly").is_empty());
+        assert!(taken == 1 || remembered(&stage, "nightly").await.is_empty());
     }
 }
 
@@ -485,7 +485,7 @@ async fn point_40_two_policies_side_by_side_take_one_together() {
     let done: usize = reports.iter().map(|report| ended(report, Action::Create, StepOutcome::Done)).sum();
     assert_eq!(done, 2);
     // Each is theirs together: what one made, the other may prune.
-    assert_eq!(folder(&stage).created_snapshots().unwrap().len(), 2);
+    assert_eq!(folder(&stage).created_snapshots().await.unwrap().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -536,7 +536,7 @@ async fn killed_at_any_moment_a_slot_has_one() {
         assert!(stage.there().contains(&foreign));
         let ours = stage.there()[1];
         assert_eq!(
-            remembered(&stage, "nightly").iter().map(|made| made.snapshot_id).collect::<Vec<_>>(),
+            remembered(&stage, "nightly").await.iter().map(|made| made.snapshot_id).collect::<Vec<_>>(),
             [Some(ours)],
             "{context}"
         );

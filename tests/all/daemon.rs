@@ -13,7 +13,7 @@ use snapwarden::daemon::{Daemon, DaemonError, Ending, Loaded, Order};
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
-use snapwarden::state::StateError;
+use snapwarden::state::error::StateError;
 use snapwarden::telemetry::Telemetry;
 use snapwarden::transport::{Request, Response, Transport, TransportError};
 use tokio::sync::{Notify, mpsc};
@@ -388,7 +388,7 @@ async fn a_run_by_hand_goes_first_and_the_slot_is_counted_as_skipped_once() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     let policies = creating("schedule = \"@hourly\"");
     let first = play(&stage, &policies).await;
-    let by_hand = stage.runner(&policies).state.lock_policy(&"p".parse().unwrap()).unwrap();
+    let by_hand = stage.runner(&policies).state.lock_policy(&"p".parse().unwrap()).await.unwrap();
     until(&stage, "2026-11-03T01:00:30Z").await;
     let skipped = "snapwarden_policy_runs_total{policy=\"p\",result=\"skipped\"}";
     assert_eq!(first.value(skipped), Some(1.0));

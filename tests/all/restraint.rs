@@ -14,9 +14,9 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{SnapshotId, SnapshotState};
-use snapwarden::state::StateDirectory;
 use snapwarden::state::allowances::Allowance;
 use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
 use snapwarden::state::last_runs::{LastRuns, ZoneMemory};
 
@@ -40,17 +40,17 @@ fn pin(snapshot: SnapshotId, until: Option<Timestamp>) -> Hold {
     Hold { snapshot, until, reason: Some("an audit".to_owned()), since: days_ago(1) }
 }
 
-fn runs(stage: &Stage) -> LastRuns {
-    state(stage).last_runs(&"nightly".parse().unwrap()).unwrap()
+async fn runs(stage: &Stage) -> LastRuns {
+    state(stage).last_runs(&"nightly".parse().unwrap()).await.unwrap()
 }
 
-fn memory(stage: &Stage) -> ZoneMemory {
-    runs(stage).zones.remove(&stage.zone).unwrap()
+async fn memory(stage: &Stage) -> ZoneMemory {
+    runs(stage).await.zones.remove(&stage.zone).unwrap()
 }
 
 /// How many snapshots the accepted listing has.
-fn accepted(stage: &Stage) -> usize {
-    memory(stage).accepted.unwrap().snapshots.len()
+async fn accepted(stage: &Stage) -> usize {
+    memory(stage).await.accepted.unwrap().snapshots.len()
 }
 
 async fn allow(stage: &Stage, zone: bool, deletes: u64) {
@@ -134,23 +134,23 @@ async fn point_01_a_listing_that_lost_too_much_is_held_and_not_accepted_and_a_wh
     let (stage, _) = Stage::two_by_twenty();
     let keep_all = PRUNE.replace("15", "40");
     assert_eq!(stage.run(&keep_all).await.result, RunResult::Success);
-    assert_eq!(accepted(&stage), 40);
+    assert_eq!(accepted(&stage).await, 40);
     for _ in 0..30 {
         stage.world.fault(Fault::on(Call::ListSnapshots, Effect::Edit("/snapshots/0", None)));
     }
-    let before = memory(&stage);
+    let before = memory(&stage).await;
     for _ in 0..2 {
         let report = stage.run(PRUNE).await;
         let text = held(&report);
         assert!(text.contains("30 of 40") && text.contains("snapwarden allow nightly"), "{text}");
-        assert_eq!(memory(&stage).accepted, before.accepted);
-        assert_eq!(memory(&stage).last_success_at, before.last_success_at);
-        assert_eq!(memory(&stage).held.as_deref(), Some(text));
+        assert_eq!(memory(&stage).await.accepted, before.accepted);
+        assert_eq!(memory(&stage).await.last_success_at, before.last_success_at);
+        assert_eq!(memory(&stage).await.held.as_deref(), Some(text));
     }
     assert_eq!(stage.there().len(), 40);
     stage.world.clear_faults();
     assert_eq!(stage.run(PRUNE).await.result, RunResult::Success);
-    assert_eq!((stage.there().len(), accepted(&stage), memory(&stage).held), (30, 40, None));
+    assert_eq!((stage.there().len(), accepted(&stage).await, memory(&stage).await.held), (30, 40, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,8 +170,8 @@ async fn leave_to_pass_the_guard_is_for_one_run() {
         let preview = planned.preview(&planned.policies[0], None).await;
         assert!(preview[0].1.as_ref().unwrap().held.is_none(), "a preview judges by what a run would take");
         assert_eq!(stage.run(&policy).await.result, RunResult::Success, "{gone}");
-        assert_eq!(accepted(&stage), stage.there().len());
-        assert!(state(&stage).allowances(&"nightly".parse().unwrap()).unwrap().is_empty());
+        assert_eq!(accepted(&stage).await, stage.there().len());
+        assert!(state(&stage).allowances(&"nightly".parse().unwrap()).await.unwrap().is_empty());
     }
 }
 
@@ -209,14 +209,14 @@ async fn what_we_deleted_ourselves_is_no_drop_as_long_as_the_audit_log_says_so()
     let (stage, _) = Stage::two_by_twenty();
     let policy = PRUNE.replace("15", "2");
     assert_eq!(stage.run(&policy).await.result, RunResult::Success);
-    assert_eq!((stage.there().len(), accepted(&stage)), (4, 40));
+    assert_eq!((stage.there().len(), accepted(&stage).await), (4, 40));
     let log = stage.state().join("audit.jsonl");
     let aside = stage.state().join("aside");
     RealDisk.rename(&log, &aside).unwrap();
     assert!(held(&stage.run(&policy).await).contains("36 of 40"));
     RealDisk.rename(&aside, &log).unwrap();
     assert_eq!(stage.run(&policy).await.result, RunResult::Success);
-    assert_eq!(accepted(&stage), 4);
+    assert_eq!(accepted(&stage).await, 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,8 +229,8 @@ async fn a_policy_that_deletes_nothing_has_no_guard() {
     }
     allow(&stage, false, 0).await;
     assert_eq!(stage.run(policy).await.result, RunResult::Success);
-    assert_eq!(accepted(&stage), 0);
-    assert_eq!(state(&stage).allowances(&"nightly".parse().unwrap()).unwrap().len(), 1);
+    assert_eq!(accepted(&stage).await, 0);
+    assert_eq!(state(&stage).allowances(&"nightly".parse().unwrap()).await.unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,13 +243,13 @@ async fn a_run_is_remembered_with_what_each_instance_has() {
     let db = all.iter().find(|snapshot| snapshot.id == ids[1][0]).and_then(|snapshot| snapshot.instance_id);
     stage.world.add_snapshot(db.unwrap(), stage.now() + SignedDuration::from_hours(1));
     let report = stage.run(NIGHTLY).await;
-    let runs = runs(&stage);
+    let runs = runs(&stage).await;
     let last = runs.last.as_ref().unwrap();
     assert_eq!(
         (last.run_id, &*last.result, last.finished_at),
         (report.run_id, "success", report.finished_at)
     );
-    let zone = memory(&stage);
+    let zone = memory(&stage).await;
     assert_eq!(
         (zone.last_run_at, zone.last_success_at),
         (Some(report.finished_at), Some(report.finished_at))
@@ -277,13 +277,13 @@ async fn a_zone_that_fails_keeps_what_was_known_of_it_and_one_that_left_is_forgo
     stage.world.add_zone("de-fra-1");
     let both = PRUNE.replace("\"ch-gva-2\"", "\"ch-gva-2\", \"de-fra-1\"");
     stage.run(&both).await;
-    assert_eq!(runs(&stage).zones.len(), 2);
-    let before = memory(&stage);
+    assert_eq!(runs(&stage).await.zones.len(), 2);
+    let before = memory(&stage).await;
     stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()));
     stage.step(SignedDuration::from_hours(24));
     let report = stage.run(PRUNE).await;
-    assert_eq!(runs(&stage).zones.len(), 1);
-    let now = memory(&stage);
+    assert_eq!(runs(&stage).await.zones.len(), 1);
+    let now = memory(&stage).await;
     assert_eq!(now.failure.as_ref(), report.zones[0].failures.first());
     assert_eq!(now.last_run_at, Some(report.finished_at));
     assert_eq!(now.last_success_at, before.last_success_at);
@@ -300,7 +300,7 @@ async fn a_failed_step_and_a_stop_are_no_success() {
             options.stop.cancel();
         }
         stage.run_with(PRUNE, &options).await;
-        let zone = memory(&stage);
+        let zone = memory(&stage).await;
         assert_eq!(zone.last_success_at, None);
         let failure = zone.failure.unwrap();
         assert!(failure.contains(if stop { "told to stop" } else { "not deleted: snapshot" }), "{failure}");

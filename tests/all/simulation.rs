@@ -10,7 +10,7 @@ use snapwarden::disk::{Access, RealDisk};
 use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::SnapshotId;
-use snapwarden::state::StateDirectory;
+use snapwarden::state::directory::StateDirectory;
 
 const NIGHTLY: &str = "[policies.nightly]\nschedule = \"30 2 * * *\"\ntimezone = \"Europe/Zurich\"\n\
                        zones = [\"ch-gva-2\", \"de-fra-1\"]\ncreate = true\n\

@@ -452,7 +452,7 @@ async fn a_run_is_told_as_it_is_remembered_however_it_ended() {
         }
         let (telemetry, runner) = observed(&stage, NIGHTLY);
         telemetry.run_ended(&runner.run(&runner.policies[0], &options).await.unwrap());
-        let remembered = runner.state.last_runs(&nightly()).unwrap().zones.remove(&stage.zone).unwrap();
+        let remembered = runner.state.last_runs(&nightly()).await.unwrap().zones.remove(&stage.zone).unwrap();
         let told = telemetry.status_json().policies["nightly"].zones["ch-gva-2"].clone();
         assert_eq!(told.failure, remembered.failure);
         assert_eq!(told.last_success_at, remembered.last_success_at);

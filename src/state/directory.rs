@@ -1,0 +1,181 @@
+//! The directory itself: opened once, read and written on the blocking pool.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::disk::{self, Access, Disk, Kind};
+use crate::snapshot::{SnapshotId, ZoneName};
+use crate::state::audit::{AuditLog, Line};
+use crate::state::error::StateError;
+use crate::state::file;
+
+/// The state directory. Clones are the same directory.
+///
+/// Its async methods do the disk's work on the blocking pool. What they have begun there is finished also if the
+/// caller is dropped.
+#[derive(Debug, Clone)]
+pub struct StateDirectory {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) path: PathBuf,
+    audit_log: Arc<AuditLog>,
+}
+
+impl StateDirectory {
+    /// The directory, for reading what may be there; nothing is created or changed.
+    pub fn at(disk: Arc<dyn Disk>, path: &Path) -> Self {
+        let audit_log = Arc::new(AuditLog::new(Arc::clone(&disk), path));
+        Self { disk, path: path.to_owned(), audit_log }
+    }
+
+    /// Opens the directory for a run; one that is missing is created if the folder above it exists. This blocks: it is
+    /// called once, before anything else runs.
+    ///
+    /// # Errors
+    /// [`StateError::Directory`] if it can't be created, is no folder, or may not be written.
+    pub fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StateError> {
+        let state = Self::at(disk, path);
+        state.prepare().map_err(|source| StateError::Directory { path: path.to_owned(), source })?;
+        state.audit_log.mend()?;
+        Ok(state)
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        match self.disk.metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let above = self.path.parent().unwrap_or(&self.path);
+                if self.disk.metadata(above)?.kind != Kind::Folder {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
+            }
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        // What is written below a name that is not safe would be lost with it.
+        disk::create_folders(&*self.disk, &self.path, Access::Owner)?;
+        // Listing it and locking a file in it show what nothing but trying can: that we may read and write.
+        self.disk.list(&self.path)?;
+        match self.disk.lock(&self.path.join("directory.lock")) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The directory's path, as configured.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds a line to the audit log and returns once it is safe from a crash.
+    ///
+    /// # Errors
+    /// [`StateError`]: then what was intended must not be done.
+    pub async fn audit(&self, line: Line) -> Result<(), StateError> {
+        self.blocking(move |state| state.audit_log.append(&line)).await
+    }
+
+    /// The length of the audit log in bytes; 0 if there is none yet.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub async fn audit_len(&self) -> Result<u64, StateError> {
+        self.blocking(|state| state.audit_log.len()).await
+    }
+
+    /// Every snapshot of a zone that we deleted, or set out to delete, by the lines of the audit log from this byte
+    /// on; by all of them if the log is shorter by now, thus another one.
+    ///
+    /// A line that can't be read is passed over: its snapshot then counts as one that we did not delete.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub async fn deleted_since(
+        &self,
+        zone: &ZoneName,
+        from: u64,
+    ) -> Result<BTreeSet<SnapshotId>, StateError> {
+        let zone = zone.clone();
+        self.blocking(move |state| state.audit_log.deleted_since(&zone, from)).await
+    }
+
+    /// Does what blocks on the blocking pool.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> T {
+        let state = self.clone();
+        disk::blocking(move || work(&state)).await
+    }
+
+    /// Reads a state file; the default if it was never written.
+    pub(super) async fn load<T>(&self, name: impl Into<String>, version: u64) -> Result<T, StateError>
+    where
+        T: Default + DeserializeOwned + Send + 'static,
+    {
+        let name = name.into();
+        self.blocking(move |state| state.read(&name, version)).await
+    }
+
+    /// Replaces a state file.
+    pub(super) async fn save<T>(
+        &self,
+        name: impl Into<String>,
+        version: u64,
+        contents: T,
+    ) -> Result<(), StateError>
+    where
+        T: Serialize + Send + 'static,
+    {
+        let name = name.into();
+        self.blocking(move |state| state.write(&name, version, &contents)).await
+    }
+
+    /// [`StateDirectory::load`], for work that is on the blocking pool already.
+    pub(super) fn read<T: Default + DeserializeOwned>(
+        &self,
+        name: &str,
+        version: u64,
+    ) -> Result<T, StateError> {
+        file::read(&*self.disk, &self.path.join(name), version)
+    }
+
+    /// [`StateDirectory::save`], for work that is on the blocking pool already.
+    pub(super) fn write<T: Serialize>(
+        &self,
+        name: &str,
+        version: u64,
+        contents: &T,
+    ) -> Result<(), StateError> {
+        file::write(&*self.disk, &self.path.join(name), version, contents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn open(path: &Path) -> Result<StateDirectory, StateError> {
+        StateDirectory::open(Arc::new(RealDisk), path)
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_only_below_one_that_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(open(&folder.path().join("state")).is_ok());
+        let error = open(&folder.path().join("a/b")).unwrap_err();
+        assert!(error.to_string().contains("a/b"), "{error}");
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_directory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        crate::disk::replace_file(&RealDisk, &path, b"", Access::Owner).unwrap();
+        assert!(matches!(open(&path), Err(StateError::Directory { .. })));
+    }
+}

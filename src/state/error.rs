@@ -1,0 +1,86 @@
+//! How the state directory fails.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The state directory can't be used as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The directory can't be used.
+    #[error(
+        "use the state directory {}: it must be a folder that this user may write (create it, or name another as `directory` under `[state]`)",
+        .path.display()
+    )]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file can't be read or written.
+    #[error("{verb} the state file {}", .path.display())]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error(
+        "the state file {} is damaged at line {line}, column {column}; restore it from a backup, or move it away if what it remembers may be forgotten",
+        .path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+        /// Where, from 1.
+        column: usize,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file of a later program.
+    #[error(
+        "the state file {} is of version {found}, this program knows up to {known}: it was written by a later snapwarden, use that one",
+        .path.display()
+    )]
+    FromTheFuture {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// The highest that we know.
+        known: u64,
+    },
+    /// What was written could not be made safe.
+    #[error(
+        "the state file {} could not be made safe from a crash before, so nothing more is begun: look after the disk, then start snapwarden anew",
+        .path.display()
+    )]
+    Unsafe {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Somebody else has the lock.
+    #[error("{what} is locked by another process ({})", .path.display())]
+    Locked {
+        /// What the lock is for.
+        what: String,
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// A stop came while another had the lock.
+    #[error("stopping, and not waiting any longer for {what}, which is locked by another process ({})", .path.display())]
+    Stopped {
+        /// What the lock is for.
+        what: String,
+        /// The lock's file.
+        path: PathBuf,
+    },
+}
