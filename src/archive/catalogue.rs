@@ -1,8 +1,8 @@
-//! What an archive holds, read back from its files.
+//! The content of an archive, read back from its files.
 //!
 //! A copy counts if its manifest is valid and its image is a regular file of exactly the manifest's length, or
 //! marked as pruned. Everything else that looks like ours is a [`Problem`]; nothing is changed or removed, and
-//! links are not followed. What a store of another kind lists is judged by the same rules: it gives its `Files`.
+//! links are not followed. The same rules hold for every kind of archive: each gives its `Files`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use crate::archive::layout::{self, Place, Role};
+use crate::archive::layout::{self, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::proof::VerifiedCopy;
 use crate::disk::{Disk, Entry, Kind, read_file};
 use crate::policy::{ArchiveName, Which};
-use crate::snapshot::{InstanceId, Snapshot, ZoneName};
+use crate::snapshot::{Snapshot, ZoneName};
 use crate::text::{excerpt, printable};
 
-/// What an archive holds. Only reading an archive makes one.
+/// The content of an archive. Only reading an archive makes one.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     archive: ArchiveName,
@@ -30,47 +30,47 @@ pub struct Catalogue {
 /// A verified copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredCopy {
-    /// Its record.
+    /// The record of the copy.
     pub manifest: Manifest,
     /// The path of its image, which is there unless it was pruned.
     pub image: PathBuf,
-    /// Whether something has that path; beside a mark of pruning it is what a crash left.
+    /// Whether a file has that path. Where the copy is marked as pruned, a crash has left it.
     pub has_image: bool,
 }
 
-/// Something in the archive that is no verified copy, though it looks like one.
+/// A file or folder that looks like a part of a copy, and is of none that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// Of the file or folder.
     pub path: PathBuf,
-    /// What.
-    pub what: ProblemKind,
+    /// What is wrong with it.
+    pub kind: ProblemKind,
 }
 
 /// What is wrong with a file or folder of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProblemKind {
-    /// An image that nothing vouches for.
-    #[error("there is no manifest beside it, so it was never proved; the next export fetches it anew")]
+    /// An image without a manifest.
+    #[error("there is no manifest beside it, so it was never verified; the next export fetches it again")]
     NoManifest,
-    /// A manifest that is no manifest.
+    /// A manifest that is not valid, or can't be read.
     #[error("the manifest can't be read ({0}), so the copy does not count")]
     Unreadable(String),
-    /// A manifest of something else.
+    /// A manifest under the name of another copy.
     #[error("the manifest is about another {0} than its file name, so the copy does not count")]
     Misplaced(&'static str),
     /// A manifest without its image.
     #[error("the image is missing, so the copy does not count")]
     NoImage,
-    /// An image that changed.
+    /// An image of another length.
     #[error("the image has {found} bytes where the manifest says {expected}, so the copy does not count")]
     Length {
-        /// In bytes, by the manifest.
+        /// Bytes, by the manifest.
         expected: u64,
-        /// In bytes.
+        /// Bytes of the image.
         found: u64,
     },
-    /// An image that was read again and found different.
+    /// An image that was read again and differed.
     #[error("the image is corrupt since {0}, so the copy does not count")]
     Corrupt(Timestamp),
     /// A link or a folder under a name of ours.
@@ -84,12 +84,12 @@ pub enum ProblemKind {
 impl Problem {
     /// One line for people.
     pub fn describe(&self) -> String {
-        format!("{}: {}", printable(&self.path.to_string_lossy()), self.what)
+        format!("{}: {}", printable(&self.path.to_string_lossy()), self.kind)
     }
 }
 
 impl Catalogue {
-    /// Which archive.
+    /// The archive that was read.
     pub fn archive(&self) -> &ArchiveName {
         &self.archive
     }
@@ -100,12 +100,22 @@ impl Catalogue {
         &self.copies
     }
 
-    /// What is in the archive and can't be relied on, by path.
+    /// Everything that looks like a copy and does not count, by path.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// The copy without which `snapshot` may not go: of itself for [`Which::All`], of it or a newer one of its
+    /// The copies whose image should be there.
+    pub(crate) fn unpruned(&self) -> impl Iterator<Item = &StoredCopy> {
+        self.copies.iter().filter(|copy| copy.manifest.pruned_at.is_none())
+    }
+
+    /// The problems that mean loss or damage; an image that was never verified is none of them.
+    pub(crate) fn damaged(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().filter(|problem| problem.kind != ProblemKind::NoManifest)
+    }
+
+    /// The copy without which `snapshot` may not be deleted: of itself for [`Which::All`], of it or a newer one of its
     /// instance for [`Which::Newest`].
     pub fn proof(&self, snapshot: &Snapshot, of: Which) -> Option<VerifiedCopy> {
         self.copies
@@ -115,25 +125,13 @@ impl Catalogue {
     }
 }
 
-/// Where the files of an archive are looked at, whatever kind of store it is.
+/// The files of an archive of any kind.
 pub(super) trait Files {
-    /// Reads the manifest that has this path.
+    /// Reads the manifest at this path.
     fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind>;
 
-    /// What has the path of an image.
-    fn image(&self, path: &Path) -> Found;
-}
-
-/// What has the path of an image.
-pub(super) enum Found {
-    /// A file of so many bytes.
-    File(u64),
-    /// Something else.
-    Foreign,
-    /// Nothing.
-    Nothing,
-    /// It could not be looked at.
-    Unreadable(String),
+    /// The length of the image at this path; none if there is no file.
+    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind>;
 }
 
 impl Files for &dyn Disk {
@@ -142,12 +140,12 @@ impl Files for &dyn Disk {
         read_manifest(&bytes)
     }
 
-    fn image(&self, path: &Path) -> Found {
+    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind> {
         match self.metadata(path) {
-            Ok(found) if found.kind == Kind::File => Found::File(found.len),
-            Ok(_) => Found::Foreign,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
-            Err(error) => Found::Unreadable(error.to_string()),
+            Ok(found) if found.kind == Kind::File => Ok(Some(found.len)),
+            Ok(_) => Err(ProblemKind::Foreign),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreadable(&error)),
         }
     }
 }
@@ -156,12 +154,12 @@ fn unreadable(error: &dyn std::error::Error) -> ProblemKind {
     ProblemKind::Unreadable(excerpt(&error.to_string(), 200))
 }
 
-/// Understands the bytes of a manifest.
+/// Reads the bytes of a manifest.
 pub(super) fn read_manifest(bytes: &[u8]) -> Result<Manifest, ProblemKind> {
     Manifest::from_bytes(bytes).map_err(|error| unreadable(&error))
 }
 
-/// Reads the whole archive; a folder that does not exist yet holds nothing.
+/// Reads the whole archive; a folder that does not exist yet is empty.
 pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::Result<Catalogue> {
     let zones = match disk.list(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -173,28 +171,29 @@ pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::R
         let folder = path.join(zone.as_str());
         for entry in catalogue.list(disk, &folder, &entry) {
             let Some(instance_id) = layout::read_instance(&entry.name) else { continue };
-            let entries = catalogue.list(disk, &folder.join(instance_id.to_string()), &entry);
-            catalogue.read_instance(&disk, path, &zone, instance_id, &entries);
+            let folder = folder.join(instance_id.to_string());
+            let entries = catalogue.list(disk, &folder, &entry);
+            catalogue.read_instance(&disk, path, &folder, &entries);
         }
     }
     Ok(catalogue.sorted())
 }
 
-/// What an archive holds whose files have these paths, all of them below `path`.
+/// The content of an archive whose files have these paths, relative to `path`.
 pub(super) fn read_listed<'a>(
     files: &dyn Files,
     archive: &ArchiveName,
     path: &Path,
     paths: impl IntoIterator<Item = &'a str>,
 ) -> Catalogue {
-    let mut folders: BTreeMap<(ZoneName, InstanceId), Vec<Entry>> = BTreeMap::new();
+    let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::new();
     for (zone, instance_id, name) in paths.into_iter().filter_map(layout::read_path) {
-        let entry = Entry { name: name.into(), kind: Kind::File };
-        folders.entry((zone, instance_id)).or_default().push(entry);
+        let folder = path.join(zone.as_str()).join(instance_id.to_string());
+        folders.entry(folder).or_default().push(Entry { name: name.into(), kind: Kind::File });
     }
     let mut catalogue = Catalogue::empty(archive);
-    for ((zone, instance_id), entries) in &folders {
-        catalogue.read_instance(files, path, zone, *instance_id, entries);
+    for (folder, entries) in &folders {
+        catalogue.read_instance(files, path, folder, entries);
     }
     catalogue.sorted()
 }
@@ -215,11 +214,11 @@ impl Catalogue {
         self
     }
 
-    /// The names in a folder of ours; what keeps it from being read is a problem of that folder alone.
+    /// The names in a folder of ours; a failure is a problem of that folder alone.
     fn list(&mut self, disk: &dyn Disk, folder: &Path, entry: &Entry) -> Vec<Entry> {
         let listed = match entry.kind {
             Kind::Folder => disk.list(folder),
-            // Somebody's own file; a link, though, may hide a whole instance.
+            // A file here is none of ours; a link, though, may hide a whole instance.
             Kind::File => return Vec::new(),
             Kind::Other => Err(io::Error::other("it is a link, not a folder")),
         };
@@ -229,15 +228,8 @@ impl Catalogue {
         })
     }
 
-    fn read_instance(
-        &mut self,
-        files: &dyn Files,
-        path: &Path,
-        zone: &ZoneName,
-        instance_id: InstanceId,
-        entries: &[Entry],
-    ) {
-        let folder = path.join(zone.as_str()).join(instance_id.to_string());
+    /// Reads the copies in an instance's folder of the archive at `path`.
+    fn read_instance(&mut self, files: &dyn Files, path: &Path, folder: &Path, entries: &[Entry]) {
         let names: HashSet<&OsStr> = entries.iter().map(|entry| &*entry.name).collect();
         for entry in entries {
             let Some((stem, role)) = layout::read_name(&entry.name) else { continue };
@@ -247,59 +239,49 @@ impl Catalogue {
                 Role::Image if !names.contains(OsStr::new(&format!("{stem}.json"))) => {
                     self.add_problem(here, ProblemKind::NoManifest);
                 }
-                // Its manifest speaks about it.
+                // It is checked with its manifest.
                 Role::Image => {}
-                Role::Manifest => match files.manifest(&here) {
+                Role::Manifest => match read_copy(files, path, &here) {
                     Ok(manifest) => {
-                        let of = &manifest.snapshot;
-                        let place = Place::new(path, zone, instance_id, of.created_at, of.id);
-                        match judge(files, &place, &here, zone, instance_id, &manifest) {
-                            Ok(()) => {
-                                let has_image = names.contains(OsStr::new(&place.image_name()));
-                                self.copies.push(StoredCopy { manifest, image: place.image(), has_image });
-                            }
-                            Err(what) => self.add_problem(here, what),
-                        }
+                        let paths = CopyPaths::new(path, &manifest.id());
+                        let has_image = names.contains(OsStr::new(&paths.image_name()));
+                        let image = paths.image();
+                        self.copies.push(StoredCopy { manifest, image, has_image });
                     }
-                    Err(what) => self.add_problem(here, what),
+                    Err(kind) => self.add_problem(here, kind),
                 },
             }
         }
     }
 
-    fn add_problem(&mut self, path: PathBuf, what: ProblemKind) {
-        self.problems.push(Problem { path, what });
+    fn add_problem(&mut self, path: PathBuf, kind: ProblemKind) {
+        self.problems.push(Problem { path, kind });
     }
 }
 
-/// Reads the manifest at `place`, if there is a copy that counts.
-pub(super) fn read_copy(
-    disk: &dyn Disk,
-    place: &Place,
-    zone: &ZoneName,
-    instance_id: InstanceId,
-) -> Result<Manifest, ProblemKind> {
-    let manifest = disk.manifest(&place.manifest())?;
-    judge(&disk, place, &place.manifest(), zone, instance_id, &manifest)?;
+/// Reads the manifest at `here` in the archive at `path`, if its copy counts.
+pub(super) fn read_copy(files: &dyn Files, path: &Path, here: &Path) -> Result<Manifest, ProblemKind> {
+    let manifest = files.manifest(here)?;
+    check_copy(files, path, here, &manifest)?;
     Ok(manifest)
 }
 
-/// Whether a copy counts. `here` is where the manifest was found, `place` where it should be by its own words.
-pub(super) fn judge(
+/// Whether the copy counts whose manifest was found at `here` in the archive at `path`.
+pub(super) fn check_copy(
     files: &dyn Files,
-    place: &Place,
+    path: &Path,
     here: &Path,
-    zone: &ZoneName,
-    instance_id: InstanceId,
     manifest: &Manifest,
 ) -> Result<(), ProblemKind> {
-    if manifest.zone != *zone {
+    let paths = CopyPaths::new(path, &manifest.id());
+    let folder = here.parent();
+    if folder.and_then(Path::parent) != Some(&paths.zone_folder) {
         return Err(ProblemKind::Misplaced("zone"));
     }
-    if manifest.instance.id != instance_id {
+    if folder != Some(&paths.folder) {
         return Err(ProblemKind::Misplaced("instance"));
     }
-    if place.manifest() != here {
+    if paths.manifest() != here {
         return Err(ProblemKind::Misplaced("snapshot"));
     }
     if let Some(since) = manifest.corrupt_since {
@@ -309,11 +291,9 @@ pub(super) fn judge(
         return Ok(());
     }
     let expected = manifest.image.bytes;
-    match files.image(&place.image()) {
-        Found::File(found) if found != expected => Err(ProblemKind::Length { expected, found }),
-        Found::File(_) => Ok(()),
-        Found::Foreign => Err(ProblemKind::Foreign),
-        Found::Nothing => Err(ProblemKind::NoImage),
-        Found::Unreadable(why) => Err(ProblemKind::Unreadable(why)),
+    match files.image_bytes(&paths.image())? {
+        Some(found) if found == expected => Ok(()),
+        Some(found) => Err(ProblemKind::Length { expected, found }),
+        None => Err(ProblemKind::NoImage),
     }
 }

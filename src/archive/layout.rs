@@ -1,7 +1,7 @@
 //! Names of an archive's files.
 //!
-//! `<archive>/<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>.qcow2` and what stands beside
-//! it: `….json`, the manifest; `….qcow2.md5`; and on the way `….qcow2.part`, its journal `….qcow2.part.json`,
+//! `<archive>/<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>.qcow2` and the files beside
+//! it: `….json`, the manifest; `….qcow2.md5`; and, while it is received, `….qcow2.part`, its journal `….qcow2.part.json`,
 //! `….qcow2.bad` and `….qcow2.lock`. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
 //! are dropped from the time; the id keeps the names apart.
 
@@ -12,28 +12,35 @@ use jiff::Timestamp;
 
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 
-/// Where one copy is, or will be.
+/// The snapshot that a copy is of, as the names of its files have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct CopyId {
+    /// The zone of the snapshot.
+    pub zone: ZoneName,
+    /// The instance that it was taken of.
+    pub instance_id: InstanceId,
+    /// When it was taken.
+    pub created_at: Timestamp,
+    /// The snapshot.
+    pub snapshot_id: SnapshotId,
+}
+
+/// The paths of one copy's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CopyPaths {
     /// The zone's folder.
     pub(super) zone_folder: PathBuf,
     /// The instance's folder in it, which holds all files of the copy.
     pub(super) folder: PathBuf,
-    /// What all names of the copy begin with.
+    /// The beginning of all names of the copy.
     stem: String,
 }
 
-impl Place {
-    pub(super) fn new(
-        archive: &Path,
-        zone: &ZoneName,
-        instance_id: InstanceId,
-        created_at: Timestamp,
-        snapshot_id: SnapshotId,
-    ) -> Self {
-        let zone_folder = archive.join(zone.as_str());
-        let folder = zone_folder.join(instance_id.to_string());
-        let stem = stem(created_at, snapshot_id);
+impl CopyPaths {
+    pub(super) fn new(archive: &Path, id: &CopyId) -> Self {
+        let zone_folder = archive.join(id.zone.as_str());
+        let folder = zone_folder.join(id.instance_id.to_string());
+        let stem = format!("{}-{}", id.created_at.strftime("%Y%m%dT%H%M%SZ"), id.snapshot_id);
         Self { zone_folder, folder, stem }
     }
 
@@ -42,12 +49,12 @@ impl Place {
         format!("{}{IMAGE_END}", self.stem)
     }
 
-    /// The image: proved, if the manifest stands beside it.
+    /// The image: verified, if the manifest is beside it.
     pub(super) fn image(&self) -> PathBuf {
         self.beside(IMAGE_END)
     }
 
-    /// What makes the copy count.
+    /// The manifest: with it the copy counts.
     pub(super) fn manifest(&self) -> PathBuf {
         self.beside(".json")
     }
@@ -57,22 +64,22 @@ impl Place {
         self.beside(".qcow2.md5")
     }
 
-    /// The image while it comes in.
+    /// The image while it is received.
     pub(super) fn part(&self) -> PathBuf {
         self.beside(".qcow2.part")
     }
 
-    /// How much of it is safe.
+    /// Says how much of the `.part` is synced.
     pub(super) fn journal(&self) -> PathBuf {
         self.beside(".qcow2.part.json")
     }
 
-    /// An image whose MD5 was wrong, kept for somebody to look at.
+    /// An image whose MD5 was wrong, kept for an inspection.
     pub(super) fn bad(&self) -> PathBuf {
         self.beside(".qcow2.bad")
     }
 
-    /// Held by whoever stores this snapshot.
+    /// Locked by the process that stores this snapshot.
     pub(super) fn lock(&self) -> PathBuf {
         self.beside(".qcow2.lock")
     }
@@ -84,17 +91,7 @@ impl Place {
 
 const IMAGE_END: &str = ".qcow2";
 
-/// What all names of a copy begin with.
-fn stem(created_at: Timestamp, snapshot_id: SnapshotId) -> String {
-    format!("{}-{snapshot_id}", created_at.strftime("%Y%m%dT%H%M%SZ"))
-}
-
-/// The name of an image without its folder, whichever archive it is in.
-pub(super) fn image_name(created_at: Timestamp, snapshot_id: SnapshotId) -> String {
-    format!("{}{IMAGE_END}", stem(created_at, snapshot_id))
-}
-
-/// What a file in an instance's folder is by its name.
+/// The role of a file in an instance's folder, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Image,
@@ -138,19 +135,19 @@ mod tests {
 
     #[test]
     fn paths_are_made_of_zone_ids_and_time_without_fractions() {
-        let place = Place::new(
-            Path::new("/a"),
-            &"ch-gva-2".parse().unwrap(),
-            "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
-            "2026-11-01T02:30:00.987Z".parse().unwrap(),
-            "B0C0AB00-0000-4000-8000-00000000F105".parse().unwrap(),
-        );
+        let id = CopyId {
+            zone: "ch-gva-2".parse().unwrap(),
+            instance_id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
+            created_at: "2026-11-01T02:30:00.987Z".parse().unwrap(),
+            snapshot_id: "B0C0AB00-0000-4000-8000-00000000F105".parse().unwrap(),
+        };
+        let paths = CopyPaths::new(Path::new("/a"), &id);
         let folder = "/a/ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
         let stem = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
-        assert_eq!(place.image(), PathBuf::from(format!("{folder}/{stem}.qcow2")));
-        assert_eq!(place.manifest(), PathBuf::from(format!("{folder}/{stem}.json")));
-        assert_eq!(place.md5(), PathBuf::from(format!("{folder}/{stem}.qcow2.md5")));
-        assert_eq!(read_name(OsStr::new(&place.image_name())), Some((stem, Role::Image)));
+        assert_eq!(paths.image(), PathBuf::from(format!("{folder}/{stem}.qcow2")));
+        assert_eq!(paths.manifest(), PathBuf::from(format!("{folder}/{stem}.json")));
+        assert_eq!(paths.md5(), PathBuf::from(format!("{folder}/{stem}.qcow2.md5")));
+        assert_eq!(read_name(OsStr::new(&paths.image_name())), Some((stem, Role::Image)));
     }
 
     #[test]

@@ -14,9 +14,9 @@
 //! }
 //! ```
 //!
-//! What is read back is judged as hostile: bounded in size, no name in it is used as a path, and its ids must
-//! be those of the file's own name. What a later version adds is ignored; only what is needed to trust the
-//! copy has to be there.
+//! A manifest that is read back is treated as hostile: its size is bounded, no name in it is used as a path, and its ids
+//! must be those of the file's own name. Fields of a later version are ignored; only those that are needed to trust the
+//! copy are required.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::archive::layout::CopyId;
 use crate::archive::md5::Md5Sum;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 
@@ -33,38 +34,38 @@ pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// The version that this program writes.
 pub const MANIFEST_VERSION: u64 = 1;
 
-/// What is known about a copy.
+/// The record of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Which form it has; a later one only adds.
+    /// The version of its form; a later one only adds fields.
     #[serde(default)]
     pub version: u64,
-    /// Where the snapshot was.
+    /// The zone of the snapshot.
     pub zone: ZoneName,
-    /// The snapshot.
+    /// The snapshot that it is a copy of.
     pub snapshot: SnapshotRecord,
     /// The instance that it was taken of.
     pub instance: InstanceRecord,
-    /// The image itself.
+    /// The image of the snapshot.
     pub image: ImageRecord,
-    /// When it came in.
+    /// When the export began.
     pub exported_at: Option<Timestamp>,
-    /// When its bytes were last proved.
+    /// When its bytes were last verified.
     pub verified_at: Timestamp,
-    /// The policy that asked for it.
+    /// The policy that exported it.
     pub policy: Option<String>,
-    /// The run that brought it.
+    /// The run that exported it.
     pub run_id: Option<Uuid>,
     /// The version of this program that wrote it.
     pub program_version: Option<String>,
-    /// The instance's template, where it was known: what a restored template should be like.
+    /// The instance's template, where it was known: the model for a restored one.
     pub template: Option<TemplateRecord>,
-    /// What is odd about the image, although it is proved.
+    /// Oddities of the image that do not keep it from being verified.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// The archive's retention removed the image then. The copy was there, and still counts.
+    /// When the archive's retention removed the image. The copy was there, and still counts.
     pub pruned_at: Option<Timestamp>,
-    /// The image was found to differ from its MD5 then. The copy does not count.
+    /// When the image was found to differ from its MD5. The copy does not count.
     pub corrupt_since: Option<Timestamp>,
 }
 
@@ -85,7 +86,7 @@ pub struct SnapshotRecord {
     pub size_gib: Option<u64>,
 }
 
-/// The instance, as it was listed; without a name if it was listed no more.
+/// The instance, as it was listed; without a name if it was no longer listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
     /// Its id.
@@ -113,14 +114,14 @@ pub struct ImageRecord {
     pub virtual_size_bytes: Option<u64>,
 }
 
-/// What a template made from the image should be like.
+/// The model for a template that is made of the image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateRecord {
     /// The instance's template.
     pub id: TemplateId,
     /// `legacy` or `uefi`.
     pub boot_mode: Option<String>,
-    /// Who logs in.
+    /// The user of the first login.
     pub default_user: Option<String>,
     /// Whether one may log in by password.
     pub password_enabled: Option<bool>,
@@ -129,7 +130,17 @@ pub struct TemplateRecord {
 }
 
 impl Manifest {
-    /// As the file has it.
+    /// The snapshot that it is a copy of, as the names of the files have it.
+    pub(crate) fn id(&self) -> CopyId {
+        CopyId {
+            zone: self.zone.clone(),
+            instance_id: self.instance.id,
+            created_at: self.snapshot.created_at,
+            snapshot_id: self.snapshot.id,
+        }
+    }
+
+    /// The content of its file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("JSON can hold all that a manifest has");
         bytes.push(b'\n');

@@ -1,4 +1,4 @@
-//! What is found out about a copy later, or done to it: a new manifest in the place of the old one.
+//! Later findings about a copy, and its removal: a new manifest replaces the old one.
 
 use std::error::Error;
 
@@ -6,47 +6,47 @@ use jiff::Timestamp;
 
 use crate::archive::manifest::Manifest;
 
-/// What becomes of a copy that is there.
+/// A change of a copy's manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManifestUpdate {
-    /// Its bytes were proved again then.
+    /// Its bytes were verified again.
     Verified(Timestamp),
-    /// Its bytes were found to differ then: it counts no more. The image stays, for somebody to look at.
+    /// Its bytes were found to differ: it no longer counts. The image stays for an inspection.
     Corrupt(Timestamp),
-    /// The archive's retention removes its image. First the manifest is marked, and so the copy counts as before.
+    /// The archive's retention removes its image. The manifest is marked first, so the copy continues to count.
     Pruned(Timestamp),
 }
 
 impl ManifestUpdate {
     /// The new manifest.
-    pub(super) fn of(self, manifest: &Manifest) -> Manifest {
+    pub(super) fn apply(self, manifest: &Manifest) -> Manifest {
         let mut manifest = manifest.clone();
         match self {
             Self::Verified(at) => manifest.verified_at = at,
             Self::Corrupt(at) => manifest.corrupt_since = Some(at),
-            // One whose image was left by a crash is not pruned a second time.
+            // A crash may have left the image of one that was pruned before: that time stays.
             Self::Pruned(at) => manifest.pruned_at = manifest.pruned_at.or(Some(at)),
         }
         manifest
     }
 }
 
-/// A copy could not be amended.
+/// A manifest could not be updated.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    /// Somebody else is at it.
-    #[error("{image}: another process works on it at this moment; the next time is soon enough")]
+    /// Another process works on the copy.
+    #[error("{image}: another process is working on it; try again later")]
     Busy {
         /// The image.
         image: String,
     },
-    /// It is not what was looked at any more. Nothing was written.
-    #[error("{image}: it changed meanwhile, so nothing was noted; look again")]
+    /// The copy has changed since it was read. Nothing was written.
+    #[error("{image}: it has changed in the meantime, so nothing was written; try again")]
     Changed {
         /// The image.
         image: String,
     },
-    /// The archive refused something: either nothing changed, or the manifest is the new one.
+    /// The archive failed: either nothing changed, or the manifest is the new one.
     #[error(transparent)]
     Archive(#[from] Box<dyn Error + Send + Sync>),
 }

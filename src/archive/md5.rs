@@ -1,6 +1,6 @@
 //! The MD5 of an image: the one checksum that the API gives.
 //!
-//! It proves that what arrived is what was exported. It is no defence against somebody who forges both.
+//! It verifies that the received bytes are those that were exported. It is no defence against a forger of both.
 
 use std::fmt::{self, Debug, Display, Write as _};
 use std::str::FromStr;
@@ -9,14 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 mod four;
 
-type State = [u32; 4];
-
-/// An MD5 in the making.
+/// An MD5 that is being computed.
 pub struct Md5 {
-    state: State,
-    /// How many bytes were taken in.
+    state: [u32; 4],
+    /// The bytes so far.
     len: u64,
-    /// Begins with those that do not fill a block yet.
+    /// Begins with the bytes that do not fill a block yet.
     block: [u8; BLOCK],
 }
 
@@ -30,14 +28,14 @@ impl Md5 {
         Self { state: [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476], len: 0, block: [0; BLOCK] }
     }
 
-    /// Takes in what comes next.
+    /// Hashes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         let (blocks, rest) = self.head(bytes).as_chunks();
         self.blocks(blocks);
         self.rest(rest);
     }
 
-    /// Takes in what comes next, into each its own. Three or four go on together, in less than twice the time of one.
+    /// Hashes the next bytes of several images. Three or four are hashed together, in less than twice the time of one.
     pub fn update_together(each: &mut [(&mut Self, &[u8])]) {
         for four in each.chunks_mut(4) {
             for (md5, bytes) in four.iter_mut() {
@@ -47,7 +45,7 @@ impl Md5 {
             if let [first, _, third @ ..] = &*four
                 && !third.is_empty()
             {
-                // Where there is no fourth the first stands in for it.
+                // Where there is no fourth, the first is computed twice.
                 let lane = |lane: usize| four.get(lane).unwrap_or(first);
                 let mut states = std::array::from_fn(|nth| lane(nth).0.state);
                 four::blocks(&mut states, std::array::from_fn(|nth| &lane(nth).1.as_chunks().0[..common]));
@@ -63,7 +61,7 @@ impl Md5 {
         }
     }
 
-    /// Fills up the block that was begun; what is left of `bytes`.
+    /// Fills up the block that was begun; returns the rest of `bytes`.
     fn head<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let begun = self.begun();
         if begun == 0 {
@@ -85,7 +83,7 @@ impl Md5 {
         self.len += blocks.as_flattened().len() as u64;
     }
 
-    /// The MD5 of all that was taken in.
+    /// The MD5 of all bytes.
     pub fn finish(mut self) -> Md5Sum {
         let bits = self.len.wrapping_mul(8).to_le_bytes();
         // RFC 1321, 3.1 and 3.2: a bit, zeros up to the last eight bytes of a block, and the length in them.
@@ -101,7 +99,7 @@ impl Md5 {
         Md5Sum(sum)
     }
 
-    /// How many bytes the block that was begun has.
+    /// The number of bytes in the block that was begun.
     #[expect(clippy::cast_possible_truncation, reason = "a block is short")]
     fn begun(&self) -> usize {
         (self.len % BLOCK as u64) as usize
@@ -119,7 +117,7 @@ impl Md5 {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Md5Sum([u8; 16]);
 
-/// A text that is no MD5.
+/// A text that is not an MD5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an MD5 has 32 hexadecimal digits")]
 pub struct BadMd5;

@@ -1,7 +1,7 @@
 //! The proof that a verified copy exists, as a value.
 //!
-//! Whoever deletes a snapshot whose export is required has to hold one. Its fields are private and it is made
-//! in this room alone, so the order "prove first, delete then" is not a convention.
+//! Deleting a snapshot whose export is required takes one. Its fields are private and only this module makes one, so
+//! the order "verify first, then delete" is held by the compiler.
 
 use jiff::Timestamp;
 
@@ -32,17 +32,17 @@ impl VerifiedCopy {
         }
     }
 
-    /// Which archive.
+    /// The archive that has it.
     pub fn archive(&self) -> &ArchiveName {
         &self.archive
     }
 
-    /// Of which snapshot.
+    /// The snapshot that it is a copy of.
     pub fn snapshot_id(&self) -> SnapshotId {
         self.snapshot_id
     }
 
-    /// Of which instance.
+    /// The instance of that snapshot.
     pub fn instance_id(&self) -> InstanceId {
         self.instance_id
     }
@@ -57,12 +57,12 @@ impl VerifiedCopy {
         self.bytes
     }
 
-    /// What is odd about the image, although it is proved.
+    /// Oddities of the image that do not keep it from being verified.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Whether this copy is what `snapshot` needs before it may go: a copy of itself ([`Which::All`]), or of it
+    /// Whether this copy is what `snapshot` needs before it may be deleted: a copy of itself ([`Which::All`]), or of it
     /// or a newer one of its instance ([`Which::Newest`]).
     pub fn covers(&self, snapshot: &Snapshot, of: Which) -> bool {
         let newer = || {

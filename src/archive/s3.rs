@@ -27,8 +27,8 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
 
-use crate::archive::catalogue::{self, Catalogue, Files, Found, ProblemKind, StoredCopy};
-use crate::archive::layout::{self, Place, Role};
+use crate::archive::catalogue::{self, Catalogue, Files, ProblemKind, StoredCopy};
+use crate::archive::layout::{self, CopyId, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::md5::Md5Sum;
@@ -36,13 +36,11 @@ use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::client::{Client, Fault, Head, S3Error, S3Place};
 use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::upload::S3Sink;
-use crate::archive::sink::{Begin, Target};
-use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
-use crate::archive::stats::ArchiveStats;
+use crate::archive::transfer::sink::{Begin, Output};
+use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
 use crate::policy::ArchiveName;
 use crate::randomness::Randomness;
-use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::text::chain;
 use crate::transport::{BodyError, Transport};
 
@@ -121,30 +119,6 @@ impl Drop for Busy {
     }
 }
 
-/// Which snapshot an image is of.
-#[derive(Debug, Clone)]
-pub struct ImageOf {
-    /// Where the snapshot is.
-    pub zone: ZoneName,
-    /// The instance that it was taken of.
-    pub instance_id: InstanceId,
-    /// When it was taken.
-    pub created_at: Timestamp,
-    /// The snapshot.
-    pub snapshot_id: SnapshotId,
-}
-
-impl ImageOf {
-    fn of(manifest: &Manifest) -> Self {
-        Self {
-            zone: manifest.zone.clone(),
-            instance_id: manifest.instance.id,
-            created_at: manifest.snapshot.created_at,
-            snapshot_id: manifest.snapshot.id,
-        }
-    }
-}
-
 /// The keys of one copy.
 #[derive(Debug, Clone)]
 struct Keys {
@@ -177,8 +151,8 @@ impl Files for Seen<'_> {
         }
     }
 
-    fn image(&self, path: &Path) -> Found {
-        self.images.get(self.key(path)).map_or(Found::Nothing, |bytes| Found::File(*bytes))
+    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind> {
+        Ok(self.images.get(self.key(path)).copied())
     }
 }
 
@@ -210,9 +184,9 @@ impl S3Archive {
         format!("s3://{}/", self.client.place.bucket)
     }
 
-    fn keys(&self, of: &ImageOf) -> Keys {
+    fn keys(&self, of: &CopyId) -> Keys {
         let prefix = Path::new(&self.client.place.prefix);
-        let place = Place::new(prefix, &of.zone, of.instance_id, of.created_at, of.snapshot_id);
+        let place = CopyPaths::new(prefix, of);
         let key = |path: PathBuf| path.to_string_lossy().into_owned();
         Keys {
             image: key(place.image()),
@@ -306,16 +280,11 @@ impl S3Archive {
         }
     }
 
-    /// What the archive adds up to. What goes wrong stands in the facts.
-    pub async fn facts(&self) -> ArchiveStats {
-        ArchiveStats::of(self.catalogue().await, None)
-    }
-
     /// Begins with an image, or finds that a good copy of it is, or was, there already.
     ///
     /// # Errors
     /// [`S3Error`] if the store can't be asked, or this process is at the same image already.
-    pub async fn begin(&self, of: &ImageOf) -> Result<Begin, S3Error> {
+    pub async fn begin(&self, of: &CopyId) -> Result<Begin, S3Error> {
         self.shared.cleaned.get_or_init(|| self.clean_quietly()).await;
         let keys = self.keys(of);
         let image = self.client.shown(&keys.image);
@@ -328,11 +297,11 @@ impl S3Archive {
         };
         self.give_back(&keys.image).await;
         let sink = S3Sink::new(self.clone(), of.clone(), keys, before, busy);
-        Ok(Begin::Sink(Box::new(sink), Target { image, bad: None, resumable: None }))
+        Ok(Begin::Missing(Output::new(self.name.clone(), image, Box::new(sink))))
     }
 
     /// The manifest of the copy that counts, and what is known of its image.
-    async fn look(&self, of: &ImageOf, keys: &Keys) -> Result<(Option<Manifest>, Before), S3Error> {
+    async fn look(&self, of: &CopyId, keys: &Keys) -> Result<(Option<Manifest>, Before), S3Error> {
         let manifest = self.read_manifest(&keys.manifest, 0).await?;
         let image = self.client.head(&keys.image).await?;
         let before = Before { has_manifest: manifest.is_some(), image };
@@ -341,10 +310,8 @@ impl S3Archive {
         let images = length.map(|bytes| (keys.image.clone(), bytes)).into_iter().collect();
         let files = Seen { root: self.root(), manifests: &Manifests::new(), images: &images };
         let root = PathBuf::from(format!("{}{}", self.root(), self.client.place.prefix));
-        let place = Place::new(&root, &of.zone, of.instance_id, of.created_at, of.snapshot_id);
-        let of_its_own = &manifest.snapshot;
-        let said = Place::new(&root, &of.zone, of.instance_id, of_its_own.created_at, of_its_own.id);
-        let counts = catalogue::judge(&files, &said, &place.manifest(), &of.zone, of.instance_id, &manifest);
+        let here = CopyPaths::new(&root, of).manifest();
+        let counts = catalogue::check_copy(&files, &root, &here, &manifest);
         Ok((counts.is_ok().then_some(manifest), before))
     }
 
@@ -404,14 +371,14 @@ impl S3Archive {
         let manifest = &copy.manifest;
         StoredImage {
             client: Arc::clone(&self.client),
-            key: self.keys(&ImageOf::of(manifest)).image,
+            key: self.keys(&manifest.id()).image,
             md5: manifest.image.md5,
         }
     }
 
     /// An address at which anybody can read the image for so long, at most a week: a secret.
     pub fn presign_get(&self, copy: &StoredCopy, good_for: Duration) -> SecretString {
-        self.client.presign_get(&self.keys(&ImageOf::of(&copy.manifest)).image, good_for)
+        self.client.presign_get(&self.keys(&copy.manifest.id()).image, good_for)
     }
 
     /// Writes what is now known of a copy: when it was proved again, or since when it is corrupt.
@@ -419,7 +386,7 @@ impl S3Archive {
     /// # Errors
     /// [`S3Error`]: the old manifest is there, or the new one.
     pub async fn write_manifest(&self, manifest: &Manifest) -> Result<(), S3Error> {
-        let key = self.keys(&ImageOf::of(manifest)).manifest;
+        let key = self.keys(&manifest.id()).manifest;
         self.client.put(&key, "application/json", manifest.to_bytes()).await
     }
 
@@ -430,7 +397,7 @@ impl S3Archive {
         copy: &StoredCopy,
         what: ManifestUpdate,
     ) -> Result<(), UpdateError> {
-        let of = ImageOf::of(&copy.manifest);
+        let of = copy.manifest.id();
         let keys = self.keys(&of);
         let image = self.client.shown(&keys.image);
         let Some(_busy) = Busy::take(&keys.image, &self.shared) else {
@@ -444,7 +411,7 @@ impl S3Archive {
         match what {
             ManifestUpdate::Pruned(at) => self.delete_image(copy, at).await.map(drop),
             ManifestUpdate::Verified(_) | ManifestUpdate::Corrupt(_) => {
-                self.write_manifest(&what.of(&copy.manifest)).await
+                self.write_manifest(&what.apply(&copy.manifest)).await
             }
         }
         .map_err(refused)
@@ -455,10 +422,10 @@ impl S3Archive {
     /// # Errors
     /// [`S3Error`]: either nothing changed, or the manifest is marked, and the image may still be there.
     pub async fn delete_image(&self, copy: &StoredCopy, at: Timestamp) -> Result<Manifest, S3Error> {
-        let manifest = ManifestUpdate::Pruned(at).of(&copy.manifest);
+        let manifest = ManifestUpdate::Pruned(at).apply(&copy.manifest);
         // First what the gate needs: without its image and unmarked, the copy would not count any more.
         self.write_manifest(&manifest).await?;
-        let keys = self.keys(&ImageOf::of(&manifest));
+        let keys = self.keys(&manifest.id());
         self.client.delete(&keys.image).await?;
         self.client.delete(&keys.md5).await?;
         Ok(manifest)
@@ -488,8 +455,8 @@ pub struct StoredImage {
 }
 
 impl ImageSource for StoredImage {
-    fn facts(&self) -> ImageFacts {
-        ImageFacts { md5: Some(self.md5.to_string()) }
+    fn md5(&self) -> Option<String> {
+        Some(self.md5.to_string())
     }
 
     fn open<'a>(
@@ -501,7 +468,7 @@ impl ImageSource for StoredImage {
         Box::pin(async move {
             let answer = self.client.open(&self.key, offset, until, etag).await.map_err(as_source_error)?;
             let body = answer.rest.unwrap_or_else(|| Box::pin(stream::empty()));
-            ImageStream::of_answer(answer.status, &answer.headers, body)
+            ImageStream::from_response(answer.status, &answer.headers, body)
         })
     }
 

@@ -1,55 +1,65 @@
 //! Stores an image in all archives that lack it, by one download.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::archive::layout::image_name;
+use crate::archive::layout::{CopyId, CopyPaths};
 use crate::archive::manifest::{
     ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord, TemplateRecord,
 };
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::qcow2::{Qcow2, Qcow2Error};
-use crate::archive::sink::{Sink, SinkError, Target, shown};
-use crate::archive::transfer::download::{Download, DownloadError, Fetched, Output, Outputs, Progress};
+use crate::archive::transfer::connection::Download;
+use crate::archive::transfer::download::Fetched;
+use crate::archive::transfer::error::DownloadError;
+use crate::archive::transfer::outputs::Outputs;
+use crate::archive::transfer::progress::Progress;
+use crate::archive::transfer::sink::{Output, SinkError, shown};
 use crate::policy::{ArchiveName, PolicyName};
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
+use crate::snapshot::{Instance, Snapshot, SnapshotId, ZoneName};
 
-/// Longer names are cut in the manifest, and more label text is left out, so that it keeps its bound.
+/// Longer names are cut in the manifest, and longer label text is left out, so that it keeps its bound.
 const NAME_CHARACTERS_MAX: usize = 4096;
 const LABEL_BYTES_MAX: usize = 128 << 10;
 
-/// What is to be stored, and what its manifest should know.
+/// A snapshot whose image is to be stored, with all that its manifest records.
 #[derive(Debug, Clone)]
 pub struct ImageToStore {
-    /// Where the snapshot is.
+    /// The zone of the snapshot.
     pub zone: ZoneName,
     /// The snapshot, as it was listed.
     pub snapshot: Snapshot,
     /// Its instance, if it is still listed.
     pub instance: Option<Instance>,
-    /// Who asks for it.
+    /// The policy that exports it.
     pub policy: PolicyName,
-    /// In which run.
+    /// The run that exports it.
     pub run_id: Uuid,
     /// The instance's template, where it is known.
     pub template: Option<TemplateRecord>,
 }
 
 impl ImageToStore {
-    /// The instance that the snapshot is of.
+    /// The snapshot, as the names of the files have it.
     ///
     /// # Errors
-    /// [`StoreError::NoInstance`] if the service does not say.
-    pub fn instance_id(&self) -> Result<InstanceId, StoreError> {
-        self.snapshot.instance_id.ok_or(StoreError::NoInstance(self.snapshot.id))
+    /// [`StoreError::NoInstance`] if the service does not give its instance.
+    pub(crate) fn id(&self) -> Result<CopyId, StoreError> {
+        let snapshot = &self.snapshot;
+        Ok(CopyId {
+            zone: self.zone.clone(),
+            instance_id: snapshot.instance_id.ok_or(StoreError::NoInstance(snapshot.id))?,
+            created_at: snapshot.created_at,
+            snapshot_id: snapshot.id,
+        })
     }
 }
 
-/// Why a copy did not come about. Whatever was in the archive before is as it was.
+/// Why an image was not stored. The archive is as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It has no place in the archive.
@@ -57,130 +67,131 @@ pub enum StoreError {
         "store snapshot {0}: the service does not say which instance it is of, so it has no place in an archive"
     )]
     NoInstance(SnapshotId),
-    /// Somebody else is at it.
+    /// Another run is storing it.
     #[error("store {image}: it is being stored at this moment by another run")]
     Busy {
         /// The image.
         image: String,
     },
-    /// A name that is taken.
-    #[error("store: {} is in the way: it is not what the archive would make; move it away", shown(.path))]
+    /// A name is taken.
+    #[error("store: {} is in the way: the archive would not create such a thing there; move it away", shown(.path))]
     InTheWay {
-        /// What is in the way.
+        /// The file, folder or link.
         path: PathBuf,
     },
     /// This archive failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// It did not come in.
-    #[error("download {image}")]
-    Download {
+    /// The image was not received, or is not the one that was exported.
+    #[error("{} {image}{}", .reason.step(), kept(.bad.as_ref()))]
+    Unverified {
         /// The image.
         image: String,
-        /// Why; for all archives the same.
-        #[source]
-        source: Arc<DownloadError>,
-    },
-    /// After a wrong MD5, it did not come in anew.
-    #[error(
-        "download {image} anew, since its MD5 was {found} where the service gives {expected}{}", kept(.bad.as_ref())
-    )]
-    FetchAnew {
-        /// The image.
-        image: String,
-        /// The file that was kept.
+        /// The file in which bytes with a wrong MD5 were kept.
         bad: Option<PathBuf>,
+        /// The same for all archives.
+        #[source]
+        reason: Arc<Unverified>,
+    },
+}
+
+fn kept(bad: Option<&PathBuf>) -> String {
+    bad.map_or_else(String::new, |bad| {
+        format!(" (bytes with a wrong MD5 are kept as {} for you to look at)", shown(bad))
+    })
+}
+
+/// Why no archive gets the image.
+#[derive(Debug, thiserror::Error)]
+pub enum Unverified {
+    /// The download failed.
+    #[error(transparent)]
+    Download(DownloadError),
+    /// The second download failed, after one with a wrong MD5.
+    #[error(
+        "the first download had the MD5 {found} where the service gives {expected}, and the second failed"
+    )]
+    SecondDownload {
         /// By the service.
         expected: Md5Sum,
         /// Of the bytes.
         found: Md5Sum,
-        /// Why; for all archives the same.
+        /// Why the second failed.
         #[source]
-        source: Arc<DownloadError>,
+        source: DownloadError,
     },
     /// The bytes are not those that were exported, twice.
-    #[error(
-        "the MD5 of the image is {found} where the service gives {expected}, and was wrong before: it is no copy{}",
-        kept(.bad.as_ref())
-    )]
-    ChecksumMismatch {
-        /// The file that was kept.
-        bad: Option<PathBuf>,
+    #[error("its MD5 is {found} where the service gives {expected}, and was wrong before: it is no copy")]
+    Mismatch {
         /// By the service.
         expected: Md5Sum,
         /// Of the bytes.
         found: Md5Sum,
     },
     /// The service exported something that can't be used.
-    #[error("verify {image}: its MD5 is right, but it is not a sound image")]
-    Invalid {
-        /// The image.
-        image: String,
-        /// Why; for all archives the same.
-        #[source]
-        source: Arc<Qcow2Error>,
-    },
+    #[error("its MD5 is right, but it is not a valid image")]
+    Invalid(#[source] Qcow2Error),
 }
 
-fn kept(bad: Option<&PathBuf>) -> String {
-    bad.map_or_else(String::new, |bad| {
-        format!(" (those bytes are kept as {} for you to look at)", shown(bad))
-    })
-}
+impl Unverified {
+    fn step(&self) -> &'static str {
+        match self {
+            Self::Download(_) | Self::SecondDownload { .. } => "download",
+            Self::Mismatch { .. } | Self::Invalid(_) => "verify",
+        }
+    }
 
-impl StoreError {
-    /// Whether the bytes were not those that the service's MD5 is of.
-    pub fn is_checksum_mismatch(&self) -> bool {
-        matches!(self, Self::ChecksumMismatch { .. } | Self::FetchAnew { .. })
+    /// Whether the bytes must not be resumed.
+    fn is_useless(&self) -> bool {
+        match self {
+            Self::Download(error) | Self::SecondDownload { source: error, .. } => {
+                matches!(error, DownloadError::Unsteady(_))
+            }
+            Self::Mismatch { .. } | Self::Invalid(_) => true,
+        }
+    }
+
+    fn has_wrong_md5(&self) -> bool {
+        matches!(self, Self::SecondDownload { .. } | Self::Mismatch { .. })
     }
 }
 
-/// Brings an image into each of these archives and proves it. What one of them fails at does not keep the others from
-/// it; an answer comes for each.
+/// Downloads an image into each of these archives, and verifies it. An archive that fails does not keep the others from
+/// their copy; there is a result for each.
 ///
-/// Dropped on the way, or after an error, nothing is published, and what can be resumed stays.
+/// If it is dropped before the end, or after an error, nothing is published, and the parts that can be resumed stay.
 pub async fn store(
     image: &ImageToStore,
-    begun: Vec<(ArchiveName, Box<dyn Sink>, Target)>,
+    outputs: Vec<Output>,
     download: &Download<'_>,
 ) -> Vec<(ArchiveName, Result<VerifiedCopy, StoreError>)> {
+    let Ok(id) = image.id() else {
+        let refused = |output: Output| (output.archive, Err(StoreError::NoInstance(image.snapshot.id)));
+        return outputs.into_iter().map(refused).collect();
+    };
     let exported_at = download.clock.now();
-    let mut outputs = Outputs::default();
-    let mut standings = Vec::new();
-    for (archive, sink, standing) in begun {
-        let resumable = standing.resumable.clone();
-        standings.push((archive.clone(), standing));
-        outputs.open.push(Output { archive, sink, resumable });
-    }
-    let proved = prove(&mut outputs, download).await;
+    let mut outputs = Outputs { open: outputs, failed: Vec::new() };
     let mut stored = Vec::new();
-    match proved {
+    match download_verified(&mut outputs, download).await {
         Ok((fetched, qcow2)) => {
-            let now = download.clock.now();
+            let manifest = manifest(image, &id, &fetched, &qcow2, [exported_at, download.clock.now()]);
             for Output { archive, sink, .. } in outputs.open {
-                let published = match describe(image, &fetched, &qcow2, [exported_at, now]) {
-                    Ok(manifest) => match sink.publish(manifest).await {
-                        Ok(stored) => Ok(VerifiedCopy::new(&archive, &stored)),
-                        Err(error) => Err(StoreError::Sink(error)),
-                    },
-                    Err(error) => {
-                        sink.abandon().await;
-                        Err(error)
-                    }
-                };
-                stored.push((archive, published));
+                let published = sink.publish(manifest.clone()).await;
+                let copy = published.map(|manifest| VerifiedCopy::new(&archive, &manifest));
+                stored.push((archive, copy.map_err(StoreError::Sink)));
             }
         }
-        Err(failure) => {
-            for Output { archive, mut sink, .. } in outputs.open {
-                if failure.is_useless() {
-                    // What fails here fails in the next step as well.
+        Err(reason) => {
+            let reason = Arc::new(reason);
+            for Output { archive, image, bad, mut sink, .. } in outputs.open {
+                if reason.is_useless() {
+                    // Should this fail, so will the next step.
                     let _ = sink.restart().await;
                 }
                 sink.abandon().await;
-                let standing = standings.iter().find(|(name, _)| *name == archive);
-                let error = standing.map(|(_, standing)| failure.of(standing));
-                stored.extend(error.map(|error| (archive, Err(error))));
+                let bad = bad.filter(|_| reason.has_wrong_md5());
+                let reason = Arc::clone(&reason);
+                stored.push((archive, Err(StoreError::Unverified { image, bad, reason })));
             }
         }
     }
@@ -188,78 +199,46 @@ pub async fn store(
     stored
 }
 
-/// Why no archive gets the image.
-enum Unverified {
-    Download(Arc<DownloadError>),
-    /// The second download, after one with a wrong MD5.
-    Anew(Arc<DownloadError>, Fetched),
-    Mismatch(Fetched),
-    Invalid(Arc<Qcow2Error>),
-}
-
-impl Unverified {
-    /// Whether what came in must not be resumed.
-    fn is_useless(&self) -> bool {
-        match self {
-            Self::Download(error) | Self::Anew(error, _) => matches!(**error, DownloadError::Unsteady(_)),
-            Self::Mismatch(_) | Self::Invalid(_) => true,
-        }
-    }
-
-    /// What it means for one archive.
-    fn of(&self, standing: &Target) -> StoreError {
-        let (image, bad) = (standing.image.clone(), standing.bad.clone());
-        match self {
-            Self::Download(source) => StoreError::Download { image, source: Arc::clone(source) },
-            Self::Anew(source, Fetched { expected, md5, .. }) => {
-                let (expected, found) = (*expected, *md5);
-                StoreError::FetchAnew { image, bad, expected, found, source: Arc::clone(source) }
-            }
-            Self::Mismatch(Fetched { expected, md5, .. }) => {
-                StoreError::ChecksumMismatch { bad, expected: *expected, found: *md5 }
-            }
-            Self::Invalid(source) => StoreError::Invalid { image, source: Arc::clone(source) },
-        }
-    }
-}
-
-/// Brings the image into the outputs, a second time if its MD5 was wrong, and looks what it is.
-async fn prove(outputs: &mut Outputs, download: &Download<'_>) -> Result<(Fetched, Qcow2), Unverified> {
-    let mut mismatch: Option<Fetched> = None;
+/// Downloads the image, a second time if its MD5 was wrong, and checks that it is a valid image.
+async fn download_verified(
+    outputs: &mut Outputs,
+    download: &Download<'_>,
+) -> Result<(Fetched, Qcow2), Unverified> {
+    let mut mismatch: Option<(Md5Sum, Md5Sum)> = None;
     let fetched = loop {
-        let fetched = match (download.fetch(outputs, mismatch.is_some()).await, mismatch.take()) {
-            (Ok(fetched), None) => fetched,
-            (Ok(fetched), Some(_)) if fetched.md5 == fetched.expected => fetched,
-            (Ok(fetched), Some(_)) => {
-                (download.progress)(Progress::ChecksumMismatch);
-                let _ = outputs.keep_bad().await;
-                return Err(Unverified::Mismatch(fetched));
+        let fetched = match (download.fetch(outputs, mismatch.is_some()).await, mismatch) {
+            (Ok(fetched), _) => fetched,
+            (Err(error), None) => return Err(Unverified::Download(error)),
+            (Err(source), Some((expected, found))) => {
+                return Err(Unverified::SecondDownload { expected, found, source });
             }
-            (Err(error), None) => return Err(Unverified::Download(Arc::new(error))),
-            (Err(error), Some(before)) => return Err(Unverified::Anew(Arc::new(error), before)),
         };
-        if fetched.md5 == fetched.expected {
+        let (expected, found) = (fetched.expected, fetched.md5);
+        if found == expected {
             break fetched;
         }
         (download.progress)(Progress::ChecksumMismatch);
-        outputs.keep_bad().await.map_err(|error| Unverified::Download(Arc::new(error)))?;
-        mismatch = Some(fetched);
+        let kept = outputs.keep_bad().await;
+        if mismatch.replace((expected, found)).is_some() {
+            return Err(Unverified::Mismatch { expected, found });
+        }
+        kept.map_err(Unverified::Download)?;
     };
     (download.progress)(Progress::Verifying);
     match fetched.qcow2 {
         Ok(qcow2) => Ok((fetched, qcow2)),
-        Err(error) => Err(Unverified::Invalid(Arc::new(error))),
+        Err(error) => Err(Unverified::Invalid(error)),
     }
 }
 
-/// The manifest of an image that is proved.
-fn describe(
+/// The manifest of an image that is verified.
+fn manifest(
     image: &ImageToStore,
+    id: &CopyId,
     fetched: &Fetched,
     qcow2: &Qcow2,
     [exported_at, verified_at]: [Timestamp; 2],
-) -> Result<Manifest, StoreError> {
-    let instance_id = image.instance_id()?;
+) -> Manifest {
     let cut = |text: &str| -> String { text.chars().take(NAME_CHARACTERS_MAX).collect() };
     let mut warnings = Vec::new();
     let snapshot = &image.snapshot;
@@ -278,7 +257,7 @@ fn describe(
         labels.clear();
         warnings.push("the instance's labels are left out, since they are too long".to_owned());
     }
-    Ok(Manifest {
+    Manifest {
         version: MANIFEST_VERSION,
         zone: image.zone.clone(),
         snapshot: SnapshotRecord {
@@ -289,12 +268,12 @@ fn describe(
             size_gib: snapshot.size_gib,
         },
         instance: InstanceRecord {
-            id: instance_id,
+            id: id.instance_id,
             name: image.instance.as_ref().map(|instance| cut(&instance.name)),
             labels,
         },
         image: ImageRecord {
-            file: image_name(snapshot.created_at, snapshot.id),
+            file: CopyPaths::new(Path::new(""), id).image_name(),
             bytes: fetched.bytes,
             md5: fetched.md5,
             qcow2_version: Some(qcow2.version),
@@ -309,5 +288,5 @@ fn describe(
         warnings,
         pruned_at: None,
         corrupt_since: None,
-    })
+    }
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use crate::archive::manifest::{ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord};
 use crate::archive::md5::Md5;
-use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
+use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::{Clock, SystemClock};
 use crate::disk::{Access, Disk, DiskFile, DiskLock, Entry, Metadata, Open, RealDisk};
 use crate::randomness::Randomness;
@@ -182,8 +182,8 @@ fn refusal(fault: Fault) -> SourceError {
 }
 
 impl ImageSource for FakeSource {
-    fn facts(&self) -> ImageFacts {
-        ImageFacts { md5: self.now.lock().unwrap().md5.clone() }
+    fn md5(&self) -> Option<String> {
+        self.now.lock().unwrap().md5.clone()
     }
 
     fn open<'a>(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
 use crate::archive::verify::{Outcome, describe, verify_archive};
 use crate::cli::args::{ArchiveList, ArchivePrune, ArchiveVerify, Global};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::local::LocalArchive;
 use crate::archive::s3::S3Archive;
 use crate::archive::s3::client::S3Place;
@@ -136,9 +136,12 @@ pub fn archives(config: &Config, seams: &Seams) -> Result<BTreeMap<ArchiveName, 
 /// [`Refusal`] for one without credentials.
 pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) -> Result<Archive, Refusal> {
     match settings {
-        ArchiveSettings::Local { path } => {
-            Ok(Archive::Local(LocalArchive::new(name.clone(), path.clone(), seams.disk.clone())))
-        }
+        ArchiveSettings::Local { path } => Ok(Archive::Local(LocalArchive::new(
+            name.clone(),
+            path.clone(),
+            seams.disk.clone(),
+            seams.clock.clone(),
+        ))),
         ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file } => {
             let place = S3Place {
                 endpoint: endpoint.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest::Manifest;
 use crate::archive::transfer::hash::Hashers;

@@ -21,7 +21,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::stats::ArchiveStats;
 use crate::archive::verify::{describe, verify_archive};
 use crate::clock::timeout;

@@ -7,9 +7,9 @@ use tracing::{info, warn};
 
 use crate::archive::copy_reader::{CopyReader, ReadError};
 use crate::archive::manifest::Manifest;
-use crate::archive::s3::{ImageOf, S3Archive};
-use crate::archive::sink::Begin;
-use crate::archive::source::ImageSource;
+use crate::archive::s3::S3Archive;
+use crate::archive::transfer::sink::Begin;
+use crate::archive::transfer::source::ImageSource;
 use crate::disk::Disk;
 use crate::policy::ArchiveName;
 use crate::restore::error::RestoreError;
@@ -79,7 +79,7 @@ pub(super) async fn copy_image(
         Destination::File { disk, path } => file::create(disk, path, manifest.image.bytes).await?,
         Destination::Bucket(bucket) => match begin_in(bucket, manifest).await? {
             Begin::Stored(_) => return Ok(()),
-            Begin::Sink(sink, _) => sink,
+            Begin::Missing(output) => output.sink,
         },
     };
     let (sink, invalid) = match reader.read(archive, source, sink).await {
@@ -95,12 +95,6 @@ pub(super) async fn copy_image(
 }
 
 async fn begin_in(bucket: &S3Archive, manifest: &Manifest) -> Result<Begin, RestoreError> {
-    let image = ImageOf {
-        zone: manifest.zone.clone(),
-        instance_id: manifest.instance.id,
-        created_at: manifest.snapshot.created_at,
-        snapshot_id: manifest.snapshot.id,
-    };
-    let begun = bucket.begin(&image).await;
+    let begun = bucket.begin(&manifest.id()).await;
     begun.map_err(|error| RestoreError::Bucket { archive: bucket.name().clone(), source: Box::new(error) })
 }

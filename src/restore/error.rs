@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::archive::copy_reader::ReadError;
 use crate::archive::s3::client::S3Error;
-use crate::archive::sink::{SinkError, shown};
+use crate::archive::transfer::sink::{SinkError, shown};
 use crate::exoscale::error::ApiError;
 use crate::policy::ArchiveName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};

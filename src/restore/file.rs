@@ -11,8 +11,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::archive::manifest::Manifest;
-use crate::archive::sink::{Sink, SinkError};
 use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::sink::{Sink, SinkError};
 use crate::disk::{Access, Disk, DiskFile, Open, blocking};
 use crate::restore::error::RestoreError;
 
@@ -128,7 +128,7 @@ impl Sink for FileSink {
 
     fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
-            self.part_file.rest().await.map_err(|error| self.failed(error))?;
+            self.part_file.wait_idle().await.map_err(|error| self.failed(error))?;
             let file = Arc::clone(&self.part.file);
             blocking(move || file.set_len(0)).await.map_err(|error| self.failed(error))?;
             self.part_file = PartFile::new(Arc::clone(&self.part.file), 0);
@@ -139,7 +139,7 @@ impl Sink for FileSink {
 
     fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>> {
         Box::pin(async move {
-            self.part_file.rest().await.map_err(|error| self.failed(error))?;
+            self.part_file.wait_idle().await.map_err(|error| self.failed(error))?;
             let Self { mut part, position, .. } = *self;
             blocking(move || part.publish(position)).await?;
             Ok(manifest)

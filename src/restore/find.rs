@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::policy::ArchiveName;
 use crate::restore::error::RestoreError;

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::info;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::catalogue::StoredCopy;
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest::{Manifest, TemplateRecord};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::ManifestUpdate;

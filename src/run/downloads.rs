@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use crate::archive::transfer::download::Progress;
+use crate::archive::transfer::progress::Progress;
 use crate::clock::Clock;
 use crate::policy::{ArchiveName, PolicyName};
 use crate::snapshot::{SnapshotId, ZoneName};

@@ -13,9 +13,10 @@ use tracing::{info, warn};
 
 use crate::archive::manifest::TemplateRecord;
 use crate::archive::proof::VerifiedCopy;
-use crate::archive::sink::Begin;
 use crate::archive::store::{self, ImageToStore, StoreError};
-use crate::archive::transfer::download::{Download, Progress};
+use crate::archive::transfer::connection::Download;
+use crate::archive::transfer::progress::Progress;
+use crate::archive::transfer::sink::Begin;
 use crate::archive::transfer::throttle::Throttle;
 use crate::exoscale::client::ZoneClient;
 use crate::policy::{ArchiveName, Export, Policy, Which};
@@ -192,7 +193,7 @@ impl<'a> With<'a> {
 
     /// Brings the image into the archives that wait for it, and tells each what came of it.
     async fn store(&self, missing: &Missing<'_>, waiting: Vec<Waiting<'_>>, coming: &Coming) {
-        let (mut begun, mut still) = (Vec::new(), BTreeMap::new());
+        let (mut outputs, mut still) = (Vec::new(), BTreeMap::new());
         let client = self.runner.client.zone(missing.zone);
         let instance = missing.planned.listed.instance_of(missing.snapshot);
         let image = ImageToStore {
@@ -209,22 +210,22 @@ impl<'a> With<'a> {
             info!(zone.name = %missing.zone, snapshot.id = %id, "exporting snapshot {name} into archive {archive}");
             match self.begin(archive, &image).await {
                 Ok(Begin::Stored(copy)) => drop(told.send(Ok(done(&copy, None)))),
-                Ok(Begin::Sink(sink, standing)) => {
-                    begun.push((archive.clone(), sink, standing));
+                Ok(Begin::Missing(output)) => {
+                    outputs.push(output);
                     still.insert(archive.clone(), told);
                 }
                 Err(error) => drop(told.send(Err(StepError::failed(error)))),
             }
         }
-        if begun.is_empty() {
+        if outputs.is_empty() {
             return;
         }
         let exported = ExportedImage::export(self.runner, client, missing.snapshot.id).await;
         let (source, operation_id) = match exported {
             Ok(exported) => exported,
             Err(error) => {
-                for (_, sink, _) in begun {
-                    sink.abandon().await;
+                for output in outputs {
+                    output.sink.abandon().await;
                 }
                 for told in still.into_values() {
                     let StepError { outcome, operation_id, message } = &error;
@@ -262,7 +263,7 @@ impl<'a> With<'a> {
             throttle: self.throttle,
             progress: &|progress| running.note(progress, coming.note(progress)),
         };
-        let stored = store::store(&image, begun, &download).await;
+        let stored = store::store(&image, outputs, &download).await;
         drop(running);
         coming.ended(self.runner.clock.elapsed().saturating_sub(started));
         for (archive, stored) in stored {

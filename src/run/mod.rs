@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::transfer::hash::Hashers;
 use crate::clock::{Clock, timeout};
 use crate::disk::DiskLock;

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use crate::archive::source::{ImageFacts, ImageSource, ImageStream, SourceError};
+use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::{self, Clock};
 use crate::exoscale::client::ZoneClient;
 use crate::run::Runner;
@@ -37,7 +37,7 @@ pub struct ExportedImage {
 #[derive(Debug, Clone)]
 struct Exported {
     address: SecretString,
-    facts: ImageFacts,
+    md5: Option<String>,
 }
 
 impl ExportedImage {
@@ -125,12 +125,12 @@ async fn exported(client: &ZoneClient, snapshot_id: SnapshotId) -> Result<Export
     let export = details
         .export
         .ok_or_else(|| StepError::failed("the API says that it is exported, and gives no address for it"))?;
-    Ok(Exported { address: export.presigned_url, facts: ImageFacts { md5: export.md5sum } })
+    Ok(Exported { address: export.presigned_url, md5: export.md5sum })
 }
 
 impl ImageSource for ExportedImage {
-    fn facts(&self) -> ImageFacts {
-        self.current().facts
+    fn md5(&self) -> Option<String> {
+        self.current().md5
     }
 
     fn open<'a>(
@@ -151,7 +151,7 @@ impl ImageSource for ExportedImage {
             }
             let response = self.ask(&self.current().address, headers).await?;
             accept(&response)?;
-            ImageStream::of_answer(response.status, &response.headers, response.body)
+            ImageStream::from_response(response.status, &response.headers, response.body)
         })
     }
 

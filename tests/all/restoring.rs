@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
-use snapwarden::archive::Archive;
+use snapwarden::archive::backend::Archive;
 use snapwarden::archive::catalogue::StoredCopy;
 use snapwarden::archive::md5::Md5;
 use snapwarden::clock::{Clock as _, SystemClock};

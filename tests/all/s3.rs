@@ -15,15 +15,16 @@ use futures_util::StreamExt as _;
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
+use snapwarden::archive::layout::CopyId;
 use snapwarden::archive::manifest::{
     ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord,
 };
 use snapwarden::archive::md5::{Md5, Md5Sum};
+use snapwarden::archive::s3::S3Archive;
 use snapwarden::archive::s3::client::S3Place;
 use snapwarden::archive::s3::credentials::S3Credentials;
-use snapwarden::archive::s3::{ImageOf, S3Archive};
-use snapwarden::archive::sink::{Begin, Sink, Whole};
-use snapwarden::archive::source::ImageSource as _;
+use snapwarden::archive::transfer::sink::{Begin, ImageVersion, Sink};
+use snapwarden::archive::transfer::source::ImageSource as _;
 use snapwarden::clock::SystemClock;
 use snapwarden::randomness::SystemRandomness;
 use snapwarden::transport::{Body, HttpTransport, Purpose, Request, Transport as _};
@@ -108,8 +109,8 @@ pub(crate) fn archive(endpoint: &str) -> S3Archive {
     )
 }
 
-fn of() -> ImageOf {
-    ImageOf {
+fn of() -> CopyId {
+    CopyId {
         zone: "ch-gva-2".parse().unwrap(),
         instance_id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
         created_at: "2026-11-01T02:30:00Z".parse().unwrap(),
@@ -166,13 +167,13 @@ fn md5_of(chunks: impl Iterator<Item = Bytes>) -> Md5Sum {
 
 async fn begin(archive: &S3Archive) -> Box<dyn Sink> {
     match archive.begin(&of()).await.unwrap() {
-        Begin::Sink(sink, _) => sink,
+        Begin::Missing(output) => output.sink,
         Begin::Stored(copy) => panic!("{copy:?}"),
     }
 }
 
 async fn write(sink: &mut Box<dyn Sink>, count: u64, md5: Md5Sum) {
-    sink.expect(&Whole { md5, bytes: Some(count << 16), etag: None }).unwrap();
+    sink.expect(&ImageVersion { md5, bytes: Some(count << 16), etag: None }).unwrap();
     for chunk in chunks(count) {
         sink.write(chunk).await.unwrap();
     }

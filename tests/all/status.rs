@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use snapwarden::archive::stats::ArchiveStats;
-use snapwarden::archive::transfer::download::Progress;
+use snapwarden::archive::transfer::progress::Progress;
 use snapwarden::config;
 use snapwarden::daemon::server;
 use snapwarden::disk::{Access, RealDisk, replace_file};

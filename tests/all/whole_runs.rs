@@ -561,7 +561,7 @@ async fn a_full_archive_publishes_nothing_deletes_nothing_and_says_what_to_do() 
         let text = said(&report);
         assert_eq!(report.result, RunResult::Partial, "{text}");
         assert_eq!(stage.there().len(), 20, "{text}");
-        assert!(text.contains("make room"), "{text}");
+        assert!(text.contains("free some space"), "{text}");
         assert!(text.contains(if shrinks { "the file system is full" } else { "MiB to spare" }), "{text}");
         let catalogue = runner.archives[&"vault".parse().unwrap()].catalogue().await.unwrap();
         assert!(catalogue.copies().is_empty() && catalogue.problems().is_empty());

@@ -1,11 +1,9 @@
 //! Four MD5s at once, in the lanes of one vector.
 //!
-//! Each step of an MD5 waits for the one before, so one alone leaves most of a core idle. Four that have nothing to do with each
-//! other take less than twice the time of one.
+//! Each step of an MD5 waits for the one before, so one alone leaves most of a core idle. Four independent ones take less
+//! than twice the time of one.
 
 use wide::u32x4;
-
-use crate::archive::md5::State;
 
 /// RFC 1321, 3.4: the sines, and by how much each step rotates.
 #[rustfmt::skip]
@@ -29,7 +27,7 @@ const SINES: [[u32; 16]; 4] = [
 ];
 const ROTATIONS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15, 21]];
 
-/// Takes one block into each of four states.
+/// Hashes one block into each of four states.
 #[inline]
 fn block(states: &mut [u32x4; 4], blocks: [&[u8; 64]; 4]) {
     let [first, second, third, fourth] = blocks;
@@ -67,8 +65,8 @@ fn block(states: &mut [u32x4; 4], blocks: [&[u8; 64]; 4]) {
     *states = [before_a + a, before_b + b, before_c + c, before_d + d];
 }
 
-/// Takes these blocks into each its own state, as many as all have.
-pub(super) fn blocks(states: &mut [State; 4], [first, second, third, fourth]: [&[[u8; 64]]; 4]) {
+/// Hashes blocks into four states, as many as all four have.
+pub(super) fn blocks(states: &mut [[u32; 4]; 4], [first, second, third, fourth]: [&[[u8; 64]]; 4]) {
     let mut words = [u32x4::ZERO; 4];
     for (nth, word) in words.iter_mut().enumerate() {
         *word = u32x4::new(states.map(|state| state[nth]));

@@ -10,11 +10,12 @@ use secrecy::ExposeSecret as _;
 use url::Url;
 
 use super::*;
-use crate::archive::Archive;
+use crate::archive::backend::Archive;
 use crate::archive::md5::Md5;
 use crate::archive::s3::sign::{encode, sha256_hex};
-use crate::archive::sink::{Sink, SinkError, Whole};
+use crate::archive::stats::ArchiveStats;
 use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
+use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::archive::verify::{self, Outcome};
 use crate::transport::{Reached, Request, Response, TransportError};
 
@@ -383,8 +384,8 @@ fn scene() -> Scene {
     Scene { store, archive }
 }
 
-fn of() -> ImageOf {
-    ImageOf {
+fn of() -> CopyId {
+    CopyId {
         zone: "ch-gva-2".parse().unwrap(),
         instance_id: INSTANCE.parse().unwrap(),
         created_at: NOW.parse().unwrap(),
@@ -410,13 +411,13 @@ fn key(end: &str) -> String {
 
 async fn sink(archive: &S3Archive) -> Box<dyn Sink> {
     match archive.begin(&of()).await.unwrap() {
-        super::Begin::Sink(sink, _) => sink,
+        super::Begin::Missing(output) => output.sink,
         super::Begin::Stored(copy) => panic!("{copy:?}"),
     }
 }
 
 async fn write(sink: &mut Box<dyn Sink>, bytes: &Bytes) -> Result<(), SinkError> {
-    let whole = Whole { md5: md5(bytes), bytes: Some(bytes.len() as u64), etag: None };
+    let whole = ImageVersion { md5: md5(bytes), bytes: Some(bytes.len() as u64), etag: None };
     sink.expect(&whole)?;
     let mut rest = bytes.clone();
     while !rest.is_empty() {
@@ -582,7 +583,7 @@ async fn an_image_without_its_manifest_is_no_copy_and_comes_anew() {
     self::store(&archive, &image).await.unwrap_err();
     let catalogue = archive.catalogue().await.unwrap();
     assert!(catalogue.copies().is_empty());
-    assert_eq!(catalogue.problems()[0].what, ProblemKind::NoManifest);
+    assert_eq!(catalogue.problems()[0].kind, ProblemKind::NoManifest);
     store.state().faults.clear();
     self::store(&archive, &image).await.unwrap();
     assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
@@ -727,7 +728,7 @@ async fn a_catalogue_counts_what_is_proved_and_nothing_that_lies() {
         let copies: Vec<_> =
             catalogue.copies().iter().map(|copy| copy.image.to_string_lossy().into_owned()).collect();
         assert_eq!(copies, [at(9, ".qcow2"), key(".qcow2")].map(|key| format!("s3://bucket/{key}")));
-        let problems: Vec<_> = catalogue.problems().iter().map(|problem| problem.what.to_string()).collect();
+        let problems: Vec<_> = catalogue.problems().iter().map(|problem| problem.kind.to_string()).collect();
         let beginnings = [
             "there is no manifest beside it",
             "the manifest is about another zone",
@@ -743,7 +744,7 @@ async fn a_catalogue_counts_what_is_proved_and_nothing_that_lies() {
             assert!(problem.starts_with(beginning), "{problem} where {beginning} should be");
         }
     }
-    let facts = archive.facts().await;
+    let facts = ArchiveStats::read(&Archive::S3(archive.clone())).await;
     assert_eq!((facts.images, facts.bytes, facts.corrupt, facts.error), (1, 5, 7, None));
 }
 
@@ -785,7 +786,7 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
         store.always(on, effect);
         let shown = chain(&archive.catalogue().await.unwrap_err());
         assert!(shown.contains(why), "{shown}");
-        assert!(archive.facts().await.error.is_some());
+        assert!(ArchiveStats::read(&Archive::S3(archive.clone())).await.error.is_some());
     }
     let Scene { store, archive } = scene();
     listed(&store);
@@ -842,7 +843,7 @@ async fn a_copy_is_read_back_from_any_offset_and_no_other_image_for_it() {
     self::store(&archive, &image).await.unwrap();
     let copy = archive.catalogue().await.unwrap().copies()[0].clone();
     let stored = archive.image(&copy);
-    assert_eq!(stored.facts().md5, Some(md5(&image).to_string()));
+    assert_eq!(stored.md5(), Some(md5(&image).to_string()));
     let opened = stored.open(0, None, None).await.unwrap();
     assert_eq!((opened.offset, opened.total), (0, Some(9 << 20)));
     let etag = opened.etag;
@@ -890,7 +891,7 @@ async fn an_image_in_a_bucket_that_changed_makes_its_copy_count_no_more() {
     assert!(matches!(verify_one(&archive, &copy).await, Outcome::Corrupt(_)));
     let catalogue = archive.catalogue().await.unwrap();
     assert!(catalogue.copies().is_empty());
-    assert!(matches!(catalogue.problems()[0].what, ProblemKind::Corrupt(_)));
+    assert!(matches!(catalogue.problems()[0].kind, ProblemKind::Corrupt(_)));
     assert!(store.keys().iter().any(|known| key(".qcow2").ends_with(known)), "the image stays");
 }
 

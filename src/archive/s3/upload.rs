@@ -10,11 +10,12 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 
+use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
 use crate::archive::s3::client::{Fault, Payload, S3Error};
-use crate::archive::s3::{Before, Busy, ImageOf, Keys, S3Archive, warn_of_leftovers};
-use crate::archive::sink::{Sink, SinkError, Whole};
+use crate::archive::s3::{Before, Busy, Keys, S3Archive, warn_of_leftovers};
+use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::disk::blocking;
 
 /// The smallest part: stores want 5 MiB at least, and each request costs.
@@ -47,10 +48,10 @@ fn part_bytes(number: usize, whole: Option<u64>) -> u64 {
 /// The end of an upload that is in the archive.
 pub(super) struct S3Sink {
     archive: S3Archive,
-    of: ImageOf,
+    of: CopyId,
     keys: Keys,
     before: Before,
-    whole: Option<Whole>,
+    whole: Option<ImageVersion>,
     upload: Option<Upload>,
     filling: BytesMut,
     _busy: Busy,
@@ -89,7 +90,7 @@ impl Upload {
 }
 
 impl S3Sink {
-    pub(super) fn new(archive: S3Archive, of: ImageOf, keys: Keys, before: Before, busy: Busy) -> Self {
+    pub(super) fn new(archive: S3Archive, of: CopyId, keys: Keys, before: Before, busy: Busy) -> Self {
         Self { archive, of, keys, before, whole: None, upload: None, filling: BytesMut::new(), _busy: busy }
     }
 
@@ -269,7 +270,7 @@ fn sink_error(error: S3Error) -> SinkError {
 }
 
 impl Sink for S3Sink {
-    fn expect(&mut self, whole: &Whole) -> Result<(), SinkError> {
+    fn expect(&mut self, whole: &ImageVersion) -> Result<(), SinkError> {
         self.whole = Some(whole.clone());
         Ok(())
     }

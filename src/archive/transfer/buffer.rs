@@ -1,27 +1,32 @@
-//! Buffers that are filled, handed around, and used again.
+//! Buffers that are filled, handed on, and used again.
 //!
-//! What comes from the network is copied once, while it is still in the processor's cache. That frees the connection's own
-//! buffer for what comes next: a buffer that were kept would be replaced, and memory that is touched for the first time costs
-//! more than the copy.
+//! Each byte from the network is copied once, while it is still in the processor's cache. That frees the connection's own
+//! buffer at once. Were it kept instead, the connection would have to allocate another, and touching fresh memory costs more
+//! than the copy.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// A buffer in the making, and those that were handed out.
+/// Gathered bytes are handed on after this time, even if the buffer is not full, so that the journal of a download moves
+/// on a slow line too.
+pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The buffer that is filled, and those that were handed out.
 pub(crate) struct Buffers {
     bytes_max: usize,
     filling: BytesMut,
-    out: VecDeque<Bytes>,
+    handed_out: VecDeque<Bytes>,
 }
 
 impl Buffers {
-    /// Of batches of at most so many bytes.
-    pub(crate) fn of(bytes_max: usize) -> Self {
-        Self { bytes_max, filling: BytesMut::new(), out: VecDeque::new() }
+    /// `bytes_max` is the size of each buffer.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, filling: BytesMut::new(), handed_out: VecDeque::new() }
     }
 
-    /// Takes as much of `chunk` as there is room for; true if the batch is full.
+    /// Takes as much of `chunk` as fits; true if the buffer is full.
     pub(crate) fn fill(&mut self, chunk: &mut Bytes) -> bool {
         if self.filling.capacity() == 0 && !chunk.is_empty() {
             self.filling = self.returned().unwrap_or_else(|| BytesMut::with_capacity(self.bytes_max));
@@ -32,23 +37,23 @@ impl Buffers {
         self.filling.len() == self.bytes_max
     }
 
-    /// How many bytes wait.
+    /// The bytes in the buffer that is filled.
     pub(crate) fn len(&self) -> usize {
         self.filling.len()
     }
 
-    /// What was gathered.
+    /// Hands out the buffer that is filled.
     pub(crate) fn take(&mut self) -> Bytes {
-        let batch = std::mem::take(&mut self.filling).freeze();
-        if !batch.is_empty() {
-            self.out.push_back(batch.clone());
+        let full = std::mem::take(&mut self.filling).freeze();
+        if !full.is_empty() {
+            self.handed_out.push_back(full.clone());
         }
-        batch
+        full
     }
 
-    /// A buffer that nobody uses any more; the first to be handed out is the first to come back.
+    /// A buffer that is no longer used; the first to be handed out is the first to be free again.
     fn returned(&mut self) -> Option<BytesMut> {
-        let mut buffer = self.out.pop_front_if(|first| first.is_unique())?.try_into_mut().ok()?;
+        let mut buffer = self.handed_out.pop_front_if(|first| first.is_unique())?.try_into_mut().ok()?;
         buffer.clear();
         Some(buffer)
     }
@@ -59,23 +64,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_filled_in_comes_out_in_batches() {
-        let mut batches = Buffers::of(4);
+    fn what_was_filled_in_comes_out_in_buffers() {
+        let mut buffers = Buffers::new(4);
         let mut chunk = Bytes::from_static(b"abcdefghij");
         let mut out = Vec::new();
-        while batches.fill(&mut chunk) {
-            out.push(batches.take());
+        while buffers.fill(&mut chunk) {
+            out.push(buffers.take());
         }
-        assert_eq!((out, batches.len()), (vec![Bytes::from_static(b"abcd"), Bytes::from_static(b"efgh")], 2));
-        assert_eq!((batches.take(), batches.take()), (Bytes::from_static(b"ij"), Bytes::new()));
+        assert_eq!((out, buffers.len()), (vec![Bytes::from_static(b"abcd"), Bytes::from_static(b"efgh")], 2));
+        assert_eq!((buffers.take(), buffers.take()), (Bytes::from_static(b"ij"), Bytes::new()));
     }
 
     #[test]
-    fn a_buffer_is_used_again_once_nobody_holds_it() {
-        let mut batches = Buffers::of(4);
+    fn a_buffer_is_used_again_once_it_is_no_longer_held() {
+        let mut buffers = Buffers::new(4);
         let mut full = |bytes: &'static [u8]| {
-            assert!(batches.fill(&mut Bytes::from_static(bytes)));
-            batches.take()
+            assert!(buffers.fill(&mut Bytes::from_static(bytes)));
+            buffers.take()
         };
         let (first, second) = (full(b"1111"), full(b"2222"));
         let place = first.as_ptr();

@@ -1,4 +1,4 @@
-//! Where an image is hashed, and looked at, beside its way into the archives.
+//! Hashes an image, and reads its structure, beside the writing into the archives.
 
 use std::fmt::{self, Debug};
 use std::io;
@@ -10,14 +10,14 @@ use bytes::Bytes;
 
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::qcow2::{Checker, Qcow2, Qcow2Error};
-use crate::archive::transfer::download::DownloadError;
+use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::queue::{Pool, Queue, Worker};
 
-/// Those who hash what comes in, for all downloads that share them. There are fewer than the machine has cores, so that the
-/// network and the disk have one; where images outnumber them, several are hashed at once, which takes less time.
+/// The threads that hash images, for all downloads that share them. The machine has one core more than there are threads, for
+/// the network and the disk; where there are more images than threads, one thread hashes several together, which takes less time.
 #[derive(Clone)]
-pub struct Hashers(Arc<Pool<Proof>>);
+pub struct Hashers(Arc<Pool<Hasher>>);
 
 impl Debug for Hashers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,56 +32,56 @@ impl Default for Hashers {
     }
 }
 
-/// So many [`Md5::update_together`] takes at a time.
+/// [`Md5::update_together`] has four lanes.
 const TOGETHER_MAX: usize = 4;
 
-/// What every byte passes, in its order.
-struct Proof {
+/// Sees every byte of one image, in order.
+struct Hasher {
     md5: Md5,
     checker: Checker,
     bytes: u64,
     buffer: Vec<u8>,
 }
 
-/// What comes next.
-enum Next {
+/// The next bytes.
+enum Input {
     /// These bytes.
     Bytes(Bytes),
-    /// What stands in this file up to there.
-    Upto(Arc<PartFile>, u64),
+    /// Those in this file, up to here.
+    FileUpTo(Arc<PartFile>, u64),
 }
 
-/// So many bytes may wait.
-const ROOM_BYTES: u32 = 6 << 20;
-/// So much is read back at once.
+/// Bytes that may wait: as many as for the disk, so that neither slows the other down.
+const QUEUE_BYTES: u32 = 6 << 20;
+/// Read back at once: small enough to stay in the processor's cache until it is hashed.
 const READ_BACK_BYTES: usize = 256 << 10;
-/// So much of what an earlier download left is hashed in one go.
+/// Hashed in one go of an earlier download's part: an item is always finished, also after the download was dropped.
 const STEP_BYTES: usize = 16 << 20;
 
-impl Proof {
+impl Hasher {
     fn new() -> Self {
         Self { md5: Md5::new(), checker: Checker::default(), bytes: 0, buffer: Vec::new() }
     }
 
     fn take(&mut self, bytes: &[u8]) {
         self.md5.update(bytes);
-        self.look_at(bytes);
+        self.inspect(bytes);
     }
 
-    /// All but the MD5.
-    fn look_at(&mut self, bytes: &[u8]) {
+    /// All except for the MD5.
+    fn inspect(&mut self, bytes: &[u8]) {
         self.checker.update(bytes);
         self.bytes += bytes.len() as u64;
     }
 }
 
-impl Worker for Proof {
-    type Item = Next;
+impl Worker for Hasher {
+    type Item = Input;
 
-    fn work(&mut self, next: Next) -> io::Result<()> {
-        match next {
-            Next::Bytes(bytes) => self.take(&bytes),
-            Next::Upto(part_file, upto) => {
+    fn work(&mut self, input: Input) -> io::Result<()> {
+        match input {
+            Input::Bytes(bytes) => self.take(&bytes),
+            Input::FileUpTo(part_file, upto) => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 buffer.resize(READ_BACK_BYTES, 0);
                 while self.bytes < upto {
@@ -92,85 +92,87 @@ impl Worker for Proof {
                     }
                 }
                 self.buffer = buffer;
-                part_file.was_read(self.bytes);
+                part_file.set_hashed(self.bytes);
             }
         }
         Ok(())
     }
 
-    fn work_together(each: &mut [(Self, Option<Next>)]) -> Vec<io::Result<()>> {
-        // Nothing but bytes at hand comes to those who share their crew, so nobody waits for another's disk.
+    fn work_together(each: &mut [(Self, Option<Input>)]) -> Vec<io::Result<()>> {
+        // Hashers that share a pool are given bytes alone, so none waits for the disk of another.
         let mut together = Vec::new();
-        for (proof, next) in &mut *each {
-            if let Some(Next::Bytes(bytes)) = next {
-                proof.look_at(bytes);
-                together.push((&mut proof.md5, &bytes[..]));
+        for (hasher, input) in &mut *each {
+            if let Some(Input::Bytes(bytes)) = input {
+                hasher.inspect(bytes);
+                together.push((&mut hasher.md5, &bytes[..]));
             }
         }
         Md5::update_together(&mut together);
-        let rest = |next: &mut Option<Next>| next.take().filter(|next| !matches!(next, Next::Bytes(_)));
-        each.iter_mut().map(|(proof, next)| rest(next).map_or(Ok(()), |next| proof.work(next))).collect()
+        let rest = |input: &mut Option<Input>| input.take().filter(|input| !matches!(input, Input::Bytes(_)));
+        each.iter_mut()
+            .map(|(hasher, input)| rest(input).map_or(Ok(()), |input| hasher.work(input)))
+            .collect()
     }
 }
 
-/// Where the bytes are hashed: as they come, or read back behind a file that they go to.
+/// The hash of one image: of the bytes as they arrive, or read back from the part file that they are written to.
 pub(crate) struct Hash {
-    lane: Queue<Proof>,
-    behind: Option<Arc<PartFile>>,
+    queue: Queue<Hasher>,
+    part_file: Option<Arc<PartFile>>,
 }
 
 impl Hash {
-    /// By the hashers, or by one of its own behind a file: that one may have to wait for the disk.
-    pub(crate) fn new(hashers: &Hashers, behind: Option<Arc<PartFile>>) -> Self {
-        let lane = match &behind {
-            None => Queue::on_pool(&hashers.0, Proof::new(), ROOM_BYTES),
+    /// On the shared threads, or on a thread of its own if it reads a file, since it may have to wait for the disk.
+    pub(crate) fn new(hashers: &Hashers, part_file: Option<Arc<PartFile>>) -> Self {
+        let queue = match &part_file {
+            None => Queue::on_pool(&hashers.0, Hasher::new(), QUEUE_BYTES),
             Some(part_file) => {
-                part_file.read_behind();
-                Queue::new(Proof::new(), ROOM_BYTES)
+                part_file.expect_hash();
+                Queue::new(Hasher::new(), QUEUE_BYTES)
             }
         };
-        Self { lane, behind }
+        Self { queue, part_file }
     }
 
-    /// Whether it reads behind the file that the bytes go to.
-    pub(crate) fn behind(&self) -> Option<&Arc<PartFile>> {
-        self.behind.as_ref()
+    /// The part file that it reads, if it does.
+    pub(crate) fn part_file(&self) -> Option<&Arc<PartFile>> {
+        self.part_file.as_ref()
     }
 
-    /// Takes what an earlier download left in the file, as soon as it can.
-    pub(crate) async fn read_back(&self, part_file: &Arc<PartFile>, bytes: u64) -> Result<(), DownloadError> {
-        // In steps, since what is begun is done to its end.
+    /// Reads the bytes that an earlier download left in the part file.
+    pub(crate) async fn read_back(&self, bytes: u64) -> Result<(), DownloadError> {
+        let Some(part_file) = &self.part_file else { return Ok(()) };
         for upto in (0..bytes).step_by(STEP_BYTES).skip(1).chain([bytes]) {
-            let step = Next::Upto(Arc::clone(part_file), upto);
-            self.lane.push(step, 1).await.map_err(DownloadError::ReadBack)?;
+            let step = Input::FileUpTo(Arc::clone(part_file), upto);
+            self.queue.push(step, 1).await.map_err(DownloadError::ReadBack)?;
         }
         Ok(())
     }
 
-    /// Takes what was handed to the archives, or looks how far it has come there.
+    /// Takes the bytes that the archives are given too, or looks how far the part file is written.
     pub(crate) async fn take(&self, bytes: Bytes) -> Result<(), DownloadError> {
         let weight = bytes.len();
-        let pushed = match &self.behind {
-            None => self.lane.push(Next::Bytes(bytes), weight).await,
-            // It looks again when it is through.
-            Some(_) if !self.lane.is_idle() => Ok(()),
+        let pushed = match &self.part_file {
+            None => self.queue.push(Input::Bytes(bytes), weight).await,
+            // It looks again when it is done.
+            Some(_) if !self.queue.is_idle() => Ok(()),
             Some(part_file) => {
-                self.lane.push(Next::Upto(Arc::clone(part_file), part_file.frontier()), 1).await
+                self.queue.push(Input::FileUpTo(Arc::clone(part_file), part_file.frontier()), 1).await
             }
         };
         pushed.map_err(DownloadError::ReadBack)
     }
 
-    /// What all the bytes are, of which there are so many.
+    /// The MD5 and the structure of all `bytes` of the image.
     pub(crate) async fn finish(
         self,
         bytes: u64,
     ) -> Result<(Md5Sum, Result<Qcow2, Qcow2Error>), DownloadError> {
-        if let Some(part_file) = &self.behind {
-            let last = Next::Upto(Arc::clone(part_file), bytes);
-            self.lane.push(last, 1).await.map_err(DownloadError::ReadBack)?;
+        if let Some(part_file) = &self.part_file {
+            let last = Input::FileUpTo(Arc::clone(part_file), bytes);
+            self.queue.push(last, 1).await.map_err(DownloadError::ReadBack)?;
         }
-        let proof = self.lane.into_worker().await.map_err(DownloadError::ReadBack)?;
-        Ok((proof.md5.finish(), proof.checker.finish()))
+        let hasher = self.queue.into_worker().await.map_err(DownloadError::ReadBack)?;
+        Ok((hasher.md5.finish(), hasher.checker.finish()))
     }
 }

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use crate::archive::transfer::queue::{Queue, Worker};
 use crate::disk::DiskFile;
 
-/// So many bytes may wait for the disk.
-const ROOM_BYTES: u32 = 6 << 20;
+/// Bytes that may wait for the disk: enough to ride out a slow write, little enough to keep memory flat.
+const QUEUE_BYTES: u32 = 6 << 20;
 
-/// A file that grows. Its **frontier** is where the first gap begins.
+/// The file of an image that is received. Its **frontier** is where the first gap begins.
 pub struct PartFile {
     file: Arc<dyn DiskFile>,
     written: Arc<Mutex<Written>>,
@@ -35,16 +35,16 @@ impl Worker for Writer {
     }
 }
 
-/// What is written: up to the frontier, and in places beyond it; and how far nobody needs it in memory any more.
+/// The places that are written, and how far the page cache can be released.
 #[derive(Debug, Default)]
 struct Written {
     frontier: u64,
-    /// End by beginning; they neither touch nor overlap.
+    /// Written places beyond the frontier, their ends by their beginnings; they neither touch nor overlap.
     beyond: BTreeMap<u64, u64>,
-    /// So far it is safe on the disk.
-    safe: u64,
-    /// So far it was read behind those who write, if somebody does that.
-    read: Option<u64>,
+    /// Synced up to here.
+    synced: u64,
+    /// Hashed up to here, if the hash reads this file.
+    hashed: Option<u64>,
     released: u64,
 }
 
@@ -62,9 +62,9 @@ impl Written {
         }
     }
 
-    /// What need not stay in memory from now on.
+    /// The bytes that are no longer needed in the page cache: they are synced, and hashed or never read.
     fn release(&mut self) -> Range<u64> {
-        let upto = self.safe.min(self.read.unwrap_or(u64::MAX)).max(self.released);
+        let upto = self.synced.min(self.hashed.unwrap_or(u64::MAX)).max(self.released);
         std::mem::replace(&mut self.released, upto)..upto
     }
 }
@@ -74,14 +74,14 @@ fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
 }
 
 impl PartFile {
-    /// A file that holds so many bytes already.
+    /// `bytes` are in the file already.
     pub(crate) fn new(file: Arc<dyn DiskFile>, bytes: u64) -> Self {
         let written = Arc::new(Mutex::new(Written { frontier: bytes, ..Written::default() }));
         let writer = Writer { file: Arc::clone(&file), written: Arc::clone(&written) };
-        Self { file, written, writer: Queue::new(writer, ROOM_BYTES) }
+        Self { file, written, writer: Queue::new(writer, QUEUE_BYTES) }
     }
 
-    /// Writes, sooner or later; waits while too much is on its way.
+    /// Queues a write; waits while the queue is full.
     ///
     /// # Errors
     /// An earlier write failed.
@@ -94,24 +94,24 @@ impl PartFile {
     ///
     /// # Errors
     /// A write failed.
-    pub(crate) async fn rest(&self) -> io::Result<()> {
-        self.writer.rest().await
+    pub(crate) async fn wait_idle(&self) -> io::Result<()> {
+        self.writer.wait_idle().await
     }
 
-    /// From now on it is read behind those who write.
-    pub(crate) fn read_behind(&self) {
-        lock(&self.written).read.get_or_insert(0);
+    /// The hash reads this file: what it has not read yet stays in the page cache.
+    pub(crate) fn expect_hash(&self) {
+        lock(&self.written).hashed.get_or_insert(0);
     }
 
-    /// It was read up to there.
-    pub(crate) fn was_read(&self, upto: u64) {
-        lock(&self.written).read = Some(upto);
+    /// The hash has read up to here.
+    pub(crate) fn set_hashed(&self, upto: u64) {
+        lock(&self.written).hashed = Some(upto);
         self.release();
     }
 
-    /// It is safe on the disk up to there.
-    pub(crate) fn is_safe(&self, upto: u64) {
-        lock(&self.written).safe = upto;
+    /// It is synced up to here.
+    pub(crate) fn set_synced(&self, upto: u64) {
+        lock(&self.written).synced = upto;
         self.release();
     }
 
@@ -137,13 +137,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_safe_and_was_read_leaves_the_memory_once() {
-        let mut written = Written { safe: 8, ..Written::default() };
+    fn what_is_synced_and_hashed_leaves_the_page_cache_once() {
+        let mut written = Written { synced: 8, ..Written::default() };
         assert_eq!((written.release(), written.release()), (0..8, 8..8));
-        let mut written = Written { read: Some(0), ..Written::default() };
+        let mut written = Written { hashed: Some(0), ..Written::default() };
         let steps = [(8, 0, 0..0), (8, 4, 0..4), (8, 12, 4..8), (16, 12, 8..12), (16, 12, 12..12)];
-        for (safe, read, expected) in steps {
-            (written.safe, written.read) = (safe, Some(read));
+        for (synced, hashed, expected) in steps {
+            (written.synced, written.hashed) = (synced, Some(hashed));
             assert_eq!(written.release(), expected);
         }
     }

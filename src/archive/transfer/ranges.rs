@@ -1,13 +1,11 @@
 //! Several connections at once, for stores that limit each of them.
 //!
-//! What is left of the image is cut into **pieces**, and each connection asks for one piece after the other and writes it
-//! to its place; the hash reads behind the first gap. A store that refuses a further connection gets fewer; one that
-//! ignores ranges gets one, and the usual way.
+//! The rest of the image is cut into **pieces**. Each connection requests one piece after the other and writes it to its
+//! place; the hash reads behind the first gap. Where a store refuses a further connection there are fewer of them. One that
+//! ignores ranges gets a single connection.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -16,180 +14,149 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
-use crate::archive::source::SourceError;
-use crate::archive::transfer::buffer::Buffers;
-use crate::archive::transfer::download::{
-    Download, DownloadError, Ended, Failure, Outputs, Reached, changed, judge,
-};
+use crate::archive::transfer::buffer::{Buffers, FLUSH_INTERVAL};
+use crate::archive::transfer::connection::Download;
+use crate::archive::transfer::error::{ConnectionError, Interruption};
 use crate::archive::transfer::hash::Hash;
+use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::sink::Received;
 use crate::clock::timeout;
 
-/// Large enough that asking anew costs little, small enough that the hash stays close behind.
+/// Large enough that a further request costs little, small enough that the hash stays close behind.
 pub(crate) const PIECE_BYTES: u64 = 8 << 20;
-/// So much is written at once.
+/// Written at once, per connection: each has a buffer of its own, and memory stays flat.
 const WRITE_BYTES: usize = 256 << 10;
 
-/// What is left of an image, by piece.
+/// The rest of an image.
 #[derive(Debug)]
 pub(crate) struct Pieces {
     todo: VecDeque<Range<u64>>,
-    /// Connections at once.
-    allowed: usize,
+    /// How many connections the store allows at once, as far as is known.
+    connections: usize,
 }
 
 impl Pieces {
-    /// The bytes of `left`, over so many connections.
-    pub(crate) fn of(left: Range<u64>, connections: usize) -> Self {
+    pub(crate) fn new(rest: Range<u64>, connections: usize) -> Self {
         let step = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
-        let begins = left.clone().step_by(step);
-        let todo = begins.map(|from| from..(from + PIECE_BYTES).min(left.end)).collect();
-        Self { todo, allowed: connections }
+        let begins = rest.clone().step_by(step);
+        let todo = begins.map(|from| from..(from + PIECE_BYTES).min(rest.end)).collect();
+        Self { todo, connections }
     }
-}
-
-/// What came of a piece.
-struct Done {
-    /// What is still to come of it.
-    rest: Range<u64>,
-    why: Why,
-}
-
-enum Why {
-    Whole,
-    /// The connection was refused, or broke.
-    Failed(Box<dyn Error + Send + Sync>),
-    Source(SourceError),
-    Ignored,
-    Changed(&'static str),
-    /// The disk failed; its archive hears of it with what it is given next.
-    Disk,
 }
 
 impl Download<'_> {
-    /// Brings all pieces in. Outputs early only if the last connection that is left fails; none if ranges are ignored.
-    pub(crate) async fn ranges(
+    /// Receives all pieces into the part file that `hash` reads. It ends early only if the last connection fails, or if
+    /// one tells that no other can do better.
+    pub(crate) async fn receive_pieces(
         &self,
-        reached: &mut Reached,
+        received: &mut Received,
         pieces: &mut Pieces,
-        part_file: &Arc<PartFile>,
-        outputs: &mut Outputs,
         hash: &Hash,
-    ) -> Result<Option<Ended>, DownloadError> {
-        let came = AtomicU64::new(reached.bytes);
-        let before = Reached { bytes: reached.bytes, whole: reached.whole.clone(), expired: false };
-        let mut at_work: FuturesUnordered<BoxFuture<'_, Done>> = FuturesUnordered::new();
-        let mut ended = None;
+        outputs: &mut Outputs,
+    ) -> Result<(), Interruption> {
+        let Some(part_file) = hash.part_file() else { return Err(Interruption::RangesIgnored) };
+        let (arrived, before) = (AtomicU64::new(received.bytes), received.clone());
+        let mut active: FuturesUnordered<BoxFuture<'_, _>> = FuturesUnordered::new();
+        let mut interrupted = None;
         loop {
-            while ended.is_none() && at_work.len() < pieces.allowed {
+            while interrupted.is_none() && active.len() < pieces.connections {
                 let Some(piece) = pieces.todo.pop_front() else { break };
-                at_work.push(self.piece(piece, &before, part_file, &came).boxed());
+                active.push(self.receive_piece(piece, &before, part_file, &arrived).boxed());
             }
-            let Some(Done { rest, why }) = at_work.next().await else { break };
+            // On a slow line a piece takes long: meanwhile the journal has to move.
+            let next = timeout(self.clock, FLUSH_INTERVAL, active.next()).await;
+            received.bytes = arrived.load(Ordering::Relaxed);
+            // The archive and the hash look how far the file is written, and whether a write failed.
+            outputs.write(&Bytes::new()).await?;
+            hash.take(Bytes::new()).await?;
+            let Ok(next) = next else { continue };
+            let Some((rest, result)) = next else { break };
             if !rest.is_empty() {
                 pieces.todo.push_front(rest);
             }
-            reached.bytes = came.load(Ordering::Relaxed);
-            // It looks how far the file has come.
-            outputs.write(&Bytes::new()).await?;
-            hash.take(Bytes::new()).await?;
-            let alone = pieces.allowed == 1;
-            match why {
-                Why::Whole | Why::Disk => {}
-                Why::Changed(why) => ended = Some(Some(Ended::Changed(why))),
-                Why::Ignored => ended = Some(None),
-                // One that is over is over for all of them.
-                Why::Failed(failure) if alone => ended = Some(Some(Ended::Failed(failure))),
-                Why::Source(error) if alone || matches!(error, SourceError::Changed) => {
-                    ended = Some(Some(judge(error, reached)?));
+            match result {
+                Ok(()) => {}
+                Err(end @ (Interruption::Changed(_) | Interruption::RangesIgnored)) => {
+                    interrupted = Some(end);
                 }
-                Why::Failed(_) | Why::Source(_) => pieces.allowed -= 1,
+                Err(_) if pieces.connections > 1 => pieces.connections -= 1,
+                Err(end) => interrupted = Some(end),
             }
         }
-        match ended {
-            Some(Some(ended)) => Ok(Some(ended)),
-            Some(None) => {
-                // From the first gap on, the usual way.
-                let _ = part_file.rest().await;
-                reached.bytes = part_file.frontier();
-                Ok(None)
+        match interrupted {
+            Some(Interruption::RangesIgnored) => {
+                // The single connection begins at the first gap.
+                let _ = part_file.wait_idle().await;
+                received.bytes = part_file.frontier();
+                Err(Interruption::RangesIgnored)
             }
+            Some(interruption) => Err(interruption),
             None => {
-                reached.bytes = reached.whole.bytes.unwrap_or(reached.bytes);
-                Ok(Some(Ended::Whole))
+                received.bytes = received.image.bytes.unwrap_or(received.bytes);
+                Ok(())
             }
         }
     }
 
-    /// One piece over one connection.
-    async fn piece(
+    /// Receives one piece over one connection; gives the rest of it that was not received.
+    async fn receive_piece(
         &self,
-        piece: Range<u64>,
-        before: &Reached,
+        mut piece: Range<u64>,
+        before: &Received,
         part_file: &PartFile,
-        came: &AtomicU64,
-    ) -> Done {
-        let mut rest = piece;
-        let why = self.piece_into(&mut rest, before, part_file, came).await;
-        Done { rest, why }
+        arrived: &AtomicU64,
+    ) -> (Range<u64>, Result<(), Interruption>) {
+        let result = self.fill_piece(&mut piece, before, part_file, arrived).await;
+        (piece, result)
     }
 
-    async fn piece_into(
+    async fn fill_piece(
         &self,
         rest: &mut Range<u64>,
-        before: &Reached,
+        before: &Received,
         part_file: &PartFile,
-        came: &AtomicU64,
-    ) -> Why {
-        let opened = self.source.open(rest.start, Some(rest.end), before.whole.etag.as_deref());
-        let mut stream = match timeout(self.clock, self.stall_timeout, opened).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Why::Source(error),
-            Err(stalled) => return Why::Failed(Failure::Stalled(stalled.0).into()),
-        };
-        if let Some(why) = changed(before, &stream) {
-            return Why::Changed(why);
-        }
+        arrived: &AtomicU64,
+    ) -> Result<(), Interruption> {
+        let mut stream = self.open(rest.start, Some(rest.end), before).await?;
         if stream.offset != rest.start {
-            return Why::Ignored;
+            return Err(Interruption::RangesIgnored);
         }
-        let mut gathered = Buffers::of(WRITE_BYTES);
+        let (mut buffers, mut written_at) = (Buffers::new(WRITE_BYTES), self.clock.elapsed());
         loop {
-            let next = timeout(self.clock, self.stall_timeout, stream.body.next()).await;
-            let (mut chunk, failure) = match next {
-                Ok(Some(Ok(chunk))) => (chunk, None),
-                Ok(Some(Err(error))) => (Bytes::new(), Some(error.into())),
-                Ok(None) => (Bytes::new(), Some(Failure::Short.into())),
-                Err(stalled) => (Bytes::new(), Some(Failure::Stalled(stalled.0).into())),
+            let chunk = self.next_chunk(&mut stream).await;
+            let (mut chunk, interrupted) = match chunk {
+                Ok(Some(chunk)) => (chunk, None),
+                Ok(None) => (Bytes::new(), Some(ConnectionError::Short.into())),
+                Err(interruption) => (Bytes::new(), Some(interruption)),
             };
-            if let Some(throttle) = self.throttle {
-                throttle.take(self.clock, chunk.len() as u64).await;
-            }
-            // What is sent beyond the piece is another's.
-            let wanted = rest.end - rest.start - gathered.len() as u64;
+            // A server may send more than was asked for; that belongs to the next piece.
+            let wanted = rest.end - rest.start - buffers.len() as u64;
             chunk.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
             loop {
-                let full = gathered.fill(&mut chunk);
-                let len = gathered.len() as u64;
-                let whole = rest.start + len == rest.end;
-                if !(full || whole || failure.is_some()) {
+                let full = buffers.fill(&mut chunk);
+                let len = buffers.len() as u64;
+                let complete = rest.start + len == rest.end;
+                if !(full || complete || interrupted.is_some() || self.is_flush_due(written_at)) {
                     break;
                 }
-                if len > 0 && part_file.write_at(rest.start, gathered.take()).await.is_err() {
-                    return Why::Disk;
+                if len > 0 && part_file.write_at(rest.start, buffers.take()).await.is_err() {
+                    // The archive reports the failure when it is next called.
+                    return Ok(());
                 }
+                written_at = self.clock.elapsed();
                 rest.start += len;
-                let bytes = came.fetch_add(len, Ordering::Relaxed) + len;
-                self.tell(bytes, before.whole.bytes);
-                if whole {
-                    return Why::Whole;
+                let bytes = arrived.fetch_add(len, Ordering::Relaxed) + len;
+                self.report(bytes, before.image.bytes);
+                if complete {
+                    return Ok(());
                 }
                 if !full {
                     break;
                 }
             }
-            if let Some(failure) = failure {
-                return Why::Failed(failure);
+            if let Some(interruption) = interrupted {
+                return Err(interruption);
             }
         }
     }
@@ -204,7 +171,7 @@ mod tests {
         for (from, to) in
             [(0, 0), (5, 6), (1, PIECE_BYTES + 1), (0, 5 * PIECE_BYTES), (7, 3 * PIECE_BYTES + 7)]
         {
-            let pieces = Pieces::of(from..to, 4);
+            let pieces = Pieces::new(from..to, 4);
             let mut at = from;
             for piece in pieces.todo {
                 assert!(piece.start == at && piece.end - at <= PIECE_BYTES && piece.end > at);

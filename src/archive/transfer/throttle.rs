@@ -5,24 +5,24 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 
-/// So far ahead of the rate may they be, so that a chunk is never waited for in pieces.
+/// How far the downloads may be ahead of the rate: few waits of some length instead of one per chunk.
 const BURST: Duration = Duration::from_millis(250);
 
-/// A bucket of bytes that fills at a rate.
+/// A leaky bucket of bytes.
 #[derive(Debug)]
 pub struct Throttle {
     bytes_per_second: u64,
-    /// By the clock's elapsed time: when all that was taken so far has come in at the rate.
+    /// When all bytes that were taken so far would have arrived at the rate; by the clock's elapsed time.
     paid_until: Mutex<Duration>,
 }
 
 impl Throttle {
-    /// Lets so many bytes through in a second, and at least one.
+    /// At least one byte per second.
     pub fn new(bytes_per_second: u64) -> Self {
         Self { bytes_per_second: bytes_per_second.max(1), paid_until: Mutex::new(Duration::ZERO) }
     }
 
-    /// Takes bytes that came in, and waits until the rate allows the next ones.
+    /// Counts bytes that were received, and waits until the rate allows the next ones.
     pub async fn take(&self, clock: &dyn Clock, bytes: u64) {
         let now = clock.elapsed();
         let wait = {

@@ -41,8 +41,9 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk);
         let state = StateDirectory::open(disk.clone(), &folder.path().join("state")).unwrap();
-        let vault = LocalArchive::new("vault".parse().unwrap(), folder.path().join("vault"), disk);
         let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
+        let path = folder.path().join("vault");
+        let vault = LocalArchive::new("vault".parse().unwrap(), path, disk, clock.clone());
         let archive = Arc::new(Archive::Local(vault));
         Self { folder, pruner: ArchivePruner { state, clock, archive, retention } }
     }

@@ -1,6 +1,6 @@
 //! Where the bytes of an image come from.
 //!
-//! The archive asks through [`ImageSource`] and knows nothing of addresses, which are secrets, nor of HTTP.
+//! The archive asks through [`ImageSource`]. Addresses, which are secrets, and HTTP stay on the other side of it.
 
 use std::error::Error;
 
@@ -12,14 +12,21 @@ use crate::transport::Body;
 
 /// Something that has the bytes of one image, and can give them from the middle.
 pub trait ImageSource: Send + Sync {
-    /// What the service says about the image now; [`Self::renew`] may change it.
-    fn facts(&self) -> ImageFacts;
+    /// The MD5 of the whole image as the service wrote it: it may be missing, empty or nonsense. [`Self::renew`] may
+    /// change it.
+    fn md5(&self) -> Option<String>;
 
-    /// Opens the bytes from `offset` on, up to `until` if that is given. The answer may begin elsewhere (a server that
-    /// ignores ranges begins at 0) and go further, and says so. With `etag`, the offset is meant for the image that had it.
+    /// Whether the bytes are read from a disk of this machine: no proxy can have answered in place of the image, so bytes
+    /// that are none mean damage.
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    /// Opens the bytes from `offset` on, up to `until` if that is given. The stream may begin elsewhere (a server that
+    /// ignores ranges begins at 0) and end later, and says so. With `etag`, the offset is meant for the image that had it.
     ///
     /// # Errors
-    /// [`SourceError`], which decides what is tried next.
+    /// [`SourceError`], which decides the next attempt.
     fn open<'a>(
         &'a self,
         offset: u64,
@@ -34,33 +41,26 @@ pub trait ImageSource: Send + Sync {
     fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>>;
 }
 
-/// What the service says about an image.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ImageFacts {
-    /// The MD5 of the whole file, as the service wrote it: it may be missing, empty or nonsense.
-    pub md5: Option<String>,
-}
-
 /// The bytes of an image from some offset on.
 pub struct ImageStream {
     /// Where the bytes begin.
     pub offset: u64,
-    /// The server heeded the range.
+    /// The server honoured the range.
     pub is_part: bool,
-    /// The length of the whole image in bytes, where it is told.
+    /// The length of the whole image in bytes, if the server gives it.
     pub total: Option<u64>,
-    /// What names this very version of the image, where it is told.
+    /// The server's name of this very version of the image, if it gives one.
     pub etag: Option<String>,
     /// The bytes.
     pub body: Body,
 }
 
 impl ImageStream {
-    /// What a server sends for an image, whole or in part. Whether its status is a good one is for the caller to say.
+    /// A server's response, whole or in part. Whether its status is a success is for the caller to decide.
     ///
     /// # Errors
-    /// [`SourceError::Refused`] if it sends a part and does not say which.
-    pub fn of_answer(status: StatusCode, headers: &HeaderMap, body: Body) -> Result<Self, SourceError> {
+    /// [`SourceError::Refused`] if it is a part of unknown place.
+    pub fn from_response(status: StatusCode, headers: &HeaderMap, body: Body) -> Result<Self, SourceError> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let is_part = status == StatusCode::PARTIAL_CONTENT;
         let (offset, total) = if is_part {
@@ -69,7 +69,9 @@ impl ImageStream {
                 Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
             });
             range.ok_or_else(|| {
-                SourceError::Refused("the store answers with a part, and does not say which".into())
+                SourceError::Refused(
+                    "the server sends a part of the image, and does not say which part".into(),
+                )
             })?
         } else {
             (0, text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))

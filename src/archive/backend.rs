@@ -1,0 +1,114 @@
+//! An archive of the configuration, of whichever kind.
+
+use std::path::PathBuf;
+
+use crate::archive::catalogue::{Catalogue, StoredCopy};
+use crate::archive::local::LocalArchive;
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::s3::S3Archive;
+use crate::archive::s3::client::S3Error;
+use crate::archive::store::{ImageToStore, StoreError};
+use crate::archive::transfer::sink::{Begin, SinkError, shown};
+use crate::archive::transfer::source::ImageSource;
+use crate::policy::ArchiveName;
+
+/// An archive. Clones are one archive.
+#[derive(Debug, Clone)]
+pub enum Archive {
+    /// In a folder of this machine.
+    Local(LocalArchive),
+    /// In a bucket.
+    S3(S3Archive),
+}
+
+/// An archive can't be read, so its content is unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// One in a folder.
+    #[error("read archive `{archive}` in {}", shown(.path))]
+    Local {
+        /// The archive.
+        archive: ArchiveName,
+        /// Its folder.
+        path: PathBuf,
+        /// The error of the disk.
+        #[source]
+        source: std::io::Error,
+    },
+    /// One in a bucket.
+    #[error(transparent)]
+    S3(#[from] S3Error),
+}
+
+impl Archive {
+    /// The name by which policies refer to it.
+    pub fn name(&self) -> &ArchiveName {
+        match self {
+            Self::Local(archive) => archive.name(),
+            Self::S3(archive) => archive.name(),
+        }
+    }
+
+    /// Reads all that the archive holds.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if it can't be read; one that does not exist yet is empty.
+    pub async fn catalogue(&self) -> Result<Catalogue, ArchiveError> {
+        match self {
+            Self::Local(archive) => archive.catalogue().await.map_err(|source| {
+                let (archive, path) = (archive.name().clone(), archive.path().to_owned());
+                ArchiveError::Local { archive, path, source }
+            }),
+            Self::S3(archive) => Ok(archive.catalogue().await?),
+        }
+    }
+
+    /// Prepares to store an image. One of which the archive has, or had, a verified copy is not stored again.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::Busy`] while another process stores it.
+    pub async fn begin(&self, image: &ImageToStore) -> Result<Begin, StoreError> {
+        let id = image.id()?;
+        match self {
+            Self::Local(archive) => archive.begin(&id).await,
+            Self::S3(archive) => archive.begin(&id).await.map_err(|error| {
+                if error.is_busy() {
+                    return StoreError::Busy { image: archive.place() };
+                }
+                let doing = format!("begin to store in {}", archive.place());
+                StoreError::Sink(SinkError::Remote { doing, source: error.into() })
+            }),
+        }
+    }
+
+    /// Updates the manifest of a copy, if it is still the one in `copy`; removes the image of one that is pruned.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub async fn update_manifest(
+        &self,
+        copy: &StoredCopy,
+        update: ManifestUpdate,
+    ) -> Result<(), UpdateError> {
+        match self {
+            Self::Local(archive) => archive.update_manifest(copy, update).await,
+            Self::S3(archive) => archive.update_manifest(copy, update).await,
+        }
+    }
+
+    /// The bytes of a copy, for reading it again.
+    pub fn image(&self, copy: &StoredCopy) -> Box<dyn ImageSource> {
+        match self {
+            Self::Local(archive) => Box::new(archive.image(copy)),
+            Self::S3(archive) => Box::new(archive.image(copy)),
+        }
+    }
+
+    /// Bytes that may still be written, as far as the archive can say: a bucket has no limit of its own.
+    pub(crate) async fn free_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Local(archive) => archive.free_bytes().await,
+            Self::S3(_) => None,
+        }
+    }
+}
