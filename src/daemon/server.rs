@@ -1,7 +1,7 @@
 //! The HTTP port: read only, and bounded against slow, many and malformed clients.
 //!
-//! A connection carries one request. So none of them is idle, whoever holds a place works for it, and the bound on
-//! the time of a connection is a bound on the time of an answer. No body is read, and no route calls the API.
+//! A connection carries one request. So none is idle, and the time limit of a connection also limits the time of an
+//! answer. No body is read, and no route calls the API.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use crate::clock::{Clock, timeout};
 use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
-/// So many at once; more wait until the machine's own queue is full.
+/// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Between two bytes of a request's head, and for all of it.
@@ -42,7 +42,7 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// After a connection that could not be taken, mostly since too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// So long the answers under way are waited for at the end.
+/// How long answers in progress are waited for at the end.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 const INDEX: &str = "\
@@ -55,7 +55,7 @@ snapwarden
 /healthz          the same as /livez
 ";
 
-/// A port that is open and not served yet: whoever connects waits.
+/// A port that is open and not served yet: clients wait.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -71,14 +71,14 @@ impl Listener {
 
 /// A port that can't be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("open the HTTP port {address}{}", way_out(.source))]
+#[error("open the HTTP port {address}{}", advice(.source))]
 pub struct BindError {
     address: SocketAddr,
     #[source]
     source: io::Error,
 }
 
-fn way_out(error: &io::Error) -> &'static str {
+fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             ", which another process has (`ss -ltnp` names it): stop that one, or set `listen` in `[server]`"
@@ -104,7 +104,7 @@ pub async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
     Ok(Listener { socket, address })
 }
 
-/// Serves the port until told to stop; answers under way get a second then.
+/// Serves the port until `stop`; answers in progress get a second then.
 pub async fn serve(listener: Listener, telemetry: Telemetry, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let routes = routes(telemetry);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -132,12 +132,12 @@ pub async fn serve(listener: Listener, telemetry: Telemetry, clock: Arc<dyn Cloc
         () = stop.cancelled() => {}
     }
     drop(listener);
-    // Whoever needs longer is cut off by the end of the process.
+    // Longer ones are cut off by the end of the process.
     let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
     let _ = timeout(&*clock, STOP_WAIT_MAX, places.acquire_many(all)).await;
 }
 
-/// One request and its answer, whatever the other side does.
+/// One request and its answer, within the time limits.
 async fn converse(stream: TcpStream, routes: Router, clock: &dyn Clock) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -165,7 +165,7 @@ fn routes(telemetry: Telemetry) -> Router {
         .with_state(telemetry)
 }
 
-/// What every answer says, so that no browser makes more of it than it is, or shows an old one.
+/// Headers of every answer: browsers must neither guess the type, nor embed the page, nor show an old one.
 async fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

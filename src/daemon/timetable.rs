@@ -3,8 +3,8 @@
 //! A **slot** is a moment of a policy's schedule; its run begins there, or later by the policy's jitter. Slots up to
 //! the persisted watermark are dealt with; the one to run is the last in `(watermark, now]`, however the clock came
 //! to `now`. Two marks are kept: up to `seen` slots were begun, skipped or counted as missed; `watermark` follows when
-//! the run that was begun has ended. So a run that was cut short is due again at the next start, and no slot is run
-//! twice for a clock that goes back.
+//! the run that was begun has ended. So an interrupted run is due again at the next start, and no slot is run
+//! twice because a clock is set back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::policy::{OnStart, Policy, PolicyName};
 use crate::schedule::Schedule;
 use crate::state::schedules::{Schedules, Served};
 
-/// A run that begins so much after its slot was missed and is made up for; before, it is on time. A loop that is
-/// held up for a moment misses nothing.
+/// A run that begins later than this after its slot is a missed one that is made up for; before, it is on time. A loop
+/// that is delayed for a moment misses nothing.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// A clock that goes back by less than this repeats nothing; one that goes back further was wrong before, and what it
-/// said is forgotten. Three hours, as in Debian's cron(8).
+/// A clock that is set back by less than this repeats nothing; one that is set back further was wrong before, and the
+/// marks of that time are dropped. Three hours, as in Debian's cron(8).
 const BACK_MAX: SignedDuration = SignedDuration::from_hours(3);
 
-/// More missed slots than this are not told apart: a second's schedule after a year away has millions.
+/// More missed slots than this are not counted: a second's schedule after a year away has millions.
 const COUNT_MAX: u64 = 1000;
 
 /// How far back the slot of a run on start is looked for: 29 February, whatever the century.
@@ -39,7 +39,7 @@ pub struct Timetable {
 
 #[derive(Debug)]
 struct Entry {
-    /// None for a policy that runs by hand alone, or is not enabled.
+    /// None for a policy that runs only manually, or is not enabled.
     schedule: Option<(Schedule, TimeZone)>,
     /// Its own part of the jitter.
     delay: SignedDuration,
@@ -53,20 +53,20 @@ struct Entry {
     due_at: Option<Timestamp>,
 }
 
-/// What is to be done, or to be told.
+/// What the daemon has to do or to report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A run begins, for this slot.
     Begin(PolicyName, Timestamp),
-    /// So many slots passed while the policy still ran.
+    /// This many slots passed while the policy still ran.
     Skipped(PolicyName, u64),
-    /// So many slots passed without a run, and are not made up for one by one.
+    /// This many slots passed without a run, and are not made up for one by one.
     Missed(PolicyName, u64),
 }
 
 impl Timetable {
-    /// The timetable of a configuration, as of `now`: at a start, and again after each reload. `before` is what was
-    /// remembered; policies that were there before a reload go on as they were.
+    /// The timetable of a configuration, as of `now`: at a start, and again after each reload. `before` is the
+    /// persisted state; policies that existed before a reload continue.
     pub fn new(policies: &[Policy], before: &Schedules, now: Timestamp) -> Self {
         let entry = |policy: &Policy| {
             let fresh = Served { first_seen_at: now, watermark: now, has_run: false };
@@ -104,7 +104,7 @@ impl Timetable {
                 entry.served = old.served;
                 entry.running = old.running;
                 entry.at_once = old.at_once;
-                // What a new schedule would have had before it was there was never promised.
+                // Slots of a new schedule before it existed were never promised.
                 let same = entry.schedule_text() == old.schedule_text();
                 let dealt_with = now.checked_sub(old.delay).unwrap_or(now);
                 entry.see(if same { old.seen } else { old.seen.max(dealt_with) });
@@ -146,7 +146,7 @@ impl Timetable {
         events
     }
 
-    /// The policy's run ended. One that was cut short leaves its slot to the next start.
+    /// The policy's run ended. An interrupted one leaves its slot to the next start.
     pub fn ended(&mut self, policy: &PolicyName, cut_short: bool) {
         if let Some(entry) = self.entries.get_mut(policy) {
             entry.running = false;
@@ -156,7 +156,7 @@ impl Timetable {
         }
     }
 
-    /// When the policy is next due, if ever by itself.
+    /// When the policy is next due, if it has a schedule.
     pub fn next(&self, policy: &PolicyName) -> Option<Timestamp> {
         self.entries.get(policy)?.due_at
     }

@@ -4,8 +4,7 @@
 //! warning, `<6>` info, `<7>` debug), which the journal takes off again, and text lines leave out what the
 //! journal knows anyway: the time, the level, colours.
 //!
-//! Whatever stands in a message, it makes no log line of its own: control characters are spelled out as
-//! [`printable`] does, and the further lines of a message with several are marked as such.
+//! No message can forge a log line: control characters are escaped as [`printable`] does, and the further lines of a message with several are marked as such.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -26,7 +25,7 @@ use crate::text::{excerpt, printable, safe_json};
 /// Begins the second and every further line of a message: nothing else of ours begins so.
 const FURTHER_LINE: &str = "    | ";
 
-/// More of a `RUST_LOG` that makes no sense is not repeated.
+/// The most characters of an invalid `RUST_LOG` that are shown.
 const RUST_LOG_SHOWN_MAX: usize = 200;
 
 /// How log lines look.
@@ -41,7 +40,7 @@ pub enum Format {
 /// Where log lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Destination {
-    /// To a terminal, a file, or whoever reads our stderr.
+    /// To stderr: a terminal, a file or a pipe.
     Plain {
         /// Whether they are coloured.
         color: bool,
@@ -50,9 +49,8 @@ enum Destination {
     Journal,
 }
 
-/// Starts logging for the whole process. `RUST_LOG`, where it is set, goes before `level`; whatever it says, of
-/// the libraries only warnings and errors are logged. One that can't be understood is warned about, and counts
-/// as none.
+/// Starts logging for the whole process. If `RUST_LOG` is set, it takes precedence over `level`; in any case only warnings
+/// and errors of libraries are logged. An invalid one is warned about and ignored.
 ///
 /// `to` leads to stderr, and gets each event in one piece. A second call changes nothing.
 pub fn start<W>(format: Format, level: &str, color: bool, to: W)
@@ -70,8 +68,8 @@ where
     }
 }
 
-/// What each line on stderr must begin with that is no log line and asks somebody to act; nothing but for the
-/// journal, which would take it for a remark.
+/// The prefix of error lines on stderr that are no log lines: empty, except for the journal, which would give them a
+/// lower priority without it.
 pub fn complaint_prefix() -> &'static str {
     if is_to_journal() { priority(Level::ERROR) } else { "" }
 }
@@ -223,8 +221,8 @@ fn text_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     format::debug_fn(write_field).delimited(" ")
 }
 
-/// The libraries' talk may quote whole requests, and an address or a header may be a secret: of theirs only what
-/// they warn of is logged.
+/// Messages of libraries may quote whole requests, and an address or a header may be a secret: only their warnings
+/// and errors are logged.
 fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let within = metadata.target().strip_prefix(env!("CARGO_PKG_NAME"));
     within.is_some_and(|within| within.is_empty() || within.starts_with("::"))

@@ -1,7 +1,7 @@
-//! What is known, in the text format of Prometheus.
+//! All metrics, in the text format of Prometheus.
 //!
-//! Gauges and counters are made anew from the model for each scrape, so that no series can outlive what it is of;
-//! only histograms live longer, and are removed with their policy. Names from outside are cut and made printable
+//! Gauges and counters are built from the model for each scrape, so that no series can outlive its subject;
+//! only histograms are kept between scrapes, and are removed with their policy. Names from outside are cut and made printable
 //! before they become the value of a label, and the encoder escapes what the format asks for.
 
 use std::borrow::Cow;
@@ -18,19 +18,19 @@ use crate::state::last_runs::PlanSums;
 use crate::telemetry::model::{Counts, Model, PolicyModel, ZoneModel};
 use crate::text::excerpt;
 
-/// A label's value from outside has at most so many characters.
+/// The most characters of a label's value that comes from outside.
 const LABEL_CHARACTERS_MAX: usize = 255;
 
 /// From a run that finds nothing to do to one that exports for hours.
 const RUN_SECONDS: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0];
 
-/// From a small image on a fast line to a large one on a slow line.
+/// From a small image on a fast network to a large one on a slow network.
 const EXPORT_SECONDS: [f64; 9] = [10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0];
 
 /// Up to the default of `request_timeout`.
 const REQUEST_SECONDS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// What lives longer than a scrape.
+/// The metrics that are kept between scrapes.
 #[derive(Debug)]
 pub(super) struct Histograms {
     run: HistogramVec,
@@ -49,30 +49,30 @@ impl Histograms {
             ),
             export: histogram(
                 "snapwarden_export_duration_seconds",
-                "How long exported images took to come in and be proved, those that failed aside.",
+                "How long the download and verification of exported images took, without failed ones.",
                 &["policy"],
                 &EXPORT_SECONDS,
             ),
             request: histogram(
                 "snapwarden_api_request_duration_seconds",
-                "How long requests of the API took, those without an answer included.",
+                "How long requests to the API took, including those without an answer.",
                 &["operation"],
                 &REQUEST_SECONDS,
             ),
         }
     }
 
-    /// The policy's series are there from now on.
+    /// Adds the policy's series.
     pub(super) fn begin(&self, policy: &PolicyName) {
         for of_policy in [&self.run, &self.export] {
             of_policy.with_label_values(&[policy.as_str()]);
         }
     }
 
-    /// The policy's series are gone.
+    /// Removes the policy's series.
     pub(super) fn forget(&self, policy: &PolicyName) {
         for of_policy in [&self.run, &self.export] {
-            // None was there: that is what is wanted.
+            // An error means that there was none, which is fine.
             let _ = of_policy.remove_label_values(&[policy.as_str()]);
         }
     }
@@ -93,7 +93,7 @@ impl Histograms {
 
 fn histogram(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
     HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
-        .expect("the names and buckets of our own histograms are sound")
+        .expect("the names and buckets of our own histograms are valid")
 }
 
 /// Everything as text.
@@ -128,7 +128,7 @@ impl Scrape {
         let mut families = collector.collect();
         // What has no series has no text.
         families.retain(|family| !family.get_metric().is_empty());
-        TextEncoder::new().encode_utf8(&families, &mut self.text).expect("sound families become text");
+        TextEncoder::new().encode_utf8(&families, &mut self.text).expect("valid families become text");
     }
 
     fn gauge<'a>(
@@ -139,7 +139,7 @@ impl Scrape {
         series: impl IntoIterator<Item = Series<'a>>,
     ) {
         let gauge =
-            GaugeVec::new(Opts::new(name, help), labels).expect("the names of our own gauges are sound");
+            GaugeVec::new(Opts::new(name, help), labels).expect("the names of our own gauges are valid");
         for (values, value) in series {
             gauge.with_label_values(&values).set(value);
         }
@@ -154,7 +154,7 @@ impl Scrape {
         series: impl IntoIterator<Item = Series<'a>>,
     ) {
         let counter =
-            CounterVec::new(Opts::new(name, help), labels).expect("the names of our own counters are sound");
+            CounterVec::new(Opts::new(name, help), labels).expect("the names of our own counters are valid");
         for (values, value) in series {
             counter.with_label_values(&values).inc_by(value);
         }
@@ -165,31 +165,31 @@ impl Scrape {
 fn program(model: &Model, scrape: &mut Scrape) {
     scrape.gauge(
         "snapwarden_build_info",
-        "1, with what this program is.",
+        "Always 1; the labels say which program this is.",
         &["version", "revision"],
         [(vec![model.version.as_str().into(), model.revision.as_str().into()], 1.0)],
     );
     scrape.gauge(
         "snapwarden_config_last_reload_successful",
-        "Whether the last attempt to read the configuration went well; if not, the one before is in force.",
+        "Whether the last attempt to read the configuration succeeded; if not, the previous one is in use.",
         &[],
         [(vec![], flag(model.reload_ok))],
     );
     scrape.gauge(
         "snapwarden_config_last_reload_success_timestamp_seconds",
-        "When the configuration in force was read.",
+        "When the configuration in use was read.",
         &[],
         model.loaded_at.map(|at| (vec![], seconds(at))),
     );
     scrape.gauge(
         "snapwarden_state_last_write_successful",
-        "Whether the daemon could last write down how far it served the schedules; if not, a restart may repeat runs.",
+        "Whether the daemon's last attempt to write its state succeeded; if not, a restart may repeat runs.",
         &[],
         [(vec![], flag(model.state_error.is_none()))],
     );
     scrape.gauge(
         "snapwarden_scheduler_last_tick_timestamp_seconds",
-        "When the scheduler's loop last turned.",
+        "When the scheduler's loop last ran.",
         &[],
         model.ticked_at.map(|at| (vec![], seconds(at))),
     );
@@ -201,13 +201,13 @@ fn program(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_quota_usage",
-        "How much of a quota of the organization is used.",
+        "Used amount of a quota of the organization.",
         &["resource"],
         model.quotas.iter().map(|(resource, (usage, _))| (vec![named(resource)], number(*usage))),
     );
     scrape.gauge(
         "snapwarden_quota_limit",
-        "How much a quota of the organization allows; absent where there is no limit.",
+        "Limit of a quota of the organization; absent if there is none.",
         &["resource"],
         model
             .quotas
@@ -237,7 +237,7 @@ fn policies(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_policy_next_run_timestamp_seconds",
-        "When the policy runs next by itself; absent if it does not.",
+        "When the policy is due next; absent if it is not scheduled.",
         &["policy"],
         each(|policy| policy.next_run_at.map(seconds)),
     );
@@ -249,7 +249,7 @@ fn policies(model: &Model, scrape: &mut Scrape) {
     );
     scrape.counter(
         "snapwarden_policy_missed_runs_total",
-        "Runs of the policy that were due while the program or the machine was not there.",
+        "Runs of the policy that were due while the program or the machine was not running.",
         &["policy"],
         each(|policy| Some(number(policy.missed_runs))),
     );
@@ -257,7 +257,7 @@ fn policies(model: &Model, scrape: &mut Scrape) {
         model,
         scrape,
         "snapwarden_policy_runs_total",
-        "Runs of the policy by result; skipped are those that were due while another one went on.",
+        "Runs of the policy by result; skipped are those that were due during another run.",
         |policy| &policy.runs,
     );
 }
@@ -289,13 +289,13 @@ fn zones(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_policy_last_success_timestamp_seconds",
-        "When a run last ended in which nothing failed and nothing was held in the zone; absent until the first.",
+        "When the last run ended in which nothing failed and nothing was blocked by the guard in the zone; absent until the first.",
         labels,
         each(|zone| zone.memory.last_success_at.map(seconds)),
     );
     scrape.gauge(
         "snapwarden_policy_held",
-        "Whether the guard held the last run's deletions in the zone back.",
+        "Whether the guard blocked the last run's deletions in the zone.",
         labels,
         each(|zone| Some(flag(zone.memory.held.is_some()))),
     );
@@ -307,13 +307,13 @@ fn zones(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_export_gate_oldest_timestamp_seconds",
-        "Since when something in the zone is kept only for want of a verified copy, without a break; absent if nothing is.",
+        "Since when snapshots in the zone are kept only because a verified copy is missing, without a break; absent if none are.",
         labels,
         each(|zone| zone.memory.gate_since.map(seconds)),
     );
     scrape.gauge(
         "snapwarden_planned_deletes",
-        "Snapshots that the policy's last plan in the zone let go.",
+        "Snapshots that the policy's last plan in the zone deletes.",
         labels,
         each(|zone| Some(number(zone.memory.plan.as_ref().map_or(0, |plan| plan.delete)))),
     );
@@ -339,7 +339,7 @@ fn is_unmatched(zone: &ZoneModel) -> bool {
     zone.memory.plan.as_ref().is_some_and(nothing) && zone.memory.instances.is_empty()
 }
 
-/// How many snapshots stay although the policy lets them go, by what keeps them.
+/// How many snapshots are kept although the policy would delete them, by reason.
 fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 5] {
     let plan = zone.memory.plan.clone().unwrap_or_default();
     let guarded = if zone.memory.held.is_some() { plan.delete } else { 0 };
@@ -415,7 +415,7 @@ fn steps(model: &Model, scrape: &mut Scrape) {
         model,
         scrape,
         "snapwarden_snapshot_creates_total",
-        "Snapshots to be taken, by result.",
+        "Snapshots to be created, by result.",
         |policy| &policy.steps.creates,
     );
     results(model, scrape, "snapwarden_exports_total", "Exports into an archive, by result.", |policy| {
@@ -436,19 +436,19 @@ fn steps(model: &Model, scrape: &mut Scrape) {
     };
     scrape.counter(
         "snapwarden_export_bytes_total",
-        "Bytes of images that arrived, those that had to come again included.",
+        "Bytes of images that were downloaded, including those that were downloaded again.",
         &["policy"],
         each(|policy| policy.export_bytes),
     );
     scrape.counter(
         "snapwarden_export_resumes_total",
-        "How often a download went on over a new connection.",
+        "How often a download continued on a new connection.",
         &["policy"],
         each(|policy| policy.export_resumes),
     );
     scrape.counter(
         "snapwarden_export_checksum_mismatches_total",
-        "How often the MD5 of an image was not the one that the service gives.",
+        "How often the MD5 of an image differed from the API's.",
         &["policy"],
         each(|policy| policy.export_checksum_mismatches),
     );
@@ -463,20 +463,20 @@ fn downloads(model: &Model, running: &[RunningDownload], scrape: &mut Scrape) {
     };
     scrape.gauge(
         "snapwarden_exports_in_progress",
-        "Images of the policy that come in, or are being proved, at this moment.",
+        "Images of the policy that are being downloaded or verified now.",
         &["policy"],
         each(|_| 1),
     );
     scrape.gauge(
         "snapwarden_export_progress_bytes",
-        "Bytes that are there of the images that come in at this moment.",
+        "Bytes downloaded so far of the images that are being downloaded now.",
         &["policy"],
         each(|download| download.how_far.bytes),
     );
 }
 
 fn archives(model: &Model, scrape: &mut Scrape) {
-    // Of one that can't be read nothing is known.
+    // Nothing is known about one that can't be read.
     let readable = || model.archives.iter().filter(|(_, facts)| facts.error.is_none());
     scrape.gauge(
         "snapwarden_archive_readable",
@@ -486,7 +486,7 @@ fn archives(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_archive_images",
-        "Verified copies in the archive whose image is there.",
+        "Verified copies in the archive whose image exists.",
         &["archive"],
         readable().map(|(name, facts)| (vec![name.as_str().into()], number(facts.images))),
     );
@@ -498,7 +498,7 @@ fn archives(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_archive_free_bytes",
-        "Bytes that may still be written on the archive's file system.",
+        "Free bytes on the archive's file system.",
         &["archive"],
         model
             .archives
@@ -507,14 +507,14 @@ fn archives(model: &Model, scrape: &mut Scrape) {
     );
     scrape.gauge(
         "snapwarden_archive_last_verify_timestamp_seconds",
-        "When the image that was not proved for longest was last proved; absent without an image.",
+        "The oldest time of last verification among the archive's copies; absent without a copy.",
         &["archive"],
         readable()
             .filter_map(|(name, facts)| Some((vec![name.as_str().into()], seconds(facts.verified_at?)))),
     );
     scrape.gauge(
         "snapwarden_archive_corrupt_images",
-        "Copies in the archive that were lost or damaged.",
+        "Copies in the archive that are missing or damaged.",
         &["archive"],
         readable().map(|(name, facts)| (vec![name.as_str().into()], number(facts.corrupt))),
     );
@@ -527,7 +527,7 @@ fn api(model: &Model, scrape: &mut Scrape) {
     });
     scrape.counter(
         "snapwarden_api_requests_total",
-        "Requests of the API by the status of the answer; none is for those without an answer.",
+        "Requests to the API by the status of the answer; `none` if there was no answer.",
         &["zone", "operation", "code"],
         requests,
     );
@@ -537,7 +537,7 @@ fn api(model: &Model, scrape: &mut Scrape) {
         .map(|((operation, reason), count)| (vec![(*operation).into(), (*reason).into()], number(*count)));
     scrape.counter(
         "snapwarden_api_retries_total",
-        "Requests of the API that were sent again, by what went wrong before.",
+        "Requests to the API that were repeated, by the reason.",
         &["operation", "reason"],
         retries,
     );
@@ -558,7 +558,7 @@ fn seconds(at: Timestamp) -> f64 {
 
 #[expect(
     clippy::cast_precision_loss,
-    reason = "a metric is a floating-point number; beyond 2^53 nobody counts"
+    reason = "a metric is a floating-point number; counts beyond 2^53 don't occur"
 )]
 fn number(count: u64) -> f64 {
     count as f64

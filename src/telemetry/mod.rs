@@ -1,7 +1,7 @@
-//! Tells: what the program did and how it is, as log lines, as metrics, and as a status.
+//! Reports what the program did and how it is: as log lines, as metrics, and as a status.
 //!
-//! Everything is told to [`Telemetry`] and folded in one place, [`model`], from which [`metrics`] and [`status`] are
-//! made: so they can't disagree. The log is apart from them.
+//! Everything is reported to [`Telemetry`] and collected in one place, [`model`], from which [`metrics`] and [`status`]
+//! are built: so they can't disagree. The log is separate.
 
 pub mod logging;
 pub mod metrics;
@@ -28,10 +28,10 @@ use crate::telemetry::metrics::Histograms;
 use crate::telemetry::model::{Last, Model, PolicyModel, PolicyView, SKIPPED, count};
 use crate::telemetry::status::Status;
 
-/// A scheduler that did not turn for so long is stuck.
+/// A scheduler whose loop did not run for this long has stalled.
 const TICK_LATE: Duration = Duration::from_mins(1);
 
-/// All that the daemon tells of itself. Cloning is cheap and shares everything.
+/// Everything that the daemon reports about itself. Clones are cheap and share everything.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     shared: Arc<Shared>,
@@ -75,7 +75,7 @@ impl Telemetry {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The downloads that are told of: for every runner whose runs are.
+    /// The downloads that are reported, to be shared with every runner.
     pub fn downloads(&self) -> Downloads {
         self.shared.downloads.clone()
     }
@@ -88,9 +88,9 @@ impl Telemetry {
         self.shared.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a configuration over, at the start and at each reload. Every series of a policy is there from now on;
-    /// policies, zones and archives that the configuration does not have any more are forgotten with all their
-    /// series; the counters of those that stay go on. It also makes the program ready.
+    /// Takes over a configuration, at the start and at each reload. All series of its policies exist from now on;
+    /// policies, zones and archives that it does not have any more are removed with all their series; other counters
+    /// continue. It also makes the program ready.
     pub fn configure(&self, policies: &[PolicyView<'_>], archives: &BTreeSet<ArchiveName>) {
         let mut model = self.model();
         let mut before = std::mem::take(&mut model.policies);
@@ -112,7 +112,7 @@ impl Telemetry {
         model.configured = true;
     }
 
-    /// A configuration was read and taken over, or was not and the old one stays.
+    /// A configuration was read and taken over; or it was not, and the old one is still in use.
     pub fn reloaded(&self, ok: bool, at: Timestamp) {
         let mut model = self.model();
         model.reload_ok = ok;
@@ -121,12 +121,12 @@ impl Telemetry {
         }
     }
 
-    /// What the daemon must remember was written, or could not be, because of this.
+    /// The daemon's state was written, or could not be, because of this error.
     pub fn state_written(&self, error: Option<String>) {
         self.model().state_error = error;
     }
 
-    /// The scheduler's loop turned.
+    /// The scheduler's loop ran.
     pub fn tick(&self, at: Timestamp) {
         let ticked = self.shared.clock.elapsed();
         let mut model = self.model();
@@ -138,7 +138,7 @@ impl Telemetry {
         self.model().draining = true;
     }
 
-    /// When the policy runs next by itself.
+    /// When the policy is due next.
     pub fn next_run(&self, policy: &PolicyName, at: Option<Timestamp>) {
         self.of(policy, |policy| policy.next_run_at = at);
     }
@@ -148,12 +148,12 @@ impl Telemetry {
         self.of(policy, |policy| policy.running_since = Some(at));
     }
 
-    /// So many runs of the policy were due while nobody was there to begin them.
+    /// This many runs of the policy were due while the daemon was not running.
     pub fn missed(&self, policy: &PolicyName, runs: u64) {
         self.of(policy, |policy| policy.missed_runs += runs);
     }
 
-    /// So many runs of the policy were due while another one went on.
+    /// This many runs of the policy were due during another run.
     pub fn skipped(&self, policy: &PolicyName, runs: u64) {
         self.of(policy, |policy| *policy.runs.entry(SKIPPED).or_default() += runs);
     }
@@ -193,7 +193,7 @@ impl Telemetry {
         }
     }
 
-    /// What an archive holds by now.
+    /// The current content of an archive.
     pub fn archive(&self, name: &ArchiveName, facts: ArchiveStats) {
         let mut model = self.model();
         if model.archive_names.contains(name) {
@@ -201,7 +201,7 @@ impl Telemetry {
         }
     }
 
-    /// This machine's clock is ahead of the API's by so many seconds.
+    /// How many seconds this machine's clock is ahead of the API's.
     pub fn clock_skew(&self, zone: &ZoneName, seconds: f64) {
         let mut model = self.model();
         if model.has_zone(zone) {
@@ -215,7 +215,7 @@ impl Telemetry {
         }
     }
 
-    /// Whether the scheduler's loop turns.
+    /// Whether the scheduler's loop runs.
     ///
     /// # Errors
     /// Why not, as a sentence.
@@ -224,17 +224,17 @@ impl Telemetry {
         if still <= TICK_LATE {
             return Ok(());
         }
-        Err(format!("the scheduler's loop did not turn for {} s", still.as_secs()))
+        Err(format!("the scheduler's loop has stalled for {} s", still.as_secs()))
     }
 
-    /// Whether a configuration is in force and runs may begin.
+    /// Whether a configuration is in use and runs may begin.
     ///
     /// # Errors
     /// Why not, as a sentence.
     pub fn ready(&self) -> Result<(), String> {
         let model = self.model();
         if model.draining {
-            Err("the program was told to stop: no new run begins".to_owned())
+            Err("the program is stopping: no new run begins".to_owned())
         } else if model.configured {
             Ok(())
         } else {
@@ -248,7 +248,7 @@ impl Telemetry {
         metrics::text(&self.model(), &running, &self.shared.histograms)
     }
 
-    /// Everything as `/api/v1/status` tells it.
+    /// The status as in `/api/v1/status`.
     pub fn status_json(&self) -> Status {
         let running = self.running();
         status::of(&self.model(), running, self.shared.clock.now())

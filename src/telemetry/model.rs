@@ -1,8 +1,7 @@
-//! What is known of the daemon, its policies and its archives: the one place that reports are folded in.
+//! The state of the daemon, its policies and its archives: the one place where reports are collected.
 //!
-//! It is plain data behind a lock that is held for no longer than it takes to add something up. Whoever folds
-//! something in for a policy, a zone or an archive that the configuration does not have (any more) folds nothing:
-//! so a run that outlives its policy leaves no series behind.
+//! It is plain data behind a lock that is held only for short updates. Updates for a policy, a zone or an archive that
+//! the configuration does not have (any more) are ignored, so that a run that outlives its policy adds no series.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,17 +26,17 @@ pub(super) const SKIPPED: &str = "skipped";
 /// The results of all counters of steps.
 pub(super) const STEP_RESULTS: [&str; 4] = ["done", "failed", "blocked", SKIPPED];
 
-/// How often, by result; every result is there.
+/// A count for each result; all results are present.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
 
-/// A policy as the configuration has it, with what is remembered of it.
+/// A policy of the configuration, with its facts from the state directory.
 #[derive(Debug, Clone)]
 pub struct PolicyView<'a> {
     /// The policy.
     pub policy: &'a Policy,
     /// When the configuration first had it.
     pub first_seen_at: Timestamp,
-    /// What came of its last runs, by the state directory.
+    /// The results of its last runs.
     pub remembered: LastRuns,
     /// The longest span between two due times of its schedule; none without a schedule.
     pub expected_interval: Option<Duration>,
@@ -54,29 +53,29 @@ pub struct Last {
     pub result: String,
 }
 
-/// All that is known.
+/// The whole model.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) version: String,
     pub(super) revision: String,
     pub(super) draining: bool,
-    /// Whether a configuration was taken over, with what is remembered of its policies.
+    /// Whether a configuration was taken over.
     pub(super) configured: bool,
     pub(super) ticked_at: Option<Timestamp>,
     /// On the clock's elapsed time; the start counts as one.
     pub(super) ticked: Duration,
     pub(super) reload_ok: bool,
     pub(super) loaded_at: Option<Timestamp>,
-    /// Why the daemon can't remember how far it served the schedules, if so.
+    /// Why the daemon's state can't be written, if so.
     pub(super) state_error: Option<String>,
     pub(super) policies: BTreeMap<PolicyName, PolicyModel>,
     /// The archives of the configuration.
     pub(super) archive_names: BTreeSet<ArchiveName>,
     /// Those that were read.
     pub(super) archives: BTreeMap<ArchiveName, ArchiveStats>,
-    /// By what there may only be so many of: how many there are, and may be.
+    /// Used amount and limit by the name of the quota.
     pub(super) quotas: BTreeMap<String, (u64, Option<u64>)>,
-    /// In seconds; this machine's clock is ahead of the API's by so much.
+    /// How many seconds this machine's clock is ahead of the API's, by zone.
     pub(super) clock_skew: BTreeMap<ZoneName, f64>,
     pub(super) api_requests: BTreeMap<(ZoneName, &'static str, Option<StatusCode>), u64>,
     pub(super) api_retries: BTreeMap<(&'static str, &'static str), u64>,
@@ -92,7 +91,7 @@ pub(super) struct PolicyModel {
     pub(super) next_run_at: Option<Timestamp>,
     pub(super) running_since: Option<Timestamp>,
     pub(super) last: Option<Last>,
-    /// What is kept for so long only for want of a copy is an alert.
+    /// A snapshot that is kept for this long only because a copy is missing is an alert.
     pub(super) alert_after: Option<Duration>,
     pub(super) missed_runs: u64,
     pub(super) runs: Counts,
@@ -132,7 +131,7 @@ impl Model {
 }
 
 impl PolicyModel {
-    /// The policy as a configuration has it; what was counted `before` goes on.
+    /// A policy of a new configuration; the counters of `before` continue.
     pub(super) fn configured(view: &PolicyView<'_>, before: Option<Self>) -> Self {
         let policy = view.policy;
         let mut model = before.unwrap_or_else(|| Self::new(view.first_seen_at));
@@ -158,7 +157,7 @@ impl PolicyModel {
         for zone in &policy.zones {
             let mut known = zones_before.remove(zone).unwrap_or_default();
             if let Some(remembered) = view.remembered.zones.get(zone) {
-                // A run by hand may have been the last one.
+                // A manual run may have been the last one.
                 if known.memory.last_run_at < remembered.last_run_at {
                     known.memory = ZoneMemory { accepted: None, ..remembered.clone() };
                 }
@@ -219,7 +218,7 @@ impl PolicyModel {
             Action::Export => Some(&mut self.steps.exports),
             Action::Promote => Some(&mut self.steps.promotes),
             Action::Delete => Some(&mut self.steps.deletes),
-            // Templates beyond `keep`, copies, and what is done by hand: no metric of theirs.
+            // Old templates, copies and manual steps have no metrics.
             Action::DeleteTemplate | Action::PruneCopy | Action::Restore => None,
         };
         if let Some(counts) = counts {

@@ -1,4 +1,4 @@
-//! What the daemon says of itself at `/api/v1/status`.
+//! The daemon's status, as JSON at `/api/v1/status`.
 //!
 //! ```json
 //! {
@@ -25,7 +25,7 @@
 //! }
 //! ```
 //!
-//! Read back it may be another version's: what is missing there is nothing, and what is new is passed over.
+//! It may be read by another version of this program: missing fields get their defaults, unknown ones are ignored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,29 +44,29 @@ use crate::telemetry::model::{Last, Model, PolicyModel, ZoneModel};
 pub struct Status {
     /// Of the program.
     pub version: String,
-    /// The moment at which this was said.
+    /// The time of this status.
     pub at: Option<Timestamp>,
-    /// Whether it was told to stop.
+    /// Whether it is stopping.
     pub draining: bool,
-    /// Why the daemon can't write down how far it served the schedules, if so.
+    /// Why the daemon's state can't be written, if so.
     pub state_error: Option<String>,
-    /// The configuration in force.
+    /// The configuration in use.
     pub config: ConfigStatus,
     /// The policies of the configuration, by name.
     pub policies: BTreeMap<String, PolicyStatus>,
     /// The archives of the configuration, by name, once they were read.
     pub archives: BTreeMap<String, ArchiveStatus>,
-    /// Images on their way in.
+    /// Downloads in progress.
     pub downloads: Vec<DownloadStatus>,
 }
 
-/// The configuration in force.
+/// The configuration in use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConfigStatus {
-    /// Whether the last attempt to read it went well; if not, the one before is in force.
+    /// Whether the last attempt to read it succeeded; if not, the previous one is in use.
     pub last_reload_successful: bool,
-    /// When the one in force was read.
+    /// When the one in use was read.
     pub loaded_at: Option<Timestamp>,
 }
 
@@ -82,17 +82,17 @@ impl Default for ConfigStatus {
 pub struct PolicyStatus {
     /// Whether it runs.
     pub enabled: bool,
-    /// Its cron line; none if it runs by hand alone.
+    /// Its cron line; none if it runs only manually.
     pub schedule: Option<String>,
     /// The name of its time zone.
     pub timezone: Option<String>,
-    /// When it runs next by itself.
+    /// When it is due next.
     pub next_run_at: Option<Timestamp>,
     /// When the run in flight began; none if there is none.
     pub running_since: Option<Timestamp>,
     /// The last run that ended.
     pub last: Option<Last>,
-    /// Runs that were due while nobody was there, since the program started.
+    /// Runs that were due while the program was not running, counted since its start.
     pub missed_runs: u64,
     /// Its zones, by name.
     pub zones: BTreeMap<String, ZoneStatus>,
@@ -104,17 +104,17 @@ pub struct PolicyStatus {
 pub struct ZoneStatus {
     /// When a run last ended here.
     pub last_run_at: Option<Timestamp>,
-    /// When one last ended in which nothing failed and nothing was held.
+    /// When the last one ended in which nothing failed and nothing was blocked by the guard.
     pub last_success_at: Option<Timestamp>,
-    /// What went wrong in the last one, if something did: the first thing.
+    /// The first failure of the last one, if there was any.
     pub failure: Option<String>,
-    /// Why the last one's deletions were held, if they were.
+    /// Why the guard blocked the last one's deletions, if it did.
     pub held: Option<String>,
-    /// Since when something is kept only for want of a verified copy, without a break.
+    /// Since when snapshots are kept only because a verified copy is missing, without a break.
     pub gate_since: Option<Timestamp>,
     /// Why that is an alert by now, if it is.
     pub gate_alert: Option<String>,
-    /// What the last plan said.
+    /// The sums of the last plan.
     pub plan: Option<PlanSums>,
 }
 
@@ -122,21 +122,21 @@ pub struct ZoneStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ArchiveStatus {
-    /// Verified copies whose image is there.
+    /// Verified copies whose image exists.
     pub images: u64,
     /// The length of all these images in bytes.
     pub bytes: u64,
-    /// Bytes that may still be written there.
+    /// Free bytes there.
     pub free_bytes: Option<u64>,
-    /// Copies that were lost or damaged.
+    /// Copies that are missing or damaged.
     pub corrupt: u64,
-    /// When the image that was not proved for longest was last proved.
+    /// The oldest time of last verification among the copies.
     pub verified_at: Option<Timestamp>,
     /// Why it can't be read, if so.
     pub error: Option<String>,
 }
 
-/// An image on its way in.
+/// A download in progress.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DownloadStatus {
@@ -154,7 +154,7 @@ pub struct DownloadStatus {
     pub archives: Vec<String>,
     /// When it began.
     pub started_at: Option<Timestamp>,
-    /// How far it came.
+    /// Downloading or verifying.
     #[serde(flatten)]
     pub how_far: HowFar,
 }

@@ -84,7 +84,7 @@ async fn every_route_answers_as_promised() {
     port.telemetry.configure(&[], &BTreeSet::new());
     assert_eq!(status_of(&get(port.address, "/readyz").await), "200");
     port.telemetry.draining();
-    assert!(get(port.address, "/readyz").await.contains("told to stop"));
+    assert!(get(port.address, "/readyz").await.contains("stopping"));
 }
 
 #[tokio::test]

@@ -515,7 +515,7 @@ async fn the_loop_is_alive_for_a_minute_after_each_turn_and_ready_until_it_drain
     tokio::time::advance(Duration::from_mins(1)).await;
     assert_eq!(telemetry.alive(), Ok(()));
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(telemetry.alive(), Err("the scheduler's loop did not turn for 61 s".to_owned()));
+    assert_eq!(telemetry.alive(), Err("the scheduler's loop has stalled for 61 s".to_owned()));
     telemetry.draining();
-    assert!(telemetry.ready().unwrap_err().contains("told to stop"));
+    assert!(telemetry.ready().unwrap_err().contains("stopping"));
 }
