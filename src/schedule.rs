@@ -219,7 +219,7 @@ impl Schedule {
         let mut wall = zone.to_datetime(after);
         loop {
             wall = self.next_on_wall(wall, false)?;
-            let due = once(wall, zone)?;
+            let due = instant_on_wall_clock(wall, zone)?;
             // In the second of two hours with one name, the wall clock's times were all due already.
             if due > after {
                 return Some(due);
@@ -267,8 +267,9 @@ fn reads_alone(index: usize, field: &str, letters: &str) -> bool {
         && parser().parse(&fields.join(" ")).is_ok()
 }
 
-/// The one instant that a time of the wall clock stands for: the first of two; the first after a gap.
-fn once(wall: DateTime, zone: &TimeZone) -> Option<Timestamp> {
+/// The one instant that a time on the wall clock stands for: the first of two where clocks go back, and the first after
+/// the gap where they go forward.
+pub(crate) fn instant_on_wall_clock(wall: DateTime, zone: &TimeZone) -> Option<Timestamp> {
     let ambiguous = zone.to_ambiguous_timestamp(wall);
     if let AmbiguousOffset::Gap { .. } = ambiguous.offset() {
         // Read by the offset after the gap, the time lies before the gap.

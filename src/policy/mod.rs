@@ -151,6 +151,15 @@ pub struct Retention {
     pub failed_after: Option<Span>,
 }
 
+impl Retention {
+    /// Whether it has any of the rules `keep_last`, `keep_within`, `keep_daily` and the like.
+    pub fn has_keep_rule(&self) -> bool {
+        let has_rule_for =
+            |period| self.keep.get(period).is_some() || self.keep_within_each.get(period).is_some();
+        self.keep_last.is_some() || self.keep_within.is_some() || Period::ALL.into_iter().any(has_rule_for)
+    }
+}
+
 /// The count of a keep rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Count {

@@ -8,9 +8,11 @@ use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::schedule::instant_on_wall_clock;
 use crate::text::excerpt;
 
 /// The most years that a span may have: far beyond any rule, and far from the end of the calendar.
@@ -125,40 +127,38 @@ impl FromStr for Span {
 }
 
 impl Span {
-    /// The instant that lies so long before `now`: years and months first, clamped at a month's end, then
-    /// weeks and days by the clock on the wall of `zone`, then hours and less by absolute time.
+    /// The instant at which this span after `then` ends: years and months first, then weeks and days on the wall clock
+    /// of `zone`, then hours and less as absolute time. `None` if that is beyond the calendar.
     ///
-    /// What lies before the smallest timestamp is the smallest timestamp.
-    pub fn before(&self, now: Timestamp, zone: &TimeZone) -> Timestamp {
-        now.to_zoned_datetime(zone.clone())
-            .checked_sub(self.calendar_part())
-            .and_then(|then| then.timestamp().checked_sub(self.absolute_part()))
-            .unwrap_or(Timestamp::MIN)
-    }
-
-    /// The instant that lies so long after `then`, counted as [`Span::before`] does; `None` beyond the
-    /// largest timestamp.
-    ///
-    /// It is not always the inverse of [`Span::before`]: a month after 31 January is 28 February, and a
-    /// month before 28 February is 28 January.
+    /// A day that the month lacks counts as the end of that month: a month after 31 January is 1 March, 00:00, not
+    /// 28 February. So a later `then` never ends earlier, except in the hour that comes twice when clocks go back: both
+    /// of its instants stand for one time on the wall clock.
     pub fn after(&self, then: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        then.to_zoned_datetime(zone.clone())
-            .checked_add(self.calendar_part())
-            .and_then(|later| later.timestamp().checked_add(self.absolute_part()))
-            .ok()
+        let has_calendar_part = self.years > 0 || self.months > 0 || self.weeks > 0 || self.days > 0;
+        let end = if has_calendar_part {
+            instant_on_wall_clock(self.on_wall_clock(zone.to_datetime(then))?, zone)?
+        } else {
+            then
+        };
+        end.checked_add(self.absolute_part()).ok()
     }
 
-    /// Within jiff's limits, since the parser's are narrower.
-    fn calendar_part(&self) -> jiff::Span {
-        jiff::Span::new()
-            .try_years(self.years)
-            .and_then(|span| span.try_months(self.months))
-            .and_then(|span| span.try_weeks(self.weeks))
-            .and_then(|span| span.try_days(self.days))
-            .unwrap_or_default()
+    /// The calendar's part of the span after a time on the wall clock.
+    pub(crate) fn on_wall_clock(&self, then: DateTime) -> Option<DateTime> {
+        let months = 12 * i64::from(self.years) + i64::from(self.months);
+        let month = 12 * i64::from(then.year()) + i64::from(then.month()) - 1 + months;
+        let (year, month) = (i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12) + 1).ok()?);
+        let first_of_month = Date::new(year, month, 1).ok()?;
+        let time = match Date::new(year, month, then.day()) {
+            Ok(date) => date.to_datetime(then.time()),
+            Err(_) => first_of_month.last_of_month().tomorrow().ok()?.to_datetime(Time::midnight()),
+        };
+        let days = 7 * i64::from(self.weeks) + i64::from(self.days);
+        time.checked_add(jiff::Span::new().try_days(days).ok()?).ok()
     }
 
-    fn absolute_part(&self) -> SignedDuration {
+    /// Hours and less.
+    pub(crate) fn absolute_part(&self) -> SignedDuration {
         i64::try_from(self.milliseconds).map_or(SignedDuration::MAX, SignedDuration::from_millis)
     }
 }
@@ -330,40 +330,80 @@ mod tests {
         }
     }
 
+    /// Where a span after a time ends.
+    fn end(text: &str, then: &str, zone: &TimeZone) -> String {
+        span(text).after(at(then), zone).map_or_else(|| "never".to_owned(), |end| end.to_string())
+    }
+
     #[test]
-    fn a_month_before_the_end_of_march_is_the_end_of_february() {
-        let utc = TimeZone::UTC;
-        let back = |text: &str, now: &str| span(text).before(at(now), &utc).to_string();
-        assert_eq!(back("1mo", "2027-03-31T12:00:00Z"), "2027-02-28T12:00:00Z");
-        assert_eq!(back("1mo", "2028-03-31T12:00:00Z"), "2028-02-29T12:00:00Z");
-        assert_eq!(back("1y", "2028-02-29T12:00:00Z"), "2027-02-28T12:00:00Z");
-        assert_eq!(back("1y1d1mo", "2027-03-31T12:00:00Z"), "2026-02-27T12:00:00Z");
-        assert_eq!(back("400d", "2027-03-31T12:00:00Z"), "2026-02-24T12:00:00Z");
+    fn a_day_that_the_month_lacks_is_the_end_of_that_month() {
+        for (text, then, expected) in [
+            ("1mo", "2027-01-28T12:00:00Z", "2027-02-28T12:00:00Z"),
+            ("1mo", "2027-01-29T00:00:00Z", "2027-03-01T00:00:00Z"),
+            ("1mo", "2027-01-31T12:00:00Z", "2027-03-01T00:00:00Z"),
+            ("1mo", "2027-02-28T12:00:00Z", "2027-03-28T12:00:00Z"),
+            ("1mo", "2028-01-29T12:00:00Z", "2028-02-29T12:00:00Z"),
+            ("1mo", "2027-12-31T12:00:00Z", "2028-01-31T12:00:00Z"),
+            ("1y", "2028-02-29T12:00:00Z", "2029-03-01T00:00:00Z"),
+            ("4y", "2028-02-29T12:00:00Z", "2032-02-29T12:00:00Z"),
+            ("1y1mo", "2028-02-29T12:00:00Z", "2029-03-29T12:00:00Z"),
+            ("1y6mo", "2026-08-31T12:00:00Z", "2028-03-01T00:00:00Z"),
+            ("1mo1d", "2027-01-31T12:00:00Z", "2027-03-02T00:00:00Z"),
+            ("1mo12h", "2027-01-31T12:00:00Z", "2027-03-01T12:00:00Z"),
+            ("400d", "2026-02-24T12:00:00Z", "2027-03-31T12:00:00Z"),
+        ] {
+            assert_eq!(end(text, then, &TimeZone::UTC), expected, "{text} after {then}");
+        }
+        let zurich = zone("Europe/Zurich");
+        assert_eq!(end("1mo", "2027-01-31T12:00:00Z", &zurich), "2027-02-28T23:00:00Z");
     }
 
     #[test]
     fn a_day_is_the_calendars_and_24_hours_are_not() {
         // In Zurich the clock skips an hour on 28 March 2027 and repeats one on 31 October.
         let zurich = zone("Europe/Zurich");
-        let back = |text: &str, now: &str| span(text).before(at(now), &zurich).to_string();
-        assert_eq!(back("1d", "2027-03-28T10:00:00Z"), "2027-03-27T11:00:00Z");
-        assert_eq!(back("24h", "2027-03-28T10:00:00Z"), "2027-03-27T10:00:00Z");
-        assert_eq!(back("1d", "2027-10-31T11:00:00Z"), "2027-10-30T10:00:00Z");
-        assert_eq!(back("1w", "2027-10-31T11:00:00Z"), "2027-10-24T10:00:00Z");
-        assert_eq!(
-            span("1d").after(at("2027-03-27T11:00:00Z"), &zurich),
-            Some(at("2027-03-28T10:00:00Z")),
-            "and forward"
-        );
+        assert_eq!(end("1d", "2027-03-27T11:00:00Z", &zurich), "2027-03-28T10:00:00Z");
+        assert_eq!(end("24h", "2027-03-27T10:00:00Z", &zurich), "2027-03-28T10:00:00Z");
+        assert_eq!(end("1d", "2027-10-30T10:00:00Z", &zurich), "2027-10-31T11:00:00Z");
+        assert_eq!(end("1w", "2027-10-24T10:00:00Z", &zurich), "2027-10-31T11:00:00Z");
+        // 02:30 is skipped: the first instant after the gap. It comes twice: the first of the two.
+        assert_eq!(end("1d", "2027-03-27T01:30:00Z", &zurich), "2027-03-28T01:00:00Z");
+        assert_eq!(end("1d", "2027-10-30T00:30:00Z", &zurich), "2027-10-31T00:30:00Z");
+        // Hours alone never meet the wall clock: the second 02:30 stays itself.
+        assert_eq!(end("24h", "2027-10-31T01:30:00Z", &zurich), "2027-11-01T01:30:00Z");
+        // In Samoa 30 December 2011 did not exist.
+        assert_eq!(end("1d", "2011-12-29T20:00:00Z", &zone("Pacific/Apia")), "2011-12-30T10:00:00Z");
     }
 
     #[test]
-    fn beyond_the_calendar_it_saturates_backward_and_ends_forward() {
+    fn beyond_the_calendar_it_never_ends() {
         let utc = TimeZone::UTC;
-        assert_eq!(span("1000y").before(at("-009500-01-01T00:00:00Z"), &utc), Timestamp::MIN);
-        assert_eq!(span("1h").before(Timestamp::MIN, &utc), Timestamp::MIN);
-        assert_eq!(span("1000y").after(at("9500-01-01T00:00:00Z"), &utc), None);
+        assert_eq!(end("1000y", "9500-01-01T00:00:00Z", &utc), "never");
+        assert_eq!(end("1000y", "9999-12-30T00:00:00Z", &zone("Pacific/Apia")), "never");
         assert_eq!(span("1ms").after(Timestamp::MAX, &utc), None);
+        assert_eq!(span("1mo").after(Timestamp::MAX, &utc), None);
+        assert!(span("1000y").after(Timestamp::MIN, &utc).is_some());
+    }
+
+    /// Every half hour of five years, with a leap day and both clock changes of each year: what begins later never ends
+    /// earlier, but for the hour that comes twice.
+    #[test]
+    fn what_begins_later_never_ends_earlier() {
+        let spans = ["1d", "1w", "1mo", "2mo", "1mo1d", "6mo", "1y", "1y6mo", "2y", "52w", "36h", "1mo12h"];
+        for name in ["UTC", "Europe/Zurich", "America/New_York", "Australia/Lord_Howe"] {
+            let zone = zone(name);
+            for text in spans {
+                let span = span(text);
+                // The latest end so far, and the time on the wall clock that it belongs to.
+                let mut latest = (Timestamp::MIN, DateTime::MIN);
+                for half_hours in 0..5 * 366 * 48_i64 {
+                    let then = at("2026-01-01T00:00:00Z") + SignedDuration::from_mins(30 * half_hours);
+                    let (end, wall) = (span.after(then, &zone).unwrap(), zone.to_datetime(then));
+                    assert!(end >= latest.0 || wall < latest.1, "{text} after {then} in {name} ends at {end}");
+                    latest = latest.max((end, wall));
+                }
+            }
+        }
     }
 
     #[test]
@@ -395,18 +435,21 @@ mod tests {
         }
 
         #[test]
-        fn before_lies_before_and_after_after(
+        fn it_ends_later_than_it_begins_and_later_for_what_begins_later_on_the_wall_clock(
             text in "[1-9][0-9]{0,3}(y|mo|w|d|h|m|s|ms)([1-9][0-9]?(mo|d|h))?",
             second in -9_000_000_000i64..9_000_000_000,
+            more in 0..4_000_000i64,
+            name in proptest::sample::select(vec!["UTC", "Europe/Zurich", "America/New_York", "Australia/Lord_Howe"]),
         ) {
             if let Ok(span) = text.parse::<Span>() {
-                let now = Timestamp::from_second(second).unwrap();
-                let zurich = zone("Europe/Zurich");
-                // At a clock change half an hour may shift the wall clock by up to one.
-                let hour = SignedDuration::from_hours(1);
-                prop_assert!(span.before(now, &zurich) < now + hour);
-                prop_assert!(span.after(now, &zurich).is_none_or(|later| later > now - hour));
-                prop_assert!(span.before(now, &TimeZone::UTC) < now);
+                let zone = zone(name);
+                let (then, later) = (Timestamp::from_second(second).unwrap(), Timestamp::from_second(second + more).unwrap());
+                let end = |then: Timestamp| span.after(then, &zone).unwrap_or(Timestamp::MAX);
+                // In the hour that comes twice, some minutes may end before they begin.
+                prop_assert!(end(then) > then - SignedDuration::from_hours(1));
+                if zone.to_datetime(then) <= zone.to_datetime(later) {
+                    prop_assert!(end(then) <= end(later), "{} after {} and {}", span, then, later);
+                }
             }
         }
     }

@@ -1,100 +1,102 @@
 //! Which hour, day, week, month and year a snapshot belongs to.
 
-use std::cell::Cell;
-
-use jiff::Timestamp;
+use jiff::civil::Date;
 use jiff::tz::{Offset, TimeZone};
+use jiff::{Span, Timestamp};
 
 use crate::policy::Period;
 
 const HOUR_SECONDS: i64 = 3600;
 const DAY_SECONDS: i64 = 24 * HOUR_SECONDS;
-/// 1 January 1970 was a Thursday: so many days after a Monday.
-const EPOCH_WEEKDAY: i64 = 3;
+/// 1 January 1970 was a Thursday: this many days after a Monday.
+const EPOCH_WEEKDAY: i32 = 3;
 
-/// A number for each period that holds an instant: the same for two instants if both lie in the same one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Periods([i64; 5]);
+/// The periods that an instant lies in, each by its number: hours, days and weeks since 1970, months and years of the
+/// calendar. Two instants have the same number if and only if they lie in the same period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Periods([i32; 5]);
 
 impl Periods {
-    pub(crate) fn of(&self, period: Period) -> i64 {
+    pub(crate) fn number(&self, period: Period) -> i32 {
         self.0[period as usize]
+    }
+
+    pub(crate) fn day(&self) -> i32 {
+        self.number(Period::Day)
     }
 }
 
-/// The calendar of a time zone between two instants.
+/// The calendar of a time zone.
 ///
-/// Looking up the offset of each of a million instants anew takes longer than all judging of them; there are
-/// few changes of it, and neighbours mostly share one, and often the day as well.
+/// Looking up the zone's offset anew for each of a million instants takes longer than all rules; offsets change rarely,
+/// and neighbours mostly share one, and often the day as well.
 #[derive(Debug)]
 pub(crate) struct Calendar {
-    /// From when on each offset holds, in order; the first holds before its instant, too.
-    offsets: Vec<(Timestamp, Offset)>,
-    /// Where the last one was found.
-    near: Cell<usize>,
-    /// The last day, and its week, month and year.
-    day: Cell<(i64, [i64; 3])>,
+    zone: TimeZone,
+    /// From when until before when each known offset holds; the one used last comes first.
+    offsets: Vec<(Timestamp, Timestamp, Offset)>,
+    /// The day of the last instant, with its week, month and year.
+    last_day: (i32, [i32; 3]),
 }
 
 impl Calendar {
-    /// The calendar for instants from `first` to `last`.
-    pub(crate) fn new(zone: &TimeZone, first: Timestamp, last: Timestamp) -> Self {
-        let changes = zone.following(first).take_while(|change| change.timestamp() <= last);
-        let changes = changes.map(|change| (change.timestamp(), change.offset()));
-        let offsets = std::iter::once((first, zone.to_offset(first))).chain(changes).collect();
-        Self { offsets, near: Cell::new(0), day: Cell::new((i64::MIN, [0; 3])) }
+    pub(crate) fn new(zone: &TimeZone) -> Self {
+        Self { zone: zone.clone(), offsets: Vec::new(), last_day: (i32::MIN, [0; 3]) }
     }
 
-    fn offset(&self, instant: Timestamp) -> Offset {
-        let holds_at = |place: usize| {
-            let (from, offset) = self.offsets.get(place)?;
-            let ends = self.offsets.get(place + 1).is_some_and(|(next, _)| *next <= instant);
-            ((place == 0 || *from <= instant) && !ends).then_some(*offset)
-        };
-        holds_at(self.near.get()).unwrap_or_else(|| {
-            let place = self.offsets.partition_point(|(from, _)| *from <= instant).saturating_sub(1);
-            self.near.set(place);
-            holds_at(place).unwrap_or(Offset::UTC)
-        })
+    fn offset(&mut self, instant: Timestamp) -> Offset {
+        let holds = |(from, until, _): &(Timestamp, Timestamp, Offset)| *from <= instant && instant < *until;
+        match self.offsets.iter().position(holds) {
+            Some(place) => self.offsets.swap(0, place),
+            None => {
+                let next = self.zone.following(instant).next().map(|change| change.timestamp());
+                let until = next.unwrap_or(Timestamp::MAX);
+                // `preceding` leaves out a change at the instant itself, so it begins there at the latest.
+                let last = self.zone.preceding(instant).next().map(|change| change.timestamp());
+                let offset = self.zone.to_offset(instant);
+                let from = last.filter(|last| self.zone.to_offset(*last) == offset).unwrap_or(instant);
+                self.offsets.insert(0, (from, until, offset));
+            }
+        }
+        self.offsets.first().map_or(Offset::UTC, |(.., offset)| *offset)
     }
 
-    /// Which periods an instant between the two lies in.
-    pub(crate) fn periods(&self, instant: Timestamp) -> Periods {
+    pub(crate) fn periods(&mut self, instant: Timestamp) -> Periods {
         // Rounded down, also before 1970.
         let second = instant.as_second() - i64::from(instant.subsec_nanosecond() < 0);
         let offset = self.offset(instant);
-        let day = (second + i64::from(offset.seconds())).div_euclid(DAY_SECONDS);
-        let (known, mut longer) = self.day.get();
-        if known != day {
+        let whole = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
+        let day = whole((second + i64::from(offset.seconds())).div_euclid(DAY_SECONDS));
+        if self.last_day.0 != day {
             let date = offset.to_datetime(instant).date();
-            let (year, month) = (i64::from(date.year()), i64::from(date.month()));
+            let (year, month) = (i32::from(date.year()), i32::from(date.month()));
             // Weeks of ISO 8601 run from Monday to Sunday, whatever year they are counted to.
-            longer = [(day + EPOCH_WEEKDAY).div_euclid(7), 12 * year + month, year];
-            self.day.set((day, longer));
+            self.last_day = (day, [(day + EPOCH_WEEKDAY).div_euclid(7), 12 * year + month - 1, year]);
         }
-        let [week, month, year] = longer;
-        Periods([second.div_euclid(HOUR_SECONDS), day, week, month, year])
+        let [week, month, year] = self.last_day.1;
+        Periods([whole(second.div_euclid(HOUR_SECONDS)), day, week, month, year])
     }
 }
 
-/// What people call the period that an instant lies in: `2026-11-22`, `2026-W47`, `2026-11`; an hour by its first
-/// instant, since it is the same everywhere.
-pub(crate) fn name(period: Period, instant: Timestamp, zone: &TimeZone) -> String {
-    let date = zone.to_datetime(instant).date();
-    match period {
-        Period::Hour => {
-            let second = instant.as_second() - i64::from(instant.subsec_nanosecond() < 0);
-            let start = Timestamp::from_second(second - second.rem_euclid(HOUR_SECONDS)).unwrap_or(instant);
-            start.to_string()
-        }
-        Period::Day => date.to_string(),
-        Period::Week => {
-            let week = date.iso_week_date();
+/// The date of a day by its number.
+pub(crate) fn date_of(day: i32) -> Option<Date> {
+    Date::constant(1970, 1, 1).checked_add(Span::new().try_days(day).ok()?).ok()
+}
+
+/// The usual name of a period: `2026-11-22`, `2026-W47`, `2026-11`; an hour's is its first instant, since that is the
+/// same everywhere.
+pub(crate) fn name(period: Period, number: i32) -> String {
+    let named = match period {
+        Period::Hour => Timestamp::from_second(i64::from(number) * HOUR_SECONDS).map(|start| start.to_string()).ok(),
+        Period::Day => date_of(number).map(|date| date.to_string()),
+        Period::Week => date_of(7 * number - EPOCH_WEEKDAY).map(|monday| {
+            let week = monday.iso_week_date();
             format!("{}-W{:02}", week.year(), week.week())
-        }
-        Period::Month => format!("{}-{:02}", date.year(), date.month()),
-        Period::Year => date.year().to_string(),
-    }
+        }),
+        Period::Month => Some(format!("{}-{:02}", number.div_euclid(12), number.rem_euclid(12) + 1)),
+        Period::Year => None,
+    };
+    named.unwrap_or_else(|| number.to_string())
 }
 
 #[cfg(test)]
@@ -103,8 +105,24 @@ mod tests {
 
     use super::*;
 
+    /// The name by jiff's own calendar.
+    fn name_by_jiff(period: Period, instant: Timestamp, zone: &TimeZone) -> String {
+        let date = zone.to_datetime(instant).date();
+        let week = date.iso_week_date();
+        match period {
+            Period::Hour => {
+                let hour = instant.as_nanosecond().div_euclid(3_600_000_000_000);
+                Timestamp::from_nanosecond(hour * 3_600_000_000_000).unwrap().to_string()
+            }
+            Period::Day => date.to_string(),
+            Period::Week => format!("{}-W{:02}", week.year(), week.week()),
+            Period::Month => format!("{}-{:02}", date.year(), date.month()),
+            Period::Year => date.year().to_string(),
+        }
+    }
+
     proptest! {
-        /// By jiff's own calendar, zone by zone, across clock changes and before 1970.
+        /// Zone by zone, across clock changes and before 1970.
         #[test]
         fn two_instants_share_a_period_if_and_only_if_its_name_is_the_same(
             zone in prop::sample::select(vec!["UTC", "Europe/Zurich", "America/New_York", "Australia/Lord_Howe"]),
@@ -118,12 +136,13 @@ mod tests {
                 second += step;
                 instants.push(Timestamp::new(second, nanosecond).unwrap());
             }
-            let calendar = Calendar::new(&zone, instants[0], instants[instants.len() - 1]);
+            let mut calendar = Calendar::new(&zone);
             for pair in instants.windows(2).rev() {
                 let [a, b] = [pair[0], pair[1]].map(|instant| calendar.periods(instant));
                 for period in Period::ALL {
-                    let [name_a, name_b] = [pair[0], pair[1]].map(|instant| name(period, instant, &zone));
-                    prop_assert_eq!(a.of(period) == b.of(period), name_a == name_b, "{:?} {:?}", period, pair);
+                    let names = [pair[0], pair[1]].map(|instant| name_by_jiff(period, instant, &zone));
+                    prop_assert_eq!(&name(period, a.number(period)), &names[0]);
+                    prop_assert_eq!(a.number(period) == b.number(period), names[0] == names[1], "{:?} {:?}", period, pair);
                 }
             }
         }

@@ -1,31 +1,35 @@
-//! The gate: verified copies without which a snapshot may not go.
+//! The export gate: verified copies that must exist before a snapshot may be deleted.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::policy::{ArchiveName, Policy, Which};
+use crate::retention::expiry::first_second_from;
 use crate::retention::grouping::counted_from;
 use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
 use crate::retention::verdict::CopyNeeded;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
+use crate::text::excerpt;
+
+/// The most characters that are repeated of another program's words.
+const QUOTED_CHARACTERS: usize = 500;
 
 /// A copy that some policy requires, and what its archive holds.
 #[derive(Debug)]
-pub(crate) struct Need {
-    /// Its number: the same copy has the same for all policies.
-    pub(crate) number: usize,
+pub(crate) struct Requirement {
     pub(crate) copy: CopyNeeded,
-    vault: Arc<Vault>,
+    /// Why it keeps the snapshots for which it does not pass.
+    pub(crate) unmet: Arc<Unmet>,
+    copies: Arc<CopyIndex>,
 }
 
-/// Why a need is not met.
+/// Why a requirement is not met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unmet {
-    /// There is no such copy.
     Missing(CopyNeeded),
-    /// Whether there is one can't be told.
     Unreachable {
         archive: ArchiveName,
         /// May hold another program's words.
@@ -35,39 +39,49 @@ pub(crate) enum Unmet {
 
 /// What an archive holds, made for looking up.
 #[derive(Debug)]
-enum Vault {
-    Closed(Unmet),
-    Open,
-    Known { snapshots: HashSet<SnapshotId>, instances: HashMap<InstanceId, Newest> },
+enum CopyIndex {
+    Unreachable(Box<str>),
+    Assumed,
+    Known { snapshots: HashSet<SnapshotId>, instances: HashMap<InstanceId, NewestCopy> },
 }
 
 /// The newest copy of an instance.
 #[derive(Debug, Default)]
-struct Newest {
-    /// Of those that are not dated in the future: those move nothing.
+struct NewestCopy {
+    /// Of those that are not dated in the future: those do not count yet.
     counted: Option<(Timestamp, SnapshotId)>,
     /// When the first of the others will count.
-    coming: Option<Timestamp>,
+    counts_from: Option<Timestamp>,
 }
 
-/// What each of these policies requires, in their order.
-pub(crate) fn needs(policies: &[&Policy], inventory: &Inventory, now: Timestamp) -> Vec<Vec<Arc<Need>>> {
-    let mut vaults: HashMap<ArchiveName, Arc<Vault>> = HashMap::new();
-    let mut known: Vec<Arc<Need>> = Vec::new();
-    let mut need = |copy: CopyNeeded| {
-        if let Some(need) = known.iter().find(|need| need.copy == copy) {
-            return need.clone();
+/// The requirements of each of these policies, in their order; equal ones are shared.
+pub(crate) fn requirements<'p>(
+    policies: impl Iterator<Item = &'p Policy>,
+    inventory: &Inventory,
+    now: Timestamp,
+) -> Vec<Vec<Arc<Requirement>>> {
+    let mut indexes: HashMap<ArchiveName, Arc<CopyIndex>> = HashMap::new();
+    let mut known: Vec<Arc<Requirement>> = Vec::new();
+    let mut requirement = |copy: CopyNeeded| {
+        if let Some(requirement) = known.iter().find(|requirement| requirement.copy == copy) {
+            return requirement.clone();
         }
-        let open = || Arc::new(Vault::new(&copy.archive, inventory.archives.get(&copy.archive), now));
-        let vault = vaults.entry(copy.archive.clone()).or_insert_with(open).clone();
-        let need = Arc::new(Need { number: known.len(), copy, vault });
-        known.push(need.clone());
-        need
+        let index = || Arc::new(CopyIndex::new(inventory.archives.get(&copy.archive), now));
+        let copies = indexes.entry(copy.archive.clone()).or_insert_with(index).clone();
+        let unmet = match &*copies {
+            CopyIndex::Unreachable(cause) => {
+                Unmet::Unreachable { archive: copy.archive.clone(), cause: cause.clone() }
+            }
+            CopyIndex::Assumed | CopyIndex::Known { .. } => Unmet::Missing(copy.clone()),
+        };
+        let requirement = Arc::new(Requirement { copy, unmet: Arc::new(unmet), copies });
+        known.push(requirement.clone());
+        requirement
     };
-    policies.iter().map(|policy| required(policy).map(&mut need).collect()).collect()
+    policies.map(|policy| required(policy).map(&mut requirement).collect()).collect()
 }
 
-/// What a policy without a retention table requires keeps nothing: it has no say.
+/// A policy without a retention table does not prune, and keeps nothing from others.
 fn required(policy: &Policy) -> impl Iterator<Item = CopyNeeded> + '_ {
     let export = policy.export.as_ref().filter(|export| export.required && policy.retention.is_some());
     export.into_iter().flat_map(|export| {
@@ -75,72 +89,86 @@ fn required(policy: &Policy) -> impl Iterator<Item = CopyNeeded> + '_ {
     })
 }
 
-impl Need {
-    /// The first instant, `from` or later, at which it is met for a snapshot, if nothing comes or changes.
-    pub(crate) fn opens(&self, snapshot: &Snapshot, from: Timestamp) -> Option<Timestamp> {
-        match &*self.vault {
-            Vault::Closed(_) => None,
-            Vault::Open => Some(from),
-            Vault::Known { snapshots, instances } => {
+impl Requirement {
+    /// Whether a snapshot may be deleted as far as this copy is concerned.
+    pub(crate) fn passes(&self, snapshot: &Snapshot) -> bool {
+        self.passes_from(snapshot) == i64::MIN
+    }
+
+    /// The first second at which it passes if nothing comes or changes: the first of all if it does now, the last of all
+    /// if it never does.
+    pub(crate) fn passes_from(&self, snapshot: &Snapshot) -> i64 {
+        match &*self.copies {
+            CopyIndex::Unreachable(_) => i64::MAX,
+            CopyIndex::Assumed => i64::MIN,
+            CopyIndex::Known { snapshots, instances } => {
                 let newest = snapshot.instance_id.and_then(|id| instances.get(&id));
                 let newest = newest.filter(|_| self.copy.of == Which::Newest);
                 let itself_or_newer = Some((snapshot.created_at, snapshot.id));
                 if newest.is_some_and(|newest| newest.counted >= itself_or_newer)
                     || snapshots.contains(&snapshot.id)
                 {
-                    Some(from)
+                    i64::MIN
                 } else {
-                    newest.and_then(|newest| newest.coming).map(|coming| coming.max(from))
+                    newest.and_then(|newest| newest.counts_from).map_or(i64::MAX, first_second_from)
                 }
             }
         }
     }
-
-    /// Why it keeps the snapshots for which it is not met.
-    pub(crate) fn unmet(&self) -> Unmet {
-        match &*self.vault {
-            Vault::Closed(unmet) => unmet.clone(),
-            Vault::Open | Vault::Known { .. } => Unmet::Missing(self.copy.clone()),
-        }
-    }
 }
 
-/// These needs as copies to prove; a copy of the snapshot itself is one of it or a newer one, too.
-pub(crate) fn copies(needs: &[Arc<Need>]) -> Vec<CopyNeeded> {
+/// The copies to verify for these requirements, one for each archive; a copy of the snapshot itself is also one of it or
+/// a newer one.
+pub(crate) fn copies_needed<'r>(requirements: impl Iterator<Item = &'r Arc<Requirement>>) -> Vec<CopyNeeded> {
     let mut copies: Vec<CopyNeeded> = Vec::new();
-    for need in needs {
-        match copies.iter_mut().find(|copy| copy.archive == need.copy.archive) {
-            Some(copy) if need.copy.of == Which::All => copy.of = Which::All,
+    for needed in requirements.map(|requirement| &requirement.copy) {
+        match copies.iter_mut().find(|copy| copy.archive == needed.archive) {
+            Some(copy) if needed.of == Which::All => copy.of = Which::All,
             Some(_) => {}
-            None => copies.push(need.copy.clone()),
+            None => copies.push(needed.clone()),
         }
     }
     copies
 }
 
-impl Vault {
-    fn new(archive: &ArchiveName, copies: Option<&Copies>, now: Timestamp) -> Self {
-        let closed =
-            |cause: &str| Self::Closed(Unmet::Unreachable { archive: archive.clone(), cause: cause.into() });
+impl CopyIndex {
+    fn new(copies: Option<&Copies>, now: Timestamp) -> Self {
         match copies {
-            None => closed("it was not asked"),
-            Some(Copies::Unreachable(cause)) => closed(cause),
-            Some(Copies::Assumed) => Self::Open,
+            None => Self::Unreachable("it was not asked".into()),
+            Some(Copies::Unreachable(cause)) => Self::Unreachable(cause.as_str().into()),
+            Some(Copies::Assumed) => Self::Assumed,
             Some(Copies::Known(copies)) => Self::known(copies, now),
         }
     }
 
     fn known(copies: &[ArchivedCopy], now: Timestamp) -> Self {
-        let mut instances: HashMap<InstanceId, Newest> = HashMap::new();
+        let mut instances: HashMap<InstanceId, NewestCopy> = HashMap::new();
         for copy in copies {
             let newest = instances.entry(copy.instance_id).or_default();
             let counted_from = counted_from(copy.created_at);
             if counted_from <= now {
                 newest.counted = newest.counted.max(Some((copy.created_at, copy.snapshot_id)));
             } else {
-                newest.coming = Some(newest.coming.map_or(counted_from, |coming| coming.min(counted_from)));
+                let first = newest.counts_from.map_or(counted_from, |first| first.min(counted_from));
+                newest.counts_from = Some(first);
             }
         }
         Self::Known { snapshots: copies.iter().map(|copy| copy.snapshot_id).collect(), instances }
+    }
+}
+
+impl Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(CopyNeeded { archive, of: Which::Newest }) => {
+                write!(f, "no verified copy of it or a newer one in archive `{archive}`")
+            }
+            Self::Missing(CopyNeeded { archive, of: Which::All }) => {
+                write!(f, "no verified copy of it in archive `{archive}`")
+            }
+            Self::Unreachable { archive, cause } => {
+                write!(f, "archive `{archive}` can't be reached: {}", excerpt(cause, QUOTED_CHARACTERS))
+            }
+        }
     }
 }

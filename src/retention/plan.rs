@@ -1,95 +1,73 @@
 //! The plan: one decision per snapshot, with its reasons.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
-use crate::policy::{PolicyName, Retention};
-use crate::retention::export_gate::Unmet;
-use crate::retention::inventory::Hold;
-use crate::retention::reason::{Reason, Why};
+use crate::policy::PolicyName;
+use crate::retention::reason::{Reason, ReasonText};
 use crate::retention::verdict::{CopyNeeded, Rule, Verdict};
-use crate::snapshot::{SnapshotState, ZoneName};
+use crate::snapshot::ZoneName;
 
-/// What is decided for a zone at one moment.
+/// The decisions about a zone's snapshots at one moment.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The moment that everything was judged at.
+    /// The moment that every age is counted to.
     pub at: Timestamp,
-    /// Where.
+    /// The zone of the inventory.
     pub zone: ZoneName,
-    /// For each enabled policy that speaks about the zone, in the order given.
+    /// One for each enabled policy that names the zone, in the order given.
     pub policies: Vec<PolicyPlan>,
 }
 
-/// What is decided for the snapshots that one policy selects.
+/// The decisions about the snapshots that one policy selects.
 #[derive(Debug, Clone)]
 pub struct PolicyPlan {
-    /// Whose.
+    /// The policy's name.
     pub policy: PolicyName,
-    /// The moment that everything was judged at.
+    /// The moment that every age is counted to.
     pub at: Timestamp,
     /// Every selected snapshot once: by instance (name, then id), newest first within one.
     pub decisions: Vec<Decision>,
-    /// How many of them are judged, thus good: what the guard's percentage is of.
+    /// How many of them the rules are applied to, thus good ones: the guard's percentage is of these.
     pub good: u64,
-    /// How many of them go.
+    /// How many of them are to be deleted.
     pub deletes: u64,
-    /// How many of those that go are good; the others have failed.
+    /// How many of those to be deleted are good; the others have failed.
     pub good_deletes: u64,
-    /// Those of all decisions, one after the other.
-    pub(crate) reasons: Vec<Reason>,
-    pub(crate) terms: Terms,
 }
 
-/// What the numbers in a plan's decisions and reasons stand for.
-#[derive(Debug, Clone)]
-pub(crate) struct Terms {
-    pub(crate) retention: Option<Retention>,
-    pub(crate) time_zone: TimeZone,
-    pub(crate) holds: Vec<Hold>,
-    pub(crate) policies: Vec<PolicyName>,
-    pub(crate) unmet: Vec<Unmet>,
-    pub(crate) states: Vec<SnapshotState>,
-    /// Different lists of copies; policies make few.
-    pub(crate) copies: Vec<Vec<CopyNeeded>>,
-}
-
-/// One decision. Its reasons are kept by its plan: [`PolicyPlan::reasons`].
+/// What is decided about one snapshot, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// Which snapshot: its place in the inventory's list.
+    /// The snapshot: its place in the inventory's list.
     pub index: u32,
-    /// What becomes of it.
+    /// Whether it is kept, deleted or ignored.
     pub verdict: Verdict,
     /// The key to blame.
     pub rule: Rule,
-    /// When the snapshot was taken.
-    pub taken: Timestamp,
-    /// For one that is kept: the first instant at which it would go if nothing came and nothing changed.
+    /// Of one that is kept: the first whole second at which it would be deleted if nothing came and nothing changed.
     pub expires_at: Option<Timestamp>,
-    /// Which list of copies must be proved first; none of what stays.
-    pub(crate) copies: Option<u32>,
-    pub(crate) first_reason: u32,
-    pub(crate) reason_count: u16,
+    pub(crate) created_at: Timestamp,
+    /// Shared by all that need the same copies.
+    pub(crate) copies: Option<Arc<Vec<CopyNeeded>>>,
+    pub(crate) reasons: Box<[Reason]>,
 }
 
-impl PolicyPlan {
-    /// Why: the reason of the decision's rule first, then whatever else bears on it.
-    pub fn reasons<'p>(&'p self, decision: &'p Decision) -> impl ExactSizeIterator<Item = Why<'p>> {
-        let first = decision.first_reason as usize;
-        let reasons = self.reasons.get(first..first + usize::from(decision.reason_count)).unwrap_or_default();
-        reasons.iter().map(|reason| Why { reason: *reason, plan: self, decision })
+impl Decision {
+    /// The reason of the decision's rule first, then everything else that bears on it.
+    pub(crate) fn reasons(&self) -> impl ExactSizeIterator<Item = ReasonText<'_>> {
+        self.reasons.iter().map(|reason| ReasonText { reason, created_at: self.created_at })
     }
 
-    /// For one that goes: the copies that must be proved first, for every policy that requires one.
-    pub fn copies(&self, decision: &Decision) -> &[CopyNeeded] {
-        let list = decision.copies.and_then(|list| self.terms.copies.get(list as usize));
-        list.map_or(&[], Vec::as_slice)
+    /// Of one to be deleted: the copies that must be verified first, for every policy that requires one.
+    pub(crate) fn copies(&self) -> &[CopyNeeded] {
+        self.copies.as_deref().map_or(&[], Vec::as_slice)
     }
 
-    /// The rules of the policy itself that hold one that is kept; none of what others hold.
-    pub fn holders(&self, decision: &Decision) -> Vec<Rule> {
-        let is_kept = decision.verdict == Verdict::Keep;
-        self.reasons(decision).filter(|_| is_kept).filter_map(|why| why.reason.holder()).collect()
+    /// The rules of the policy itself that keep it; none if only others do.
+    pub(crate) fn keep_rules(&self) -> Vec<Rule> {
+        let is_kept = self.verdict == Verdict::Keep;
+        self.reasons.iter().filter(|_| is_kept).filter_map(Reason::keep_rule).collect()
     }
 }

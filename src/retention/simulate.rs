@@ -16,9 +16,10 @@ use uuid::Uuid;
 
 use crate::policy::select::Select;
 use crate::policy::{Policy, PolicyName};
-use crate::retention::decide;
+use crate::retention::combine::{combine, rules_for};
 use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::plan::PolicyPlan;
+use crate::retention::rules::PolicyRules;
 use crate::retention::verdict::{Rule, Verdict};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 
@@ -219,6 +220,7 @@ fn runs(simulation: Simulation<'_>) -> Result<Vec<Timestamp>, SimulationError> {
 /// What is there at a moment of the play.
 struct Timeline<'a> {
     simulation: Simulation<'a>,
+    rules: Vec<PolicyRules<'a>>,
     inventory: Inventory,
     /// What is known of each snapshot of the inventory, in its order.
     known: Vec<Known>,
@@ -280,6 +282,7 @@ impl<'a> Timeline<'a> {
         }
         let mut timeline = Self {
             simulation,
+            rules: rules_for(simulation.policies, &inventory.zone),
             known: inventory.snapshots.iter().map(|_| Known::default()).collect(),
             taken_ids: inventory.snapshots.iter().map(|snapshot| snapshot.id).collect(),
             next_id: 0,
@@ -370,7 +373,7 @@ impl<'a> Timeline<'a> {
         if self.judgements > JUDGEMENTS_MAX {
             return Err(SimulationError::TooMuch { policy: name.clone(), held, at });
         }
-        let plans = decide(self.simulation.policies, &self.inventory, at).policies;
+        let plans = combine(&mut self.rules, &self.inventory, at, false).policies;
         plans.into_iter().find(|plan| plan.policy == *name).ok_or_else(|| SimulationError::NotSpoken {
             policy: name.clone(),
             zone: self.inventory.zone.clone(),
@@ -403,7 +406,7 @@ impl<'a> Timeline<'a> {
             storage_before = storage_before.saturating_add(size);
             let holders = match decision.verdict {
                 Verdict::Delete => Vec::new(),
-                Verdict::Keep => Some(plan.holders(decision))
+                Verdict::Keep => Some(decision.keep_rules())
                     .filter(|own| !own.is_empty())
                     // What a pin, a missing copy or another policy holds.
                     .unwrap_or_else(|| vec![decision.rule]),

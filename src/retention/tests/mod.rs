@@ -235,7 +235,7 @@ fn decision(plan: &PolicyPlan, number: u32) -> &Decision {
 
 /// The reasons of the snapshot with this number, in words.
 fn words(plan: &PolicyPlan, number: u32) -> Vec<String> {
-    plan.reasons(decision(plan, number)).map(|why| why.to_string()).collect()
+    decision(plan, number).reasons().map(|why| why.to_string()).collect()
 }
 
 /// The numbers of the snapshots that go.

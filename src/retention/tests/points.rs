@@ -130,7 +130,7 @@ fn point_07_a_failed_one_needs_no_copy_but_pins_and_other_policies_keep_it() {
     let closed = zone.clone().archive("vault", Copies::Unreachable("it is gone".to_owned()));
     assert_eq!(first(std::slice::from_ref(&gated), &closed), "delete failed_after");
     let plan = plan_of(&[gated], &closed, now());
-    assert!(plan.copies(decision(&plan, 1)).is_empty());
+    assert!(decision(&plan, 1).copies().is_empty());
     assert_eq!(first(&[nightly()], &zone.clone().pinned(1, None)), "keep hold");
     let weekly = policy("weekly").with(keep_last(1));
     assert_eq!(first(&[nightly(), weekly.clone()], &zone), "keep policy");
@@ -139,7 +139,7 @@ fn point_07_a_failed_one_needs_no_copy_but_pins_and_other_policies_keep_it() {
     let both = [nightly(), policy("weekly").with(later)];
     assert_eq!(first(&both, &zone), "keep policy");
     let plan = plan_of(&both, &zone, now());
-    assert_eq!(decision(&plan, 1).expires_at, Some(days_ago(-2) + nanosecond()));
+    assert_eq!(decision(&plan, 1).expires_at, Some(days_ago(-2) + SignedDuration::from_secs(1)));
 }
 
 #[test]
@@ -209,9 +209,10 @@ fn point_16_months_and_years_are_the_calendars() {
     let times =
         ["2023-12-31T23:59:59Z", "2024-01-01T00:00:00Z", "2024-12-31T23:59:59Z", "2025-01-01T00:00:00Z"];
     assert_eq!(kept(&times, keep_all(Period::Year), "UTC", now()), [times[0], times[2], times[3]]);
-    let window = keep_within_each(Period::Day, "1mo");
+    let window = || keep_within_each(Period::Day, "1mo");
     let times = ["2026-02-28T12:00:00Z", "2026-02-27T12:00:00Z"];
-    assert_eq!(kept(&times, window, "UTC", at("2026-03-31T12:00:00Z")), [times[0]]);
+    assert_eq!(kept(&times, window(), "UTC", at("2026-03-28T12:00:00Z")), [times[0]]);
+    assert_eq!(kept(&times, window(), "UTC", at("2026-03-31T12:00:00Z")), [""; 0]);
 }
 
 #[test]
@@ -444,6 +445,6 @@ fn point_12_and_13_a_day_before_noon_is_noon_through_every_clock_change() {
         assert_eq!(told(next), ["keep none"], "{zone}");
         assert_eq!(told(next + nanosecond()), ["delete max_age"], "{zone}");
         let expiry = plan_of(&[nightly().in_zone(zone).with(max_age("1d"))], &one, noon);
-        assert_eq!(decision(&expiry, 1).expires_at, Some(next + nanosecond()), "{zone}");
+        assert_eq!(decision(&expiry, 1).expires_at, Some(next + SignedDuration::from_secs(1)), "{zone}");
     }
 }

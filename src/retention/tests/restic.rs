@@ -108,7 +108,7 @@ fn where_restic_differs_the_edge_cases_say_so() {
     };
     // 17: restic's window is open at its end.
     assert!(kept("2026-09-09T12:00:00Z", keep_within("7d"), "2026-09-16T12:00:00Z"));
-    // 16: for restic a month before 31 March is 3 March.
+    // 16: for restic a month before 31 March is 3 March; here a month after 1 March is 1 April.
     assert!(kept("2026-03-01T12:00:00Z", keep_within("1mo"), "2026-03-31T12:00:00Z"));
     // 12: restic takes the hour from the clock on the wall, with the offset that the snapshot has.
     let zone = inventory(

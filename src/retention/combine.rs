@@ -1,0 +1,309 @@
+//! All policies together: a snapshot that a policy would delete is kept all the same by a hold, by a required copy that
+//! is missing, or by another policy that keeps it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::policy::Policy;
+use crate::retention::expiry::first_second_from;
+use crate::retention::export_gate::{Requirement, copies_needed, requirements};
+use crate::retention::grouping::{Entry, Group, counted_from, group_by_instance, latest_counted};
+use crate::retention::inventory::{Hold, Inventory};
+use crate::retention::plan::{Decision, Plan, PolicyPlan};
+use crate::retention::reason::Reason;
+use crate::retention::rules::PolicyRules;
+use crate::retention::rules::candidate::Opinion;
+use crate::retention::verdict::{CopyNeeded, Rule, Verdict};
+use crate::snapshot::{Snapshot, ZoneName};
+
+/// The rules of the policies that are enabled and name the zone, to be used for any number of plans.
+pub(crate) fn rules_for<'a>(policies: &'a [Policy], zone: &ZoneName) -> Vec<PolicyRules<'a>> {
+    let policies = policies.iter().filter(|policy| policy.enabled && policy.zones.contains(zone));
+    policies.map(PolicyRules::new).collect()
+}
+
+/// Decides about each snapshot of the inventory for each policy; with expiry dates only where they are asked for.
+pub(crate) fn combine(
+    policies: &mut [PolicyRules<'_>],
+    inventory: &Inventory,
+    now: Timestamp,
+    with_expiry: bool,
+) -> Plan {
+    let mut zone = Zone {
+        requirements: requirements(policies.iter().map(|rules| rules.policy), inventory, now),
+        inventory,
+        now,
+        known_copies: Vec::new(),
+    };
+    let plan = |rules: &PolicyRules<'_>| PolicyPlan {
+        policy: rules.policy.name.clone(),
+        at: now,
+        decisions: Vec::new(),
+        good: 0,
+        deletes: 0,
+        good_deletes: 0,
+    };
+    let mut plans: Vec<PolicyPlan> = policies.iter().map(plan).collect();
+    for group in &group_by_instance(inventory) {
+        for (rules, plan) in policies.iter_mut().zip(&mut plans) {
+            plan.good += rules.apply(group, inventory, now, with_expiry);
+            reserve(&mut plan.decisions, group.entries.len());
+        }
+        let mut kept = Vec::new();
+        for (own, plan) in plans.iter_mut().enumerate() {
+            for (place, entry) in group.entries.iter().enumerate() {
+                let Some(decision) = zone.decide(policies, own, place, entry) else { continue };
+                let is_deleted = decision.verdict == Verdict::Delete;
+                plan.deletes += u64::from(is_deleted);
+                plan.good_deletes += u64::from(is_deleted && entry.is_good);
+                // One that is still to be created has no end yet either.
+                if decision.verdict == Verdict::Keep && decision.rule != Rule::Create {
+                    kept.push(Kept { own, decision: plan.decisions.len(), place });
+                }
+                plan.decisions.push(decision);
+            }
+        }
+        if with_expiry {
+            kept.retain(|kept| policies.get(kept.own).is_some_and(PolicyRules::prunes));
+            zone.find_expiry(policies, group, kept, &mut plans);
+        }
+    }
+    Plan { at: now, zone: inventory.zone.clone(), policies: plans }
+}
+
+/// Growing by doubling would need twice the memory at the end.
+fn reserve(decisions: &mut Vec<Decision>, more: usize) {
+    if decisions.capacity() - decisions.len() < more {
+        decisions.reserve_exact(more.max(decisions.len() / 8));
+    }
+}
+
+/// What the policies have to respect beside each other.
+struct Zone<'a> {
+    /// The copies that each policy requires.
+    requirements: Vec<Vec<Arc<Requirement>>>,
+    inventory: &'a Inventory,
+    now: Timestamp,
+    /// The different lists of copies so far; policies make few.
+    known_copies: Vec<Arc<Vec<CopyNeeded>>>,
+}
+
+/// A decision to keep, whose expiry is looked for.
+struct Kept {
+    /// Whose decision: the policy's place.
+    own: usize,
+    /// Its place in that policy's plan.
+    decision: usize,
+    /// The snapshot's place in its group.
+    place: usize,
+}
+
+impl Zone<'_> {
+    /// Decides about a snapshot for one of the policies; nothing if that does not select it.
+    fn decide(
+        &mut self,
+        policies: &mut [PolicyRules<'_>],
+        own: usize,
+        place: usize,
+        entry: &Entry,
+    ) -> Option<Decision> {
+        let snapshot = self.inventory.snapshots.get(entry.index as usize)?;
+        let opinion = policies.get(own)?.assessment(place)?.opinion;
+        let mut protection = Vec::new();
+        let mut copies = None;
+        let is_judged = matches!(opinion, Opinion::Keeps(_) | Opinion::Deletes(_));
+        if is_judged && opinion != Opinion::Keeps(Rule::Create) && policies.get(own)?.prunes() {
+            protection = self.protection(policies, own, place, entry, snapshot);
+            if matches!(opinion, Opinion::Deletes(_)) && protection.is_empty() {
+                copies = self.copies_needed(policies, place, entry);
+            }
+        }
+        let reasons = policies.get_mut(own)?.reasons_mut(place)?;
+        let (verdict, rule) = match (opinion, protection.first()) {
+            (Opinion::Deletes(_), Some((rule, _))) => {
+                let rule = *rule;
+                let protection = protection.into_iter().map(|(_, reason)| reason);
+                reasons.splice(0..0, protection.chain([Reason::OtherwiseDeleted]));
+                (Verdict::Keep, rule)
+            }
+            (Opinion::Deletes(rule), None) => (Verdict::Delete, rule),
+            (Opinion::Keeps(rule), _) => {
+                reasons.extend(protection.into_iter().map(|(_, reason)| reason));
+                (Verdict::Keep, rule)
+            }
+            (Opinion::Ignores(rule), _) => (Verdict::Ignore, rule),
+            (Opinion::NotSelected, _) => return None,
+        };
+        Some(Decision {
+            index: entry.index,
+            verdict,
+            rule,
+            expires_at: None,
+            created_at: entry.created_at,
+            copies,
+            reasons: reasons.drain(..).collect(),
+        })
+    }
+
+    /// What keeps a snapshot beside the rules of its own policy, the most important first.
+    fn protection(
+        &self,
+        policies: &[PolicyRules<'_>],
+        own: usize,
+        place: usize,
+        entry: &Entry,
+        snapshot: &Snapshot,
+    ) -> Vec<(Rule, Reason)> {
+        let mut protection = Vec::new();
+        let unmet = |requirement: &Requirement| (Rule::Export, Reason::Unmet(requirement.unmet.clone()));
+        if let Some(hold) = self.hold(snapshot) {
+            protection.push((Rule::Hold, Reason::OnHold(Arc::new(hold.clone()))));
+        }
+        let own_requirements = self.requirements_of(own, entry);
+        protection.extend(own_requirements.iter().filter(|one| !one.passes(snapshot)).map(|one| unmet(one)));
+        let mut of_others: Vec<&Arc<Requirement>> = Vec::new();
+        for (number, rules, opinion) in deciding(policies, place) {
+            if number == own {
+                continue;
+            }
+            let missing = self.requirements_of(number, entry).iter().filter(|one| !one.passes(snapshot));
+            let keeping = match opinion {
+                Opinion::Keeps(rule) | Opinion::Ignores(rule) => Some(rule),
+                _ => missing.clone().next().map(|_| Rule::Export),
+            };
+            if let Some(rule) = keeping {
+                protection.push((Rule::Policy, Reason::OtherPolicy(rules.name.clone(), rule)));
+            }
+            for requirement in missing {
+                let is_it = |known: &Arc<Requirement>| Arc::ptr_eq(known, requirement);
+                if !own_requirements.iter().chain(of_others.iter().copied()).any(is_it) {
+                    of_others.push(requirement);
+                }
+            }
+        }
+        protection.extend(of_others.into_iter().map(|one| unmet(one)));
+        protection
+    }
+
+    fn hold(&self, snapshot: &Snapshot) -> Option<&Hold> {
+        if self.inventory.holds.is_empty() {
+            return None;
+        }
+        let hold = self.inventory.holds.get(&snapshot.id);
+        hold.filter(|hold| hold.until.is_none_or(|until| until > self.now))
+    }
+
+    /// The copies that a policy requires before a snapshot may be deleted: of a failed one there is nothing to copy.
+    fn requirements_of(&self, policy: usize, entry: &Entry) -> &[Arc<Requirement>] {
+        let requirements = self.requirements.get(policy).filter(|_| !entry.is_failed);
+        requirements.map_or(&[], Vec::as_slice)
+    }
+
+    /// What all policies together require for a snapshot.
+    fn copies_needed(
+        &mut self,
+        policies: &[PolicyRules<'_>],
+        place: usize,
+        entry: &Entry,
+    ) -> Option<Arc<Vec<CopyNeeded>>> {
+        if self.requirements.iter().all(Vec::is_empty) {
+            return None;
+        }
+        let requirements = deciding(policies, place).flat_map(|(number, ..)| self.requirements_of(number, entry));
+        let needed = copies_needed(requirements);
+        if needed.is_empty() {
+            return None;
+        }
+        let known = self.known_copies.iter().find(|known| ***known == needed).cloned();
+        Some(known.unwrap_or_else(|| {
+            let copies = Arc::new(needed);
+            self.known_copies.push(copies.clone());
+            copies
+        }))
+    }
+
+    /// Finds when each of the kept snapshots of an instance is not kept any more.
+    ///
+    /// Until a snapshot that is dated in the future begins to count, all that keeps one is a range of seconds. When one
+    /// does, the rules are applied anew.
+    fn find_expiry(
+        &self,
+        policies: &mut [PolicyRules<'_>],
+        group: &Group<'_>,
+        mut kept: Vec<Kept>,
+        plans: &mut [PolicyPlan],
+    ) {
+        let latest = latest_counted(self.now);
+        let later = group.entries.iter().filter(|entry| entry.is_good && entry.created_at > latest);
+        let mut arrivals: Vec<i64> =
+            later.map(|entry| first_second_from(counted_from(entry.created_at))).collect();
+        arrivals.sort_unstable();
+        arrivals.dedup();
+        let mut from = first_second_from(self.now);
+        for arrival in arrivals.into_iter().chain([i64::MAX]) {
+            kept.retain(|kept| {
+                let expiry = self.first_unkept(policies, group, kept.place, from);
+                let Some(expiry) = expiry.filter(|expiry| *expiry < arrival) else { return true };
+                let decision =
+                    plans.get_mut(kept.own).and_then(|plan| plan.decisions.get_mut(kept.decision));
+                if let Some(decision) = decision {
+                    decision.expires_at = Timestamp::from_second(expiry).ok();
+                }
+                false
+            });
+            let Some(then) = Timestamp::from_second(arrival).ok().filter(|_| !kept.is_empty()) else { return };
+            for rules in &mut *policies {
+                rules.apply(group, self.inventory, then, true);
+            }
+            from = arrival;
+        }
+    }
+
+    /// The first second, `from` or later, at which nothing keeps a snapshot, as long as no other one comes.
+    fn first_unkept(
+        &self,
+        policies: &[PolicyRules<'_>],
+        group: &Group<'_>,
+        place: usize,
+        from: i64,
+    ) -> Option<i64> {
+        let entry = group.entries.get(place)?;
+        let snapshot = self.inventory.snapshots.get(entry.index as usize)?;
+        let mut second = match self.hold(snapshot) {
+            Some(hold) => from.max(first_second_from(hold.until?)),
+            None => from,
+        };
+        loop {
+            let mut next = second;
+            for (number, rules, _) in deciding(policies, place) {
+                let kept_during = rules.assessment(place).map(|assessment| &assessment.kept_during);
+                if let Some(range) = kept_during.filter(|range| range.contains(&next)) {
+                    next = range.end;
+                }
+                for requirement in self.requirements_of(number, entry) {
+                    next = next.max(requirement.passes_from(snapshot));
+                }
+            }
+            if next == i64::MAX {
+                return None;
+            }
+            if next == second {
+                return Some(second);
+            }
+            second = next;
+        }
+    }
+}
+
+/// The policies that prune and judge a snapshot, with their places. One that does not select it, or to which it is
+/// foreign, has no opinion that others would have to respect.
+fn deciding<'p, 'a>(
+    policies: &'p [PolicyRules<'a>],
+    place: usize,
+) -> impl Iterator<Item = (usize, &'p PolicyRules<'a>, Opinion)> {
+    policies.iter().enumerate().filter(|(_, rules)| rules.prunes()).filter_map(move |(number, rules)| {
+        let opinion = rules.assessment(place)?.opinion;
+        (opinion != Opinion::Ignores(Rule::Foreign)).then_some((number, rules, opinion))
+    })
+}
