@@ -287,7 +287,7 @@ fn json(at: Timestamp, all: &[PolicyInZone]) -> JsonPlan<'_> {
                     snapshot: json_snapshot(planned, snapshot),
                     verdict: decision.verdict.as_str(),
                     rule: Some(decision.rule.as_str()),
-                    reasons: planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
+                    reasons: decision.reasons().map(|reason| reason.to_string()).collect(),
                     expires_at: decision.expires_at,
                 })
                 .collect(),

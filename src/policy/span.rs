@@ -147,7 +147,8 @@ impl Span {
     pub(crate) fn on_wall_clock(&self, then: DateTime) -> Option<DateTime> {
         let months = 12 * i64::from(self.years) + i64::from(self.months);
         let month = 12 * i64::from(then.year()) + i64::from(then.month()) - 1 + months;
-        let (year, month) = (i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12) + 1).ok()?);
+        let (year, month) =
+            (i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12) + 1).ok()?);
         let first_of_month = Date::new(year, month, 1).ok()?;
         let time = match Date::new(year, month, then.day()) {
             Ok(date) => date.to_datetime(then.time()),
@@ -399,7 +400,10 @@ mod tests {
                 for half_hours in 0..5 * 366 * 48_i64 {
                     let then = at("2026-01-01T00:00:00Z") + SignedDuration::from_mins(30 * half_hours);
                     let (end, wall) = (span.after(then, &zone).unwrap(), zone.to_datetime(then));
-                    assert!(end >= latest.0 || wall < latest.1, "{text} after {then} in {name} ends at {end}");
+                    assert!(
+                        end >= latest.0 || wall < latest.1,
+                        "{text} after {then} in {name} ends at {end}"
+                    );
                     latest = latest.max((end, wall));
                 }
             }

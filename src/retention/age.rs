@@ -76,7 +76,8 @@ fn distance_on(limit: &AgeLimit, day: i32) -> Option<SignedDuration> {
 
 /// The first instant of a day on which no clock changes.
 fn regular_day(date: Date, zone: &TimeZone) -> Option<Timestamp> {
-    let midnight = |date: Date| zone.to_ambiguous_timestamp(date.to_datetime(Time::midnight())).unambiguous().ok();
+    let midnight =
+        |date: Date| zone.to_ambiguous_timestamp(date.to_datetime(Time::midnight())).unambiguous().ok();
     let (start, end) = (midnight(date)?, midnight(date.tomorrow().ok()?)?);
     let change = zone.following(start).next();
     change.is_none_or(|change| change.timestamp() >= end).then_some(start)

@@ -46,17 +46,16 @@ impl Calendar {
 
     fn offset(&mut self, instant: Timestamp) -> Offset {
         let holds = |(from, until, _): &(Timestamp, Timestamp, Offset)| *from <= instant && instant < *until;
-        match self.offsets.iter().position(holds) {
-            Some(place) => self.offsets.swap(0, place),
-            None => {
-                let next = self.zone.following(instant).next().map(|change| change.timestamp());
-                let until = next.unwrap_or(Timestamp::MAX);
-                // `preceding` leaves out a change at the instant itself, so it begins there at the latest.
-                let last = self.zone.preceding(instant).next().map(|change| change.timestamp());
-                let offset = self.zone.to_offset(instant);
-                let from = last.filter(|last| self.zone.to_offset(*last) == offset).unwrap_or(instant);
-                self.offsets.insert(0, (from, until, offset));
-            }
+        if let Some(place) = self.offsets.iter().position(holds) {
+            self.offsets.swap(0, place);
+        } else {
+            let next = self.zone.following(instant).next();
+            let until = next.map_or(Timestamp::MAX, |change| change.timestamp());
+            let offset = self.zone.to_offset(instant);
+            // A change at the instant itself is none before it: then the offset holds from here on.
+            let last = self.zone.preceding(instant).next().map(|change| change.timestamp());
+            let from = last.filter(|last| self.zone.to_offset(*last) == offset).unwrap_or(instant);
+            self.offsets.insert(0, (from, until, offset));
         }
         self.offsets.first().map_or(Offset::UTC, |(.., offset)| *offset)
     }
@@ -87,7 +86,9 @@ pub(crate) fn date_of(day: i32) -> Option<Date> {
 /// same everywhere.
 pub(crate) fn name(period: Period, number: i32) -> String {
     let named = match period {
-        Period::Hour => Timestamp::from_second(i64::from(number) * HOUR_SECONDS).map(|start| start.to_string()).ok(),
+        Period::Hour => {
+            Timestamp::from_second(i64::from(number) * HOUR_SECONDS).map(|start| start.to_string()).ok()
+        }
         Period::Day => date_of(number).map(|date| date.to_string()),
         Period::Week => date_of(7 * number - EPOCH_WEEKDAY).map(|monday| {
             let week = monday.iso_week_date();

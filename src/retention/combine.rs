@@ -210,7 +210,8 @@ impl Zone<'_> {
         if self.requirements.iter().all(Vec::is_empty) {
             return None;
         }
-        let requirements = deciding(policies, place).flat_map(|(number, ..)| self.requirements_of(number, entry));
+        let requirements =
+            deciding(policies, place).flat_map(|(number, ..)| self.requirements_of(number, entry));
         let needed = copies_needed(requirements);
         if needed.is_empty() {
             return None;
@@ -245,14 +246,15 @@ impl Zone<'_> {
             kept.retain(|kept| {
                 let expiry = self.first_unkept(policies, group, kept.place, from);
                 let Some(expiry) = expiry.filter(|expiry| *expiry < arrival) else { return true };
-                let decision =
-                    plans.get_mut(kept.own).and_then(|plan| plan.decisions.get_mut(kept.decision));
+                let decision = plans.get_mut(kept.own).and_then(|plan| plan.decisions.get_mut(kept.decision));
                 if let Some(decision) = decision {
                     decision.expires_at = Timestamp::from_second(expiry).ok();
                 }
                 false
             });
-            let Some(then) = Timestamp::from_second(arrival).ok().filter(|_| !kept.is_empty()) else { return };
+            let Some(then) = Timestamp::from_second(arrival).ok().filter(|_| !kept.is_empty()) else {
+                return;
+            };
             for rules in &mut *policies {
                 rules.apply(group, self.inventory, then, true);
             }

@@ -69,9 +69,9 @@ pub(crate) fn group_by_instance(inventory: &Inventory) -> Vec<Group<'_>> {
 
     let id_of = |entry: &Entry| snapshots.get(entry.index as usize).map(|snapshot| snapshot.id);
     for group in &mut groups {
-        group.entries.sort_unstable_by(|a, b| {
-            b.created_at.cmp(&a.created_at).then_with(|| id_of(b).cmp(&id_of(a)))
-        });
+        group
+            .entries
+            .sort_unstable_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| id_of(b).cmp(&id_of(a))));
     }
     groups.sort_unstable_by_key(|group| {
         let name = group.instance.map(|instance| &*instance.name);

@@ -25,18 +25,33 @@ pub(crate) enum Reason {
     /// The run takes it first.
     Create,
     /// Kept by `keep_last`.
-    Last { place: u32, of: Count },
+    Last {
+        place: u32,
+        of: Count,
+    },
     /// Kept by `keep_within`.
     Within(Arc<AgeLimit>),
     /// Kept by `keep_daily` or its like, as the newest of the period with this number.
-    NewestOf { period: Period, number: i32, place: u32, of: Count },
+    NewestOf {
+        period: Period,
+        number: i32,
+        place: u32,
+        of: Count,
+    },
     /// Kept by `keep_within_daily` or its like, as the newest of the period with this number.
-    NewestWithin { period: Period, number: i32, limit: Arc<AgeLimit> },
+    NewestWithin {
+        period: Period,
+        number: i32,
+        limit: Arc<AgeLimit>,
+    },
     /// Kept by a period rule as the oldest of all.
     Oldest(Rule),
     NoKeepRule,
     NoRetention,
-    MinKeep { place: u32, of: u32 },
+    MinKeep {
+        place: u32,
+        of: u32,
+    },
     OnHold(Arc<Hold>),
     /// Another policy keeps it, by this rule.
     OtherPolicy(Arc<PolicyName>, Rule),
@@ -45,14 +60,26 @@ pub(crate) enum Reason {
     OtherwiseDeleted,
     NotWanted,
     /// Not kept by `keep_last`.
-    NotLast { place: u32, of: Count },
+    NotLast {
+        place: u32,
+        of: Count,
+    },
     /// Not kept by a period rule: that keeps a newer one of its period, created at this second.
-    NotNewestOf { rule: Rule, newest: i64 },
+    NotNewestOf {
+        rule: Rule,
+        newest: i64,
+    },
     /// Not kept by `keep_daily` or its like: newer periods use all of its slots.
-    NoSlot { period: Period, slots: Count },
+    NoSlot {
+        period: Period,
+        slots: Count,
+    },
     TooOld(Arc<AgeLimit>),
     /// Its place among those that are kept otherwise is beyond `max_count`.
-    TooMany { place: u32, max: u32 },
+    TooMany {
+        place: u32,
+        max: u32,
+    },
     Failed(Arc<AgeLimit>),
     FailedYoung(Arc<AgeLimit>),
     /// Failed, and there is no newer good one.

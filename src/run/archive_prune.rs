@@ -153,7 +153,7 @@ fn going(
         for plan in &plan.policies {
             for decision in plan.decisions.iter().filter(|decision| decision.verdict == Verdict::Delete) {
                 let Some(copy) = copies.get(decision.index as usize) else { continue };
-                let reasons = plan.reasons(decision).map(|why| why.to_string()).collect();
+                let reasons = decision.reasons().map(|reason| reason.to_string()).collect();
                 here.push(CopyToPrune { copy: (*copy).clone(), rule: Some(decision.rule.as_str()), reasons });
             }
         }

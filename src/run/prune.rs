@@ -46,10 +46,10 @@ pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planne
                 Action::Delete,
                 zone,
                 planned.listed.subject(snapshot),
-                planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
+                decision.reasons().map(|reason| reason.to_string()).collect(),
             )
         };
-        let needed = planned.plan.copies(decision);
+        let needed = decision.copies();
         let work = delete_if_unchanged(runner, &client, needed, snapshot, &planned.listed);
         deletions.push(recorder.step(intent, work).boxed());
     }

@@ -53,7 +53,6 @@ pub(crate) fn span(text: &str) -> bool {
     assert_eq!(span.to_string().parse().as_ref(), Ok(&span), "{text:?}");
     for zone in [TimeZone::UTC, TimeZone::get("Australia/Lord_Howe").unwrap()] {
         for moment in [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX] {
-            let _ = span.before(moment, &zone);
             let _ = span.after(moment, &zone);
         }
     }

@@ -163,10 +163,10 @@ struct JsonVerdict {
 
 /// As programs read it.
 pub(super) fn json<'a>(at: Timestamp, differences: &'a [Difference<'a>]) -> JsonDifferences<'a> {
-    let verdict = |(planned, decision): (&Planned, &Decision)| JsonVerdict {
+    let verdict = |(_, decision): (&Planned, &Decision)| JsonVerdict {
         verdict: decision.verdict.as_str(),
         rule: decision.rule.as_str(),
-        reasons: planned.plan.reasons(decision).map(|why| why.to_string()).collect(),
+        reasons: decision.reasons().map(|reason| reason.to_string()).collect(),
         expires_at: decision.expires_at,
     };
     let policies = differences.iter().map(|difference| JsonDifference {
@@ -245,7 +245,7 @@ fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
         (word.to_owned(), tone)
     };
     let reason = |side: Option<(&Planned, &Decision)>| {
-        side.map_or_else(|| "not selected".to_owned(), |(planned, decision)| why(&planned.plan, decision))
+        side.map_or_else(|| "not selected".to_owned(), |(_, decision)| why(decision))
     };
     let is_coming = pair.planned.listed.inventory.coming.contains(&pair.snapshot.id);
     let plain = |text: String| (text, Tone::Plain);

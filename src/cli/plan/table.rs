@@ -11,8 +11,8 @@ use crate::cli::plan::decided;
 use crate::picture::line::{self, Fate, LEGEND, Mark};
 use crate::policy::PolicyName;
 use crate::retention::inventory::ClockSkew;
-use crate::retention::plan::{Decision, PolicyPlan};
-use crate::retention::reason::{Reason, Why};
+use crate::retention::plan::Decision;
+use crate::retention::reason::ReasonText;
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::Planned;
 use crate::run::report::sums_of;
@@ -79,7 +79,7 @@ fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         let sums = told(count(Verdict::Keep), count(Verdict::Delete), count(Verdict::Ignore));
         let _ = writeln!(text, "\n  {}: {sums}", title(planned, first));
         let _ = writeln!(text, "  {}", timeline(group, at, output));
-        let rows = group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at)).collect();
+        let rows = group.iter().map(|(decision, snapshot)| row(decision, snapshot, at)).collect();
         let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "SNAPSHOT", "WHY"];
         text.push_str(&indented_table(&head, rows, output));
     }
@@ -197,7 +197,7 @@ fn timeline(group: &[(&Decision, &Snapshot)], at: Timestamp, output: Output) -> 
     line::line(&marks, at, width)
 }
 
-fn row(planned: &Planned, decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Vec<(String, Tone)> {
+fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Vec<(String, Tone)> {
     let (verdict, tone) = shown(Some(decision.verdict));
     let is_coming = is_coming(decision);
     let until = match decision.verdict {
@@ -210,7 +210,7 @@ fn row(planned: &Planned, decision: &Decision, snapshot: &Snapshot, at: Timestam
         (taken(snapshot.created_at, is_coming), Tone::Plain),
         (until, Tone::Plain),
         (called(&snapshot.name, is_coming), Tone::Plain),
-        (why(&planned.plan, decision), Tone::Plain),
+        (why(decision), Tone::Plain),
     ]
 }
 
@@ -226,9 +226,9 @@ pub(super) fn shown(verdict: Option<Verdict>) -> (&'static str, Tone) {
 
 /// The reasons that matter most: of one that stays the first in words, the other rules that hold it by name, and who
 /// else does; of one that goes the rule that let it go, and its nearest misses.
-pub(super) fn why(plan: &PolicyPlan, decision: &Decision) -> String {
-    let holders = plan.holders(decision);
-    let mut told: Vec<String> = plan.reasons(decision).take(1).map(|why| why.to_string()).collect();
+pub(super) fn why(decision: &Decision) -> String {
+    let holders = decision.keep_rules();
+    let mut told: Vec<String> = decision.reasons().take(1).map(|reason| reason.to_string()).collect();
     let mut others: Vec<&str> = Vec::new();
     for rule in &holders {
         let name = rule.as_str();
@@ -242,11 +242,9 @@ pub(super) fn why(plan: &PolicyPlan, decision: &Decision) -> String {
     }
     // Each rule that holds it has one reason, and those come first. Beside them it matters who else holds it; that a
     // copy is missing matters only where nothing else does.
-    let matters = |why: &Why<'_>| {
-        holders.is_empty() || matches!(why.reason, Reason::OtherPolicy { .. } | Reason::OnHold { .. })
-    };
-    let rest = plan.reasons(decision).skip(holders.len().max(1)).filter(matters);
-    let rest: Vec<String> = rest.map(|why| why.to_string()).collect();
+    let matters = |text: &ReasonText<'_>| holders.is_empty() || text.reason.is_from_outside();
+    let rest = decision.reasons().skip(holders.len().max(1)).filter(matters);
+    let rest: Vec<String> = rest.map(|reason| reason.to_string()).collect();
     let (shown, left) =
         rest.split_at(if rest.len() > MORE_REASONS_MAX { MORE_REASONS_MAX - 1 } else { rest.len() });
     told.extend_from_slice(shown);

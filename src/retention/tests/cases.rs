@@ -563,8 +563,7 @@ fn point_35_every_archive_must_have_it_and_one_that_cannot_be_asked_keeps_everyt
     let plan = plan_of(policies, &zone, now());
     assert_eq!(told(&plan, &zone), ["keep keep_last", "delete keep"]);
     // Also where it was only assumed, the proof is still asked for.
-    let archives: Vec<&str> =
-        decision(&plan, 2).copies().iter().map(|copy| copy.archive.as_str()).collect();
+    let archives: Vec<&str> = decision(&plan, 2).copies().iter().map(|copy| copy.archive.as_str()).collect();
     assert_eq!(archives, ["vault", "offsite"]);
 }
 
@@ -692,7 +691,10 @@ fn expiry_waits_for_the_last_of_pin_and_policies() {
     let nightly = nightly().with(max_age("30d"));
     let expiry = |policies: &[Policy]| decision(&plan_of(policies, &zone, now()), 1).expires_at;
     assert_eq!(expiry(std::slice::from_ref(&nightly)), Some(in_days(25)));
-    assert_eq!(expiry(&[nightly.clone(), policy2().with(max_age("40d"))]), Some(in_days(30) + SignedDuration::from_secs(1)));
+    assert_eq!(
+        expiry(&[nightly.clone(), policy2().with(max_age("40d"))]),
+        Some(in_days(30) + SignedDuration::from_secs(1))
+    );
     assert_eq!(expiry(&[nightly, policy2().with(keep_last(1))]), None);
 }
 
@@ -738,14 +740,20 @@ fn point_16_expiry_is_the_date_of_a_months_end_and_a_hold_beyond_it_is_the_last(
 fn expiry_waits_where_max_count_lets_another_policys_one_back_in() {
     // `strict` would delete the oldest one now, for two newer ones; those are too old in an hour, so that it is kept
     // again until its own age ends.
-    let zone = inventory([snap("web-1", hours_ago(4)), snap("web-1", hours_ago(23)), snap("web-1", hours_ago(24))]);
+    let zone =
+        inventory([snap("web-1", hours_ago(4)), snap("web-1", hours_ago(23)), snap("web-1", hours_ago(24))]);
     let mut strict = Retention { max_count: count(2), keep_oldest: true, ..keep_within("24h") };
     *strict.keep_within_each.get_mut(crate::policy::Period::Year) = Some(span("72h"));
     let policies = [nightly().with(strict), policy2().with(keep_within("30h"))];
     let plan = plan_of(&policies, &zone, now());
     assert_eq!(told(&plan, &zone), ["keep keep_within", "keep keep_within", "keep policy"]);
     assert_eq!(decision(&plan, 3).expires_at, Some(hours_ago(-48) + SignedDuration::from_secs(1)));
-    assert_decided(&policies, &zone, hours_ago(-8), &["keep keep_within", "delete keep", "keep keep_within_yearly"]);
+    assert_decided(
+        &policies,
+        &zone,
+        hours_ago(-8),
+        &["keep keep_within", "delete keep", "keep keep_within_yearly"],
+    );
 }
 
 #[test]

@@ -353,7 +353,9 @@ fn is_gate_open(policy: &Policy, snapshot: &Snapshot, inventory: &Inventory, now
 
 /// The whole seconds after `now` at which something may change for a snapshot of this inventory, in order.
 fn changes(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Vec<Timestamp> {
-    let whole = |instant: Timestamp| instant.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).unwrap();
+    let whole = |instant: Timestamp| {
+        instant.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil)).unwrap()
+    };
     let mut changes: Vec<Timestamp> = inventory.holds.values().filter_map(|hold| hold.until).collect();
     let copies = inventory.archives.values().flat_map(|copies| match copies {
         Copies::Known(copies) => copies.as_slice(),
