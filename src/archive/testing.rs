@@ -1,4 +1,4 @@
-//! What the tests of this room share: images made by hand, a source with scripted faults, a disk that fails.
+//! Shared by this module's tests: images built byte by byte, a source with scripted faults, a disk that fails.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -24,7 +24,7 @@ use crate::transport::{Reached, TransportError};
 
 pub(super) const GIB: u64 = 1 << 30;
 
-/// A sound image of `len` bytes, at least four clusters of 64 KiB, of a disk of 10 GiB.
+/// A valid image of `len` bytes, at least four clusters of 64 KiB, of a disk of 10 GiB.
 pub(crate) fn image(len: usize, seed: u64) -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
     assert!(len >= 4 * CLUSTER);
@@ -94,26 +94,26 @@ pub(super) fn md5_of(bytes: &[u8]) -> String {
     md5.finish().to_string()
 }
 
-/// What happens at one opening; after the script all goes well.
+/// The behaviour of one connection; after the script all succeed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
     /// None.
     Fine,
-    /// The connection breaks after so many bytes.
+    /// The connection breaks after this many bytes.
     Cut(usize),
-    /// the body ends as if it were whole after so many bytes.
+    /// the body ends as if it were complete after this many bytes.
     End(usize),
-    /// No more bytes come after so many.
+    /// No more bytes arrive after this many.
     Stall(usize),
     /// No answer.
     Hang,
-    /// The range is ignored, and the connection breaks after so many bytes.
+    /// The range is ignored, and the connection breaks after this many bytes.
     NoRange(usize),
     /// The answer is from behind the place asked for.
     Beyond,
     /// The last byte that is sent is another.
     Flip,
-    /// The promised length is so much too small.
+    /// The promised length is too small by this much.
     Promise(u64),
     Broken,
     Refused,
@@ -304,17 +304,17 @@ impl Randomness for NoRandomness {
 /// The real disk, until it fails.
 #[derive(Debug)]
 pub(crate) struct TestDisk {
-    /// So many bytes may still be written; then it is full.
+    /// The bytes that may still be written; then it is full.
     pub(crate) room: AtomicU64,
     /// What it says of its free space.
     pub(crate) free: AtomicU64,
-    /// So many changes may still be made; then the machine stops, and nothing works any more.
+    /// The changes that may still be made; then the machine stops, and nothing works any more.
     pub(crate) changes: AtomicU64,
     stopped: AtomicBool,
     /// Images can't be read.
     pub(super) unreadable: AtomicBool,
     pub(super) log: Mutex<Vec<String>>,
-    /// Writes wait until its sender is gone.
+    /// Writes wait until its sender is dropped.
     pub(super) gate: Mutex<Option<Receiver<()>>>,
 }
 

@@ -78,7 +78,7 @@ pub struct NewTemplate {
 /// recorded them.
 ///
 /// # Errors
-/// [`RestoreError`] if it was not begun. What fails later is told by the step.
+/// [`RestoreError`] if it was not begun. Later failures are reported in the step.
 pub async fn to_template(
     runner: &Runner,
     copies: &[ArchivedCopy],

@@ -1,4 +1,4 @@
-//! Leave to pass the guard, given by somebody for the next run of a policy, once.
+//! Permissions to pass the guard, given by an operator for the next run of a policy, once.
 //!
 //! Anybody who may write here changes the file, also beside a running daemon, so it has a lock of its own.
 //! Reading needs none, since the file is replaced in one step.
@@ -32,7 +32,7 @@ pub struct Allowance {
     /// For this zone alone; without it, for the run as a whole.
     #[serde(default)]
     pub zone: Option<ZoneName>,
-    /// It passes with at most so many deletions, in the zone or in the run as a whole.
+    /// The most deletions with which it passes, in the zone or in the run as a whole.
     pub deletes: u64,
     /// When it was given.
     pub given_at: Timestamp,
@@ -73,7 +73,7 @@ impl StateDirectory {
         .await
     }
 
-    /// The allowances for the policy's run, which are gone for good, also after a crash, once they are returned.
+    /// The allowances for the policy's run, which are used up, also after a crash, once they are returned.
     ///
     /// # Errors
     /// [`StateError`]: then nothing is allowed, since it might be allowed twice.

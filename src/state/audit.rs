@@ -60,7 +60,7 @@ impl Action {
         }
     }
 
-    /// For a sentence that goes on with the snapshot: `deleted snapshot …`, `not deleted: snapshot …`.
+    /// For a sentence that continues with the snapshot: `deleted snapshot …`, `not deleted: snapshot …`.
     pub(crate) fn past(self) -> &'static str {
         match self {
             Self::Create => "created",

@@ -67,7 +67,7 @@ pub enum StateError {
         /// Which.
         path: PathBuf,
     },
-    /// Somebody else has the lock.
+    /// Another process has the lock.
     #[error("{what} is locked by another process ({})", .path.display())]
     Locked {
         /// What the lock is for.

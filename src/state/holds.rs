@@ -1,4 +1,4 @@
-//! Snapshots that people pinned: whatever the policies say, they stay.
+//! Snapshots on hold: whatever the policies say, they are kept.
 //!
 //! Anybody who may write here changes the file, also beside a running daemon, so it has a lock of its own.
 //! Reading needs none, since the file is replaced in one step.
@@ -24,7 +24,7 @@ pub struct Holds {
     pub holds: Vec<Hold>,
 }
 
-/// A pin on a snapshot.
+/// A hold on a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// On which.
@@ -32,7 +32,7 @@ pub struct Hold {
     /// From then on it counts no more; without it, it counts for ever.
     #[serde(default)]
     pub until: Option<Timestamp>,
-    /// Why, in somebody's words: hostile text.
+    /// The operator's reason: hostile text.
     #[serde(default)]
     pub reason: Option<String>,
     /// When it was put.
@@ -138,7 +138,7 @@ mod tests {
         SnapshotId(Uuid::from_u128(number))
     }
 
-    /// A hold on a snapshot that counts for so many hours; without a number, for ever.
+    /// A hold on a snapshot that lasts for this many hours; without a number, for ever.
     fn pin(number: u128, hours: Option<i64>) -> Hold {
         let now: Timestamp = NOW.parse().unwrap();
         let until = hours.map(|hours| now + SignedDuration::from_hours(hours));

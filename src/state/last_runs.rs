@@ -37,7 +37,7 @@ pub struct LastRun {
     pub result: String,
 }
 
-/// What the last runs left to tell of a zone.
+/// The results of the last runs in a zone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ZoneMemory {
     /// When a run last ended here.
@@ -58,21 +58,21 @@ pub struct ZoneMemory {
     pub accepted: Option<AcceptedListing>,
 }
 
-/// How many snapshots a plan keeps, lets go and ignores.
+/// How many snapshots a plan keeps, deletes and ignores.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanSums {
     /// Kept.
     pub keep: u64,
-    /// Let go.
+    /// To be deleted.
     pub delete: u64,
     /// Not judged.
     pub ignore: u64,
-    /// Of the kept: would go but for a hold.
+    /// Of the kept: on hold, else they would be deleted.
     pub blocked_by_hold: u64,
-    /// Of the kept: would go but for another policy.
+    /// Of the kept: kept by another policy, else they would be deleted.
     pub blocked_by_policy: u64,
-    /// Of the kept: would go but for a missing verified copy.
+    /// Of the kept: without a required copy, else they would be deleted.
     pub blocked_by_export: u64,
 }
 
@@ -106,7 +106,7 @@ pub struct AcceptedListing {
     pub at: Timestamp,
     /// How long the audit log was then, in bytes: what was deleted since stands behind.
     pub audit_from: u64,
-    /// Every snapshot of the zone but those on their way out.
+    /// Every snapshot of the zone but those that are being deleted.
     pub snapshots: Vec<SnapshotId>,
 }
 

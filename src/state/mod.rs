@@ -8,7 +8,7 @@
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
 //! | `daemon.lock` | which daemon works on the directory |
-//! | `holds.json` | snapshots that people pinned ([`holds`]) |
+//! | `holds.json` | snapshots on hold ([`holds`]) |
 //! | `allowances.json` | leave to pass the guard, once ([`allowances`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`StateDirectory::lock_policy`]) |
 //! | `holds.lock`, `allowances.lock` | who changes what commands change beside a running daemon |
