@@ -1,4 +1,4 @@
-//! `allow`: leave to pass the guard, for a policy's next run, once.
+//! `allow`: the guard allows a policy's next run, once.
 
 use crate::cli::args::{Allow, Global};
 use crate::cli::assemble::{self, Seams, Use};
@@ -9,17 +9,17 @@ use crate::snapshot::ZoneName;
 use crate::state::allowances::Allowance;
 use crate::text::counted;
 
-/// Gives an allowance; one for the same policy and zone is replaced.
+/// Records an allowance; it replaces one for the same policy and zone.
 ///
 /// # Errors
-/// [`Refusal`] if there is no such policy or zone, or if it could not be done.
+/// [`Refusal`] if there is no such policy or zone, or the state cannot be changed.
 pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     for policy in assemble::chosen(&config, std::slice::from_ref(&allow.policy))? {
         check(policy, allow).map_err(|text| Refusal::new(Exit::Usage, text))?;
     }
     let seams = Seams::real();
-    let state = assemble::state(&config, &seams, Use::Running)?;
+    let state = assemble::state(&config, &seams, Use::Changing)?;
     let allowance = Allowance {
         policy: allow.policy.clone(),
         zone: allow.zone.clone(),
@@ -35,9 +35,9 @@ pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exi
         let place = allow.zone.as_ref().map_or_else(String::new, |zone| format!(" in zone {zone}"));
         let most = counted(usize::try_from(*deletes).unwrap_or(usize::MAX), "deletion");
         let before =
-            replaced.map_or_else(String::new, |before| format!(" (before: at most {})", before.deletes));
+            replaced.map_or_else(String::new, |before| format!(" (previously at most {})", before.deletes));
         output.print(&format!(
-            "the next run of policy {policy} passes the guard{place} if it would make at most {most}{before}\n"
+            "the guard allows the next run of policy {policy}{place}, up to {most}{before}\n"
         ));
     }
     Ok(Exit::Done)
@@ -46,7 +46,7 @@ pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exi
 fn check(policy: &Policy, allow: &Allow) -> Result<(), String> {
     if policy.retention.is_none() {
         return Err(format!(
-            "policy `{}` has no retention table, so it deletes nothing and there is nothing to allow",
+            "policy `{}` has no retention table, so it never deletes and needs no allowance",
             policy.name
         ));
     }

@@ -1,4 +1,4 @@
-//! `archive list`, `archive verify`, `archive prune`: the verified exports.
+//! `archive list`, `archive verify`, `archive prune`: the verified copies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
 use crate::archive::verify::{Outcome, describe, verify_archive};
-use crate::cli::args::{ArchiveList, ArchivePrune, ArchiveVerify, Global};
+use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
@@ -29,10 +29,10 @@ use crate::text::{chain, counted, printable};
 #[derive(Serialize)]
 struct JsonArchive<'a> {
     archive: &'a ArchiveName,
-    /// Why it can't be read, if so.
+    /// Why it is unreadable, if so.
     error: Option<String>,
     images: Vec<JsonImage>,
-    /// What the archive's retention removed; the manifests are there.
+    /// Copies that the archive's retention removed; their manifests remain.
     pruned: Vec<JsonImage>,
     problems: Vec<String>,
 }
@@ -53,19 +53,19 @@ struct JsonImage {
     file: String,
 }
 
-/// Lists what the archives hold.
+/// Lists the copies in the archives.
 ///
 /// # Errors
 /// [`Refusal`] if an archive is named that is not configured.
-pub async fn list(global: &Global, list: &ArchiveList, output: Output) -> Result<Exit, Refusal> {
+pub async fn list(global: &Global, names: &[ArchiveName], output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
-    check_names(&archives, &list.archives)?;
-    Ok(show(&archives, &list.archives, seams.clock.now(), output).await)
+    check_names(&archives, names)?;
+    Ok(show(&archives, names, seams.clock.now(), output).await)
 }
 
-/// Prints what the archives with these names hold; all, if none is named.
+/// Prints the copies in the archives with these names; in all, if none is named.
 pub async fn show(
     archives: &BTreeMap<ArchiveName, Arc<Archive>>,
     names: &[ArchiveName],
@@ -97,11 +97,7 @@ pub async fn show(
         }
         all.push(json);
     }
-    if output.is_json() {
-        output.print_json(&all);
-    } else {
-        output.print(&all.iter().map(|archive| render(archive, now, output)).collect::<String>());
-    }
+    output.show(&all, |all| all.iter().map(|archive| render(archive, now, output)).collect());
     exit
 }
 
@@ -117,7 +113,7 @@ fn check_names(archives: &BTreeMap<ArchiveName, Arc<Archive>>, names: &[ArchiveN
 #[derive(Serialize)]
 struct JsonVerified<'a> {
     archive: &'a ArchiveName,
-    /// Why it can't be read, if so.
+    /// Why it is unreadable, if so.
     error: Option<String>,
     images: Vec<JsonOutcome>,
     problems: Vec<String>,
@@ -144,27 +140,30 @@ impl JsonOutcome {
     }
 }
 
-/// Proves the images again.
+/// Verifies the images again.
 ///
 /// # Errors
 /// [`Refusal`] if an archive is named that is not configured.
-pub async fn verify(global: &Global, verify: &ArchiveVerify, output: Output) -> Result<Exit, Refusal> {
+pub async fn verify(
+    global: &Global,
+    names: &[ArchiveName],
+    percent: u64,
+    output: Output,
+) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
-    check_names(&archives, &verify.archives)?;
-    let names = &verify.archives;
+    check_names(&archives, names)?;
     let mut exit = Exit::Done;
     let mut all = Vec::new();
     for (name, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
-        // It may take hours: what is wrong is told at once.
-        let tell = |copy: &StoredCopy, outcome: &Outcome| {
+        // It may take hours, so problems are reported at once.
+        let report = |copy: &StoredCopy, outcome: &Outcome| {
             if let Some(line) = describe(name, copy, outcome) {
                 output.complain(&line);
             }
         };
-        let verified =
-            verify_archive(archive, verify.percent, &*seams.clock, &*seams.randomness, &tell).await;
+        let verified = verify_archive(archive, percent, &*seams.clock, &*seams.randomness, &report).await;
         all.push(match verified {
             Ok(verified) => {
                 let problems: Vec<String> = verified.problems.iter().map(Problem::describe).collect();
@@ -191,7 +190,7 @@ pub async fn verify(global: &Global, verify: &ArchiveVerify, output: Output) -> 
         for verified in &all {
             let count = |word: &str| verified.images.iter().filter(|image| image.outcome == word).count();
             output.print(&format!(
-                "archive {}: {} read again, {} good, {} corrupt, {} could not be verified\n",
+                "archive {}: {} read, {} good, {} corrupt, {} not verified\n",
                 verified.archive,
                 counted(verified.images.len(), "image"),
                 count("good"),
@@ -209,21 +208,21 @@ struct JsonPruned<'a> {
     /// Why nothing was pruned, if so.
     error: Option<String>,
     dry_run: bool,
-    copies: Vec<JsonGoing>,
+    copies: Vec<JsonPrunedCopy>,
 }
 
 #[derive(Serialize)]
-struct JsonGoing {
+struct JsonPrunedCopy {
     zone: ZoneName,
     snapshot: Subject,
     rule: Option<&'static str>,
     reasons: Vec<String>,
-    /// None where it was only looked.
+    /// `None` for a dry run.
     outcome: Option<StepOutcome>,
     message: Option<String>,
 }
 
-impl JsonGoing {
+impl JsonPrunedCopy {
     fn planned(going: CopyToPrune) -> Self {
         let manifest = &going.copy.manifest;
         Self {
@@ -243,37 +242,42 @@ impl JsonGoing {
     }
 }
 
-/// Prunes the copies that the archives' own retention lets go.
+/// Prunes the copies that the archives' retention does not keep.
 ///
 /// # Errors
 /// [`Refusal`] if an archive is named that is not configured, or that has no retention.
-pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Result<Exit, Refusal> {
+pub async fn prune(
+    global: &Global,
+    names: &[ArchiveName],
+    dry_run: bool,
+    output: Output,
+) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
-    check_names(&archives, &prune.archives)?;
-    let purpose = if prune.dry_run { Use::Looking } else { Use::Running };
+    check_names(&archives, names)?;
+    let purpose = if dry_run { Use::Reading } else { Use::Changing };
     let state = assemble::state(&config, &seams, purpose)?;
     let mut exit = Exit::Done;
     let mut all = Vec::new();
     for (name, archive) in &archives {
-        let is_named = prune.archives.contains(name);
+        let is_named = names.contains(name);
         let rules = config.archive_rules.get(name);
         let Some(retention) = rules.and_then(|rules| rules.retention.clone()) else {
             if is_named {
                 let text = format!(
-                    "archive `{name}` keeps every copy: write a section `[archives.{name}.retention]`"
+                    "archive `{name}` keeps every copy: to prune it, add a section `[archives.{name}.retention]`"
                 );
                 return Err(Refusal::new(Exit::Usage, text));
             }
             continue;
         };
-        if !is_named && !prune.archives.is_empty() {
+        if !is_named && !names.is_empty() {
             continue;
         }
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
         let pruner = ArchivePruner { state: state.clone(), clock, archive, retention };
-        let copies = prune_one(&config, &seams, &pruner, prune.dry_run).await;
+        let copies = prune_one(&config, &seams, &pruner, dry_run).await;
         let (error, copies) = match copies {
             Ok(copies) => (None, copies),
             Err(error) => (Some(error), Vec::new()),
@@ -281,42 +285,42 @@ pub async fn prune(global: &Global, prune: &ArchivePrune, output: Output) -> Res
         if let Some(error) = &error {
             output.complain(&format!("archive {name}: nothing is pruned: {error}"));
         }
-        let is_bad = |copy: &JsonGoing| copy.outcome == Some(StepOutcome::Failed);
+        let is_bad = |copy: &JsonPrunedCopy| copy.outcome == Some(StepOutcome::Failed);
         if error.is_some() || copies.iter().any(is_bad) {
             exit = Exit::Failed;
         }
-        all.push(JsonPruned { archive: name, error, dry_run: prune.dry_run, copies });
+        all.push(JsonPruned { archive: name, error, dry_run, copies });
     }
     if output.is_json() {
         output.print_json(&all);
     } else if all.is_empty() {
-        output.print("no archive has a retention: every copy stays\n");
+        output.print("no archive has a retention: every copy is kept\n");
     } else {
         output.print(&all.iter().map(|pruned| render_pruned(pruned, output)).collect::<String>());
     }
     Ok(exit)
 }
 
-/// What goes of one archive, or why nothing does.
+/// The copies to prune of one archive, or why none is pruned.
 async fn prune_one(
     config: &Config,
     seams: &Seams,
     pruner: &ArchivePruner,
     dry_run: bool,
-) -> Result<Vec<JsonGoing>, String> {
+) -> Result<Vec<JsonPrunedCopy>, String> {
     let planned = pruner.plan(None).await?;
     let zone = planned.first().map(|going| going.copy.manifest.zone.clone());
     let (Some(zone), false) = (zone, dry_run) else {
-        return Ok(planned.into_iter().map(JsonGoing::planned).collect());
+        return Ok(planned.into_iter().map(JsonPrunedCopy::planned).collect());
     };
     trust_the_clock(config, seams, &zone).await?;
     let run_id = fresh_id(&*seams.randomness, seams.clock.now());
     let recorder = Recorder::manual(pruner.state.clone(), pruner.clock.clone(), run_id);
     let steps = pruner.prune(&recorder, None).await?;
-    Ok(steps.into_iter().map(JsonGoing::done).collect())
+    Ok(steps.into_iter().map(JsonPrunedCopy::done).collect())
 }
 
-/// A clock that is wrong makes every copy old. A run compares it with the API's, and so does whoever prunes by hand.
+/// A wrong clock makes every copy look old. So it is compared with the API's clock here, as in a run.
 async fn trust_the_clock(config: &Config, seams: &Seams, zone: &ZoneName) -> Result<(), String> {
     let max =
         config.policies.iter().map(|policy| policy.guard.max_clock_skew).min().unwrap_or(MAX_CLOCK_SKEW);
@@ -325,22 +329,23 @@ async fn trust_the_clock(config: &Config, seams: &Seams, zone: &ZoneName) -> Res
         Ok(Some(skew)) => {
             let side = if skew.is_negative() { "behind" } else { "ahead of" };
             let (off, max) = (readable(skew.unsigned_abs()), readable(max));
-            format!("is {off} {side} the API's, more than max_clock_skew = {max}; set it right")
+            format!("is {off} {side} the API's, more than max_clock_skew = {max}; correct it")
         }
-        Ok(None) => "can't be compared with the API's, whose answers have no date".to_owned(),
-        Err(error) => format!("can't be compared with the API's: {}", chain(&error)),
+        Ok(None) => "cannot be compared with the API's, since its responses have no date".to_owned(),
+        Err(error) => format!("cannot be compared with the API's: {}", chain(&error)),
     };
-    Err(format!("ages can't be trusted, since this machine's clock {why}"))
+    Err(format!("ages are unreliable, since this machine's clock {why}"))
 }
 
 fn render_pruned(pruned: &JsonPruned<'_>, output: Output) -> String {
     let copies = counted(pruned.copies.len(), "copy");
-    let head = if pruned.dry_run { format!("{copies} would go") } else { format!("{copies} to go") };
+    let head =
+        if pruned.dry_run { format!("{copies} would be deleted") } else { format!("{copies} to delete") };
     let mut text = format!("archive {}: {head}\n", pruned.archive);
     let rows = pruned.copies.iter().map(|copy| {
         let (word, tone) = match copy.outcome {
-            None => ("would go", Tone::Bad),
-            Some(StepOutcome::Done) => ("pruned", Tone::Bad),
+            None => ("would be deleted", Tone::Bad),
+            Some(StepOutcome::Done) => ("deleted", Tone::Bad),
             Some(StepOutcome::Failed) => ("FAILED", Tone::Bad),
             Some(StepOutcome::Blocked | StepOutcome::Skipped) => ("kept", Tone::Dim),
         };
@@ -358,7 +363,7 @@ fn render_pruned(pruned: &JsonPruned<'_>, output: Output) -> String {
     });
     let rows: Vec<_> = rows.collect();
     if !rows.is_empty() {
-        text.push_str(&output.table(&["COPY", "ZONE", "INSTANCE", "TAKEN", "WHY"], rows));
+        text.push_str(&output.table(&["RESULT", "ZONE", "INSTANCE", "TAKEN", "WHY"], rows));
     }
     text
 }
@@ -368,7 +373,7 @@ fn images(catalogue: &Catalogue, pruned: bool) -> Vec<JsonImage> {
     copies.filter(|copy| copy.manifest.pruned_at.is_some() == pruned).map(image).collect()
 }
 
-/// How old something is, for people.
+/// An age for people.
 fn age(at: Timestamp, now: Timestamp) -> String {
     match now.duration_since(at).as_hours() {
         hours @ 0..48 => format!("{hours}h"),
@@ -423,7 +428,7 @@ fn render(archive: &JsonArchive<'_>, now: Timestamp, output: Output) -> String {
     if !archive.pruned.is_empty() {
         let copies = counted(archive.pruned.len(), "copy");
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{copies} pruned by the archive's retention; the manifests tell of them");
+        let _ = writeln!(text, "{copies} deleted by the archive's retention; the manifests remain");
     }
     for problem in &archive.problems {
         let _ = writeln!(text, "problem: {}", printable(problem));

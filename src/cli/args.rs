@@ -1,4 +1,4 @@
-//! What one may type.
+//! The command-line arguments.
 
 use std::path::PathBuf;
 
@@ -11,22 +11,22 @@ use crate::restore::template::BootMode;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging;
 
-/// Keeps the snapshots of Exoscale Compute instances in order: prunes, exports, proves and promotes them.
+/// Creates, prunes, exports, verifies and promotes snapshots of Exoscale Compute instances.
 #[derive(Debug, Parser)]
 #[command(name = "snapwarden", version, max_term_width = 110)]
 pub struct Arguments {
-    /// What every command takes.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The configuration.
+    /// The configuration file
     #[arg(
         long,
         global = true,
@@ -35,183 +35,161 @@ pub struct Global {
         default_value = "/etc/snapwarden/snapwarden.toml"
     )]
     pub config: PathBuf,
-    /// How data is printed.
+    /// The format of the data on stdout
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
-    /// How log lines look.
+    /// The format of log lines on stderr
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
-    /// Which log lines there are: error, warn, info, debug or trace.
-    #[arg(long, global = true, value_name = "LEVEL")]
-    pub log_level: Option<LogLevel>,
-    /// Log errors alone.
+    pub log_format: logging::Format,
+    /// The least severe log lines to show
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    pub log_level: Option<String>,
+    /// Log only errors
     #[arg(short, long, global = true, conflicts_with_all = ["verbose", "log_level"])]
     pub quiet: bool,
-    /// Log more; twice, even more.
+    /// Log more; repeat for even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "log_level")]
     pub verbose: u8,
-    /// When to colour.
+    /// When to use colors
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
 }
 
-/// How data is printed.
+/// The format of a command's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
-    /// For people.
+    /// Tables for people
     Text,
-    /// For programs.
+    /// JSON for programs
     Json,
-    /// A picture; of `simulate` alone.
+    /// A picture; only `simulate` draws one
     Svg,
 }
 
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// A line of text.
-    Text,
-    /// A JSON object a line.
-    Json,
-}
-
-impl From<LogFormat> for logging::Format {
-    fn from(format: LogFormat) -> Self {
-        match format {
-            LogFormat::Text => Self::Text,
-            LogFormat::Json => Self::Json,
-        }
-    }
-}
-
-/// Which log lines there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
-    /// Somebody must act.
-    Error,
-    /// Something was coped with.
-    Warn,
-    /// A line per run and per change.
-    Info,
-    /// Decisions and requests.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// When to colour.
+/// When to use colors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// On a terminal, unless `NO_COLOR` is set.
+    /// On a terminal, unless `NO_COLOR` is set
     Auto,
-    /// Always.
+    /// Always
     Always,
-    /// Never.
+    /// Never
     Never,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The daemon: runs policies by their schedules, and serves an HTTP port.
+    /// Run the daemon: policies on their schedules, and the HTTP port
     Run,
-    /// Run policies once, in the foreground.
-    Once(Once),
-    /// Show what a run would do, and why, snapshot by snapshot. Changes nothing.
+    /// Run policies once, in the foreground
+    Once {
+        /// The policies to run [default: all enabled ones]
+        #[arg(value_name = "POLICY")]
+        policies: Vec<PolicyName>,
+        /// Let the guard allow up to N deletions in this run; it still blocks a larger run
+        #[arg(long, value_name = "N")]
+        allow_deletes: Option<u64>,
+    },
+    /// Show what a run would do with each snapshot, and why; changes nothing
     Plan(Plan),
-    /// Read the configuration and say what is wrong with it. Changes nothing.
-    Check(Check),
-    /// Play a policy forward: what will exist, and when each snapshot goes. Changes nothing.
+    /// Check the configuration file; changes nothing
+    Check {
+        /// Also test the credentials, and each permission that the policies need
+        #[arg(long)]
+        online: bool,
+    },
+    /// Show which snapshots a policy would keep in the future, and for how long; changes nothing
     ///
-    /// The policy's own schedule goes on as it is written, and the real engine judges at each run, over the real
-    /// snapshots of a zone. Just before each run a new snapshot comes into being of each instance that the policy
-    /// selects, whether the policy takes it or something else does. Exports count as done, guards as passed, and no
-    /// run as late. Other policies have their say about what goes, but no runs of their own.
+    /// The simulation follows the policy's schedule and applies its rules at each run, beginning with the real snapshots
+    /// of a zone. Just before each run it adds a snapshot of every selected instance, whether the policy itself or
+    /// something else creates it. It assumes that every export succeeds, that no guard blocks a run, and that no run is
+    /// late. Other policies still protect the snapshots that they keep, but do not run.
     ///
-    /// With `--output svg` it is a picture for a document: `snapwarden simulate nightly --for 2y --output svg > nightly.svg`.
+    /// `--output svg` draws a picture: `snapwarden simulate nightly --for 2y --output svg > nightly.svg`.
     Simulate(Simulate),
-    /// Make a template of one snapshot, now.
+    /// Make a template of a snapshot now
     Promote(Promote),
-    /// Bring a verified copy back from an archive, as a file or as a template.
+    /// Restore a verified copy from an archive, to a file or to a template
     ///
-    /// A file is written as FILE.part, proved, synced, and only then given its name; nothing is overwritten, and it takes
-    /// no credentials but those of the archive. A template is fetched by the platform from an archive of type `s3`: a copy
-    /// from a folder is stored there first. It boots, and lets users in, as the template of the instance did.
+    /// A file is written as FILE.part, verified, synced, and then renamed to FILE; existing files are never overwritten.
+    /// This needs only the credentials of the archive. The image of a template is fetched by the platform from an archive
+    /// of type `s3`: a copy from a local archive is stored there first. The template gets the boot mode and the login
+    /// settings of the instance's original template.
     Restore(Restore),
-    /// Pin a snapshot: whatever the policies say, it stays. Needs no credentials, works beside a running daemon.
-    Hold(HoldSnapshot),
-    /// Take the pin of a snapshot away. Needs no credentials, works beside a running daemon.
-    Unhold(Unhold),
-    /// Show which snapshots are pinned. Changes nothing.
+    /// Put a snapshot on hold: no policy deletes it; needs no credentials, works while the daemon runs
+    Hold(Hold),
+    /// Release a snapshot from its hold; needs no credentials, works while the daemon runs
+    Unhold {
+        /// The ID of the snapshot
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: SnapshotId,
+    },
+    /// List the snapshots on hold; changes nothing
     Holds,
-    /// Let the guard pass a policy's next run, once. Needs no credentials, works beside a running daemon.
+    /// Let the guard allow a policy's next run, once; needs no credentials, works while the daemon runs
     Allow(Allow),
-    /// What is in the archives.
+    /// List, verify or prune the copies in the archives
     Archive {
-        /// What to do.
+        /// The subcommand.
         #[command(subcommand)]
         command: ArchiveCommand,
     },
-    /// What the running daemon says of itself; exits with 1 if something needs attention.
+    /// Show the state of the running daemon; exits with 1 if something needs attention
     Status,
-    /// Try it without an account: a simulated zone with months of history, in this process, and the daemon over it.
+    /// Try snapwarden without an account: the daemon, with a simulated zone that has months of history
     #[cfg(feature = "demo")]
-    Demo(Demo),
-    /// Print the completions for a shell.
+    Demo {
+        /// Run each policy once and exit, instead of running the daemon
+        #[arg(long)]
+        once: bool,
+    },
+    /// Print the completion script for a shell
     Completions {
-        /// Which shell.
+        /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page.
+    /// Print the manual page
     Man,
 }
 
-/// `once`
-#[derive(Debug, Args)]
-pub struct Once {
-    /// Which policies; all enabled ones if none is named.
-    #[arg(value_name = "POLICY")]
-    pub policies: Vec<PolicyName>,
-    /// Let the guard pass a run of at most so many deletions; a larger one stays held whole.
-    #[arg(long, value_name = "N")]
-    pub allow_deletes: Option<u64>,
-}
-
-/// `plan`
+/// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// Which policies; all enabled ones if none is named.
+    /// The policies to plan [default: all enabled ones]
     #[arg(value_name = "POLICY")]
     pub policies: Vec<PolicyName>,
-    /// Decide as of then instead of now.
+    /// Plan as of this time instead of now, such as 2027-01-31T00:00:00Z
     #[arg(long, value_name = "TIME")]
     pub at: Option<Timestamp>,
-    /// Decide over the body of a list-snapshots answer in a file: no network, no credentials, no state. Without
-    /// `ZONE=` it stands for the policy's first zone. All snapshots in it count as made by this program.
+    /// Use the body of a list-snapshots response in a file; needs no network, credentials or state
+    ///
+    /// Without `ZONE=` the file is for the policy's first zone. All its snapshots count as created by snapwarden.
     #[arg(long, value_name = "[ZONE=]FILE")]
     pub snapshots: Vec<ZoneFile>,
-    /// The body of a list-instances answer to go with it. Without it, every instance that a snapshot names
-    /// counts as listed.
+    /// Use the body of a list-instances response in a file
+    ///
+    /// Without it, every instance that a snapshot names counts as listed.
     #[arg(long, value_name = "[ZONE=]FILE", requires = "snapshots")]
     pub instances: Vec<ZoneFile>,
-    /// Another configuration: shows only what it would change.
+    /// Show only what would change with this configuration file
     #[arg(long, value_name = "FILE")]
     pub candidate: Option<PathBuf>,
 }
 
-/// A file that stands for a listing of a zone.
+/// A file that replaces a listing of a zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ZoneFile {
-    /// Of which zone; the policy's first one if none is named.
+    /// The zone; without it, the policy's first one.
     pub zone: Option<ZoneName>,
-    /// Which file.
+    /// The path.
     pub file: PathBuf,
 }
 
 impl std::str::FromStr for ZoneFile {
     type Err = std::convert::Infallible;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // A file's name may hold `=` as well: only what could be a zone's name is one.
+        // A file name may contain `=` as well: only a valid zone name counts as one.
         let named = text.split_once('=').and_then(|(zone, file)| Some((zone.parse().ok()?, file)));
         Ok(match named {
             Some((zone, file)) => Self { zone: Some(zone), file: file.into() },
@@ -220,49 +198,44 @@ impl std::str::FromStr for ZoneFile {
     }
 }
 
-/// `check`
-#[derive(Debug, Args)]
-pub struct Check {
-    /// Also try the credentials, and each permission that the policies need.
-    #[arg(long)]
-    pub online: bool,
-}
-
-/// `simulate`
+/// Arguments of `simulate`.
 #[derive(Debug, Args)]
 pub struct Simulate {
-    /// Which policy.
+    /// The policy
     #[arg(value_name = "POLICY")]
     pub policy: PolicyName,
-    /// How far: such as 90d, 2y, 1y6mo.
+    /// How far to simulate, such as 90d, 2y or 1y6mo
     #[arg(long = "for", value_name = "SPAN")]
     pub length: Span,
-    /// From when on, such as 2027-01-31T00:00:00Z.
+    /// The start, such as 2027-01-31T00:00:00Z
     #[arg(long, value_name = "now|TIME", default_value = "now")]
     pub from: Start,
-    /// In which of the policy's zones; the first one if none is named.
-    #[arg(long, value_name = "Z")]
+    /// The zone [default: the policy's first one]
+    #[arg(long)]
     pub zone: Option<ZoneName>,
-    /// Begin with the body of a list-snapshots answer in a file: no network, no credentials, no state. All snapshots
-    /// in it count as made by this program.
+    /// Start with the body of a list-snapshots response in a file; needs no network, credentials or state
+    ///
+    /// All its snapshots count as created by snapwarden.
     #[arg(long, value_name = "FILE")]
     pub snapshots: Option<PathBuf>,
-    /// The body of a list-instances answer to go with it. Without it, every instance that a snapshot names
-    /// counts as listed.
+    /// Use the body of a list-instances response in a file
+    ///
+    /// Without it, every instance that a snapshot names counts as listed.
     #[arg(long, value_name = "FILE", requires = "snapshots")]
     pub instances: Option<PathBuf>,
-    /// Begin with nothing: no network, no credentials, no state. One instance with a disk of 10 GiB is imagined, and
-    /// the policy is alone.
+    /// Start without snapshots; needs no network, credentials or state
+    ///
+    /// One instance with a disk of 10 GiB is assumed, and no other policies.
     #[arg(long, conflicts_with = "snapshots")]
     pub empty: bool,
 }
 
-/// Where a play begins.
+/// The start of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// When the command is given.
+    /// The current time.
     Now,
-    /// Then.
+    /// This time.
     At(Timestamp),
 }
 
@@ -273,169 +246,137 @@ impl std::str::FromStr for Start {
     }
 }
 
-/// `promote`
+/// Arguments of `promote`.
 #[derive(Debug, Args)]
 pub struct Promote {
-    /// Which snapshot.
+    /// The ID of the snapshot
     #[arg(value_name = "SNAPSHOT")]
     pub snapshot: SnapshotId,
-    /// Where it is.
+    /// The zone of the snapshot
     #[arg(long)]
     pub zone: ZoneName,
-    /// The template's name.
+    /// The name of the template
     #[arg(long)]
     pub name: String,
-    /// The template's description.
-    #[arg(long)]
+    /// The description of the template
+    #[arg(long, value_name = "TEXT")]
     pub description: Option<String>,
 }
 
-/// `restore`
+/// Arguments of `restore`.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("which").required(true))]
-#[command(group = clap::ArgGroup::new("form").required(true))]
+#[command(group = clap::ArgGroup::new("copy").required(true))]
+#[command(group = clap::ArgGroup::new("destination").required(true))]
 pub struct Restore {
-    /// Which snapshot.
-    #[arg(value_name = "SNAPSHOT", group = "which")]
+    /// The ID of the snapshot
+    #[arg(value_name = "SNAPSHOT", group = "copy")]
     pub snapshot: Option<SnapshotId>,
-    /// The newest snapshot of an instance that has a copy: its id, or its name.
-    #[arg(long, value_name = "INSTANCE", group = "which")]
+    /// Restore the newest copy of this instance, given by ID or name
+    #[arg(long, value_name = "INSTANCE", group = "copy")]
     pub latest: Option<String>,
-    /// Only snapshots that were taken before then, such as 2027-01-31T00:00:00Z.
+    /// Only snapshots taken before this time, such as 2027-01-31T00:00:00Z
     #[arg(long, value_name = "TIME", requires = "latest", conflicts_with = "snapshot")]
     pub before: Option<Timestamp>,
-    /// To this new file.
-    #[arg(long, value_name = "FILE", group = "form")]
+    /// Write this new file
+    #[arg(long, value_name = "FILE", group = "destination")]
     pub to: Option<PathBuf>,
-    /// To a template of this name.
-    #[arg(long, value_name = "NAME", group = "form", requires = "zone")]
+    /// Make a template with this name
+    #[arg(long, value_name = "NAME", group = "destination", requires = "zone")]
     pub to_template: Option<String>,
-    /// The template's zone.
-    #[arg(long, value_name = "Z", requires = "to_template", conflicts_with = "to")]
+    /// The zone of the template
+    #[arg(long, requires = "to_template", conflicts_with = "to")]
     pub zone: Option<ZoneName>,
-    /// How a machine of the template boots, where the copy's manifest does not say it: legacy or uefi.
+    /// The boot mode of the template [default: as recorded in the manifest]
     #[arg(long, value_name = "MODE", requires = "to_template", conflicts_with = "to")]
     pub boot_mode: Option<BootMode>,
-    /// From this archive alone; else from the first that has a good copy, those in folders first.
-    #[arg(long, value_name = "ARCHIVE")]
+    /// Use only this archive [default: the first with a good copy, local archives first]
+    #[arg(long)]
     pub archive: Option<ArchiveName>,
 }
 
-/// `hold`
+/// Arguments of `hold`.
 #[derive(Debug, Args)]
-pub struct HoldSnapshot {
-    /// Which snapshot.
+pub struct Hold {
+    /// The ID of the snapshot
     #[arg(value_name = "SNAPSHOT")]
     pub snapshot: SnapshotId,
-    /// From then on it counts no more, such as 2027-01-31T00:00:00Z; without it, it counts for ever.
+    /// The end of the hold, such as 2027-01-31T00:00:00Z [default: no end]
     #[arg(long, value_name = "TIME")]
     pub until: Option<Timestamp>,
-    /// Why, for those who come after.
+    /// The reason, shown by `holds` and `plan`
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
 }
 
-/// `unhold`
-#[derive(Debug, Args)]
-pub struct Unhold {
-    /// Which snapshot.
-    #[arg(value_name = "SNAPSHOT")]
-    pub snapshot: SnapshotId,
-}
-
-/// `allow`
+/// Arguments of `allow`.
 #[derive(Debug, Args)]
 pub struct Allow {
-    /// Which policy.
+    /// The policy
     #[arg(value_name = "POLICY")]
     pub policy: PolicyName,
-    /// Its next run passes if it would make at most so many deletions; a larger one stays held whole.
+    /// The most deletions that its next run may make; the guard still blocks a larger run
     #[arg(value_name = "N")]
     pub deletes: u64,
-    /// Let only this zone pass, if it alone has at most so many deletions.
-    #[arg(long, value_name = "Z")]
+    /// Allow only this zone, with up to N deletions there
+    #[arg(long)]
     pub zone: Option<ZoneName>,
 }
 
-/// `archive …`
+/// The subcommands of `archive`.
 #[derive(Debug, Subcommand)]
 pub enum ArchiveCommand {
-    /// List the verified exports.
-    List(ArchiveList),
-    /// Read the images again and prove them by their checksums. Marks in the manifests what came of it; exits with 1 if
-    /// something is corrupt or can't be read. Works beside a running daemon.
-    Verify(ArchiveVerify),
-    /// Remove the copies that `[archives.NAME.retention]` lets go, and say why. Their manifests stay, marked. Needs no
-    /// credentials of the API, works beside a running daemon.
-    Prune(ArchivePrune),
-}
-
-/// `archive verify`
-#[derive(Debug, Args)]
-pub struct ArchiveVerify {
-    /// Which archives; all if none is named.
-    #[arg(value_name = "ARCHIVE")]
-    pub archives: Vec<ArchiveName>,
-    /// Read so many percent of the images of each, those first that were not proved for longest.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
-    pub percent: u64,
-}
-
-/// `archive prune`
-#[derive(Debug, Args)]
-pub struct ArchivePrune {
-    /// Which archives; all that have a retention if none is named.
-    #[arg(value_name = "ARCHIVE")]
-    pub archives: Vec<ArchiveName>,
-    /// Only show what would go.
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// `archive list`
-#[derive(Debug, Args)]
-pub struct ArchiveList {
-    /// Which archives; all if none is named.
-    #[arg(value_name = "ARCHIVE")]
-    pub archives: Vec<ArchiveName>,
-}
-
-/// `demo`
-#[cfg(feature = "demo")]
-#[derive(Debug, Args)]
-pub struct Demo {
-    /// One run of each policy, then the end, instead of the daemon.
-    #[arg(long)]
-    pub once: bool,
+    /// List the verified copies
+    List {
+        /// The archives [default: all]
+        #[arg(value_name = "ARCHIVE")]
+        archives: Vec<ArchiveName>,
+    },
+    /// Read the images again and verify their checksums
+    ///
+    /// The result is recorded in the manifests. Exits with 1 if an image is corrupt or unreadable. Works while the daemon
+    /// runs.
+    Verify {
+        /// The archives [default: all]
+        #[arg(value_name = "ARCHIVE")]
+        archives: Vec<ArchiveName>,
+        /// Verify this percentage of the images of each archive, starting with the least recently verified
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
+        percent: u64,
+    },
+    /// Delete the copies that `[archives.NAME.retention]` does not keep, and show why
+    ///
+    /// Their manifests remain, marked as pruned. Needs no API credentials, works while the daemon runs.
+    Prune {
+        /// The archives [default: all with a retention]
+        #[arg(value_name = "ARCHIVE")]
+        archives: Vec<ArchiveName>,
+        /// Only show the copies that would be deleted
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl Command {
-    /// Whether a line per run and per change is wanted without asking for it.
-    fn tells_what_it_does(&self) -> bool {
+    /// Whether the log has a line per run and per change by default.
+    fn logs_changes(&self) -> bool {
         match self {
-            Self::Run | Self::Once(_) | Self::Promote(_) | Self::Restore(_) => true,
+            Self::Run | Self::Once { .. } | Self::Promote(_) | Self::Restore(_) => true,
             #[cfg(feature = "demo")]
-            Self::Demo(demo) => !demo.once,
+            Self::Demo { once } => !once,
             _ => false,
         }
     }
 }
 
 impl Arguments {
-    /// The level for the log: what was asked for, else a line per change where something may change.
-    pub fn log_level(&self) -> &'static str {
-        if let Some(level) = self.global.log_level {
-            return match level {
-                LogLevel::Error => "error",
-                LogLevel::Warn => "warn",
-                LogLevel::Info => "info",
-                LogLevel::Debug => "debug",
-                LogLevel::Trace => "trace",
-            };
+    /// The log level: as given, else `info` for commands that change something.
+    pub fn log_level(&self) -> &str {
+        if let Some(level) = &self.global.log_level {
+            return level;
         }
         match (self.global.quiet, self.global.verbose) {
             (true, _) => "error",
-            (false, 0) if self.command.tells_what_it_does() => "info",
+            (false, 0) if self.command.logs_changes() => "info",
             (false, 0) => "warn",
             (false, 1) => "info",
             (false, 2) => "debug",
@@ -451,7 +392,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         Arguments::command().debug_assert();
     }
 

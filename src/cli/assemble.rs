@@ -1,4 +1,4 @@
-//! Puts the parts together as the configuration says.
+//! Builds the parts of a command from the configuration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,10 +27,10 @@ use crate::state::directory::StateDirectory;
 use crate::text::chain;
 use crate::transport::{HttpTransport, Transport};
 
-/// Where state is without a word about it.
+/// The default state directory.
 const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
 
-/// Said where no policy is named and none is enabled: silence would look like success.
+/// Printed if no policy is named and none is enabled: silence would look like success.
 pub(super) const NOTHING_ENABLED: &str = "no policy is enabled, so there is nothing to do";
 
 /// The four seams.
@@ -47,7 +47,7 @@ pub struct Seams {
 }
 
 impl Seams {
-    /// Their real forms.
+    /// The real implementations.
     pub fn real() -> Self {
         Self {
             transport: Arc::new(HttpTransport::default()),
@@ -61,7 +61,7 @@ impl Seams {
 /// Reads the configuration that the command line names.
 ///
 /// # Errors
-/// [`Refusal`] with everything that is wrong with it.
+/// [`Refusal`] with all its errors.
 pub fn configuration(global: &Global) -> Result<Config, Refusal> {
     configuration_at(&global.config)
 }
@@ -69,7 +69,7 @@ pub fn configuration(global: &Global) -> Result<Config, Refusal> {
 /// Reads a configuration.
 ///
 /// # Errors
-/// [`Refusal`] with everything that is wrong with it.
+/// [`Refusal`] with all its errors.
 pub fn configuration_at(path: &Path) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
     config::load(path, endpoint.as_deref())
@@ -97,14 +97,14 @@ pub fn chosen<'a>(config: &'a Config, names: &[PolicyName]) -> Result<Vec<&'a Po
 /// Finds the credentials.
 ///
 /// # Errors
-/// [`Refusal`] that says where they were looked for.
+/// [`Refusal`] that lists where they were expected.
 pub fn credentials(config: &Config) -> Result<Credentials, Refusal> {
     let environment = |name: &str| std::env::var(name).ok();
     credentials::find(&environment, config.exoscale.credentials_file.as_deref())
         .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))
 }
 
-/// Where state is: as configured, else as systemd says, else the usual place.
+/// The state directory: as configured, else `$STATE_DIRECTORY` of systemd, else the default.
 pub fn state_path(config: &Config) -> PathBuf {
     config
         .state_directory
@@ -113,13 +113,13 @@ pub fn state_path(config: &Config) -> PathBuf {
         .unwrap_or_else(|| Path::new(STATE_DIRECTORY).to_owned())
 }
 
-/// The first of the folders that systemd made for the service.
+/// The first of the folders that systemd created for the service.
 fn systemd_state_directory() -> Option<PathBuf> {
     let folders = std::env::var("STATE_DIRECTORY").ok()?;
     folders.split(':').next().filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
-/// The archives of the configuration. Nothing is touched yet.
+/// The archives of the configuration. None is accessed yet.
 ///
 /// # Errors
 /// [`Refusal`] for one without credentials.
@@ -130,7 +130,7 @@ pub fn archives(config: &Config, seams: &Seams) -> Result<BTreeMap<ArchiveName, 
     config.archives.iter().map(make).collect()
 }
 
-/// One archive of the configuration. Nothing is touched yet.
+/// An archive of the configuration. It is not accessed yet.
 ///
 /// # Errors
 /// [`Refusal`] for one without credentials.
@@ -174,30 +174,30 @@ fn s3_archive(
     ))
 }
 
-/// Whether what is put together will change something.
+/// Whether a command may change something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Looks alone: the state directory need not be there, and stays as it is.
-    Looking,
-    /// Runs: the state directory is made if it is missing, and must be writable.
-    Running,
+    /// It only reads: the state directory may be missing, and is not changed.
+    Reading,
+    /// It may change something: the state directory is created if it is missing, and must be writable.
+    Changing,
 }
 
-/// The state directory for looking, or for changing what is in it.
+/// Opens the state directory.
 ///
 /// # Errors
-/// [`Refusal`] if it can't be used.
+/// [`Refusal`] if it is unusable.
 pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirectory, Refusal> {
     let path = state_path(config);
     match purpose {
-        Use::Looking => Ok(StateDirectory::at(seams.disk.clone(), &path)),
-        Use::Running => {
+        Use::Reading => Ok(StateDirectory::at(seams.disk.clone(), &path)),
+        Use::Changing => {
             StateDirectory::open(seams.disk.clone(), &path).map_err(|error| Refusal::failed(&error))
         }
     }
 }
 
-/// A client of the API; without credentials for what is public alone.
+/// A client of the API; without credentials only for public requests.
 pub fn client(config: &Config, credentials: Option<Credentials>, seams: &Seams) -> Client {
     let exoscale = &config.exoscale;
     let settings = Settings {
@@ -212,10 +212,10 @@ pub fn client(config: &Config, credentials: Option<Credentials>, seams: &Seams) 
     Client::new(settings, credentials, transport, clock, seams.randomness.clone())
 }
 
-/// Everything for looking or running.
+/// Everything that runs and plans need.
 ///
 /// # Errors
-/// [`Refusal`] if the state directory can't be used.
+/// [`Refusal`] if the state directory is unusable.
 pub fn runner(
     config: &Config,
     credentials: Credentials,

@@ -1,4 +1,4 @@
-//! `check`: reads the configuration; `--online` also tries what the policies need.
+//! `check`: reads the configuration; `--online` also tests the permissions that the policies need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::cli::args::{Check, Global};
+use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::output::{Output, Tone};
 use crate::cli::{Exit, Refusal};
@@ -23,10 +23,10 @@ use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::{chain, counted, printable};
 
 #[derive(Serialize)]
-struct Checked<'a> {
+struct CheckOutput<'a> {
     config: String,
     policies: Vec<CheckedPolicy<'a>>,
-    /// What was tried; none without `--online`.
+    /// The tests; `None` without `--online`.
     online: Option<Vec<Tried>>,
 }
 
@@ -45,35 +45,31 @@ struct Tried {
     #[serde(rename = "where")]
     place: String,
     what: &'static str,
-    /// What went wrong, if anything did.
+    /// The failure, if any.
     error: Option<String>,
 }
 
-/// Checks.
+/// Checks the configuration.
 ///
 /// # Errors
-/// [`Refusal`] if the configuration, or the credentials, can't be used.
-pub async fn check(global: &Global, check: &Check, output: Output) -> Result<Exit, Refusal> {
+/// [`Refusal`] if the configuration or the credentials are unusable.
+pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
-    let online = if check.online {
+    let online = if online {
         let credentials = assemble::credentials(&config)?;
-        let runner = assemble::runner(&config, credentials, &seams, Use::Looking)?;
+        let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
         Some(try_all(&config, &runner).await)
     } else {
         None
     };
     let failed = online.as_ref().is_some_and(|tried| tried.iter().any(|tried| tried.error.is_some()));
-    let checked = Checked {
+    let checked = CheckOutput {
         config: global.config.display().to_string(),
         policies: config.policies.iter().map(|policy| checked(policy, seams.clock.now())).collect(),
         online,
     };
-    if output.is_json() {
-        output.print_json(&checked);
-    } else {
-        output.print(&render(&checked, output));
-    }
+    output.show(&checked, |checked| render(checked, output));
     Ok(if failed { Exit::Failed } else { Exit::Done })
 }
 
@@ -94,9 +90,9 @@ fn checked(policy: &Policy, now: Timestamp) -> CheckedPolicy<'_> {
     }
 }
 
-fn render(checked: &Checked<'_>, output: Output) -> String {
+fn render(checked: &CheckOutput<'_>, output: Output) -> String {
     let mut text =
-        format!("{}: sound, {}\n", printable(&checked.config), counted(checked.policies.len(), "policy"));
+        format!("{}: valid, {}\n", printable(&checked.config), counted(checked.policies.len(), "policy"));
     let plain = |text: String| (text, Tone::Plain);
     let rows = checked
         .policies
@@ -107,7 +103,7 @@ fn render(checked: &Checked<'_>, output: Output) -> String {
             vec![
                 plain(policy.policy.to_string()),
                 plain(if policy.enabled { "yes" } else { "no" }.to_owned()),
-                plain(policy.schedule.unwrap_or("by hand").to_owned()),
+                plain(policy.schedule.unwrap_or("(manual)").to_owned()),
                 plain(policy.next_run.map_or_else(|| "-".to_owned(), |next| next.to_string())),
                 plain(zones.join(", ")),
                 plain(does),
@@ -132,7 +128,7 @@ fn render(checked: &Checked<'_>, output: Output) -> String {
     text
 }
 
-/// Tries everything that an enabled policy needs, in every zone and archive that it names.
+/// Tests everything that the enabled policies need, in every zone and archive that they name.
 async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
     let mut needs: BTreeMap<&ZoneName, BTreeSet<Need>> = BTreeMap::new();
     let mut archives = BTreeSet::new();
@@ -220,8 +216,8 @@ impl Need {
         }
     }
 
-    /// Tries it. What would change something is tried on an id that was drawn just now and names nothing, so
-    /// that "not found" says that one may, and nothing can come of it.
+    /// Tests it. Operations that change something are tested with a new random id that does not exist: "not found"
+    /// means that they are permitted, and nothing can be changed.
     async fn attempt(
         self,
         client: &ZoneClient,

@@ -18,11 +18,10 @@ use jiff::{Timestamp, ToSpan as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::cli::args::Demo;
 use crate::cli::assemble::{self, Seams, Use};
-use crate::cli::bars::Bars;
 use crate::cli::output::Output;
 use crate::cli::plan::table;
+use crate::cli::progress::Progress;
 use crate::cli::{Exit, Refusal, archive, once, run};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
@@ -71,19 +70,19 @@ const NIGHTLY_KEEPS: usize = 12;
 ///
 /// # Errors
 /// [`Refusal`] if the temporary folder or the loopback can't be used.
-pub async fn demo(demo: &Demo, output: Output, bars: &Bars) -> Result<Exit, Refusal> {
+pub async fn demo(once: bool, output: Output, progress: &Progress) -> Result<Exit, Refusal> {
     // Before any folder is created: only this process removes it.
     let mut orders = run::orders_by_signal()?;
-    if !demo.once {
+    if !once {
         return daemon(output, orders).await;
     }
     tokio::select! {
-        exit = one_run_each(output, bars) => exit,
+        exit = one_run_each(output, progress) => exit,
         _ = orders.recv() => Ok(Exit::Failed),
     }
 }
 
-async fn one_run_each(output: Output, bars: &Bars) -> Result<Exit, Refusal> {
+async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refusal> {
     let folder = tempfile::tempdir().map_err(|error| Refusal::failed(&error))?;
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
     let world = World::new(clock.clone(), SEED);
@@ -100,8 +99,8 @@ async fn one_run_each(output: Output, bars: &Bars) -> Result<Exit, Refusal> {
     let text = configuration(folder.path());
     let config = config::parse(&text, "demo.toml", None).map_err(|error| Refusal::failed(&error))?;
     let credentials = Credentials::new(API_KEY, API_SECRET).map_err(|error| Refusal::failed(&error))?;
-    let mut runner = assemble::runner(&config, credentials, &seams, Use::Running)?;
-    runner.downloads = bars.downloads();
+    let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
+    runner.downloads = progress.downloads();
 
     output.print(INTRODUCTION);
     output.print(&indented(&text));
@@ -110,7 +109,8 @@ async fn one_run_each(output: Output, bars: &Bars) -> Result<Exit, Refusal> {
         output.print(&heading(&format!("{}. What `snapwarden plan {}` says", 2 * number + 1, policy.name)));
         show_plan(&runner, policy, output).await;
         output.print(&heading(&format!("{}. What `snapwarden once {}` does", 2 * number + 2, policy.name)));
-        let (ended, reports) = once::run_all(&runner, &[policy], &RunOptions::default(), output, bars).await;
+        let (ended, reports) =
+            once::run_all(&runner, &[policy], &RunOptions::default(), output, progress).await;
         exit = exit.worse(ended);
         output.print(&reports.iter().map(|report| once::render(report, output)).collect::<String>());
     }

@@ -1,13 +1,12 @@
 //! The command line: parse, run, print, exit status.
 //!
-//! Data goes to stdout, everything else to stderr. What a command prints is made from values that the layers
-//! below return; nothing is decided here.
+//! Data goes to stdout, everything else to stderr. Commands only show values that the modules below return; they make
+//! no decisions.
 
 pub mod allow;
 pub mod archive;
 pub mod args;
 pub mod assemble;
-pub mod bars;
 pub mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -16,6 +15,7 @@ pub mod once;
 pub mod output;
 pub mod packaging;
 pub mod plan;
+pub mod progress;
 pub mod promote;
 pub mod restore;
 pub mod run;
@@ -30,27 +30,27 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::cli::args::{ArchiveCommand, Arguments, Command};
-use crate::cli::bars::Bars;
 use crate::cli::output::Output;
+use crate::cli::progress::Progress;
 use crate::telemetry::logging;
 
-/// How a command ends, for scripts.
+/// The exit status, for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
-    /// All was done.
+    /// Success.
     Done = 0,
-    /// Nothing failed, but a guard held something back.
+    /// Nothing failed, but a guard blocked deletions.
     Held = 3,
-    /// Something failed, also in part.
+    /// Something failed, at least in part.
     Failed = 1,
-    /// The command line makes no sense.
+    /// Wrong usage.
     Usage = 2,
-    /// The configuration, or the credentials, can't be used.
+    /// The configuration or the credentials are unusable.
     BadConfiguration = 78,
 }
 
 impl Exit {
-    /// The worse of two: a failure outdoes what a guard held back.
+    /// The worse of two: a failure is worse than a block by the guard.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {
         match (self, other) {
@@ -61,12 +61,12 @@ impl Exit {
     }
 }
 
-/// An end before the work: what to say, and how to exit.
+/// A command that could not do its work: the message and the exit status.
 #[derive(Debug)]
 pub struct Refusal {
-    /// How to exit.
+    /// The exit status.
     pub exit: Exit,
-    /// What to say on stderr; whole lines, safe for a terminal.
+    /// The message for stderr, in whole lines.
     pub text: String,
 }
 
@@ -87,21 +87,25 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are what was asked for; they are data.
+            // Help and version were requested, so they are no error.
             let exit = match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
                 _ => Exit::Usage,
             };
-            // Nobody to tell that stdout is closed.
+            // Nothing can be reported if stdout is closed.
             let _ = error.print();
             return ExitCode::from(exit as u8);
         }
     };
     let output = Output::new(&arguments.global);
-    let bars = Bars::new(&arguments.global);
-    let format = arguments.global.log_format.into();
-    logging::start(format, arguments.log_level(), output.color_on_stderr(), bars.clone());
-    let exit = match dispatch(&arguments, output, &bars) {
+    let progress = Progress::new(&arguments.global);
+    logging::start(
+        arguments.global.log_format,
+        arguments.log_level(),
+        output.color_on_stderr(),
+        progress.clone(),
+    );
+    let exit = match dispatch(&arguments, output, &progress) {
         Ok(exit) => exit,
         Err(refusal) => {
             output.complain(&refusal.text);
@@ -111,7 +115,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn dispatch(arguments: &Arguments, output: Output, bars: &Bars) -> Result<Exit, Refusal> {
+fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Result<Exit, Refusal> {
     let global = &arguments.global;
     if output.is_svg() && !matches!(arguments.command, Command::Simulate(_)) {
         return Err(Refusal::new(
@@ -121,39 +125,40 @@ fn dispatch(arguments: &Arguments, output: Output, bars: &Bars) -> Result<Exit, 
     }
     match &arguments.command {
         Command::Run => on_runtime(run::run(global)),
-        Command::Once(once) => on_runtime(once::once(global, once, output, bars)),
+        Command::Once { policies, allow_deletes } => {
+            on_runtime(once::once(global, policies, *allow_deletes, output, progress))
+        }
         Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
         Command::Simulate(simulate) => on_runtime(simulate::simulate(global, simulate, output)),
-        Command::Check(check) => on_runtime(check::check(global, check, output)),
+        Command::Check { online } => on_runtime(check::check(global, *online, output)),
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
         Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
-        Command::Unhold(unhold) => on_runtime(hold::unhold(global, unhold, output)),
+        Command::Unhold { snapshot } => on_runtime(hold::unhold(global, *snapshot, output)),
         Command::Holds => on_runtime(hold::holds(global, output)),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
-        Command::Archive { command: ArchiveCommand::List(list) } => {
-            on_runtime(archive::list(global, list, output))
-        }
-        Command::Archive { command: ArchiveCommand::Verify(verify) } => {
-            on_runtime(archive::verify(global, verify, output))
-        }
-        Command::Archive { command: ArchiveCommand::Prune(prune) } => {
-            on_runtime(archive::prune(global, prune, output))
-        }
+        Command::Archive { command } => match command {
+            ArchiveCommand::List { archives } => on_runtime(archive::list(global, archives, output)),
+            ArchiveCommand::Verify { archives, percent } => {
+                on_runtime(archive::verify(global, archives, *percent, output))
+            }
+            ArchiveCommand::Prune { archives, dry_run } => {
+                on_runtime(archive::prune(global, archives, *dry_run, output))
+            }
+        },
         Command::Status => on_runtime(status::status(global, output)),
         #[cfg(feature = "demo")]
-        Command::Demo(demo) => on_runtime(demo::demo(demo, output, bars)),
+        Command::Demo { once } => on_runtime(demo::demo(*once, output, progress)),
         Command::Completions { shell } => Ok(packaging::completions(*shell, output)),
         Command::Man => packaging::man(output),
     }
 }
 
-/// At the end whatever still blocks on a disk is waited for no longer than this: it may hang for ever, as on a file
-/// system whose server is gone, and whoever told us to stop would wait with it.
+/// The longest wait for blocking disk work at the end. It may hang forever, as on a file system whose server is
+/// unreachable, and must not keep the process from exiting.
 const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// One thread serves the network, so that nothing is handed from one to another there; hashing and the disk have the
-/// blocking pool.
+/// Runs a command on one thread, since the network needs no more; hashing and disk use the blocking pool.
 fn on_runtime(work: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

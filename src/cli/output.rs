@@ -1,5 +1,6 @@
-//! Printing: data to stdout, complaints to stderr, colour only where it is wanted.
+//! Prints data to stdout and messages to stderr, in colors where they are wanted.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{Cell, Color as TableColor, ContentArrangement, Table, presets};
@@ -11,28 +12,32 @@ use crate::cli::args::{Color, Global, OutputFormat};
 use crate::telemetry::logging;
 use crate::text::{printable, safe_json};
 
-/// Where a command prints to.
+/// On a narrower terminal the names of snapshots are left out: the instance and the time identify them, and the
+/// reasons need the space.
+const NAMES_MIN_WIDTH: usize = 130;
+
+/// How a command prints.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     format: OutputFormat,
     color: Color,
 }
 
-/// How a cell of a table is to be seen.
+/// The color of a table's cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// As the rest.
+    /// No color.
     Plain,
-    /// All is well.
+    /// Green.
     Good,
-    /// Something goes.
+    /// Red: a problem or a deletion.
     Bad,
-    /// Nothing to look at.
+    /// Grey: not relevant.
     Dim,
 }
 
 impl Output {
-    /// As the command line wants it.
+    /// As the command line says.
     pub fn new(global: &Global) -> Self {
         Self { format: global.output, color: global.color }
     }
@@ -42,12 +47,12 @@ impl Output {
         self.format == OutputFormat::Json
     }
 
-    /// Whether data is printed as a picture.
+    /// Whether data is drawn as a picture.
     pub fn is_svg(self) -> bool {
         self.format == OutputFormat::Svg
     }
 
-    /// Whether stderr is coloured.
+    /// Whether stderr has colors.
     pub fn color_on_stderr(self) -> bool {
         self.wants_color(io::stderr().is_terminal())
     }
@@ -60,7 +65,7 @@ impl Output {
         }
     }
 
-    /// Prints text as it is; the caller made it safe for a terminal.
+    /// Prints text as it is; the caller has made it safe for a terminal.
     pub fn print(self, text: &str) {
         self.print_bytes(text.as_bytes());
     }
@@ -69,7 +74,7 @@ impl Output {
     pub fn print_bytes(self, bytes: &[u8]) {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            // A reader that went away (`| head`) is no failure of ours.
+            // It is no failure if the reader has exited, as in `| head`.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 self.complain(&format!("write to stdout: {error}"));
                 // Half of the data must not look like all of it.
@@ -92,7 +97,7 @@ impl Output {
         if self.is_json() { self.print_json(data) } else { self.print(&text(data)) }
     }
 
-    /// Says what is wrong, on stderr. Lines stay lines; everything else that could harm a terminal is escaped.
+    /// Prints a message to stderr. Lines stay lines; other characters that could affect a terminal are escaped.
     pub fn complain(self, text: &str) {
         let prefix = logging::complaint_prefix();
         let mut safe: String = String::new();
@@ -105,19 +110,19 @@ impl Output {
         let _ = io::stderr().lock().write_all(safe.as_bytes());
     }
 
-    /// How many columns the terminal has, if stdout is one.
+    /// The width of the terminal in columns, if stdout is one.
     pub fn width(self) -> Option<usize> {
         Table::new().width().map(usize::from)
     }
 
-    /// A table with a head if one is given, aligned, as wide as it needs to be, or as the terminal if that is narrower.
+    /// A table with an optional head, as wide as its contents, but not wider than the terminal.
     pub fn table(self, head: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         if !head.is_empty() {
             table.set_header(head.to_vec());
         }
-        // Tables may be set in by two columns, and end with a gap of two.
+        // Tables may be indented by two columns, and end with a gap of two.
         if let Some(width) = table.width() {
             table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.saturating_sub(2));
         }
@@ -147,9 +152,32 @@ impl Output {
         }
         text
     }
+
+    /// A table indented by two columns, without the names of snapshots where they do not fit.
+    pub fn indented_table(self, head: &[&str], mut rows: Vec<Vec<(String, Tone)>>) -> String {
+        let mut head = head.to_vec();
+        let is_narrow = self.width().is_some_and(|width| width < NAMES_MIN_WIDTH);
+        if let Some(names) = head.iter().position(|word| *word == "SNAPSHOT").filter(|_| is_narrow) {
+            head.remove(names);
+            for row in &mut rows {
+                row.remove(names);
+            }
+        }
+        let mut text = String::new();
+        for line in self.table(&head, rows).lines() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  {line}");
+        }
+        text
+    }
+
+    /// A word, and beside it a text that stays in its own column.
+    pub fn note(self, word: &str, tone: Tone, text: &str) -> String {
+        self.indented_table(&[], vec![vec![(word.to_owned(), tone), (text.to_owned(), Tone::Plain)]])
+    }
 }
 
-/// A time for people: fractions of a second help nobody.
+/// A time for people, without fractions of a second.
 pub fn to_the_second(at: Timestamp) -> Timestamp {
     at.round(Unit::Second).unwrap_or(at)
 }

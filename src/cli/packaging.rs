@@ -18,7 +18,7 @@ pub fn completions(shell: Shell, output: Output) -> Exit {
 /// Prints the manual page.
 ///
 /// # Errors
-/// [`Refusal`] if it can't be made.
+/// [`Refusal`] if it cannot be rendered.
 pub fn man(output: Output) -> Result<Exit, Refusal> {
     let mut page = Vec::new();
     clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(|error| Refusal::failed(&error))?;

@@ -109,7 +109,7 @@ impl Look<'_> {
         };
         if self.plan.snapshots.is_empty() {
             let credentials = assemble::credentials(config)?;
-            let runner = assemble::runner(config, credentials, &self.seams, Use::Looking)?;
+            let runner = assemble::runner(config, credentials, &self.seams, Use::Reading)?;
             for policy in policies {
                 add(policy, runner.preview_over(&self.listings, policy, at).await);
             }

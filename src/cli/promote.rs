@@ -13,30 +13,30 @@ use crate::state::audit::StepOutcome;
 use crate::text::printable;
 
 #[derive(Serialize)]
-struct Promoted<'a> {
+struct PromoteOutput<'a> {
     zone: &'a ZoneName,
     snapshot_id: SnapshotId,
     template_id: Option<TemplateId>,
     template_name: &'a str,
 }
 
-/// Refuses what the platform would not take as a template's name.
+/// Refuses a template name that the platform does not accept.
 pub(super) fn check_template_name(name: &str) -> Result<(), Refusal> {
     if (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(Refusal::new(Exit::Usage, "a template's name has 1 to 255 characters and no control characters"))
+    Err(Refusal::new(Exit::Usage, "a template name must have 1 to 255 characters and no control characters"))
 }
 
 /// Promotes and prints the template's id.
 ///
 /// # Errors
-/// [`Refusal`] if it could not be done.
+/// [`Refusal`] if no template was made.
 pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let credentials = assemble::credentials(&config)?;
     check_template_name(&promote.name)?;
-    let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Running)?;
+    let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Changing)?;
     let request = PromoteRequest {
         name: promote.name.clone(),
         description: promote.description.clone(),
@@ -48,11 +48,11 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
         .await
         .map_err(|text| Refusal::new(Exit::Failed, text))?;
     if step.outcome != StepOutcome::Done {
-        let why = step.message.unwrap_or_else(|| "it was not begun".to_owned());
+        let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
         return Err(Refusal::new(Exit::Failed, format!("promote snapshot {}: {why}", promote.snapshot)));
     }
     if output.is_json() {
-        output.print_json(&Promoted {
+        output.print_json(&PromoteOutput {
             zone: &promote.zone,
             snapshot_id: promote.snapshot,
             template_id: step.facts.template_id,

@@ -110,11 +110,11 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
     }
     let restored = match (template, &restore.to) {
         (Some((template, credentials)), _) => {
-            let runner = assemble::runner(&config, credentials, &seams, Use::Running)?;
+            let runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
             let step = to_template(&runner, &copies, &template).await;
             let step = step.map_err(|error| Refusal::failed(&error))?;
             if step.outcome != StepOutcome::Done {
-                let why = step.message.unwrap_or_else(|| "it was not begun".to_owned());
+                let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
                 return Err(Refusal::new(Exit::Failed, format!("restore to a template: {why}")));
             }
             let Some(ArchivedCopy { archive, copy }) = copies.first() else { return Ok(Exit::Failed) };

@@ -8,6 +8,7 @@ use tracing::warn;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::signals::StopSignals;
 use crate::cli::{Exit, Refusal};
 use crate::config::sections::Config;
 use crate::daemon::scheduler::Heartbeat;
@@ -16,18 +17,18 @@ use crate::daemon::{Daemon, Ending, Loaded, Order};
 use crate::exoscale::credentials::Credentials;
 use crate::telemetry::Telemetry;
 
-/// The commit that a packager built from, if the build was told.
+/// The commit of this build, if the packager sets `SNAPWARDEN_REVISION`.
 const REVISION: &str = match option_env!("SNAPWARDEN_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until a signal stops it.
 ///
 /// # Errors
-/// [`Refusal`] if it can't start; nothing was begun then.
+/// [`Refusal`] if it cannot start.
 pub async fn run(global: &Global) -> Result<Exit, Refusal> {
-    // First of all: whoever starts us may send one at once.
+    // Before anything else: a service manager may send a signal at once.
     let orders = orders_by_signal()?;
     let global = global.clone();
     let read = move || {
@@ -38,10 +39,10 @@ pub async fn run(global: &Global) -> Result<Exit, Refusal> {
     run_over(read, orders).await
 }
 
-/// Runs the daemon over what `read` gives, which is asked again at each reload, until `orders` end it.
+/// Runs the daemon with the configuration from `read`, which is called again at each reload, until `orders` end it.
 ///
 /// # Errors
-/// [`Refusal`] if it can't start; nothing was begun then.
+/// [`Refusal`] if it cannot start.
 pub async fn run_over<R>(read: R, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal>
 where
     R: Fn() -> Result<(Config, Credentials), Refusal> + Send + 'static,
@@ -56,12 +57,12 @@ where
         runner.downloads = observer.downloads();
         Ok(Loaded { runner, server: config.server })
     };
-    let loaded = load(Use::Running)?;
+    let loaded = load(Use::Changing)?;
     if loaded.runner.policies.iter().all(|policy| !policy.enabled) {
         warn!("{}", assemble::NOTHING_ENABLED);
     }
-    // The state directory that is open goes on being used: a reload only looks.
-    let again = Box::new(move || load(Use::Looking).map_err(|refusal| refusal.text));
+    // A reload keeps the state directory that is already open.
+    let again = Box::new(move || load(Use::Reading).map_err(|refusal| refusal.text));
     let daemon = Daemon::open(loaded, again, telemetry, ServiceManager::from_environment())
         .await
         .map_err(|error| Refusal::failed(&error))?;
@@ -77,21 +78,19 @@ where
 /// SIGHUP reloads; SIGINT and SIGTERM stop, a second one at once. From here on none of them ends the process by itself.
 ///
 /// # Errors
-/// [`Refusal`] if the system has no handlers to give.
+/// [`Refusal`] if the handlers cannot be installed.
 pub fn orders_by_signal() -> Result<mpsc::UnboundedReceiver<Order>, Refusal> {
     let failed = |error| Refusal::failed(&error);
     let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut stop = StopSignals::install()?;
     let (send, orders) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         loop {
             let order = tokio::select! {
                 _ = hangup.recv() => Order::Reload,
-                _ = interrupt.recv() => Order::Stop,
-                _ = terminate.recv() => Order::Stop,
+                () = stop.next() => Order::Stop,
             };
-            // Nobody listens after the end.
+            // The daemon no longer receives after its end.
             let _ = send.send(order);
         }
     });

@@ -149,7 +149,7 @@ async fn listed(
     seams: &Seams,
 ) -> Result<Inventory, Refusal> {
     let credentials = assemble::credentials(config)?;
-    let runner = assemble::runner(config, credentials, seams, Use::Looking)?;
+    let runner = assemble::runner(config, credentials, seams, Use::Reading)?;
     let failed =
         |failure| Refusal::new(Exit::Failed, format!("policy {}, zone {zone}: {failure}", policy.name));
     let seen = list(&runner, zone).await.map_err(failed)?;

@@ -1,4 +1,4 @@
-//! `status`: what the running daemon says of itself.
+//! `status`: the state of the running daemon.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams};
-use crate::cli::once::instance;
+use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::{Exit, Refusal};
 use crate::clock::timeout;
@@ -20,22 +20,22 @@ use crate::telemetry::status::{ArchiveStatus, DownloadStatus, PolicyStatus, Stat
 use crate::text::{chain, counted, printable};
 use crate::transport::{Purpose, Request, read_body};
 
-/// Some thousand policies with ten zones each.
+/// Enough for some thousand policies with ten zones each.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// The daemon answers from memory.
+/// The daemon answers from memory, so a slow response means that it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks the daemon of this configuration, and prints what it says.
+/// Asks the daemon of this configuration for its status, and prints it.
 ///
 /// # Errors
-/// [`Refusal`] if nobody answers, or something else does.
+/// [`Refusal`] if nothing answers, or something that is not snapwarden.
 pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let address = reachable(config.server.listen);
     let answer = ask(&Seams::real(), address).await.map_err(|text| Refusal::new(Exit::Failed, text))?;
     let strange = |error: serde_json::Error| {
-        let text = format!("{address} does not answer as a snapwarden does ({error}): {ELSE}");
+        let text = format!("{address} does not respond like snapwarden ({error}): {OTHER_SERVICE}");
         Refusal::new(Exit::Failed, text)
     };
     let json: Value = serde_json::from_slice(&answer).map_err(strange)?;
@@ -52,10 +52,10 @@ pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
     Ok(if attention.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-/// Said where somebody answers who is not the daemon.
-const ELSE: &str = "something else may have the port that `listen` in `[server]` names";
+/// The likely cause if the response is not the daemon's.
+const OTHER_SERVICE: &str = "another service may use the port of `listen` in `[server]`";
 
-/// An address that listens everywhere is asked at this machine's own.
+/// A daemon that listens on every address is reached on the loopback address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -65,16 +65,16 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// The body of the daemon's status, or why there is none.
+/// The body of the daemon's response, or the reason why there is none.
 async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
-    let nobody = |why: String| {
+    let no_daemon = |why: String| {
         format!(
-            "no snapwarden answers at {address} ({why}): see `systemctl status snapwarden`, or start one by \
-             `snapwarden run`"
+            "no snapwarden daemon responds at {address} ({why}): see `systemctl status snapwarden`, or start it \
+             with `snapwarden run`"
         )
     };
     let url =
-        Url::parse(&format!("http://{address}/api/v1/status")).map_err(|error| nobody(chain(&error)))?;
+        Url::parse(&format!("http://{address}/api/v1/status")).map_err(|error| no_daemon(chain(&error)))?;
     let request = Request {
         method: Method::GET,
         url,
@@ -83,29 +83,29 @@ async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
         purpose: Purpose::Api,
     };
     let exchange = async {
-        let response = seams.transport.send(request).await.map_err(|error| nobody(chain(&error)))?;
+        let response = seams.transport.send(request).await.map_err(|error| no_daemon(chain(&error)))?;
         if response.status != StatusCode::OK {
-            return Err(format!("{address} answers with {}: {ELSE}", response.status.as_u16()));
+            return Err(format!("{address} responds with {}: {OTHER_SERVICE}", response.status.as_u16()));
         }
-        read_body(response.body, ANSWER_BYTES_MAX).await.map_err(|error| nobody(chain(&error)))
+        read_body(response.body, ANSWER_BYTES_MAX).await.map_err(|error| no_daemon(chain(&error)))
     };
     match timeout(&*seams.clock, ANSWER_TIMEOUT, exchange).await {
         Ok(answer) => answer,
-        Err(late) => Err(nobody(late.to_string())),
+        Err(late) => Err(no_daemon(late.to_string())),
     }
 }
 
-/// What somebody should look at, a line each.
+/// The problems that need attention, a line each.
 fn attention(status: &Status) -> Vec<String> {
     let mut lines = Vec::new();
     if !status.config.last_reload_successful {
         lines.push(
-            "the configuration could not be loaded, the one before is in force: see `snapwarden check`"
+            "the configuration file could not be reloaded, the previous one is in use: see `snapwarden check`"
                 .to_owned(),
         );
     }
     if let Some(error) = &status.state_error {
-        lines.push(format!("what was run can't be remembered: {error}"));
+        lines.push(format!("the results of runs cannot be saved: {error}"));
     }
     for (name, policy) in &status.policies {
         let failed_zones = policy.zones.values().any(|zone| zone.failure.is_some() || zone.held.is_some());
@@ -114,16 +114,16 @@ fn attention(status: &Status) -> Vec<String> {
                 lines.push(format!("policy {name}, zone {zone}: {failure}"));
             }
             if let Some(held) = &known.held {
-                lines.push(format!("policy {name}, zone {zone}: deletions are held back: {held}"));
+                lines.push(format!("policy {name}, zone {zone}: deletions are blocked by the guard: {held}"));
             }
             if let Some(alert) = &known.gate_alert {
                 lines.push(format!("policy {name}, zone {zone}: {alert}"));
             }
         }
         match &policy.last {
-            // What it was stands above already.
+            // A failed zone was reported above.
             Some(last) if last.result != "success" && !failed_zones => lines.push(format!(
-                "policy {name}: its last run ended at {} with the result {}",
+                "policy {name}: its last run ended at {} with result {}",
                 to_the_second(last.finished_at),
                 last.result
             )),
@@ -132,12 +132,12 @@ fn attention(status: &Status) -> Vec<String> {
     }
     for (name, archive) in &status.archives {
         if let Some(error) = &archive.error {
-            lines.push(format!("archive {name} can't be read: {error}"));
+            lines.push(format!("archive {name} cannot be read: {error}"));
         }
         if archive.corrupt > 0 {
             lines.push(format!(
-                "archive {name} has {} that can't be relied on: see `snapwarden archive list {name}`",
-                counted(usize::try_from(archive.corrupt).unwrap_or(usize::MAX), "file")
+                "archive {name} has {}: see `snapwarden archive list {name}`",
+                counted(usize::try_from(archive.corrupt).unwrap_or(usize::MAX), "damaged file")
             ));
         }
     }
@@ -147,11 +147,11 @@ fn attention(status: &Status) -> Vec<String> {
 fn render(status: &Status, output: Output) -> String {
     let mut text = format!("snapwarden {}", printable(&status.version));
     if status.draining {
-        text.push_str(", about to stop");
+        text.push_str(", stopping");
     }
     if let Some(at) = status.config.loaded_at {
         // Writing to a String cannot fail.
-        let _ = write!(text, ", configuration of {}", to_the_second(at));
+        let _ = write!(text, ", configuration loaded at {}", to_the_second(at));
     }
     text.push('\n');
     if !status.policies.is_empty() {
@@ -174,12 +174,12 @@ fn render(status: &Status, output: Output) -> String {
     text
 }
 
-/// A row a zone; what is of the policy stands in the first.
+/// A row for each zone; the policy's own cells are in the first.
 fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Vec<(String, Tone)>> {
     let next = match (policy.running_since, policy.enabled) {
-        (Some(since), _) => (format!("runs since {}", to_the_second(since)), Tone::Good),
+        (Some(since), _) => (format!("running since {}", to_the_second(since)), Tone::Good),
         (None, false) => ("(not enabled)".to_owned(), Tone::Dim),
-        (None, true) => moment(policy.next_run_at, "(by hand)"),
+        (None, true) => moment(policy.next_run_at, "(manual)"),
     };
     let (last, result) = match &policy.last {
         Some(last) => {
@@ -202,15 +202,13 @@ fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Vec<(String, Tone)>> {
 }
 
 fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
-    let plan = known.plan.as_ref().map_or_else(String::new, |plan| {
-        format!("{} kept, {} let go, {} ignored", plan.keep, plan.delete, plan.ignore)
-    });
+    let plan = known.plan.as_ref().map_or_else(String::new, plan_sums);
     let note = match (&known.failure, &known.held) {
         (None, None) if known.gate_alert.is_some() => {
             (format!("ALERT: {}", known.gate_alert.clone().unwrap_or_default()), Tone::Bad)
         }
         (Some(failure), _) => (format!("FAILED: {failure}"), Tone::Bad),
-        (None, Some(held)) => (format!("HELD: {held}"), Tone::Bad),
+        (None, Some(held)) => (format!("BLOCKED by the guard: {held}"), Tone::Bad),
         (None, None) => (String::new(), Tone::Plain),
     };
     [(zone.to_owned(), Tone::Plain), moment(known.last_success_at, "(never)"), (plan, Tone::Plain), note]
@@ -220,7 +218,7 @@ fn archive_row(name: &str, archive: &ArchiveStatus) -> Vec<(String, Tone)> {
     let note = match (&archive.error, archive.corrupt) {
         (Some(error), _) => (error.clone(), Tone::Bad),
         (None, 0) => (String::new(), Tone::Plain),
-        (None, corrupt) => (format!("{corrupt} can't be relied on"), Tone::Bad),
+        (None, corrupt) => (format!("{corrupt} damaged"), Tone::Bad),
     };
     vec![
         (name.to_owned(), Tone::Plain),

@@ -29,11 +29,11 @@ const FURTHER_LINE: &str = "    | ";
 const RUST_LOG_SHOWN_MAX: usize = 200;
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// One line of text each.
+    /// Text
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 

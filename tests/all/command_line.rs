@@ -497,7 +497,7 @@ async fn wrong_usage_exits_with_2_before_anything_is_touched() {
         (vec!["plan", "--instances", "x.json"], vec!["--snapshots"]),
         (vec!["promote", "web-1", "--zone", "ch-gva-2", "--name", "x"], vec!["web-1"]),
         (vec!["hold", "web-1"], vec!["web-1"]),
-        (vec!["hold", NIL, "--until", "2026-01-01T00:00:00Z"], vec!["has passed", "leave it out"]),
+        (vec!["hold", NIL, "--until", "2026-01-01T00:00:00Z"], vec!["is in the past", "leave it out"]),
         (vec!["hold", NIL, "--until", "tomorrow"], vec!["tomorrow"]),
         (vec!["unhold"], vec!["SNAPSHOT"]),
         (vec!["allow", "weekly", "3"], vec!["no policy `weekly`", "nightly"]),
@@ -523,7 +523,7 @@ async fn what_a_guard_holds_exits_with_3_and_says_how_to_let_it_pass() {
     let held = play.run(&["once"]).await;
     assert_eq!(held.status, 3, "{held:?}");
     held.complained(&["max_deletes = 2", "snapwarden once nightly --allow-deletes 3"]);
-    assert!(held.out.contains("HELD") && held.out.contains("--allow-deletes 3"), "{held:?}");
+    assert!(held.out.contains("BLOCKED") && held.out.contains("--allow-deletes 3"), "{held:?}");
     let report = play.run(&["once", "--output", "json"]).await;
     assert_eq!(report.status, 3, "{report:?}");
     assert!(report.json()[0]["zones"][0]["held"].is_string(), "{report:?}");
@@ -534,7 +534,7 @@ async fn what_a_guard_holds_exits_with_3_and_says_how_to_let_it_pass() {
     let looked = play.run(&["plan", "--output", "json"]).await;
     assert_eq!(looked.status, 0, "{looked:?}");
     assert!(looked.json()["policies"][0]["held"].is_string(), "{looked:?}");
-    assert!(play.run(&["plan"]).await.out.contains("HELD"));
+    assert!(play.run(&["plan"]).await.out.contains("BLOCKED"));
 
     assert_eq!(play.run(&["once", "nightly", "--allow-deletes", "3"]).await.status, 0);
     assert_eq!(play.there(), [ids[1], ids[0]]);
@@ -549,15 +549,18 @@ async fn holds_are_put_shown_and_taken_away_without_credentials() {
         assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
         said
     };
-    assert_eq!(stranger(&["holds"]).await.out, "nothing is held\n");
+    assert_eq!(stranger(&["holds"]).await.out, "no snapshot is on hold\n");
     assert!(!is_there(&play.path("state")), "looking makes nothing");
     assert_eq!(stranger(&["unhold", &first]).await.out.lines().count(), 1);
 
     let put = stranger(&["hold", &first, "--reason", "an \u{1b}[31maudit"]).await.out;
-    assert_eq!(put, format!("snapshot {first} is held for ever: an \\u{{1b}}[31maudit\n"));
+    assert_eq!(put, format!("snapshot {first} is on hold forever: an \\u{{1b}}[31maudit\n"));
     let until = "2999-01-01T00:00:00Z";
     let put = stranger(&["hold", &first, "--until", until]).await.out;
-    assert!(put.starts_with(&format!("snapshot {first} is held until {until} (before: for ever")), "{put}");
+    assert!(
+        put.starts_with(&format!("snapshot {first} is on hold until {until} (previously forever")),
+        "{put}"
+    );
     let put = stranger(&["--output", "json", "hold", &second]).await.json();
     assert_eq!((&put["snapshot"], &put["until"]), (&json!(second), &Value::Null));
 
@@ -566,12 +569,12 @@ async fn holds_are_put_shown_and_taken_away_without_credentials() {
     assert_eq!(snapshots, [json!(first), json!(second)]);
     assert_eq!(shown[0]["until"], until);
     let table = stranger(&["holds"]).await.out;
-    assert!(table.starts_with("SNAPSHOT") && table.contains(until) && table.contains("for ever"), "{table}");
+    assert!(table.starts_with("SNAPSHOT") && table.contains(until) && table.contains("forever"), "{table}");
 
     let planned = play.run(&["plan", "--output", "json"]).await.json();
     assert_eq!(planned["policies"][0]["decisions"][4]["rule"], "hold");
     let taken = stranger(&["unhold", &second]).await.out;
-    assert_eq!(taken, format!("snapshot {second} is not held any more (before: for ever)\n"));
+    assert_eq!(taken, format!("snapshot {second} is no longer on hold (previously forever)\n"));
     assert_eq!(play.run(&["once"]).await.status, 0);
     assert_eq!(play.there(), [ids[4], ids[1], ids[0]]);
 }
@@ -585,16 +588,15 @@ async fn an_allowance_lets_one_run_pass_and_needs_no_credentials() {
     for (arguments, said) in [
         (
             ["allow", "nightly", "3"].as_slice(),
-            "the next run of policy nightly passes the guard if it would make at most 3 deletions\n",
+            "the guard allows the next run of policy nightly, up to 3 deletions\n",
         ),
         (
             &["allow", "nightly", "1", "--zone", "ch-gva-2"],
-            "the next run of policy nightly passes the guard in zone ch-gva-2 if it would make at most 1 deletion\n",
+            "the guard allows the next run of policy nightly in zone ch-gva-2, up to 1 deletion\n",
         ),
         (
             &["allow", "nightly", "2", "--zone", "ch-gva-2"],
-            "the next run of policy nightly passes the guard in zone ch-gva-2 if it would make at most 2 deletions \
-             (before: at most 1)\n",
+            "the guard allows the next run of policy nightly in zone ch-gva-2, up to 2 deletions (previously at most 1)\n",
         ),
     ] {
         let ended = end_of(play.stranger(arguments)).await;
@@ -606,7 +608,7 @@ async fn an_allowance_lets_one_run_pass_and_needs_no_credentials() {
         (&json!("nightly"), &Value::Null, &json!(3))
     );
     assert!(
-        !play.run(&["plan"]).await.out.contains("HELD"),
+        !play.run(&["plan"]).await.out.contains("BLOCKED"),
         "a plan looks at what was allowed, and takes nothing"
     );
     assert_eq!(play.run(&["once"]).await.status, 0);

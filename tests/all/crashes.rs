@@ -193,7 +193,7 @@ impl Play {
         let before = self.world.snapshots(&self.zone);
         let started = self.clock.now();
         let is_quiet = self.is_quiet;
-        let report = match self.assemble(Use::Running) {
+        let report = match self.assemble(Use::Changing) {
             Ok(runner) => {
                 let options = RunOptions::default();
                 let run = runner.run(&runner.policies[0], &options);
@@ -387,7 +387,7 @@ impl Play {
     /// Every copy that the archive lists is what it says; the copies.
     async fn check_archive(&self, context: &str) -> BTreeSet<(InstanceId, (Timestamp, SnapshotId))> {
         let runner =
-            self.assemble(Use::Looking).unwrap_or_else(|refusal| panic!("{context}\n{}", refusal.text));
+            self.assemble(Use::Reading).unwrap_or_else(|refusal| panic!("{context}\n{}", refusal.text));
         let archive = runner.archives.values().next().unwrap();
         let catalogue = archive.catalogue().await.unwrap_or_else(|error| panic!("{context}\n{error}"));
         let mut copies = BTreeSet::new();

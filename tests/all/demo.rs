@@ -107,10 +107,10 @@ fn the_commands_for_a_second_terminal_work_and_ctrl_c_leaves_nothing() {
         (" once nightly", "policy nightly: success"),
         (" archive list", "vault"),
         (" check --online", "delete-snapshot"),
-        (" allow nightly 40", "at most 40 deletions"),
-        (" hold ", "is held for ever: before the upgrade"),
+        (" allow nightly 40", "up to 40 deletions"),
+        (" hold ", "is on hold forever: before the upgrade"),
         (" holds", on_hold),
-        (" unhold ", "is not held any more"),
+        (" unhold ", "is no longer on hold"),
     ]
     .into_iter();
     for command in &commands {

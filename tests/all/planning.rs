@@ -92,10 +92,10 @@ fn people_see_a_timeline_a_table_and_a_sum() {
         "policy nightly, zone ch-gva-2, as of 2026-11-24T06:00:00Z\n",
         "\n  web-1 (9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec): 11 kept, 6 to delete, 1 ignored\n",
         "\n  2026-08-31 x-------------------------#---------------x-----#------x-----#----x#xx###### 2026-11-24\n",
-        "\n  instance 5d0b9a44-7c1e-4f0a-8a55-3e0f6f1f2c33, not listed any more: 0 kept, 0 to delete, 1 ignored\n",
+        "\n  instance 5d0b9a44-7c1e-4f0a-8a55-3e0f6f1f2c33, no longer listed: 0 kept, 0 to delete, 1 ignored\n",
         "\n  26 snapshots: 17 kept, 6 to delete, 3 ignored\n",
-        "\n  of the kept, 3 would go but for another policy\n",
-        "\nin all: 23 kept, 6 to delete, 4 ignored\n",
+        "\n  kept only because another policy keeps them: 3\n",
+        "\ntotal: 23 kept, 6 to delete, 4 ignored\n",
     ]);
     assert!(!said.out.contains('\u{1b}'), "a pipe has no colours");
     assert!(sample(&["--color", "always"]).out.contains("\u{1b}[38;5;9mDELETE"));
@@ -195,12 +195,12 @@ fn a_candidate_shows_only_what_it_would_change() {
         "NOW     CANDIDATE  AGE",
         "keep    DELETE     5d 3h   2026-11-19T02:30:00Z",
         "DELETE  keep       85d 3h  2026-08-31T02:30:00Z",
-        "\n  3 changes: 2 more would go, 1 would go no more\n",
+        "\n  3 changes: 2 more to delete, 1 fewer to delete\n",
         "\n  now:        17 kept, 6 to delete, 3 ignored\n  candidate:  16 kept, 7 to delete, 3 ignored\n",
     ]);
     assert!(!said.out.contains("policy audit"), "{said:?}");
     let same = format!("{}/tests/listings/policies.toml", env!("CARGO_MANIFEST_DIR"));
-    sample(&["--candidate", &same]).has(&["nothing: every snapshot that is selected has the same verdict"]);
+    sample(&["--candidate", &same]).has(&["no changes: every selected snapshot has the same verdict"]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn policies_that_are_new_or_gone_and_snapshots_that_only_one_selects_are_changes
     assert!(changes(2).iter().all(|change| change["now"].is_null()), "{json:#}");
     let text = desk.plan(&now, &snapshots, &["--candidate", shown(&then)]);
     text.has(&[
-        "policy old, zone ch-gva-2: GONE",
+        "policy old, zone ch-gva-2: REMOVED",
         "policy young, zone ch-gva-2: NEW",
         "not selected",
         "(to be taken)",
@@ -265,15 +265,18 @@ fn judged(cases: &[(&str, String, Value, Option<&str>)]) {
         assert_eq!(json.status, 0, "{what}: {json:?}");
         let (held, text) = (json.json()["policies"][0]["held"].clone(), desk.plan(config, listing, &[]).out);
         let deletes = text.matches("DELETE ").count();
-        assert!(deletes > 0, "{what}: nothing would go: {text}");
+        assert!(deletes > 0, "{what}: nothing would be deleted: {text}");
         let Some(limit) = trips else {
             assert_eq!(held, Value::Null, "{what}");
-            assert!(!text.contains("HELD") && text.contains("the guard lets this pass"), "{what}: {text}");
+            assert!(!text.contains("BLOCKED") && text.contains("the guard allows this"), "{what}: {text}");
             continue;
         };
         let held = held.as_str().unwrap_or_else(|| panic!("{what}: {text}"));
         let end = text.trim_end().lines().last().unwrap();
-        assert!(end.starts_with("  HELD:  ") && end.ends_with(held), "{what}: it stands at the end: {end}");
+        assert!(
+            end.starts_with("  BLOCKED:  by the guard: ") && end.ends_with(held),
+            "{what}: it stands at the end: {end}"
+        );
         let way_out = format!("snapwarden once nightly --allow-deletes {deletes}");
         for word in [*limit, &way_out, "snapwarden allow nightly"] {
             assert!(held.contains(word), "{what}: `{word}` is missing: {held}");

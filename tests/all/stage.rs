@@ -116,7 +116,7 @@ impl Stage {
         let config = config::parse(&self.config(policies), "test.toml", None)
             .unwrap_or_else(|diagnostics| panic!("{diagnostics}"));
         let credentials = Credentials::new(API_KEY, API_SECRET).unwrap();
-        assemble::runner(&config, credentials, &self.seams, Use::Running)
+        assemble::runner(&config, credentials, &self.seams, Use::Changing)
     }
 
     /// One run of the first policy.

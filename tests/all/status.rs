@@ -84,9 +84,9 @@ async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
     for word in [
         "snapwarden 1.2.3",
         "nightly",
-        "(by hand)",
+        "(manual)",
         "2026-11-01T12:00:00Z",
-        "14 kept, 1 let go",
+        "14 kept, 1 to delete",
         "vault",
         "4096",
     ] {
@@ -132,19 +132,23 @@ async fn what_needs_attention_is_said_and_exits_with_1() {
     let cases: [(ZoneMemory, Change<'_>, &str); 8] = [
         (blocked, &|_| (), "2 snapshots kept for want of a verified copy since"),
         (failed, &|_| (), "policy nightly, zone ch-gva-2: no \\u{1b}[31mroute"),
-        (held, &|_| (), "deletions are held back: it would delete 40 of 50"),
+        (held, &|_| (), "deletions are blocked by the guard: it would delete 40 of 50"),
         (
             well(),
             &|telemetry| telemetry.archive(&vault, broken.clone()),
-            "vault can't be read: no such folder",
+            "vault cannot be read: no such folder",
         ),
-        (well(), &|telemetry| telemetry.archive(&vault, corrupt.clone()), "2 files that can't be relied on"),
-        (well(), &|telemetry| telemetry.reloaded(false, NOW.parse().unwrap()), "could not be loaded"),
-        (well(), &|telemetry| telemetry.state_written(Some("disk full".to_owned())), "remembered: disk full"),
+        (well(), &|telemetry| telemetry.archive(&vault, corrupt.clone()), "2 damaged files"),
+        (well(), &|telemetry| telemetry.reloaded(false, NOW.parse().unwrap()), "could not be reloaded"),
+        (
+            well(),
+            &|telemetry| telemetry.state_written(Some("disk full".to_owned())),
+            "cannot be saved: disk full",
+        ),
         (
             well(),
             &|telemetry| telemetry.run_panicked_or_refused(&"nightly".parse().unwrap(), NOW.parse().unwrap()),
-            "its last run ended at 2026-11-01T12:00:00Z with the result failed",
+            "its last run ended at 2026-11-01T12:00:00Z with result failed",
         ),
     ];
     for (memory, change, word) in cases {
@@ -181,6 +185,6 @@ async fn nobody_and_somebody_else_are_told_apart() {
         });
         let (exit, out, err) = status(address, &[]).await;
         assert_eq!((exit, out.as_str()), (1, ""), "{answer}");
-        assert!(err.contains("something else may have the port"), "{answer}: {err}");
+        assert!(err.contains("another service may use the port"), "{answer}: {err}");
     }
 }

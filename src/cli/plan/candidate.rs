@@ -1,7 +1,7 @@
-//! What another configuration would change: only the snapshots whose verdict would be another one.
+//! The changes by another configuration: only the snapshots whose verdict differs.
 //!
-//! Both configurations judge the same listings at the same moment, each with all its policies. A snapshot that only one
-//! of them selects counts as a change as well: whoever loses a snapshot from sight should see it.
+//! Both configurations are applied to the same listings at the same time, each with all its policies. A snapshot that only
+//! one of them selects counts as a change as well, so that none drops out unnoticed.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -9,8 +9,9 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::cli::once::plan_sums;
 use crate::cli::output::{Output, Tone, to_the_second};
-use crate::cli::plan::table::{age, called, indented_table, noted, shown, taken, title, told, why};
+use crate::cli::plan::table::{age, called, shown, taken, title, why};
 use crate::cli::plan::{JsonSnapshot, PolicyInZone, decided, json_snapshot};
 use crate::policy::PolicyName;
 use crate::retention::plan::Decision;
@@ -20,7 +21,7 @@ use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::counted;
 
-/// What becomes of a policy in a zone.
+/// The change of a policy in a zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Change {
@@ -28,11 +29,12 @@ enum Change {
     Changed,
     /// Only the candidate has it.
     New,
-    /// Only the present configuration has it.
-    Gone,
+    /// Only the current configuration has it.
+    #[serde(rename = "gone")]
+    Removed,
 }
 
-/// A policy in a zone, and what is different there.
+/// The differences for a policy in a zone.
 pub(super) struct Difference<'a> {
     policy: &'a PolicyName,
     zone: &'a ZoneName,
@@ -42,16 +44,16 @@ pub(super) struct Difference<'a> {
     pairs: Vec<Pair<'a>>,
 }
 
-/// A snapshot, and what each configuration says of it.
+/// A snapshot with the decision of each configuration.
 struct Pair<'a> {
     snapshot: &'a Snapshot,
-    /// Whose plan knows the most of it.
+    /// The plan that knows the snapshot.
     planned: &'a Planned,
     now: Option<(&'a Planned, &'a Decision)>,
     candidate: Option<(&'a Planned, &'a Decision)>,
 }
 
-/// One that is to be taken has no id yet: it is the one of its instance.
+/// A snapshot that the run will create has no id yet: its instance identifies it.
 #[derive(PartialEq, Eq, Hash)]
 enum Key {
     There(SnapshotId),
@@ -66,8 +68,8 @@ fn key(planned: &Planned, snapshot: &Snapshot) -> Key {
     }
 }
 
-/// What is different, in the order of the present configuration, then of the candidate. Where one of both can't be
-/// told, nothing is: the caller says so.
+/// The differences, in the order of the current configuration, then of the candidate. A zone that could not be planned
+/// with both is left out: the caller reports it.
 pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZone]) -> Vec<Difference<'a>> {
     let same = |one: &PolicyInZone, other: &PolicyInZone| one.name == other.name && one.zone == other.zone;
     let mut pairs: Vec<(Option<&PolicyInZone>, Option<&PolicyInZone>)> =
@@ -78,7 +80,7 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
     for (now, candidate) in pairs {
         let Some(PolicyInZone { name, zone, .. }) = now.or(candidate) else { continue };
         let change = match (now, candidate) {
-            (Some(_), None) => Change::Gone,
+            (Some(_), None) => Change::Removed,
             (None, _) => Change::New,
             (Some(_), Some(_)) => Change::Changed,
         };
@@ -95,8 +97,7 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
     differences
 }
 
-/// The snapshots with another verdict: by instance, newest first, in the order of the present plan; what only the
-/// candidate selects stands where it would.
+/// The snapshots with different verdicts, by instance, newest first.
 fn pairs_of<'a>(now: Option<&'a Planned>, candidate: Option<&'a Planned>) -> Vec<Pair<'a>> {
     let mut others: HashMap<Key, &Decision> = candidate.map_or_else(HashMap::new, |planned| {
         decided(planned).map(|(decision, snapshot)| (key(planned, snapshot), decision)).collect()
@@ -161,7 +162,7 @@ struct JsonVerdict {
     expires_at: Option<Timestamp>,
 }
 
-/// As programs read it.
+/// The differences as JSON.
 pub(super) fn json<'a>(at: Timestamp, differences: &'a [Difference<'a>]) -> JsonDifferences<'a> {
     let verdict = |(_, decision): (&Planned, &Decision)| JsonVerdict {
         verdict: decision.verdict.as_str(),
@@ -186,9 +187,9 @@ pub(super) fn json<'a>(at: Timestamp, differences: &'a [Difference<'a>]) -> Json
     JsonDifferences { at, policies: policies.collect() }
 }
 
-/// As people read it.
+/// The differences as text.
 pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Output) -> String {
-    let mut text = format!("what the candidate would change, as of {}\n", to_the_second(at));
+    let mut text = format!("changes by the candidate, as of {}\n", to_the_second(at));
     let (mut more, mut fewer) = (0, 0);
     for difference in differences {
         let Difference { policy, zone, change, now, candidate, pairs } = difference;
@@ -196,8 +197,8 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
         let _ = match change {
             Change::Changed => writeln!(text, "\npolicy {policy}, zone {zone}"),
             Change::New => writeln!(text, "\npolicy {policy}, zone {zone}: NEW"),
-            Change::Gone => {
-                writeln!(text, "\npolicy {policy}, zone {zone}: GONE, nobody applies it any more")
+            Change::Removed => {
+                writeln!(text, "\npolicy {policy}, zone {zone}: REMOVED, no longer applied")
             }
         };
         for group in pairs.chunk_by(|one, next| one.snapshot.instance_id == next.snapshot.instance_id) {
@@ -205,40 +206,40 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
             let _ = writeln!(text, "\n  {}", title(first.planned, first.snapshot));
             let rows = group.iter().flat_map(|pair| rows(pair, at)).collect();
             let head = ["NOW", "CANDIDATE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
-            text.push_str(&indented_table(&head, rows, output));
+            text.push_str(&output.indented_table(&head, rows));
         }
-        let goes = |side: Option<(&Planned, &Decision)>| {
+        let deletes = |side: Option<(&Planned, &Decision)>| {
             side.is_some_and(|(_, decision)| decision.verdict == Verdict::Delete)
         };
-        let more_here = pairs.iter().filter(|pair| goes(pair.candidate)).count();
-        let fewer_here = pairs.iter().filter(|pair| goes(pair.now)).count();
+        let more_here = pairs.iter().filter(|pair| deletes(pair.candidate)).count();
+        let fewer_here = pairs.iter().filter(|pair| deletes(pair.now)).count();
         let _ = writeln!(
             text,
-            "\n  {}: {more_here} more would go, {fewer_here} would go no more",
+            "\n  {}: {more_here} more to delete, {fewer_here} fewer to delete",
             counted(pairs.len(), "change")
         );
         let sides = [("now:", now), ("candidate:", candidate)].into_iter();
         let sums = sides.filter_map(|(side, planned)| {
             let sums = sums_of(&planned.as_ref()?.plan);
-            let words = [side.to_owned(), told(sums.keep, sums.delete, sums.ignore)];
+            let words = [side.to_owned(), plan_sums(&sums)];
             Some(words.map(|word| (word, Tone::Plain)).to_vec())
         });
-        text.push_str(&indented_table(&[], sums.collect(), output));
+        text.push_str(&output.indented_table(&[], sums.collect()));
         if let Some(held) = candidate.and_then(|planned| planned.held.as_ref()) {
-            text.push_str(&noted("HELD:", Tone::Bad, &format!("by the candidate's guard: {held}"), output));
+            text.push_str(&output.note("BLOCKED:", Tone::Bad, &format!("by the candidate's guard: {held}")));
         }
         more += more_here;
         fewer += fewer_here;
     }
     let _ = if differences.is_empty() {
-        writeln!(text, "\nnothing: every snapshot that is selected has the same verdict")
+        writeln!(text, "\nno changes: every selected snapshot has the same verdict")
     } else {
-        writeln!(text, "\nin all: {more} more would go, {fewer} would go no more")
+        writeln!(text, "\ntotal: {more} more to delete, {fewer} fewer to delete")
     };
     text
 }
 
-/// A line for the change and why it is so now, and one for why the candidate wants it otherwise.
+/// A row for the change with the current reason, and one for the candidate's reason.
 fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
     let word = |side: Option<(&Planned, &Decision)>| {
         let (word, tone) = shown(side.map(|(_, decision)| decision.verdict));

@@ -1,11 +1,11 @@
-//! A plan for people: per instance a timeline and a table, newest first; then the sums, and what the guard says.
+//! A plan as text: for each instance a timeline and a table, newest first; then the sums and the guard's verdict.
 
 use std::fmt::Write as _;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 
-use crate::cli::once;
+use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::plan::decided;
 use crate::picture::line::{self, Fate, LEGEND, Mark};
@@ -20,27 +20,23 @@ use crate::snapshot::Snapshot;
 use crate::state::last_runs::PlanSums;
 use crate::text::{counted, printable};
 
-/// On a terminal narrower than this the names of snapshots are left out: the instance and the time say the same, and
-/// the reasons need the room.
-const NAMES_FROM: usize = 130;
-
-/// So wide is a timeline where no terminal bounds it.
+/// The width of a timeline without a terminal.
 const LINE_WIDTH: usize = 98;
 
-/// On a wide terminal a timeline needs no more.
+/// A timeline does not become more readable beyond this width.
 const LINE_WIDTH_MAX: usize = 120;
 
-/// So many reasons stand in the table beside the first at most; JSON has them all.
+/// The most reasons in the table beside the first; JSON has all of them.
 const MORE_REASONS_MAX: usize = 5;
 
-/// All plans, and at the end what they add up to.
+/// All plans, and their total.
 pub(crate) fn render<'a>(
     plans: impl IntoIterator<Item = (&'a PolicyName, &'a Planned)>,
     at: Timestamp,
     output: Output,
 ) -> String {
     let mut text = String::new();
-    let (mut plans_made, mut held, mut sums) = (0, 0, PlanSums::default());
+    let (mut plans_made, mut blocked, mut sums) = (0, 0, PlanSums::default());
     for (policy, planned) in plans {
         if plans_made == 0 {
             // Writing to a String cannot fail.
@@ -51,14 +47,14 @@ pub(crate) fn render<'a>(
         sums.keep += more.keep;
         sums.delete += more.delete;
         sums.ignore += more.ignore;
-        held += usize::from(planned.held.is_some());
+        blocked += usize::from(planned.held.is_some());
         plans_made += 1;
     }
     if plans_made > 1 {
-        let _ = writeln!(text, "in all: {}", told(sums.keep, sums.delete, sums.ignore));
-        if held > 0 {
-            let verb = if held == 1 { "is" } else { "are" };
-            let _ = writeln!(text, "{held} of {plans_made} plans {verb} HELD by the guard: see above");
+        let _ = writeln!(text, "total: {}", plan_sums(&sums));
+        if blocked > 0 {
+            let verb = if blocked == 1 { "is" } else { "are" };
+            let _ = writeln!(text, "{blocked} of {plans_made} plans {verb} BLOCKED by the guard: see above");
         }
     }
     text
@@ -76,106 +72,80 @@ fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
                 |(decision, _): &&(&Decision, &Snapshot)| decision.verdict == verdict && !is_coming(decision);
             group.iter().filter(of_it).count() as u64
         };
-        let sums = told(count(Verdict::Keep), count(Verdict::Delete), count(Verdict::Ignore));
-        let _ = writeln!(text, "\n  {}: {sums}", title(planned, first));
+        let sums = PlanSums {
+            keep: count(Verdict::Keep),
+            delete: count(Verdict::Delete),
+            ignore: count(Verdict::Ignore),
+            ..PlanSums::default()
+        };
+        let _ = writeln!(text, "\n  {}: {}", title(planned, first), plan_sums(&sums));
         let _ = writeln!(text, "  {}", timeline(group, at, output));
         let rows = group.iter().map(|(decision, snapshot)| row(decision, snapshot, at)).collect();
         let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "SNAPSHOT", "WHY"];
-        text.push_str(&indented_table(&head, rows, output));
+        text.push_str(&output.indented_table(&head, rows));
     }
     if !planned.ahead.is_empty() {
         let rows = planned.ahead.iter().map(|ahead| {
             let (is_coming, why) = (ahead.snapshot.id.is_none(), ahead.why.clone());
             let words = [
                 ahead.action.as_str().to_owned(),
-                once::instance(ahead.snapshot.instance_name.as_deref()),
+                instance(ahead.snapshot.instance_name.as_deref()),
                 taken(ahead.snapshot.created_at, is_coming),
                 called(&ahead.snapshot.name, is_coming),
                 why,
             ];
             words.map(|word| (word, Tone::Plain)).to_vec()
         });
-        text.push('\n');
-        let head = ["FIRST", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
-        text.push_str(&indented_table(&head, rows.collect(), output));
+        text.push_str("\n  before deleting:\n");
+        let head = ["ACTION", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
+        text.push_str(&output.indented_table(&head, rows.collect()));
     }
     for warning in &planned.listed.warnings {
         text.push('\n');
-        text.push_str(&noted("note:", Tone::Dim, warning, output));
+        text.push_str(&output.note("note:", Tone::Dim, warning));
     }
     text.push_str(&summary(planned, &all, output));
     text.push('\n');
     text
 }
 
-/// What it adds up to, and what the guard says.
+/// The sums, and the guard's verdict.
 fn summary(planned: &Planned, all: &[(&Decision, &Snapshot)], output: Output) -> String {
     let sums = sums_of(&planned.plan);
     let coming = all.iter().filter(|(decision, _)| is_coming(decision)).count();
-    let kept = sums.keep.saturating_sub(coming as u64);
+    let listed = PlanSums { keep: sums.keep.saturating_sub(coming as u64), ..sums.clone() };
     // Writing to a String cannot fail.
-    let mut text = format!(
-        "\n  {}: {}\n",
-        counted(all.len() - coming, "snapshot"),
-        told(kept, sums.delete, sums.ignore)
-    );
+    let mut text = format!("\n  {}: {}\n", counted(all.len() - coming, "snapshot"), plan_sums(&listed));
     if coming > 0 {
         let _ = writeln!(text, "  {} to be taken first", counted(coming, "snapshot"));
     }
-    for (count, why) in [
-        (sums.blocked_by_hold, "a hold"),
-        (sums.blocked_by_policy, "another policy"),
-        (sums.blocked_by_export, "a missing verified copy"),
+    for (count, reason) in [
+        (sums.blocked_by_hold, "they are on hold"),
+        (sums.blocked_by_policy, "another policy keeps them"),
+        (sums.blocked_by_export, "a verified copy is missing"),
     ] {
         if count > 0 {
-            let _ = writeln!(text, "  of the kept, {count} would go but for {why}");
+            let _ = writeln!(text, "  kept only because {reason}: {count}");
         }
     }
     if let Some(held) = &planned.held {
-        text.push_str(&noted("HELD:", Tone::Bad, &held.to_string(), output));
+        text.push_str(&output.note("BLOCKED:", Tone::Bad, &format!("by the guard: {held}")));
     } else if sums.delete > 0 {
         text.push_str(match planned.listed.inventory.clock {
             ClockSkew::OnPaper => {
-                "  the guard lets this pass; a run also looks at its clock, and at what vanished since the last one\n"
+                "  the guard allows this; a run also checks its clock, and which snapshots disappeared since the last run\n"
             }
-            _ => "  the guard lets this pass\n",
+            _ => "  the guard allows this\n",
         });
     }
     text
 }
 
-/// How many stay, go and are left alone.
-pub(super) fn told(keep: u64, delete: u64, ignore: u64) -> String {
-    format!("{keep} kept, {delete} to delete, {ignore} ignored")
-}
-
-/// A word, and a text beside it that keeps to its column.
-pub(super) fn noted(word: &str, tone: Tone, text: &str, output: Output) -> String {
-    let row = vec![(word.to_owned(), tone), (text.to_owned(), Tone::Plain)];
-    indented_table(&[], vec![row], output)
-}
-
-/// A table, without the names of snapshots where there is no room for them.
-pub(super) fn indented_table(head: &[&str], mut rows: Vec<Vec<(String, Tone)>>, output: Output) -> String {
-    let mut head = head.to_vec();
-    let is_narrow = output.width().is_some_and(|width| width < NAMES_FROM);
-    if let Some(names) = head.iter().position(|word| *word == "SNAPSHOT").filter(|_| is_narrow) {
-        head.remove(names);
-        for row in &mut rows {
-            row.remove(names);
-        }
-    }
-    output.table(&head, rows).lines().fold(String::new(), |mut text, line| {
-        let _ = writeln!(text, "  {line}");
-        text
-    })
-}
-
-/// Whose snapshots these are.
+/// The instance of a group of snapshots.
 pub(super) fn title(planned: &Planned, snapshot: &Snapshot) -> String {
     match (planned.listed.instance_of(snapshot), snapshot.instance_id) {
         (Some(instance), _) => format!("{} ({})", printable(&instance.name), instance.id),
-        (None, Some(id)) => format!("instance {id}, not listed any more"),
+        (None, Some(id)) => format!("instance {id}, no longer listed"),
         (None, None) => "no instance".to_owned(),
     }
 }
@@ -214,7 +184,7 @@ fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Vec<(String, 
     ]
 }
 
-/// A verdict as people see it: what goes must catch the eye, also without colours.
+/// A verdict for people: a deletion must be obvious even without colors.
 pub(super) fn shown(verdict: Option<Verdict>) -> (&'static str, Tone) {
     match verdict {
         Some(Verdict::Keep) => ("keep", Tone::Good),
@@ -224,8 +194,8 @@ pub(super) fn shown(verdict: Option<Verdict>) -> (&'static str, Tone) {
     }
 }
 
-/// The reasons that matter most: of one that stays the first in words, the other rules that hold it by name, and who
-/// else does; of one that goes the rule that let it go, and its nearest misses.
+/// The most important reasons. For a kept snapshot: the first in full, other rules that keep it by name, and other
+/// policies and holds. For a deleted one: the rule that deletes it, and the keep rules that it missed.
 pub(super) fn why(decision: &Decision) -> String {
     let holders = decision.keep_rules();
     let mut told: Vec<String> = decision.reasons().take(1).map(|reason| reason.to_string()).collect();
@@ -258,22 +228,22 @@ fn is_coming(decision: &Decision) -> bool {
     decision.rule == Rule::Create
 }
 
-/// When it was taken; `-` of one that is to be.
+/// When it was taken; `-` for one that the run will create.
 pub(super) fn taken(at: Timestamp, is_coming: bool) -> String {
     if is_coming { "-".to_owned() } else { at.to_string() }
 }
 
-/// Its name; one that is to be taken has none yet.
+/// Its name; one that the run will create has none yet.
 pub(super) fn called(name: &str, is_coming: bool) -> String {
     if is_coming { "(to be taken)".to_owned() } else { name.to_owned() }
 }
 
-/// A day, in UTC as all times.
+/// A day, in UTC like all times.
 fn date(at: Timestamp) -> String {
     TimeZone::UTC.to_datetime(at).date().to_string()
 }
 
-/// `3d 4h`, `4h 5m` or `5m`; `-` for what is not yet.
+/// `3d 4h`, `4h 5m` or `5m`; `-` for one that the run will create.
 pub(super) fn age(created_at: Timestamp, at: Timestamp, is_coming: bool) -> String {
     if is_coming {
         return "-".to_owned();

@@ -1,7 +1,6 @@
-//! Bars on a terminal, one for each download; log lines are written above them.
+//! Progress bars on a terminal, one for each download; log lines are written above them.
 //!
-//! They show what [`Downloads`] tells, a few times a second. Where nobody would see them, none is drawn, and the log
-//! tells of downloads instead.
+//! Without a terminal none are drawn, and the log reports the downloads instead.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write};
@@ -11,50 +10,51 @@ use futures_util::future::{Either, select};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::cli::args::{Global, LogFormat};
+use crate::cli::args::Global;
 use crate::clock::Clock;
 use crate::policy::PolicyName;
 use crate::run::downloads::{DownloadState, Downloads, RunningDownload};
 use crate::snapshot::{SnapshotId, ZoneName};
+use crate::telemetry::logging::Format;
 
-/// Between two looks at the downloads.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Five times a second looks smooth and costs nothing.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What does not fit on the line is cut off at its end: the names.
+/// A line that is too long loses its end: the names.
 const LINE: &str = "[{bar:20}] {wide_msg}";
 
-/// The bars of this process. Clones are the same.
+/// The progress bars of this process; clones share them.
 #[derive(Debug, Clone)]
-pub struct Bars {
-    /// None where no bars are wanted.
+pub struct Progress {
+    /// None if no bars are drawn.
     lines: Option<MultiProgress>,
 }
 
 /// A policy has one download of a snapshot.
 type Key = (PolicyName, ZoneName, SnapshotId);
 
-impl Bars {
-    /// On stderr, if that is a terminal that can draw them, and the command line does not speak against it.
+impl Progress {
+    /// Draws on stderr if that is a capable terminal, and neither `--quiet` nor JSON logs are requested.
     pub fn new(global: &Global) -> Self {
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-        let is_wanted = !global.quiet && global.log_format == LogFormat::Text;
+        let is_wanted = !global.quiet && global.log_format == Format::Text;
         let is_drawn = is_wanted && io::stderr().is_terminal() && !is_dumb;
         Self { lines: is_drawn.then(MultiProgress::new) }
     }
 
-    /// What a runner should tell of its downloads: they are shown here, or in the log.
+    /// The downloads of a runner: shown here, or in the log.
     pub fn downloads(&self) -> Downloads {
         if self.lines.is_some() { Downloads::shown() } else { Downloads::default() }
     }
 
-    /// Shows the downloads while something is done; afterwards no bar is left.
-    pub async fn beside<F: Future>(&self, downloads: &Downloads, clock: &dyn Clock, work: F) -> F::Output {
+    /// Shows the downloads while `work` runs, and removes the bars afterwards.
+    pub async fn during<F: Future>(&self, downloads: &Downloads, clock: &dyn Clock, work: F) -> F::Output {
         let Some(lines) = &self.lines else { return work.await };
         let mut drawn = Drawn { lines, bars: BTreeMap::new() };
         let drawing = async {
             loop {
                 drawn.show(&downloads.list(clock.elapsed()));
-                clock.sleep(LOOK_EVERY).await;
+                clock.sleep(REFRESH_INTERVAL).await;
             }
         };
         match select(std::pin::pin!(work), std::pin::pin!(drawing)).await {
@@ -64,7 +64,7 @@ impl Bars {
     }
 }
 
-/// The bars on the terminal; they go when this is dropped.
+/// The bars on the terminal; dropping this removes them.
 struct Drawn<'a> {
     lines: &'a MultiProgress,
     bars: BTreeMap<Key, ProgressBar>,
@@ -105,19 +105,19 @@ impl Drop for Drawn<'_> {
 
 fn new_bar() -> ProgressBar {
     let style = ProgressStyle::with_template(LINE).unwrap_or_else(|_| ProgressStyle::default_bar());
-    // Hidden until it has its place among the others.
+    // Hidden until it is added to the others.
     ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style.progress_chars("=> "))
 }
 
 /// Writes to stderr, above the bars.
 #[derive(Debug)]
-pub struct Above {
+pub struct AboveBars {
     lines: Option<MultiProgress>,
 }
 
-impl Write for Above {
+impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // What is written in parts would be torn: whoever writes hands over whole lines.
+        // A partial write would tear a line, since the bars are drawn between two writes.
         self.write_all(bytes)?;
         Ok(bytes.len())
     }
@@ -135,11 +135,11 @@ impl Write for Above {
     }
 }
 
-impl MakeWriter<'_> for Bars {
-    type Writer = Above;
+impl MakeWriter<'_> for Progress {
+    type Writer = AboveBars;
 
-    fn make_writer(&self) -> Above {
-        Above { lines: self.lines.clone() }
+    fn make_writer(&self) -> AboveBars {
+        AboveBars { lines: self.lines.clone() }
     }
 }
 
@@ -167,21 +167,21 @@ mod tests {
         let mut drawn = Drawn { lines: &lines, bars: BTreeMap::new() };
         let began = HowFar::default();
         let half = HowFar { bytes: 1 << 20, total: Some(2 << 20), ..began };
-        let proving = HowFar { state: DownloadState::Verifying, ..half };
+        let verifying = HowFar { state: DownloadState::Verifying, ..half };
         drawn.show(&[seen(1, began), seen(2, half)]);
-        let told = |drawn: &Drawn<'_>| -> Vec<(u64, Option<u64>, String)> {
+        let shown = |drawn: &Drawn<'_>| -> Vec<(u64, Option<u64>, String)> {
             drawn.bars.values().map(|bar| (bar.position(), bar.length(), bar.message())).collect()
         };
         let name = "before\\u{1b}[2K\\u{a}";
         assert_eq!(
-            told(&drawn),
+            shown(&drawn),
             [
                 (0, None, format!("0 B, 0 B/s  {name}")),
                 (1 << 20, Some(2 << 20), format!("50 %, 1.00 MiB of 2.00 MiB, 0 B/s  {name}")),
             ]
         );
-        drawn.show(&[seen(2, proving)]);
-        assert_eq!(told(&drawn), [(2 << 20, Some(2 << 20), format!("verifying, 1.00 MiB  {name}"))]);
+        drawn.show(&[seen(2, verifying)]);
+        assert_eq!(shown(&drawn), [(2 << 20, Some(2 << 20), format!("verifying, 1.00 MiB  {name}"))]);
         drawn.show(&[]);
         assert!(drawn.bars.is_empty());
     }
