@@ -1,8 +1,8 @@
-//! The guard: what holds the deletions of a whole zone back, however right each of them may be.
+//! The guard: limits beyond which all deletions of a zone are blocked, however right each of them may be.
 //!
-//! A limit trips when it is exceeded, not when it is met. Percentages are judged zone by zone; `max_deletes`
-//! is one figure for all zones of a run. A zone where nothing would go has nothing to hold back, but for a
-//! listing that lost too much: that is to be heard of, and not to be taken for the truth from then on.
+//! A limit trips when it is exceeded, not when it is met. Percentages are checked zone by zone; `max_deletes`
+//! is for all zones of a run. In a zone without deletions there is nothing to block, except that a listing that
+//! lost too much must be reported, and not accepted.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -14,15 +14,15 @@ use crate::retention::inventory::ClockSkew;
 use crate::snapshot::ZoneName;
 use crate::text::counted;
 
-/// A share of the snapshots counts only where it is more than so many: of three snapshots two may well go.
+/// A percentage is checked only beyond this number: of three snapshots two may well be deleted.
 pub const FEW: u64 = 10;
 
-/// What the guard looks at, zone by zone.
+/// The facts of a zone that the guard checks.
 #[derive(Debug, Clone)]
 pub struct ZoneCase {
-    /// Where.
+    /// The zone.
     pub zone: ZoneName,
-    /// How many would go.
+    /// How many would be deleted.
     pub deletes: u64,
     /// How many of those are good; the others have failed, and no backup is lost with them.
     pub good_deletes: u64,
@@ -32,7 +32,7 @@ pub struct ZoneCase {
     pub drop: ListingDrop,
     /// How far this machine's clock is from the API's.
     pub clock: ClockSkew,
-    /// So many of its own deletions were allowed.
+    /// How many deletions were allowed for this zone alone.
     pub allowed: Option<u64>,
 }
 
@@ -40,32 +40,32 @@ pub struct ZoneCase {
 /// an accepted listing there is nothing that could have vanished.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ListingDrop {
-    /// How many of the accepted listing are not listed any more, and were not deleted by us.
+    /// How many of the accepted listing are not listed any more, and were not deleted by this program.
     pub dropped: u64,
-    /// How many the accepted listing had, less those that we deleted since.
+    /// How many the accepted listing had, less those that this program deleted since.
     pub accepted: u64,
 }
 
 impl ListingDrop {
-    /// Whether it is more than the policy takes for the truth.
+    /// Whether it exceeds the policy's limit.
     pub fn exceeds(self, guard: &Guard) -> bool {
         self.dropped > FEW && is_beyond(self.dropped, self.accepted, guard.max_listing_drop_percent)
     }
 }
 
-/// Whether `part` is more than so many percent of `whole`.
+/// Whether `part` is more than `percent` of `whole`.
 fn is_beyond(part: u64, whole: u64, percent: u8) -> bool {
     u128::from(part) * 100 > u128::from(percent) * u128::from(whole)
 }
 
-/// Why nothing of a zone is deleted: whose, where, what and what it would take.
+/// Why nothing of a zone is deleted, and how to allow it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// Whose deletions.
+    /// The policy of the run.
     pub policy: PolicyName,
-    /// Where.
+    /// The zone.
     pub zone: ZoneName,
-    /// How many would go in all zones of the run: so many would have to be allowed.
+    /// The deletions in all zones of the run: the number to be allowed.
     pub run_deletes: u64,
     /// What is exceeded.
     pub limit: Limit,
@@ -85,31 +85,31 @@ pub enum Limit {
     NoClock,
     /// `max_deletes`.
     Deletes {
-        /// How many may go in a run.
+        /// The limit per run.
         max: u64,
     },
     /// `max_delete_percent`.
     DeletePercent {
-        /// How many good ones of the zone would go.
+        /// How many good ones of the zone would be deleted.
         deletes: u64,
-        /// Of so many good ones that are selected there.
+        /// How many good ones are selected there.
         good: u64,
-        /// How many of a hundred may go.
+        /// The limit in percent.
         max: u8,
     },
-    /// `max_listing_drop_percent`: the listing may not be whole.
+    /// `max_listing_drop_percent`: the listing may be incomplete.
     ListingDrop {
         /// What vanished.
         drop: ListingDrop,
-        /// How many of a hundred may vanish.
+        /// The limit in percent.
         max: u8,
     },
 }
 
-/// Which of the zones of one policy's run are held; in the order given.
+/// Which zones of one policy's run are blocked; in the order given.
 ///
-/// `allowed` lets a run of at most so many deletions pass, and [`ZoneCase::allowed`] a zone of at most so many of
-/// its own; a larger one stays held whole, and a clock in doubt can't be allowed.
+/// `allowed` lets a run with at most that number of deletions pass, and [`ZoneCase::allowed`] a zone likewise; a larger
+/// one stays blocked as a whole, and a difference of the clocks can't be allowed.
 pub fn hold(
     policy: &PolicyName,
     guard: &Guard,
@@ -178,7 +178,7 @@ impl Display for Held {
                 return write!(
                     f,
                     "nothing of zone {zone} is deleted: the API's answer has no Date header to compare this \
-                     machine's clock with, so ages can't be trusted; see what on the way to the API takes it out"
+                     machine's clock with, so ages can't be trusted; find out which proxy removes it"
                 );
             }
             Limit::Deletes { max } => write!(
@@ -188,7 +188,7 @@ impl Display for Held {
             )?,
             Limit::DeletePercent { deletes, good, max } => write!(
                 f,
-                "nothing of zone {zone} is deleted: {deletes} of {} would go, more than max_delete_percent = {max}",
+                "nothing of zone {zone} is deleted: {deletes} of {} would be deleted, more than max_delete_percent = {max}",
                 many(*good, "good snapshot")
             )?,
             Limit::ListingDrop { drop: ListingDrop { dropped, accepted }, max } => write!(
@@ -201,7 +201,7 @@ impl Display for Held {
         write!(
             f,
             "; if that is right, let it pass: snapwarden once {policy} --allow-deletes {run_deletes}, or in the next \
-             run by itself: snapwarden allow {policy} {run_deletes}"
+             scheduled run: snapwarden allow {policy} {run_deletes}"
         )
     }
 }
@@ -242,7 +242,7 @@ mod tests {
         }
     }
 
-    /// A zone of whose last accepted listing so many are not listed any more.
+    /// A zone in which `dropped` of the last accepted listing are not listed any more.
     fn dropped(deletes: u64, dropped: u64, accepted: u64) -> ZoneCase {
         ZoneCase { drop: ListingDrop { dropped, accepted }, ..zone("a", deletes, 1000) }
     }
@@ -402,7 +402,7 @@ mod tests {
         let few = Guard { max_deletes: Some(5), ..GUARD };
         let zones = [zone("ch-gva-2", 12, 20), zone("de-fra-1", 1, 20)];
         let way_out = "; if that is right, let it pass: snapwarden once nightly --allow-deletes 13, \
-                       or in the next run by itself: snapwarden allow nightly 13";
+                       or in the next scheduled run: snapwarden allow nightly 13";
         assert_eq!(
             said(&few, &zones),
             (
@@ -417,7 +417,7 @@ mod tests {
             said(&GUARD, &zones),
             (
                 format!(
-                    "nothing of zone ch-gva-2 is deleted: 12 of 20 good snapshots would go, \
+                    "nothing of zone ch-gva-2 is deleted: 12 of 20 good snapshots would be deleted, \
                      more than max_delete_percent = 50{way_out}"
                 ),
                 true
@@ -428,7 +428,7 @@ mod tests {
             (
                 "nothing of zone a is deleted: 30 of 40 snapshots of the last accepted listing are not listed any \
                  more, though snapwarden did not delete them, more than max_listing_drop_percent = 50; if that is \
-                 right, let it pass: snapwarden once nightly --allow-deletes 1, or in the next run by itself: \
+                 right, let it pass: snapwarden once nightly --allow-deletes 1, or in the next scheduled run: \
                  snapwarden allow nightly 1"
                     .to_owned(),
                 true

@@ -20,7 +20,7 @@ pub struct Inventory {
     pub created: HashSet<SnapshotId>,
     /// Those of `snapshots` that are not there yet: a preview adds what the run would take first.
     pub coming: HashSet<SnapshotId>,
-    /// Snapshots that people pinned.
+    /// Snapshots on hold.
     pub holds: BTreeMap<SnapshotId, Hold>,
     /// What each archive that an enabled policy names holds.
     pub archives: BTreeMap<ArchiveName, Copies>,
@@ -39,19 +39,19 @@ pub enum ClockSkew {
     OnPaper,
 }
 
-/// A pin on a snapshot.
+/// A hold on a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
     /// Without it, for ever.
     pub until: Option<Timestamp>,
-    /// Why, in somebody's words.
+    /// The operator's reason.
     pub reason: Option<String>,
 }
 
 /// What an archive holds, as far as deletions depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Copies {
-    /// It can't be told; whatever needs a copy there stays. Holds the reason.
+    /// It can't be read, for this reason; all snapshots that need a copy there are kept.
     Unreachable(String),
     /// For decisions on paper: it holds whatever is required.
     Assumed,

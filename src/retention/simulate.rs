@@ -29,35 +29,35 @@ pub const RUNS_MAX: usize = 250_000;
 /// The most snapshots that may come into being: each is remembered to the end.
 pub const CREATED_MAX: usize = 1_000_000;
 
-/// The most judgements of a snapshot, all runs together: a policy that lets nothing go would make each run dearer
-/// than the one before.
+/// The most judgements of a snapshot, all runs together: a policy that deletes nothing would make each run more
+/// expensive than the one before.
 pub const JUDGEMENTS_MAX: usize = 200_000_000;
 
-/// What is to be played.
+/// What to simulate.
 #[derive(Debug, Clone, Copy)]
 pub struct Simulation<'a> {
-    /// Every policy that has a say, among them the one that is played.
+    /// All policies, including the simulated one.
     pub policies: &'a [Policy],
-    /// The one whose runs are played.
+    /// The one whose runs are simulated.
     pub policy: &'a Policy,
-    /// Where it begins; what is due at this very moment is over.
+    /// The beginning; a run that is due exactly then is over.
     pub from: Timestamp,
-    /// Where it ends; what is due at this very moment still comes.
+    /// The end; a run that is due exactly then is included.
     pub until: Timestamp,
-    /// The size of an instance's disk of which no snapshot tells.
+    /// The disk size of instances without a snapshot that shows it.
     pub size_gib: Option<u64>,
 }
 
-/// Why nothing can be played.
+/// Why nothing can be simulated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SimulationError {
-    /// Only by hand it runs, and nobody knows when.
+    /// It runs only manually, at unknown times.
     #[error(
-        "policy `{0}` has no `schedule`, so it can't be told when it runs: give it one, such as \"30 2 * * *\""
+        "policy `{0}` has no `schedule`, so the times of its runs are unknown: give it one, such as \"30 2 * * *\""
     )]
     NoSchedule(PolicyName),
-    /// The engine has nothing to say for it.
-    #[error("policy `{policy}` is not enabled, or does not speak about zone {zone}: nothing can be played")]
+    /// The engine does not apply it.
+    #[error("policy `{policy}` is not enabled, or does not name zone {zone}: there is nothing to simulate")]
     NotSpoken {
         /// Which policy.
         policy: PolicyName,
@@ -65,21 +65,21 @@ pub enum SimulationError {
         zone: ZoneName,
     },
     /// More than [`RUNS_MAX`].
-    #[error("policy `{0}` has more than {RUNS_MAX} runs in that time: play a shorter one")]
+    #[error("policy `{0}` has more than {RUNS_MAX} runs in that time: simulate a shorter one")]
     TooManyRuns(PolicyName),
     /// More than [`CREATED_MAX`].
     #[error(
-        "{runs} runs over {instances} instances take more than {CREATED_MAX} snapshots: play a shorter time"
+        "{runs} runs over {instances} instances take more than {CREATED_MAX} snapshots: simulate a shorter time"
     )]
     TooManySnapshots {
         /// How many runs there are.
         runs: usize,
-        /// Of so many instances each takes one.
+        /// How many instances each run creates a snapshot of.
         instances: usize,
     },
     /// More than [`JUDGEMENTS_MAX`].
     #[error(
-        "policy `{policy}` keeps so much ({held} snapshots by {at}) that this would take too long: play a shorter time"
+        "policy `{policy}` keeps too much ({held} snapshots by {at}) for a simulation of this length: simulate a shorter time"
     )]
     TooMuch {
         /// Which policy.
@@ -91,24 +91,24 @@ pub enum SimulationError {
     },
 }
 
-/// What will be, from the beginning of the play to its end.
+/// The result of a simulation.
 #[derive(Debug, Clone)]
 pub struct Forecast {
-    /// The beginning, then each run as it leaves things. Only snapshots that the policy selects are told of.
+    /// The beginning, then the state after each run. Only snapshots that the policy selects are included.
     pub moments: Vec<Moment>,
-    /// Every snapshot that is there at some moment, in the order in which they come.
+    /// Every snapshot that exists at some moment, in the order of their creation.
     pub lifetimes: Vec<Lifetime>,
-    /// The most at once: after a run took its snapshots, and before it let any go.
+    /// The most at once: after a run created its snapshots, and before it deletes any.
     pub count_max: usize,
     /// The largest sum of disk sizes at once, likewise.
     pub storage_gib_max: u64,
-    /// Of so many instances each run took a snapshot.
+    /// How many instances each run creates a snapshot of.
     pub instances: usize,
     /// The name of the first new snapshot that the policy does not select, if any: such are left out.
     pub not_selected: Option<Box<str>>,
 }
 
-/// How things are after a run.
+/// The state after a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// When.
@@ -121,12 +121,12 @@ pub struct Moment {
     pub storage_gib: u64,
 }
 
-/// A snapshot's life.
+/// The lifetime of a snapshot.
 #[derive(Debug, Clone)]
 pub struct Lifetime {
-    /// Which one; its id is made up if the play brought it into being.
+    /// Which one; its id is invented if the simulation created it.
     pub snapshot: Snapshot,
-    /// Whether the play brought it into being.
+    /// Whether the simulation created it.
     pub is_new: bool,
     /// The run that let it go, if one did.
     pub deleted_at: Option<Timestamp>,
@@ -177,11 +177,11 @@ pub fn imaginary_instance(policy: &Policy, zone: &ZoneName) -> (Policy, Inventor
         archives: BTreeMap::new(),
         clock: ClockSkew::OnPaper,
     };
-    // What it requires of archives is taken for done, and there is nobody to ask.
+    // All required copies are assumed, since there is no archive to ask.
     (Policy { select: Select::default(), export: None, ..policy.clone() }, inventory)
 }
 
-/// Plays a policy forward over what a zone holds.
+/// Simulates the runs of a policy over the snapshots of a zone.
 ///
 /// # Errors
 /// [`SimulationError`] if the policy has no runs to play, or far too many.
@@ -271,7 +271,7 @@ impl<'a> Timeline<'a> {
                 size_gib: size_of(instance.id),
             })
             .collect();
-        // What is being taken will be there; what is on its way out will not.
+        // Snapshots that are being created will exist; those that are being deleted will not.
         inventory
             .snapshots
             .retain(|snapshot| !matches!(snapshot.state, SnapshotState::Deleting | SnapshotState::Deleted));
@@ -304,7 +304,7 @@ impl<'a> Timeline<'a> {
         Ok(timeline)
     }
 
-    /// Instances are judged one by one: those that the policy does not speak about can't matter.
+    /// Instances are judged one by one: those that the policy does not select can't matter.
     fn leave_out_strangers(&mut self) {
         let mut spoken: HashSet<Option<InstanceId>> =
             self.sources.iter().map(|source| Some(source.id)).collect();
@@ -331,7 +331,7 @@ impl<'a> Timeline<'a> {
                 self.forecast.not_selected = self.forecast.not_selected.take().or(name);
             }
         }
-        // From the end, so that what takes the place of one that goes intervals itself.
+        // From the end, so that a snapshot which is swapped into a removed one's place is not removed itself.
         gone.sort_unstable();
         for index in gone.into_iter().rev() {
             let snapshot = self.inventory.snapshots.swap_remove(index);
@@ -408,7 +408,7 @@ impl<'a> Timeline<'a> {
                 Verdict::Delete => Vec::new(),
                 Verdict::Keep => Some(decision.keep_rules())
                     .filter(|own| !own.is_empty())
-                    // What a pin, a missing copy or another policy holds.
+                    // Kept by a hold, a missing copy or another policy.
                     .unwrap_or_else(|| vec![decision.rule]),
                 Verdict::Ignore => vec![decision.rule],
             };
@@ -486,7 +486,7 @@ mod tests {
         Retention { min_keep: 1, ..crate::retention::tests::no_rules() }
     }
 
-    /// The last so many of each of some periods.
+    /// The last N of each of some periods.
     fn each(counts: &[(Period, u32)]) -> Retention {
         let wanted = |period| counts.iter().find(|(of, _)| *of == period).and_then(|(_, count)| of(*count));
         Retention { keep: ByPeriod::of(wanted), ..no_rules() }

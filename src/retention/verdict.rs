@@ -1,21 +1,21 @@
-//! Verdicts: what becomes of a snapshot, by which key, and what must be proved before it goes.
+//! Verdicts: whether a snapshot is kept, by which rule, and which copies its deletion requires.
 
 use std::fmt::{self, Display};
 
 use crate::policy::{ArchiveName, Period, Which};
 
-/// What becomes of one snapshot.
+/// The decision about one snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays, and something says so.
+    /// It is kept by a rule.
     Keep,
-    /// It goes.
+    /// It is to be deleted.
     Delete,
-    /// It is not judged at all: it stays.
+    /// No rule applies to it, so it is kept.
     Ignore,
 }
 
-/// A verified copy without which a snapshot may not go.
+/// A verified copy without which a snapshot may not be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyNeeded {
     /// In this archive.
@@ -24,46 +24,46 @@ pub struct CopyNeeded {
     pub of: Which,
 }
 
-/// The key to blame for a verdict: a closed list, for scripts and metrics.
+/// The rule that decided a verdict: a closed list, for scripts and metrics.
 ///
-/// For one that is kept it is the first that holds it, in the order that stands here.
+/// For a kept snapshot it is the first rule that keeps it, in the order of this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
     /// Kept: the run would take it first. Only a preview has such.
     Create,
-    /// Kept: among the newest so many.
+    /// Kept: among the newest N.
     KeepLast,
     /// Kept: young enough.
     KeepWithin,
-    /// Kept: the newest of one of the last so many periods, or the oldest of all.
+    /// Kept: the newest of one of the last N periods, or the oldest of all.
     KeepEach(Period),
     /// Kept: the newest of its period, or the oldest of all, and young enough.
     KeepWithinEach(Period),
     /// Kept: there is no keep rule, so all are wanted; or no retention table, so nothing is pruned.
     NoKeepRule,
-    /// Kept: among the newest good ones that stay whatever the rules say.
+    /// Kept: among the newest good ones that are kept whatever the rules say.
     MinKeep,
-    /// Kept, though the policy would let it go: somebody pinned it.
+    /// Kept, though the policy would delete it: it is on hold.
     Hold,
-    /// Kept, though the policy would let it go: a copy that it requires is missing.
+    /// Kept, though the policy would delete it: a copy that it requires is missing.
     Export,
-    /// Kept, though the policy would let it go: another policy keeps it.
+    /// Kept, though the policy would delete it: another policy keeps it.
     Policy,
-    /// Goes: no keep rule wants it.
+    /// Deleted: no keep rule wants it.
     NotWanted,
-    /// Goes: too old, even if a keep rule wants it.
+    /// Deleted: too old, even if a keep rule wants it.
     MaxAge,
-    /// Goes: too many, even if a keep rule wants it.
+    /// Deleted: too many, even if a keep rule wants it.
     MaxCount,
-    /// Goes: failed, too old, and there is a newer good one.
+    /// Deleted: failed, too old, and there is a newer good one.
     FailedAfter,
-    /// Not judged: dated in the future.
+    /// Ignored: dated in the future.
     Future,
-    /// Not judged: not in a good state.
+    /// Ignored: not in a good state.
     State,
-    /// Not judged: its instance is not listed any more, or not known.
+    /// Ignored: its instance is not listed any more, or not known.
     Orphan,
-    /// Not judged: the policy speaks only about what this program made, and this was made by somebody else.
+    /// Ignored: the policy selects only snapshots that this program created.
     Foreign,
 }
 
