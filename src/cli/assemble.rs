@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::archive::backend::Archive;
 use crate::archive::local::LocalArchive;
-use crate::archive::s3::S3Archive;
-use crate::archive::s3::client::S3Place;
+use crate::archive::s3::archive::S3Archive;
+use crate::archive::s3::client::S3Location;
 use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
@@ -143,13 +143,13 @@ pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) ->
             seams.clock.clone(),
         ))),
         ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file } => {
-            let place = S3Place {
+            let location = S3Location {
                 endpoint: endpoint.clone(),
                 region: region.clone(),
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
             };
-            s3_archive(name, place, credentials_file.as_deref(), seams).map(Archive::S3)
+            s3_archive(name, location, credentials_file.as_deref(), seams).map(Archive::S3)
         }
     }
 }
@@ -157,7 +157,7 @@ pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) ->
 /// A bucket as an archive, with its credentials.
 fn s3_archive(
     name: &ArchiveName,
-    place: S3Place,
+    location: S3Location,
     file: Option<&Path>,
     seams: &Seams,
 ) -> Result<S3Archive, Refusal> {
@@ -166,7 +166,7 @@ fn s3_archive(
         .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))?;
     Ok(S3Archive::new(
         name.clone(),
-        place,
+        location,
         credentials,
         seams.transport.clone(),
         seams.clock.clone(),

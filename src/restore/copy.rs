@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::archive::copy_reader::{CopyReader, ReadError};
 use crate::archive::manifest::Manifest;
-use crate::archive::s3::S3Archive;
+use crate::archive::s3::archive::S3Archive;
 use crate::archive::transfer::sink::Begin;
 use crate::archive::transfer::source::ImageSource;
 use crate::disk::Disk;

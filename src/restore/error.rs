@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 
 use crate::archive::copy_reader::ReadError;
-use crate::archive::s3::client::S3Error;
+use crate::archive::s3::error::S3Error;
 use crate::archive::transfer::sink::{SinkError, shown};
 use crate::exoscale::error::ApiError;
 use crate::policy::ArchiveName;

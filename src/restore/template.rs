@@ -14,7 +14,7 @@ use crate::archive::backend::Archive;
 use crate::archive::catalogue::StoredCopy;
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest::{Manifest, TemplateRecord};
-use crate::archive::s3::S3Archive;
+use crate::archive::s3::archive::S3Archive;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::RegisterRequest;

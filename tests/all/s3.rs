@@ -19,9 +19,10 @@ use snapwarden::archive::layout::CopyId;
 use snapwarden::archive::manifest::{
     ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord,
 };
+use snapwarden::archive::manifest_update::ManifestUpdate;
 use snapwarden::archive::md5::{Md5, Md5Sum};
-use snapwarden::archive::s3::S3Archive;
-use snapwarden::archive::s3::client::S3Place;
+use snapwarden::archive::s3::archive::S3Archive;
+use snapwarden::archive::s3::client::S3Location;
 use snapwarden::archive::s3::credentials::S3Credentials;
 use snapwarden::archive::transfer::sink::{Begin, ImageVersion, Sink};
 use snapwarden::archive::transfer::source::ImageSource as _;
@@ -74,7 +75,7 @@ impl Server {
         objects.as_object().unwrap().keys().cloned().collect()
     }
 
-    /// Whether unfinished uploads can be found there, and so be given back.
+    /// Whether unfinished uploads can be listed there, and so be aborted.
     fn lists_uploads(&mut self) -> bool {
         self.ask("uploads").is_array()
     }
@@ -93,7 +94,7 @@ impl Drop for Server {
 }
 
 pub(crate) fn archive(endpoint: &str) -> S3Archive {
-    let place = S3Place {
+    let location = S3Location {
         endpoint: endpoint.parse().unwrap(),
         region: "us-east-1".to_owned(),
         bucket: "bucket".to_owned(),
@@ -101,7 +102,7 @@ pub(crate) fn archive(endpoint: &str) -> S3Archive {
     };
     S3Archive::new(
         "offsite".parse().unwrap(),
-        place,
+        location,
         S3Credentials::new("EXO1", "hush-hush-hush", None).unwrap(),
         Arc::new(HttpTransport::default()),
         Arc::new(SystemClock::start()),
@@ -150,7 +151,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
     }
 }
 
-/// So many chunks of 64 KiB, none of them kept.
+/// Chunks of 64 KiB, none of them kept.
 fn chunks(count: u64) -> impl Iterator<Item = Bytes> {
     (0..count).map(|number| {
         let mut chunk = vec![u8::try_from(number % 251).unwrap(); 64 << 10];
@@ -188,7 +189,7 @@ pub(crate) async fn hash(mut body: Body) -> Md5Sum {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_holds_what_was_proved_and_gives_it_back() {
+async fn a_bucket_holds_a_verified_image_and_gives_it_back() {
     let Some(mut server) = Server::start() else { return };
     let archive = archive(&server.endpoint);
     assert!(archive.catalogue().await.unwrap().copies().is_empty());
@@ -197,7 +198,7 @@ async fn a_bucket_holds_what_was_proved_and_gives_it_back() {
     let (bytes, md5) = (count << 16, md5_of(chunks(count)));
     let mut sink = begin(&archive).await;
     write(&mut sink, count, md5).await;
-    assert_eq!((server.keys().len(), server.uploads(1)), (0, 1), "it can be seen before it is proved");
+    assert_eq!((server.keys().len(), server.uploads(1)), (0, 1), "it is visible before it is verified");
     let published = sink.publish(manifest(bytes, md5)).await.unwrap();
     assert_eq!(published, manifest(bytes, md5));
 
@@ -236,7 +237,7 @@ async fn a_bucket_holds_what_was_proved_and_gives_it_back() {
     assert_eq!(hash(answer.body).await, md5);
 
     let now = "2026-11-20T00:00:00Z".parse().unwrap();
-    archive.delete_image(copy, now).await.unwrap();
+    archive.update_manifest(copy, ManifestUpdate::Pruned(now)).await.unwrap();
     assert_eq!(server.keys(), keys[..1]);
     assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest.pruned_at, Some(now));
 }
@@ -268,10 +269,10 @@ async fn what_is_not_published_leaves_nothing_in_the_bucket() {
     // Two at once, where the store enforces conditions: the later one takes the copy of the earlier.
     write(&mut sink, count, md5).await;
     let mut other = begin(&archive(&server.endpoint)).await;
-    // Whoever begins gives back what it finds at this key, so the first has to begin anew.
+    // The second aborts the uploads that it finds at this key, so the first has to begin again.
     write(&mut other, count, md5).await;
-    let first_is_given_back = server.lists_uploads();
-    assert_eq!(sink.publish(manifest(bytes, md5)).await.is_err(), first_is_given_back);
+    let first_is_aborted = server.lists_uploads();
+    assert_eq!(sink.publish(manifest(bytes, md5)).await.is_err(), first_is_aborted);
     other.publish(manifest(bytes, md5)).await.unwrap();
     assert_eq!((server.keys().len(), server.uploads(0)), (3, 0));
     assert_eq!(first.catalogue().await.unwrap().copies().len(), 1);

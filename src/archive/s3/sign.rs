@@ -15,10 +15,10 @@ use url::Url;
 
 use crate::archive::s3::credentials::S3Credentials;
 
-/// What stands for the body's hash where there is none: in presigned addresses.
+/// In place of the body's hash where there is none: in presigned addresses.
 const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
-/// Who signs, for where, and when.
+/// The key, the region and the time of a signature.
 pub(super) struct Signer<'a> {
     pub(super) credentials: &'a S3Credentials,
     pub(super) region: &'a str,
@@ -59,7 +59,7 @@ impl Signer<'_> {
         headers.insert(header::AUTHORIZATION, authorization);
     }
 
-    /// An address at which anybody may do this, for so many seconds.
+    /// An address at which anybody may send this request, for `seconds`.
     pub(super) fn presign(&self, method: &Method, url: &Url, seconds: u64) -> SecretString {
         let mut arguments = vec![
             ("X-Amz-Algorithm", "AWS4-HMAC-SHA256".to_owned()),
@@ -113,7 +113,7 @@ fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-/// As the HTTP client writes it: the port only where it is not the usual one.
+/// As the HTTP client sends it: with the port only where it is not the default one.
 fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
@@ -129,7 +129,7 @@ pub(super) fn query<'a>(arguments: impl IntoIterator<Item = (&'a str, &'a str)>)
     parts.join("&")
 }
 
-/// Percent-encodes all but what the signature leaves as it is; slashes as well, unless they part a path.
+/// Percent-encodes all characters but those that the signature leaves as they are; slashes too, except in a path.
 pub(super) fn encode(text: &str, is_path: bool) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

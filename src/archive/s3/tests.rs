@@ -1,23 +1,38 @@
-//! Claims about archives in buckets, against a store in memory that does what it is told to do wrong.
+//! Claims about archives in buckets, against a store in memory that fails as a test wants it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
 use secrecy::ExposeSecret as _;
 use url::Url;
 
-use super::*;
 use crate::archive::backend::Archive;
-use crate::archive::md5::Md5;
+use crate::archive::catalogue::{ProblemKind, StoredCopy};
+use crate::archive::layout::CopyId;
+use crate::archive::manifest::Manifest;
+use crate::archive::manifest_update::ManifestUpdate;
+use crate::archive::md5::{Md5, Md5Sum};
+use crate::archive::proof::VerifiedCopy;
+use crate::archive::s3::archive::S3Archive;
+use crate::archive::s3::client::S3Location;
+use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::sign::{encode, sha256_hex};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
+use crate::archive::transfer::sink;
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
+use crate::archive::transfer::source::{ImageSource as _, SourceError};
 use crate::archive::verify::{self, Outcome};
-use crate::transport::{Reached, Request, Response, TransportError};
+use crate::text::chain;
+use crate::transport::{Reached, Request, Response, Transport, TransportError};
 
 const MIB: usize = 1 << 20;
 const NOW: &str = "2026-11-01T02:30:00Z";
@@ -68,12 +83,12 @@ struct Begin {
 struct State {
     objects: BTreeMap<String, Object>,
     uploads: BTreeMap<String, Begin>,
-    /// What goes wrong with the next request whose name begins so; `true`: with all of them.
+    /// The effect on the next request whose name begins so; `true`: on all of them.
     faults: Vec<(&'static str, Effect, bool)>,
     log: VecDeque<String>,
     /// Keys in one page; 0 for all.
     page: usize,
-    /// Listings claim to go on, with the same token.
+    /// Every page names another, with the same token.
     is_ring: bool,
     /// More is there, without a word how to get it.
     is_cut: bool,
@@ -84,8 +99,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Store {
     state: Mutex<State>,
-    parts_under_way: AtomicUsize,
-    parts_under_way_max: AtomicUsize,
+    parts_in_flight: AtomicUsize,
+    parts_in_flight_max: AtomicUsize,
 }
 
 impl Store {
@@ -152,7 +167,7 @@ fn name_of(request: &Request, key: &str, query: &BTreeMap<String, String>) -> St
     }
 }
 
-/// A token that nobody understands but the store.
+/// A token that only the store understands.
 fn hex(key: &str) -> String {
     key.bytes().fold(String::new(), |mut token, byte| {
         write!(token, "{byte:02x}").unwrap();
@@ -330,10 +345,10 @@ impl Transport for Store {
                 })
             };
             if name.starts_with("part") {
-                let now = self.parts_under_way.fetch_add(1, Ordering::SeqCst) + 1;
-                self.parts_under_way_max.fetch_max(now, Ordering::SeqCst);
+                let now = self.parts_in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+                self.parts_in_flight_max.fetch_max(now, Ordering::SeqCst);
                 tokio::task::yield_now().await;
-                self.parts_under_way.fetch_sub(1, Ordering::SeqCst);
+                self.parts_in_flight.fetch_sub(1, Ordering::SeqCst);
             }
             let cut = || TransportError::new(Reached::Unknown, "the connection broke");
             match effect {
@@ -366,7 +381,7 @@ struct Scene {
 }
 
 fn archive(store: &Arc<Store>) -> S3Archive {
-    let place = S3Place {
+    let location = S3Location {
         endpoint: Url::parse("https://sos-ch-gva-2.exo.io").unwrap(),
         region: "ch-gva-2".to_owned(),
         bucket: "bucket".to_owned(),
@@ -375,7 +390,7 @@ fn archive(store: &Arc<Store>) -> S3Archive {
     let credentials = S3Credentials::new("EXO1", "hush", None).unwrap();
     let name = "offsite".parse().unwrap();
     let clock = Arc::new(TestClock::at(NOW));
-    S3Archive::new(name, place, credentials, store.clone(), clock, Arc::new(NoRandomness))
+    S3Archive::new(name, location, credentials, store.clone(), clock, Arc::new(NoRandomness))
 }
 
 fn scene() -> Scene {
@@ -411,8 +426,8 @@ fn key(end: &str) -> String {
 
 async fn sink(archive: &S3Archive) -> Box<dyn Sink> {
     match archive.begin(&of()).await.unwrap() {
-        super::Begin::Missing(output) => output.sink,
-        super::Begin::Stored(copy) => panic!("{copy:?}"),
+        sink::Begin::Missing(output) => output.sink,
+        sink::Begin::Stored(copy) => panic!("{copy:?}"),
     }
 }
 
@@ -445,7 +460,7 @@ fn whole() -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_image_goes_up_in_parts_and_is_seen_only_once_it_is_proved() {
+async fn an_image_is_uploaded_in_parts_and_visible_only_once_it_is_verified() {
     let Scene { store, archive } = scene();
     let image = bytes(20 * MIB);
     let mut sink = sink(&archive).await;
@@ -460,25 +475,25 @@ async fn an_image_goes_up_in_parts_and_is_seen_only_once_it_is_proved() {
     // Parts may arrive in any order; the manifest is the last word.
     done[1..4].sort();
     assert_eq!(done, ["begin", "part 1", "part 2", "part 3", "complete", "put .qcow2.md5", "put .json"]);
-    assert!(store.parts_under_way_max.load(Ordering::SeqCst) <= 2);
+    assert!(store.parts_in_flight_max.load(Ordering::SeqCst) <= 2);
     let stored = store.state().objects[&key(".qcow2")].clone();
     assert_eq!((stored.bytes, stored.md5), (image.clone(), Some(md5(&image).to_string())));
     let sums = store.state().objects[&key(".qcow2.md5")].bytes.clone();
     assert_eq!(sums, format!("{}  20261101T023000Z-{SNAPSHOT}.qcow2\n", md5(&image)));
     // It is there now, and is not uploaded again.
-    assert!(matches!(archive.begin(&of()).await.unwrap(), super::Begin::Stored(again) if again == copy));
+    assert!(matches!(archive.begin(&of()).await.unwrap(), sink::Begin::Stored(again) if again == copy));
     assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_published_is_given_back() {
+async fn what_is_not_published_is_aborted() {
     let Scene { store, archive } = scene();
     let image = bytes(17 * MIB);
     let mut first = sink(&archive).await;
     write(&mut first, &image).await.unwrap();
     first.abandon().await;
     assert!(store.state().uploads.is_empty() && store.keys().is_empty());
-    // Dropped as if killed: the next use of the archive gives it back, also after a start anew.
+    // Dropped as if killed: the next use of the archive aborts it, also in a new process.
     for again in [archive.clone(), self::archive(&store)] {
         let mut dropped = sink(&archive).await;
         write(&mut dropped, &image).await.unwrap();
@@ -493,8 +508,8 @@ async fn what_is_not_published_is_given_back() {
     write(&mut dropped, &image).await.unwrap();
     drop(dropped);
     store.fault("abort", Effect::Answer(403, String::new()));
-    assert!(archive.clean().await.is_err());
-    assert_eq!(archive.clean().await.unwrap(), 1);
+    assert!(archive.bucket.clean().await.is_err());
+    assert_eq!(archive.bucket.clean().await.unwrap(), 1);
     assert!(store.state().uploads.is_empty() && store.keys().is_empty());
 }
 
@@ -547,7 +562,7 @@ async fn an_upload_that_fails_leaves_nothing_and_says_why() {
     let image = bytes(9 * MIB);
     let cases = [
         ("begin", refuse(403, "AccessDenied"), "must be allowed to list, read, write and delete"),
-        ("begin", refuse(404, "NoSuchBucket"), "make the bucket, or correct `bucket`"),
+        ("begin", refuse(404, "NoSuchBucket"), "create the bucket, or correct `bucket`"),
         ("begin", html(), "is `endpoint` the address of an S3 store?"),
         ("part 2", refuse(503, "SlowDown"), "upload a part of s3://bucket/snapwarden/ch-gva-2/"),
         ("part 2", Effect::Hang, "no answer within"),
@@ -557,8 +572,8 @@ async fn an_upload_that_fails_leaves_nothing_and_says_why() {
             refuse(200, "InternalError"),
             "the store answers 200 OK (InternalError: no InternalError)",
         ),
-        ("complete", refuse(403, "SignatureDoesNotMatch"), "look at the archive's credentials"),
-        ("complete", html(), "it is `html` where `CompleteMultipartUploadResult` should be"),
+        ("complete", refuse(403, "SignatureDoesNotMatch"), "check the archive's credentials"),
+        ("complete", html(), "it is `html` instead of `CompleteMultipartUploadResult`"),
     ];
     for (on, effect, why) in cases {
         let Scene { store, archive } = scene();
@@ -590,7 +605,7 @@ async fn an_image_without_its_manifest_is_no_copy_and_comes_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_manifest_of_an_image_that_does_not_count_never_vouches_for_the_next() {
+async fn the_manifest_of_an_image_that_does_not_count_never_counts_for_the_next() {
     let Scene { store, archive } = scene();
     let image = bytes(9 * MIB);
     let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest_of(&image) };
@@ -608,13 +623,13 @@ async fn the_manifest_of_an_image_that_does_not_count_never_vouches_for_the_next
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_other_than_the_proved_ones_are_not_published() {
+async fn bytes_other_than_the_verified_ones_are_not_published() {
     let Scene { store, archive } = scene();
     let (image, other) = (bytes(9 * MIB), bytes(9 * MIB + 1));
     let mut sink = sink(&archive).await;
     write(&mut sink, &image).await.unwrap();
     let shown = chain(&sink.publish(manifest_of(&other)).await.unwrap_err());
-    assert!(shown.contains("9437184 bytes were uploaded of 9437185 that are proved"), "{shown}");
+    assert!(shown.contains("9437184 bytes were uploaded of 9437185 verified bytes"), "{shown}");
     assert!(store.keys().is_empty() && store.state().uploads.is_empty());
 }
 
@@ -634,7 +649,7 @@ async fn a_completed_upload_whose_answer_was_lost_is_known_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_comes_second_takes_the_copy_of_the_first_or_none() {
+async fn the_second_of_two_processes_takes_the_copy_of_the_first_or_none() {
     let Scene { store, archive } = scene();
     let image = bytes(9 * MIB);
     let mut late = sink(&archive).await;
@@ -671,7 +686,7 @@ async fn a_store_without_conditions_or_with_locks_is_served_as_well() {
     store.always("list-uploads", refuse(501, "NotImplemented"));
     self::store(&archive, &image).await.unwrap();
     assert_eq!(store.asked("part 1"), 2);
-    assert_eq!(archive.clean().await.unwrap(), 0);
+    assert_eq!(archive.bucket.clean().await.unwrap(), 0);
     assert_eq!(store.keys(), whole());
 }
 
@@ -686,7 +701,7 @@ async fn one_image_is_stored_by_one_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_catalogue_counts_what_is_proved_and_nothing_that_lies() {
+async fn a_catalogue_counts_verified_copies_and_no_false_manifests() {
     let Scene { store, archive } = scene();
     let image = bytes(5);
     let good = manifest_of(&image);
@@ -758,10 +773,12 @@ async fn a_manifest_is_read_once_as_long_as_it_does_not_change() {
         assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
     }
     assert_eq!(store.asked("get"), 1);
-    let corrupt = Manifest { corrupt_since: Some(NOW.parse().unwrap()), ..manifest_of(&image) };
-    archive.write_manifest(&corrupt).await.unwrap();
-    assert!(archive.catalogue().await.unwrap().copies().is_empty());
+    let copy = archive.catalogue().await.unwrap().copies()[0].clone();
+    archive.update_manifest(&copy, ManifestUpdate::Corrupt(NOW.parse().unwrap())).await.unwrap();
+    // The update reads it to see that it is still the same.
     assert_eq!(store.asked("get"), 2);
+    assert!(archive.catalogue().await.unwrap().copies().is_empty());
+    assert_eq!(store.asked("get"), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -769,11 +786,11 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
     let image = bytes(5);
     let faults: [(&'static str, Effect, &str); 7] = [
         ("list", refuse(403, "AccessDenied"), "must be allowed to list"),
-        ("list", refuse(404, "NoSuchBucket"), "make the bucket"),
+        ("list", refuse(404, "NoSuchBucket"), "create the bucket"),
         ("list", refuse(301, "PermanentRedirect"), "the bucket is elsewhere"),
         ("list", html(), "is `endpoint` the address of an S3 store?"),
         ("list", Effect::Hang, "no answer within 60 s"),
-        ("list", Effect::Answer(200, "<ListBucketResult><IsTr".to_owned()), "no XML"),
+        ("list", Effect::Answer(200, "<ListBucketResult><IsTr".to_owned()), "not XML"),
         ("get", refuse(403, "AccessDenied"), "read s3://bucket/snapwarden/"),
     ];
     let listed = |store: &Store| {
@@ -793,15 +810,15 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
     store.state().page = 1;
     store.state().is_cut = true;
     let shown = chain(&archive.catalogue().await.unwrap_err());
-    assert!(shown.contains("it does not say how to ask for it"), "{shown}");
+    assert!(shown.contains("it is incomplete, and does not say how to continue"), "{shown}");
     store.state().is_ring = true;
     store.state().is_cut = false;
     let shown = chain(&archive.catalogue().await.unwrap_err());
-    assert!(shown.contains("goes in a ring"), "{shown}");
+    assert!(shown.contains("the listing has no end"), "{shown}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn old_uploads_of_ours_are_given_back_and_no_others() {
+async fn old_uploads_of_ours_are_aborted_and_no_others() {
     let Scene { store, archive } = scene();
     let begin = |id: &str, key: String, initiated: &str| {
         let begun = Begin { key, parts: BTreeMap::new(), md5: None, initiated: initiated.to_owned() };
@@ -812,7 +829,7 @@ async fn old_uploads_of_ours_are_given_back_and_no_others() {
     begin("undated", key(".qcow2"), "long ago");
     begin("foreign", "snapwarden/movie.mkv".to_owned(), "2020-01-01T00:00:00Z");
     begin("elsewhere", "other/movie.qcow2".to_owned(), "2020-01-01T00:00:00Z");
-    assert_eq!(archive.clean().await.unwrap(), 1);
+    assert_eq!(archive.bucket.clean().await.unwrap(), 1);
     assert_eq!(
         store.state().uploads.keys().collect::<Vec<_>>(),
         ["elsewhere", "foreign", "undated", "young"]
@@ -825,12 +842,14 @@ async fn a_pruned_copy_leaves_its_manifest_and_still_counts() {
     let image = bytes(9 * MIB);
     self::store(&archive, &image).await.unwrap();
     let copy = archive.catalogue().await.unwrap().copies()[0].clone();
-    // The mark comes first: what stops in between does not lose the proof.
+    let pruned = ManifestUpdate::Pruned(NOW.parse().unwrap());
+    // The manifest is marked first: after a stop in between the copy still counts.
     store.always("delete .qcow2", refuse(403, "AccessDenied"));
-    archive.delete_image(&copy, NOW.parse().unwrap()).await.unwrap_err();
-    assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
+    archive.update_manifest(&copy, pruned).await.unwrap_err();
+    let marked = archive.catalogue().await.unwrap().copies()[0].clone();
+    assert!(marked.manifest.pruned_at.is_some() && marked.has_image);
     store.state().faults.clear();
-    archive.delete_image(&copy, NOW.parse().unwrap()).await.unwrap();
+    archive.update_manifest(&marked, pruned).await.unwrap();
     assert_eq!(store.keys(), whole()[..1]);
     let catalogue = archive.catalogue().await.unwrap();
     assert!(catalogue.copies()[0].manifest.pruned_at.is_some() && catalogue.problems().is_empty());
@@ -858,7 +877,7 @@ async fn a_copy_is_read_back_from_any_offset_and_no_other_image_for_it() {
     assert!(matches!(stored.open(0, None, None).await, Err(SourceError::Refused(_))));
 }
 
-/// An archive with one copy of a sound image.
+/// An archive with one copy of a valid image.
 async fn scene_with_an_image() -> (Scene, Archive, StoredCopy, Bytes) {
     let scene = scene();
     let image = Bytes::from(image(9 * MIB, 3));
@@ -873,7 +892,7 @@ async fn verify_one(archive: &Archive, copy: &StoredCopy) -> Outcome {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_in_a_bucket_is_proved_again_also_over_connections_that_break() {
+async fn a_copy_in_a_bucket_is_verified_again_also_over_connections_that_break() {
     let (Scene { store, .. }, archive, copy, _) = scene_with_an_image().await;
     store.fault("get .qcow2", Effect::Cut);
     assert_eq!(verify_one(&archive, &copy).await, Outcome::Good);

@@ -1,8 +1,8 @@
 //! An image on its way into a bucket.
 //!
-//! Its bytes are gathered to parts, and up to two parts are under way while the next one fills: three are in memory,
-//! however large the image. Nothing can be seen in the bucket until the upload is completed, and it is completed only
-//! by [`Sink::publish`], that is, once the image is proved.
+//! Its bytes are gathered to parts, and up to two parts are sent while the next one fills: three are in memory, however
+//! large the image. Nothing is visible in the bucket until the upload is completed, and only [`Sink::publish`] completes
+//! it, that is, once the image is verified.
 
 use std::sync::Arc;
 
@@ -13,31 +13,32 @@ use tokio::task::JoinSet;
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
-use crate::archive::s3::client::{Fault, Payload, S3Error};
-use crate::archive::s3::{Before, Busy, Keys, S3Archive, warn_of_leftovers};
+use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
+use crate::archive::s3::client::Payload;
+use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::disk::blocking;
 
-/// The smallest part: stores want 5 MiB at least, and each request costs.
+/// The smallest part. S3 takes no less than 5 MiB but for the last one, and each request costs time and money.
 const PART_BYTES_MIN: u64 = 8 << 20;
 
-/// An image of known length is cut into at most so many parts: fewer than [`PARTS_MAX`], should it be longer than told.
-const PARTS_PLANNED: u64 = 9000;
-
-/// A store takes no more parts than that.
+/// The most parts of an upload, by Amazon's "Amazon S3 multipart upload limits"; Exoscale's store has the same limit.
 const PARTS_MAX: usize = 10_000;
 
-/// While the length is not known, parts double after so many: the ten thousandth would end at 8 TiB, above what any
-/// store takes.
+/// The most parts that an image of known length is cut into: fewer than [`PARTS_MAX`], in case it is longer than announced.
+const PARTS_PLANNED: u64 = 9000;
+
+/// While the length is not known, parts double in size after this many: ten thousand hold 8 TiB then, more than any store
+/// takes as one object.
 const PARTS_OF_A_SIZE: u64 = 1000;
 
-/// Parts under way while the next one fills.
-const UNDER_WAY_MAX: usize = 2;
+/// Parts that are sent while the next one fills: enough to keep a line busy, and memory flat.
+const PARTS_IN_FLIGHT_MAX: usize = 2;
 
-/// What a template's source and a download are called.
+/// The content type of qcow2 images.
 const IMAGE_TYPE: &str = "application/x-qemu-disk";
 
-/// How long the part of this number is, counted from zero.
+/// The length of a part by its number, which counts from zero.
 fn part_bytes(number: usize, whole: Option<u64>) -> u64 {
     match whole {
         Some(bytes) => bytes.div_ceil(PARTS_PLANNED).max(PART_BYTES_MIN),
@@ -45,33 +46,34 @@ fn part_bytes(number: usize, whole: Option<u64>) -> u64 {
     }
 }
 
-/// The end of an upload that is in the archive.
+/// The upload of one image, as an output of its download.
 pub(super) struct S3Sink {
-    archive: S3Archive,
-    of: CopyId,
-    keys: Keys,
-    before: Before,
-    whole: Option<ImageVersion>,
+    bucket: Arc<Bucket>,
+    id: CopyId,
+    image_key: String,
+    /// The objects that had the names of the copy before.
+    before: ExistingCopy,
+    image: Option<ImageVersion>,
     upload: Option<Upload>,
     filling: BytesMut,
-    _busy: Busy,
+    _lock: ImageLock,
 }
 
 /// An upload that was begun.
 struct Upload {
     id: String,
-    /// What its metadata has.
+    /// In the metadata that the object will have.
     md5: Option<Md5Sum>,
-    /// By number; empty where the part is still under way.
+    /// By number; empty while the part is in flight.
     etags: Vec<String>,
     bytes: u64,
-    under_way: JoinSet<Result<(usize, String), S3Error>>,
+    in_flight: JoinSet<Result<(usize, String), S3Error>>,
 }
 
 impl Upload {
     /// Waits for one part.
     async fn wait(&mut self) -> Result<(), S3Error> {
-        match self.under_way.join_next().await {
+        match self.in_flight.join_next().await {
             Some(Ok(sent)) => {
                 let (number, etag) = sent?;
                 if let Some(slot) = self.etags.get_mut(number) {
@@ -90,18 +92,20 @@ impl Upload {
 }
 
 impl S3Sink {
-    pub(super) fn new(archive: S3Archive, of: CopyId, keys: Keys, before: Before, busy: Busy) -> Self {
-        Self { archive, of, keys, before, whole: None, upload: None, filling: BytesMut::new(), _busy: busy }
+    pub(super) fn new(bucket: Arc<Bucket>, id: CopyId, before: ExistingCopy, lock: ImageLock) -> Self {
+        let image_key = bucket.image_key(&id);
+        let (image, upload, filling) = (None, None, BytesMut::new());
+        Self { bucket, id, image_key, before, image, upload, filling, _lock: lock }
     }
 
     fn error(&self, doing: &'static str, why: impl Into<String>) -> S3Error {
-        S3Error::new(doing, self.archive.client.shown(&self.keys.image), Fault::Differs(why.into()))
+        S3Error::new(doing, self.bucket.client.shown(&self.image_key), S3Cause::Differs(why.into()))
     }
 
-    /// How long the part is that fills now.
+    /// The length of the part that fills now.
     fn part_bytes(&self) -> usize {
         let number = self.upload.as_ref().map_or(0, |upload| upload.etags.len());
-        let bytes = part_bytes(number, self.whole.as_ref().and_then(|whole| whole.bytes));
+        let bytes = part_bytes(number, self.image.as_ref().and_then(|image| image.bytes));
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
@@ -120,16 +124,15 @@ impl S3Sink {
         Ok(())
     }
 
-    /// Sends what was gathered; waits while too much is under way.
+    /// Begins to send what was gathered; waits while too many parts are in flight.
     async fn send_part(&mut self) -> Result<(), S3Error> {
         let part = std::mem::take(&mut self.filling).freeze();
-        let client = Arc::clone(&self.archive.client);
         if self.upload.is_none() {
-            let md5 = self.whole.as_ref().map(|whole| whole.md5);
-            let id =
-                client.begin_upload(&self.keys.image, IMAGE_TYPE, md5.map(|md5| md5.to_string())).await?;
-            let under_way = JoinSet::new();
-            self.upload = Some(Upload { id, md5, etags: Vec::new(), bytes: 0, under_way });
+            let md5 = self.image.as_ref().map(|image| image.md5);
+            let md5_text = md5.map(|md5| md5.to_string());
+            let id = self.bucket.client.begin_upload(&self.image_key, IMAGE_TYPE, md5_text).await?;
+            let in_flight = JoinSet::new();
+            self.upload = Some(Upload { id, md5, etags: Vec::new(), bytes: 0, in_flight });
         }
         let too_long =
             self.error("upload", format!("it has more than {PARTS_MAX} parts, which no store takes"));
@@ -137,40 +140,40 @@ impl S3Sink {
         if upload.etags.len() >= PARTS_MAX {
             return Err(too_long);
         }
-        while upload.under_way.len() >= UNDER_WAY_MAX {
+        while upload.in_flight.len() >= PARTS_IN_FLIGHT_MAX {
             upload.wait().await?;
         }
-        let (number, key, id) = (upload.etags.len(), self.keys.image.clone(), upload.id.clone());
+        let (number, id) = (upload.etags.len(), upload.id.clone());
+        let (bucket, key) = (Arc::clone(&self.bucket), self.image_key.clone());
         upload.etags.push(String::new());
         upload.bytes += part.len() as u64;
-        upload.under_way.spawn(async move {
+        upload.in_flight.spawn(async move {
             let payload = blocking(move || Payload::new(part)).await;
             // Stores count from one.
-            let etag = client.upload_part(&key, &id, number + 1, payload).await?;
+            let etag = bucket.client.upload_part(&key, &id, number + 1, payload).await?;
             Ok((number, etag))
         });
         Ok(())
     }
 
-    /// Gives back what was uploaded.
-    async fn give_back(&mut self) {
+    /// Aborts the upload.
+    async fn abort(&mut self) {
         self.filling = BytesMut::new();
-        // It stays ours until it is given back, should we be dropped meanwhile.
+        // It stays here until it is aborted: if this is dropped meanwhile, it is remembered.
         let Some(upload) = &mut self.upload else { return };
-        upload.under_way.shutdown().await;
-        match self.archive.client.abort(&self.keys.image, &upload.id).await {
+        upload.in_flight.shutdown().await;
+        match self.bucket.client.abort(&self.image_key, &upload.id).await {
             Ok(_) => self.upload = None,
             Err(error) => {
-                warn_of_leftovers(&self.archive.name, &error);
-                self.remember();
+                self.bucket.warn_of_leftovers(&error);
+                self.leave_behind();
             }
         }
     }
 
-    /// What is not given back is remembered, for whoever cleans up.
-    fn remember(&mut self) {
+    fn leave_behind(&mut self) {
         if let Some(upload) = self.upload.take() {
-            self.archive.shared.work().left.push((self.keys.image.clone(), upload.id));
+            self.bucket.leave_behind(&self.image_key, upload.id);
         }
     }
 
@@ -178,37 +181,40 @@ impl S3Sink {
         if !self.filling.is_empty() || self.upload.is_none() {
             self.send_part().await?;
         }
-        let Some(upload) = &mut self.upload else { return Err(self.error("store", "nothing came")) };
-        while !upload.under_way.is_empty() {
+        let Some(upload) = &mut self.upload else { return Err(self.error("store", "it has no bytes")) };
+        while !upload.in_flight.is_empty() {
             upload.wait().await?;
         }
         let (bytes, declared) = (upload.bytes, upload.md5);
-        if bytes != manifest.image.bytes {
-            let expected = manifest.image.bytes;
+        let expected = manifest.image.bytes;
+        if bytes != expected {
             return Err(
-                self.error("store", format!("{bytes} bytes were uploaded of {expected} that are proved"))
+                self.error("store", format!("{bytes} bytes were uploaded of {expected} verified bytes"))
             );
         }
         if declared.is_some_and(|md5| md5 != manifest.image.md5) {
-            return Err(self.error("store", "it was uploaded under another MD5 than the one that is proved"));
+            return Err(self.error("store", "it was uploaded with another MD5 than the verified one"));
         }
         if let Some(theirs) = self.complete(&manifest).await? {
             return Ok(theirs);
         }
-        let client = &self.archive.client;
-        let sums = format!("{}  {}\n", manifest.image.md5, self.keys.file);
-        client.put(&self.keys.md5, "text/plain", sums.into_bytes()).await?;
-        client.put(&self.keys.manifest, "application/json", manifest.to_bytes()).await?;
+        // The manifest is last: it makes the copy count, so everything else must be there already.
+        let client = &self.bucket.client;
+        let name = self.bucket.image_name(&self.id);
+        let sums = format!("{}  {name}\n", manifest.image.md5);
+        client.put(&self.bucket.md5_key(&self.id), "text/plain", sums.into_bytes()).await?;
+        client.put(&self.bucket.manifest_key(&self.id), "application/json", manifest.to_bytes()).await?;
         Ok(manifest)
     }
 
-    /// Makes the image visible. If somebody else stored a good one meanwhile, theirs is the copy.
+    /// Makes the image visible. If another process stored a verified copy meanwhile, returns its manifest.
     async fn complete(&mut self, manifest: &Manifest) -> Result<Option<Manifest>, S3Error> {
-        let client = Arc::clone(&self.archive.client);
-        let key = self.keys.image.clone();
-        // It does not count, or there would be nothing to upload: it must not vouch for the new image.
+        let bucket = Arc::clone(&self.bucket);
+        let (client, key) = (&bucket.client, self.image_key.clone());
+        // The old manifest does not count, or there would be nothing to upload. Beside the new image it might, although
+        // it was not written for it.
         if self.before.has_manifest {
-            client.delete(&self.keys.manifest).await?;
+            client.delete(&bucket.manifest_key(&self.id)).await?;
         }
         let Some(upload) = &self.upload else { return Ok(None) };
         let is_new = self.before.image.is_none();
@@ -217,13 +223,13 @@ impl S3Sink {
             completed = client.complete(&key, &upload.id, &upload.etags, false).await;
         }
         match completed {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(error) if error.is_precondition() => {
-                self.give_back().await;
-                let (theirs, _) = self.archive.look(&self.of, &self.keys).await?;
+                self.abort().await;
+                let theirs = bucket.existing(&self.id).await?.verified;
                 return theirs.map(Some).ok_or(error);
             }
-            // An earlier try may have done it, and only its answer was lost.
+            // An earlier attempt may have completed it, and only its response was lost.
             Err(error) if error.is_missing() => {
                 if !self.is_there_now(manifest).await? {
                     return Err(error);
@@ -233,26 +239,25 @@ impl S3Sink {
         }
         self.upload = None;
         let Some(found) = client.head(&key).await? else {
-            return Err(self.error("store", "the store says that it is complete, and does not have it"));
+            return Err(self.error("store", "the store reports it as complete, but does not have it"));
         };
-        if found.bytes != Some(manifest.image.bytes) {
+        let expected = manifest.image.bytes;
+        if found.bytes != Some(expected) {
             let found =
-                found.bytes.map_or_else(|| "none that it tells".to_owned(), |bytes| bytes.to_string());
-            let expected = manifest.image.bytes;
-            return Err(
-                self.error("store", format!("the store has {found} bytes of it where {expected} were sent"))
-            );
+                found.bytes.map_or_else(|| "an unknown number of".to_owned(), |bytes| bytes.to_string());
+            let why = format!("the store has {found} bytes of it where {expected} were sent");
+            return Err(self.error("store", why));
         }
         let expected = manifest.image.md5.to_string();
         if found.md5.as_ref().is_some_and(|md5| *md5 != expected) {
-            return Err(self.error("store", "somebody else stored another image of it at the same moment"));
+            return Err(self.error("store", "another process stored another image of it at the same moment"));
         }
         Ok(None)
     }
 
     /// Whether the object is certainly what this upload made: another than before, of this MD5 and length.
     async fn is_there_now(&self, manifest: &Manifest) -> Result<bool, S3Error> {
-        let Some(found) = self.archive.client.head(&self.keys.image).await? else { return Ok(false) };
+        let Some(found) = self.bucket.client.head(&self.image_key).await? else { return Ok(false) };
         let is_another = self.before.image.as_ref().is_none_or(|before| before.etag != found.etag);
         let (bytes, md5) = (manifest.image.bytes, manifest.image.md5.to_string());
         Ok(is_another && found.bytes == Some(bytes) && found.md5 == Some(md5))
@@ -261,7 +266,7 @@ impl S3Sink {
 
 impl Drop for S3Sink {
     fn drop(&mut self) {
-        self.remember();
+        self.leave_behind();
     }
 }
 
@@ -270,8 +275,8 @@ fn sink_error(error: S3Error) -> SinkError {
 }
 
 impl Sink for S3Sink {
-    fn expect(&mut self, whole: &ImageVersion) -> Result<(), SinkError> {
-        self.whole = Some(whole.clone());
+    fn expect(&mut self, image: &ImageVersion) -> Result<(), SinkError> {
+        self.image = Some(image.clone());
         Ok(())
     }
 
@@ -281,7 +286,7 @@ impl Sink for S3Sink {
 
     fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
-            self.give_back().await;
+            self.abort().await;
             Ok(())
         })
     }
@@ -290,19 +295,19 @@ impl Sink for S3Sink {
         Box::pin(async move {
             let published = S3Sink::publish(&mut self, manifest).await;
             if published.is_err() {
-                self.give_back().await;
+                self.abort().await;
             }
             published.map_err(sink_error)
         })
     }
 
-    /// An upload that is not complete can't be read, and one that is complete can be seen: nothing is kept.
+    /// An incomplete upload can't be read, and a complete one is visible: nothing is kept.
     fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         self.restart()
     }
 
     fn abandon(mut self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move { self.give_back().await })
+        Box::pin(async move { self.abort().await })
     }
 }
 

@@ -1,59 +1,56 @@
-//! What S3 answers in XML, as far as it is read. All of it is hostile: bounded by who reads the body, no entities, and
-//! whatever does not have the form that it must have is an error, never an empty list.
+//! The XML of S3's responses, as far as it is needed. It may be hostile: the length is bounded where the body is read,
+//! entities are refused, and a response of another form is an error, never an empty list.
 
+use http::StatusCode;
 use roxmltree::{Document, Node};
 
+use crate::archive::s3::error::S3Cause;
 use crate::text::excerpt;
 
-/// Something in a bucket.
+/// An object, as listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Listed {
+pub(super) struct ListedObject {
     pub(super) key: String,
     pub(super) bytes: u64,
-    /// Changes when the object does; empty where the store does not tell.
+    /// Changes when the object does; empty where the store gives none.
     pub(super) etag: String,
 }
 
-/// An upload that was begun and not ended.
+/// An upload that was begun, and neither completed nor aborted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unfinished {
+pub(super) struct UnfinishedUpload {
     pub(super) key: String,
     pub(super) id: String,
-    /// As the store writes it.
+    /// A time in the form of the store.
     pub(super) initiated: Option<String>,
 }
 
-/// A part of a listing.
+/// One page of a listing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page<T> {
     pub(super) items: Vec<T>,
-    /// What to ask the next part with, if there is one: query arguments.
+    /// The query arguments for the next page, if there is one.
     pub(super) next: Option<Vec<(&'static str, String)>>,
 }
 
-/// What an answer is instead of what it should be.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum NotIt {
-    /// The store's own error: its code and its message.
-    Error(String, String),
-    /// Something that no store should say.
-    Strange(String),
+fn unexpected<T>(why: impl Into<String>) -> Result<T, S3Cause> {
+    Err(S3Cause::Unexpected(why.into()))
 }
 
-fn strange<T>(why: impl Into<String>) -> Result<T, NotIt> {
-    Err(NotIt::Strange(why.into()))
-}
-
-/// Reads an answer whose root must be `root`.
-fn read<T>(body: &[u8], root: &str, take: impl FnOnce(Node<'_, '_>) -> Result<T, NotIt>) -> Result<T, NotIt> {
-    let Ok(text) = std::str::from_utf8(body) else { return strange("it is no text") };
-    // A store that takes its time sends blanks, so that nobody hangs up.
+/// Reads a response whose root element must be `root`.
+fn read<T>(
+    body: &[u8],
+    root: &str,
+    take: impl FnOnce(Node<'_, '_>) -> Result<T, S3Cause>,
+) -> Result<T, S3Cause> {
+    let Ok(text) = std::str::from_utf8(body) else { return unexpected("it is not text") };
+    // A store that is slow to complete an upload sends blanks first, to keep the connection alive.
     let document = match Document::parse(text.trim_start()) {
         Ok(document) => document,
         Err(error) => {
             let begins = excerpt(text.trim_start(), 40);
-            return strange(format!(
-                "it is no XML ({}); it begins with `{begins}`",
+            return unexpected(format!(
+                "it is not XML ({}); it begins with `{begins}`",
                 excerpt(&error.to_string(), 100)
             ));
         }
@@ -63,9 +60,14 @@ fn read<T>(body: &[u8], root: &str, take: impl FnOnce(Node<'_, '_>) -> Result<T,
         name if name == root => take(element),
         "Error" => {
             let part = |name| child(element, name).map_or_else(String::new, |text| excerpt(text, 300));
-            Err(NotIt::Error(part("Code"), part("Message")))
+            Err(S3Cause::Refused {
+                status: StatusCode::OK,
+                code: part("Code"),
+                message: part("Message"),
+                retry_after: None,
+            })
         }
-        name => strange(format!("it is `{}` where `{root}` should be", excerpt(name, 40))),
+        name => unexpected(format!("it is `{}` instead of `{root}`", excerpt(name, 40))),
     }
 }
 
@@ -73,29 +75,29 @@ fn child<'a>(element: Node<'a, '_>, name: &str) -> Option<&'a str> {
     element.children().find(|node| node.tag_name().name() == name).map(|node| node.text().unwrap_or_default())
 }
 
-fn required<'a>(element: Node<'a, '_>, name: &'static str) -> Result<&'a str, NotIt> {
+fn required<'a>(element: Node<'a, '_>, name: &'static str) -> Result<&'a str, S3Cause> {
     match child(element, name).filter(|text| !text.is_empty()) {
         Some(text) => Ok(text),
-        None => strange(format!("`{name}` is missing in it")),
+        None => unexpected(format!("`{name}` is missing in it")),
     }
 }
 
-/// The elements of this name within.
+/// The child elements of this name.
 fn all<'a, 'b: 'a>(element: Node<'a, 'b>, name: &'static str) -> impl Iterator<Item = Node<'a, 'b>> {
     element.children().filter(move |node| node.tag_name().name() == name)
 }
 
-/// The arguments that ask for what follows, where an answer says that something does.
+/// The query arguments for the next page, where a response says that there is one.
 fn next(
     element: Node<'_, '_>,
     is_encoded: bool,
     names: &[(&'static str, &'static str)],
-) -> Result<Option<Vec<(&'static str, String)>>, NotIt> {
+) -> Result<Option<Vec<(&'static str, String)>>, S3Cause> {
     match child(element, "IsTruncated") {
         Some("false") => return Ok(None),
         Some("true") => {}
-        // A listing that was cut off must not pass for a whole one.
-        _ => return strange("it does not say whether it is whole"),
+        // A listing that was cut off must not pass for a complete one.
+        _ => return unexpected("it does not say whether it is complete"),
     }
     let mut arguments = Vec::new();
     for (element_name, argument) in names {
@@ -106,35 +108,35 @@ fn next(
         }
     }
     if arguments.is_empty() {
-        return strange("there should be more, and it does not say how to ask for it");
+        return unexpected("it is incomplete, and does not say how to continue");
     }
     Ok(Some(arguments))
 }
 
-/// The answer to `ListObjectsV2`.
-pub(super) fn objects(body: &[u8]) -> Result<Page<Listed>, NotIt> {
+/// Reads the response to `ListObjectsV2`.
+pub(super) fn objects(body: &[u8]) -> Result<Page<ListedObject>, S3Cause> {
     read(body, "ListBucketResult", |root| {
         let is_encoded = child(root, "EncodingType") == Some("url");
         let mut items = Vec::new();
         for node in all(root, "Contents") {
             let Ok(bytes) = required(node, "Size")?.trim().parse() else {
-                return strange("a size in it is no number");
+                return unexpected("a size in it is not a number");
             };
             let key = key_of(node, is_encoded)?;
             let etag = child(node, "ETag").unwrap_or_default().trim_matches('"').to_owned();
-            items.push(Listed { key, bytes, etag });
+            items.push(ListedObject { key, bytes, etag });
         }
         Ok(Page { items, next: next(root, false, &[("NextContinuationToken", "continuation-token")])? })
     })
 }
 
-/// The answer to `ListMultipartUploads`.
-pub(super) fn uploads(body: &[u8]) -> Result<Page<Unfinished>, NotIt> {
+/// Reads the response to `ListMultipartUploads`.
+pub(super) fn uploads(body: &[u8]) -> Result<Page<UnfinishedUpload>, S3Cause> {
     read(body, "ListMultipartUploadsResult", |root| {
         let is_encoded = child(root, "EncodingType") == Some("url");
         let mut items = Vec::new();
         for node in all(root, "Upload") {
-            items.push(Unfinished {
+            items.push(UnfinishedUpload {
                 key: key_of(node, is_encoded)?,
                 id: required(node, "UploadId")?.to_owned(),
                 initiated: child(node, "Initiated").map(str::to_owned),
@@ -145,33 +147,31 @@ pub(super) fn uploads(body: &[u8]) -> Result<Page<Unfinished>, NotIt> {
     })
 }
 
-/// The id in the answer to `CreateMultipartUpload`.
-pub(super) fn upload_id(body: &[u8]) -> Result<String, NotIt> {
+/// The id in the response to `CreateMultipartUpload`.
+pub(super) fn upload_id(body: &[u8]) -> Result<String, S3Cause> {
     read(body, "InitiateMultipartUploadResult", |root| Ok(required(root, "UploadId")?.to_owned()))
 }
 
-/// The `ETag` in the answer to `CompleteMultipartUpload`, which may be an error although its status is 200.
-pub(super) fn completed(body: &[u8]) -> Result<String, NotIt> {
-    read(body, "CompleteMultipartUploadResult", |root| {
-        Ok(child(root, "ETag").unwrap_or_default().trim_matches('"').to_owned())
-    })
+/// Checks the response to `CompleteMultipartUpload`, which may be an error although its status is 200.
+pub(super) fn completed(body: &[u8]) -> Result<(), S3Cause> {
+    read(body, "CompleteMultipartUploadResult", |_| Ok(()))
 }
 
-/// The code and the message of an error, where the body has them.
+/// The code and the message of an error; empty where the body has none.
 pub(super) fn error(body: &[u8]) -> (String, String) {
     match read(body, "", |_| Ok(())) {
-        Err(NotIt::Error(code, message)) => (code, message),
+        Err(S3Cause::Refused { code, message, .. }) => (code, message),
         _ => Default::default(),
     }
 }
 
-fn key_of(node: Node<'_, '_>, is_encoded: bool) -> Result<String, NotIt> {
+fn key_of(node: Node<'_, '_>, is_encoded: bool) -> Result<String, S3Cause> {
     let key = required(node, "Key")?;
     if is_encoded { decode(key) } else { Ok(key.to_owned()) }
 }
 
-/// Takes percent-encoding away, and `+` for a blank, as stores do both.
-fn decode(text: &str) -> Result<String, NotIt> {
+/// Decodes percent-encoding, and `+` as a blank: stores use both.
+fn decode(text: &str) -> Result<String, S3Cause> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -180,14 +180,14 @@ fn decode(text: &str) -> Result<String, NotIt> {
             b'%' => {
                 let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
                 let (Some(high), Some(low)) = (digit(rest.next()), digit(rest.next())) else {
-                    return strange("a key in it is wrongly encoded");
+                    return unexpected("a key in it is not validly encoded");
                 };
                 u8::try_from(high * 16 + low).unwrap_or_default()
             }
             byte => byte,
         });
     }
-    // Not one of ours then, and shown to nobody.
+    // A key that is not UTF-8 is not one of ours, and is not shown.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -196,40 +196,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_is_read_with_its_encoding_and_its_way_on() {
+    fn a_listing_is_read_with_its_encoding_and_the_next_page() {
         let body = br#"<?xml version="1.0" encoding="UTF-8"?>
             <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><EncodingType>url</EncodingType>
             <IsTruncated>true</IsTruncated><NextContinuationToken>a/b+c=</NextContinuationToken>
             <Contents><Key>z%2Fa%01+b</Key><Size>12</Size><ETag>"e-1"</ETag></Contents></ListBucketResult>"#;
         let page = objects(body).unwrap();
-        assert_eq!(page.items, [Listed { key: "z/a\u{1} b".to_owned(), bytes: 12, etag: "e-1".to_owned() }]);
+        assert_eq!(
+            page.items,
+            [ListedObject { key: "z/a\u{1} b".to_owned(), bytes: 12, etag: "e-1".to_owned() }]
+        );
         assert_eq!(page.next, Some(vec![("continuation-token", "a/b+c=".to_owned())]));
         let plain = b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a+b%</Key><Size>1</Size></Contents></ListBucketResult>";
         assert_eq!(objects(plain).unwrap().items[0].key, "a+b%");
     }
 
     #[test]
-    fn what_is_not_a_whole_listing_is_never_a_short_one() {
+    fn what_is_not_a_complete_listing_is_never_a_short_one() {
         let cases: [(&[u8], &str); 9] = [
-            (b"", "no XML"),
-            (b"<html><body>Sign in</body></html>", "it is `html` where `ListBucketResult` should be"),
-            (b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>", "how to ask for it"),
-            (b"<ListBucketResult></ListBucketResult>", "whether it is whole"),
-            (b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a</Key>", "no XML"),
+            (b"", "not XML"),
+            (b"<html><body>Sign in</body></html>", "it is `html` instead of `ListBucketResult`"),
+            (b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>", "how to continue"),
+            (b"<ListBucketResult></ListBucketResult>", "whether it is complete"),
+            (b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a</Key>", "not XML"),
             (
                 b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a</Key><Size>-1</Size></Contents></ListBucketResult>",
-                "no number",
+                "not a number",
             ),
             (
                 b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Size>1</Size></Contents></ListBucketResult>",
                 "`Key` is missing",
             ),
-            (b"\xff\xfe", "no text"),
-            (b"<!DOCTYPE a [<!ENTITY x \"y\">]><ListBucketResult>&x;</ListBucketResult>", "no XML"),
+            (b"\xff\xfe", "not text"),
+            (b"<!DOCTYPE a [<!ENTITY x \"y\">]><ListBucketResult>&x;</ListBucketResult>", "not XML"),
         ];
         for (body, why) in cases {
             match objects(body) {
-                Err(NotIt::Strange(said)) => assert!(said.contains(why), "{said}"),
+                Err(S3Cause::Unexpected(said)) => assert!(said.contains(why), "{said}"),
                 other => panic!("{other:?}"),
             }
         }
@@ -239,9 +242,11 @@ mod tests {
     fn an_error_is_read_whatever_its_status_was() {
         let body = b"<Error><Code>InternalError</Code><Message>try \x1b[31m again</Message></Error>";
         // A control character is not even XML.
-        assert!(matches!(completed(body), Err(NotIt::Strange(_))));
+        assert!(matches!(completed(body), Err(S3Cause::Unexpected(_))));
         let body = b"  \n<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>less</Message></Error>";
-        assert_eq!(completed(body), Err(NotIt::Error("SlowDown".to_owned(), "less".to_owned())));
+        assert!(
+            matches!(completed(body), Err(S3Cause::Refused { code, message, .. }) if code == "SlowDown" && message == "less")
+        );
         assert_eq!(error(body), ("SlowDown".to_owned(), "less".to_owned()));
         assert_eq!(error(b"<html>"), Default::default());
     }

@@ -1,0 +1,253 @@
+//! The bucket as the archive and its uploads share it: the objects of a copy, and the uploads of this process.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::OnceCell;
+
+use crate::archive::catalogue::{self, Files, ProblemKind};
+use crate::archive::layout::{self, CopyId, CopyPaths, Role};
+use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::archive::s3::client::{Client, Head};
+use crate::archive::s3::error::{S3Cause, S3Error};
+use crate::policy::ArchiveName;
+use crate::text::chain;
+use crate::transport::BodyError;
+
+/// An unfinished upload of this age, that this process does not work on, is abandoned. A younger one may belong to
+/// another process: an upload of 4 TiB, the largest object, takes less at 25 MiB/s.
+const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(48);
+
+/// The bucket of an archive.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    pub(super) name: ArchiveName,
+    pub(super) client: Client,
+    uploads: Mutex<Uploads>,
+    /// Set once the uploads that earlier processes abandoned were looked for.
+    is_cleaned: OnceCell<()>,
+}
+
+/// The uploads of this process.
+#[derive(Debug, Default)]
+struct Uploads {
+    /// The keys of images that are being stored or changed.
+    locked: HashSet<String>,
+    /// Uploads that ended and could not be aborted, by key and id.
+    left_behind: Vec<(String, String)>,
+}
+
+/// Excludes all other work of this process on one image. Dropping it ends that.
+pub(super) struct ImageLock {
+    key: String,
+    bucket: Arc<Bucket>,
+}
+
+impl Drop for ImageLock {
+    fn drop(&mut self) {
+        self.bucket.uploads().locked.remove(&self.key);
+    }
+}
+
+/// A manifest as it was read.
+#[derive(Debug, Clone)]
+pub(super) struct ReadManifest {
+    /// Of the object; empty where the store gives none.
+    pub(super) etag: String,
+    pub(super) manifest: Result<Manifest, ProblemKind>,
+}
+
+/// The objects that have the names of a copy.
+pub(super) struct ExistingCopy {
+    /// The manifest, if the copy counts.
+    pub(super) verified: Option<Manifest>,
+    pub(super) has_manifest: bool,
+    pub(super) image: Option<Head>,
+}
+
+/// Objects as the rules for copies look at them, by paths that begin with `root`.
+pub(super) struct ListedFiles<'a> {
+    /// The beginning of a path that is not part of the key.
+    pub(super) root: String,
+    pub(super) manifests: &'a HashMap<String, ReadManifest>,
+    /// The lengths of images by key.
+    pub(super) images: &'a HashMap<String, u64>,
+}
+
+impl ListedFiles<'_> {
+    fn key<'p>(&self, path: &'p Path) -> &'p str {
+        path.to_str().and_then(|path| path.strip_prefix(&*self.root)).unwrap_or_default()
+    }
+}
+
+impl Files for ListedFiles<'_> {
+    fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind> {
+        match self.manifests.get(self.key(path)) {
+            Some(read) => read.manifest.clone(),
+            None => Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned())),
+        }
+    }
+
+    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind> {
+        Ok(self.images.get(self.key(path)).copied())
+    }
+}
+
+impl Bucket {
+    pub(super) fn new(name: ArchiveName, client: Client) -> Self {
+        Self { name, client, uploads: Mutex::default(), is_cleaned: OnceCell::new() }
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.client.location.prefix
+    }
+
+    /// The beginning of all paths in a catalogue of this bucket.
+    pub(super) fn root(&self) -> String {
+        format!("s3://{}/", self.client.location.bucket)
+    }
+
+    fn paths(&self, id: &CopyId) -> CopyPaths {
+        CopyPaths::new(Path::new(self.prefix()), id)
+    }
+
+    pub(super) fn image_key(&self, id: &CopyId) -> String {
+        key(&self.paths(id).image())
+    }
+
+    pub(super) fn manifest_key(&self, id: &CopyId) -> String {
+        key(&self.paths(id).manifest())
+    }
+
+    /// The file name of an image, for the `.md5` beside it.
+    pub(super) fn image_name(&self, id: &CopyId) -> String {
+        self.paths(id).image_name()
+    }
+
+    pub(super) fn md5_key(&self, id: &CopyId) -> String {
+        key(&self.paths(id).md5())
+    }
+
+    fn uploads(&self) -> MutexGuard<'_, Uploads> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks an image, unless this process works on it already. Other processes are not excluded: no store has locks.
+    pub(super) fn lock(self: &Arc<Self>, image_key: &str) -> Option<ImageLock> {
+        let is_free = self.uploads().locked.insert(image_key.to_owned());
+        is_free.then(|| ImageLock { key: image_key.to_owned(), bucket: Arc::clone(self) })
+    }
+
+    /// Reads a manifest; `None` if there is none. `bytes` is its length by the listing, or 0.
+    pub(super) async fn read_manifest(&self, key: &str, bytes: u64) -> Result<Option<ReadManifest>, S3Error> {
+        let too_long = || {
+            let manifest = Err(ProblemKind::Unreadable("it is too long".to_owned()));
+            Ok(Some(ReadManifest { etag: String::new(), manifest }))
+        };
+        if bytes > MANIFEST_BYTES_MAX {
+            return too_long();
+        }
+        match self.client.get(key, usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX)).await {
+            Ok(found) => {
+                Ok(found
+                    .map(|(bytes, etag)| ReadManifest { etag, manifest: catalogue::read_manifest(&bytes) }))
+            }
+            Err(S3Error { cause: S3Cause::Body(BodyError::TooLong { .. }), .. }) => too_long(),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks for the objects of a copy.
+    pub(super) async fn existing(&self, id: &CopyId) -> Result<ExistingCopy, S3Error> {
+        let read = self.read_manifest(&self.manifest_key(id), 0).await?;
+        let image = self.client.head(&self.image_key(id)).await?;
+        let has_manifest = read.is_some();
+        let manifest = read.and_then(|read| read.manifest.ok());
+        let verified = manifest.filter(|manifest| self.counts(id, manifest, image.as_ref()));
+        Ok(ExistingCopy { verified, has_manifest, image })
+    }
+
+    /// Whether a manifest under the name of this copy, and an image beside it, make a verified copy.
+    fn counts(&self, id: &CopyId, manifest: &Manifest, image: Option<&Head>) -> bool {
+        let length = image.and_then(|image| image.bytes);
+        let images = length.map(|bytes| (self.image_key(id), bytes)).into_iter().collect();
+        let files = ListedFiles { root: self.root(), manifests: &HashMap::new(), images: &images };
+        let root = PathBuf::from(format!("{}{}", self.root(), self.prefix()));
+        let here = CopyPaths::new(&root, id).manifest();
+        catalogue::check_copy(&files, &root, &here, manifest).is_ok()
+    }
+
+    /// Aborts earlier uploads of this image, which the caller has locked.
+    pub(super) async fn abort_uploads_of(&self, image_key: &str) {
+        let aborted = async {
+            for upload in self.client.list_uploads(image_key).await? {
+                if upload.key == image_key {
+                    self.client.abort(image_key, &upload.id).await?;
+                }
+            }
+            Ok::<(), S3Error>(())
+        };
+        // What is left costs money, but does not prevent another upload.
+        if let Err(error) = aborted.await {
+            self.warn_of_leftovers(&error);
+        }
+    }
+
+    /// Looks for abandoned uploads when the archive is first used for storing.
+    pub(super) async fn clean_once(&self) {
+        let clean = async {
+            if let Err(error) = self.clean().await {
+                self.warn_of_leftovers(&error);
+            }
+        };
+        self.is_cleaned.get_or_init(|| clean).await;
+    }
+
+    /// Aborts the uploads that were abandoned, by this process or an earlier one; how many. Those that began within the
+    /// last two days may belong to another process, and are left. Where a store does not list its uploads, only those
+    /// of this process are found, and a rule of the bucket has to remove the others.
+    ///
+    /// # Errors
+    /// [`S3Error`]; what could not be aborted is tried again by the next call.
+    pub(super) async fn clean(&self) -> Result<usize, S3Error> {
+        let mut count = 0;
+        loop {
+            let Some((key, id)) = self.uploads().left_behind.last().cloned() else { break };
+            count += usize::from(self.client.abort(&key, &id).await?);
+            self.uploads().left_behind.retain(|(_, other)| *other != id);
+        }
+        let old = self.client.clock.now().checked_sub(ABANDONED_AFTER).unwrap_or(Timestamp::MIN);
+        for upload in self.client.list_uploads(self.prefix()).await? {
+            let path = upload.key.strip_prefix(self.prefix()).and_then(layout::read_path);
+            let is_ours = path.is_some_and(|(_, _, name)| {
+                layout::read_name(name.as_ref()).is_some_and(|(_, role)| role == Role::Image)
+            });
+            let began = upload.initiated.and_then(|time| time.parse::<Timestamp>().ok());
+            let is_old = began.is_some_and(|began| began < old);
+            if is_ours && is_old && !self.uploads().locked.contains(&upload.key) {
+                count += usize::from(self.client.abort(&upload.key, &upload.id).await?);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Remembers an upload that ended and is not aborted, for [`Self::clean`].
+    pub(super) fn leave_behind(&self, key: &str, id: String) {
+        self.uploads().left_behind.push((key.to_owned(), id));
+    }
+
+    pub(super) fn warn_of_leftovers(&self, error: &S3Error) {
+        tracing::warn!(
+            archive = %self.name,
+            "archive {}: parts of abandoned uploads may be left in the bucket, and cost: {}",
+            self.name,
+            chain(error)
+        );
+    }
+}
+
+fn key(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
