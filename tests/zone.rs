@@ -1,11 +1,11 @@
-//! A simulated zone on loopback, for trying the program by hand and for measuring it: `cargo run --example zone`.
+//! A simulated zone on loopback, to try the program manually and to measure it: `cargo run --example zone`.
 //!
 //! It has one zone, `ch-gva-2`, with instances `big-1`, `big-2` … (one, or as many as the second argument says) of one
 //! snapshot each, whose image has the given MiB of data (24 if none are given). It prints what to put into the
 //! environment, and for each image an address that any HTTP client can fetch it from, with its MD5. Ctrl-C ends it.
 //!
 //! With a folder and an address as third and fourth argument, the images are written to that folder (`big-1.qcow2` …),
-//! and the zone sends whoever wants one to a file server at that address: one that is worth measuring against.
+//! and the zone's presigned addresses point to a file server at that address, to compare with.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let instance = world.add_instance(&zone, &format!("big-{number}"), &[]);
         world.set_disk(instance, DiskShape::with_data_mib(data_mib));
         let snapshot = world.add_snapshot(instance, world.now());
-        // Known before the first request, so that nobody waits for it in a measurement.
+        // Known before the first request, so that no measurement includes it.
         let image = world.image(snapshot);
         image.md5();
         if let Some((folder, address)) = &elsewhere {

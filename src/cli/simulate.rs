@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
 use crate::cli::args::{Global, Simulate, Start, ZoneFile};
@@ -17,7 +17,7 @@ use crate::picture::svg::{self, Curve, Picture, Row};
 use crate::policy::span::Span;
 use crate::policy::{Policy, PolicyName, Retention};
 use crate::retention::inventory::{Copies, Inventory};
-use crate::retention::simulate::{self, Forecast, Lifetime, Moment, Simulation};
+use crate::retention::simulate::{self, Forecast, Lifetime, Moment, Simulation, SimulationError};
 use crate::retention::verdict::Rule;
 use crate::run::list::{Catalogues, complete, list};
 use crate::run::self_instance;
@@ -30,51 +30,12 @@ const IMAGINED_GIB: u64 = 10;
 /// The most lines of a table: about a screen.
 const LINES_MAX: usize = 24;
 
-/// The times of interest, in minutes after the start.
-const LOOKS: [i64; 33] = {
-    const HOUR: i64 = 60;
-    const DAY: i64 = 24 * HOUR;
-    const YEAR: i64 = 365 * DAY + 6 * HOUR;
-    const MONTH: i64 = YEAR / 12;
-    [
-        1,
-        5,
-        15,
-        HOUR,
-        3 * HOUR,
-        6 * HOUR,
-        12 * HOUR,
-        DAY,
-        2 * DAY,
-        3 * DAY,
-        5 * DAY,
-        7 * DAY,
-        14 * DAY,
-        21 * DAY,
-        MONTH,
-        2 * MONTH,
-        3 * MONTH,
-        4 * MONTH,
-        6 * MONTH,
-        9 * MONTH,
-        YEAR,
-        15 * MONTH,
-        18 * MONTH,
-        21 * MONTH,
-        2 * YEAR,
-        3 * YEAR,
-        4 * YEAR,
-        5 * YEAR,
-        7 * YEAR,
-        10 * YEAR,
-        20 * YEAR,
-        50 * YEAR,
-        100 * YEAR,
-    ]
-};
+/// The times of interest after the start.
+const LOOKS: &str = "1m 5m 15m 1h 3h 6h 12h 1d 2d 3d 5d 7d 14d 21d 1mo 2mo 3mo 4mo 6mo 9mo 1y 15mo 18mo 21mo 2y 3y 4y \
+                     5y 7y 10y 20y 50y 100y";
 
 /// A simulated policy with its result.
-struct Played<'a> {
+struct Simulated<'a> {
     policy: &'a Policy,
     zone: ZoneName,
     from: Timestamp,
@@ -116,13 +77,13 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
         }
         (None, false) => Some(listed(&config, policy, &zone, &seams).await?),
     };
-    let played = played(&config, policy, zone, found, from, until)?;
+    let simulated = simulated(&config, policy, zone, found, from, until)?;
     if output.is_json() {
-        output.print_json(&json(&played));
+        output.print_json(&json(&simulated));
     } else if output.is_svg() {
-        output.print(&picture(&played, &simulate.length));
+        output.print(&picture(&simulated, &simulate.length));
     } else {
-        output.print(&render(&played, output));
+        output.print(&render(&simulated, output));
     }
     Ok(Exit::Done)
 }
@@ -159,28 +120,28 @@ async fn listed(
 }
 
 /// Simulates with the snapshots found; with an imagined instance if the policy selects nothing.
-fn played<'a>(
+fn simulated<'a>(
     config: &'a Config,
     policy: &'a Policy,
     zone: ZoneName,
     found: Option<Inventory>,
     from: Timestamp,
     until: Timestamp,
-) -> Result<Played<'a>, Refusal> {
-    let refused = |error: simulate::SimulationError| Refusal::new(Exit::Usage, error.to_string());
-    let mut notes = Vec::new();
-    let names_of = |inventory: &Inventory| -> HashMap<InstanceId, Box<str>> {
-        inventory.instances.iter().map(|instance| (instance.id, instance.name.clone())).collect()
+) -> Result<Simulated<'a>, Refusal> {
+    let simulate_with = |policies: &[Policy], policy: &Policy, inventory: Inventory, size_gib| {
+        let instances = inventory.instances.iter();
+        let names = instances.map(|instance| (instance.id, instance.name.clone())).collect();
+        let simulation = Simulation { policies, policy, from, until, size_gib };
+        let forecast = simulate::simulate(simulation, inventory);
+        let refused = |error: SimulationError| Refusal::new(Exit::Usage, error.to_string());
+        forecast.map(|forecast| (forecast, names)).map_err(refused)
     };
-    let mut real = None;
+    let mut notes = Vec::new();
+    let mut real: Option<(Forecast, HashMap<_, _>)> = None;
     if let Some(inventory) = found {
-        let names = names_of(&inventory);
-        let play = Simulation { policies: &config.policies, policy, from, until, size_gib: None };
-        let forecast = simulate::simulate(play, inventory).map_err(refused)?;
-        if forecast.instances == 0 && forecast.lifetimes.is_empty() {
+        real = Some(simulate_with(&config.policies, policy, inventory, None)?);
+        if real.take_if(|(forecast, _)| forecast.instances == 0 && forecast.lifetimes.is_empty()).is_some() {
             notes.push(format!("the policy selects nothing in zone {zone}, neither instances nor snapshots"));
-        } else {
-            real = Some((forecast, names));
         }
     }
     let (forecast, names) = if let Some(real) = real {
@@ -191,10 +152,7 @@ fn played<'a>(
              snapshot"
         ));
         let (alone, inventory) = simulate::imaginary_instance(policy, &zone);
-        let names = names_of(&inventory);
-        let policies = std::slice::from_ref(&alone);
-        let play = Simulation { policies, policy: &alone, from, until, size_gib: Some(IMAGINED_GIB) };
-        (simulate::simulate(play, inventory).map_err(refused)?, names)
+        simulate_with(std::slice::from_ref(&alone), &alone, inventory, Some(IMAGINED_GIB))?
     };
     if forecast.moments.len() < 2 {
         notes.push("the schedule has no run in that time, so nothing is taken or deleted".to_owned());
@@ -221,7 +179,7 @@ fn played<'a>(
     if policy.export.is_some() {
         notes.push("exports count as done: no snapshot waits for its copy".to_owned());
     }
-    Ok(Played { policy, zone, from, until, forecast, names, notes })
+    Ok(Simulated { policy, zone, from, until, forecast, names, notes })
 }
 
 #[derive(Serialize)]
@@ -260,8 +218,8 @@ struct JsonLife<'a> {
     held_by: Vec<&'static str>,
 }
 
-fn json<'a>(played: &'a Played<'a>) -> JsonForecast<'a> {
-    let forecast = &played.forecast;
+fn json<'a>(simulated: &'a Simulated<'a>) -> JsonForecast<'a> {
+    let forecast = &simulated.forecast;
     let sample = |moment: &Moment| JsonSample {
         at: moment.at,
         held: moment.held,
@@ -272,28 +230,28 @@ fn json<'a>(played: &'a Played<'a>) -> JsonForecast<'a> {
         id: Some(life.snapshot.id).filter(|_| !life.is_new),
         name: &life.snapshot.name,
         instance_id: life.snapshot.instance_id,
-        instance_name: life.snapshot.instance_id.and_then(|id| played.names.get(&id)).map(|name| &**name),
+        instance_name: life.snapshot.instance_id.and_then(|id| simulated.names.get(&id)).map(|name| &**name),
         size_gib: life.snapshot.size_gib,
         born: life.snapshot.created_at,
         died: life.deleted_at,
         held_by: life.holders().into_iter().map(Rule::as_str).collect(),
     };
     JsonForecast {
-        policy: &played.policy.name,
-        zone: &played.zone,
-        from: played.from,
-        to: played.until,
-        ticks: played.runs(),
+        policy: &simulated.policy.name,
+        zone: &simulated.zone,
+        from: simulated.from,
+        to: simulated.until,
+        ticks: simulated.runs(),
         samples: forecast.moments.iter().map(sample).collect(),
         snapshots: forecast.lifetimes.iter().map(life).collect(),
         max_held: forecast.count_max,
         max_storage_gib: forecast.storage_gib_max,
         final_held: forecast.moments.last().map_or(0, |moment| moment.held),
-        notes: &played.notes,
+        notes: &simulated.notes,
     }
 }
 
-impl Played<'_> {
+impl Simulated<'_> {
     /// The first moment is the start, not a run.
     fn runs(&self) -> usize {
         self.forecast.moments.len().saturating_sub(1)
@@ -310,19 +268,21 @@ impl Played<'_> {
     }
 }
 
-/// As text: the numbers over time, the snapshots that are retained longest, and the sums.
-fn render(played: &Played<'_>, output: Output) -> String {
-    let forecast = &played.forecast;
+/// As text: the counts over time, the snapshots that are retained longest, and the sums.
+fn render(simulated: &Simulated<'_>, output: Output) -> String {
+    let forecast = &simulated.forecast;
     let mut text = format!(
         "policy {}, zone {}, from {} to {}: {} by {}\n",
-        played.policy.name,
-        played.zone,
-        to_the_second(played.from),
-        to_the_second(played.until),
-        counted(played.runs(), "run"),
-        played.schedule()
+        simulated.policy.name,
+        simulated.zone,
+        to_the_second(simulated.from),
+        to_the_second(simulated.until),
+        counted(simulated.runs(), "run"),
+        simulated.schedule()
     );
     let plain = |text: String| (text, Tone::Plain);
+    let instant =
+        |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| to_the_second(at).to_string());
     let table = |text: &mut String, head: &[&str], rows| {
         text.push('\n');
         for line in output.table(head, rows).lines() {
@@ -330,29 +290,29 @@ fn render(played: &Played<'_>, output: Output) -> String {
             let _ = writeln!(text, "  {line}");
         }
     };
-    let moments = looks(&forecast.moments, played.from, LINES_MAX);
-    let rows = moments.into_iter().enumerate().map(|(place, moment)| {
+    let moments = looks(&forecast.moments, simulated.from, LINES_MAX);
+    let rows = moments.into_iter().enumerate().map(|(index, moment)| {
         vec![
-            plain(if place == 0 { "start".to_owned() } else { length(played.from, moment.at) }),
+            plain(if index == 0 { "start".to_owned() } else { length(simulated.from, moment.at) }),
             plain(to_the_second(moment.at).to_string()),
             plain(moment.held.to_string()),
-            plain(moment.oldest.map_or_else(|| "-".to_owned(), |oldest| to_the_second(oldest).to_string())),
+            plain(instant(moment.oldest)),
             plain(moment.oldest.map_or_else(|| "-".to_owned(), |oldest| length(oldest, moment.at))),
             plain(moment.storage_gib.to_string()),
         ]
     });
     table(&mut text, &["AFTER", "AT", "SNAPSHOTS", "OLDEST", "REACHES BACK", "GIB"], rows.collect());
 
-    let shown = longest(played);
+    let shown = longest(simulated);
     let rows = shown.iter().map(|life| {
-        let born = life.snapshot.created_at;
-        let held_by: Vec<&str> = life.last_holders().into_iter().map(Rule::as_str).collect();
+        let created_at = life.snapshot.created_at;
+        let kept_by: Vec<&str> = life.last_holders().into_iter().map(Rule::as_str).collect();
         vec![
             plain(excerpt(&life.snapshot.name, 60)),
-            plain(to_the_second(born).to_string()),
-            plain(life.deleted_at.map_or_else(|| "-".to_owned(), |died| to_the_second(died).to_string())),
-            plain(length(born, life.deleted_at.unwrap_or(played.until))),
-            plain(held_by.join(", ")),
+            plain(to_the_second(created_at).to_string()),
+            plain(instant(life.deleted_at)),
+            plain(length(created_at, life.deleted_at.unwrap_or(simulated.until))),
+            plain(kept_by.join(", ")),
         ]
     });
     table(&mut text, &["SNAPSHOT", "CREATED", "DELETED", "RETAINED", "KEPT LAST BY"], rows.collect());
@@ -361,13 +321,13 @@ fn render(played: &Played<'_>, output: Output) -> String {
         let _ = writeln!(text, "  and {others} that are retained no longer; `--output json` lists all");
     }
 
-    let died = forecast.lifetimes.iter().filter(|life| life.deleted_at.is_some()).count();
-    let born = forecast.lifetimes.iter().filter(|life| life.is_new).count();
+    let deleted = forecast.lifetimes.iter().filter(|life| life.deleted_at.is_some()).count();
+    let taken = forecast.lifetimes.iter().filter(|life| life.is_new).count();
     let last = forecast.moments.last();
     let _ = writeln!(
         text,
-        "\n  {} taken, {died} deleted, {} left at the end",
-        counted(born, "snapshot"),
+        "\n  {} taken, {deleted} deleted, {} left at the end",
+        counted(taken, "snapshot"),
         last.map_or(0, |moment| moment.held)
     );
     let _ = writeln!(
@@ -376,18 +336,13 @@ fn render(played: &Played<'_>, output: Output) -> String {
         counted(forecast.count_max, "snapshot"),
         forecast.storage_gib_max
     );
-    match last.and_then(|moment| Some((moment.at, moment.oldest?))) {
-        Some((at, oldest)) => {
-            let _ = writeln!(
-                text,
-                "  oldest restore point at the end: {}, {} back",
-                to_the_second(oldest),
-                length(oldest, at)
-            );
-        }
-        None => text.push_str("  no restore point at the end\n"),
+    if let Some((at, oldest)) = last.and_then(|moment| Some((moment.at, moment.oldest?))) {
+        let (oldest, age) = (to_the_second(oldest), length(oldest, at));
+        let _ = writeln!(text, "  oldest restore point at the end: {oldest}, {age} back");
+    } else {
+        text.push_str("  no restore point at the end\n");
     }
-    for note in &played.notes {
+    for note in &simulated.notes {
         let _ = writeln!(text, "  note: {}", printable(note));
     }
     text
@@ -398,27 +353,26 @@ fn looks(moments: &[Moment], from: Timestamp, lines_max: usize) -> Vec<&Moment> 
     if moments.len() <= lines_max {
         return moments.iter().collect();
     }
-    let mut places = BTreeSet::from([0, 1, moments.len() - 1]);
-    for look in LOOKS {
-        let Ok(look) = from.checked_add(SignedDuration::from_mins(look)) else { break };
-        let place = moments.partition_point(|moment| moment.at <= look);
+    let mut indices = BTreeSet::from([0, 1, moments.len() - 1]);
+    let spans = LOOKS.split(' ').filter_map(|text| text.parse::<Span>().ok());
+    for look in spans.filter_map(|span| span.after(from, &TimeZone::UTC)) {
+        let after = moments.partition_point(|moment| moment.at <= look);
         // Only times that the simulation covers.
-        if place < moments.len() {
-            places.insert(place.saturating_sub(1));
+        if after < moments.len() {
+            indices.insert(after.saturating_sub(1));
         }
     }
-    let places: Vec<usize> = places.into_iter().collect();
-    let steps = places.len().div_ceil(lines_max).max(1);
-    let last = places.len() - 1;
-    let wanted = (0..).zip(&places).filter(|(nth, _)| nth % steps == 0 || *nth == last);
-    wanted.filter_map(|(_, place)| moments.get(*place)).collect()
+    let step = indices.len().div_ceil(lines_max).max(1);
+    let last = indices.len() - 1;
+    let wanted = indices.into_iter().enumerate().filter(|(nth, _)| nth % step == 0 || *nth == last);
+    wanted.filter_map(|(_, index)| moments.get(index)).collect()
 }
 
 /// The snapshots that are retained longest, oldest first.
-fn longest<'a>(played: &'a Played<'_>) -> Vec<&'a Lifetime> {
+fn longest<'a>(simulated: &'a Simulated<'_>) -> Vec<&'a Lifetime> {
     let duration =
-        |life: &Lifetime| life.deleted_at.unwrap_or(played.until).duration_since(life.snapshot.created_at);
-    let mut lives: Vec<&Lifetime> = played.forecast.lifetimes.iter().collect();
+        |life: &Lifetime| life.deleted_at.unwrap_or(simulated.until).duration_since(life.snapshot.created_at);
+    let mut lives: Vec<&Lifetime> = simulated.forecast.lifetimes.iter().collect();
     lives.sort_by_key(|life| std::cmp::Reverse(duration(life)));
     lives.truncate(LINES_MAX);
     lives.sort_by_key(|life| (life.snapshot.created_at, life.snapshot.id));
@@ -451,13 +405,13 @@ fn length_of(seconds: u64) -> String {
 }
 
 /// The picture of one instance: the one with the most snapshots.
-fn picture(played: &Played<'_>, ahead: &Span) -> String {
+fn picture(simulated: &Simulated<'_>, ahead: &Span) -> String {
     let mut by_instance: BTreeMap<Option<InstanceId>, Vec<&Lifetime>> = BTreeMap::new();
-    for life in &played.forecast.lifetimes {
+    for life in &simulated.forecast.lifetimes {
         by_instance.entry(life.snapshot.instance_id).or_default().push(life);
     }
     let instances = by_instance.len();
-    let name_of = |id: Option<InstanceId>| id.and_then(|id| played.names.get(&id)).map(|name| &**name);
+    let name_of = |id: Option<InstanceId>| id.and_then(|id| simulated.names.get(&id)).map(|name| &**name);
     let most = by_instance
         .into_iter()
         .max_by_key(|(id, lives)| (lives.len(), std::cmp::Reverse(name_of(*id).map(str::to_owned))));
@@ -472,12 +426,12 @@ fn picture(played: &Played<'_>, ahead: &Span) -> String {
     }
     let subtitle = format!(
         "zone {} · {whose} · {} to {} · {}",
-        played.zone,
-        played.date(played.from),
-        played.date(played.until),
-        played.schedule()
+        simulated.zone,
+        simulated.date(simulated.from),
+        simulated.date(simulated.until),
+        simulated.schedule()
     );
-    let title = format!("{}: {ahead} ahead", played.policy.name);
+    let title = format!("{}: {ahead} ahead", simulated.policy.name);
 
     let mut spans: BTreeMap<Rule, Vec<(Timestamp, Timestamp)>> = BTreeMap::new();
     for stay in lives.iter().flat_map(|life| &life.intervals) {
@@ -485,52 +439,51 @@ fn picture(played: &Played<'_>, ahead: &Span) -> String {
     }
     let rows = spans.into_iter().map(|(rule, spans)| Row {
         label: rule.as_str(),
-        detail: wanted(played.policy.retention.as_ref(), rule),
+        detail: wanted(simulated.policy.retention.as_ref(), rule),
         spans,
     });
     svg::draw(&Picture {
         title: &title,
         subtitle: &subtitle,
-        from: played.from,
-        until: played.until,
-        time_zone: &played.policy.time_zone,
-        curves: curves(&lives, played.from),
+        from: simulated.from,
+        until: simulated.until,
+        time_zone: &simulated.policy.time_zone,
+        curves: curves(&lives, simulated.from),
         rows: rows.collect(),
-        notes: played.notes.clone(),
+        notes: simulated.notes.clone(),
     })
 }
 
 /// Their number, the age of the oldest, and their size.
 fn curves<'a>(lives: &[&Lifetime], from: Timestamp) -> Vec<Curve<'a>> {
     let mut changes: Vec<(Timestamp, bool, usize)> = Vec::new();
-    for (place, life) in lives.iter().enumerate() {
-        let came = if life.is_new { life.snapshot.created_at } else { from };
-        changes.push((came, true, place));
-        changes.extend(life.deleted_at.map(|died| (died, false, place)));
+    for (index, life) in lives.iter().enumerate() {
+        let begin = if life.is_new { life.snapshot.created_at } else { from };
+        changes.push((begin, true, index));
+        changes.extend(life.deleted_at.map(|end| (end, false, index)));
     }
     changes.sort_unstable();
     let (mut count, mut back, mut size) = (vec![(from, 0)], vec![(from, 0)], vec![(from, 0)]);
-    let mut there: BTreeSet<(Timestamp, usize)> = BTreeSet::new();
+    let mut existing: BTreeSet<(Timestamp, usize)> = BTreeSet::new();
     let mut gib: u64 = 0;
     for at_once in changes.chunk_by(|(one, ..), (next, ..)| one == next) {
         let Some((at, ..)) = at_once.first() else { continue };
-        for (_, comes, place) in at_once {
-            let Some(life) = lives.get(*place) else { continue };
-            let known = life.snapshot.size_gib.unwrap_or(0);
-            if *comes {
-                there.insert((life.snapshot.created_at, *place));
-                gib = gib.saturating_add(known);
+        for (_, begins, index) in at_once {
+            let Some(life) = lives.get(*index) else { continue };
+            let (key, size_gib) = ((life.snapshot.created_at, *index), life.snapshot.size_gib.unwrap_or(0));
+            if *begins {
+                existing.insert(key);
+                gib = gib.saturating_add(size_gib);
             } else {
-                there.remove(&(life.snapshot.created_at, *place));
-                gib = gib.saturating_sub(known);
+                existing.remove(&key);
+                gib = gib.saturating_sub(size_gib);
             }
         }
-        let good = there
-            .iter()
-            .find(|(_, place)| lives.get(*place).is_some_and(|life| life.snapshot.state.is_good()));
-        let reach = good.map_or(0, |(oldest, _)| at.duration_since(*oldest).as_secs().max(0).unsigned_abs());
-        count.push((*at, there.len() as u64));
-        back.push((*at, reach));
+        let is_good = |index: usize| lives.get(index).is_some_and(|life| life.snapshot.state.is_good());
+        let oldest = existing.iter().find(|(_, index)| is_good(*index));
+        let age = oldest.map_or(0, |(oldest, _)| at.duration_since(*oldest).as_secs().max(0).unsigned_abs());
+        count.push((*at, existing.len() as u64));
+        back.push((*at, age));
         size.push((*at, gib));
     }
     let is_sized = size.iter().any(|(_, gib)| *gib > 0);

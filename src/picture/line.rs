@@ -7,23 +7,25 @@
 //! Time runs evenly from left to right, so that gaps look like gaps. Where several snapshots share a column,
 //! those to keep and to delete are shown rather than those that are ignored.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 /// The meaning of the signs.
 pub const LEGEND: &str = "# keep   x delete   % keep and delete   o ignore   + to be taken   - none";
 
-/// The decision about a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The decision about a snapshot. Where several share a column, the last of them in this order is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
-    /// It is kept.
-    Keep,
-    /// It is deleted.
-    Delete,
     /// No policy decides about it.
     Ignore,
     /// It does not exist yet, and will be taken.
     ToBeTaken,
+    /// It is kept.
+    Keep,
+    /// It is deleted.
+    Delete,
 }
 
 /// A snapshot on the line.
@@ -33,46 +35,6 @@ pub struct Mark {
     pub at: Timestamp,
     /// The decision about it.
     pub fate: Fate,
-}
-
-/// The sign in one column of the line; a later one of this list hides an earlier one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Sign {
-    Nothing,
-    Ignore,
-    ToBeTaken,
-    Keep,
-    Delete,
-    Both,
-}
-
-impl Sign {
-    fn of(fate: Fate) -> Self {
-        match fate {
-            Fate::Keep => Self::Keep,
-            Fate::Delete => Self::Delete,
-            Fate::Ignore => Self::Ignore,
-            Fate::ToBeTaken => Self::ToBeTaken,
-        }
-    }
-
-    fn beside(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Keep, Self::Delete) | (Self::Delete, Self::Keep) => Self::Both,
-            _ => self.max(other),
-        }
-    }
-
-    fn shown(self) -> char {
-        match self {
-            Self::Nothing => '-',
-            Self::Ignore => 'o',
-            Self::ToBeTaken => '+',
-            Self::Keep => '#',
-            Self::Delete => 'x',
-            Self::Both => '%',
-        }
-    }
 }
 
 /// The line, of `width` characters at most: from the oldest mark to `until`, or to the newest mark if that is later,
@@ -90,19 +52,29 @@ pub fn line(marks: &[Mark], until: Timestamp, width: usize) -> String {
 }
 
 fn columns(marks: &[Mark], first: Timestamp, last: Timestamp, count: usize) -> String {
-    let mut columns = vec![Sign::Nothing; count];
+    let mut columns = vec![BTreeSet::new(); count];
     let nanoseconds = |at: Timestamp| at.as_nanosecond() - first.as_nanosecond();
     let whole = nanoseconds(last).max(1);
     for mark in marks {
         // To the nearest column, so that each end is one.
         let steps = i128::try_from(count).unwrap_or(i128::MAX).saturating_sub(1);
         let column = (nanoseconds(mark.at).saturating_mul(steps).saturating_mul(2) + whole) / (whole * 2);
-        let Some(column) = usize::try_from(column).ok().and_then(|column| columns.get_mut(column)) else {
-            continue;
-        };
-        *column = column.beside(Sign::of(mark.fate));
+        if let Some(fates) = usize::try_from(column).ok().and_then(|column| columns.get_mut(column)) {
+            fates.insert(mark.fate);
+        }
     }
-    columns.into_iter().map(Sign::shown).collect()
+    columns.iter().map(sign).collect()
+}
+
+fn sign(fates: &BTreeSet<Fate>) -> char {
+    match fates.last() {
+        None => '-',
+        Some(Fate::Ignore) => 'o',
+        Some(Fate::ToBeTaken) => '+',
+        Some(Fate::Keep) => '#',
+        Some(Fate::Delete) if fates.contains(&Fate::Keep) => '%',
+        Some(Fate::Delete) => 'x',
+    }
 }
 
 /// The day in UTC.

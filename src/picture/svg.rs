@@ -14,7 +14,7 @@ use std::fmt::{self, Display, Write as _};
 
 use jiff::civil::{Date, DateTime, time};
 use jiff::tz::TimeZone;
-use jiff::{Span, Timestamp};
+use jiff::{Span, Timestamp, Unit};
 
 use crate::text::excerpt;
 
@@ -247,13 +247,11 @@ fn draw_area(body: &mut String, columns: &[u64], y: f64, height: f64, class_or_c
     let mut last = None;
     for (column, value) in (0..).zip(columns) {
         if last != Some(*value) {
-            let x = LEFT + f64::from(column);
-            let begin = if last.is_none() { 'M' } else { 'H' };
-            match begin {
-                'M' => put(&mut line, format_args!("M{} {}", N(x), N(level(*value)))),
-                _ => put(&mut line, format_args!("H{}V{}", N(x), N(level(*value)))),
+            let (x, y) = (N(LEFT + f64::from(column)), N(level(*value)));
+            match last.replace(*value) {
+                None => put(&mut line, format_args!("M{x} {y}")),
+                Some(_) => put(&mut line, format_args!("H{x}V{y}")),
             }
-            last = Some(*value);
         }
     }
     put(&mut line, format_args!("H{}", N(RIGHT)));
@@ -332,33 +330,28 @@ fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64
     let first = y + (height - needed) / 2.0 + pitch / 2.0;
     #[expect(clippy::cast_precision_loss, reason = "at most LANES_MAX")]
     let level = |lane: usize| first + lane as f64 * pitch;
-    let strips = lanes.strips.iter().fold(String::new(), |mut path, (lane, from, to)| {
-        let to = to.max(from + PIXEL);
-        put(&mut path, format_args!("M{} {}H{}", N(*from), N(level(*lane)), N(to)));
-        path
-    });
-    // Round ends reach beyond the line's end; between two bars there is a gap.
-    let inset = stroke / 2.0 + 0.4;
-    let bars = lanes.bars.iter().fold(String::new(), |mut path, (lane, from, to)| {
-        let (from, to) = (from + inset, (to - inset).max(from + inset + 0.1));
-        put(&mut path, format_args!("M{} {}H{}", N(from), N(level(*lane)), N(to)));
-        path
-    });
-    let mut paths = |path: String, rest: &str| {
-        if path.is_empty() {
-            return false;
+    // Draws the lines, each shorter by `inset` at both ends but at least `width_min` wide.
+    let mut draw_lines = |lines: &[(usize, f64, f64)], inset: f64, width_min: f64, paint: &str| {
+        let line = |(lane, from, to): &(usize, f64, f64)| {
+            let from = from + inset;
+            format!("M{} {}H{}", N(from), N(level(*lane)), N((to - inset).max(from + width_min)))
+        };
+        let path: String = lines.iter().map(line).collect();
+        if !path.is_empty() {
+            let width = N(stroke);
+            put(
+                body,
+                format_args!(
+                    "<path fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" {paint} d=\"{path}\"/>\n"
+                ),
+            );
         }
-        put(
-            body,
-            format_args!(
-                "<path fill=\"none\" stroke=\"{color}\" stroke-width=\"{}\" {rest} d=\"{path}\"/>\n",
-                N(stroke)
-            ),
-        );
-        true
     };
-    kinds.strip |= paths(strips, "stroke-opacity=\"0.32\"");
-    kinds.bar |= paths(bars, "stroke-linecap=\"round\"");
+    draw_lines(&lanes.strips, 0.0, PIXEL, "stroke-opacity=\"0.32\"");
+    // Round ends reach beyond the line's end; between two bars there is a gap.
+    draw_lines(&lanes.bars, stroke / 2.0 + 0.4, 0.1, "stroke-linecap=\"round\"");
+    kinds.strip |= !lanes.strips.is_empty();
+    kinds.bar |= !lanes.bars.is_empty();
     height
 }
 
@@ -431,100 +424,90 @@ impl Lanes {
     }
 }
 
-/// The steps that an axis may have.
+/// The steps that an axis may have: multiples of a unit, with the seconds of its shortest one.
+const STEPS: [(Unit, f64, &[i64]); 4] = [
+    (Unit::Minute, 60.0, &[1, 5, 15, 30, 60, 180, 360, 720]),
+    (Unit::Day, DAY, &[1, 2, 7, 14]),
+    (Unit::Month, 28.0 * DAY, &[1, 2, 3, 6]),
+    (Unit::Year, 365.0 * DAY, &[1, 2, 5, 10, 20, 50, 100, 500, 1000]),
+];
+
+/// Seconds.
+const DAY: f64 = 86400.0;
+
+/// A step of an axis.
 #[derive(Debug, Clone, Copy)]
-enum Step {
-    Minutes(i64),
-    Days(i64),
-    Months(i64),
-    Years(i64),
+struct Step {
+    unit: Unit,
+    count: i64,
 }
 
-const STEPS: [(Step, f64); 24] = {
-    const DAY: f64 = 86400.0;
-    [
-        (Step::Minutes(1), 60.0),
-        (Step::Minutes(5), 300.0),
-        (Step::Minutes(15), 900.0),
-        (Step::Minutes(30), 1800.0),
-        (Step::Minutes(60), 3600.0),
-        (Step::Minutes(180), 3.0 * 3600.0),
-        (Step::Minutes(360), 6.0 * 3600.0),
-        (Step::Minutes(720), 12.0 * 3600.0),
-        (Step::Days(1), DAY),
-        (Step::Days(2), 2.0 * DAY),
-        (Step::Days(7), 7.0 * DAY),
-        (Step::Days(14), 14.0 * DAY),
-        // The shortest February counts.
-        (Step::Months(1), 28.0 * DAY),
-        (Step::Months(2), 59.0 * DAY),
-        (Step::Months(3), 90.0 * DAY),
-        (Step::Months(6), 181.0 * DAY),
-        (Step::Years(1), 365.0 * DAY),
-        (Step::Years(2), 730.0 * DAY),
-        (Step::Years(5), 1826.0 * DAY),
-        (Step::Years(10), 3652.0 * DAY),
-        (Step::Years(20), 7304.0 * DAY),
-        (Step::Years(50), 18262.0 * DAY),
-        (Step::Years(100), 36524.0 * DAY),
-        (Step::Years(500), 182_621.0 * DAY),
-    ]
-};
-
 impl Step {
+    /// The smallest step whose labels do not overlap, else the largest.
+    fn fitting(scale: &Scale) -> Self {
+        let mut steps = STEPS.iter().flat_map(|(unit, seconds, counts)| {
+            counts.iter().map(move |count| (Self { unit: *unit, count: *count }, seconds))
+        });
+        #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
+        let fits =
+            |(step, seconds): &(Self, &f64)| scale.width_of(step.count as f64 * *seconds) >= TICK_GAP_MIN;
+        steps.find(fits).map_or(Self { unit: Unit::Year, count: 1000 }, |(step, _)| step)
+    }
+
     fn span(self) -> Span {
-        match self {
-            Self::Minutes(minutes) => Span::new().minutes(minutes),
-            Self::Days(days) => Span::new().days(days),
-            Self::Months(months) => Span::new().months(months),
-            Self::Years(years) => Span::new().years(years),
+        match self.unit {
+            Unit::Minute => Span::new().minutes(self.count),
+            Unit::Day => Span::new().days(self.count),
+            Unit::Month => Span::new().months(self.count),
+            _ => Span::new().years(self.count),
         }
     }
 
-    /// The last of its times on the wall until then.
+    /// The last of its times, by the wall clock, that is not after `wall`.
     fn floor(self, wall: DateTime) -> Option<DateTime> {
         let date = wall.date();
-        let midnight = |date: Date| date.to_datetime(time(0, 0, 0, 0));
-        match self {
-            Self::Minutes(minutes) => {
+        let date = match self.unit {
+            Unit::Minute => {
                 let minute = i64::from(wall.hour()) * 60 + i64::from(wall.minute());
-                midnight(date).checked_add(Span::new().minutes(minute - minute % minutes)).ok()
+                let midnight = date.to_datetime(time(0, 0, 0, 0));
+                return midnight.checked_add(Span::new().minutes(minute - minute % self.count)).ok();
             }
-            Self::Days(1 | 2) => Some(midnight(date)),
+            Unit::Day if self.count < 7 => date,
             // Weeks begin on Monday.
-            Self::Days(_) => {
+            Unit::Day => {
                 let back = i64::from(date.weekday().to_monday_zero_offset());
-                date.checked_sub(Span::new().days(back)).ok().map(midnight)
+                date.checked_sub(Span::new().days(back)).ok()?
             }
-            Self::Months(months) => {
+            Unit::Month => {
                 let month = i64::from(date.month()) - 1;
                 let first = Date::new(date.year(), 1, 1).ok()?;
-                first.checked_add(Span::new().months(month - month % months)).ok().map(midnight)
+                first.checked_add(Span::new().months(month - month % self.count)).ok()?
             }
-            Self::Years(years) => {
+            _ => {
                 let year = i64::from(date.year());
-                let floor = year - year.rem_euclid(years);
+                let floor = year - year.rem_euclid(self.count);
                 // The first years of the calendar may have no such year before them.
                 let begins = |year: i64| Date::new(i16::try_from(year).ok()?, 1, 1).ok();
-                begins(floor).or_else(|| begins(floor + years)).map(midnight)
+                begins(floor).or_else(|| begins(floor + self.count))?
             }
-        }
+        };
+        Some(date.to_datetime(time(0, 0, 0, 0)))
     }
 
     /// The label, and the text below it, drawn where it changes.
     fn labels(self, wall: DateTime) -> (String, String) {
-        match self {
-            Self::Minutes(_) => (wall.strftime("%H:%M").to_string(), wall.strftime("%-d %b %Y").to_string()),
-            Self::Days(_) => (wall.strftime("%-d %b").to_string(), wall.strftime("%Y").to_string()),
-            Self::Months(_) => (wall.strftime("%b").to_string(), wall.strftime("%Y").to_string()),
-            Self::Years(_) => (wall.strftime("%Y").to_string(), String::new()),
-        }
+        let (label, below) = match self.unit {
+            Unit::Minute => ("%H:%M", "%-d %b %Y"),
+            Unit::Day => ("%-d %b", "%Y"),
+            Unit::Month => ("%b", "%Y"),
+            _ => ("%Y", ""),
+        };
+        (wall.strftime(label).to_string(), wall.strftime(below).to_string())
     }
 }
 
 fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f64) {
-    let fits = |(_, seconds): &&(Step, f64)| scale.width_of(*seconds) >= TICK_GAP_MIN;
-    let step = STEPS.iter().find(fits).map_or(Step::Years(1000), |(step, _)| *step);
+    let step = Step::fitting(scale);
     let begin = picture.time_zone.to_datetime(picture.from);
     let mut wall = step.floor(begin);
     let context = |body: &mut String, x: f64, anchor: &str, context: &str| {
@@ -618,9 +601,9 @@ fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
 /// An approximate duration in words.
 fn duration_words(seconds: f64) -> String {
     let (count, unit) = match seconds {
-        seconds if seconds >= 2.0 * 365.0 * 86400.0 => (seconds / (365.25 * 86400.0), "years"),
-        seconds if seconds >= 2.0 * 86400.0 => (seconds / 86400.0, "days"),
-        seconds if seconds >= 2.0 * 3600.0 => (seconds / 3600.0, "hours"),
+        seconds if seconds >= 730.0 * DAY => (seconds / (365.25 * DAY), "years"),
+        seconds if seconds >= 2.0 * DAY => (seconds / DAY, "days"),
+        seconds if seconds >= 7200.0 => (seconds / 3600.0, "hours"),
         seconds if seconds >= 120.0 => (seconds / 60.0, "minutes"),
         seconds => (seconds, "seconds"),
     };

@@ -60,6 +60,8 @@ pub enum Effect {
     CutBody(u64),
     /// After this number of bytes of the body nothing more arrives, not even its end.
     Stall(u64),
+    /// A slow line: each chunk of the body, at most a cluster of an image, arrives after this pause.
+    Slow(Duration),
     /// The operation that the request starts ends otherwise. Unless the state is `success` it has no effect;
     /// a snapshot that was to be created ends in state `error`.
     Operation(Ending),

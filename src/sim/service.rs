@@ -5,11 +5,14 @@
 //! `http://127.0.0.1:PORT/<zone>/v2/…`, and its presigned addresses point back at it.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::StreamExt as _;
 use http::StatusCode;
 use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::sim::answer::{Answer, Content, as_received, cut, finished};
 use crate::sim::api::{self, ApiRequest};
 use crate::sim::call::Call;
@@ -25,6 +28,18 @@ const METADATA_HOST: &str = "169.254.169.254";
 
 fn no_connection() -> TransportError {
     TransportError::new(Reached::Nothing, "no connection")
+}
+
+/// The answer over a slow line.
+fn slowed(answer: Response, clock: Arc<dyn Clock>, pause: Duration) -> Response {
+    let body = answer.body.then(move |chunk| {
+        let sleep = clock.sleep(pause);
+        async move {
+            sleep.await;
+            chunk
+        }
+    });
+    Response { body: Box::pin(body), ..answer }
 }
 
 impl Transport for World {
@@ -88,7 +103,13 @@ impl World {
         }
         // Set once: an exchange has one answer.
         let _ = exchange.status.set(answer.status);
-        Ok(finished(answer, effects, exchange.at, exchange.body_bytes.clone()))
+        let pauses = effects.iter().filter_map(|effect| match effect {
+            Effect::Slow(pause) => Some(*pause),
+            _ => None,
+        });
+        let pause = pauses.sum();
+        let answer = finished(answer, effects, exchange.at, exchange.body_bytes.clone());
+        Ok(if pause > Duration::ZERO { slowed(answer, self.clock.clone(), pause) } else { answer })
     }
 
     /// The metadata server's answer, if there is such a server.

@@ -51,10 +51,10 @@ const MIN_KEEP: usize = 1;
 const FUTURE_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// A few clusters of 4 KiB.
-const TINY: DiskShape = DiskShape { size_gib: 1, data_clusters: 2, cluster_bits: 12 };
+pub(crate) const TINY: DiskShape = DiskShape { size_gib: 1, data_clusters: 2, cluster_bits: 12 };
 
 /// Longer than an operation takes that ends at all.
-const OPERATIONS_END: Duration = Duration::from_secs(10);
+pub(crate) const OPERATIONS_END: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exports {
@@ -228,8 +228,8 @@ impl Play {
         judged
     }
 
-    /// What the rules alone let go, copies aside.
-    fn let_go(snapshots: &[Snapshot], at: Timestamp) -> BTreeSet<SnapshotId> {
+    /// The snapshots that the rules alone delete, without regard to copies.
+    fn to_delete(snapshots: &[Snapshot], at: Timestamp) -> BTreeSet<SnapshotId> {
         let judged = Self::judged(snapshots, at);
         let places = judged.values().flat_map(|of_instance| of_instance.iter().enumerate());
         places
@@ -241,7 +241,7 @@ impl Play {
             .collect()
     }
 
-    /// What is there and not on its way out.
+    /// The snapshots that exist and are not being deleted.
     fn there(&self) -> BTreeSet<SnapshotId> {
         let all = self.world.snapshots(&self.zone).into_iter();
         all.filter(|snapshot| snapshot.state != SnapshotState::Deleting).map(|snapshot| snapshot.id).collect()
@@ -251,19 +251,19 @@ impl Play {
     async fn check(&mut self, night: &Night, context: &str) {
         let context = &format!("{context}\n{}", night.said());
         let there = self.there();
-        let gone: Vec<&Snapshot> =
+        let deleted: Vec<&Snapshot> =
             night.before.iter().filter(|snapshot| !there.contains(&snapshot.id)).collect();
         let copies = self.check_archive(context).await;
         let lines = self.check_state(night, context).await;
 
-        // What is gone was let go by the rules, and is not missed.
-        let allowed = Self::let_go(&night.before, night.ended);
-        for snapshot in &gone {
-            // One that was on its way out already went by an earlier night's leave.
+        // A deleted snapshot was to be deleted by the rules, and its instance has the copy that they require.
+        let allowed = Self::to_delete(&night.before, night.ended);
+        for snapshot in &deleted {
+            // One that was being deleted already was checked in an earlier night.
             if snapshot.state == SnapshotState::Deleting {
                 continue;
             }
-            assert!(allowed.contains(&snapshot.id), "{context}\ndeleted without leave: {snapshot:?}");
+            assert!(allowed.contains(&snapshot.id), "{context}\ndeleted against the rules: {snapshot:?}");
             let key = (snapshot.created_at, snapshot.id);
             let is_covered = match self.exports {
                 Exports::All => copies.iter().any(|(_, copy)| *copy == key),
@@ -274,7 +274,7 @@ impl Play {
             assert!(is_covered, "{context}\ndeleted without a verified copy: {snapshot:?}");
         }
 
-        // Whatever was asked for had been written down, and is told.
+        // Each request for a change had been written down before, and is in the report.
         for exchange in self.world.changes() {
             let (action, key) = match exchange.call {
                 Call::DeleteSnapshot => (Action::Delete, "/snapshot/id"),
@@ -289,16 +289,16 @@ impl Play {
                     && line["action"] == json!(action)
                     && line.pointer(key).and_then(Value::as_str) == Some(id)
             });
-            assert!(is_written, "{context}\nasked for, but not written down: {exchange:?}");
+            assert!(is_written, "{context}\nrequested, but not written down: {exchange:?}");
             if let Some(report) = &night.report {
                 let mut steps = report.zones.iter().flat_map(|zone| &zone.steps);
-                let is_told = steps.any(|step| {
+                let is_reported = steps.any(|step| {
                     let template_id = step.facts.template_id.map(|template_id| template_id.to_string());
                     step.facts.action == action
                         && (step.facts.snapshot.id.is_some_and(|of| of.to_string() == id)
                             || template_id.as_deref() == Some(id))
                 });
-                assert!(is_told, "{context}\nasked for, but not told: {exchange:?}");
+                assert!(is_reported, "{context}\nrequested, but not reported: {exchange:?}");
             }
         }
 
@@ -338,11 +338,11 @@ impl Play {
                 }
                 (Action::Promote, StepOutcome::Done) => {
                     let made = self.templates.contains_key(&format!("Promoted snapshot - {id}"));
-                    // One that is older than another of its instance goes again at once.
-                    let went = steps().any(|other| {
+                    // One that is older than another of its instance is deleted again at once.
+                    let is_deleted = steps().any(|other| {
                         other.facts.action == Action::DeleteTemplate && other.facts.snapshot.id == Some(id)
                     });
-                    assert!(made || went, "{context}\nsaid to be promoted: {id}");
+                    assert!(made || is_deleted, "{context}\nsaid to be promoted: {id}");
                 }
                 _ => {}
             }
@@ -372,7 +372,7 @@ impl Play {
             let judged = plan.keep + plan.delete + plan.ignore;
             assert_eq!(judged, night.before.len() as u64, "{context}\n{plan:?}");
         }
-        let due = Self::let_go(&night.before, night.started);
+        let due = Self::to_delete(&night.before, night.started);
         let left: Vec<_> = due.intersection(there).collect();
         assert!(left.is_empty(), "{context}\na success that left {left:?}");
         for (instance, of_instance) in Self::judged(&night.before, night.started) {
@@ -428,7 +428,7 @@ impl Play {
             assert_eq!(last_success, Some(report.finished_at), "{context}\na success that is not remembered");
         }
         let log = self.read_audit_log().unwrap_or_else(|error| panic!("{context}\n{error}"));
-        assert!(log.starts_with(&night.audit_log_before), "{context}\nolder lines are gone");
+        assert!(log.starts_with(&night.audit_log_before), "{context}\nolder lines are missing");
         let mut lines = Vec::new();
         for line in log[night.audit_log_before.len()..].lines() {
             match serde_json::from_str(line) {
@@ -453,8 +453,8 @@ impl Play {
             .filter(|step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked)
             .filter_map(|step| step.facts.snapshot.id)
             .collect();
-        let left = &Self::let_go(&snapshots, self.clock.now()) - &busy;
-        assert!(left.is_empty(), "{context}\nshould be gone: {left:?}");
+        let left = &Self::to_delete(&snapshots, self.clock.now()) - &busy;
+        assert!(left.is_empty(), "{context}\nshould be deleted: {left:?}");
         let of_snapshot: BTreeMap<String, SnapshotId> =
             self.taken.keys().map(|id| (format!("Promoted snapshot - {id}"), *id)).collect();
         let mut templates: BTreeMap<InstanceId, Vec<SnapshotId>> = BTreeMap::new();
@@ -474,7 +474,7 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-fn md5_of(bytes: &[u8]) -> Md5Sum {
+pub(crate) fn md5_of(bytes: &[u8]) -> Md5Sum {
     let mut md5 = Md5::new();
     md5.update(bytes);
     md5.finish()
@@ -482,7 +482,7 @@ fn md5_of(bytes: &[u8]) -> Md5Sum {
 
 /// What becomes of the machine.
 #[derive(Debug, Clone, Copy)]
-enum Death {
+pub(crate) enum Death {
     /// Power is lost.
     Crash,
     /// The process is killed.
@@ -492,7 +492,7 @@ enum Death {
 }
 
 impl Death {
-    fn of(self, disk: &MemoryDisk) -> MemoryDisk {
+    pub(crate) fn of(self, disk: &MemoryDisk) -> MemoryDisk {
         match self {
             Self::Crash => disk.crash(),
             Self::Kill => disk.kill(),
@@ -515,10 +515,10 @@ fn two_by_eight(exports: Exports) -> (Play, [InstanceId; 2]) {
     (play, instances)
 }
 
-/// Every so many changes of the disk the machine stops, unless all moments are asked for.
+/// The machine stops at each fifth change of the disk, unless all moments are asked for.
 const MOMENTS_APART: usize = 5;
 
-/// Stops the machine after so many changes of the disk, in the first night or the second, and goes on. True if
+/// Stops the machine after this many changes of the disk, in the first night or the second, and continues. True if
 /// the night was over by then.
 async fn stopped(exports: Exports, nights_before: usize, death: Death, changes: u64) -> bool {
     let context = &format!("{exports:?}, {death:?} after {changes} changes in night {nights_before}");
@@ -697,33 +697,33 @@ async fn an_audit_log_whose_maker_was_killed_keeps_its_name_after_a_crash() {
 }
 
 /// How many months are played, unless more are asked for.
-const SEEDS: u64 = 25;
+const SEEDS: u64 = 20;
 
 const DAYS: u64 = 30;
 
 /// Chance that repeats.
-struct Dice(SeededRandomness);
+pub(crate) struct Dice(pub(crate) SeededRandomness);
 
 impl Dice {
-    fn below(&self, bound: u64) -> u64 {
+    pub(crate) fn below(&self, bound: u64) -> u64 {
         self.0.next_u64() % bound
     }
 
-    fn one_in(&self, bound: u64) -> bool {
+    pub(crate) fn one_in(&self, bound: u64) -> bool {
         self.below(bound) == 0
     }
 
-    fn any<'a, T>(&self, of: &'a [T]) -> &'a T {
+    pub(crate) fn any<'a, T>(&self, of: &'a [T]) -> &'a T {
         &of[usize::try_from(self.below(of.len() as u64)).unwrap()]
     }
 
-    fn seconds(&self, bound: u64) -> Duration {
+    pub(crate) fn seconds(&self, bound: u64) -> Duration {
         Duration::from_secs(self.below(bound))
     }
 }
 
 /// Says how to repeat what panics.
-struct Repeat(u64);
+pub(crate) struct Repeat(pub(crate) u64);
 
 impl Drop for Repeat {
     #[expect(clippy::print_stderr, reason = "so that a failed play can be repeated")]
@@ -736,7 +736,7 @@ impl Drop for Repeat {
 
 /// Something that goes wrong a few times. No effect is a lie about what there is: what the platform says that
 /// can be read is believed.
-fn any_fault(dice: &Dice) -> Fault {
+pub(crate) fn any_fault(dice: &Dice) -> Fault {
     const CALLS: &[Call] = &[
         Call::ListInstances,
         Call::ListSnapshots,
@@ -778,7 +778,7 @@ fn any_fault(dice: &Dice) -> Fault {
         (Call::GetImage | Call::ListInstances | Call::ListTemplates, _) => {
             Effect::Header(header::CONTENT_LENGTH, Some(HeaderValue::from(bytes)))
         }
-        (_, 8) => Effect::operation_fails("fault", "storage is gone"),
+        (_, 8) => Effect::operation_fails("fault", "storage failed"),
         (_, 9) => Effect::fails_inline("busy", "the snapshot is busy"),
         (_, 10) => Effect::operation_hangs(),
         _ => Effect::Operation(Ending { when: When::AtOnce, ..Ending::SUCCESS }),
@@ -787,7 +787,7 @@ fn any_fault(dice: &Dice) -> Fault {
     if dice.one_in(2) { fault.each() } else { fault }
 }
 
-fn any_disk_failure(dice: &Dice, disk: &MemoryDisk) {
+pub(crate) fn any_disk_failure(dice: &Dice, disk: &MemoryDisk) {
     const CALLS: &[DiskCall] = &[
         DiskCall::Open,
         DiskCall::Read,
@@ -808,7 +808,7 @@ fn any_disk_failure(dice: &Dice, disk: &MemoryDisk) {
 }
 
 /// What all files have together.
-fn used(disk: &MemoryDisk, folder: &Path) -> u64 {
+pub(crate) fn used(disk: &MemoryDisk, folder: &Path) -> u64 {
     let entries = disk.list(folder).unwrap_or_default().into_iter();
     entries
         .map(|entry| match entry.kind {

@@ -16,13 +16,13 @@ impl Dice {
         list[self.below(list.len())]
     }
 
-    /// A range that lies in so many bytes.
+    /// A range within `length` bytes.
     fn range(&mut self, length: usize) -> std::ops::Range<usize> {
         let start = self.below(length + 1);
         start..start + self.below((length - start).min(24) + 1)
     }
 
-    /// One of the texts, changed in a few places: bytes and pieces gone, doubled, put in, taken from another.
+    /// One of the texts, changed in a few places: bytes and pieces removed, doubled, inserted, or taken from another.
     fn nearly(&mut self, texts: &[&str], pieces: &[&str]) -> Vec<u8> {
         let mut bytes = self.pick(texts).as_bytes().to_vec();
         for _ in 0..self.below(4) {

@@ -32,3 +32,4 @@ mod telemetry;
 mod this_machine;
 mod vendor_client;
 mod whole_runs;
+mod wide_crashes;

@@ -1,4 +1,4 @@
-//! `self` in a selection: which instance this machine is, and what becomes of a policy that can't be told.
+//! `self` in a selection: which instance this machine is, and what a policy does if that is unknown.
 
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::snapshot::{InstanceId, SnapshotId};
@@ -77,7 +77,7 @@ async fn a_preview_says_so_as_well() {
 async fn what_such_a_policy_keeps_of_any_instance_is_kept_from_others_meanwhile() {
     let (stage, [web, _], ids) = two();
     let prune_all = "[policies.all]\nzones = [\"ch-gva-2\"]\n[policies.all.retention]\nmax_count = 2\n";
-    // It wants five of its own instance; nobody can tell which that is.
+    // It wants five of its own instance; which that is, is unknown.
     let both = [prune_all, &pruning("mine", MINE)].concat();
     let report = stage.run(&both).await;
     assert_eq!(report.result, RunResult::Success, "{report:?}");

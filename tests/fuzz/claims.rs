@@ -1,4 +1,4 @@
-//! What holds for whatever comes in: claimed by the fuzz targets, and by a short test of a fixed seed.
+//! What holds for any input: claimed by the fuzz targets, and by a short test of a fixed seed.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each fuzz target makes one of the claims")]
 
@@ -12,7 +12,7 @@ use snapwarden::policy::span::{Span, parse_duration};
 use snapwarden::snapshot::Instance;
 
 /// A body of a listing is refused in a few printable words, or it is read, each thing once, and what was read reads
-/// back as the same. Tells whether it was read.
+/// back as the same. Returns whether it was read.
 pub(crate) fn listing(bytes: &[u8]) -> bool {
     let snapshots = decode_snapshots(bytes);
     match &snapshots {
@@ -21,7 +21,7 @@ pub(crate) fn listing(bytes: &[u8]) -> bool {
             assert_eq!(ids.len(), listed.snapshots.len());
             assert_eq!(decode_snapshots(written(listed).to_string().as_bytes()).as_ref(), Ok(listed));
         }
-        Err(error) => told(&error.to_string()),
+        Err(error) => is_printable(&error.to_string()),
     }
     let instances = decode_instances(bytes);
     match &instances {
@@ -31,22 +31,22 @@ pub(crate) fn listing(bytes: &[u8]) -> bool {
             let text = json!({ "instances": instances.iter().map(whole).collect::<Vec<_>>() }).to_string();
             assert_eq!(decode_instances(text.as_bytes()).as_ref(), Ok(instances));
         }
-        Err(error) => told(&error.to_string()),
+        Err(error) => is_printable(&error.to_string()),
     }
     snapshots.is_ok_and(|listed| !listed.snapshots.is_empty())
         || instances.is_ok_and(|instances| !instances.is_empty())
 }
 
 /// A text is refused in a few printable words, or it is a span that reads back from how it is shown and reaches
-/// somewhere from any moment. Tells whether it is one.
+/// somewhere from any moment. Returns whether it is one.
 pub(crate) fn span(text: &str) -> bool {
     if let Err(error) = parse_duration(text) {
-        told(&error.to_string());
+        is_printable(&error.to_string());
     }
     let span = match text.parse::<Span>() {
         Ok(span) => span,
         Err(error) => {
-            told(&error.to_string());
+            is_printable(&error.to_string());
             return false;
         }
     };
@@ -59,7 +59,7 @@ pub(crate) fn span(text: &str) -> bool {
     true
 }
 
-fn told(error: &str) {
+fn is_printable(error: &str) {
     assert!(!error.is_empty() && error.len() < 2000, "{error}");
     assert!(!error.chars().any(char::is_control), "{error:?}");
 }

@@ -1,0 +1,412 @@
+//! Nothing is lost, over all that a run can do at once: two zones, two policies that both decide about some instances,
+//! creation, holds, retention of copies, two downloads at a time, and slow lines, so that crashes hit downloads whose
+//! journal has been written.
+//!
+//! `SNAPWARDEN_SEEDS=1000` plays more of it, `SNAPWARDEN_SEED=7` plays one of it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use snapwarden::archive::md5::Md5Sum;
+use snapwarden::cli::assemble::{self, Seams, Use};
+use snapwarden::clock::{self, Clock as _};
+use snapwarden::config;
+use snapwarden::config::sections::Config;
+use snapwarden::disk::{Access, Disk as _, Kind, read_file};
+use snapwarden::exoscale::credentials::Credentials;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::run::{RunOptions, Runner};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::disk::MemoryDisk;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::image::Image;
+use snapwarden::sim::randomness::SeededRandomness;
+use snapwarden::sim::world::{API_KEY, API_SECRET, World};
+use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::state::StateDirectory;
+use snapwarden::state::holds::Hold;
+
+use crate::crashes::{Death, Dice, OPERATIONS_END, Repeat, TINY, any_disk_failure, any_fault, md5_of, used};
+use crate::stage::{NOW, config_text};
+
+const FOLDER: &str = "/srv";
+
+/// How many snapshots the policies keep: `nightly` of all instances, `weekly` of databases.
+const NIGHTLY_KEEPS: usize = 3;
+const WEEKLY_KEEPS: usize = 5;
+const COPIES_KEPT: usize = 2;
+
+/// How many fortnights are played, unless more are asked for.
+const SEEDS: u64 = 8;
+const DAYS: u64 = 12;
+
+fn config() -> Arc<Config> {
+    let policies = format!(
+        r#"
+[archives.vault.retention]
+keep_last = {COPIES_KEPT}
+[policies.nightly]
+zones = ["ch-gva-2", "de-fra-1"]
+create = true
+[policies.nightly.select]
+ownership = "all"
+[policies.nightly.retention]
+keep_last = {NIGHTLY_KEEPS}
+[policies.nightly.guard]
+max_delete_percent = 100
+[policies.nightly.export]
+archives = ["vault"]
+snapshots = "newest"
+concurrency = 2
+[policies.weekly]
+zones = ["ch-gva-2", "de-fra-1"]
+[policies.weekly.select]
+instances = ["db-*"]
+ownership = "all"
+[policies.weekly.retention]
+keep_last = {WEEKLY_KEEPS}
+[policies.weekly.guard]
+max_delete_percent = 100
+"#
+    );
+    let config = config::parse(&config_text(Path::new(FOLDER), &policies), "test.toml", None);
+    Arc::new(config.unwrap_or_else(|found| panic!("{found}")))
+}
+
+/// A copy's place in the order of its instance's copies.
+type CopyKey = (Timestamp, SnapshotId);
+
+/// Two zones with two instances each, and the machine beside them.
+struct Play {
+    world: World,
+    clock: SimClock,
+    zones: [ZoneName; 2],
+    /// Every instance, and how many of its snapshots the policies keep.
+    instances: BTreeMap<InstanceId, usize>,
+    disk: MemoryDisk,
+    config: Arc<Config>,
+    images: BTreeMap<SnapshotId, Arc<Image>>,
+    on_hold: BTreeSet<SnapshotId>,
+    copies: BTreeMap<InstanceId, BTreeSet<CopyKey>>,
+    audit_log: String,
+}
+
+/// The runs of both policies, and the world before them.
+struct Night {
+    before: Vec<Snapshot>,
+    slot: Timestamp,
+    reports: Vec<RunReport>,
+}
+
+impl Play {
+    fn new(seed: u64) -> Self {
+        let clock = SimClock::starting_at(NOW.parse().unwrap());
+        let world = World::new(Arc::new(clock.clone()), seed);
+        let zones = ["ch-gva-2", "de-fra-1"].map(|name| world.add_zone(name));
+        let mut instances = BTreeMap::new();
+        for zone in &zones {
+            for (name, keeps) in [("web-1", NIGHTLY_KEEPS), ("db-1", WEEKLY_KEEPS)] {
+                let instance = world.add_instance(zone, name, &[]);
+                world.set_disk(instance, TINY);
+                for days in (1..6).rev() {
+                    world.add_snapshot(instance, clock.now() - SignedDuration::from_hours(24 * days));
+                }
+                instances.insert(instance, keeps);
+            }
+        }
+        let disk = MemoryDisk::new();
+        disk.create_dir_all(Path::new(FOLDER), Access::Owner).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        let config = config();
+        Self {
+            world,
+            clock,
+            zones,
+            instances,
+            disk,
+            config,
+            images: BTreeMap::new(),
+            on_hold: BTreeSet::new(),
+            copies: BTreeMap::new(),
+            audit_log: String::new(),
+        }
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.zones.iter().flat_map(|zone| self.world.snapshots(zone)).collect()
+    }
+
+    /// All images must be known before they can be deleted.
+    fn remember_images(&mut self) {
+        for snapshot in self.snapshots() {
+            self.images.entry(snapshot.id).or_insert_with(|| self.world.image(snapshot.id));
+        }
+    }
+
+    fn runner(&self, purpose: Use) -> Option<Runner> {
+        let seams = Seams {
+            transport: self.world.transport(),
+            disk: Arc::new(self.disk.clone()),
+            clock: Arc::new(self.clock.clone()),
+            randomness: Arc::new(SeededRandomness::new(11)),
+        };
+        let credentials = Credentials::new(API_KEY, API_SECRET).unwrap();
+        assemble::runner(&self.config, credentials, &seams, purpose).ok()
+    }
+
+    fn state(&self) -> StateDirectory {
+        StateDirectory::open(Arc::new(self.disk.clone()), &Path::new(FOLDER).join("state")).unwrap()
+    }
+
+    /// Puts a snapshot on hold, or ends a hold.
+    async fn change_holds(&mut self, dice: &Dice) {
+        let found = self.snapshots();
+        let snapshot = dice.any(&found).id;
+        if self.on_hold.remove(&snapshot) {
+            self.state().unhold(&self.clock, snapshot).await.unwrap();
+        } else {
+            let hold = Hold { snapshot, until: None, reason: None, since: self.clock.now() };
+            self.state().hold(&self.clock, hold).await.unwrap();
+            self.on_hold.insert(snapshot);
+        }
+    }
+
+    /// Both policies at once, in a process of its own, which is killed after `limit`.
+    async fn night(&mut self, slot: Timestamp, limit: Duration) -> Night {
+        self.world.clear_log();
+        let before = self.snapshots();
+        let mut reports = Vec::new();
+        if let Some(runner) = self.runner(Use::Running) {
+            let options = RunOptions { slot: Some(slot), ..RunOptions::default() };
+            let both = async {
+                for policy in &runner.policies {
+                    reports.extend(runner.run(policy, &options).await);
+                }
+            };
+            let _ = clock::timeout(&self.clock, limit, both).await;
+        }
+        self.clock.sleep(OPERATIONS_END).await;
+        self.remember_images();
+        Night { before, slot, reports }
+    }
+
+    /// What must hold on the disk that survived, and in the world.
+    async fn check(&mut self, night: &Night, context: &str) {
+        let context = &format!("{context}\n{:#?}", night.reports);
+        self.check_copies(context).await;
+        let after = self.snapshots();
+        let there: BTreeSet<SnapshotId> = after.iter().map(|snapshot| snapshot.id).collect();
+
+        // A deleted snapshot was neither on hold nor kept by one of the policies, and a copy of it or of a newer one
+        // of its instance is in the archive.
+        for snapshot in night.before.iter().filter(|snapshot| !there.contains(&snapshot.id)) {
+            assert!(!self.on_hold.contains(&snapshot.id), "{context}\ndeleted on hold: {snapshot:?}");
+            let instance = snapshot.instance_id.unwrap();
+            let key = (snapshot.created_at, snapshot.id);
+            let is_newer = |other: &&Snapshot| {
+                let is_good = other.state.is_good() || other.state == SnapshotState::Deleting;
+                other.instance_id == Some(instance) && is_good && (other.created_at, other.id) > key
+            };
+            let newer: BTreeSet<SnapshotId> =
+                night.before.iter().chain(&after).filter(is_newer).map(|other| other.id).collect();
+            assert!(newer.len() >= self.instances[&instance], "{context}\ndeleted too early: {snapshot:?}");
+            let newest_copy = self.copies.get(&instance).and_then(BTreeSet::last);
+            assert!(newest_copy >= Some(&key), "{context}\ndeleted without a verified copy: {snapshot:?}");
+        }
+
+        // One snapshot for a slot, however often the run was repeated.
+        for instance in self.instances.keys() {
+            let of_slot = after.iter().filter(|snapshot| {
+                snapshot.instance_id == Some(*instance)
+                    && snapshot.created_at >= night.slot
+                    && snapshot.state != SnapshotState::Error
+            });
+            assert!(of_slot.count() <= 1, "{context}\ntwo snapshots of {instance} for {}", night.slot);
+        }
+        self.check_audit_log(context);
+    }
+
+    /// Each change that was requested had been written down before.
+    fn check_audit_log(&mut self, context: &str) {
+        let path = Path::new(FOLDER).join("state/audit.jsonl");
+        let log = String::from_utf8(read_file(&self.disk, &path, 1 << 30).unwrap_or_default()).unwrap();
+        assert!(log.starts_with(&self.audit_log), "{context}\nolder lines are missing");
+        let lines = log[self.audit_log.len()..].lines().filter_map(|line| serde_json::from_str(line).ok());
+        let intended: Vec<Value> = lines.filter(|line: &Value| line["outcome"] == "intended").collect();
+        for exchange in self.world.changes() {
+            let id = exchange.path.rsplit('/').next().unwrap().split(':').next().unwrap();
+            let (action, key) = match exchange.call {
+                Call::CreateSnapshot => ("create", "/instance_id"),
+                Call::ExportSnapshot => ("export", "/snapshot/id"),
+                Call::DeleteSnapshot => ("delete", "/snapshot/id"),
+                _ => panic!("{context}\na run requests {:?}", exchange.call),
+            };
+            let is_of = |line: &&Value| {
+                let keys = [key, "/snapshot/instance_id"];
+                line["action"] == action
+                    && keys.iter().any(|key| line.pointer(key).and_then(Value::as_str) == Some(id))
+            };
+            assert!(intended.iter().any(|line| is_of(&line)), "{context}\nnot written down: {exchange:?}");
+        }
+        self.audit_log = log;
+    }
+
+    /// Each copy has the bytes of its snapshot, and of no instance one of the newest was deleted.
+    async fn check_copies(&mut self, context: &str) {
+        let runner = self.runner(Use::Looking).unwrap_or_else(|| panic!("{context}\nno runner"));
+        let archive = runner.archives.values().next().unwrap();
+        let catalogue = archive.catalogue().await.unwrap_or_else(|error| panic!("{context}\n{error}"));
+        let mut found: BTreeMap<InstanceId, BTreeSet<CopyKey>> = BTreeMap::new();
+        // One that the retention of copies deleted keeps its manifest.
+        for copy in catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_none()) {
+            let (snapshot, image) = (&copy.manifest.snapshot, copy.image.display());
+            let bytes = read_file(&self.disk, &copy.image, 1 << 30);
+            let bytes = bytes.unwrap_or_else(|error| panic!("{context}\n{image}: {error}"));
+            let truth: Md5Sum = self.images[&snapshot.id].md5().parse().unwrap();
+            assert_eq!(md5_of(&bytes), truth, "{context}\nwrong bytes: {image}");
+            let of_instance = found.entry(copy.manifest.instance.id).or_default();
+            of_instance.insert((snapshot.created_at, snapshot.id));
+        }
+        for (instance, before) in &self.copies {
+            let now = found.entry(*instance).or_default();
+            let all: BTreeSet<CopyKey> = before.union(now).copied().collect();
+            for copy in all.iter().rev().take(COPIES_KEPT) {
+                assert!(now.contains(copy), "{context}\na copy was deleted too early: {copy:?}");
+            }
+        }
+        self.copies = found;
+    }
+
+    /// After a quiet night nothing is left to do.
+    fn check_end(&self, night: &Night, context: &str) {
+        for report in &night.reports {
+            assert_eq!(report.result, RunResult::Success, "{context}\n{report:#?}");
+        }
+        assert_eq!(night.reports.len(), 2, "{context}");
+        for (instance, keeps) in &self.instances {
+            let mut of_instance = self.snapshots();
+            of_instance
+                .retain(|snapshot| snapshot.instance_id == Some(*instance) && snapshot.state.is_good());
+            of_instance.sort_by_key(|snapshot| std::cmp::Reverse((snapshot.created_at, snapshot.id)));
+            let newest = of_instance.first().unwrap();
+            assert!(newest.created_at >= night.slot, "{context}\nno snapshot was created: {of_instance:?}");
+            let key = (newest.created_at, newest.id);
+            assert_eq!(self.copies[instance].last(), Some(&key), "{context}\nno copy of {newest:?}");
+            let left = of_instance.iter().skip(*keeps).find(|snapshot| !self.on_hold.contains(&snapshot.id));
+            assert!(left.is_none(), "{context}\nshould be deleted: {left:?}");
+            let held = |copy: &&CopyKey| self.on_hold.contains(&copy.1);
+            let copies = self.copies[instance].iter().rev().skip(COPIES_KEPT).find(|copy| !held(copy));
+            assert!(copies.is_none(), "{context}\na copy that should be deleted: {copies:?}");
+        }
+    }
+
+    /// The journals of downloads that were interrupted.
+    fn journals(&self, folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in self.disk.list(folder).unwrap_or_default() {
+            let path = folder.join(&entry.name);
+            if entry.kind == Kind::Folder {
+                found.extend(self.journals(&path));
+            } else if path.to_string_lossy().ends_with(".part.json") {
+                found.push(path);
+            }
+        }
+        found
+    }
+}
+
+/// Slots and the API's timestamps have no fractions.
+fn whole_second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap()
+}
+
+/// A fortnight in which everything may go wrong, and two quiet days at its end. Counts in `resumed` the downloads that
+/// went on from a journal.
+async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
+    let _repeat = Repeat(seed);
+    let dice = Dice(SeededRandomness::new(seed));
+    let mut play = Play::new(seed);
+    play.remember_images();
+    for day in 0..DAYS {
+        let context = &format!("seed {seed}, day {day}");
+        play.clock.step(SignedDuration::from_hours(24));
+        if dice.one_in(3) {
+            play.change_holds(&dice).await;
+        }
+        // The same slot again after each crash, as the daemon does.
+        let slot = whole_second(play.clock.now());
+        for attempt in 0..1 + dice.below(3) {
+            let context = &format!("{context}, attempt {attempt}");
+            let pause = Effect::Slow(Duration::from_millis(500 + dice.below(3000)));
+            play.world.fault(Fault::on(Call::GetImage, pause));
+            for _ in 0..dice.below(3) {
+                play.world.fault(any_fault(&dice));
+            }
+            if dice.one_in(3) {
+                any_disk_failure(&dice, &play.disk);
+            }
+            if dice.one_in(8) {
+                play.disk.set_capacity(Some(used(&play.disk, Path::new("/")) + dice.below(100_000)));
+            }
+            if dice.one_in(3) {
+                play.disk.stop_after(dice.below(160));
+            }
+            let limit = if dice.one_in(2) { dice.seconds(90) } else { Duration::MAX };
+            let journals = play.journals(Path::new(FOLDER)).len();
+            let night = play.night(slot, limit).await;
+            let partial = play.world.log().into_iter().filter(|exchange| {
+                exchange.call == Call::GetImage && exchange.status().is_some_and(|status| status == 206)
+            });
+            if journals > 0 {
+                resumed.fetch_add(partial.count() as u64, Ordering::Relaxed);
+            }
+            play.disk = dice.any(&[Death::Crash, Death::Kill, Death::Chance(seed + day)]).of(&play.disk);
+            play.disk.set_capacity(None);
+            play.world.clear_faults();
+            play.check(&night, context).await;
+        }
+    }
+    for days_left in (0..2).rev() {
+        let context = &format!("seed {seed}, {days_left} quiet days to go");
+        play.clock.step(SignedDuration::from_hours(24));
+        let slot = whole_second(play.clock.now());
+        let night = play.night(slot, Duration::MAX).await;
+        play.disk = play.disk.crash();
+        play.check(&night, context).await;
+        if days_left == 0 {
+            play.check_end(&night, context);
+        }
+    }
+}
+
+#[test]
+fn whatever_goes_wrong_in_a_fortnight_of_two_zones_and_two_policies_nothing_is_lost() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds: Vec<u64> = match number("SNAPWARDEN_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("SNAPWARDEN_SEEDS").unwrap_or(SEEDS)).collect(),
+    };
+    let resumed = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for first in 0..threads {
+            let (seeds, resumed) = (seeds.iter().skip(first).step_by(threads), &resumed);
+            scope.spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+                runtime.block_on(async {
+                    for seed in seeds {
+                        a_fortnight(*seed, resumed).await;
+                    }
+                });
+            });
+        }
+    });
+    assert!(seeds.len() == 1 || resumed.into_inner() > 0, "no download went on from its journal");
+}
