@@ -29,7 +29,7 @@ use snapwarden::sim::image::Image;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
-use snapwarden::state::StateDirectory;
+use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
 
 use crate::crashes::{Death, Dice, OPERATIONS_END, Repeat, TINY, any_disk_failure, any_fault, md5_of, used};
