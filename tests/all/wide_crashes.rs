@@ -182,7 +182,7 @@ impl Play {
         self.world.clear_log();
         let before = self.snapshots();
         let mut reports = Vec::new();
-        if let Some(runner) = self.runner(Use::Running) {
+        if let Some(runner) = self.runner(Use::Changing) {
             let options = RunOptions { slot: Some(slot), ..RunOptions::default() };
             let both = async {
                 for policy in &runner.policies {
@@ -259,7 +259,7 @@ impl Play {
 
     /// Each copy has the bytes of its snapshot, and of no instance one of the newest was deleted.
     async fn check_copies(&mut self, context: &str) {
-        let runner = self.runner(Use::Looking).unwrap_or_else(|| panic!("{context}\nno runner"));
+        let runner = self.runner(Use::Reading).unwrap_or_else(|| panic!("{context}\nno runner"));
         let archive = runner.archives.values().next().unwrap();
         let catalogue = archive.catalogue().await.unwrap_or_else(|error| panic!("{context}\n{error}"));
         let mut found: BTreeMap<InstanceId, BTreeSet<CopyKey>> = BTreeMap::new();
