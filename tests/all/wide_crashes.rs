@@ -341,7 +341,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
         }
         // The same slot again after each crash, as the daemon does.
         let slot = whole_second(play.clock.now());
-        for attempt in 0..1 + dice.below(3) {
+        for attempt in 0..=dice.below(3) {
             let context = &format!("{context}, attempt {attempt}");
             let pause = Effect::Slow(Duration::from_millis(500 + dice.below(3000)));
             play.world.fault(Fault::on(Call::GetImage, pause));
