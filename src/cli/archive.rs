@@ -235,9 +235,8 @@ impl JsonPrunedCopy {
         }
     }
 
-    fn done((zone, step): (ZoneName, Step)) -> Self {
-        let Step { facts, outcome, message, .. } = step;
-        let StepFacts { snapshot, rule, reasons, .. } = facts;
+    fn done(Step { facts, outcome, message, .. }: Step) -> Self {
+        let StepFacts { zone, snapshot, rule, reasons, .. } = facts;
         Self { zone, snapshot, rule, reasons, outcome: Some(outcome), message }
     }
 }

@@ -21,7 +21,7 @@ use crate::exoscale::credentials::{self, Credentials};
 use crate::exoscale::metadata::Metadata;
 use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
-use crate::run::Runner;
+use crate::run::context::Runner;
 use crate::run::downloads::Downloads;
 use crate::state::directory::StateDirectory;
 use crate::text::chain;

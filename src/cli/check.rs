@@ -17,7 +17,7 @@ use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::{Policy, PolicyName};
 use crate::randomness::{Randomness, fresh_id};
-use crate::run::Runner;
+use crate::run::context::Runner;
 use crate::schedule::Schedule;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::{chain, counted, printable};

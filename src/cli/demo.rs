@@ -30,7 +30,8 @@ use crate::disk::{Access, RealDisk, replace_file};
 use crate::exoscale::credentials::Credentials;
 use crate::policy::Policy;
 use crate::randomness::SystemRandomness;
-use crate::run::{RunOptions, Runner};
+use crate::run::context::{RunOptions, Runner};
+use crate::run::list::ListingCache;
 use crate::sim::clock::SimClock;
 use crate::sim::image::DiskShape;
 use crate::sim::world::{API_KEY, API_SECRET, World};
@@ -418,7 +419,7 @@ fn indented(text: &str) -> String {
 
 async fn show_plan(runner: &Runner, policy: &Policy, output: Output) {
     let at = runner.clock.now();
-    for (_, planned) in runner.preview(policy, None).await {
+    for (_, planned) in runner.preview(&ListingCache::default(), policy, None).await {
         match &planned {
             Ok(planned) => output.print(&table::render([(&policy.name, planned)], at, output)),
             Err(failure) => output.complain(failure),

@@ -20,7 +20,8 @@ use crate::exoscale::wire::{self, ListedSnapshots};
 use crate::policy::{Policy, PolicyName};
 use crate::retention::inventory::{ClockSkew, Copies, Inventory};
 use crate::retention::plan::Decision;
-use crate::run::{ListingCache, Planned, preview_offline};
+use crate::run::list::ListingCache;
+use crate::run::preview::{Preview, preview_offline};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::chain;
 
@@ -31,7 +32,7 @@ const LISTING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub(super) struct PolicyInZone {
     name: PolicyName,
     zone: ZoneName,
-    planned: Result<Planned, String>,
+    planned: Result<Preview, String>,
 }
 
 /// Shows what a run of the policies would do, or what another configuration would change.
@@ -111,7 +112,7 @@ impl Look<'_> {
             let credentials = assemble::credentials(config)?;
             let runner = assemble::runner(config, credentials, &self.seams, Use::Reading)?;
             for policy in policies {
-                add(policy, runner.preview_over(&self.listings, policy, at).await);
+                add(policy, runner.preview(&self.listings, policy, at).await);
             }
         } else {
             for policy in policies {
@@ -297,21 +298,21 @@ fn json(at: Timestamp, all: &[PolicyInZone]) -> JsonPlan<'_> {
 }
 
 /// A snapshot as programs read it.
-pub(super) fn json_snapshot<'a>(planned: &'a Planned, snapshot: &'a Snapshot) -> JsonSnapshot<'a> {
+pub(super) fn json_snapshot<'a>(planned: &'a Preview, snapshot: &'a Snapshot) -> JsonSnapshot<'a> {
     JsonSnapshot {
-        id: Some(snapshot.id).filter(|id| !planned.listed.inventory.coming.contains(id)),
+        id: Some(snapshot.id).filter(|id| !planned.listing.inventory.coming.contains(id)),
         name: &snapshot.name,
         created_at: snapshot.created_at,
         state: snapshot.state.as_str(),
         size_gib: snapshot.size_gib,
         instance_id: snapshot.instance_id,
-        instance_name: planned.listed.instance_of(snapshot).map(|instance| &*instance.name),
+        instance_name: planned.listing.instance_of(snapshot).map(|instance| &*instance.name),
     }
 }
 
 /// Every decision with its snapshot, in the plan's order.
-pub(super) fn decided(planned: &Planned) -> impl Iterator<Item = (&Decision, &Snapshot)> {
-    let snapshots = &planned.listed.inventory.snapshots;
+pub(super) fn decided(planned: &Preview) -> impl Iterator<Item = (&Decision, &Snapshot)> {
+    let snapshots = &planned.listing.inventory.snapshots;
     planned
         .plan
         .decisions

@@ -1,8 +1,8 @@
 //! Prunes the copies in an archive, by the archive's own retention.
 //!
-//! The same engine judges as for snapshots: each verified copy stands for the snapshot that it is of. Corrupt copies, and
-//! whatever else does not count, are neither counted nor pruned, and an archive that can't be read loses nothing. A copy that
-//! goes leaves its manifest, marked: so the gate knows that it was there.
+//! The same engine decides as for snapshots: each verified copy stands for its snapshot. Corrupt copies, and everything else
+//! that does not count as a copy, are neither counted nor pruned, and nothing is pruned from an archive that cannot be read.
+//! A pruned copy leaves its manifest, marked: so the export gate knows that the copy existed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,67 +18,60 @@ use crate::clock::Clock;
 use crate::policy::select::Select;
 use crate::policy::{ArchiveName, Guard, OnStart, Policy, PolicyName, Retention};
 use crate::retention;
-use crate::retention::inventory::{ClockSkew, Hold, Inventory};
+use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::verdict::Verdict;
-use crate::run::report::{Step, ZoneReport};
+use crate::run::context::Runner;
+use crate::run::list::holds_by_snapshot;
+use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
-use crate::run::{Runner, ZonePlan};
+use crate::run::zone_run::{ZoneRun, add_steps};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, StepFacts, StepOutcome, Subject};
 use crate::state::directory::StateDirectory;
 use crate::state::holds::Holds;
 use crate::text::chain;
 
-/// A copy that goes, and why.
+/// A copy that the archive's retention does not keep.
 #[derive(Debug, Clone)]
 pub struct CopyToPrune {
-    /// Which.
-    pub copy: StoredCopy,
-    /// The key to blame; none of what an earlier pruning left.
-    pub rule: Option<&'static str>,
-    /// Why.
-    pub reasons: Vec<String>,
+    pub(crate) copy: StoredCopy,
+    /// The configuration key that decided it; none for what an earlier pruning left behind.
+    pub(crate) rule: Option<&'static str>,
+    pub(crate) reasons: Vec<String>,
 }
 
-/// An archive with its retention, and what pruning it takes.
+/// Prunes one archive.
 #[derive(Debug, Clone)]
 pub struct ArchivePruner {
-    /// The memory: what is held, and the audit log.
-    pub state: StateDirectory,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-    /// The archive.
-    pub archive: Arc<Archive>,
-    /// What stays.
-    pub retention: Retention,
+    /// Has the holds and the audit log.
+    pub(crate) state: StateDirectory,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) archive: Arc<Archive>,
+    pub(crate) retention: Retention,
 }
 
 impl ArchivePruner {
-    /// Which copies would go, in these zones or in all; nothing is changed.
+    /// The copies that would be pruned, in these zones or in all; nothing is changed.
     ///
     /// # Errors
-    /// Why nothing can be told, as a sentence.
+    /// Why that is unknown, as a sentence.
     pub async fn plan(&self, zones: Option<&[ZoneName]>) -> Result<Vec<CopyToPrune>, String> {
         let catalogue = self.archive.catalogue().await.map_err(|error| chain(&error))?;
         let holds = self.holds().await?;
-        let mut going = going(&catalogue, &self.retention, &holds, self.clock.now())?;
-        going.retain(|going| zones.is_none_or(|zones| zones.contains(&going.copy.manifest.zone)));
-        Ok(going)
+        let mut all = copies_to_prune(&catalogue, &self.retention, &holds, self.clock.now())?;
+        all.retain(|one| zones.is_none_or(|zones| zones.contains(&one.copy.manifest.zone)));
+        Ok(all)
     }
 
     async fn holds(&self) -> Result<Holds, String> {
-        self.state.holds().await.map_err(|error| format!("it can't be told what is held: {}", chain(&error)))
+        self.state.holds().await.map_err(|error| format!("the holds cannot be read: {}", chain(&error)))
     }
 
-    /// Prunes the copies that go, each written down before and after; steps come with their zones.
+    /// Prunes these copies, each recorded before and after.
     ///
     /// # Errors
     /// Why nothing was begun, as a sentence.
-    pub async fn prune(
-        &self,
-        recorder: &Recorder,
-        zones: Option<&[ZoneName]>,
-    ) -> Result<Vec<(ZoneName, Step)>, String> {
+    pub async fn prune(&self, recorder: &Recorder, zones: Option<&[ZoneName]>) -> Result<Vec<Step>, String> {
         let mut steps = Vec::new();
         for CopyToPrune { copy, rule, reasons } in self.plan(zones).await? {
             let manifest = &copy.manifest;
@@ -87,18 +80,17 @@ impl ArchivePruner {
                 rule,
                 ..StepFacts::new(Action::PruneCopy, &manifest.zone, subject_of(manifest), reasons)
             };
-            let step = recorder.step(intent, self.prune_one(&copy)).await;
-            steps.push((manifest.zone.clone(), step));
+            steps.push(recorder.step(intent, self.prune_one(&copy)).await);
         }
         Ok(steps)
     }
 
     async fn prune_one(&self, copy: &StoredCopy) -> Result<Done, StepError> {
-        // Again, so that a hold that comes meanwhile still counts.
+        // Again, so that a hold that was placed since the plan still counts.
         let holds = self.holds().await.map_err(StepError::failed)?;
         let now = self.clock.now();
         if holds.on(copy.manifest.snapshot.id, now).is_some() {
-            return Err(StepError::skipped("its snapshot has been pinned meanwhile"));
+            return Err(StepError::skipped("its snapshot has been put on hold since the plan"));
         }
         let pruned = self.archive.update_manifest(copy, ManifestUpdate::Pruned(now)).await;
         pruned.map(|()| Done::default()).map_err(|error| StepError::failed(chain(&error)))
@@ -116,11 +108,8 @@ pub fn subject_of(manifest: &Manifest) -> Subject {
     }
 }
 
-/// The copies that go, oldest first in each zone.
-///
-/// # Errors
-/// Why it can't be told.
-fn going(
+/// The copies that the retention does not keep, oldest first in each zone.
+fn copies_to_prune(
     catalogue: &Catalogue,
     retention: &Retention,
     holds: &Holds,
@@ -176,7 +165,7 @@ fn policy(archive: &ArchiveName, zone: &ZoneName, retention: &Retention) -> Resu
         deadline: None,
         create: false,
         zones: vec![zone.clone()],
-        // Copies outlive their instances: that is what they are for.
+        // Copies outlive their instances: that is their purpose.
         select: Select { judge_orphans: true, ..Select::default() },
         retention: Some(retention.clone()),
         guard: Guard {
@@ -211,25 +200,21 @@ fn inventory(zone: &ZoneName, copies: &[&StoredCopy], holds: &Holds) -> Inventor
         }
     };
     let snapshots = copies.iter().map(snapshot).collect();
-    let holds = holds.holds.iter().map(|hold| {
-        let pin = Hold { until: hold.until, reason: hold.reason.clone() };
-        (hold.snapshot, pin)
-    });
     Inventory {
         zone: zone.clone(),
         snapshots,
         instances: instances.into_values().collect(),
         created: HashSet::new(),
         coming: HashSet::new(),
-        holds: holds.collect(),
+        holds: holds_by_snapshot(holds),
         archives: BTreeMap::new(),
         clock: ClockSkew::OnPaper,
     }
 }
 
 impl Runner {
-    /// What pruning this archive takes, if it has a retention.
-    pub fn pruner(&self, name: &ArchiveName) -> Option<ArchivePruner> {
+    /// The pruner of this archive, if the archive has a retention.
+    pub(crate) fn pruner(&self, name: &ArchiveName) -> Option<ArchivePruner> {
         Some(ArchivePruner {
             state: self.state.clone(),
             clock: Arc::clone(&self.clock),
@@ -238,52 +223,41 @@ impl Runner {
         })
     }
 
-    /// Prunes each archive that this run stored something in, in the run's zones. Where deletions were held, or this
-    /// machine's clock is not known to be right, the copies stay as well.
-    pub(super) async fn prune_archives(
-        &self,
-        policy: &Policy,
-        recorder: &Recorder,
-        first: &[ZonePlan],
-        zones: &mut [ZoneReport],
-    ) {
-        let exports = zones.iter().flat_map(|zone| &zone.steps);
+    /// Prunes each archive that this run stored something in, in the run's zones. Nothing is pruned where deletions were
+    /// blocked, or where this machine's clock is not known to be right: a wrong clock makes every copy old.
+    pub(super) async fn prune_archives(&self, policy: &Policy, recorder: &Recorder, zones: &mut [ZoneRun]) {
+        let steps = zones.iter().flat_map(|zone| &zone.report.steps);
         let exports =
-            exports.filter(|step| (step.facts.action, step.outcome) == (Action::Export, StepOutcome::Done));
+            steps.filter(|step| (step.facts.action, step.outcome) == (Action::Export, StepOutcome::Done));
         let stored: BTreeSet<ArchiveName> = exports.filter_map(|step| step.facts.archive.clone()).collect();
-        let pruners: Vec<ArchivePruner> = stored.iter().filter_map(|name| self.pruner(name)).collect();
-        if pruners.is_empty() {
-            return;
-        }
         let is_right = |clock: ClockSkew| match clock {
             ClockSkew::Known(skew) => skew.unsigned_abs() <= policy.guard.max_clock_skew,
             ClockSkew::Unknown | ClockSkew::OnPaper => false,
         };
-        let mut known = first.iter().filter_map(|(_, planned)| planned.as_ref().ok());
-        let is_right = known.all(|planned| is_right(planned.listed.inventory.clock));
-        let is_held = zones.iter().any(|zone| zone.held.is_some());
-        for pruner in pruners {
-            let name = pruner.archive.name().clone();
-            if !is_right || is_held {
-                let why =
-                    if is_held { "deletions are held back" } else { "this machine's clock is in doubt" };
-                let warning = format!("no copy in archive {name} is pruned, since {why}");
-                zones.iter_mut().take(1).for_each(|zone| zone.warnings.push(warning.clone()));
-                continue;
+        let mut plans = zones.iter().filter_map(|zone| zone.plan.as_ref());
+        let refusal = if zones.iter().any(|zone| zone.report.held.is_some()) {
+            Some("deletions are blocked by the guard")
+        } else if !plans.all(|plan| is_right(plan.listing.inventory.clock)) {
+            Some("this machine's clock may be wrong")
+        } else {
+            None
+        };
+        for pruner in stored.iter().filter_map(|name| self.pruner(name)) {
+            let pruned = match refusal {
+                None => pruner.prune(recorder, Some(&policy.zones)).await,
+                Some(_) => Ok(Vec::new()),
+            };
+            let name = pruner.archive.name();
+            // It concerns the archive, and a report has zones alone: it is said once, in the first.
+            if let Some(ZoneRun { report, .. }) = zones.first_mut() {
+                let why = refusal.map(|why| format!("no copy in archive {name} is pruned, since {why}"));
+                report.warnings.extend(why);
+                let error = pruned.as_ref().err();
+                report
+                    .failures
+                    .extend(error.map(|why| format!("no copy in archive {name} is pruned: {why}")));
             }
-            match pruner.prune(recorder, Some(&policy.zones)).await {
-                Ok(steps) => {
-                    for (zone, step) in steps {
-                        zones.iter_mut().filter(|report| report.zone == zone).for_each(|report| {
-                            report.steps.push(step.clone());
-                        });
-                    }
-                }
-                Err(why) => {
-                    let failure = format!("no copy in archive {name} is pruned: {why}");
-                    zones.iter_mut().take(1).for_each(|zone| zone.failures.push(failure.clone()));
-                }
-            }
+            add_steps(zones, pruned.unwrap_or_default());
         }
     }
 }

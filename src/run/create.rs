@@ -12,16 +12,17 @@ use futures_util::future::{FutureExt as _, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::disk::DiskLock;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::policy::{Policy, PolicyName};
-use crate::randomness::{Randomness, fresh_id};
 use crate::retention::grouping::counted_from;
-use crate::retention::inventory::Inventory;
+use crate::run::context::Runner;
+use crate::run::plan::{ZonePlan, selected};
 use crate::run::policy_memory::PolicyMemory;
-use crate::run::report::{STOPPED, Step};
+use crate::run::report::{STOPPED, Step, ZoneReport};
 use crate::run::step::{Done, Recorder, StepError};
-use crate::run::{Planned, Runner};
+use crate::run::zone_run::ZoneRun;
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::error::StateError;
@@ -45,79 +46,35 @@ const WATCH_POLL: Duration = Duration::from_secs(10);
 /// So long such a snapshot is waited for, as the vendor's own tools do.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
-/// What came of it in one zone.
-#[derive(Debug, Default)]
-pub struct ZoneCreations {
-    /// What was set out to be done.
-    pub steps: Vec<Step>,
-    /// What should be looked at.
-    pub warnings: Vec<String>,
-    /// Why nothing could be begun.
-    pub failure: Option<String>,
-}
-
-/// Takes a snapshot of every selected instance that has none of this slot yet. The results come with the places of
-/// their zones; `before` is what the last runs left.
-pub async fn create(
+/// Takes a snapshot of every selected instance that has none for this slot yet; `before` is what the last run remembered.
+pub(crate) async fn create(
     runner: &Runner,
     recorder: &Recorder,
     policy: &Policy,
     slot: Timestamp,
-    zones: &[(usize, &ZoneName, &Planned)],
+    zones: &mut [ZoneRun],
     before: &LastRuns,
-) -> Vec<(usize, ZoneCreations)> {
-    let memory = match PolicyMemory::read(runner, policy).await {
-        Ok(memory) => memory,
-        Err(error) => {
-            let failure = format!("no snapshot is taken: {}", chain(&error));
-            let failed = || ZoneCreations { failure: Some(failure.clone()), ..ZoneCreations::default() };
-            return zones.iter().map(|(place, _, _)| (*place, failed())).collect();
-        }
-    };
-    let memory = &memory;
+) {
+    let memory = PolicyMemory::read(runner, policy).await;
+    let memory = memory.as_ref();
     let begun = runner.clock.elapsed();
     let mut creations: Vec<BoxFuture<'_, _>> = Vec::new();
-    for (place, zone, planned) in zones {
-        creations.push(
-            async move {
-                let client = runner.client.zone(zone);
-                let accepted = before.zones.get(*zone).and_then(|zone| zone.accepted.as_ref());
-                let creator =
-                    ZoneCreator { runner, recorder, policy, memory, slot, begun, zone, client, accepted };
-                (*place, creator.run(planned).await)
+    for ZoneRun { plan, report } in zones {
+        let Some(plan) = &*plan else { continue };
+        let memory = match memory {
+            Ok(memory) => memory,
+            Err(error) => {
+                report.failures.push(format!("no snapshot is taken: {}", chain(error)));
+                continue;
             }
-            .boxed(),
-        );
+        };
+        let zone = plan.zone();
+        let client = runner.client.zone(zone);
+        let accepted = before.zones.get(zone).and_then(|zone| zone.accepted.as_ref());
+        let creator = ZoneCreator { runner, recorder, policy, memory, slot, begun, zone, client, accepted };
+        creations.push(async move { creator.run(plan, report).await }.boxed());
     }
-    join_all(creations).await
-}
-
-/// Adds to the inventory what a run of the policy would take at `at`: whole, and with ids that name nothing.
-pub fn add_coming(policy: &Policy, inventory: &mut Inventory, at: Timestamp, randomness: &dyn Randomness) {
-    if !policy.create {
-        return;
-    }
-    let coming: Vec<Snapshot> = selected(policy, inventory)
-        .map(|instance| Snapshot {
-            id: SnapshotId(fresh_id(randomness, at)),
-            name: "".into(),
-            created_at: at,
-            state: SnapshotState::Exported,
-            size_gib: None,
-            instance_id: Some(instance.id),
-        })
-        .collect();
-    inventory.coming.extend(coming.iter().map(|snapshot| snapshot.id));
-    inventory.snapshots.extend(coming);
-}
-
-/// The listed instances that the policy selects.
-pub(super) fn selected<'a>(
-    policy: &'a Policy,
-    inventory: &'a Inventory,
-) -> impl Iterator<Item = &'a Instance> {
-    let instances = inventory.instances.iter();
-    instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
+    join_all(creations).await;
 }
 
 /// What takes the snapshots of one zone.
@@ -154,18 +111,14 @@ enum Found {
 }
 
 impl ZoneCreator<'_> {
-    async fn run(&self, planned: &Planned) -> ZoneCreations {
-        let mut creations = ZoneCreations::default();
-        match self.recover(planned).await {
-            Ok(steps) => creations.steps = steps,
-            Err(error) => {
-                creations.failure = Some(format!("no snapshot is taken: {error}"));
-                return creations;
-            }
+    async fn run(&self, plan: &ZonePlan, report: &mut ZoneReport) {
+        match self.recover(plan).await {
+            Ok(steps) => report.steps.extend(steps),
+            Err(error) => return report.failures.push(format!("no snapshot is taken: {error}")),
         }
-        let mut due = self.due(planned).await;
+        let mut due = self.due(plan).await;
         if due.is_empty() {
-            return creations;
+            return;
         }
         // Where not all can be had, the one that needs it most goes first.
         due.sort_by_key(|due| (due.newest, due.instance.id));
@@ -179,7 +132,7 @@ impl ZoneCreator<'_> {
                 None => (usize::MAX, String::new()),
             },
             Err(error) => {
-                creations.warnings.push(format!(
+                report.warnings.push(format!(
                     "the quota of snapshots can't be read, so they are asked for all the same: {}",
                     chain(&error)
                 ));
@@ -217,8 +170,7 @@ impl ZoneCreator<'_> {
         }
 
         let takes = stream::iter(takes).buffered(self.runner.concurrency.get());
-        creations.steps.extend(takes.collect::<Vec<_>>().await);
-        creations
+        report.steps.extend(takes.collect::<Vec<_>>().await);
     }
 
     /// A snapshot that is not there yet.
@@ -233,8 +185,8 @@ impl ZoneCreator<'_> {
     }
 
     /// Finds what came of earlier requests, and forgets what is over.
-    async fn recover(&self, planned: &Planned) -> Result<Vec<Step>, String> {
-        let inventory = &planned.listed.inventory;
+    async fn recover(&self, plan: &ZonePlan) -> Result<Vec<Step>, String> {
+        let inventory = &plan.listing.inventory;
         let is_open = |made: &&Creation| made.zone == *self.zone && made.is_open();
         let open: Vec<Creation> = self.memory.own().await.created.iter().filter(is_open).cloned().collect();
         let mut steps = Vec::new();
@@ -299,8 +251,8 @@ impl ZoneCreator<'_> {
     }
 
     /// The selected instances that have no snapshot of this slot yet.
-    async fn due<'p>(&'p self, planned: &'p Planned) -> Vec<Due<'p>> {
-        let inventory = &planned.listed.inventory;
+    async fn due<'p>(&'p self, plan: &'p ZonePlan) -> Vec<Due<'p>> {
+        let inventory = &plan.listing.inventory;
         let now = self.runner.clock.now();
         let mut newest: BTreeMap<InstanceId, Timestamp> = BTreeMap::new();
         let mut made: HashSet<InstanceId> = HashSet::new();
@@ -399,13 +351,9 @@ impl ZoneCreator<'_> {
 
     /// Writes down that a snapshot is asked for, unless another policy does just that.
     async fn ask(&self, due: &Due<'_>) -> Result<Creation, StepError> {
-        let runner = self.runner;
-        let lock = runner.state.lock_creation(self.zone, &*runner.clock, self.recorder.stop()).await;
-        let _lock = lock.map_err(|error| match error {
-            StateError::Stopped { .. } => StepError::skipped(STOPPED),
-            error => StepError::failed(chain(&error)),
-        })?;
-        let all = runner.state.all_created().await.map_err(|error| StepError::failed(chain(&error)))?;
+        let _lock = self.lock().await?;
+        let all = self.runner.state.all_created().await;
+        let all = all.map_err(|error| StepError::failed(chain(&error)))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
         let of_this_slot = |made: &Creation| {
             made.zone == *self.zone && made.instance_id == due.instance.id && made.requested_at >= self.slot
@@ -426,6 +374,15 @@ impl ZoneCreator<'_> {
         };
         self.memory.change(|state| state.created.push(asked.clone())).await?;
         Ok(asked)
+    }
+
+    async fn lock(&self) -> Result<Box<dyn DiskLock>, StepError> {
+        let runner = self.runner;
+        let lock = runner.state.lock_creation(self.zone, &*runner.clock, self.recorder.stop()).await;
+        lock.map_err(|error| match error {
+            StateError::Stopped { .. } => StepError::skipped(STOPPED),
+            error => StepError::failed(chain(&error)),
+        })
     }
 
     /// The operation went well.

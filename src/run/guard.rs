@@ -1,128 +1,116 @@
-//! Puts before the guard what it judges by beside the plans: what vanished from the listings, and what somebody
-//! allowed. What trips it is `retention`'s to say. A policy without a retention table deletes nothing, so it has no
-//! guard.
+//! Collects what the guard decides by, beside the plans: what vanished from the listings since the last accepted ones,
+//! and the allowances. The limits themselves are `retention`'s. A policy without a retention table deletes nothing, so it
+//! needs no guard.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::policy::Policy;
-use crate::retention::guard::{self, FEW, ListingDrop, ZoneCase};
-use crate::run::{Planned, Runner, ZonePlan};
-use crate::snapshot::{Snapshot, SnapshotId, ZoneName};
+use crate::retention::guard::{self, FEW, Held, ListingDrop, ZoneCase};
+use crate::run::context::Runner;
+use crate::run::plan::ZonePlan;
+use crate::snapshot::SnapshotId;
 use crate::state::allowances::Allowance;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
-use crate::state::last_runs::{AcceptedListing, LastRuns};
+use crate::state::last_runs::LastRuns;
 use crate::text::chain;
 
-/// How many deletions somebody let pass.
-#[derive(Debug, Default)]
-pub struct Allowed {
-    run: Option<u64>,
-    zones: BTreeMap<ZoneName, u64>,
+/// A plan, and what the guard says of it.
+#[derive(Debug)]
+pub struct GuardedPlan {
+    pub(crate) plan: ZonePlan,
+    /// Why the guard blocks all deletions of the plan, if it does.
+    pub(crate) held: Option<Held>,
+    /// Whether later listings are compared with this one.
+    pub(crate) is_accepted: bool,
 }
 
-impl Allowed {
-    /// By allowances, and for this run by its caller. Each is for itself, so that never more pass than somebody
-    /// had in mind: two are not added up.
-    pub fn new(allowances: Vec<Allowance>, by_caller: Option<u64>) -> Self {
-        let mut allowed = Self { run: by_caller, zones: BTreeMap::new() };
-        for Allowance { zone, deletes, .. } in allowances {
-            match zone {
-                None => allowed.run = allowed.run.max(Some(deletes)),
-                Some(zone) => {
-                    allowed.zones.insert(zone, deletes);
-                }
-            }
-        }
-        allowed
-    }
-}
-
-/// Judges as a run would that began now; the allowances stay. What can't be judged becomes an error of its zone.
-pub async fn preview(runner: &Runner, policy: &Policy, zones: &mut [ZonePlan]) {
+/// Judges as a run would that began now; the allowances are left for it.
+pub(crate) async fn preview(
+    runner: &Runner,
+    policy: &Policy,
+    plans: Vec<Result<ZonePlan, String>>,
+) -> Vec<Result<GuardedPlan, String>> {
     if policy.retention.is_none() {
-        return;
+        return unguarded(plans);
     }
     let read = async {
         let before = runner.state.last_runs(&policy.name).await?;
         Ok::<_, StateError>((before, runner.state.allowances(&policy.name).await?))
     };
     match read.await {
-        Ok((before, allowances)) => {
-            judge(&runner.state, policy, zones, &before, &Allowed::new(allowances, None)).await;
-        }
-        Err(error) => fail(zones, &error),
+        Ok((before, allowances)) => judge(&runner.state, policy, plans, &before, &allowances, None).await,
+        Err(error) => fail(plans, &error),
     }
 }
 
-/// Judges for a run, and takes the allowances for it. What can't be judged becomes an error of its zone.
-pub async fn judge_run(
+/// Judges for a run, and uses up the allowances for it. `by_caller` is an allowance for this run alone.
+pub(crate) async fn judge_run(
     runner: &Runner,
     policy: &Policy,
-    zones: &mut [ZonePlan],
+    plans: Vec<Result<ZonePlan, String>>,
     before: &LastRuns,
     by_caller: Option<u64>,
     stop: &CancellationToken,
-) {
-    // Where nothing can be let pass, leave to pass is not used up.
-    if policy.retention.is_none() || zones.iter().all(|(_, planned)| planned.is_err()) {
-        return;
+) -> Vec<Result<GuardedPlan, String>> {
+    // Where nothing can be deleted, an allowance is not used up.
+    if policy.retention.is_none() || plans.iter().all(Result::is_err) {
+        return unguarded(plans);
     }
     match runner.state.take_allowances(&policy.name, &*runner.clock, stop).await {
-        Ok(taken) => {
-            let allowed = Allowed::new(taken, by_caller);
-            judge(&runner.state, policy, zones, before, &allowed).await;
-        }
-        Err(error) => fail(zones, &error),
+        Ok(allowances) => judge(&runner.state, policy, plans, before, &allowances, by_caller).await,
+        Err(error) => fail(plans, &error),
     }
 }
 
-/// Judges listings that have no past, such as those from files.
-pub fn judge_on_paper(policy: &Policy, zones: &mut [ZonePlan]) {
-    if policy.retention.is_some() {
-        hold(policy, zones, &[], &Allowed::default());
+/// Judges plans over listings that have no past, such as those from files.
+pub(crate) fn judge_without_past(
+    policy: &Policy,
+    plans: Vec<Result<ZonePlan, String>>,
+) -> Vec<Result<GuardedPlan, String>> {
+    if policy.retention.is_none() {
+        return unguarded(plans);
     }
+    let cases = plans.into_iter().map(|plan| Ok((plan?, ListingDrop::default())));
+    hold(policy, cases.collect(), &[], None)
 }
 
 async fn judge(
     state: &StateDirectory,
     policy: &Policy,
-    zones: &mut [ZonePlan],
+    plans: Vec<Result<ZonePlan, String>>,
     before: &LastRuns,
-    allowed: &Allowed,
-) {
-    let mut drops = Vec::new();
-    for (zone, planned) in zones.iter_mut() {
-        let accepted = before.zones.get(zone).and_then(|memory| memory.accepted.as_ref());
-        let (Ok(found), Some(accepted)) = (&*planned, accepted) else {
-            drops.push(ListingDrop::default());
-            continue;
-        };
-        match drop_since(state, zone, accepted, &found.listed.inventory.snapshots).await {
-            Ok(drop) => drops.push(drop),
-            Err(failure) => {
-                *planned = Err(failure);
-                drops.push(ListingDrop::default());
-            }
-        }
+    allowances: &[Allowance],
+    by_caller: Option<u64>,
+) -> Vec<Result<GuardedPlan, String>> {
+    let mut cases = Vec::new();
+    for plan in plans {
+        cases.push(match plan {
+            Ok(plan) => listing_drop(state, before, &plan).await.map(|drop| (plan, drop)),
+            Err(failure) => Err(failure),
+        });
     }
-    hold(policy, zones, &drops, allowed);
+    hold(policy, cases, allowances, by_caller)
 }
 
-/// What vanished from a zone since the accepted listing.
-async fn drop_since(
+/// What vanished from a zone since its accepted listing.
+async fn listing_drop(
     state: &StateDirectory,
-    zone: &ZoneName,
-    accepted: &AcceptedListing,
-    listed: &[Snapshot],
+    before: &LastRuns,
+    plan: &ZonePlan,
 ) -> Result<ListingDrop, String> {
-    let listed: HashSet<SnapshotId> = listed.iter().map(|snapshot| snapshot.id).collect();
+    let zone = plan.zone();
+    let Some(accepted) = before.zones.get(zone).and_then(|zone| zone.accepted.as_ref()) else {
+        return Ok(ListingDrop::default());
+    };
+    let listed: HashSet<SnapshotId> =
+        plan.listing.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
     let mut missing: Vec<SnapshotId> =
         accepted.snapshots.iter().copied().filter(|id| !listed.contains(id)).collect();
     let mut ours = 0;
-    // The log is long, and so few trip nothing.
+    // The audit log is long, and a few missing snapshots never trip the guard.
     if missing.len() as u64 > FEW {
         let deleted =
             state.deleted_since(zone, accepted.audit_from).await.map_err(|error| undecided(&error))?;
@@ -133,42 +121,56 @@ async fn drop_since(
     Ok(ListingDrop { dropped: missing.len() as u64, accepted: (accepted.snapshots.len() - ours) as u64 })
 }
 
-/// Writes into each plan whether the guard holds it back, and whether its listing is accepted. `drops` are in the
-/// order of the zones; where there are none, nothing vanished.
-fn hold(policy: &Policy, zones: &mut [ZonePlan], drops: &[ListingDrop], allowed: &Allowed) {
-    let drops = drops.iter().copied().chain(std::iter::repeat(ListingDrop::default()));
-    let mut planned: Vec<(ZoneCase, &mut Planned)> = zones
-        .iter_mut()
-        .zip(drops)
-        .filter_map(|((zone, planned), drop)| {
-            let planned = planned.as_mut().ok()?;
-            let case = ZoneCase {
-                zone: zone.clone(),
-                deletes: planned.plan.deletes,
-                good_deletes: planned.plan.good_deletes,
-                good: planned.plan.good,
-                drop,
-                clock: planned.listed.inventory.clock,
-                allowed: allowed.zones.get(zone).copied(),
-            };
-            Some((case, planned))
+/// Asks the guard. Each allowance counts alone and is never added to another, so that no more deletions pass than one
+/// person had in mind.
+fn hold(
+    policy: &Policy,
+    cases: Vec<Result<(ZonePlan, ListingDrop), String>>,
+    allowances: &[Allowance],
+    by_caller: Option<u64>,
+) -> Vec<Result<GuardedPlan, String>> {
+    let of_run = allowances.iter().filter(|allowance| allowance.zone.is_none());
+    let of_run = of_run.map(|allowance| allowance.deletes).chain(by_caller).max();
+    let zone_cases: Vec<ZoneCase> = cases
+        .iter()
+        .flatten()
+        .map(|(plan, drop)| ZoneCase {
+            zone: plan.zone().clone(),
+            deletes: plan.plan.deletes,
+            good_deletes: plan.plan.good_deletes,
+            good: plan.plan.good,
+            drop: *drop,
+            clock: plan.listing.inventory.clock,
+            allowed: allowances
+                .iter()
+                .rfind(|allowance| allowance.zone.as_ref() == Some(plan.zone()))
+                .map(|allowance| allowance.deletes),
         })
         .collect();
-    let cases: Vec<ZoneCase> = planned.iter().map(|(case, _)| case.clone()).collect();
-    let held = guard::hold(&policy.name, &policy.guard, &cases, allowed.run);
-    for ((case, planned), held) in planned.iter_mut().zip(held) {
-        // Held for another reason, it may be one of these all the same.
-        planned.is_accepted = held.is_none() || !case.drop.exceeds(&policy.guard);
-        planned.held = held;
-    }
+    let mut all_held = guard::hold(&policy.name, &policy.guard, &zone_cases, of_run).into_iter();
+    let guarded = cases.into_iter().map(|case| {
+        let (plan, drop) = case?;
+        let held = all_held.next().flatten();
+        // Blocked for another reason, the listing may be incomplete all the same.
+        let is_accepted = held.is_none() || !drop.exceeds(&policy.guard);
+        Ok(GuardedPlan { plan, held, is_accepted })
+    });
+    guarded.collect()
 }
 
-fn fail(zones: &mut [ZonePlan], error: &(dyn std::error::Error + 'static)) {
-    for (_, planned) in zones.iter_mut().filter(|(_, planned)| planned.is_ok()) {
-        *planned = Err(undecided(error));
-    }
+fn unguarded(plans: Vec<Result<ZonePlan, String>>) -> Vec<Result<GuardedPlan, String>> {
+    let guarded =
+        plans.into_iter().map(|plan| Ok(GuardedPlan { plan: plan?, held: None, is_accepted: true }));
+    guarded.collect()
+}
+
+fn fail(
+    plans: Vec<Result<ZonePlan, String>>,
+    error: &(dyn std::error::Error + 'static),
+) -> Vec<Result<GuardedPlan, String>> {
+    plans.into_iter().map(|plan| Err(plan.err().unwrap_or_else(|| undecided(error)))).collect()
 }
 
 fn undecided(error: &(dyn std::error::Error + 'static)) -> String {
-    format!("nothing is deleted, since it can't be told what the guard says: {}", chain(error))
+    format!("nothing is deleted, since the guard cannot decide: {}", chain(error))
 }

@@ -1,7 +1,7 @@
-//! Lists a zone, and puts together all that a judgement may depend on.
+//! Lists zones, and adds everything else that decisions depend on: holds, ownership, and the copies in archives.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join, join_all};
@@ -9,31 +9,33 @@ use futures_util::future::{FutureExt as _, join, join_all};
 use crate::archive::catalogue::Catalogue;
 use crate::policy::{ArchiveName, Policy};
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
-use crate::run::Runner;
+use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::Subject;
+use crate::state::holds::{self, Holds};
 use crate::text::{chain, counted, printable};
 
-/// What each archive holds, or why that can't be told.
+/// The catalogue of each archive, or why it cannot be read.
 pub type Catalogues = BTreeMap<ArchiveName, Result<Arc<Catalogue>, String>>;
 
-/// A complete listing of a zone.
+/// A complete listing of a zone, with everything else that decisions depend on.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// For judging.
+    /// The input of `retention`.
     pub inventory: Inventory,
-    /// For proving, at the moment of deletion, what was judged.
+    /// The source of `inventory.archives`, from which a deletion takes its proofs.
     pub catalogues: Catalogues,
-    /// What is odd about it.
+    /// Sentences for people.
     pub warnings: Vec<String>,
+    /// Indexes in `inventory.instances`.
     instances: HashMap<InstanceId, usize>,
 }
 
 impl Listing {
     /// The instance of a snapshot, if it is listed.
     pub fn instance_of(&self, snapshot: &Snapshot) -> Option<&Instance> {
-        let place = self.instances.get(&snapshot.instance_id?)?;
-        self.inventory.instances.get(*place)
+        let index = self.instances.get(&snapshot.instance_id?)?;
+        self.inventory.instances.get(*index)
     }
 
     /// A listed snapshot, as the audit log and the report name it.
@@ -42,8 +44,53 @@ impl Listing {
     }
 }
 
-/// Reads what every archive holds that an enabled policy names.
-pub async fn catalogues(runner: &Runner) -> Catalogues {
+/// Both listings of a zone as the API returned them, and how far this machine's clock was from the API's then.
+#[derive(Debug, Clone)]
+pub struct RawListing {
+    snapshots: Vec<Snapshot>,
+    instances: Vec<Instance>,
+    clock: ClockSkew,
+}
+
+/// What zones listed before, so that several previews are over the same listings.
+#[derive(Debug, Default)]
+pub struct ListingCache(Mutex<BTreeMap<ZoneName, RawListing>>);
+
+impl ListingCache {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<ZoneName, RawListing>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The zone's listing from the cache, or else a fresh one. Failures are not cached.
+    async fn list(&self, runner: &Runner, zone: &ZoneName) -> Result<RawListing, String> {
+        if let Some(listing) = self.known().get(zone) {
+            return Ok(listing.clone());
+        }
+        let listing = list(runner, zone).await?;
+        self.known().insert(zone.clone(), listing.clone());
+        Ok(listing)
+    }
+}
+
+/// Lists zones; the listings are in the order of the zones. An error is why the zone cannot be judged, as a sentence.
+pub(crate) async fn list_zones(
+    runner: &Runner,
+    cache: &ListingCache,
+    zones: &[ZoneName],
+) -> Vec<Result<Listing, String>> {
+    let catalogues = catalogues(runner).await;
+    let mut listings: Vec<BoxFuture<'_, _>> = Vec::new();
+    for zone in zones {
+        let catalogues = &catalogues;
+        let listing =
+            async move { complete(runner, zone, cache.list(runner, zone).await?, catalogues).await };
+        listings.push(listing.boxed());
+    }
+    join_all(listings).await
+}
+
+/// Reads the catalogue of every archive that an enabled policy names.
+async fn catalogues(runner: &Runner) -> Catalogues {
     let names: BTreeSet<&ArchiveName> = runner
         .policies
         .iter()
@@ -67,18 +114,10 @@ pub async fn catalogues(runner: &Runner) -> Catalogues {
     join_all(read).await.into_iter().collect()
 }
 
-/// Both listings of a zone, and how far this machine's clock was from the API's then.
-#[derive(Debug, Clone)]
-pub struct RawListing {
-    snapshots: Vec<Snapshot>,
-    instances: Vec<Instance>,
-    clock: ClockSkew,
-}
-
-/// Lists a zone. Anything less than both listings, whole and decoded, is an error.
+/// Lists a zone. Anything less than both listings, complete and decoded, is an error.
 ///
 /// # Errors
-/// Why the zone can't be judged, as a sentence.
+/// Why the zone cannot be judged, as a sentence.
 pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String> {
     let client = runner.client.zone(zone);
     match join(client.list_snapshots(), client.list_instances()).await {
@@ -92,23 +131,19 @@ pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String
     }
 }
 
-/// Adds to the listings of a zone what people pinned, what this program made, and what the archives hold.
+/// Adds the holds, the snapshots that this program made, and the copies in archives.
 ///
 /// # Errors
-/// Why the zone can't be judged, as a sentence.
+/// Why the zone cannot be judged, as a sentence.
 pub async fn complete(
     runner: &Runner,
     zone: &ZoneName,
-    seen: RawListing,
+    raw: RawListing,
     catalogues: &Catalogues,
 ) -> Result<Listing, String> {
     let holds = runner.state.holds().await.map_err(|error| {
-        format!("nothing is done here, since it can't be told what is held: {}", chain(&error))
+        format!("nothing is done here, since the holds cannot be read: {}", chain(&error))
     })?;
-    let holds = holds.holds.into_iter().map(|hold| {
-        let pin = Hold { until: hold.until, reason: hold.reason };
-        (hold.snapshot, pin)
-    });
     let copies = catalogues.iter().map(|(name, catalogue)| {
         let copies = match catalogue {
             Ok(catalogue) => Copies::Known(copies_in(catalogue, zone)),
@@ -118,33 +153,40 @@ pub async fn complete(
     });
     let inventory = Inventory {
         zone: zone.clone(),
-        snapshots: seen.snapshots,
-        instances: seen.instances,
+        snapshots: raw.snapshots,
+        instances: raw.instances,
         created: created(runner, zone).await?,
         coming: HashSet::new(),
-        holds: holds.collect(),
+        holds: holds_by_snapshot(&holds),
         archives: copies.collect(),
-        clock: seen.clock,
+        clock: raw.clock,
     };
-    Ok(listed(inventory, catalogues.clone()))
+    Ok(with_warnings(inventory, catalogues.clone()))
 }
 
-/// What this program is known to have made, if any policy that speaks about the zone asks for that. It is read
-/// after the listing, so that it knows of all that is listed.
+/// The holds as `retention` reads them.
+pub(crate) fn holds_by_snapshot(holds: &Holds) -> BTreeMap<SnapshotId, Hold> {
+    let hold = |hold: &holds::Hold| Hold { until: hold.until, reason: hold.reason.clone() };
+    holds.holds.iter().map(|one| (one.snapshot, hold(one))).collect()
+}
+
+/// The snapshots that this program is known to have made, if any policy in the zone asks for that. They are read after
+/// the listing, so that they include everything listed.
 async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashSet<SnapshotId>, String> {
     let asks = |policy: &Policy| policy.enabled && policy.select.only_created && policy.zones.contains(zone);
     if !runner.policies.iter().any(asks) {
         return Ok(HashSet::new());
     }
     runner.state.created_snapshots().await.map_err(|error| {
-        format!("nothing is done here, since what this program made can't be told: {}", chain(&error))
+        let error = chain(&error);
+        format!("nothing is done here, since the snapshots that this program made are not known: {error}")
     })
 }
 
-/// Puts a listing together with what is odd about it.
-pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listing {
+/// Adds the warnings.
+pub(crate) fn with_warnings(inventory: Inventory, catalogues: Catalogues) -> Listing {
     let instances: HashMap<_, _> =
-        inventory.instances.iter().enumerate().map(|(place, instance)| (instance.id, place)).collect();
+        inventory.instances.iter().enumerate().map(|(index, instance)| (instance.id, index)).collect();
     let mut warnings: Vec<String> = Vec::new();
     for snapshot in &inventory.snapshots {
         if let SnapshotState::Unknown(word) = &snapshot.state {
@@ -158,20 +200,20 @@ pub fn listed(inventory: Inventory, catalogues: Catalogues) -> Listing {
     }
     for (name, catalogue) in &catalogues {
         match catalogue {
-            Ok(catalogue) => warnings.extend(unreliable(name, catalogue)),
+            Ok(catalogue) => warnings.extend(damaged(name, catalogue)),
             Err(reason) => warnings.push(format!(
-                "archive {name} can't be read, so whatever needs a copy there stays: {reason}"
+                "archive {name} cannot be read, so every snapshot that needs a copy there is kept: {reason}"
             )),
         }
     }
     Listing { inventory, catalogues, warnings, instances }
 }
 
-/// A copy that was lost must not wait to be looked for: its snapshot may be gone.
-fn unreliable(name: &ArchiveName, catalogue: &Catalogue) -> Option<String> {
+/// A lost copy is announced here, since its snapshot may be deleted: no one may look for it otherwise.
+fn damaged(name: &ArchiveName, catalogue: &Catalogue) -> Option<String> {
     let first = catalogue.problems().first()?;
     Some(format!(
-        "archive {name} has {} that can't be relied on, such as {}; see `snapwarden archive list {name}`",
+        "archive {name} has {} with problems, such as {}; see `snapwarden archive list {name}`",
         counted(catalogue.problems().len(), "file"),
         first.describe()
     ))

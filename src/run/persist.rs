@@ -1,4 +1,4 @@
-//! Remembers at a run's end what came of it. What counts as a success is said here alone ([`after`]).
+//! Saves the result of a run for the next one. [`after`] alone says what counts as a success.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::policy::Policy;
-use crate::run::Runner;
-use crate::run::report::{RunReport, Step, ZoneReport};
+use crate::run::context::Runner;
+use crate::run::plan::ZonePlan;
+use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
 use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, ZoneMemory};
 use crate::text::{chain, counted};
 
-/// Writes down what came of a run; `before` is what was remembered when it began, under the same lock. A run that
-/// can't be remembered has failed in each of its zones.
+/// Saves the result of a run; `before` is the state when the run began, under the same lock. A run that cannot be saved
+/// has failed in each of its zones.
 ///
-/// `accepted` are the listings of those zones where they were accepted. Zones that the policy has no more are
-/// forgotten.
-pub async fn persist(
+/// `accepted` has the listings that were accepted. Zones that the policy no longer has are forgotten.
+pub(crate) async fn persist(
     runner: &Runner,
     policy: &Policy,
     mut before: LastRuns,
@@ -38,11 +38,11 @@ pub async fn persist(
     };
     let runs = LastRuns { zones: zones.collect(), last: Some(last) };
     if let Err(error) = runner.state.set_last_runs(&policy.name, runs).await {
-        report.fail(&format!("what came of this run is not remembered: {}", chain(&error)));
+        report.fail(&format!("the result of this run is not saved: {}", chain(&error)));
     }
 }
 
-/// What is remembered of a zone after a run that ended at `at`; the accepted listing stays as it was.
+/// What is remembered of a zone after a run that ended at `at`; the accepted listing stays the same.
 pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory {
     let failure = first_failure(zone);
     let is_success = failure.is_none() && zone.held.is_none();
@@ -53,7 +53,7 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
         held: zone.held.clone(),
         ..before
     };
-    // Without a plan of this run the last one still tells more than nothing.
+    // Without a plan of this run, the last one is better than nothing.
     if let Some(plan) = &zone.plan {
         memory.gate_since = memory.gate_since.or(Some(at)).filter(|_| plan.blocked_by_export > 0);
         memory.plan.clone_from(&zone.plan);
@@ -62,7 +62,19 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
     memory
 }
 
-/// Says that the gate has kept something in a zone for as long as the policy's `alert_after`, if it has.
+/// A warning if something in the zone of this plan has been waiting for an export longer than the policy's `alert_after`.
+pub(crate) fn overdue_in(
+    policy: &Policy,
+    before: &LastRuns,
+    plan: &ZonePlan,
+    at: Timestamp,
+) -> Option<String> {
+    let alert_after = policy.export.as_ref().map(|export| export.alert_after);
+    let since = before.zones.get(plan.zone())?.gate_since;
+    overdue(alert_after, sums_of(&plan.plan).blocked_by_export, since, at)
+}
+
+/// A warning if `blocked` snapshots have been kept for want of a verified copy `since` before `alert_after`.
 pub fn overdue(
     alert_after: Option<Duration>,
     blocked: u64,
@@ -73,13 +85,13 @@ pub fn overdue(
     let alert_after = SignedDuration::try_from(alert_after?).ok()?;
     (now.duration_since(since) >= alert_after).then(|| {
         format!(
-            "{} kept for want of a verified copy since {since}, longer than `alert_after`: see what became of its exports",
+            "{} kept for want of a verified copy since {since}, longer than `alert_after`: look at its exports",
             counted(usize::try_from(blocked).unwrap_or(usize::MAX), "snapshot")
         )
     })
 }
 
-/// What failed first, or was not begun since the program was told to stop.
+/// The first failure, or else the first step that was not begun because the program was stopping or it was too late.
 fn first_failure(zone: &ZoneReport) -> Option<String> {
     let is_failure = |step: &&Step| step.outcome == StepOutcome::Failed || step.was_stopped();
     zone.failures.first().cloned().or_else(|| {

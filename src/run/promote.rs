@@ -16,12 +16,12 @@ use crate::exoscale::wire::{PromoteRequest, Template};
 use crate::policy::template_name::TemplateNameValues;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
-use crate::run::export::wanted;
+use crate::run::context::Runner;
+use crate::run::plan::{PlannedAction, ZonePlan};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
-use crate::run::{Planned, PlannedAction, Runner};
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::error::StateError;
 use crate::state::policy_state::{PolicyState, Promotion};
@@ -50,123 +50,110 @@ fn template_ids(state: &PolicyState) -> impl Iterator<Item = TemplateId> {
     state.promotions.iter().filter_map(|made| made.template_id)
 }
 
-/// Promotes what the policy wants and was not promoted yet. Steps come back with the place of their zone.
-pub async fn promote(
+/// Promotes what the policy wants and was not promoted yet.
+pub(crate) async fn promote(
     runner: &Runner,
     recorder: &Recorder,
     policy: &Policy,
     promote: &Promote,
-    zones: &[(usize, &ZoneName, &Planned)],
-) -> Vec<(usize, Step)> {
+    plans: &[&ZonePlan],
+) -> Vec<Step> {
     let memory = PolicyMemory::read(runner, policy).await;
     let settled = match &memory {
         Ok(memory) => settled(memory).await,
         Err(_) => HashSet::new(),
     };
-    let memory = &memory;
-    // Namesakes go one after the other: told apart by name alone, the template of one could be taken for that
+    let memory = memory.as_ref();
+    // One after the other where the templates have the same name: otherwise the template of one could be taken for that
     // of another whose answer was lost.
-    let mut namesakes: BTreeMap<(&ZoneName, String), Vec<Candidate<'_>>> = BTreeMap::new();
-    for (place, zone, planned) in zones {
-        for (name, candidate) in candidates(policy, promote, *place, planned, &settled) {
-            namesakes.entry((*zone, name)).or_default().push(candidate);
+    let mut same_name: BTreeMap<(&ZoneName, String), Vec<Candidate<'_>>> = BTreeMap::new();
+    for plan in plans {
+        for (name, candidate) in candidates(policy, promote, plan, &settled) {
+            same_name.entry((plan.zone(), name)).or_default().push(candidate);
         }
     }
     let mut steps: Vec<BoxFuture<'_, _>> = Vec::new();
-    for ((zone, name), candidates) in namesakes {
-        steps.push(
-            async move {
-                let mut steps = Vec::new();
-                for candidate in candidates {
-                    let Candidate { place, snapshot, instance, instance_id } = candidate;
-                    let intent = StepFacts::new(
-                        Action::Promote,
-                        zone,
-                        Subject::of(snapshot, instance),
-                        vec![why(&name)],
-                    );
-                    let name = name.clone();
-                    let work = async {
-                        let memory = memory.as_ref().map_err(|error| StepError::failed(chain(error)))?;
-                        let client = runner.client.zone(zone);
-                        promote_once(memory, &client, promote, snapshot, instance_id, zone, name).await
-                    };
-                    steps.push((place, recorder.step(intent, work).await));
-                }
-                steps
+    for ((zone, name), candidates) in same_name {
+        let in_turn = async move {
+            let mut steps = Vec::new();
+            for candidate in candidates {
+                let intent =
+                    StepFacts::new(Action::Promote, zone, candidate.subject.clone(), vec![why(&name)]);
+                let name = name.clone();
+                let work = async {
+                    let memory = memory.map_err(|error| StepError::failed(chain(error)))?;
+                    promote_once(memory, promote, zone, &candidate, name).await
+                };
+                steps.push(recorder.step(intent, work).await);
             }
-            .boxed(),
-        );
+            steps
+        };
+        steps.push(in_turn.boxed());
     }
     stream::iter(steps).buffer_unordered(runner.concurrency.get()).concat().await
 }
 
-/// What would be promoted in a zone, and why; nothing is changed.
+/// The promotions that a run would begin with in a zone.
 ///
 /// # Errors
-/// [`StateError`] if it can't be told what was promoted already.
-pub async fn ahead(
+/// [`StateError`] if it is unknown what was promoted already.
+pub(crate) async fn planned(
     runner: &Runner,
     policy: &Policy,
     promote: &Promote,
-    planned: &Planned,
+    plan: &ZonePlan,
 ) -> Result<Vec<PlannedAction>, StateError> {
     let settled = settled(&PolicyMemory::read(runner, policy).await?).await;
-    let candidates = candidates(policy, promote, 0, planned, &settled);
-    let tell = |(name, candidate): (String, Candidate<'_>)| PlannedAction {
-        action: Action::Promote,
-        snapshot: Subject::of(candidate.snapshot, candidate.instance),
-        why: why(&name),
-    };
-    Ok(candidates.into_iter().map(tell).collect())
+    let all = candidates(policy, promote, plan, &settled).into_iter().map(|(name, candidate)| {
+        PlannedAction { action: Action::Promote, snapshot: candidate.subject, why: why(&name) }
+    });
+    Ok(all.collect())
 }
 
 fn why(name: &str) -> String {
     format!("the policy makes it a template named {}", printable(name))
 }
 
-/// What the policy wants promoted in a zone and was not yet, each with its template's name.
+/// A snapshot that is to become a template.
+struct Candidate<'a> {
+    snapshot: &'a Snapshot,
+    instance_id: InstanceId,
+    subject: Subject,
+}
+
+/// The snapshots that the policy wants promoted and that were not yet, each with its template's name.
 fn candidates<'a>(
     policy: &Policy,
     promote: &Promote,
-    place: usize,
-    planned: &'a Planned,
+    plan: &'a ZonePlan,
     settled: &HashSet<SnapshotId>,
 ) -> Vec<(String, Candidate<'a>)> {
-    let wanted = wanted(&planned.plan, &planned.listed.inventory.snapshots, promote.snapshots);
-    let unsettled = wanted.into_iter().filter(|(snapshot, _)| !settled.contains(&snapshot.id));
+    let wanted = plan.wanted(promote.snapshots).into_iter();
+    let unsettled = wanted.filter(|(snapshot, _)| !settled.contains(&snapshot.id));
     let named = unsettled.map(|(snapshot, instance_id)| {
-        let instance = planned.listed.instance_of(snapshot);
+        let subject = plan.listing.subject(snapshot);
         let values = TemplateNameValues {
-            instance: instance.map_or("", |instance| &instance.name),
-            zone: &planned.listed.inventory.zone,
+            instance: subject.instance_name.as_deref().unwrap_or_default(),
+            zone: plan.zone(),
             policy: &policy.name,
             snapshot: snapshot.id,
             created: snapshot.created_at,
             time_zone: &policy.time_zone,
         };
-        (promote.name.render(&values), Candidate { place, snapshot, instance, instance_id })
+        (promote.name.render(&values), Candidate { snapshot, instance_id, subject })
     });
     named.collect()
 }
 
-/// A snapshot that is to become a template.
-struct Candidate<'a> {
-    place: usize,
-    snapshot: &'a Snapshot,
-    instance: Option<&'a Instance>,
-    instance_id: InstanceId,
-}
-
 async fn promote_once(
     memory: &PolicyMemory<'_>,
-    client: &ZoneClient,
     promote: &Promote,
-    snapshot: &Snapshot,
-    instance_id: InstanceId,
     zone: &ZoneName,
+    candidate: &Candidate<'_>,
     name: String,
 ) -> Result<Done, StepError> {
+    let Candidate { snapshot, instance_id, .. } = *candidate;
+    let client = memory.runner.client.zone(zone);
     let now = memory.runner.clock.now();
     let (asked_before, known, lost) = {
         let state = memory.own().await;
@@ -187,20 +174,20 @@ async fn promote_once(
     if let Some(asked) = asked_before {
         if let Some(template_id) = made_since(&named, asked.requested_at, lost) {
             memory.change(|state| settle(state, snapshot.id, template_id)).await?;
-            let message = Some(format!("found the template that was asked for at {}", asked.requested_at));
+            let message = Some(format!("found the template that was requested at {}", asked.requested_at));
             return Ok(Done { template_id: Some(template_id), message, ..Done::default() });
         }
         let again_at = asked.requested_at.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
         if now < again_at {
             return Err(StepError::skipped(format!(
-                "it was asked for at {}, and what came of it is not known: not asked again before {again_at}",
+                "it was requested at {}, and the result is unknown: not requested again before {again_at}",
                 asked.requested_at
             )));
         }
     }
     if let Some(template) = named.first() {
         return Err(StepError::failed(format!(
-            "a template named {} is there already ({}), and no policy knows of having made it: delete or rename it, or \
+            "a template named {} exists already ({}), and no policy is known to have made it: delete or rename it, or \
              give the policy another `name`",
             printable(&template.name),
             template.id
@@ -230,7 +217,7 @@ async fn promote_once(
         password_enabled: promote.password_enabled,
         ssh_key_enabled: promote.ssh_key_enabled,
     };
-    match request_and_look(client, snapshot.id, &request, now, &known).await {
+    match request_and_look(&client, snapshot.id, &request, now, &known).await {
         Ok(done) => {
             if let Some(template_id) = done.template_id {
                 memory.change(|state| settle(state, snapshot.id, template_id)).await?;
@@ -326,17 +313,16 @@ fn lost_namesakes(state: &PolicyState, zone: &ZoneName, name: &str) -> usize {
 /// Deletes the templates beyond `keep` that this policy made.
 ///
 /// # Errors
-/// Why it could not be told which those are, as a sentence.
-pub async fn prune_templates(
+/// Why it is unknown which templates those are, as a sentence.
+pub(crate) async fn prune_templates(
     memory: &PolicyMemory<'_>,
     recorder: &Recorder,
     promote: &Promote,
-    zone: &ZoneName,
-    planned: &Planned,
+    plan: &ZonePlan,
 ) -> Result<Vec<Step>, String> {
     let Some(keep) = promote.keep else { return Ok(Vec::new()) };
-    let runner = memory.runner;
-    forget(memory, zone, planned).await?;
+    let (runner, zone) = (memory.runner, plan.zone());
+    forget(memory, plan).await?;
     let client = runner.client.zone(zone);
     let is_ours = |made: &&Promotion| made.zone == *zone && made.deleted_at.is_none();
     if memory.own().await.promotions.iter().filter(is_ours).count() <= keep.get() as usize {
@@ -351,7 +337,7 @@ pub async fn prune_templates(
     let mut per_instance: BTreeMap<InstanceId, Vec<&Promotion>> = BTreeMap::new();
     for promotion in &made {
         let listed_name = promotion.template_id.and_then(|id| names.get(&id));
-        // One that was renamed is somebody's by now.
+        // People renamed it, so it is theirs by now.
         if listed_name == Some(&promotion.template_name) {
             per_instance.entry(promotion.instance_id).or_default().push(promotion);
         }
@@ -367,7 +353,7 @@ pub async fn prune_templates(
                 ..StepFacts::new(
                     Action::DeleteTemplate,
                     zone,
-                    subject_of(promotion, planned),
+                    subject_of(promotion, plan),
                     vec![format!("{keep} newer templates of its instance are kept")],
                 )
             };
@@ -419,9 +405,10 @@ async fn find_lost(memory: &PolicyMemory<'_>, zone: &ZoneName, listed: &[Templat
 }
 
 /// Forgets promotions whose template this policy deleted, once their snapshot is gone and can't come up again.
-async fn forget(memory: &PolicyMemory<'_>, zone: &ZoneName, planned: &Planned) -> Result<(), String> {
+async fn forget(memory: &PolicyMemory<'_>, plan: &ZonePlan) -> Result<(), String> {
+    let zone = plan.zone();
     let listed: HashSet<SnapshotId> =
-        planned.listed.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
+        plan.listing.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
     let over = |made: &Promotion| {
         made.zone == *zone && made.deleted_at.is_some() && !listed.contains(&made.snapshot_id)
     };
@@ -435,10 +422,10 @@ async fn forget(memory: &PolicyMemory<'_>, zone: &ZoneName, planned: &Planned) -
 }
 
 /// The snapshot that a template was made of; it may be gone.
-fn subject_of(promotion: &Promotion, planned: &Planned) -> Subject {
-    let snapshots = &planned.listed.inventory.snapshots;
+fn subject_of(promotion: &Promotion, plan: &ZonePlan) -> Subject {
+    let snapshots = &plan.listing.inventory.snapshots;
     match snapshots.iter().find(|snapshot| snapshot.id == promotion.snapshot_id) {
-        Some(snapshot) => planned.listed.subject(snapshot),
+        Some(snapshot) => plan.listing.subject(snapshot),
         None => Subject {
             id: Some(promotion.snapshot_id),
             name: promotion.template_name.clone(),
@@ -449,7 +436,7 @@ fn subject_of(promotion: &Promotion, planned: &Planned) -> Subject {
     }
 }
 
-/// Promotes one snapshot, now, for somebody who asked for it by hand.
+/// Promotes one snapshot now, as a manual command.
 ///
 /// # Errors
 /// Why it was not even begun, as a sentence.
@@ -464,12 +451,12 @@ pub async fn promote_manually(
         .get_snapshot(snapshot_id)
         .await
         .map_err(|error| chain(&error))?
-        .ok_or_else(|| format!("there is no snapshot {snapshot_id} in zone {zone}"))?;
+        .ok_or_else(|| format!("zone {zone} has no snapshot {snapshot_id}"))?;
     let snapshot = details.snapshot;
     if !snapshot.state.is_good() {
         let state = printable(snapshot.state.as_str()).into_owned();
         return Err(format!(
-            "snapshot {snapshot_id} is in state `{state}`: only `exported` and `ready` ones are whole"
+            "snapshot {snapshot_id} is in state `{state}`: only `exported` and `ready` ones are complete"
         ));
     }
     let known: HashSet<TemplateId> = client
@@ -486,7 +473,7 @@ pub async fn promote_manually(
         Action::Promote,
         zone,
         Subject::of(&snapshot, None),
-        vec![format!("asked for by hand, to be named {}", printable(&request.name))],
+        vec![format!("manual command, to be named {}", printable(&request.name))],
     );
     let work = async {
         request_and_look(&client, snapshot_id, request, now, &known)

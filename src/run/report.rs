@@ -10,7 +10,6 @@ use crate::exoscale::wire::Quota;
 use crate::policy::PolicyName;
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::{Rule, Verdict};
-use crate::run::Planned;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepFacts, StepOutcome};
 use crate::state::last_runs::{InstanceCounts, PlanSums};
@@ -198,27 +197,15 @@ impl Display for StepSums {
 }
 
 impl ZoneReport {
-    pub(crate) fn new(zone: ZoneName, failure: Option<String>) -> Self {
+    pub(crate) fn new(zone: ZoneName) -> Self {
         Self {
             zone,
-            failures: failure.into_iter().collect(),
+            failures: Vec::new(),
             warnings: Vec::new(),
             held: None,
             plan: None,
             instances: Vec::new(),
             steps: Vec::new(),
-        }
-    }
-
-    /// Takes over what the plan of the delete phase says.
-    pub(crate) fn planned(&mut self, planned: &Result<Planned, String>) {
-        match planned {
-            Ok(planned) => {
-                self.plan = Some(sums_of(&planned.plan));
-                self.held = planned.held.as_ref().map(ToString::to_string);
-                self.warnings.extend(planned.listed.warnings.iter().cloned());
-            }
-            Err(failure) => self.failures.push(failure.clone()),
         }
     }
 }
@@ -227,12 +214,12 @@ impl RunReport {
     pub(crate) fn new(
         run_id: Uuid,
         policy: PolicyName,
-        started_at: Timestamp,
-        finished_at: Timestamp,
+        [started_at, finished_at]: [Timestamp; 2],
         zones: Vec<ZoneReport>,
+        quotas: Vec<Quota>,
     ) -> Self {
         let result = RunResult::Success;
-        let mut report = Self { run_id, policy, started_at, finished_at, result, zones, quotas: Vec::new() };
+        let mut report = Self { run_id, policy, started_at, finished_at, result, zones, quotas };
         report.result = report.judge();
         report
     }

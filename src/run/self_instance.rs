@@ -1,24 +1,27 @@
-//! `self` in a selection: puts this machine's id in its place before a policy is used.
+//! `self` in a selection: replaces it by the id of the instance that this machine is, before a policy is used.
 //!
-//! Where the id can't be told, the policy itself does nothing, and says why. What it keeps from the deletions of
-//! others it keeps all the same: then it counts as speaking about every instance.
+//! Where the id is unknown, the policy itself does nothing, and says why. It still protects snapshots from other policies:
+//! then as if it selected every instance.
 
 use std::borrow::Cow;
 
 use crate::policy::Policy;
-use crate::run::Runner;
+use crate::run::context::Runner;
 use crate::text::chain;
 
-/// What can't be asked for where there is no network.
-const ON_PAPER: &str = "a listing from a file does not tell which instance this machine is";
+/// Offline, the metadata server cannot be asked.
+const OFFLINE: &str = "a listing from a file does not say which instance this machine is";
 
-/// The runner and the policy as they are to be used; none if both can be used as they are.
-pub async fn known(runner: &Runner, policy: &Policy) -> Option<(Runner, Policy)> {
-    if !policy.select.is_in_doubt() && !runner.policies.iter().any(asks) {
-        return None;
+/// The runner and the policy with `self` resolved.
+pub(crate) async fn resolve<'a>(
+    runner: &'a Runner,
+    policy: &'a Policy,
+) -> (Cow<'a, Runner>, Cow<'a, Policy>) {
+    if !policy.select.is_in_doubt() && !runner.policies.iter().any(is_unresolved) {
+        return (Cow::Borrowed(runner), Cow::Borrowed(policy));
     }
     let this_machine = runner.metadata.this_machine().await.map_err(|error| chain(&error));
-    let used = |policy: &Policy| {
+    let resolved = |policy: &Policy| {
         let mut policy = policy.clone();
         match &this_machine {
             Ok(id) => policy.select.resolve(*id),
@@ -26,52 +29,50 @@ pub async fn known(runner: &Runner, policy: &Policy) -> Option<(Runner, Policy)>
         }
         policy
     };
-    let policies = runner.policies.iter().map(used).collect();
-    Some((Runner { policies, ..runner.clone() }, used(policy)))
+    let policies = runner.policies.iter().map(resolved).collect();
+    (Cow::Owned(Runner { policies, ..runner.clone() }), Cow::Owned(resolved(policy)))
 }
 
-/// The policies as they are to be used where nothing can be asked.
-pub fn on_paper(policies: &[Policy]) -> Cow<'_, [Policy]> {
-    if !policies.iter().any(asks) {
+/// The policies for a plan offline.
+pub(crate) fn offline(policies: &[Policy]) -> Cow<'_, [Policy]> {
+    if !policies.iter().any(is_unresolved) {
         return Cow::Borrowed(policies);
     }
     let mut policies = policies.to_vec();
     for policy in &mut policies {
-        policy.select.this_machine.unknown = Some(ON_PAPER.to_owned());
+        policy.select.this_machine.unknown = Some(OFFLINE.to_owned());
     }
     Cow::Owned(policies)
 }
 
-/// Why the policy can't be used, if so.
-///
 /// # Errors
-/// A sentence.
+/// Why the policy cannot be used, as a sentence.
 pub fn check(policy: &Policy) -> Result<(), String> {
     if !policy.select.is_in_doubt() {
         return Ok(());
     }
     Err(format!(
-        "nothing is done here, since the policy selects by `self`, and it can't be told which instance that is: {}",
+        "nothing is done here, since the policy selects by `self`, and it is unknown which instance that is: {}",
         why(policy)
     ))
 }
 
-/// What others should know of a policy whose `self` is not resolved.
+/// A warning for the other policies, if this one's `self` is not resolved.
 pub fn warning(policy: &Policy) -> Option<String> {
-    (asks(policy) && policy.retention.is_some()).then(|| {
+    (is_unresolved(policy) && policy.retention.is_some()).then(|| {
         format!(
-            "policy {} selects by `self`, and it can't be told which instance that is ({}): what it would keep of any \
-             instance stays",
+            "policy {} selects by `self`, and it is unknown which instance that is ({}): snapshots of any instance that \
+             it would keep are kept",
             policy.name,
             why(policy)
         )
     })
 }
 
-fn asks(policy: &Policy) -> bool {
+fn is_unresolved(policy: &Policy) -> bool {
     policy.enabled && policy.select.is_in_doubt()
 }
 
 fn why(policy: &Policy) -> &str {
-    policy.select.this_machine.unknown.as_deref().unwrap_or("nobody was asked")
+    policy.select.this_machine.unknown.as_deref().unwrap_or("it was not looked up")
 }

@@ -14,7 +14,7 @@ use url::Url;
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::{self, Clock};
 use crate::exoscale::client::ZoneClient;
-use crate::run::Runner;
+use crate::run::context::Runner;
 use crate::run::step::StepError;
 use crate::snapshot::{OperationId, SnapshotId};
 use crate::transport::{Purpose, Request, Response, Transport, is_loopback};

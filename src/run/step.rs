@@ -1,7 +1,7 @@
-//! One step: written down, done, written down again.
+//! One step: its intent is written to the audit log, the work is done, the outcome is written.
 //!
-//! Everything that changes something passes here, so that the audit log, the report and the log can't
-//! disagree, and so that nothing is begun that could not be written down first.
+//! Everything that changes something passes here, so that the audit log, the report and the log agree, and so that nothing
+//! is begun that could not be written to the audit log first.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::exoscale::error::ApiError;
 use crate::policy::{Policy, PolicyName};
-use crate::run::Runner;
+use crate::run::context::Runner;
 use crate::run::report::{LATE, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};
 use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
@@ -22,7 +22,7 @@ use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::{chain, printable};
 
-/// Writes the steps of one run down.
+/// Records the steps of one run.
 #[derive(Debug)]
 pub struct Recorder {
     state: StateDirectory,
@@ -30,54 +30,50 @@ pub struct Recorder {
     policy: Option<PolicyName>,
     run_id: Uuid,
     stop: CancellationToken,
-    /// From then on, by the clock's elapsed time, nothing is begun that adds something.
+    /// From then on, by the clock's elapsed time, no create, export or promotion is begun.
     late_from: Option<Duration>,
 }
 
-/// How a step went well.
+/// The result of a step that was done.
 #[derive(Debug, Clone, Default)]
 pub struct Done {
-    /// The API's operation.
-    pub operation_id: Option<OperationId>,
-    /// The template that came of it.
-    pub template_id: Option<TemplateId>,
-    /// The snapshot that came of it.
-    pub snapshot: Option<Subject>,
-    /// What is worth saying.
-    pub message: Option<String>,
+    pub(crate) operation_id: Option<OperationId>,
+    /// The template that was made.
+    pub(crate) template_id: Option<TemplateId>,
+    /// The snapshot that was taken.
+    pub(crate) snapshot: Option<Subject>,
+    pub(crate) message: Option<String>,
 }
 
-/// How a step did not go well.
-#[derive(Debug)]
+/// Why a step was not done.
+#[derive(Debug, Clone)]
 pub struct StepError {
-    /// How it ended.
-    pub outcome: StepOutcome,
-    /// The API's operation, if it came so far.
-    pub operation_id: Option<OperationId>,
-    /// Why.
-    pub message: String,
+    /// Any outcome but `Done`.
+    pub(crate) outcome: StepOutcome,
+    /// The API's operation, if there was one.
+    pub(crate) operation_id: Option<OperationId>,
+    pub(crate) message: String,
 }
 
 impl StepError {
-    /// It failed.
-    pub fn failed(message: impl Into<String>) -> Self {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self { outcome: StepOutcome::Failed, operation_id: None, message: message.into() }
     }
 
-    /// It was found that it must not be begun.
-    pub fn skipped(message: impl Into<String>) -> Self {
+    /// For a step that must not be begun.
+    pub(crate) fn skipped(message: impl Into<String>) -> Self {
         Self { outcome: StepOutcome::Skipped, operation_id: None, message: message.into() }
     }
 
-    /// A deletion that failed; one of what is busy, in use or in conflict is only blocked.
-    pub fn of_deletion(error: ApiError) -> Self {
+    /// A deletion that failed is only blocked if the snapshot is busy, in use or in conflict.
+    pub(crate) fn of_deletion(error: ApiError) -> Self {
         let outcome = if error.is_busy() { StepOutcome::Blocked } else { StepOutcome::Failed };
         Self { outcome, ..error.into() }
     }
 }
 
-/// A call that failed. A copy that is busy does not come about either, and whoever waits for it must hear of it:
-/// only what would be deleted may as well stay until the next run ([`StepError::of_deletion`]).
+/// A request that failed. One for a busy snapshot has failed as well, since an expected copy is missing then. Only a
+/// deletion may just as well be done by the next run ([`StepError::of_deletion`]).
 impl From<ApiError> for StepError {
     fn from(error: ApiError) -> Self {
         Self { operation_id: error.operation_id(), ..Self::failed(chain(&error)) }
@@ -96,22 +92,21 @@ impl Recorder {
         }
     }
 
-    /// For the steps of one command given by hand.
+    /// For the steps of one manual command.
     pub fn manual(state: StateDirectory, clock: Arc<dyn Clock>, run_id: Uuid) -> Self {
         Self { state, clock, policy: None, run_id, stop: CancellationToken::new(), late_from: None }
     }
 
-    /// Cancelled once no new step begins.
-    pub(super) fn stop(&self) -> &CancellationToken {
-        &self.stop
-    }
-
-    /// The run's id.
-    pub fn run_id(&self) -> Uuid {
+    pub(crate) fn run_id(&self) -> Uuid {
         self.run_id
     }
 
-    /// Why nothing of this kind is begun any more, if so. What goes may go however late it is.
+    /// Cancelled once no new step begins.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Why no step of this kind is begun any more, if so. Deletions are begun however late it is.
     pub fn refusal(&self, action: Action) -> Option<&'static str> {
         let adds = match action {
             Action::Create | Action::Export | Action::Promote | Action::Restore => true,

@@ -8,6 +8,7 @@ use jiff::SignedDuration;
 use snapwarden::clock::SystemClock;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk};
 
+use snapwarden::run::list::ListingCache;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::World;
@@ -214,8 +215,9 @@ async fn what_the_gate_keeps_too_long_is_told_and_no_longer_than_it_is_so() {
     for (hours, is_late) in [(35, false), (2, true)] {
         stage.step(SignedDuration::from_hours(hours));
         let runner = stage.runner(&policies);
-        let planned = runner.preview(&runner.policies[0], None).await.remove(0).1.unwrap();
-        assert_eq!(alert(&planned.listed.warnings), is_late, "{:?}", planned.listed.warnings);
+        let planned =
+            runner.preview(&ListingCache::default(), &runner.policies[0], None).await.remove(0).1.unwrap();
+        assert_eq!(alert(&planned.listing.warnings), is_late, "{:?}", planned.listing.warnings);
         assert_eq!(alert(&stage.run(&policies).await.zones[0].warnings), is_late);
     }
     RealDisk.remove_file(&stage.archive()).unwrap();

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use snapwarden::clock;
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
-use snapwarden::run::RunOptions;
+use snapwarden::run::context::RunOptions;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::MemoryDisk;

@@ -17,7 +17,7 @@ use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
 use snapwarden::restore::error::RestoreError;
 use snapwarden::restore::find::ArchivedCopy;
 use snapwarden::restore::template::{BootMode, NewTemplate, to_template};
-use snapwarden::run::Runner;
+use snapwarden::run::context::Runner;
 use snapwarden::run::report::Step;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;

@@ -1,5 +1,6 @@
 //! `self` in a selection: which instance this machine is, and what a policy does if that is unknown.
 
+use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::snapshot::{InstanceId, SnapshotId};
 
@@ -69,7 +70,7 @@ async fn a_policy_that_cannot_be_told_which_one_it_is_does_nothing_and_says_so()
 async fn a_preview_says_so_as_well() {
     let (stage, ..) = two();
     let runner = stage.runner(&pruning("nightly", MINE));
-    let zones = runner.preview(&runner.policies[0], None).await;
+    let zones = runner.preview(&ListingCache::default(), &runner.policies[0], None).await;
     assert!(zones[0].1.as_ref().is_err_and(|failure| failure.contains("`self`")), "{zones:?}");
 }
 

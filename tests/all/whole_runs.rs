@@ -8,7 +8,7 @@ use http::header;
 use jiff::SignedDuration;
 use serde_json::json;
 use snapwarden::disk::{Access, Disk as _};
-use snapwarden::run::RunOptions;
+use snapwarden::run::context::RunOptions;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::MemoryDisk;

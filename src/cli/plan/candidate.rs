@@ -16,7 +16,7 @@ use crate::cli::plan::{JsonSnapshot, PolicyInZone, decided, json_snapshot};
 use crate::policy::PolicyName;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
-use crate::run::Planned;
+use crate::run::preview::Preview;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::counted;
@@ -39,8 +39,8 @@ pub(super) struct Difference<'a> {
     policy: &'a PolicyName,
     zone: &'a ZoneName,
     change: Change,
-    now: Option<&'a Planned>,
-    candidate: Option<&'a Planned>,
+    now: Option<&'a Preview>,
+    candidate: Option<&'a Preview>,
     pairs: Vec<Pair<'a>>,
 }
 
@@ -48,9 +48,9 @@ pub(super) struct Difference<'a> {
 struct Pair<'a> {
     snapshot: &'a Snapshot,
     /// The plan that knows the snapshot.
-    planned: &'a Planned,
-    now: Option<(&'a Planned, &'a Decision)>,
-    candidate: Option<(&'a Planned, &'a Decision)>,
+    planned: &'a Preview,
+    now: Option<(&'a Preview, &'a Decision)>,
+    candidate: Option<(&'a Preview, &'a Decision)>,
 }
 
 /// A snapshot that the run will create has no id yet: its instance identifies it.
@@ -60,8 +60,8 @@ enum Key {
     Coming(Option<InstanceId>),
 }
 
-fn key(planned: &Planned, snapshot: &Snapshot) -> Key {
-    if planned.listed.inventory.coming.contains(&snapshot.id) {
+fn key(planned: &Preview, snapshot: &Snapshot) -> Key {
+    if planned.listing.inventory.coming.contains(&snapshot.id) {
         Key::Coming(snapshot.instance_id)
     } else {
         Key::There(snapshot.id)
@@ -98,7 +98,7 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
 }
 
 /// The snapshots with different verdicts, by instance, newest first.
-fn pairs_of<'a>(now: Option<&'a Planned>, candidate: Option<&'a Planned>) -> Vec<Pair<'a>> {
+fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec<Pair<'a>> {
     let mut others: HashMap<Key, &Decision> = candidate.map_or_else(HashMap::new, |planned| {
         decided(planned).map(|(decision, snapshot)| (key(planned, snapshot), decision)).collect()
     });
@@ -121,7 +121,7 @@ fn pairs_of<'a>(now: Option<&'a Planned>, candidate: Option<&'a Planned>) -> Vec
     }
     pairs.sort_by(|one, other| {
         let name =
-            |pair: &Pair<'a>| pair.planned.listed.instance_of(pair.snapshot).map(|instance| &*instance.name);
+            |pair: &Pair<'a>| pair.planned.listing.instance_of(pair.snapshot).map(|instance| &*instance.name);
         let place = |pair: &Pair<'a>| (name(pair).is_none(), name(pair), pair.snapshot.instance_id.is_none());
         let newest = |pair: &Pair<'a>| std::cmp::Reverse((pair.snapshot.created_at, pair.snapshot.id));
         (place(one), one.snapshot.instance_id, newest(one)).cmp(&(
@@ -164,7 +164,7 @@ struct JsonVerdict {
 
 /// The differences as JSON.
 pub(super) fn json<'a>(at: Timestamp, differences: &'a [Difference<'a>]) -> JsonDifferences<'a> {
-    let verdict = |(_, decision): (&Planned, &Decision)| JsonVerdict {
+    let verdict = |(_, decision): (&Preview, &Decision)| JsonVerdict {
         verdict: decision.verdict.as_str(),
         rule: decision.rule.as_str(),
         reasons: decision.reasons().map(|reason| reason.to_string()).collect(),
@@ -208,7 +208,7 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
             let head = ["NOW", "CANDIDATE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
             text.push_str(&output.indented_table(&head, rows));
         }
-        let deletes = |side: Option<(&Planned, &Decision)>| {
+        let deletes = |side: Option<(&Preview, &Decision)>| {
             side.is_some_and(|(_, decision)| decision.verdict == Verdict::Delete)
         };
         let more_here = pairs.iter().filter(|pair| deletes(pair.candidate)).count();
@@ -241,14 +241,14 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
 
 /// A row for the change with the current reason, and one for the candidate's reason.
 fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
-    let word = |side: Option<(&Planned, &Decision)>| {
+    let word = |side: Option<(&Preview, &Decision)>| {
         let (word, tone) = shown(side.map(|(_, decision)| decision.verdict));
         (word.to_owned(), tone)
     };
-    let reason = |side: Option<(&Planned, &Decision)>| {
+    let reason = |side: Option<(&Preview, &Decision)>| {
         side.map_or_else(|| "not selected".to_owned(), |(_, decision)| why(decision))
     };
-    let is_coming = pair.planned.listed.inventory.coming.contains(&pair.snapshot.id);
+    let is_coming = pair.planned.listing.inventory.coming.contains(&pair.snapshot.id);
     let plain = |text: String| (text, Tone::Plain);
     let nothing = || plain(String::new());
     let now = vec![

@@ -14,7 +14,7 @@ use crate::retention::inventory::ClockSkew;
 use crate::retention::plan::Decision;
 use crate::retention::reason::ReasonText;
 use crate::retention::verdict::{Rule, Verdict};
-use crate::run::Planned;
+use crate::run::preview::Preview;
 use crate::run::report::sums_of;
 use crate::snapshot::Snapshot;
 use crate::state::last_runs::PlanSums;
@@ -31,7 +31,7 @@ const MORE_REASONS_MAX: usize = 5;
 
 /// All plans, and their total.
 pub(crate) fn render<'a>(
-    plans: impl IntoIterator<Item = (&'a PolicyName, &'a Planned)>,
+    plans: impl IntoIterator<Item = (&'a PolicyName, &'a Preview)>,
     at: Timestamp,
     output: Output,
 ) -> String {
@@ -61,8 +61,8 @@ pub(crate) fn render<'a>(
 }
 
 /// One policy in one zone.
-fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Output) -> String {
-    let zone = &planned.listed.inventory.zone;
+fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Output) -> String {
+    let zone = &planned.listing.inventory.zone;
     let mut text = format!("policy {policy}, zone {zone}, as of {}\n", to_the_second(at));
     let all: Vec<_> = decided(planned).collect();
     for group in all.chunk_by(|(_, one), (_, next)| one.instance_id == next.instance_id) {
@@ -84,14 +84,14 @@ fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows));
     }
-    if !planned.ahead.is_empty() {
-        let rows = planned.ahead.iter().map(|ahead| {
-            let (is_coming, why) = (ahead.snapshot.id.is_none(), ahead.why.clone());
+    if !planned.actions.is_empty() {
+        let rows = planned.actions.iter().map(|action| {
+            let (is_coming, why) = (action.snapshot.id.is_none(), action.why.clone());
             let words = [
-                ahead.action.as_str().to_owned(),
-                instance(ahead.snapshot.instance_name.as_deref()),
-                taken(ahead.snapshot.created_at, is_coming),
-                called(&ahead.snapshot.name, is_coming),
+                action.action.as_str().to_owned(),
+                instance(action.snapshot.instance_name.as_deref()),
+                taken(action.snapshot.created_at, is_coming),
+                called(&action.snapshot.name, is_coming),
                 why,
             ];
             words.map(|word| (word, Tone::Plain)).to_vec()
@@ -100,7 +100,7 @@ fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
         let head = ["ACTION", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows.collect()));
     }
-    for warning in &planned.listed.warnings {
+    for warning in &planned.listing.warnings {
         text.push('\n');
         text.push_str(&output.note("note:", Tone::Dim, warning));
     }
@@ -110,7 +110,7 @@ fn render_one(policy: &PolicyName, planned: &Planned, at: Timestamp, output: Out
 }
 
 /// The sums, and the guard's verdict.
-fn summary(planned: &Planned, all: &[(&Decision, &Snapshot)], output: Output) -> String {
+fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) -> String {
     let sums = sums_of(&planned.plan);
     let coming = all.iter().filter(|(decision, _)| is_coming(decision)).count();
     let listed = PlanSums { keep: sums.keep.saturating_sub(coming as u64), ..sums.clone() };
@@ -131,7 +131,7 @@ fn summary(planned: &Planned, all: &[(&Decision, &Snapshot)], output: Output) ->
     if let Some(held) = &planned.held {
         text.push_str(&output.note("BLOCKED:", Tone::Bad, &format!("by the guard: {held}")));
     } else if sums.delete > 0 {
-        text.push_str(match planned.listed.inventory.clock {
+        text.push_str(match planned.listing.inventory.clock {
             ClockSkew::OnPaper => {
                 "  the guard allows this; a run also checks its clock, and which snapshots disappeared since the last run\n"
             }
@@ -142,8 +142,8 @@ fn summary(planned: &Planned, all: &[(&Decision, &Snapshot)], output: Output) ->
 }
 
 /// The instance of a group of snapshots.
-pub(super) fn title(planned: &Planned, snapshot: &Snapshot) -> String {
-    match (planned.listed.instance_of(snapshot), snapshot.instance_id) {
+pub(super) fn title(planned: &Preview, snapshot: &Snapshot) -> String {
+    match (planned.listing.instance_of(snapshot), snapshot.instance_id) {
         (Some(instance), _) => format!("{} ({})", printable(&instance.name), instance.id),
         (None, Some(id)) => format!("instance {id}, no longer listed"),
         (None, None) => "no instance".to_owned(),

@@ -73,8 +73,7 @@ impl Bench {
 
     async fn prune(&self) -> Vec<Step> {
         let recorder = Recorder::manual(self.pruner.state.clone(), self.pruner.clock.clone(), Uuid::nil());
-        let steps = self.pruner.prune(&recorder, None).await.unwrap();
-        steps.into_iter().map(|(_, step)| step).collect()
+        self.pruner.prune(&recorder, None).await.unwrap()
     }
 
     /// The days whose images are there.

@@ -1,4 +1,4 @@
-//! Deletes what the plan lets go, oldest first; each one, and what people pinned, is read again just before.
+//! Deletes what a plan says, oldest first. Just before each deletion, the snapshot and the holds are read again.
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -8,49 +8,40 @@ use crate::archive::proof::VerifiedCopy;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
-use crate::retention::plan::Decision;
 use crate::retention::verdict::{CopyNeeded, Verdict};
+use crate::run::context::Runner;
 use crate::run::list::Listing;
+use crate::run::plan::ZonePlan;
 use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
-use crate::run::{Planned, Runner};
-use crate::snapshot::{Snapshot, SnapshotId, ZoneName};
+use crate::snapshot::{Snapshot, SnapshotId};
 use crate::state::audit::{Action, StepFacts};
 use crate::text::{chain, printable};
 
-/// The right to delete one snapshot: every copy that a policy requires is in hand.
+/// The right to delete one snapshot: every copy that a policy requires is there.
 ///
-/// Only [`leave`] makes it, and it takes values for that which only the archive can make.
+/// Only [`permit`] makes one, and it takes a [`VerifiedCopy`] for each, which only the archive can make.
 #[derive(Debug)]
 struct DeletePermit {
     _copies: Vec<VerifiedCopy>,
 }
 
-/// Deletes what the plan of a zone lets go; steps come back oldest first.
-pub async fn prune(runner: &Runner, recorder: &Recorder, zone: &ZoneName, planned: &Planned) -> Vec<Step> {
-    let snapshots = &planned.listed.inventory.snapshots;
-    let mut going: Vec<(&Decision, &Snapshot)> = planned
-        .plan
-        .decisions
-        .iter()
-        .filter(|decision| decision.verdict == Verdict::Delete)
-        .filter_map(|decision| Some((decision, snapshots.get(decision.index as usize)?)))
-        .collect();
-    going.sort_by_key(|(_, snapshot)| (snapshot.created_at, snapshot.id));
-    let client = runner.client.zone(zone);
+/// Deletes what the plan of a zone says; the steps are oldest first.
+pub(crate) async fn delete_snapshots(runner: &Runner, recorder: &Recorder, plan: &ZonePlan) -> Vec<Step> {
+    let mut doomed: Vec<_> =
+        plan.decided().filter(|(decision, _)| decision.verdict == Verdict::Delete).collect();
+    doomed.sort_by_key(|(_, snapshot)| (snapshot.created_at, snapshot.id));
+    let client = runner.client.zone(plan.zone());
     let mut deletions: Vec<BoxFuture<'_, _>> = Vec::new();
-    for (decision, snapshot) in going {
+    for (decision, snapshot) in doomed {
+        let reasons = decision.reasons().map(|reason| reason.to_string()).collect();
+        let subject = plan.listing.subject(snapshot);
         let intent = StepFacts {
             rule: Some(decision.rule.as_str()),
-            ..StepFacts::new(
-                Action::Delete,
-                zone,
-                planned.listed.subject(snapshot),
-                decision.reasons().map(|reason| reason.to_string()).collect(),
-            )
+            ..StepFacts::new(Action::Delete, plan.zone(), subject, reasons)
         };
         let needed = decision.copies();
-        let work = delete_if_unchanged(runner, &client, needed, snapshot, &planned.listed);
+        let work = delete_if_unchanged(runner, &client, needed, snapshot, &plan.listing);
         deletions.push(recorder.step(intent, work).boxed());
     }
     stream::iter(deletions).buffered(runner.concurrency.get()).collect().await
@@ -61,41 +52,45 @@ async fn delete_if_unchanged(
     client: &ZoneClient,
     needed: &[CopyNeeded],
     planned: &Snapshot,
-    listed: &Listing,
+    listing: &Listing,
 ) -> Result<Done, StepError> {
-    let leave = leave(needed, planned, listed)?;
+    let permit = permit(needed, planned, listing)?;
     let Some(now) = client.get_snapshot(planned.id).await? else {
-        return Ok(gone_already());
+        return Ok(already_deleted());
     };
     if let Some(difference) = difference(planned, &now.snapshot) {
-        return Err(StepError::skipped(format!("it is not what was planned for any more: {difference}")));
+        return Err(StepError::skipped(format!("it has changed since the plan: {difference}")));
     }
-    // Last, so that a hold that comes while the API takes its time still counts.
+    // Last, so that a hold placed while the API answers still counts.
     if let Some(held) = held(runner, planned.id).await? {
         return Err(StepError::skipped(held));
     }
-    Ok(match delete(client, planned, leave).await.map_err(StepError::of_deletion)? {
+    Ok(match delete(client, planned, permit).await.map_err(StepError::of_deletion)? {
         Deleted::Done(operation) => Done { operation_id: operation.id, ..Done::default() },
-        Deleted::AlreadyGone => gone_already(),
+        Deleted::AlreadyGone => already_deleted(),
     })
 }
 
 /// The one place that deletes a snapshot.
-async fn delete(client: &ZoneClient, snapshot: &Snapshot, _leave: DeletePermit) -> Result<Deleted, ApiError> {
+async fn delete(
+    client: &ZoneClient,
+    snapshot: &Snapshot,
+    _permit: DeletePermit,
+) -> Result<Deleted, ApiError> {
     client.delete_snapshot(snapshot.id).await
 }
 
-/// Collects the proofs that the plan says are needed.
-fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listing) -> Result<DeletePermit, StepError> {
+/// Collects the copies that the plan says are needed.
+fn permit(needed: &[CopyNeeded], snapshot: &Snapshot, listing: &Listing) -> Result<DeletePermit, StepError> {
     let mut copies = Vec::new();
     for needed in needed {
         let lacking = |why: &str| {
             StepError::skipped(format!(
-                "archive {} can't prove the copy that a policy requires{why}",
+                "archive {} has no verified copy, which a policy requires{why}",
                 needed.archive
             ))
         };
-        let catalogue = match listed.catalogues.get(&needed.archive) {
+        let catalogue = match listing.catalogues.get(&needed.archive) {
             Some(Ok(catalogue)) => catalogue,
             Some(Err(reason)) => return Err(lacking(&format!(": {reason}"))),
             None => return Err(lacking("")),
@@ -105,20 +100,20 @@ fn leave(needed: &[CopyNeeded], snapshot: &Snapshot, listed: &Listing) -> Result
     Ok(DeletePermit { _copies: copies })
 }
 
-/// Why it must stay, if somebody pinned it since the plan was made.
+/// Why it must be kept, if it is on hold by now.
 async fn held(runner: &Runner, snapshot: SnapshotId) -> Result<Option<String>, StepError> {
     let holds = runner.state.holds().await.map_err(|error| {
-        StepError::failed(format!("not deleted, since it can't be told what is held: {}", chain(&error)))
+        StepError::failed(format!("not deleted, since the holds cannot be read: {}", chain(&error)))
     })?;
     Ok(holds.on(snapshot, runner.clock.now()).map(|hold| {
         let until = hold.until.map_or_else(String::new, |until| format!(" until {until}"));
         let reason =
             hold.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", printable(reason)));
-        format!("it has been pinned meanwhile{until}{reason}")
+        format!("it has been put on hold since the plan{until}{reason}")
     }))
 }
 
-/// What a decision may have rested on, and is otherwise by now.
+/// The first fact that a decision may depend on and that is different by now.
 fn difference(planned: &Snapshot, now: &Snapshot) -> Option<String> {
     if planned.state != now.state {
         let [was, is] = [planned, now].map(|snapshot| printable(snapshot.state.as_str()));
@@ -128,12 +123,12 @@ fn difference(planned: &Snapshot, now: &Snapshot) -> Option<String> {
     } else if planned.name != now.name {
         Some(format!("its name was `{}` and is `{}`", printable(&planned.name), printable(&now.name)))
     } else if planned.instance_id != now.instance_id {
-        Some("it is another instance's now".to_owned())
+        Some("it belongs to another instance now".to_owned())
     } else {
         None
     }
 }
 
-fn gone_already() -> Done {
-    Done { message: Some("it was gone already".to_owned()), ..Done::default() }
+fn already_deleted() -> Done {
+    Done { message: Some("it was already deleted".to_owned()), ..Done::default() }
 }

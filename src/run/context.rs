@@ -1,0 +1,64 @@
+//! What every run works with, whichever policy it is for, and what may differ from run to run.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::backend::Archive;
+use crate::archive::transfer::hash::Hashers;
+use crate::clock::Clock;
+use crate::exoscale::client::Client;
+use crate::exoscale::metadata::Metadata;
+use crate::policy::{ArchiveName, ArchiveRules, Policy};
+use crate::randomness::Randomness;
+use crate::run::downloads::Downloads;
+use crate::state::directory::StateDirectory;
+use crate::transport::Transport;
+
+/// What every run works with. Its methods are the runs themselves (`sequence`) and their previews (`preview`).
+#[derive(Debug, Clone)]
+pub struct Runner {
+    /// The API.
+    pub client: Client,
+    /// The metadata server, which knows the instance that this machine is.
+    pub metadata: Metadata,
+    /// Fetches the bytes of exported images.
+    pub transport: Arc<dyn Transport>,
+    /// Every archive of the configuration.
+    pub archives: BTreeMap<ArchiveName, Arc<Archive>>,
+    /// The retention of the copies in these archives.
+    pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
+    /// The state directory.
+    pub state: StateDirectory,
+    /// Gives the time, and waits.
+    pub clock: Arc<dyn Clock>,
+    /// Makes run ids, and the jitter of pauses.
+    pub randomness: Arc<dyn Randomness>,
+    /// Every policy of the configuration, since each may keep a snapshot that another would delete.
+    pub policies: Vec<Policy>,
+    /// Whether an image may be fetched over plain HTTP from another machine.
+    pub allow_plain_http: bool,
+    /// The longest wait for the head of a response.
+    pub request_timeout: Duration,
+    /// Creations, deletions and promotions at the same time in a zone.
+    pub concurrency: NonZeroUsize,
+    /// The downloads in progress.
+    pub downloads: Downloads,
+    /// The threads that compute checksums.
+    pub hashers: Hashers,
+}
+
+/// What may differ from run to run.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Lets the guard pass a run of at most this many deletions.
+    pub allow_deletes: Option<u64>,
+    /// The time in the schedule that the run is for; without it, the time at which the run begins.
+    pub slot: Option<Timestamp>,
+    /// Once cancelled, no new step begins; those in flight continue.
+    pub stop: CancellationToken,
+}

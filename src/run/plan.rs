@@ -1,0 +1,132 @@
+//! Decides for one policy what its rules say of a listing.
+
+use std::collections::HashSet;
+
+use jiff::Timestamp;
+
+use crate::policy::{Policy, Which};
+use crate::randomness::{Randomness, fresh_id};
+use crate::retention;
+use crate::retention::inventory::Inventory;
+use crate::retention::plan::{Decision, PolicyPlan};
+use crate::retention::verdict::Verdict;
+use crate::run::context::Runner;
+use crate::run::list::{Listing, ListingCache, list_zones};
+use crate::run::self_instance;
+use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use crate::state::audit::{Action, Subject};
+
+/// A zone's listing, and what the policies decide about it.
+#[derive(Debug)]
+pub struct ZonePlan {
+    /// The listing that the decisions are about.
+    pub listing: Listing,
+    /// The decisions, for one policy.
+    pub plan: PolicyPlan,
+}
+
+/// An export or a promotion that a run would do before deleting.
+#[derive(Debug)]
+pub struct PlannedAction {
+    /// Either `Export` or `Promote`.
+    pub action: Action,
+    /// The snapshot that it is done to; without an id if the run would take the snapshot first.
+    pub snapshot: Subject,
+    /// A sentence for people.
+    pub why: String,
+}
+
+impl ZonePlan {
+    pub(crate) fn zone(&self) -> &ZoneName {
+        &self.listing.inventory.zone
+    }
+
+    /// Every decision with its snapshot, in the plan's order.
+    pub(crate) fn decided(&self) -> impl Iterator<Item = (&Decision, &Snapshot)> {
+        let snapshots = &self.listing.inventory.snapshots;
+        let decisions = self.plan.decisions.iter();
+        decisions.filter_map(|decision| Some((decision, snapshots.get(decision.index as usize)?)))
+    }
+
+    /// The good snapshots that an export or a promotion is for, each with its instance: the newest of each instance, or
+    /// all that are kept.
+    pub(crate) fn wanted(&self, which: Which) -> Vec<(&Snapshot, InstanceId)> {
+        let mut instances = HashSet::new();
+        let good = self
+            .decided()
+            .filter(|(decision, snapshot)| decision.verdict != Verdict::Ignore && snapshot.state.is_good());
+        good.filter_map(|(decision, snapshot)| Some((decision, snapshot, snapshot.instance_id?)))
+            .filter(|(decision, _, instance_id)| match which {
+                // The plan has the newest of an instance first.
+                Which::Newest => instances.insert(*instance_id),
+                Which::All => decision.verdict == Verdict::Keep,
+            })
+            .map(|(_, snapshot, instance_id)| (snapshot, instance_id))
+            .collect()
+    }
+}
+
+/// Lists zones afresh and decides as of then; the plans are in the order of the zones.
+pub(crate) async fn plan_zones(
+    runner: &Runner,
+    policy: &Policy,
+    zones: &[ZoneName],
+) -> Vec<Result<ZonePlan, String>> {
+    let listings = list_zones(runner, &ListingCache::default(), zones).await;
+    let now = runner.clock.now();
+    listings.into_iter().map(|listing| decide(&runner.policies, policy, listing?, now)).collect()
+}
+
+/// Decides for one policy, heeding what all the others keep.
+///
+/// # Errors
+/// Why there is no plan, as a sentence.
+pub(crate) fn decide(
+    policies: &[Policy],
+    policy: &Policy,
+    mut listing: Listing,
+    at: Timestamp,
+) -> Result<ZonePlan, String> {
+    self_instance::check(policy)?;
+    let here = policies.iter().filter(|other| other.zones.contains(&listing.inventory.zone));
+    listing.warnings.extend(here.filter_map(self_instance::warning));
+    let plans = retention::plan(policies, &listing.inventory, at).policies;
+    plans
+        .into_iter()
+        .find(|plan| plan.policy == policy.name)
+        .map(|plan| ZonePlan { listing, plan })
+        .ok_or_else(|| "the policy is not enabled, or does not include this zone".to_owned())
+}
+
+/// The listed instances that the policy selects.
+pub(crate) fn selected<'a>(
+    policy: &'a Policy,
+    inventory: &'a Inventory,
+) -> impl Iterator<Item = &'a Instance> {
+    let instances = inventory.instances.iter();
+    instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
+}
+
+/// Adds the snapshots that a run of the policy would take first: good ones, with ids that nothing else has.
+pub(crate) fn add_coming(
+    policy: &Policy,
+    inventory: &mut Inventory,
+    at: Timestamp,
+    randomness: &dyn Randomness,
+) {
+    if !policy.create {
+        return;
+    }
+    let coming: Vec<Snapshot> = selected(policy, inventory)
+        .map(|instance| Snapshot {
+            id: SnapshotId(fresh_id(randomness, at)),
+            name: "".into(),
+            created_at: at,
+            state: SnapshotState::Exported,
+            size_gib: None,
+            instance_id: Some(instance.id),
+        })
+        .collect();
+    inventory.coming.extend(coming.iter().map(|snapshot| snapshot.id));
+    inventory.snapshots.extend(coming);
+}

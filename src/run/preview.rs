@@ -1,0 +1,112 @@
+//! Shows what a run would do. Nothing is changed.
+
+use jiff::Timestamp;
+
+use crate::policy::Policy;
+use crate::randomness::Randomness;
+use crate::retention::guard::Held;
+use crate::retention::inventory::Inventory;
+use crate::retention::plan::PolicyPlan;
+use crate::run::context::Runner;
+use crate::run::export;
+use crate::run::guard::{self, GuardedPlan};
+use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, with_warnings};
+use crate::run::persist;
+use crate::run::plan::{PlannedAction, add_coming, decide};
+use crate::run::promote;
+use crate::run::self_instance;
+use crate::snapshot::ZoneName;
+use crate::text::chain;
+
+/// What a run of a policy would do in a zone.
+#[derive(Debug)]
+pub struct Preview {
+    /// The listing that the plan is about, with the snapshots that the run would take first.
+    pub listing: Listing,
+    /// The decisions.
+    pub plan: PolicyPlan,
+    /// Why the guard would block all deletions, if it would.
+    pub held: Option<Held>,
+    /// The exports and promotions before deleting.
+    pub actions: Vec<PlannedAction>,
+}
+
+/// A zone, and what a run would do there, or why that is unknown.
+pub type ZonePreview = (ZoneName, Result<Preview, String>);
+
+impl Runner {
+    /// Shows what a run of the policy would do now, or as of `at`, over listings from the cache where it has them.
+    pub async fn preview(
+        &self,
+        cache: &ListingCache,
+        policy: &Policy,
+        at: Option<Timestamp>,
+    ) -> Vec<ZonePreview> {
+        let (runner, policy) = self_instance::resolve(self, policy).await;
+        let (runner, policy) = (&*runner, &*policy);
+        let listings = list_zones(runner, cache, &policy.zones).await;
+        let at = at.unwrap_or_else(|| runner.clock.now());
+        let plans = listings.into_iter().map(|listing| {
+            let mut listing = listing?;
+            add_coming(policy, &mut listing.inventory, at, &*runner.randomness);
+            decide(&runner.policies, policy, listing, at)
+        });
+        let guarded = guard::preview(runner, policy, plans.collect()).await;
+        let mut previews = Vec::new();
+        for (zone, guarded) in policy.zones.iter().zip(guarded) {
+            let preview = match guarded {
+                Ok(guarded) => Ok(runner.preview_zone(policy, guarded, at).await),
+                Err(failure) => Err(failure),
+            };
+            previews.push((zone.clone(), preview));
+        }
+        previews
+    }
+
+    async fn preview_zone(&self, policy: &Policy, guarded: GuardedPlan, at: Timestamp) -> Preview {
+        let GuardedPlan { mut plan, held, .. } = guarded;
+        // A damaged state file is for a run to report.
+        if let Ok(before) = self.state.last_runs(&policy.name).await {
+            let overdue = persist::overdue_in(policy, &before, &plan, at);
+            plan.listing.warnings.extend(overdue);
+        }
+        let mut actions = Vec::new();
+        if let Some(export) = &policy.export {
+            actions.extend(export::planned(export, &plan));
+        }
+        if let Some(promote) = &policy.promote {
+            match promote::planned(self, policy, promote, &plan).await {
+                Ok(promotions) => actions.extend(promotions),
+                Err(error) => plan.listing.warnings.push(chain(&error)),
+            }
+        }
+        let coming = &plan.listing.inventory.coming;
+        for action in &mut actions {
+            action.snapshot.id = action.snapshot.id.filter(|id| !coming.contains(id));
+        }
+        Preview { listing: plan.listing, plan: plan.plan, held, actions }
+    }
+}
+
+/// Shows what a run would do over the given listings: without network and without state.
+pub fn preview_offline(
+    policies: &[Policy],
+    policy: &Policy,
+    inventories: Vec<Inventory>,
+    at: Timestamp,
+    randomness: &dyn Randomness,
+) -> Vec<ZonePreview> {
+    let policies = self_instance::offline(policies);
+    let policy = policies.iter().find(|known| known.name == policy.name).unwrap_or(policy);
+    let zones: Vec<ZoneName> = inventories.iter().map(|inventory| inventory.zone.clone()).collect();
+    let plans = inventories.into_iter().map(|mut inventory| {
+        add_coming(policy, &mut inventory, at, randomness);
+        decide(&policies, policy, with_warnings(inventory, Catalogues::new()), at)
+    });
+    let guarded = guard::judge_without_past(policy, plans.collect());
+    let previews = guarded.into_iter().map(|guarded| {
+        let GuardedPlan { plan, held, .. } = guarded?;
+        Ok(Preview { listing: plan.listing, plan: plan.plan, held, actions: Vec::new() })
+    });
+    zones.into_iter().zip(previews).collect()
+}

@@ -1,0 +1,265 @@
+//! The sequence of a run: list, plan, create, export, promote, list and plan again, delete, prune archives, report.
+//!
+//! A run repeats nothing by itself: the client repeats requests, and the next run repeats what failed in this one.
+//!
+//! Work that goes on at the same time is put into lists of boxed futures. Closures that lend what they capture would do
+//! as well, but then the compiler cannot see that a run may move between threads, as the daemon's do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::future::{FutureExt as _, join_all};
+use jiff::Timestamp;
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
+
+use crate::clock::timeout;
+use crate::exoscale::wire::Quota;
+use crate::policy::{Policy, Promote};
+use crate::randomness::fresh_id;
+use crate::run::context::{RunOptions, Runner};
+use crate::run::create::create;
+use crate::run::delete::delete_snapshots;
+use crate::run::export;
+use crate::run::guard::{self, GuardedPlan};
+use crate::run::instance_counts;
+use crate::run::persist;
+use crate::run::plan::{ZonePlan, plan_zones};
+use crate::run::policy_memory::PolicyMemory;
+use crate::run::promote;
+use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
+use crate::run::self_instance;
+use crate::run::step::Recorder;
+use crate::run::zone_run::{ZoneRun, add_steps};
+use crate::snapshot::{SnapshotState, ZoneName};
+use crate::state::audit::StepOutcome;
+use crate::state::error::StateError;
+use crate::state::last_runs::{AcceptedListing, LastRuns};
+use crate::text::chain;
+
+/// The quotas are for metrics alone, so the end of a run does not wait longer for them.
+const QUOTAS_WAIT_MAX: Duration = Duration::from_secs(5);
+
+impl Runner {
+    /// Runs the policy once.
+    ///
+    /// # Errors
+    /// [`StateError`] if the run could not begin, for example since the policy is running already, or since its state
+    /// cannot be read. Later failures are in the report.
+    pub async fn run(&self, policy: &Policy, options: &RunOptions) -> Result<RunReport, StateError> {
+        let _lock = self.state.lock_policy(&policy.name).await?;
+        // Before anything else, since a run that forgets what was done must not delete.
+        self.state.policy_state(&policy.name).await?;
+        let before = self.state.last_runs(&policy.name).await?;
+        let run_id = fresh_id(&*self.randomness, self.clock.now());
+        let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
+        // Boxed, since it is too large for the stacks of its callers.
+        let run = Box::pin(async {
+            let (runner, policy) = self_instance::resolve(self, policy).await;
+            let (runner, policy) = (&*runner, &*policy);
+            let recorder = Recorder::new(runner, policy, run_id, options.stop.clone());
+            let sequence = Sequence { runner, policy, options, recorder, before: &before };
+            let (mut report, accepted) = sequence.run().await;
+            persist::persist(runner, policy, before, accepted, &mut report).await;
+            report
+        });
+        let report = run.instrument(span.clone()).await;
+        span.in_scope(|| log(&report));
+        Ok(report)
+    }
+}
+
+/// What the phases of one run share.
+struct Sequence<'a> {
+    runner: &'a Runner,
+    policy: &'a Policy,
+    options: &'a RunOptions,
+    recorder: Recorder,
+    /// What the policy's last run remembered.
+    before: &'a LastRuns,
+}
+
+impl Sequence<'_> {
+    /// The report, and the listings that were accepted.
+    async fn run(&self) -> (RunReport, BTreeMap<ZoneName, AcceptedListing>) {
+        let Self { runner, policy, recorder, .. } = self;
+        let started_at = runner.clock.now();
+        let plans = plan_zones(runner, policy, &policy.zones).await;
+        let mut zones: Vec<ZoneRun> =
+            policy.zones.iter().zip(plans).map(|(zone, plan)| ZoneRun::new(zone, plan)).collect();
+        if policy.create {
+            let slot = self.options.slot.unwrap_or(started_at);
+            create(runner, recorder, policy, slot, &mut zones, self.before).await;
+            self.plan_again_where_created(&mut zones).await;
+        }
+        if let Some(export) = &policy.export {
+            for ZoneRun { plan, report } in &mut zones {
+                let catalogues = plan.iter().map(|plan| &plan.listing.catalogues);
+                report.failures.extend(catalogues.flat_map(|known| export::unreadable(export, known)));
+            }
+            let steps = export::export(runner, recorder, policy, export, &plans_of(&zones)).await;
+            add_steps(&mut zones, steps);
+        }
+        if let Some(promote) = &policy.promote {
+            let steps = promote::promote(runner, recorder, policy, promote, &plans_of(&zones)).await;
+            add_steps(&mut zones, steps);
+        }
+        let accepted = self.delete(&mut zones).await;
+        runner.prune_archives(policy, recorder, &mut zones).boxed().await;
+        let times = [started_at, runner.clock.now()];
+        let quotas = self.quotas().await;
+        let zones = zones.into_iter().map(|zone| zone.report).collect();
+        (RunReport::new(recorder.run_id(), policy.name.clone(), times, zones, quotas), accepted)
+    }
+
+    /// What was created belongs into the plans for exports and promotions.
+    async fn plan_again_where_created(&self, zones: &mut [ZoneRun]) {
+        let is_begun = |step: &Step| step.outcome != StepOutcome::Skipped;
+        let changed = zones.iter_mut().filter(|zone| zone.report.steps.iter().any(is_begun));
+        let changed: Vec<&mut ZoneRun> = changed.collect();
+        let names: Vec<ZoneName> = changed.iter().map(|zone| zone.report.zone.clone()).collect();
+        let plans = plan_zones(self.runner, self.policy, &names).await;
+        for (zone, plan) in changed.into_iter().zip(plans) {
+            zone.set_plan(plan);
+        }
+    }
+
+    /// Lists and plans again, and deletes what that plan says, in every zone that this run could list. Returns the
+    /// listings that were accepted.
+    async fn delete(&self, zones: &mut [ZoneRun]) -> BTreeMap<ZoneName, AcceptedListing> {
+        let Self { runner, policy, options, before, .. } = self;
+        let mut zones: Vec<&mut ZoneReport> =
+            zones.iter_mut().filter(|zone| zone.plan.is_some()).map(|zone| &mut zone.report).collect();
+        // Every run locks its zones in this order, so that two runs never wait for each other.
+        zones.sort_by(|one, other| one.zone.cmp(&other.zone));
+        let mut locked = Vec::new();
+        for report in zones {
+            match runner.state.lock_zone(&report.zone, &*runner.clock, &options.stop).await {
+                Ok(lock) => locked.push((report, lock)),
+                Err(error) => report.failures.push(format!("nothing is deleted: {}", chain(&error))),
+            }
+        }
+        if options.stop.is_cancelled() {
+            for (report, _) in locked {
+                // Without a plan there are no steps to say so.
+                report.failures.push("nothing is deleted: the program is stopping".to_owned());
+            }
+            return BTreeMap::new();
+        }
+
+        let names: Vec<ZoneName> = locked.iter().map(|(report, _)| report.zone.clone()).collect();
+        // Before the listing, so that every deletion since the listing is in the log after this mark.
+        let mark = runner.state.audit_len().await;
+        let plans = plan_zones(runner, policy, &names).await;
+        let listed_at = runner.clock.now();
+        let guarded =
+            guard::judge_run(runner, policy, plans, before, options.allow_deletes, &options.stop).await;
+        let templates = match &policy.promote {
+            Some(promote) => Some((promote, PolicyMemory::read(runner, policy).await)),
+            None => None,
+        };
+        let mut deletions: Vec<BoxFuture<'_, _>> = Vec::new();
+        for ((report, _), guarded) in locked.iter_mut().zip(guarded) {
+            let (templates, mark) = (templates.as_ref(), mark.as_ref());
+            let deletion = async move {
+                let guarded = guarded.map_err(|failure| report.failures.push(failure)).ok()?;
+                let accepted = self.report_plan(report, &guarded, mark, listed_at);
+                if guarded.held.is_none() {
+                    self.delete_in(report, &guarded.plan, templates).await;
+                }
+                Some((report.zone.clone(), accepted?))
+            };
+            deletions.push(deletion.boxed());
+        }
+        join_all(deletions).await.into_iter().flatten().collect()
+    }
+
+    /// Reports the plan of the delete phase. Returns its listing if it is accepted.
+    fn report_plan(
+        &self,
+        report: &mut ZoneReport,
+        guarded: &GuardedPlan,
+        mark: Result<&u64, &StateError>,
+        listed_at: Timestamp,
+    ) -> Option<AcceptedListing> {
+        let GuardedPlan { plan, held, is_accepted } = guarded;
+        report.plan = Some(sums_of(&plan.plan));
+        report.held = held.as_ref().map(ToString::to_string);
+        report.warnings.extend(plan.listing.warnings.iter().cloned());
+        report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));
+        report.instances = instance_counts::count(self.policy, plan);
+        match mark {
+            Ok(audit_from) => is_accepted.then(|| accepted_listing(listed_at, *audit_from, plan)),
+            Err(error) => {
+                // The older one stays: then more of the log is read, and nothing is missed.
+                report.failures.push(format!("the listing is not accepted: {}", chain(error)));
+                None
+            }
+        }
+    }
+
+    async fn delete_in(
+        &self,
+        report: &mut ZoneReport,
+        plan: &ZonePlan,
+        templates: Option<&(&Promote, Result<PolicyMemory<'_>, StateError>)>,
+    ) {
+        report.steps.extend(delete_snapshots(self.runner, &self.recorder, plan).await);
+        let steps = match templates {
+            Some((promote, Ok(memory))) => {
+                promote::prune_templates(memory, &self.recorder, promote, plan).await
+            }
+            Some((_, Err(error))) => Err(chain(error)),
+            None => Ok(Vec::new()),
+        };
+        match steps {
+            Ok(steps) => report.steps.extend(steps),
+            Err(failure) => report.failures.push(failure),
+        }
+    }
+
+    /// The organization's quotas; none if they cannot be read in time.
+    async fn quotas(&self) -> Vec<Quota> {
+        let stop = &self.options.stop;
+        let Some(zone) = self.policy.zones.first().filter(|_| !stop.is_cancelled()) else {
+            return Vec::new();
+        };
+        let client = self.runner.client.zone(zone);
+        let why = match timeout(&*self.runner.clock, QUOTAS_WAIT_MAX, client.list_quotas()).await {
+            Ok(Ok(quotas)) => return quotas,
+            Ok(Err(error)) => chain(&error),
+            Err(late) => late.to_string(),
+        };
+        debug!(zone.name = %zone, "the quotas cannot be read: {why}");
+        Vec::new()
+    }
+}
+
+fn plans_of(zones: &[ZoneRun]) -> Vec<&ZonePlan> {
+    zones.iter().filter_map(|zone| zone.plan.as_ref()).collect()
+}
+
+fn accepted_listing(at: Timestamp, audit_from: u64, plan: &ZonePlan) -> AcceptedListing {
+    // One that is being deleted will not be missed, and the line of its deletion may be before the mark.
+    let is_leaving =
+        |state: &SnapshotState| matches!(state, SnapshotState::Deleting | SnapshotState::Deleted);
+    let snapshots = plan.listing.inventory.snapshots.iter();
+    let staying = snapshots.filter(|snapshot| !is_leaving(&snapshot.state)).map(|snapshot| snapshot.id);
+    AcceptedListing { at, audit_from, snapshots: staying.collect() }
+}
+
+/// Logs the whole run in one line, after what concerns its zones; steps were logged as they ended.
+fn log(report: &RunReport) {
+    for zone in &report.zones {
+        for failure in &zone.failures {
+            error!(zone.name = %zone.zone, "zone {}: {failure}", zone.zone);
+        }
+        for warning in &zone.warnings {
+            warn!(zone.name = %zone.zone, "zone {}: {warning}", zone.zone);
+        }
+        if let Some(held) = &zone.held {
+            warn!(zone.name = %zone.zone, "zone {}: deletions are blocked by the guard: {held}", zone.zone);
+        }
+    }
+    info!(result = report.result.as_str(), "{}: {}", report.result.as_str(), report.sums());
+}
