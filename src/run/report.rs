@@ -41,7 +41,7 @@ pub struct RunReport {
 pub enum RunResult {
     /// All was done, or nothing was to do.
     Success,
-    /// Some failed, or was not begun since the program was told to stop or the deadline was over; some was done.
+    /// Some failed, or was not begun since the program was stopping or the deadline had passed; some was done.
     Partial,
     /// No zone could be worked in.
     Failed,
@@ -141,10 +141,10 @@ impl Step {
 }
 
 /// What a step says that was not begun since the program was told to stop.
-pub(crate) const STOPPED: &str = "not begun: the program was told to stop";
+pub(crate) const STOPPED: &str = "not begun: the program is stopping";
 
 /// What a step says that was not begun since the run's `deadline` was over.
-pub(crate) const LATE: &str = "not begun: the run's deadline was over";
+pub(crate) const LATE: &str = "not begun: the run's deadline has passed";
 
 /// What all steps of a run add up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

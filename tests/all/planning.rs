@@ -331,7 +331,7 @@ fn this_machine_cannot_be_told_from_a_file() {
     let snapshots = listing(&daily(WEB, 3, "exported"));
     let said = desk.plan(&config, &snapshots, &["mine"]);
     assert_eq!(said.status, 1, "{said:?}");
-    for word in ["policy mine, zone ch-gva-2", "`self`", "a listing from a file does not tell which instance"]
+    for word in ["policy mine, zone ch-gva-2", "`self`", "a listing from a file does not say which instance"]
     {
         assert!(said.err.contains(word), "{said:?}");
     }

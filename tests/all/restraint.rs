@@ -304,7 +304,7 @@ async fn a_failed_step_and_a_stop_are_no_success() {
         let zone = memory(&stage).await;
         assert_eq!(zone.last_success_at, None);
         let failure = zone.failure.unwrap();
-        assert!(failure.contains(if stop { "told to stop" } else { "not deleted: snapshot" }), "{failure}");
+        assert!(failure.contains(if stop { "is stopping" } else { "not deleted: snapshot" }), "{failure}");
     }
 }
 

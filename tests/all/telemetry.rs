@@ -441,9 +441,9 @@ async fn a_run_is_told_as_it_is_remembered_however_it_ended() {
     let no_list = Fault::on(Call::ListSnapshots, Effect::status(403, "no"));
     let cases = [
         (None, RunOptions::default(), None),
-        (Some(no_bytes), RunOptions::default(), Some("export snapshot")),
+        (Some(no_bytes), RunOptions::default(), Some("not exported: snapshot")),
         (Some(no_list), RunOptions::default(), Some("list-snapshots")),
-        (None, stopped, Some("told to stop")),
+        (None, stopped, Some("is stopping")),
     ];
     for (fault, options, failure) in cases {
         let (stage, _) = Stage::two_by_twenty();

@@ -601,7 +601,7 @@ async fn told_to_stop_before_its_deletions_a_run_says_that_nothing_was_deleted()
     let report = stage.run_with(policy, &options).await;
     assert_eq!(stage.there().len(), 40);
     assert_ne!(report.result, RunResult::Success, "{}", said(&report));
-    assert!(said(&report).contains("told to stop"), "{}", said(&report));
+    assert!(said(&report).contains("is stopping"), "{}", said(&report));
 }
 
 #[tokio::test(start_paused = true)]
