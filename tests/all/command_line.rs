@@ -743,8 +743,8 @@ async fn a_plan_of_files_needs_no_network_and_prints_what_scripts_rely_on() {
         ("snap-6", "db-1", "delete", "keep", "-"),
         ("snap-4", "web-1", "ignore", "state", "-"),
         ("snap-3", "web-1", "keep", "keep_last", "-"),
-        // Exactly as old as the limit is still kept.
-        ("snap-2", "web-1", "keep", "keep_within", "2026-11-02T12:00:00.000000001Z"),
+        // Exactly as old as the limit is still kept: deleted a second later.
+        ("snap-2", "web-1", "keep", "keep_within", "2026-11-02T12:00:01Z"),
         ("snap-1", "web-1", "delete", "keep", "-"),
         ("snap-8", "-", "ignore", "orphan", "-"),
     ]
