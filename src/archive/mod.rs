@@ -17,6 +17,8 @@
 
 pub mod backend;
 pub mod catalogue;
+#[cfg(test)]
+mod contract;
 pub mod copy_reader;
 mod journal;
 pub mod layout;

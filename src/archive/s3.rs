@@ -20,4 +20,4 @@ mod upload;
 mod xml;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

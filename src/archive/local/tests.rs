@@ -18,7 +18,6 @@ use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::throttle::Throttle;
 use crate::disk::{Access, Kind, RealDisk, read_file, replace_file};
-use crate::policy::Which;
 use crate::sim::clock::SimClock;
 use crate::sim::disk::MemoryDisk;
 use crate::sim::randomness::SeededRandomness;
@@ -640,70 +639,12 @@ async fn another_virtual_size_is_warned_about_and_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_verified_copy_is_not_fetched_again() {
-    let (bench, bytes) = (Bench::new(), image(LEN, 1));
-    let first = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
-    let source = FakeSource::new(Offer::of(&image(LEN, 2)), []);
-    assert_eq!(bench.store(&source).await.unwrap(), first);
-    assert!(source.offsets().is_empty());
-    assert_eq!(bench.ends(), [".json", ".qcow2", ".qcow2.md5"]);
-    bench.holds(&bytes).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_does_not_count_is_fetched_again_and_never_adopted() {
-    let bytes = image(LEN, 1);
-    for damage in ["no manifest", "corrupt", "other length", "garbled"] {
-        let bench = Bench::new();
-        bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
-        let manifest = String::from_utf8(bench.read(".json")).unwrap();
-        let rewrite = |end: &str, text: &[u8]| {
-            replace_file(&RealDisk, &bench.path(end), text, Access::Group).unwrap();
-        };
-        let corrupt =
-            manifest.replace("\"corrupt_since\": null", "\"corrupt_since\": \"2026-11-03T00:00:00Z\"");
-        match damage {
-            "no manifest" => RealDisk.remove_file(&bench.path(".json")).unwrap(),
-            "corrupt" => rewrite(".json", corrupt.as_bytes()),
-            "other length" => rewrite(".qcow2", &bytes[1..]),
-            _ => rewrite(".json", b"{"),
-        }
-        assert!(bench.archive.catalogue().await.unwrap().copies().is_empty(), "{damage}");
-        let source = FakeSource::new(Offer::of(&bytes), []);
-        bench.store(&source).await.unwrap();
-        assert_eq!(source.sent.load(Ordering::Relaxed), LEN as u64, "{damage}");
-        bench.holds(&bytes).await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_failed_second_fetch_leaves_the_old_files_alone() {
     let (bench, bytes) = (Bench::new(), image(LEN, 1));
     bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
     RealDisk.remove_file(&bench.path(".json")).unwrap();
     bench.store(&FakeSource::new(Offer::of(&bytes), [Fault::Refused])).await.unwrap_err();
     assert!(bench.read(".qcow2") == bytes);
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_snapshot_is_stored_by_one_at_a_time() {
-    let (bench, bytes) = (Bench::new(), image(LEN, 1));
-    let slow = FakeSource::new(Offer::of(&bytes), [Fault::Stall(1_000_000)]);
-    let other = ImageToStore { snapshot: snapshot(2, "2026-10-01T00:00:00Z"), ..to_store() };
-    let (source, other_source) =
-        (FakeSource::new(Offer::of(&bytes), []), FakeSource::new(Offer::of(&bytes), []));
-    let others = async {
-        while slow.offsets().is_empty() {
-            tokio::task::yield_now().await;
-        }
-        tokio::join!(bench.store(&source), bench.store_this(&other, &other_source))
-    };
-    let (first, (second, third)) = tokio::join!(bench.store(&slow), others);
-    first.unwrap();
-    assert!(matches!(second, Err(StoreError::Busy { .. })), "{second:?}");
-    third.unwrap();
-    assert!(source.offsets().is_empty());
-    assert_eq!(bench.archive.catalogue().await.unwrap().copies().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -816,92 +757,6 @@ async fn a_slow_disk_slows_the_network_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_catalogue_counts_only_what_is_verified() {
-    let (bench, bytes) = (Bench::new(), image(400_000, 1));
-    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
-    let manifest = String::from_utf8(bench.read(".json")).unwrap();
-    let (first, later) = ("000000000001", "00000000000a");
-    let named = |id: &str, end: &str| bench.instance_folder().join(format!("{STEM}{end}").replace(first, id));
-    let write = |path: &Path, bytes: &[u8]| {
-        RealDisk.create_dir_all(path.parent().unwrap(), Access::Group).unwrap();
-        replace_file(&RealDisk, path, bytes, Access::Group).unwrap();
-    };
-    let of = |id: &str| manifest.replace(first, id);
-
-    // What counts: one from a later version, and one that was pruned.
-    let newer = of(later).replace("\"version\": 1", "\"version\": 7, \"colour\": {\"of\": [1]}");
-    write(&named(later, ".json"), newer.as_bytes());
-    write(&named(later, ".qcow2"), &bytes);
-    let pruned = of("00000000000b").replace("\"pruned_at\": null", "\"pruned_at\": \"2027-01-01T00:00:00Z\"");
-    write(&named("00000000000b", ".json"), pruned.as_bytes());
-    // What does not.
-    let mut expected = Vec::new();
-    let mut bad = |path: PathBuf, kind: ProblemKind| expected.push((path, kind));
-    write(&named("00000000000c", ".qcow2"), &bytes);
-    bad(named("00000000000c", ".qcow2"), ProblemKind::NoManifest);
-    write(&named("00000000000d", ".json"), of("00000000000d").as_bytes());
-    bad(named("00000000000d", ".json"), ProblemKind::NoImage);
-    write(&named("00000000000e", ".json"), of("00000000000e").as_bytes());
-    write(&named("00000000000e", ".qcow2"), &bytes[1..]);
-    bad(named("00000000000e", ".json"), ProblemKind::Length { expected: 400_000, found: 399_999 });
-    let corrupt =
-        of("00000000000f").replace("\"corrupt_since\": null", "\"corrupt_since\": \"2027-01-01T00:00:00Z\"");
-    write(&named("00000000000f", ".json"), corrupt.as_bytes());
-    write(&named("00000000000f", ".qcow2"), &bytes);
-    bad(named("00000000000f", ".json"), ProblemKind::Corrupt("2027-01-01T00:00:00Z".parse().unwrap()));
-    write(&named("000000000010", ".json"), manifest.as_bytes());
-    write(&named("000000000010", ".qcow2"), &bytes);
-    bad(named("000000000010", ".json"), ProblemKind::Misplaced("snapshot"));
-    let (elsewhere, stranger) = (
-        bench.folder.path().join("vault/de-fra-1").join(INSTANCE).join(format!("{STEM}.json")),
-        bench
-            .folder
-            .path()
-            .join("vault/ch-gva-2")
-            .join(INSTANCE.replace('9', "8"))
-            .join(format!("{STEM}.json")),
-    );
-    write(&elsewhere, manifest.as_bytes());
-    bad(elsewhere, ProblemKind::Misplaced("zone"));
-    write(&stranger, manifest.as_bytes());
-    bad(stranger, ProblemKind::Misplaced("instance"));
-    std::os::unix::fs::symlink(named(first, ".qcow2"), named("000000000011", ".qcow2")).unwrap();
-    write(&named("000000000011", ".json"), of("000000000011").as_bytes());
-    bad(named("000000000011", ".qcow2"), ProblemKind::Foreign);
-    bad(named("000000000011", ".json"), ProblemKind::Foreign);
-    // Files of other programs.
-    for name in ["notes.txt", "disk.qcow2", "../README", "../../lost+found/x", "../../Z/y"] {
-        write(&bench.instance_folder().join(name), b"mine");
-    }
-    for end in [".qcow2.part", ".qcow2.bad", ".json.new"] {
-        write(&named("000000000012", end), b"half");
-    }
-
-    let catalogue = bench.archive.catalogue().await.unwrap();
-    let ids: Vec<_> = catalogue.copies().iter().map(|copy| copy.manifest.snapshot.id.to_string()).collect();
-    let id = |end: &str| format!("b0c0ab00-0000-4000-8000-{end}");
-    assert_eq!(ids, [id("00000000000b"), id(later), id(first)]);
-    let found: Vec<_> = catalogue.problems().iter().map(|p| (p.path.clone(), p.kind.clone())).collect();
-    expected.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(found, expected);
-
-    // Garbled and boundless manifests, one by one, for the reason's sake.
-    for (text, reason) in [
-        (b"{\"zone\": \"\x1b[31m\"}".to_vec(), "can't be read"),
-        (b"{}".to_vec(), "missing field"),
-        (vec![b' '; (1 << 20) + 1], "more than 1048576"),
-        (vec![b'['; 100_000], "can't be read"),
-        (of("000000000013").replace("ch-gva-2", "../..").into_bytes(), "zone"),
-    ] {
-        write(&named("000000000013", ".json"), &text);
-        let catalogue = bench.archive.catalogue().await.unwrap();
-        let problem = catalogue.problems().iter().find(|p| p.path == named("000000000013", ".json")).unwrap();
-        assert!(problem.describe().contains(reason), "{}", problem.describe());
-        assert!(!problem.describe().contains('\u{1b}'));
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_archive_that_is_not_there_is_empty_and_one_that_can_not_be_read_is_an_error() {
     let bench = Bench::new();
     bench.holds_nothing().await;
@@ -913,48 +768,27 @@ async fn an_archive_that_is_not_there_is_empty_and_one_that_can_not_be_read_is_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_link_under_a_name_of_ours_is_a_problem_and_is_not_followed() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    let linked = |end: &str| bench.path(end).with_file_name(format!("{}0a{end}", &STEM[..STEM.len() - 2]));
+    let manifest = String::from_utf8(bench.read(".json")).unwrap().replace("000000000001", "00000000000a");
+    replace_file(&RealDisk, &linked(".json"), manifest.as_bytes(), Access::Group).unwrap();
+    std::os::unix::fs::symlink(bench.path(".qcow2"), linked(".qcow2")).unwrap();
+    let catalogue = bench.archive.catalogue().await.unwrap();
+    assert_eq!(catalogue.copies().len(), 1);
+    let found: Vec<_> = catalogue.problems().iter().map(|p| (p.path.clone(), p.kind.clone())).collect();
+    let foreign = |end: &str| (linked(end), ProblemKind::Foreign);
+    assert_eq!(found, [foreign(".json"), foreign(".qcow2")]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_linked_folder_hides_nothing_silently() {
     let bench = Bench::new();
     RealDisk.create_dir_all(&bench.folder.path().join("vault"), Access::Group).unwrap();
     std::os::unix::fs::symlink("/", bench.folder.path().join("vault/ch-gva-2")).unwrap();
     let catalogue = bench.archive.catalogue().await.unwrap();
     assert!(matches!(catalogue.problems()[0].kind, ProblemKind::Folder(_)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_proof_is_of_the_snapshot_itself_or_of_a_newer_one_where_that_is_enough() {
-    let bench = Bench::new();
-    bench.store(&FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap();
-    let catalogue = bench.archive.catalogue().await.unwrap();
-    let stored = to_store().snapshot;
-    let older = snapshot(9, "2026-10-31T00:00:00Z");
-    let cases = [
-        ("itself", stored.clone(), true, true),
-        (
-            "itself, without an instance in the listing",
-            Snapshot { instance_id: None, ..stored.clone() },
-            true,
-            true,
-        ),
-        ("an older one", older.clone(), true, false),
-        ("an older one without an instance", Snapshot { instance_id: None, ..older.clone() }, false, false),
-        (
-            "an older one of another instance",
-            Snapshot { instance_id: Some("00000000-0000-4000-8000-000000000001".parse().unwrap()), ..older },
-            false,
-            false,
-        ),
-        ("a newer one", snapshot(9, "2026-11-01T02:30:00.26Z"), false, false),
-        ("one of the same moment, later by id", snapshot(2, "2026-11-01T02:30:00.25Z"), false, false),
-        ("one of the same moment, earlier by id", snapshot(0, "2026-11-01T02:30:00.25Z"), true, false),
-    ];
-    for (what, snapshot, newest, all) in cases {
-        for (of, expected) in [(Which::Newest, newest), (Which::All, all)] {
-            let proof = catalogue.proof(&snapshot, of);
-            assert_eq!(proof.is_some(), expected, "{what}, {of:?}");
-            assert!(proof.is_none_or(|proof| proof.snapshot_id() == stored.id));
-        }
-    }
 }
 
 /// A download that receives `bytes` and is given up.
