@@ -1,4 +1,4 @@
-//! Copies in an archive over their life: proved again, found corrupt, pruned, and what the gate makes of it.
+//! Copies in an archive over time: verified again, found corrupt, pruned, and the verdict of the export gate.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -197,7 +197,7 @@ async fn corruption_is_found_told_and_healed_by_the_next_export() {
     let listed = said(&stage, &policies, &["archive", "list"]);
     assert!(listed.out.contains("corrupt since"), "{}", listed.out);
 
-    // It counts as not exported, so it comes in anew.
+    // It counts as not exported, so it is downloaded again.
     let report = stage.run(&policies).await;
     assert_eq!(ended(&report, Action::Export, StepOutcome::Done), 1);
     assert_eq!(said(&stage, &policies, &["archive", "verify"]).status, 0);

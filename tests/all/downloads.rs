@@ -28,7 +28,7 @@ zones = ["ch-gva-2"]
 archives = ["vault"]
 "#;
 
-/// A zone with one snapshot of so many MiB, and the length of its image.
+/// A zone with one snapshot of this many MiB, and the length of its image.
 fn one(mib: u64) -> (Stage, SnapshotId, u64) {
     let stage = Stage::new();
     let id = big(&stage, "big-1", mib);
@@ -69,7 +69,7 @@ async fn over_an_address_that_expires_halfway_next_to_nothing_comes_twice() {
     stage.world.fault(Fault::on(Call::GetImage, Effect::Expire(bytes / 2)).times(1));
     run_well(&stage, EXPORT, "expired").await;
     assert_eq!(asked(&stage, Call::ExportSnapshot), 2, "a new address was asked for");
-    assert!(asked(&stage, Call::GetImage) >= 3, "broken off, refused, gone on");
+    assert!(asked(&stage, Call::GetImage) >= 3, "broken off, refused, resumed");
     let sent = sent(&stage);
     assert!(sent * 100 <= bytes * 102, "{sent} bytes of {bytes}");
     let catalogue = stage.runner(EXPORT).archives[&"vault".parse().unwrap()].catalogue().await.unwrap();
@@ -205,7 +205,7 @@ async fn a_bandwidth_limit_holds_over_all_downloads_of_a_policy() {
     assert!(took >= least && took < least + Duration::from_secs(30), "{took:?} for {bytes} bytes");
 }
 
-/// A runner whose downloads a daemon's telemetry tells of, and a limit under which one of 30 MiB takes half a minute.
+/// A runner whose downloads a daemon's telemetry shows, and a limit under which one of 30 MiB takes half a minute.
 fn told_of(stage: &Stage) -> (Telemetry, Runner) {
     let telemetry = Telemetry::new(stage.seams.clock.clone(), "1.2.3", "");
     let mut runner = stage.runner(&format!("{EXPORT}bandwidth_limit = \"1MiB\"\n"));
@@ -224,7 +224,7 @@ fn told_of(stage: &Stage) -> (Telemetry, Runner) {
     (telemetry, runner)
 }
 
-/// How many downloads the metrics tell of, and their bytes.
+/// The number of downloads in the metrics, and their bytes.
 fn in_progress(telemetry: &Telemetry) -> [Option<u64>; 2] {
     let text = telemetry.metrics_text();
     ["exports_in_progress", "export_progress_bytes"].map(|name| {
@@ -279,7 +279,7 @@ async fn a_download_is_told_of_while_it_runs_and_not_after_it() {
     assert_eq!(in_progress(&telemetry), [Some(0), Some(0)]);
     assert!(telemetry.status_json().downloads.is_empty());
     telemetry.configure(&[], &BTreeSet::new());
-    assert_eq!(in_progress(&telemetry), [None, None], "gone with its policy");
+    assert_eq!(in_progress(&telemetry), [None, None], "removed with its policy");
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ impl FileServer {
         Some(server)
     }
 
-    /// It goes away in the middle of what it does, and comes back.
+    /// It stops in the middle of its work, and starts again.
     fn restart(&mut self) {
         self.stop();
         self.nginx = nginx(&self.folder);
@@ -78,7 +78,7 @@ impl FileServer {
     }
 
     fn stop(&mut self) {
-        // The master tells its workers, which a killed one could not.
+        // The master stops its workers, which a killed one could not.
         let pid = i32::try_from(self.nginx.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.nginx.wait();
@@ -117,7 +117,7 @@ fn write(path: &Path, bytes: &[u8]) {
     replace_file(&RealDisk, path, bytes, Access::Owner).unwrap();
 }
 
-/// A zone whose one image, of so many MiB, is at this address of the file server.
+/// A zone whose one image, of this many MiB, is at this address of the file server.
 struct Ground {
     server: FileServer,
     folder: tempfile::TempDir,
@@ -152,7 +152,7 @@ impl Ground {
         Some(Self { md5: image.md5().to_owned(), folder, server, zone: served_zone, _runtime: runtime })
     }
 
-    /// A run, over so many connections.
+    /// A run, over this many connections.
     fn once(&self, connections: u32) -> Child {
         let text = format!(
             r#"

@@ -53,7 +53,7 @@ archives = ["vault"]
     )
 }
 
-/// A daemon, killed when it goes out of sight: also where a claim about it does not hold.
+/// A daemon, killed when it is dropped: also where a claim about it does not hold.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -124,7 +124,7 @@ fn point_33_killed_at_any_moment_the_next_start_doubles_nothing_and_forgets_noth
     assert!(slots.len() > 2, "{slots:?}");
     assert!(slots.values().all(|count| *count == 1), "two for one slot: {slots:?}");
 
-    // After the last kill it goes on as if nothing had been.
+    // After the last kill it continues as if nothing had happened.
     let _daemon = start(folder.path());
     let before = last_success;
     let waited = clock.elapsed();
@@ -203,7 +203,7 @@ fn an_export_that_is_killed_again_and_again_ends_in_one_verified_image() {
     let text = exporting(folder.path(), &served.endpoint());
     replace_file(&RealDisk, &folder.path().join("snapwarden.toml"), text.as_bytes(), Access::Owner).unwrap();
 
-    let proved = |when: &str| {
+    let verified = |when: &str| {
         let files = archived(folder.path());
         assert!(!files.contains_key("qcow2.bad"), "{when}: what was resumed was wrong");
         let Some(manifest) = files.get("json") else { return false };
@@ -217,7 +217,7 @@ fn an_export_that_is_killed_again_and_again_ends_in_one_verified_image() {
     };
     let (mut kills, mut resumed, mut longest) = (0, 0, Duration::from_secs(2));
     while kills < times() {
-        if proved(&format!("after {kills} kills")) {
+        if verified(&format!("after {kills} kills")) {
             // It was quicker than the kill: the next one strikes earlier, on a new way there.
             longest = longest * 3 / 4;
             for path in archived(folder.path()).into_values() {
@@ -233,10 +233,10 @@ fn an_export_that_is_killed_again_and_again_ends_in_one_verified_image() {
         drop(running);
         kills += 1;
     }
-    if !proved("at last") {
+    if !verified("at last") {
         let mut running = once(folder.path());
         assert!(running.0.wait().unwrap().success());
-        assert!(proved("at the end"));
+        assert!(verified("at the end"));
     }
     let ends: Vec<_> = archived(folder.path()).into_keys().collect();
     assert_eq!(ends, ["json", "qcow2", "qcow2.md5"]);

@@ -1,6 +1,6 @@
 //! Downloads an image: network, hash and archives work side by side, and memory stays flat.
 //!
-//! The network's chunks are gathered into buffers of 1 MiB. Each buffer goes to the hash and to every archive, which work
+//! The network's chunks are gathered into buffers of 1 MiB. Each buffer is handed to the hash and to every archive, which work
 //! through them beside the network. Their queues are bounded, so a slow disk slows the network down and nothing piles up.
 //! No task blocks for longer than the item at hand, so waiting for the network is always waiting on the clock.
 //!
@@ -62,7 +62,7 @@ struct Start {
 }
 
 impl Start {
-    /// Hands on the gathered bytes, as soon as the queues have room for them.
+    /// Hands on the gathered bytes, as soon as they fit into the queues.
     async fn flush(&mut self, outputs: &mut Outputs) -> Result<(), DownloadError> {
         let bytes = self.buffers.take();
         // The hash first: in the end everything else waits for it.

@@ -2,7 +2,7 @@
 //!
 //! A **queue** holds items up to a total weight, and has a **worker** that processes them one by one. The threads of a **pool**
 //! run the workers; they exist only while there is work, on tokio's blocking pool. So no thread waits for the network, and
-//! a queue goes on without being polled. A queue may have a pool of its own, or share one with others of its kind; a thread
+//! a queue continues without being polled. A queue may have a pool of its own, or share one with others of its kind; a thread
 //! of a shared pool may process an item each of several queues together.
 
 use std::collections::VecDeque;

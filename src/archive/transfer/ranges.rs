@@ -47,7 +47,7 @@ impl Pieces {
 
 impl Download<'_> {
     /// Receives all pieces into the part file that `hash` reads. It ends early only if the last connection fails, or if
-    /// one tells that no other can do better.
+    /// one shows that no other can do better.
     pub(crate) async fn receive_pieces(
         &self,
         received: &mut Received,
