@@ -45,29 +45,44 @@ pub(crate) fn combine(
         good_deletes: 0,
     };
     let mut plans: Vec<PolicyPlan> = policies.iter().map(plan).collect();
+    // Used again for each instance.
+    let (mut verdicts, mut reasons, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     for group in &group_by_instance(inventory) {
         for (rules, plan) in policies.iter_mut().zip(&mut plans) {
             plan.good += rules.apply(group, inventory, now, with_expiry);
             reserve(&mut plan.decisions, group.entries.len());
         }
-        let mut kept = Vec::new();
         for (own, plan) in plans.iter_mut().enumerate() {
             for (place, entry) in group.entries.iter().enumerate() {
-                let Some(decision) = zone.decide(policies, own, place, entry) else { continue };
-                let is_deleted = decision.verdict == Verdict::Delete;
+                verdicts.extend(zone.decide(policies, own, place, entry, &mut reasons));
+            }
+            let prunes = policies.get(own).is_some_and(PolicyRules::prunes);
+            let instance_reasons: Arc<Vec<Reason>> = Arc::new(reasons.drain(..).collect());
+            let mut first_reason = 0;
+            for Decided { place, entry, verdict, rule, copies, reason_count } in verdicts.drain(..) {
+                let is_deleted = verdict == Verdict::Delete;
                 plan.deletes += u64::from(is_deleted);
                 plan.good_deletes += u64::from(is_deleted && entry.is_good);
                 // One that is still to be created has no end yet either.
-                if decision.verdict == Verdict::Keep && decision.rule != Rule::Create {
+                if with_expiry && prunes && verdict == Verdict::Keep && rule != Rule::Create {
                     kept.push(Kept { own, decision: plan.decisions.len(), place });
                 }
-                plan.decisions.push(decision);
+                plan.decisions.push(Decision {
+                    index: entry.index,
+                    verdict,
+                    rule,
+                    expires_at: None,
+                    created_at: entry.created_at,
+                    copies,
+                    instance_reasons: instance_reasons.clone(),
+                    first_reason,
+                    reason_count,
+                });
+                first_reason += u32::from(reason_count);
             }
         }
-        if with_expiry {
-            kept.retain(|kept| policies.get(kept.own).is_some_and(PolicyRules::prunes));
-            zone.find_expiry(policies, group, kept, &mut plans);
-        }
+        zone.find_expiry(policies, group, &mut kept, &mut plans);
+        kept.clear();
     }
     Plan { at: now, zone: inventory.zone.clone(), policies: plans }
 }
@@ -89,6 +104,16 @@ struct Zone<'a> {
     known_copies: Vec<Arc<Vec<CopyNeeded>>>,
 }
 
+/// A decision without its reasons: those of all decisions about an instance are shared once they are complete.
+struct Decided {
+    place: usize,
+    entry: Entry,
+    verdict: Verdict,
+    rule: Rule,
+    copies: Option<Arc<Vec<CopyNeeded>>>,
+    reason_count: u16,
+}
+
 /// A decision to keep, whose expiry is looked for.
 struct Kept {
     /// Whose decision: the policy's place.
@@ -100,14 +125,16 @@ struct Kept {
 }
 
 impl Zone<'_> {
-    /// Decides about a snapshot for one of the policies; nothing if that does not select it.
+    /// Decides about a snapshot for one of the policies, and adds the reasons to the list; nothing if the policy does not
+    /// select it.
     fn decide(
         &mut self,
         policies: &mut [PolicyRules<'_>],
         own: usize,
         place: usize,
         entry: &Entry,
-    ) -> Option<Decision> {
+        all_reasons: &mut Vec<Reason>,
+    ) -> Option<Decided> {
         let snapshot = self.inventory.snapshots.get(entry.index as usize)?;
         let opinion = policies.get(own)?.assessment(place)?.opinion;
         let mut protection = Vec::new();
@@ -135,15 +162,10 @@ impl Zone<'_> {
             (Opinion::Ignores(rule), _) => (Verdict::Ignore, rule),
             (Opinion::NotSelected, _) => return None,
         };
-        Some(Decision {
-            index: entry.index,
-            verdict,
-            rule,
-            expires_at: None,
-            created_at: entry.created_at,
-            copies,
-            reasons: reasons.drain(..).collect(),
-        })
+        let reason_count = u16::try_from(reasons.len()).unwrap_or(u16::MAX);
+        reasons.truncate(reason_count.into());
+        all_reasons.append(reasons);
+        Some(Decided { place, entry: *entry, verdict, rule, copies, reason_count })
     }
 
     /// What keeps a snapshot beside the rules of its own policy, the most important first.
@@ -232,7 +254,7 @@ impl Zone<'_> {
         &self,
         policies: &mut [PolicyRules<'_>],
         group: &Group<'_>,
-        mut kept: Vec<Kept>,
+        kept: &mut Vec<Kept>,
         plans: &mut [PolicyPlan],
     ) {
         let latest = latest_counted(self.now);

@@ -49,14 +49,19 @@ pub(crate) fn group_by_instance(inventory: &Inventory) -> Vec<Group<'_>> {
         inventory.instances.iter().map(|instance| (instance.id, instance)).collect();
     let mut groups: Vec<Group<'_>> = Vec::new();
     // By the number that an id is, which is hashed faster than its bytes.
-    let mut places: HashMap<Option<u128>, usize> = HashMap::new();
+    let mut places: HashMap<u128, usize> = HashMap::new();
+    let mut without_instance = None;
     for (index, snapshot) in (0..).zip(snapshots) {
         let id = snapshot.instance_id;
-        let place = *places.entry(id.map(|InstanceId(id)| id.as_u128())).or_insert_with(|| {
+        let mut new_group = || {
             let instance = id.and_then(|id| listed.get(&id).copied());
             groups.push(Group { instance_id: id, instance, entries: Vec::new() });
             groups.len() - 1
-        });
+        };
+        let place = match id {
+            Some(InstanceId(id)) => *places.entry(id.as_u128()).or_insert_with(new_group),
+            None => *without_instance.get_or_insert_with(&mut new_group),
+        };
         if let Some(group) = groups.get_mut(place) {
             group.entries.push(Entry {
                 created_at: snapshot.created_at,

@@ -51,13 +51,23 @@ pub struct Decision {
     pub(crate) created_at: Timestamp,
     /// Shared by all that need the same copies.
     pub(crate) copies: Option<Arc<Vec<CopyNeeded>>>,
-    pub(crate) reasons: Box<[Reason]>,
+    /// The reasons of all decisions about the same instance: a list for each of a million decisions would cost more time
+    /// than all rules.
+    pub(crate) instance_reasons: Arc<Vec<Reason>>,
+    /// Where its own ones begin in that list.
+    pub(crate) first_reason: u32,
+    pub(crate) reason_count: u16,
 }
 
 impl Decision {
     /// The reason of the decision's rule first, then everything else that bears on it.
     pub(crate) fn reasons(&self) -> impl ExactSizeIterator<Item = ReasonText<'_>> {
-        self.reasons.iter().map(|reason| ReasonText { reason, created_at: self.created_at })
+        self.own_reasons().iter().map(|reason| ReasonText { reason, created_at: self.created_at })
+    }
+
+    fn own_reasons(&self) -> &[Reason] {
+        let first = self.first_reason as usize;
+        self.instance_reasons.get(first..first + usize::from(self.reason_count)).unwrap_or_default()
     }
 
     /// Of one to be deleted: the copies that must be verified first, for every policy that requires one.
@@ -68,6 +78,6 @@ impl Decision {
     /// The rules of the policy itself that keep it; none if only others do.
     pub(crate) fn keep_rules(&self) -> Vec<Rule> {
         let is_kept = self.verdict == Verdict::Keep;
-        self.reasons.iter().filter(|_| is_kept).filter_map(Reason::keep_rule).collect()
+        self.own_reasons().iter().filter(|_| is_kept).filter_map(Reason::keep_rule).collect()
     }
 }
