@@ -53,7 +53,7 @@ pub struct Decision {
     pub(crate) copies: Option<Arc<Vec<CopyNeeded>>>,
     /// The reasons of all decisions about the same instance: a list for each of a million decisions would cost more time
     /// than all rules.
-    pub(crate) instance_reasons: Arc<Vec<Reason>>,
+    pub(crate) instance_reasons: Arc<Box<[Reason]>>,
     /// Where its own ones begin in that list.
     pub(crate) first_reason: u32,
     pub(crate) reason_count: u16,

@@ -634,7 +634,7 @@ mod tests {
             "2027-01-29T12:00:00Z",
             "2027-02-03T12:00:00Z",
         );
-        let told: Vec<(String, Option<Timestamp>, Vec<String>)> = forecast
+        let shown: Vec<(String, Option<Timestamp>, Vec<String>)> = forecast
             .lifetimes
             .iter()
             .map(|life| {
@@ -652,7 +652,7 @@ mod tests {
             ("03", None, ["keep_last 03-03", "keep_monthly 03-03"]),
         ]
         .map(|(day, deleted, intervals)| (day.to_owned(), deleted, intervals.map(str::to_owned).to_vec()));
-        assert_eq!(told, expected);
+        assert_eq!(shown, expected);
         assert_eq!(
             forecast.lifetimes[0].holders().into_iter().map(Rule::as_str).collect::<Vec<_>>(),
             ["keep_last", "keep_monthly"]
@@ -696,8 +696,8 @@ mod tests {
             ..policy("@daily", "UTC", Retention { keep_within: Some("48h".parse().unwrap()), ..no_rules() })
         };
         let mut zone = zone_with(&["2026-12-01T00:00:00Z"]);
-        let pinned = zone.snapshots[0].id;
-        zone.holds.insert(pinned, Hold { until: Some(at("2027-01-05T06:00:00Z")), reason: None });
+        let held = zone.snapshots[0].id;
+        zone.holds.insert(held, Hold { until: Some(at("2027-01-05T06:00:00Z")), reason: None });
         let policies = [strict, lenient];
         let from = at("2027-01-01T12:00:00Z");
         let asked = Simulation {
@@ -739,11 +739,11 @@ mod tests {
         zone.snapshots[2].state = SnapshotState::Snapshotting;
         let keep = policy("@daily", "UTC", Retention { keep_last: of(3), ..no_rules() });
         let forecast = over(&keep, zone, "2026-12-31T13:00:00Z", "2027-02-01T00:00:00Z").unwrap();
-        let told: Vec<_> =
+        let shown: Vec<_> =
             forecast.lifetimes.iter().take(2).map(|life| (life.deleted_at, life.holders())).collect();
         // The failed one is never judged; the one in flight is held by its place, then goes.
-        assert!(told.contains(&(None, BTreeSet::from([Rule::State]))), "{told:?}");
-        assert!(told.iter().any(|(deleted, _)| *deleted == Some(at("2027-01-03T00:00:00Z"))), "{told:?}");
+        assert!(shown.contains(&(None, BTreeSet::from([Rule::State]))), "{shown:?}");
+        assert!(shown.iter().any(|(deleted, _)| *deleted == Some(at("2027-01-03T00:00:00Z"))), "{shown:?}");
         assert_eq!(forecast.moments.last().map(|moment| moment.held), Some(4));
     }
 

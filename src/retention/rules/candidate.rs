@@ -64,7 +64,7 @@ impl Candidate {
         self.reasons.push(reason);
     }
 
-    /// Of one that is kept, only the reasons that keep it are told.
+    /// Of one that is kept, only the reasons that keep it are shown.
     pub(crate) fn forget_other_reasons(&mut self) {
         if self.is_kept() {
             self.reasons.truncate(self.keeping);

@@ -20,7 +20,7 @@ pub(crate) fn kept_during(
     min_keep: u32,
 ) -> impl Iterator<Item = Range<i64>> {
     let max = max_count.map_or(usize::MAX, |max| max.get() as usize);
-    // The ends of those newer ones that are kept longest, at most `max` of them: the first to end makes room.
+    // The ends of those newer ones that are kept longest, at most `max` of them: the first to end frees a place.
     let mut newer: BinaryHeap<Reverse<Timestamp>> = BinaryHeap::new();
     (1..).zip(newest_first).map(move |(place, candidate)| {
         let until = candidate.kept_until;

@@ -83,7 +83,7 @@ fn rules_compose() {
     ];
     for (name, rules, ages, expected) in cases {
         let zone = aged(ages);
-        assert_eq!(told(&plan_of(&[nightly().with(rules)], &zone, now()), &zone), expected, "{name}");
+        assert_eq!(shown(&plan_of(&[nightly().with(rules)], &zone, now()), &zone), expected, "{name}");
     }
 }
 
@@ -138,7 +138,7 @@ fn point_01_an_empty_listing_plans_nothing() {
 fn point_02_without_a_retention_table_nothing_is_pruned() {
     let zone = aged(&[1, 5000]);
     let plan = plan_of(&[nightly()], &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep none", "keep none"]);
+    assert_eq!(shown(&plan, &zone), ["keep none", "keep none"]);
     assert_eq!(words(&plan, 2), ["the policy has no retention table: it prunes nothing"]);
     assert_eq!(decision(&plan, 2).expires_at, None);
     // Nor has it a say about what others prune.
@@ -164,7 +164,7 @@ fn point_05_fewer_than_min_keep_stay_however_old() {
     let zone = aged(&[800, 900]);
     let rules = Retention { min_keep: 3, max_count: count(1), ..max_age("1d") };
     let plan = plan_of(&[nightly().with(rules)], &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep min_keep", "keep min_keep"]);
+    assert_eq!(shown(&plan, &zone), ["keep min_keep", "keep min_keep"]);
     assert_eq!(decision(&plan, 2).expires_at, None);
     assert_eq!(
         words(&plan, 2),
@@ -200,7 +200,7 @@ fn point_07_and_08_other_states_are_ignored_and_say_so() {
     let states = ["error", "snapshotting", "exporting", "deleting", "deleted", "hiber\u{1b}[2Jnating", ""];
     let zone = inventory(states.map(|state| in_state(state, snap("web-1", days_ago(9)))));
     let plan = plan_of(&[nightly().with(max_age("1d"))], &zone, now());
-    assert_eq!(told(&plan, &zone), vec!["ignore state"; states.len()]);
+    assert_eq!(shown(&plan, &zone), vec!["ignore state"; states.len()]);
     let words: Vec<String> = (1..=7).flat_map(|number| words(&plan, number)).collect();
     assert_eq!(
         words,
@@ -227,7 +227,7 @@ fn point_09_dated_in_the_future_is_not_judged_and_moves_nothing() {
     ]);
     let rules = Retention { min_keep: 1, ..keep_last(1) };
     let plan = plan_of(&[nightly().with(rules)], &zone, now());
-    assert_eq!(told(&plan, &zone), ["ignore future", "ignore future", "keep keep_last", "delete keep"]);
+    assert_eq!(shown(&plan, &zone), ["ignore future", "ignore future", "keep keep_last", "delete keep"]);
     assert_eq!(
         words(&plan, 2),
         ["dated more than 5 minutes in the future: 2027-09-16T12:00:00Z; not judged before"]
@@ -238,7 +238,7 @@ fn point_09_dated_in_the_future_is_not_judged_and_moves_nothing() {
 fn point_09_and_11_up_to_five_minutes_in_the_future_is_age_zero() {
     let zone = inventory([snap("web-1", minutes_ahead(5)), snap("web-1", now())]);
     let plan = plan_of(&[nightly().with(keep_within("100ms"))], &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_within", "keep keep_within"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_within", "keep keep_within"]);
     assert_decided(&[nightly().with(keep_last(1))], &zone, now(), &["keep keep_last", "delete keep"]);
 }
 
@@ -257,7 +257,7 @@ fn point_12_days_are_the_calendars_and_hours_are_absolute_when_summer_ends() {
     // 2026-10-25 has 25 hours in Zurich.
     let zone = inventory([snap("web-1", at("2026-10-24T12:00:00+02:00"))]);
     let after = |rules: &str, at: Timestamp| {
-        told(&plan_of(&[nightly().in_zone("Europe/Zurich").with(max_age(rules))], &zone, at), &zone)
+        shown(&plan_of(&[nightly().in_zone("Europe/Zurich").with(max_age(rules))], &zone, at), &zone)
     };
     assert_eq!(after("1d", at("2026-10-25T12:00:00+01:00")), ["keep none"]);
     assert_eq!(after("24h", at("2026-10-25T12:00:00+01:00")), ["delete max_age"]);
@@ -269,7 +269,7 @@ fn point_13_days_are_the_calendars_and_hours_are_absolute_when_summer_begins() {
     // 2026-03-29 has 23 hours in Zurich.
     let zone = inventory([snap("web-1", at("2026-03-28T12:00:00+01:00"))]);
     let after = |rules: &str, at: Timestamp| {
-        told(&plan_of(&[nightly().in_zone("Europe/Zurich").with(max_age(rules))], &zone, at), &zone)
+        shown(&plan_of(&[nightly().in_zone("Europe/Zurich").with(max_age(rules))], &zone, at), &zone)
     };
     let noon = at("2026-03-29T12:00:00+02:00");
     assert_eq!(after("1d", noon), ["keep none"]);
@@ -282,7 +282,7 @@ fn at_moments(created_at: &str, age: &str, zone: &str, moments: &[(&str, &str)])
     let one = inventory([snap("web-1", at(created_at))]);
     let policies = [nightly().in_zone(zone).with(max_age(age))];
     for (moment, expected) in moments {
-        assert_eq!(told(&plan_of(&policies, &one, at(moment)), &one), [*expected], "{created_at}: {moment}");
+        assert_eq!(shown(&plan_of(&policies, &one, at(moment)), &one), [*expected], "{created_at}: {moment}");
     }
 }
 
@@ -349,8 +349,8 @@ fn point_16_it_holds_for_every_key_that_is_an_age() {
         ),
     ] {
         let policies = [nightly().with(Retention { failed_after: Some(span("1mo")), ..rules })];
-        assert_eq!(told(&plan_of(&policies, &zone, end), &zone), [kept, "ignore state"]);
-        let later = told(&plan_of(&policies, &zone, end + nanosecond()), &zone);
+        assert_eq!(shown(&plan_of(&policies, &zone, end), &zone), [kept, "ignore state"]);
+        let later = shown(&plan_of(&policies, &zone, end + nanosecond()), &zone);
         assert_eq!(later, [deleted, "delete failed_after"]);
     }
 }
@@ -359,7 +359,7 @@ fn point_16_it_holds_for_every_key_that_is_an_age() {
 fn point_16_an_age_beyond_the_calendar_never_ends() {
     let zone = inventory([snap("web-1", at("9500-06-01T00:00:00Z"))]);
     let plan = plan_of(&[nightly().with(max_age("1000y"))], &zone, at("9999-12-30T00:00:00Z"));
-    assert_eq!((told(&plan, &zone), decision(&plan, 1).expires_at), (vec!["keep none".to_owned()], None));
+    assert_eq!((shown(&plan, &zone), decision(&plan, 1).expires_at), (vec!["keep none".to_owned()], None));
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn point_27_orphans_are_kept_unless_they_are_to_be_judged() {
     ]);
     let mut policy = nightly().with(keep_last(1));
     let plan = plan_of(std::slice::from_ref(&policy), &zone, now());
-    assert_eq!(told(&plan, &zone), vec!["ignore orphan"; 3]);
+    assert_eq!(shown(&plan, &zone), vec!["ignore orphan"; 3]);
     assert_eq!(words(&plan, 1), ["its instance is not listed any more, and orphans are kept"]);
     assert_eq!(words(&plan, 3), ["the API does not say which instance it is of"]);
     assert_eq!(plan.good, 0);
@@ -458,7 +458,7 @@ fn point_28_a_snapshot_goes_only_if_every_policy_lets_it_go() {
     let policies =
         [nightly().with(keep_last(1)), policy2().with(keep_within("2d")), policy("web-2").only("web-2")];
     let plan = plan_of(&policies, &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep policy", "delete keep"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_last", "keep policy", "delete keep"]);
     assert_eq!(
         words(&plan, 2),
         [
@@ -490,7 +490,7 @@ fn point_28_another_policys_gate_holds_too() {
     let policies =
         [nightly().with(keep_last(1)), policy2().with(keep_last(1)).requiring(&["vault"], Which::All)];
     let plan = plan_of(&policies, &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep policy"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_last", "keep policy"]);
     assert_eq!(
         words(&plan, 2)[..2],
         ["policy `weekly` keeps it (export)", "no verified copy of it in archive `vault`",]
@@ -500,9 +500,9 @@ fn point_28_another_policys_gate_holds_too() {
 #[test]
 fn point_29_a_pin_holds_until_it_ends() {
     let zone =
-        aged(&[1, 2, 3, 4]).pinned(2, None).pinned(3, Some(now() + nanosecond())).pinned(4, Some(now()));
+        aged(&[1, 2, 3, 4]).on_hold(2, None).on_hold(3, Some(now() + nanosecond())).on_hold(4, Some(now()));
     let plan = plan_of(&[nightly().with(keep_last(1))], &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep hold", "keep hold", "delete keep"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_last", "keep hold", "keep hold", "delete keep"]);
     assert_eq!(words(&plan, 2)[..2], ["on hold", "otherwise it would be deleted"]);
     assert_eq!(decision(&plan, 2).expires_at, None);
     assert_eq!(decision(&plan, 3).expires_at, Some(now() + SignedDuration::from_secs(1)));
@@ -515,7 +515,7 @@ fn point_35_a_required_copy_that_is_missing_keeps() {
     let zone = zone.archive("vault", copies);
     let newest = nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest);
     let plan = plan_of(&[newest], &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_last", "keep export", "delete keep", "delete keep"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_last", "keep export", "delete keep", "delete keep"]);
     assert_eq!(words(&plan, 2)[0], "no verified copy of it or a newer one in archive `vault`");
     assert_eq!(decision(&plan, 2).expires_at, None);
     let needed = CopyNeeded { archive: "vault".parse().unwrap(), of: Which::Newest };
@@ -544,7 +544,7 @@ fn point_35_every_archive_must_have_it_and_one_that_cannot_be_asked_keeps_everyt
     let policies = std::slice::from_ref(&policy);
     let why = |zone: &Inventory| {
         let plan = plan_of(policies, zone, now());
-        assert_eq!(told(&plan, zone), ["keep keep_last", "keep export"]);
+        assert_eq!(shown(&plan, zone), ["keep keep_last", "keep export"]);
         words(&plan, 2).swap_remove(0)
     };
     assert_eq!(why(&zone), "archive `offsite` can't be reached: it was not asked");
@@ -561,7 +561,7 @@ fn point_35_every_archive_must_have_it_and_one_that_cannot_be_asked_keeps_everyt
 
     let zone = zone.archive("offsite", Copies::Assumed);
     let plan = plan_of(policies, &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_last", "delete keep"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_last", "delete keep"]);
     // Also where it was only assumed, the proof is still asked for.
     let archives: Vec<&str> = decision(&plan, 2).copies().iter().map(|copy| copy.archive.as_str()).collect();
     assert_eq!(archives, ["vault", "offsite"]);
@@ -596,7 +596,7 @@ fn point_35_a_gate_without_required_keeps_nothing() {
     policy.export.as_mut().unwrap().required = false;
     let zone = aged(&[1, 2]);
     let plan = plan_of(&[policy], &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_last", "delete keep"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_last", "delete keep"]);
     assert!(decision(&plan, 2).copies().is_empty());
 }
 
@@ -604,18 +604,18 @@ fn point_35_a_gate_without_required_keeps_nothing() {
 fn point_39_a_failed_create_leaves_min_keep_and_the_guards_share_to_good_ones() {
     let zone = inventory([in_state("error", snap("web-1", hours_ago(1))), snap("web-1", days_ago(40))]);
     let plan = plan_of(&[nightly().with(Retention { min_keep: 1, ..max_age("30d") })], &zone, now());
-    assert_eq!(told(&plan, &zone), ["ignore state", "keep min_keep"]);
+    assert_eq!(shown(&plan, &zone), ["ignore state", "keep min_keep"]);
     assert_eq!(plan.good, 1);
 }
 
 #[test]
 fn the_first_that_holds_gives_the_rule_and_all_of_them_are_told() {
-    let zone = aged(&[9]).pinned(1, None).archive("vault", Copies::Known(Vec::new()));
+    let zone = aged(&[9]).on_hold(1, None).archive("vault", Copies::Known(Vec::new()));
     let nightly = nightly().with(max_age("1d")).requiring(&["vault"], Which::Newest);
     let weekly = policy2().with(keep_last(1));
     let policies = [nightly, weekly];
     let plan = plan_of(&policies, &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep hold"]);
+    assert_eq!(shown(&plan, &zone), ["keep hold"]);
     assert_eq!(
         words(&plan, 1),
         [
@@ -687,7 +687,7 @@ fn expiry_is_the_first_second_past_the_limit() {
 #[test]
 fn expiry_waits_for_the_last_of_pin_and_policies() {
     let in_days = |days: i64| days_ago(-days);
-    let zone = aged(&[10]).pinned(1, Some(in_days(25)));
+    let zone = aged(&[10]).on_hold(1, Some(in_days(25)));
     let nightly = nightly().with(max_age("30d"));
     let expiry = |policies: &[Policy]| decision(&plan_of(policies, &zone, now()), 1).expires_at;
     assert_eq!(expiry(std::slice::from_ref(&nightly)), Some(in_days(25)));
@@ -727,7 +727,7 @@ fn point_13_an_age_that_ends_at_a_time_that_the_clock_skips_ends_after_the_gap()
 fn point_16_expiry_is_the_date_of_a_months_end_and_a_hold_beyond_it_is_the_last() {
     let zone = inventory([snap("web-1", at("2026-02-28T12:00:00Z"))]);
     let expiry = |held_until: &str| {
-        let zone = zone.clone().pinned(1, Some(at(held_until)));
+        let zone = zone.clone().on_hold(1, Some(at(held_until)));
         let plan = plan_of(&[nightly().with(max_age("1mo"))], &zone, at("2026-03-01T00:00:00Z"));
         decision(&plan, 1).expires_at
     };
@@ -746,7 +746,7 @@ fn expiry_waits_where_max_count_lets_another_policys_one_back_in() {
     *strict.keep_within_each.get_mut(crate::policy::Period::Year) = Some(span("72h"));
     let policies = [nightly().with(strict), policy2().with(keep_within("30h"))];
     let plan = plan_of(&policies, &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep keep_within", "keep keep_within", "keep policy"]);
+    assert_eq!(shown(&plan, &zone), ["keep keep_within", "keep keep_within", "keep policy"]);
     assert_eq!(decision(&plan, 3).expires_at, Some(hours_ago(-48) + SignedDuration::from_secs(1)));
     assert_decided(
         &policies,
@@ -829,7 +829,7 @@ fn what_somebody_else_made_counts_for_nothing_where_only_ours_are_meant() {
     ] {
         let zone = aged(ages).made_by_us(ours);
         let plan = plan_of(&[own(nightly().with(rules))], &zone, now());
-        assert_eq!(told(&plan, &zone), expected, "{name}");
+        assert_eq!(shown(&plan, &zone), expected, "{name}");
         assert_eq!(plan.good, ours.len() as u64, "{name}");
     }
     let zone = aged(&[1]);
@@ -845,7 +845,7 @@ fn a_policy_has_no_say_about_what_is_foreign_to_it() {
     let pair = |weekly| [nightly().with(Retention { max_age: Some(span("1h")), ..keep_last(2) }), weekly];
     assert_decided(&pair(holder()), &zone, now(), &["keep policy", "keep policy"]);
     let plan = plan_of(&pair(own(holder())), &zone, now());
-    assert_eq!(told(&plan, &zone), ["keep policy", "delete max_age"]);
+    assert_eq!(shown(&plan, &zone), ["keep policy", "delete max_age"]);
     assert!(decision(&plan, 2).copies().is_empty(), "nor does it ask for a copy");
     // Nor for how long it stays: only nightly's rule counts.
     let kept = plan_of(&[nightly().with(max_age("3d")), own(holder())], &zone, now());
@@ -863,7 +863,7 @@ fn one_that_comes_takes_the_first_place_and_is_neither_counted_nor_let_go() {
     ] {
         let zone = aged(&[0, 1]).made_by_us(&[2]).coming(1);
         let plan = plan_of(&[own(nightly().with(rules))], &zone, now());
-        assert_eq!(told(&plan, &zone), expected, "{name}");
+        assert_eq!(shown(&plan, &zone), expected, "{name}");
         assert_eq!((plan.good, decision(&plan, 1).expires_at), (1, None), "{name}");
     }
     // Not even a rule that is out of place here lets it go, and its name is not known yet.
@@ -872,6 +872,6 @@ fn one_that_comes_takes_the_first_place_and_is_neither_counted_nor_let_go() {
     unnamed.select.snapshot_names = Some(Vec::new());
     let later = now() + SignedDuration::from_hours(5);
     let plan = plan_of(&[unnamed, policy("weekly").with(keep_last(1))], &zone, later);
-    assert_eq!(told(&plan, &zone), [create]);
+    assert_eq!(shown(&plan, &zone), [create]);
     assert_eq!(words(&plan, 1), ["the run takes it first (create)"]);
 }

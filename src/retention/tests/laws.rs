@@ -167,7 +167,7 @@ pub(super) fn scenes_of(most: usize) -> impl Strategy<Value = (Timestamp, Invent
         zone.created = created.into_iter().map(snapshot_id).collect();
         for (number, days) in holds {
             let until = days.map(|days| moment + SignedDuration::from_hours(24 * days));
-            zone = zone.pinned(number, until);
+            zone = zone.on_hold(number, until);
         }
         let known: Vec<usize> = (1..=zone.snapshots.len())
             .filter(|number| zone.snapshots[*number - 1].instance_id.is_some())
@@ -245,14 +245,14 @@ fn is_let_go_as_failed(policies: &[Policy], zone: &Inventory, failed: &Snapshot)
 
 /// Everything that a plan says, by snapshot.
 fn all_told(plan: &PolicyPlan, inventory: &Inventory) -> BTreeMap<SnapshotId, String> {
-    let tell = |decision: &Decision| {
+    let show = |decision: &Decision| {
         let why: Vec<String> = decision.reasons().map(|why| why.to_string()).collect();
         let Decision { verdict, rule, expires_at, .. } = decision;
         let holders = decision.keep_rules();
         let text = format!("{verdict} {rule} {expires_at:?} {holders:?} {:?} {why:?}", decision.copies());
         (inventory.snapshots[decision.index as usize].id, text)
     };
-    plan.decisions.iter().map(tell).collect()
+    plan.decisions.iter().map(show).collect()
 }
 
 fn deleted_ids(policies: &[Policy], inventory: &Inventory, at: Timestamp) -> BTreeSet<SnapshotId> {

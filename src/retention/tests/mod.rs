@@ -96,7 +96,7 @@ fn inventory(snapshots: impl IntoIterator<Item = Snapshot>) -> Inventory {
 }
 
 impl Inventory {
-    fn pinned(mut self, number: u128, until: Option<Timestamp>) -> Self {
+    fn on_hold(mut self, number: u128, until: Option<Timestamp>) -> Self {
         self.holds.insert(snapshot_id(number), Hold { until, reason: None });
         self
     }
@@ -215,17 +215,17 @@ fn plan_of(policies: &[Policy], inventory: &Inventory, at: Timestamp) -> PolicyP
 }
 
 /// For each snapshot in the inventory's order its verdict and rule; `-` if it is not selected.
-fn told(plan: &PolicyPlan, inventory: &Inventory) -> Vec<String> {
-    let tell = |index| {
+fn shown(plan: &PolicyPlan, inventory: &Inventory) -> Vec<String> {
+    let show = |index| {
         let decision = plan.decisions.iter().find(|decision| decision.index == index);
         decision.map_or("-".to_owned(), |decision| format!("{} {}", decision.verdict, decision.rule))
     };
-    (0..).zip(&inventory.snapshots).map(|(index, _)| tell(index)).collect()
+    (0..).zip(&inventory.snapshots).map(|(index, _)| show(index)).collect()
 }
 
 #[track_caller]
 fn assert_decided(policies: &[Policy], inventory: &Inventory, at: Timestamp, expected: &[&str]) {
-    assert_eq!(told(&plan_of(policies, inventory, at), inventory), expected);
+    assert_eq!(shown(&plan_of(policies, inventory, at), inventory), expected);
 }
 
 /// The decision about the snapshot with this number.

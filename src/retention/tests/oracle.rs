@@ -389,13 +389,13 @@ proptest! {
         let plan = plan(&policies, &zone, moment);
         prop_assert_eq!(plan.policies.len(), policies.len());
         for (policy, plan) in policies.iter().zip(&plan.policies) {
-            let mut told = vec![None; zone.snapshots.len()];
+            let mut shown = vec![None; zone.snapshots.len()];
             for decision in &plan.decisions {
-                told[decision.index as usize] = Some((decision.verdict, decision.rule));
+                shown[decision.index as usize] = Some((decision.verdict, decision.rule));
             }
             let read = verdicts(&policies, policy, &zone, moment);
-            for (snapshot, (told, read)) in zone.snapshots.iter().zip(told.iter().zip(&read)) {
-                prop_assert_eq!(told, read, "engine, then this: {:?} by {}, at {}", snapshot, policy.name, moment);
+            for (snapshot, (shown, read)) in zone.snapshots.iter().zip(shown.iter().zip(&read)) {
+                prop_assert_eq!(shown, read, "engine, then this: {:?} by {}, at {}", snapshot, policy.name, moment);
             }
         }
     }

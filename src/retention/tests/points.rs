@@ -115,7 +115,7 @@ fn point_07_a_failed_one_goes_by_failed_after_alone_and_only_beneath_a_newer_goo
         ),
     ] {
         let zone = inventory(snapshots);
-        assert_eq!(told(&plan_of(&[nightly().with(rules)], &zone, now()), &zone), expected, "{name}");
+        assert_eq!(shown(&plan_of(&[nightly().with(rules)], &zone, now()), &zone), expected, "{name}");
     }
 }
 
@@ -125,13 +125,13 @@ fn point_07_a_failed_one_needs_no_copy_but_pins_and_other_policies_keep_it() {
     let zone = inventory([failed(), snap("web-1", days_ago(1))]);
     let nightly = || nightly().with(with_failed_after("2d", keep_last(9)));
     let first =
-        |policies: &[Policy], zone: &Inventory| told(&plan_of(policies, zone, now()), zone).swap_remove(0);
+        |policies: &[Policy], zone: &Inventory| shown(&plan_of(policies, zone, now()), zone).swap_remove(0);
     let gated = nightly().requiring(&["vault"], Which::All);
     let closed = zone.clone().archive("vault", Copies::Unreachable("it is gone".to_owned()));
     assert_eq!(first(std::slice::from_ref(&gated), &closed), "delete failed_after");
     let plan = plan_of(&[gated], &closed, now());
     assert!(decision(&plan, 1).copies().is_empty());
-    assert_eq!(first(&[nightly()], &zone.clone().pinned(1, None)), "keep hold");
+    assert_eq!(first(&[nightly()], &zone.clone().on_hold(1, None)), "keep hold");
     let weekly = policy("weekly").with(keep_last(1));
     assert_eq!(first(&[nightly(), weekly.clone()], &zone), "keep policy");
     assert_eq!(first(&[nightly(), weekly.clone().only("web-2")], &zone), "delete failed_after");
@@ -221,13 +221,13 @@ fn point_17_exactly_on_the_cut_off_is_kept_by_the_rules_of_a_window_too() {
         let zone = inventory([snap("web-1", hours_ago(7))]);
         let policy = nightly().with(keep_within_each(period, "7h"));
         let rule = format!("keep keep_within_{}", period.adverb());
-        assert_eq!(told(&plan_of(std::slice::from_ref(&policy), &zone, now()), &zone), [rule]);
-        assert_eq!(told(&plan_of(&[policy], &zone, now() + nanosecond()), &zone), ["delete keep"]);
+        assert_eq!(shown(&plan_of(std::slice::from_ref(&policy), &zone, now()), &zone), [rule]);
+        assert_eq!(shown(&plan_of(&[policy], &zone, now() + nanosecond()), &zone), ["delete keep"]);
     }
     let failed = inventory([in_state("error", snap("web-1", hours_ago(7))), snap("web-1", now())]);
     let policy = [nightly().with(with_failed_after("7h", keep_last(1)))];
-    assert_eq!(told(&plan_of(&policy, &failed, now()), &failed)[0], "ignore state");
-    assert_eq!(told(&plan_of(&policy, &failed, now() + nanosecond()), &failed)[0], "delete failed_after");
+    assert_eq!(shown(&plan_of(&policy, &failed, now()), &failed)[0], "ignore state");
+    assert_eq!(shown(&plan_of(&policy, &failed, now() + nanosecond()), &failed)[0], "delete failed_after");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn point_24_with_three_weeks_of_data_a_yearly_rule_holds_the_newest_and_the_olde
     assert_eq!(stays(&yearly(3, false)), [1]);
     let plan = yearly(3, true);
     assert_eq!(stays(&plan), [1, 21]);
-    assert_eq!(told(&plan, &zone)[20], "keep keep_yearly");
+    assert_eq!(shown(&plan, &zone)[20], "keep keep_yearly");
     assert!(words(&plan, 21).join("\n").contains("oldest"), "{:?}", words(&plan, 21));
 }
 
@@ -440,10 +440,10 @@ fn point_12_and_13_a_day_before_noon_is_noon_through_every_clock_change() {
         let next = super::zone(zone).to_ambiguous_timestamp(next).compatible().unwrap();
         assert_ne!(next.duration_since(noon), SignedDuration::from_hours(24));
         let one = inventory([snap("web-1", noon)]);
-        let told =
-            |at: Timestamp| told(&plan_of(&[nightly().in_zone(zone).with(max_age("1d"))], &one, at), &one);
-        assert_eq!(told(next), ["keep none"], "{zone}");
-        assert_eq!(told(next + nanosecond()), ["delete max_age"], "{zone}");
+        let shown =
+            |at: Timestamp| shown(&plan_of(&[nightly().in_zone(zone).with(max_age("1d"))], &one, at), &one);
+        assert_eq!(shown(next), ["keep none"], "{zone}");
+        assert_eq!(shown(next + nanosecond()), ["delete max_age"], "{zone}");
         let expiry = plan_of(&[nightly().in_zone(zone).with(max_age("1d"))], &one, noon);
         assert_eq!(decision(&expiry, 1).expires_at, Some(next + SignedDuration::from_secs(1)), "{zone}");
     }
