@@ -2,8 +2,8 @@
 
 use crate::cli::args::{Allow, Global};
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::cli::{Exit, Refusal};
 use crate::policy::Policy;
 use crate::snapshot::ZoneName;
 use crate::state::allowances::Allowance;

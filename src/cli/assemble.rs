@@ -11,7 +11,7 @@ use crate::archive::s3::client::S3Location;
 use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
-use crate::cli::{Exit, Refusal};
+use crate::cli::exit::{Exit, Refusal};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::config::sections::{ArchiveSettings, Config};

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Tone};
-use crate::cli::{Exit, Refusal};
 use crate::config::sections::Config;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::{ApiError, ErrorKind};

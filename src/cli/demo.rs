@@ -19,10 +19,11 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::plan::table;
 use crate::cli::progress::Progress;
-use crate::cli::{Exit, Refusal, archive, once, run};
+use crate::cli::{archive, once, run};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::daemon::Order;

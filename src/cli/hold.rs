@@ -2,8 +2,8 @@
 
 use crate::cli::args::{self, Global};
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Tone, to_the_second};
-use crate::cli::{Exit, Refusal};
 use crate::snapshot::SnapshotId;
 use crate::state::holds::Hold;
 use crate::text::printable;

@@ -10,6 +10,7 @@ pub mod assemble;
 pub mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod exit;
 pub mod hold;
 pub mod once;
 pub mod output;
@@ -30,57 +31,10 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::cli::args::{ArchiveCommand, Arguments, Command};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
 use crate::telemetry::logging;
-
-/// The exit status, for scripts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Exit {
-    /// Success.
-    Done = 0,
-    /// Nothing failed, but a guard blocked deletions.
-    Held = 3,
-    /// Something failed, at least in part.
-    Failed = 1,
-    /// Wrong usage.
-    Usage = 2,
-    /// The configuration or the credentials are unusable.
-    BadConfiguration = 78,
-}
-
-impl Exit {
-    /// The worse of two: a failure is worse than a block by the guard.
-    #[must_use]
-    pub fn worse(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Done, other)
-            | (Self::Held, other @ (Self::Failed | Self::Usage | Self::BadConfiguration)) => other,
-            (one, _) => one,
-        }
-    }
-}
-
-/// A command that could not do its work: the message and the exit status.
-#[derive(Debug)]
-pub struct Refusal {
-    /// The exit status.
-    pub exit: Exit,
-    /// The message for stderr, in whole lines.
-    pub text: String,
-}
-
-impl Refusal {
-    /// With this status.
-    pub fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self { exit, text: text.into() }
-    }
-
-    /// Something failed, with its whole chain of causes.
-    pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self::new(Exit::Failed, crate::text::chain(error))
-    }
-}
 
 /// Runs the command that the process was given.
 pub fn main() -> ExitCode {

@@ -7,10 +7,10 @@ use tracing::warn;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Tone};
 use crate::cli::progress::Progress;
 use crate::cli::signals::StopSignals;
-use crate::cli::{Exit, Refusal};
 use crate::policy::{Policy, PolicyName};
 use crate::run::context::{RunOptions, Runner};
 use crate::run::report::{RunReport, RunResult, Step};

@@ -7,8 +7,8 @@ use comfy_table::{Cell, Color as TableColor, ContentArrangement, Table, presets}
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
-use crate::cli::Exit;
 use crate::cli::args::{Color, Global, OutputFormat};
+use crate::cli::exit::Exit;
 use crate::telemetry::logging;
 use crate::text::{printable, safe_json};
 

@@ -4,8 +4,8 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use crate::cli::args::Arguments;
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::cli::{Exit, Refusal};
 
 /// Prints the completions for a shell.
 pub fn completions(shell: Shell, output: Output) -> Exit {

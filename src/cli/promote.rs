@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use crate::cli::args::{Global, Promote};
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::cli::{Exit, Refusal};
 use crate::exoscale::wire::PromoteRequest;
 use crate::run::promote::promote_manually;
 use crate::snapshot::{SnapshotId, TemplateId, ZoneName};

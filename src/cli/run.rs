@@ -8,8 +8,8 @@ use tracing::warn;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::signals::StopSignals;
-use crate::cli::{Exit, Refusal};
 use crate::config::sections::Config;
 use crate::daemon::scheduler::Heartbeat;
 use crate::daemon::service::ServiceManager;

@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::Refusal;
+use crate::cli::exit::Refusal;
 
 /// SIGINT and SIGTERM. While this exists, neither ends the process by itself.
 pub struct StopSignals {

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::cli::args::{Global, Simulate, Start, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Tone, to_the_second};
-use crate::cli::plan::{Files, inventories};
-use crate::cli::{Exit, Refusal};
+use crate::cli::plan::files::{Files, inventories};
 use crate::config::sections::Config;
 use crate::picture::svg::{self, Curve, Picture, Row};
 use crate::policy::span::Span;

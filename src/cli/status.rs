@@ -12,9 +12,9 @@ use url::Url;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams};
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Tone, to_the_second};
-use crate::cli::{Exit, Refusal};
 use crate::clock::timeout;
 use crate::telemetry::status::{ArchiveStatus, DownloadStatus, PolicyStatus, Status, ZoneStatus};
 use crate::text::{chain, counted, printable};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
-use snapwarden::cli::Refusal;
 use snapwarden::cli::assemble::{self, Seams, Use};
+use snapwarden::cli::exit::Refusal;
 use snapwarden::clock::Clock as _;
 use snapwarden::config;
 use snapwarden::disk::{Disk, RealDisk};

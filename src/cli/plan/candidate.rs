@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::cli::once::plan_sums;
 use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::plan::decisions::{DecisionOutput, PolicyInZone, SnapshotOutput, decided};
 use crate::cli::plan::table::{age, called, shown, taken, title, why};
-use crate::cli::plan::{JsonSnapshot, PolicyInZone, decided, json_snapshot};
 use crate::policy::PolicyName;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
@@ -49,8 +49,8 @@ struct Pair<'a> {
     snapshot: &'a Snapshot,
     /// The plan that knows the snapshot.
     planned: &'a Preview,
-    now: Option<(&'a Preview, &'a Decision)>,
-    candidate: Option<(&'a Preview, &'a Decision)>,
+    now: Option<&'a Decision>,
+    candidate: Option<&'a Decision>,
 }
 
 /// A snapshot that the run will create has no id yet: its instance identifies it.
@@ -107,15 +107,14 @@ fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec
         for (decision, snapshot) in decided(planned) {
             let other = others.remove(&key(planned, snapshot));
             if other.map(|other| other.verdict) != Some(decision.verdict) {
-                let candidate = candidate.zip(other);
-                pairs.push(Pair { snapshot, planned, now: Some((planned, decision)), candidate });
+                pairs.push(Pair { snapshot, planned, now: Some(decision), candidate: other });
             }
         }
     }
     if let Some(planned) = candidate {
         for (decision, snapshot) in decided(planned) {
             if others.contains_key(&key(planned, snapshot)) {
-                pairs.push(Pair { snapshot, planned, now: None, candidate: Some((planned, decision)) });
+                pairs.push(Pair { snapshot, planned, now: None, candidate: Some(decision) });
             }
         }
     }
@@ -134,57 +133,44 @@ fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec
 }
 
 #[derive(Serialize)]
-pub(super) struct JsonDifferences<'a> {
+pub(super) struct CandidateOutput<'a> {
     at: Timestamp,
-    policies: Vec<JsonDifference<'a>>,
+    policies: Vec<DifferenceOutput<'a>>,
 }
 
 #[derive(Serialize)]
-struct JsonDifference<'a> {
+struct DifferenceOutput<'a> {
     policy: &'a PolicyName,
     zone: &'a ZoneName,
     change: Change,
-    changes: Vec<JsonChange<'a>>,
+    changes: Vec<ChangeOutput<'a>>,
 }
 
 #[derive(Serialize)]
-struct JsonChange<'a> {
-    snapshot: JsonSnapshot<'a>,
-    now: Option<JsonVerdict>,
-    candidate: Option<JsonVerdict>,
+struct ChangeOutput<'a> {
+    snapshot: SnapshotOutput<'a>,
+    now: Option<DecisionOutput>,
+    candidate: Option<DecisionOutput>,
 }
 
-#[derive(Serialize)]
-struct JsonVerdict {
-    verdict: &'static str,
-    rule: &'static str,
-    reasons: Vec<String>,
-    expires_at: Option<Timestamp>,
-}
-
-/// The differences as JSON.
-pub(super) fn json<'a>(at: Timestamp, differences: &'a [Difference<'a>]) -> JsonDifferences<'a> {
-    let verdict = |(_, decision): (&Preview, &Decision)| JsonVerdict {
-        verdict: decision.verdict.as_str(),
-        rule: decision.rule.as_str(),
-        reasons: decision.reasons().map(|reason| reason.to_string()).collect(),
-        expires_at: decision.expires_at,
-    };
-    let policies = differences.iter().map(|difference| JsonDifference {
-        policy: difference.policy,
-        zone: difference.zone,
-        change: difference.change,
-        changes: difference
-            .pairs
-            .iter()
-            .map(|pair| JsonChange {
-                snapshot: json_snapshot(pair.planned, pair.snapshot),
-                now: pair.now.map(verdict),
-                candidate: pair.candidate.map(verdict),
-            })
-            .collect(),
-    });
-    JsonDifferences { at, policies: policies.collect() }
+impl<'a> CandidateOutput<'a> {
+    pub(super) fn new(at: Timestamp, differences: &'a [Difference<'a>]) -> Self {
+        let policies = differences.iter().map(|difference| DifferenceOutput {
+            policy: difference.policy,
+            zone: difference.zone,
+            change: difference.change,
+            changes: difference
+                .pairs
+                .iter()
+                .map(|pair| ChangeOutput {
+                    snapshot: SnapshotOutput::new(pair.planned, pair.snapshot),
+                    now: pair.now.map(DecisionOutput::new),
+                    candidate: pair.candidate.map(DecisionOutput::new),
+                })
+                .collect(),
+        });
+        Self { at, policies: policies.collect() }
+    }
 }
 
 /// The differences as text.
@@ -208,9 +194,8 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
             let head = ["NOW", "CANDIDATE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
             text.push_str(&output.indented_table(&head, rows));
         }
-        let deletes = |side: Option<(&Preview, &Decision)>| {
-            side.is_some_and(|(_, decision)| decision.verdict == Verdict::Delete)
-        };
+        let deletes =
+            |side: Option<&Decision>| side.is_some_and(|decision| decision.verdict == Verdict::Delete);
         let more_here = pairs.iter().filter(|pair| deletes(pair.candidate)).count();
         let fewer_here = pairs.iter().filter(|pair| deletes(pair.now)).count();
         let _ = writeln!(
@@ -241,13 +226,11 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
 
 /// A row for the change with the current reason, and one for the candidate's reason.
 fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
-    let word = |side: Option<(&Preview, &Decision)>| {
-        let (word, tone) = shown(side.map(|(_, decision)| decision.verdict));
+    let word = |side: Option<&Decision>| {
+        let (word, tone) = shown(side.map(|decision| decision.verdict));
         (word.to_owned(), tone)
     };
-    let reason = |side: Option<(&Preview, &Decision)>| {
-        side.map_or_else(|| "not selected".to_owned(), |(_, decision)| why(decision))
-    };
+    let reason = |side: Option<&Decision>| side.map_or_else(|| "not selected".to_owned(), why);
     let is_coming = pair.planned.listing.inventory.coming.contains(&pair.snapshot.id);
     let plain = |text: String| (text, Tone::Plain);
     let nothing = || plain(String::new());

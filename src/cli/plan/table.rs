@@ -7,7 +7,7 @@ use jiff::{Timestamp, Unit};
 
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Tone, to_the_second};
-use crate::cli::plan::decided;
+use crate::cli::plan::decisions::decided;
 use crate::picture::line::{self, Fate, LEGEND, Mark};
 use crate::policy::PolicyName;
 use crate::retention::inventory::ClockSkew;

@@ -1,0 +1,53 @@
+//! How a command ends: the exit status, or a refusal with its message.
+
+use std::error::Error;
+
+use crate::text::chain;
+
+/// The exit status, for scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exit {
+    /// Success.
+    Done = 0,
+    /// Nothing failed, but a guard blocked deletions.
+    Held = 3,
+    /// Something failed, at least in part.
+    Failed = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// The configuration or the credentials are unusable.
+    BadConfiguration = 78,
+}
+
+impl Exit {
+    /// The worse of two: a failure is worse than a block by the guard.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Done, other)
+            | (Self::Held, other @ (Self::Failed | Self::Usage | Self::BadConfiguration)) => other,
+            (one, _) => one,
+        }
+    }
+}
+
+/// A command that could not do its work: the message and the exit status.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The exit status.
+    pub exit: Exit,
+    /// The message for stderr, in whole lines.
+    pub text: String,
+}
+
+impl Refusal {
+    /// With this status.
+    pub fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self { exit, text: text.into() }
+    }
+
+    /// Something failed, with its whole chain of causes.
+    pub fn failed(error: &(dyn Error + 'static)) -> Self {
+        Self::new(Exit::Failed, chain(error))
+    }
+}
