@@ -142,13 +142,15 @@ mod tests {
             example.lines().any(is_shown)
         };
         let known = sections::known_keys();
-        let planned = "notify.*";
         // Archives have their keys by type; those of the top level are the sections themselves.
-        for (label, keys) in known.all().filter(|(label, _)| !["", "archives.*", planned].contains(label)) {
+        let by_type = |label: &str| ["", "archives.*"].contains(&label);
+        for (label, keys) in known.all().filter(|(label, _)| !by_type(label) && !keys::is_planned(label)) {
             for key in keys {
                 assert!(shown(key), "{label}.{key}");
             }
         }
+        assert!(known.all().any(|(label, _)| keys::is_planned(label)), "a planned key is a known key");
+        assert!(!example.contains("[notify"), "and not shown");
         for (label, key) in [("", "policies"), ("exoscale", "endpoint"), ("notify.*", "url_file")] {
             assert!(known.of(label).unwrap().contains(&key.to_owned()), "{label}.{key}");
         }
