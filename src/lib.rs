@@ -15,7 +15,8 @@
 //!                                disk: none imports another
 //! policy · schedule · snapshot · text         data types; no I/O
 //! clock · disk · randomness · transport       the four seams: a small trait and its real implementation each
-//! retry · lock                                when a failed attempt is repeated; waiting for a lock
+//! retry · lock · credentials                  when a failed attempt is repeated; waiting for a lock; where keys are
+//!                                found
 //! sim                            a simulated zone and simulated seams, in builds with the feature `demo`; only
 //!                                `cli` (demo) and tests use it
 //! ```
@@ -26,6 +27,7 @@ pub mod archive;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod credentials;
 pub mod daemon;
 pub mod disk;
 pub mod exoscale;

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use snapwarden::clock::{Clock as _, SystemClock};
+use snapwarden::credentials::Credentials;
 use snapwarden::exoscale::client::{Client, Settings};
-use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::randomness::SystemRandomness;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;
@@ -68,7 +68,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         requests_per_second: NonZeroU32::MAX,
         concurrency: NonZeroUsize::MIN,
     };
-    let credentials = Credentials::new(API_KEY, API_SECRET)?;
+    let credentials = Credentials::new(API_KEY, API_SECRET, None)?;
     let client = Client::new(
         settings,
         Some(credentials),

@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use crate::archive::backend::Archive;
 use crate::archive::local::LocalArchive;
+use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
-use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
 use crate::cli::exit::{Exit, Refusal};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::config::sections::{ArchiveSettings, Config};
+use crate::credentials::Credentials;
 use crate::disk::{Disk, RealDisk};
 use crate::exoscale::client::{Client, Settings};
-use crate::exoscale::credentials::{self, Credentials};
+use crate::exoscale::credentials;
 use crate::exoscale::metadata::Metadata;
 use crate::policy::{ArchiveName, Policy, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
@@ -162,7 +163,7 @@ fn s3_archive(
     seams: &Seams,
 ) -> Result<S3Archive, Refusal> {
     let environment = |name: &str| std::env::var(name).ok();
-    let credentials = S3Credentials::find(name, &environment, file)
+    let credentials = s3::credentials::find(name, &environment, file)
         .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))?;
     Ok(S3Archive::new(
         name.clone(),

@@ -26,9 +26,9 @@ use crate::cli::progress::Progress;
 use crate::cli::{archive, once, run};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
+use crate::credentials::Credentials;
 use crate::daemon::Order;
 use crate::disk::{Access, RealDisk, replace_file};
-use crate::exoscale::credentials::Credentials;
 use crate::policy::Policy;
 use crate::randomness::SystemRandomness;
 use crate::run::context::{RunOptions, Runner};
@@ -100,7 +100,7 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
     };
     let text = configuration(folder.path());
     let config = config::parse(&text, "demo.toml", None).map_err(|error| Refusal::failed(&error))?;
-    let credentials = Credentials::new(API_KEY, API_SECRET).map_err(|error| Refusal::failed(&error))?;
+    let credentials = Credentials::new(API_KEY, API_SECRET, None).map_err(|error| Refusal::failed(&error))?;
     let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
     runner.downloads = progress.downloads();
 
@@ -171,7 +171,8 @@ async fn run_daemon(config_path: &Path, orders: mpsc::UnboundedReceiver<Order>) 
     let path = config_path.to_owned();
     let read = move || {
         let config = config::load(&path, None).map_err(|error| Refusal::failed(&error))?;
-        let credentials = Credentials::new(API_KEY, API_SECRET).map_err(|error| Refusal::failed(&error))?;
+        let credentials =
+            Credentials::new(API_KEY, API_SECRET, None).map_err(|error| Refusal::failed(&error))?;
         Ok((config, credentials))
     };
     run::run_over(read, orders).await

@@ -11,10 +11,10 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
+use crate::credentials::Credentials;
 use crate::daemon::scheduler::Heartbeat;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::{Daemon, Ending, Loaded, Order};
-use crate::exoscale::credentials::Credentials;
 use crate::telemetry::Telemetry;
 
 /// The commit of this build, if the packager sets `SNAPWARDEN_REVISION`.

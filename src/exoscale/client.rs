@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::clock::{Clock, timeout};
-use crate::exoscale::credentials::Credentials;
+use crate::credentials::Credentials;
 use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::pace::Pace;
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};

@@ -15,7 +15,7 @@ use secrecy::ExposeSecret;
 use sha2::Sha256;
 use url::Url;
 
-use crate::exoscale::credentials::Credentials;
+use crate::credentials::Credentials;
 
 /// How long a signature holds, in seconds: as in both of the vendor's clients.
 pub(super) const VALID_FOR_SECONDS: i64 = 600;
@@ -33,7 +33,7 @@ pub(super) fn authorization(
     let arguments: BTreeMap<_, _> = url.query_pairs().collect();
     let expires = expires.to_string();
 
-    let mut mac = Hmac::<Sha256>::new_from_slice(credentials.secret().expose_secret().as_bytes())
+    let mut mac = Hmac::<Sha256>::new_from_slice(credentials.secret.expose_secret().as_bytes())
         .expect("HMAC takes a key of any length");
     mac.update(method.as_str().as_bytes());
     mac.update(b" ");
@@ -50,7 +50,7 @@ pub(super) fn authorization(
 
     let names = arguments.keys().map(AsRef::as_ref).collect::<Vec<&str>>().join(";");
     let signed = if names.is_empty() { String::new() } else { format!(",signed-query-args={names}") };
-    let key = credentials.key();
+    let key = &credentials.key;
     let mut header = HeaderValue::try_from(format!(
         "EXO2-HMAC-SHA256 credential={key}{signed},expires={expires},signature={signature}"
     ))
@@ -73,7 +73,7 @@ mod tests {
         "https://api-ch-gva-2.exoscale.com/v2/snapshot/b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105";
 
     fn signed(key: &str, secret: &str, method: &str, url: &str, body: &str, expires: i64) -> String {
-        let credentials = Credentials::new(key, secret).unwrap();
+        let credentials = Credentials::new(key, secret, None).unwrap();
         let (method, url) = (method.parse().unwrap(), Url::parse(url).unwrap());
         let header = authorization(&credentials, &method, &url, body.as_bytes(), expires);
         assert!(header.is_sensitive());

@@ -11,8 +11,8 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use jiff::Timestamp;
 
 use crate::clock::Clock;
+use crate::credentials::Credentials;
 use crate::exoscale::client::{Client, Settings, ZoneClient};
-use crate::exoscale::credentials::Credentials;
 use crate::randomness::Randomness;
 use crate::transport::{Reached, Request, Response, Transport, TransportError};
 
@@ -76,7 +76,7 @@ impl Script {
             requests_per_second: 10.try_into().unwrap(),
             concurrency: 2.try_into().unwrap(),
         };
-        let credentials = Credentials::new("EXO1", "hush").unwrap();
+        let credentials = Credentials::new("EXO1", "hush", None).unwrap();
         let transport = Arc::clone(&script);
         let client = Client::new(settings, Some(credentials), transport, Arc::new(clock), Arc::new(NoJitter));
         (client, script)

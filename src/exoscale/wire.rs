@@ -94,56 +94,61 @@ pub struct ExportInfo {
 }
 
 /// A template, as listed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Template {
-    /// Its id.
+    /// Unique in its zone.
     pub id: TemplateId,
-    /// Its name; hostile text, not unique.
+    /// Hostile text, not unique.
+    #[serde(default, deserialize_with = "or_empty")]
     pub name: String,
-    /// Its description; hostile text.
+    /// Hostile text.
     pub description: Option<String>,
-    /// When it was made.
+    /// When it was registered.
     pub created_at: Option<Timestamp>,
-    /// Its size in bytes (a snapshot's is in GiB).
+    /// In bytes (a snapshot's size is in GiB).
+    #[serde(rename = "size", default, deserialize_with = "if_not_negative")]
     pub size_bytes: Option<u64>,
-    /// How it boots: `legacy` or `uefi`.
+    /// `legacy` or `uefi`.
     pub boot_mode: Option<String>,
-    /// Who logs in.
+    /// The user name for logging in.
     pub default_user: Option<String>,
-    /// Whether one may log in by password.
+    /// Whether its instances accept a password.
     pub password_enabled: Option<bool>,
-    /// Whether one may log in by SSH key.
+    /// Whether its instances accept an SSH key.
     pub ssh_key_enabled: Option<bool>,
 }
 
-/// How much of something the organization has, and may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The use of one kind of resource by the organization, and its limit.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Quota {
-    /// Of what, such as `snapshot` or `template`.
+    /// The resource, such as `snapshot` or `template`.
     pub resource: String,
-    /// How much there is.
+    /// How many there are; 0 if the answer does not say.
+    #[serde(default, deserialize_with = "or_zero")]
     pub usage: u64,
-    /// How much there may be; `None` is no limit (the API says -1), or one that is not given.
+    /// How many there may be; `None` is no limit (the API says -1), or one that is not given.
+    #[serde(default, deserialize_with = "if_not_negative")]
     pub limit: Option<u64>,
 }
 
 /// A zone, as listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
-    /// Its name.
+    /// The name, which is valid in an address.
     pub name: ZoneName,
-    /// Where its API answers.
+    /// The address of its API.
     pub api_endpoint: Option<String>,
-    /// Where its object store answers.
+    /// The address of its object store.
     pub sos_endpoint: Option<String>,
 }
 
-/// An operation that ended well.
+/// An operation that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
-    /// Its id, if the answer gave one.
+    /// As the response gave it, if it did.
     pub id: Option<OperationId>,
-    /// The thing that it was about: a new snapshot or template, or the snapshot itself.
+    /// The resource: a new snapshot or template, or the snapshot itself.
     pub reference: Option<Uuid>,
 }
 
@@ -156,7 +161,7 @@ pub enum Deleted {
     AlreadyGone,
 }
 
-/// What a promotion asks for; `None` leaves it to the platform.
+/// The body of a promotion; `None` leaves a value to the platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PromoteRequest {
@@ -165,18 +170,18 @@ pub struct PromoteRequest {
     /// The template's description, at most 255 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Who logs in.
+    /// The user name for logging in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_user: Option<String>,
-    /// Whether one may log in by SSH key.
+    /// Whether its instances accept an SSH key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh_key_enabled: Option<bool>,
-    /// Whether one may log in by password.
+    /// Whether its instances accept a password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_enabled: Option<bool>,
 }
 
-/// What registering a template from an image asks for; `None` leaves it to the platform.
+/// The body of registering a template from an image; `None` leaves a value to the platform.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegisterRequest {
@@ -187,17 +192,17 @@ pub struct RegisterRequest {
     pub url: SecretString,
     /// The MD5 of the image, in hexadecimal digits.
     pub checksum: String,
-    /// Whether one may log in by SSH key.
+    /// Whether its instances accept an SSH key.
     pub ssh_key_enabled: bool,
-    /// Whether one may log in by password.
+    /// Whether its instances accept a password.
     pub password_enabled: bool,
-    /// How it boots: `legacy` (which the platform assumes) or `uefi`.
+    /// `legacy` (the platform's default) or `uefi`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_mode: Option<String>,
     /// The template's description, at most 255 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Who logs in.
+    /// The user name for logging in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_user: Option<String>,
     /// The disk's size in bytes.
@@ -224,17 +229,27 @@ pub(super) struct RawOperation {
     pub(super) reason: String,
     #[serde(default, deserialize_with = "or_empty")]
     pub(super) message: String,
-    pub(super) reference: Option<RawReference>,
+    pub(super) reference: Option<Reference<Uuid>>,
 }
 
+/// Another resource, by its id at least.
 #[derive(Debug, Deserialize)]
-pub(super) struct RawReference {
-    pub(super) id: Option<Uuid>,
+pub(super) struct Reference<Id> {
+    pub(super) id: Option<Id>,
 }
 
 /// `null` as the empty text.
 fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A number; a negative one, by which the API says "none", as `None`.
+fn if_not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<i64>::deserialize(deserializer)?.and_then(|number| u64::try_from(number).ok()))
+}
+
+fn or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Ok(if_not_negative(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -244,14 +259,9 @@ struct RawSnapshot {
     name: Option<Box<str>>,
     created_at: Option<String>,
     state: Option<String>,
-    size: Option<i64>,
+    #[serde(default, deserialize_with = "if_not_negative")]
+    size: Option<u64>,
     instance: Option<RawInstance>,
-}
-
-#[derive(Deserialize)]
-struct RawSnapshotDetails {
-    // Any shape of it is taken, so that no error can quote the address that it holds.
-    export: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -259,41 +269,7 @@ struct RawInstance {
     id: Option<InstanceId>,
     name: Option<Box<str>>,
     labels: Option<BTreeMap<String, String>>,
-    template: Option<RawTemplateRef>,
-}
-
-#[derive(Deserialize)]
-struct RawTemplateRef {
-    id: Option<TemplateId>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct RawTemplate {
-    id: Option<TemplateId>,
-    name: Option<String>,
-    description: Option<String>,
-    created_at: Option<Timestamp>,
-    size: Option<i64>,
-    boot_mode: Option<String>,
-    default_user: Option<String>,
-    password_enabled: Option<bool>,
-    ssh_key_enabled: Option<bool>,
-}
-
-#[derive(Deserialize)]
-struct RawQuota {
-    resource: Option<String>,
-    usage: Option<i64>,
-    limit: Option<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct RawZone {
-    name: Option<String>,
-    api_endpoint: Option<String>,
-    sos_endpoint: Option<String>,
+    template: Option<Reference<TemplateId>>,
 }
 
 impl RawSnapshot {
@@ -312,7 +288,7 @@ impl RawSnapshot {
             name,
             created_at,
             state: SnapshotState::from(self.state.unwrap_or_default().as_str()),
-            size_gib: self.size.and_then(|size| u64::try_from(size).ok()),
+            size_gib: self.size,
             instance_id,
         };
         Ok((snapshot, self.instance.and_then(RawInstance::named)))
@@ -333,35 +309,6 @@ impl RawInstance {
     fn checked(self) -> Result<Instance, String> {
         let shown = excerpt(self.name.as_deref().unwrap_or_default(), 100);
         self.named().ok_or_else(|| format!("the instance named `{shown}` has no `id`"))
-    }
-}
-
-impl RawTemplate {
-    fn checked(self) -> Result<Template, String> {
-        let name = self.name.unwrap_or_default();
-        let id =
-            self.id.ok_or_else(|| format!("the template named `{}` has no `id`", excerpt(&name, 100)))?;
-        Ok(Template {
-            id,
-            name,
-            description: self.description,
-            created_at: self.created_at,
-            size_bytes: self.size.and_then(|size| u64::try_from(size).ok()),
-            boot_mode: self.boot_mode,
-            default_user: self.default_user,
-            password_enabled: self.password_enabled,
-            ssh_key_enabled: self.ssh_key_enabled,
-        })
-    }
-}
-
-impl RawQuota {
-    fn checked(self) -> Result<Quota, String> {
-        Ok(Quota {
-            resource: self.resource.ok_or("a quota has no `resource`")?,
-            usage: self.usage.and_then(|usage| u64::try_from(usage).ok()).unwrap_or_default(),
-            limit: self.limit.and_then(|limit| u64::try_from(limit).ok()),
-        })
     }
 }
 
@@ -413,9 +360,10 @@ pub fn decode_instances(bytes: &[u8]) -> Result<Vec<Instance>, DecodeError> {
 
 pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<SnapshotDetails, DecodeError> {
     let (snapshot, _) = one(bytes, RawSnapshot::checked)?;
-    let export = one(bytes, |raw: RawSnapshotDetails| Ok(raw.export))?;
+    // Any shape of it is accepted, so that no error can quote the address in it.
+    let body = one(bytes, Ok::<serde_json::Value, String>)?;
     let text = |name: &str| {
-        let text = export.as_ref()?.get(name)?.as_str()?.trim();
+        let text = body.get("export")?.get(name)?.as_str()?.trim();
         (!text.is_empty()).then(|| text.to_owned())
     };
     let export = text("presigned-url")
@@ -432,31 +380,33 @@ pub(super) fn decode_operation(bytes: &[u8]) -> Result<RawOperation, DecodeError
 }
 
 pub(super) fn decode_templates(bytes: &[u8]) -> Result<Vec<Template>, DecodeError> {
-    let mut templates = Vec::new();
-    each(bytes, "templates", |raw: RawTemplate| raw.checked().map(|template| templates.push(template)))?;
-    Ok(templates)
+    all(bytes, "templates")
 }
 
 pub(super) fn decode_template(bytes: &[u8]) -> Result<Template, DecodeError> {
-    one(bytes, RawTemplate::checked)
+    one(bytes, Ok)
 }
 
 pub(super) fn decode_quotas(bytes: &[u8]) -> Result<Vec<Quota>, DecodeError> {
-    let mut quotas = Vec::new();
-    each(bytes, "quotas", |raw: RawQuota| raw.checked().map(|quota| quotas.push(quota)))?;
-    Ok(quotas)
+    all(bytes, "quotas")
 }
 
 pub(super) fn decode_quota(bytes: &[u8]) -> Result<Quota, DecodeError> {
-    one(bytes, RawQuota::checked)
+    one(bytes, Ok)
 }
 
-/// A zone whose name we could not use in an address is left out.
+/// A zone whose name is not valid in an address is left out.
 pub(super) fn decode_zones(bytes: &[u8]) -> Result<Vec<Zone>, DecodeError> {
     let mut zones = Vec::new();
-    each(bytes, "zones", |raw: RawZone| {
-        if let Some(name) = raw.name.and_then(|name| name.parse().ok()) {
-            zones.push(Zone { name, api_endpoint: raw.api_endpoint, sos_endpoint: raw.sos_endpoint });
+    each(bytes, "zones", |raw: serde_json::Value| {
+        let text = |name: &str| raw.get(name)?.as_str();
+        if let Some(name) = text("name").and_then(|name| name.parse().ok()) {
+            let (api, sos) = (text("api-endpoint"), text("sos-endpoint"));
+            zones.push(Zone {
+                name,
+                api_endpoint: api.map(str::to_owned),
+                sos_endpoint: sos.map(str::to_owned),
+            });
         }
         Ok(())
     })?;
@@ -472,6 +422,16 @@ fn one<Raw: DeserializeOwned, T>(
     checked(raw).map_err(DecodeError::Json)
 }
 
+/// Every entry of the list under `key`.
+fn all<T: DeserializeOwned>(bytes: &[u8], key: &'static str) -> Result<Vec<T>, DecodeError> {
+    let mut entries = Vec::new();
+    each(bytes, key, |entry| {
+        entries.push(entry);
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
 /// Hands over each entry of the list under `key`, one at a time. An empty object, or `null` under the key, is an
 /// empty list.
 fn each<Raw: DeserializeOwned>(
@@ -481,7 +441,8 @@ fn each<Raw: DeserializeOwned>(
 ) -> Result<(), DecodeError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let list = List { key, take, raw: PhantomData };
-    list.deserialize(&mut deserializer)
+    (&mut deserializer)
+        .deserialize_map(list)
         .and_then(|()| deserializer.end())
         .map_err(|error| DecodeError::new(bytes, &error))
 }
@@ -491,17 +452,6 @@ struct List<Raw, Take> {
     key: &'static str,
     take: Take,
     raw: PhantomData<Raw>,
-}
-
-impl<'de, Raw, Take> DeserializeSeed<'de> for List<Raw, Take>
-where
-    Raw: DeserializeOwned,
-    Take: FnMut(Raw) -> Result<(), String>,
-{
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
 }
 
 impl<'de, Raw, Take> Visitor<'de> for List<Raw, Take>
@@ -522,13 +472,13 @@ where
                 map.next_value::<IgnoredAny>()?;
                 other = Some(key);
             } else if found {
-                return Err(A::Error::custom(format_args!("`{key}` stands there twice")));
+                return Err(A::Error::custom(format_args!("`{key}` is there twice")));
             } else {
                 found = true;
                 map.next_value_seed(Entries { key: self.key, take: &mut self.take, raw: PhantomData })?;
             }
         }
-        // An empty object is an empty list; one about something else is none.
+        // An empty object is an empty list; one with other keys alone is an error.
         match other {
             Some(other) if !found => Err(A::Error::custom(format_args!(
                 "there is no `{}` in it, but `{}`",
@@ -696,7 +646,7 @@ mod tests {
             (format!(r#"{{"snapshots":[{good}]}}{{}}"#), "trailing characters at line 1".to_owned()),
             (
                 format!(r#"{{"snapshots":[{good}],"snapshots":[]}}"#),
-                "`snapshots` stands there twice at line 1".to_owned(),
+                "`snapshots` is there twice at line 1".to_owned(),
             ),
             (
                 format!(

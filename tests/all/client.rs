@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use secrecy::ExposeSecret;
 use snapwarden::clock::{Clock as _, SystemClock};
+use snapwarden::credentials::Credentials;
 use snapwarden::exoscale::client::{Client, Settings, ZoneClient};
-use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::exoscale::error::ErrorKind;
 use snapwarden::exoscale::wire::Deleted;
 use snapwarden::exoscale::wire::PromoteRequest;
@@ -32,7 +32,7 @@ fn client(server: &MockServer) -> Client {
         requests_per_second: 1000.try_into().unwrap(),
         concurrency: 4.try_into().unwrap(),
     };
-    let credentials = Credentials::new("EXO1", "hush").unwrap();
+    let credentials = Credentials::new("EXO1", "hush", None).unwrap();
     Client::new(
         settings,
         Some(credentials),

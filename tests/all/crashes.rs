@@ -21,8 +21,8 @@ use snapwarden::cli::exit::Refusal;
 use snapwarden::clock::{self, Clock as _};
 use snapwarden::config;
 use snapwarden::config::sections::Config;
+use snapwarden::credentials::Credentials;
 use snapwarden::disk::{Access, Disk as _, Kind, read_file};
-use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::policy::PolicyName;
 use snapwarden::randomness::Randomness as _;
 use snapwarden::run::context::{RunOptions, Runner};
@@ -182,7 +182,7 @@ impl Play {
             clock: Arc::new(self.clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
         };
-        let credentials = Credentials::new(API_KEY, API_SECRET).unwrap();
+        let credentials = Credentials::new(API_KEY, API_SECRET, None).unwrap();
         assemble::runner(&self.config, credentials, &seams, purpose)
     }
 

@@ -7,7 +7,7 @@ use crate::sources::{Files, circles, paths, sources};
 const SEAMS: &[&str] = &["clock", "disk", "randomness", "transport"];
 const NOUNS: &[&str] = &["policy", "schedule", "snapshot", "text"];
 /// Built on the seams, for all that is above them.
-const HELPERS: &[&str] = &["lock", "retry"];
+const HELPERS: &[&str] = &["credentials", "lock", "retry"];
 const PILLARS: &[&str] = &["archive", "config", "exoscale", "retention", "state"];
 
 /// Modules that still have circles of files.

@@ -23,10 +23,10 @@ use snapwarden::archive::manifest_update::ManifestUpdate;
 use snapwarden::archive::md5::{Md5, Md5Sum};
 use snapwarden::archive::s3::archive::S3Archive;
 use snapwarden::archive::s3::client::S3Location;
-use snapwarden::archive::s3::credentials::S3Credentials;
 use snapwarden::archive::transfer::sink::{Begin, ImageVersion, Sink};
 use snapwarden::archive::transfer::source::ImageSource as _;
 use snapwarden::clock::SystemClock;
+use snapwarden::credentials::Credentials;
 use snapwarden::randomness::SystemRandomness;
 use snapwarden::transport::{Body, HttpTransport, Purpose, Request, Transport as _};
 
@@ -103,7 +103,7 @@ pub(crate) fn archive(endpoint: &str) -> S3Archive {
     S3Archive::new(
         "offsite".parse().unwrap(),
         location,
-        S3Credentials::new("EXO1", "hush-hush-hush", None).unwrap(),
+        Credentials::new("EXO1", "hush-hush-hush", None).unwrap(),
         Arc::new(HttpTransport::default()),
         Arc::new(SystemClock::start()),
         Arc::new(SystemRandomness),

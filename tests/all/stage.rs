@@ -11,8 +11,8 @@ use snapwarden::cli::assemble::{self, Seams, Use};
 use snapwarden::cli::exit::Refusal;
 use snapwarden::clock::Clock as _;
 use snapwarden::config;
+use snapwarden::credentials::Credentials;
 use snapwarden::disk::{Disk, RealDisk};
-use snapwarden::exoscale::credentials::Credentials;
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, Step};
 use snapwarden::sim::clock::SimClock;
@@ -115,7 +115,7 @@ impl Stage {
     pub(crate) fn assemble(&self, policies: &str) -> Result<Runner, Refusal> {
         let config = config::parse(&self.config(policies), "test.toml", None)
             .unwrap_or_else(|diagnostics| panic!("{diagnostics}"));
-        let credentials = Credentials::new(API_KEY, API_SECRET).unwrap();
+        let credentials = Credentials::new(API_KEY, API_SECRET, None).unwrap();
         assemble::runner(&config, credentials, &self.seams, Use::Changing)
     }
 

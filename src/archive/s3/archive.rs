@@ -16,13 +16,13 @@ use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::bucket::{Bucket, ListedFiles, ReadManifest};
 use crate::archive::s3::client::{Client, S3Location};
-use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
 use crate::archive::s3::xml::ListedObject;
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
+use crate::credentials::Credentials;
 use crate::policy::ArchiveName;
 use crate::randomness::Randomness;
 use crate::transport::Transport;
@@ -43,7 +43,7 @@ impl S3Archive {
     pub fn new(
         name: ArchiveName,
         location: S3Location,
-        credentials: S3Credentials,
+        credentials: Credentials,
         transport: Arc<dyn Transport>,
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,

@@ -16,11 +16,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use secrecy::SecretString;
 use url::Url;
 
-use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::sign::{Signer, encode, query, sha256_hex};
 use crate::archive::s3::xml::{self, ListedObject, Page, UnfinishedUpload};
 use crate::clock::{Clock, timeout};
+use crate::credentials::Credentials;
 use crate::disk::blocking;
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, retry_after};
@@ -112,7 +112,7 @@ pub(super) struct Head {
 /// The client of one bucket.
 pub(super) struct Client {
     pub(super) location: S3Location,
-    credentials: S3Credentials,
+    credentials: Credentials,
     transport: Arc<dyn Transport>,
     pub(super) clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
@@ -129,7 +129,7 @@ impl Debug for Client {
 impl Client {
     pub(super) fn new(
         location: S3Location,
-        credentials: S3Credentials,
+        credentials: Credentials,
         transport: Arc<dyn Transport>,
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,

@@ -13,14 +13,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
-use crate::archive::s3::credentials::S3Credentials;
+use crate::credentials::Credentials;
 
 /// In place of the body's hash where there is none: in presigned addresses.
 const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// The key, the region and the time of a signature.
 pub(super) struct Signer<'a> {
-    pub(super) credentials: &'a S3Credentials,
+    pub(super) credentials: &'a Credentials,
     pub(super) region: &'a str,
     pub(super) now: Timestamp,
 }
@@ -52,7 +52,7 @@ impl Signer<'_> {
         let signature = self.signature(method, url.path(), query, &lines, &names, body_sha256);
         let mut authorization = value(&format!(
             "AWS4-HMAC-SHA256 Credential={}/{},SignedHeaders={names},Signature={signature}",
-            self.credentials.access_key_id,
+            self.credentials.key,
             self.scope()
         ));
         authorization.set_sensitive(true);
@@ -63,7 +63,7 @@ impl Signer<'_> {
     pub(super) fn presign(&self, method: &Method, url: &Url, seconds: u64) -> SecretString {
         let mut arguments = vec![
             ("X-Amz-Algorithm", "AWS4-HMAC-SHA256".to_owned()),
-            ("X-Amz-Credential", format!("{}/{}", self.credentials.access_key_id, self.scope())),
+            ("X-Amz-Credential", format!("{}/{}", self.credentials.key, self.scope())),
             ("X-Amz-Date", self.time()),
             ("X-Amz-Expires", seconds.to_string()),
         ];
@@ -93,7 +93,7 @@ impl Signer<'_> {
         let message =
             format!("AWS4-HMAC-SHA256\n{}\n{scope}\n{}", self.time(), sha256_hex(canonical.as_bytes()));
         let mut secret = b"AWS4".to_vec();
-        secret.extend_from_slice(self.credentials.secret_access_key.expose_secret().as_bytes());
+        secret.extend_from_slice(self.credentials.secret.expose_secret().as_bytes());
         let key = scope.split('/').fold(secret, |key, part| mac(&key, part.as_bytes()));
         hex(&mac(&key, message.as_bytes()))
     }
@@ -159,11 +159,11 @@ mod tests {
     use super::*;
 
     /// The key of Amazon's own examples.
-    fn amazons() -> S3Credentials {
-        S3Credentials::new("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", None).unwrap()
+    fn amazons() -> Credentials {
+        Credentials::new("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", None).unwrap()
     }
 
-    fn signer(credentials: &S3Credentials) -> Signer<'_> {
+    fn signer(credentials: &Credentials) -> Signer<'_> {
         Signer { credentials, region: "us-east-1", now: "2013-05-24T00:00:00Z".parse().unwrap() }
     }
 
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_session_token_is_sent_and_signed() {
-        let credentials = S3Credentials::new("A", "s", Some("a/b+c")).unwrap();
+        let credentials = Credentials::new("A", "s", Some("a/b+c")).unwrap();
         let url = Url::parse("http://127.0.0.1:9000/bucket/key").unwrap();
         let mut headers = HeaderMap::new();
         signer(&credentials).sign(&Method::GET, &url, UNSIGNED, &mut headers);

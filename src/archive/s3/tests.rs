@@ -24,7 +24,6 @@ use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
-use crate::archive::s3::credentials::S3Credentials;
 use crate::archive::s3::sign::{encode, sha256_hex};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
@@ -32,6 +31,7 @@ use crate::archive::transfer::sink;
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::archive::transfer::source::{ImageSource as _, SourceError};
 use crate::archive::verify::{self, Outcome};
+use crate::credentials::Credentials;
 use crate::text::chain;
 use crate::transport::{Reached, Request, Response, Transport, TransportError};
 
@@ -388,7 +388,7 @@ fn archive(store: &Arc<Store>) -> S3Archive {
         bucket: "bucket".to_owned(),
         prefix: "snapwarden/".to_owned(),
     };
-    let credentials = S3Credentials::new("EXO1", "hush", None).unwrap();
+    let credentials = Credentials::new("EXO1", "hush", None).unwrap();
     let name = "offsite".parse().unwrap();
     let clock = Arc::new(TestClock::at(NOW));
     S3Archive::new(name, location, credentials, store.clone(), clock, Arc::new(NoRandomness))

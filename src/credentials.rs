@@ -1,0 +1,347 @@
+//! API keys and their secrets, and the places where they are found.
+//!
+//! Each service lists its [`Source`]s, and the first that has credentials decides. A source with half a pair is an error:
+//! going on to the next one would run under a key that the operator did not mean. An empty variable counts as none.
+//! No error and no `Debug` text shows a secret.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use crate::disk::read_named_file;
+
+/// A key and a secret have some 70 characters, with a session token some hundred more; a file of this size is the wrong
+/// file.
+const MAX_FILE_BYTES: u64 = 16 * 1024;
+
+/// The names of a key, a secret and a session token in a credentials file; the first two also by AWS's names.
+const KEY_NAMES: [&str; 3] = ["api_key", "access_key_id", "aws_access_key_id"];
+const SECRET_NAMES: [&str; 3] = ["api_secret", "secret_access_key", "aws_secret_access_key"];
+const TOKEN_NAMES: [&str; 2] = ["session_token", "aws_session_token"];
+
+/// An API key and its secret.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// It says who sends a request, and is no secret.
+    pub(crate) key: String,
+    pub(crate) secret: SecretString,
+    /// With a temporary key of S3.
+    pub(crate) session_token: Option<SecretString>,
+}
+
+/// A place where credentials may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// In environment variables: the key, the secret, and the session token if the service has one.
+    Variables { key: &'a str, secret: &'a str, token: Option<&'a str> },
+    /// In two files that environment variables name.
+    NamedFiles { key: &'a str, secret: &'a str },
+    /// In two of systemd's credentials.
+    SystemdPair { key: &'a str, secret: &'a str },
+    /// In one of systemd's credentials, with the text of a credentials file.
+    Systemd(&'a str),
+    /// In a credentials file.
+    File(&'a Path),
+}
+
+impl fmt::Display for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Variables { key, secret, .. } => write!(f, "`{key}` and `{secret}`"),
+            Self::NamedFiles { key, secret } => write!(f, "the files of `{key}` and `{secret}`"),
+            Self::SystemdPair { key, secret } => write!(f, "the systemd credentials `{key}` and `{secret}`"),
+            Self::Systemd(name) => write!(f, "the systemd credential `{name}`"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// No usable credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// No source has them.
+    #[error("no {purpose} found in {}; {hint}", .searched.join(", nor in "))]
+    Missing {
+        /// What they are for.
+        purpose: String,
+        /// The sources.
+        searched: Vec<String>,
+        /// How to give them.
+        hint: String,
+    },
+    /// One of the pair is there, the other is not.
+    #[error("{purpose} in {place}: `{missing}` is missing; give both or neither")]
+    Half {
+        /// What they are for.
+        purpose: String,
+        /// The source.
+        place: String,
+        /// The name of the one that is not there.
+        missing: String,
+    },
+    /// A file that should hold them can't be read.
+    #[error("read {purpose} from {}; it must be a readable text file", .path.display())]
+    Read {
+        /// What they are for.
+        purpose: String,
+        /// The file.
+        path: PathBuf,
+        /// The error of the disk.
+        #[source]
+        source: io::Error,
+    },
+    /// A source has a text that is none.
+    #[error("{purpose} from {place}")]
+    Invalid {
+        /// What they are for.
+        purpose: String,
+        /// The source.
+        place: String,
+        /// The problem.
+        #[source]
+        source: InvalidCredentials,
+    },
+}
+
+/// A text that holds no credentials. It is never shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidCredentials {
+    /// An unknown line.
+    #[error("line {0} is neither `api_key=…` nor `api_secret=…` nor a comment")]
+    Line(usize),
+    /// A value that was given before.
+    #[error("line {0} gives `{1}` a second time: leave one")]
+    Twice(usize, &'static str),
+    /// A value that is not there.
+    #[error("`{0}=…` is missing")]
+    Lacks(&'static str),
+    /// The key.
+    #[error("the key is empty or has characters other than letters, digits, `-`, `_`, `.` and `:`")]
+    Key,
+    /// The secret.
+    #[error("the secret is empty, or has spaces or control characters in it")]
+    Secret,
+    /// The session token.
+    #[error("the session token has spaces, control characters or letters outside of ASCII in it")]
+    Token,
+}
+
+impl Credentials {
+    /// A key and its secret, with a session token for a temporary key; only their form is checked.
+    ///
+    /// # Errors
+    /// [`InvalidCredentials`].
+    pub fn new(key: &str, secret: &str, token: Option<&str>) -> Result<Self, InvalidCredentials> {
+        // It is sent in a header, among commas and slashes.
+        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b)) {
+            return Err(InvalidCredentials::Key);
+        }
+        if secret.is_empty() || secret.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(InvalidCredentials::Secret);
+        }
+        let token = token.filter(|token| !token.is_empty());
+        if token.is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(InvalidCredentials::Token);
+        }
+        let session_token = token.map(SecretString::from);
+        Ok(Self { key: key.to_owned(), secret: secret.into(), session_token })
+    }
+}
+
+/// A search for credentials.
+pub(crate) struct Search<'a> {
+    /// What they are for, in errors: "API credentials".
+    pub(crate) purpose: String,
+    /// How to give them, if there are none.
+    pub(crate) hint: String,
+    /// Environment variables by name.
+    pub(crate) environment: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Search<'_> {
+    /// The credentials of the first of `sources` that has any.
+    pub(crate) fn find(self, sources: &[Source<'_>]) -> Result<Credentials, CredentialsError> {
+        for source in sources {
+            if let Some(found) = self.read(source)? {
+                return found.map_err(|error| CredentialsError::Invalid {
+                    purpose: self.purpose,
+                    place: source.to_string(),
+                    source: error,
+                });
+            }
+        }
+        let searched = sources.iter().map(ToString::to_string).collect();
+        Err(CredentialsError::Missing { purpose: self.purpose, searched, hint: self.hint })
+    }
+
+    /// The credentials in one source; `None` if it has none.
+    fn read(
+        &self,
+        source: &Source<'_>,
+    ) -> Result<Option<Result<Credentials, InvalidCredentials>>, CredentialsError> {
+        let (key, secret) = match *source {
+            Source::File(path) => return Ok(Some(parse(&self.file(path)?))),
+            Source::Systemd(name) => return Ok(self.systemd(name)?.as_deref().map(parse)),
+            Source::SystemdPair { key, secret } => {
+                self.pair(source, (key, self.systemd(key)?), (secret, self.systemd(secret)?))?
+            }
+            Source::Variables { key, secret, .. } | Source::NamedFiles { key, secret } => {
+                self.pair(source, (key, self.variable(key)), (secret, self.variable(secret)))?
+            }
+        }
+        .unzip();
+        let (Some(mut key), Some(mut secret)) = (key, secret) else { return Ok(None) };
+        let mut token = None;
+        match source {
+            Source::NamedFiles { .. } => {
+                (key, secret) = (self.file(key.as_ref())?, self.file(secret.as_ref())?);
+            }
+            Source::Variables { token: name, .. } => token = name.and_then(|name| self.variable(name)),
+            _ => {}
+        }
+        // Files usually end with a line break.
+        Ok(Some(Credentials::new(key.trim(), secret.trim(), token.as_deref().map(str::trim))))
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        (self.environment)(name).filter(|value| !value.is_empty())
+    }
+
+    fn file(&self, path: &Path) -> Result<String, CredentialsError> {
+        read_named_file(path, MAX_FILE_BYTES).map_err(|source| CredentialsError::Read {
+            purpose: self.purpose.clone(),
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// One of systemd's credentials, which are files in a folder.
+    fn systemd(&self, name: &str) -> Result<Option<String>, CredentialsError> {
+        let Some(folder) = self.variable("CREDENTIALS_DIRECTORY") else { return Ok(None) };
+        match self.file(&Path::new(&folder).join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(CredentialsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Both, or neither.
+    fn pair(
+        &self,
+        source: &Source<'_>,
+        (key_name, key): (&str, Option<String>),
+        (secret_name, secret): (&str, Option<String>),
+    ) -> Result<Option<(String, String)>, CredentialsError> {
+        let missing = match (&key, &secret) {
+            (Some(_), None) => secret_name,
+            (None, Some(_)) => key_name,
+            _ => return Ok(key.zip(secret)),
+        };
+        let (purpose, place) = (self.purpose.clone(), source.to_string());
+        Err(CredentialsError::Half { purpose, place, missing: missing.to_owned() })
+    }
+}
+
+/// Reads the text of a credentials file:
+///
+/// ```text
+/// # for snapwarden
+/// api_key = EXO0123456789abcdef01234567
+/// api_secret = "…"
+/// ```
+///
+/// Empty lines, comments (`#`, `;`) and the line `[default]` are skipped; values may be quoted. The names in AWS's files are
+/// accepted too.
+fn parse(text: &str) -> Result<Credentials, InvalidCredentials> {
+    let (mut key, mut secret, mut token) = (None, None, None);
+    for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with(['#', ';']) || line == "[default]" {
+            continue;
+        }
+        let (name, value) = line.split_once('=').ok_or(InvalidCredentials::Line(number))?;
+        let name = name.trim();
+        let (slot, name) = if KEY_NAMES.contains(&name) {
+            (&mut key, KEY_NAMES[0])
+        } else if SECRET_NAMES.contains(&name) {
+            (&mut secret, SECRET_NAMES[0])
+        } else if TOKEN_NAMES.contains(&name) {
+            (&mut token, TOKEN_NAMES[0])
+        } else {
+            return Err(InvalidCredentials::Line(number));
+        };
+        if slot.replace(unquoted(value.trim())).is_some() {
+            return Err(InvalidCredentials::Twice(number, name));
+        }
+    }
+    let key = key.ok_or(InvalidCredentials::Lacks(KEY_NAMES[0]))?;
+    let secret = secret.ok_or(InvalidCredentials::Lacks(SECRET_NAMES[0]))?;
+    Credentials::new(key, secret, token)
+}
+
+fn unquoted(value: &str) -> &str {
+    ['"', '\''].into_iter().find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote)).unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn shown(credentials: &Credentials) -> (&str, &str, Option<&str>) {
+        let token = credentials.session_token.as_ref().map(SecretString::expose_secret);
+        (&credentials.key, credentials.secret.expose_secret(), token)
+    }
+
+    #[test]
+    fn a_file_may_have_comments_blanks_and_quotes() {
+        let text = "\u{feff}# written manually\r\n\r\n api_key = 'EXO1' \n; old\napi_secret=\"a=b-c_d/+\"\n";
+        assert_eq!(shown(&parse(text).unwrap()), ("EXO1", "a=b-c_d/+", None));
+        let aws = "[default]\naws_access_key_id=EXO2\naws_secret_access_key=s\naws_session_token=t\n";
+        assert_eq!(shown(&parse(aws).unwrap()), ("EXO2", "s", Some("t")));
+    }
+
+    #[test]
+    fn an_invalid_file_is_reported_by_line_and_never_shown() {
+        let cases = [
+            ("", "`api_key=…` is missing"),
+            ("api_key=EXO1\n", "`api_secret=…` is missing"),
+            ("api_secret=hush\n", "`api_key=…` is missing"),
+            ("# x\nhush\n", "line 2 is neither `api_key=…` nor `api_secret=…` nor a comment"),
+            ("api_key=EXO1\nsecret=hush\n", "line 2 is neither `api_key=…` nor `api_secret=…` nor a comment"),
+            (
+                "api_key=A\napi_secret=hush\napi_secret=hush\n",
+                "line 3 gives `api_secret` a second time: leave one",
+            ),
+            ("api_key=A\naccess_key_id=hush\n", "line 2 gives `api_key` a second time: leave one"),
+            (
+                "api_key=A,hush\napi_secret=hush\n",
+                "the key is empty or has characters other than letters, digits, `-`, `_`, `.` and `:`",
+            ),
+            (
+                "api_key=A\napi_secret=hush hush\n",
+                "the secret is empty, or has spaces or control characters in it",
+            ),
+            (
+                "api_key=A\napi_secret=hush\nsession_token=hush hush\n",
+                "the session token has spaces, control characters or letters outside of ASCII in it",
+            ),
+        ];
+        for (text, message) in cases {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error.to_string(), message, "{text:?}");
+            assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let credentials = Credentials::new("EXO1", "hush", Some("hush")).unwrap();
+        assert!(!format!("{credentials:?}").contains("hush"));
+    }
+}
