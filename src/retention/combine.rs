@@ -57,7 +57,9 @@ pub(crate) fn combine(
                 verdicts.extend(zone.decide(policies, own, place, entry, &mut reasons));
             }
             let prunes = policies.get(own).is_some_and(PolicyRules::prunes);
-            let instance_reasons: Arc<Box<[Reason]>> = Arc::new(reasons.drain(..).collect());
+            let mut instance_reasons = Vec::with_capacity(reasons.len());
+            instance_reasons.append(&mut reasons);
+            let instance_reasons: Arc<Box<[Reason]>> = Arc::new(instance_reasons.into_boxed_slice());
             let mut first_reason = 0;
             for Decided { place, entry, verdict, rule, copies, reason_count } in verdicts.drain(..) {
                 let is_deleted = verdict == Verdict::Delete;

@@ -52,13 +52,13 @@ pub(crate) fn group_by_instance(inventory: &Inventory) -> Vec<Group<'_>> {
     let mut places: HashMap<u128, usize> = HashMap::new();
     let mut without_instance = None;
     for (index, snapshot) in (0..).zip(snapshots) {
-        let id = snapshot.instance_id;
+        // The id is read in place: a copy of it would make each snapshot wait for the memory of the one before.
         let mut new_group = || {
-            let instance = id.and_then(|id| listed.get(&id).copied());
-            groups.push(Group { instance_id: id, instance, entries: Vec::new() });
+            let instance = snapshot.instance_id.as_ref().and_then(|id| listed.get(id).copied());
+            groups.push(Group { instance_id: snapshot.instance_id, instance, entries: Vec::new() });
             groups.len() - 1
         };
-        let place = match id {
+        let place = match &snapshot.instance_id {
             Some(InstanceId(id)) => *places.entry(id.as_u128()).or_insert_with(new_group),
             None => *without_instance.get_or_insert_with(&mut new_group),
         };
