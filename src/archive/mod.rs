@@ -17,8 +17,6 @@
 
 pub mod backend;
 pub mod catalogue;
-#[cfg(test)]
-mod contract;
 pub mod copy_reader;
 mod journal;
 pub mod layout;
@@ -33,5 +31,9 @@ pub mod stats;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests {
+    pub(super) mod contract;
+}
 pub mod transfer;
 pub mod verify;

@@ -16,7 +16,6 @@ use url::Url;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{ProblemKind, StoredCopy};
-use crate::archive::contract::Fixture;
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::ManifestUpdate;
@@ -27,6 +26,7 @@ use crate::archive::s3::client::S3Location;
 use crate::archive::s3::sign::{encode, sha256_hex};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
+use crate::archive::tests::contract::Fixture;
 use crate::archive::transfer::sink;
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::archive::transfer::source::{ImageSource as _, SourceError};

@@ -36,7 +36,7 @@ const STEM: &str =
     "ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec/20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
 
 /// An archive of one kind, and its files behind its back.
-pub(super) trait Fixture {
+pub(in crate::archive) trait Fixture {
     fn archive(&self) -> &Archive;
 
     /// All files by their path in the archive, except for locks.
