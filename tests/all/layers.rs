@@ -117,7 +117,7 @@ fn a_snapshot_is_deleted_in_one_place_alone() {
     let mut callers = sources();
     callers.retain(|file, code| module_of(file) != "exoscale" && code.contains(".delete_snapshot("));
     // `check --online` tries the permission on an id that names nothing.
-    assert_eq!(callers.into_keys().collect::<Vec<_>>(), ["cli/check.rs", "run/prune.rs"]);
+    assert_eq!(callers.into_keys().collect::<Vec<_>>(), ["cli/check.rs", "run/delete.rs"]);
 }
 
 #[test]
