@@ -15,7 +15,7 @@ pub trait Clock: Send + Sync + Debug {
     /// The wall clock. It may jump in both directions: never measure a span with it.
     fn now(&self) -> Timestamp;
 
-    /// Time since some fixed instant; never goes back. For measuring and for deadlines.
+    /// Time since some fixed instant; never decreases. For measuring and for deadlines.
     fn elapsed(&self) -> Duration;
 
     /// Completes after `duration`.

@@ -417,7 +417,7 @@ impl Disk for RealDisk {
 
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
         let folder = folder_of(path)?;
-        // Made apart from being opened, so that it goes to the folder's owner and its name is made safe.
+        // Created before it is opened, so that it gets the folder's owner and its name is made safe.
         match Self::open_file(path, Open::CreateNew, access) {
             Ok(_) => self.sync_dir(&folder).map_err(sync_failure)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

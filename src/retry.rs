@@ -2,7 +2,7 @@
 //!
 //! An attempt that fails without progress is counted; after [`MAX_ATTEMPTS`] of them in a row the caller gives up, and
 //! progress begins the count again. Whether repeating is safe at all is for the caller to decide. A caller that is
-//! stopped drops the future that waits; nothing here has to be told.
+//! stopped drops the future that waits; nothing here needs a signal.
 
 use std::time::Duration;
 

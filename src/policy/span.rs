@@ -80,7 +80,7 @@ impl SpanError {
         }
     }
 
-    /// The way out.
+    /// How to correct it.
     pub fn help(&self) -> &'static str {
         match self {
             Self::Empty | Self::NoUnit(_) => "use a number with a unit, such as `30d` or `720h`",

@@ -2,7 +2,7 @@
 //!
 //! The engine itself decides at each moment of the policy's own schedule. Just before it does, a new snapshot of each
 //! listed instance that the policy selects is added, whether the policy takes it or something else does; then what the
-//! policy would delete is deleted. All else goes well: each snapshot is good at once, required copies are
+//! policy would delete is deleted. Everything else succeeds: each snapshot is good at once, required copies are
 //! what the inventory says (a caller that looks ahead assumes them), no run is late or missed, and no guard trips.
 //! Other policies protect snapshots, as always, but have no runs of their own.
 //!
@@ -683,7 +683,7 @@ mod tests {
         );
         assert_eq!((forecast.count_max, forecast.storage_gib_max), (4, 200));
         let ids: HashSet<SnapshotId> = forecast.lifetimes.iter().map(|life| life.snapshot.id).collect();
-        assert_eq!(ids.len(), 5, "an id that is made up is nobody else's");
+        assert_eq!(ids.len(), 5, "an invented id is not used by another snapshot");
     }
 
     #[test]
@@ -725,7 +725,7 @@ mod tests {
         assert_eq!((forecast.lifetimes.len(), forecast.count_max), (1, 1));
         assert_eq!(forecast.not_selected.as_deref(), Some("web-1_ROOT-1_20270102000000"));
 
-        // Of an instance that is not selected nothing comes, and what is there is nobody's business.
+        // No snapshot is created of an instance that is not selected, and its snapshots do not matter.
         selective.select = Select { instances: Some(Vec::new()), ..Select::default() };
         let forecast = over(&selective, zone, "2027-01-01T12:00:00Z", "2027-01-31T12:00:00Z").unwrap();
         assert_eq!((forecast.lifetimes.len(), forecast.instances, forecast.not_selected), (0, 0, None));
@@ -741,7 +741,7 @@ mod tests {
         let forecast = over(&keep, zone, "2026-12-31T13:00:00Z", "2027-02-01T00:00:00Z").unwrap();
         let shown: Vec<_> =
             forecast.lifetimes.iter().take(2).map(|life| (life.deleted_at, life.holders())).collect();
-        // The failed one is never judged; the one in flight is held by its place, then goes.
+        // The failed one is never judged; the one in flight is kept by its place, then deleted.
         assert!(shown.contains(&(None, BTreeSet::from([Rule::State]))), "{shown:?}");
         assert!(shown.iter().any(|(deleted, _)| *deleted == Some(at("2027-01-03T00:00:00Z"))), "{shown:?}");
         assert_eq!(forecast.moments.last().map(|moment| moment.held), Some(4));

@@ -141,7 +141,7 @@ impl PolicyModel {
         model.time_zone = policy.time_zone.iana_name().map(str::to_owned);
         model.first_seen_at = view.first_seen_at;
         model.expected_interval = view.expected_interval;
-        // A schedule may be another one now; the scheduler tells.
+        // The schedule may have changed; the daemon's loop reports the next run.
         model.next_run_at = None;
         if let Some(last) = &view.remembered.last {
             // A run that could not begin is known here alone.

@@ -150,7 +150,7 @@ pub struct DownloadStatus {
     pub snapshot_name: String,
     /// The name of its instance, if that is still listed.
     pub instance_name: Option<String>,
-    /// Where it goes.
+    /// The archives that receive it.
     pub archives: Vec<String>,
     /// When it began.
     pub started_at: Option<Timestamp>,

@@ -45,7 +45,7 @@ fn rules_compose() {
             &["keep keep_last", "delete max_age"],
         ),
         (
-            "what no rule wants goes by that, however old it is",
+            "one that no rule wants is deleted by that, however old it is",
             Retention { max_age: Some(span("2d")), ..keep_last(1) },
             &[1, 3],
             &["keep keep_last", "delete keep"],
@@ -711,7 +711,7 @@ fn point_12_an_age_that_ends_at_a_time_that_comes_twice_ends_at_the_first() {
 
 #[test]
 fn point_13_an_age_that_ends_at_a_time_that_the_clock_skips_ends_after_the_gap() {
-    // On 29 March 2026 the clock goes from 02:00 to 03:00 in Zurich. What is older does not outlive what is newer.
+    // On 29 March 2026 the clock jumps from 02:00 to 03:00 in Zurich. An older one does not outlive a newer one.
     let zone = inventory([
         snap("web-1", at("2026-03-28T02:30:00+01:00")),
         snap("web-1", at("2026-03-28T03:00:00+01:00")),

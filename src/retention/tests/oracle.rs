@@ -329,7 +329,7 @@ impl Moment {
     }
 }
 
-/// Whether every copy that a policy requires before a good snapshot goes is there.
+/// Whether every copy that a policy requires before a good snapshot is deleted is there.
 fn is_gate_open(policy: &Policy, snapshot: &Snapshot, inventory: &Inventory, now: Timestamp) -> bool {
     let Some(export) = policy.export.as_ref().filter(|export| export.required) else { return true };
     let mut is_open = policy.retention.is_some();

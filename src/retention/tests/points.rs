@@ -62,14 +62,14 @@ fn point_07_a_failed_one_goes_by_failed_after_alone_and_only_beneath_a_newer_goo
     let failed = |days| in_state("error", snap("web-1", days_ago(days)));
     let other = || snap("web-2", days_ago(0));
     let rules = || with_failed_after("2d", keep_last(9));
-    let goes = "delete failed_after";
+    let deleted = "delete failed_after";
     let stays = "ignore state";
     for (name, snapshots, rules, expected) in [
         (
             "older, beneath a good one",
             vec![failed(3), snap("web-1", days_ago(1))],
             rules(),
-            &[goes, "keep keep_last"][..],
+            &[deleted, "keep keep_last"][..],
         ),
         ("exactly so old", vec![failed(2), snap("web-1", days_ago(1))], rules(), &[stays, "keep keep_last"]),
         (
@@ -256,7 +256,7 @@ fn point_22_a_burst_of_a_hundred_in_an_hour_pushes_out_no_daily() {
     let burst = (0..100).map(|minute| snap("web-1", hours_ago(1) + SignedDuration::from_secs(30 * minute)));
     let zone = inventory((1..=7).map(|day| snap("web-1", days_ago(day))).chain(burst));
     let gone = deleted(&plan_of(&[nightly().with(keep_each(Period::Day, slots(7).unwrap()))], &zone, now()));
-    // The day of the burst takes one slot of seven: the newest of it stays, and the oldest day goes.
+    // The day of the burst takes one slot of seven: the newest of it stays, and the oldest day is deleted.
     let expected: Vec<u32> = std::iter::once(7).chain(8..107).collect();
     assert_eq!(gone, expected);
 }
