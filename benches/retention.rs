@@ -1,8 +1,8 @@
 //! How fast the engine judges, and how much memory that takes: `cargo bench --bench retention`.
 //!
-//! Hourly snapshots of many instances, in an order that means nothing, and six keep rules in a zone with clock changes.
-//! What is quoted is the time on one core and, as `alloc`, the bytes that were asked for at the same time at most; both
-//! grow with the number of snapshots, so three sizes stand side by side.
+//! Hourly snapshots of many instances, unordered, and six keep rules in a zone with clock changes.
+//! The README quotes the time on one core and, as `alloc`, the bytes that were asked for at the same time at most; both
+//! grow with the number of snapshots, so there are three sizes.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -29,13 +29,13 @@ fn policies(table: &str) -> Vec<Policy> {
     let text = format!(
         "[policies.nightly]\ntimezone = \"Europe/Zurich\"\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\n{table}"
     );
-    config::parse(&text, "bench.toml", None).expect("a sound configuration").policies
+    config::parse(&text, "bench.toml", None).expect("a valid configuration").policies
 }
 
 /// Six keep rules.
 const SIX: &str =
     "keep_last = 5\nkeep_hourly = 24\nkeep_daily = 14\nkeep_weekly = 8\nkeep_monthly = 12\nkeep_yearly = 3\n";
-/// Limits instead of counts: what they hold goes one day, and that day is looked for.
+/// Limits instead of counts: what they keep expires one day, and that day is looked for.
 const LIMITS: &str = "keep_within = \"2d\"\nkeep_within_daily = \"14d\"\nkeep_within_weekly = \"8w\"\nkeep_within_monthly = \"1y\"\nmax_age = \"400d\"\nmax_count = 60\n";
 
 /// Every seven hours one, of each instance, shuffled by a fixed rule.
