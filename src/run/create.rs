@@ -1,8 +1,8 @@
 //! Takes a snapshot of each instance that the policy selects, once for a slot of its schedule.
 //!
-//! A creation can't be repeated blindly: a repeat makes a second snapshot. So what is asked for is remembered before
-//! the request, and after a lost answer, or a process that was killed, the snapshot is looked for by its instance and
-//! date. What can't be told for sure is never taken for ours: it stays.
+//! A creation must not simply be repeated: that makes a second snapshot. So a request is remembered before it is sent, and
+//! after a lost answer, or in the next process if this one is killed, its snapshot is looked for by instance and date. A
+//! snapshot that may have come from another request is never taken for ours, so it is kept.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -30,20 +30,20 @@ use crate::state::last_runs::{AcceptedListing, LastRuns};
 use crate::state::policy_state::{Creation, PolicyState};
 use crate::text::{chain, printable};
 
-/// A snapshot may be dated so much before or after our request, if our clock is off the platform's.
+/// A snapshot's date may be this far from the time of our request, if our clock differs from the platform's.
 const DATED_OFF: SignedDuration = SignedDuration::from_mins(10);
 
-/// How often a snapshot is asked for whose request is proved not to have been carried out.
+/// How often a snapshot is requested, each time after the request before is known not to have been carried out.
 const MAX_TRIES: u32 = 5;
 
-/// What neither a complete listing nor the last accepted one shows any more is forgotten after this: a fresh one may
-/// not be listed yet.
+/// A snapshot that neither this listing nor the last accepted one has is forgotten after this, and not before, since a
+/// new snapshot may not be listed yet.
 const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(24);
 
 /// Between two looks at a snapshot that is being taken and whose operation is not known.
 const WATCH_POLL: Duration = Duration::from_secs(10);
 
-/// So long such a snapshot is waited for, as the vendor's own tools do.
+/// The longest wait for such a snapshot, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
 /// Takes a snapshot of every selected instance that has none for this slot yet; `before` is what the last run remembered.
@@ -77,7 +77,7 @@ pub(crate) async fn create(
     join_all(creations).await;
 }
 
-/// What takes the snapshots of one zone.
+/// Takes the snapshots of one zone.
 struct ZoneCreator<'a> {
     runner: &'a Runner,
     recorder: &'a Recorder,
@@ -88,7 +88,7 @@ struct ZoneCreator<'a> {
     begun: Duration,
     zone: &'a ZoneName,
     client: ZoneClient,
-    /// The last listing that was taken for the truth.
+    /// The last accepted listing.
     accepted: Option<&'a AcceptedListing>,
 }
 
@@ -97,13 +97,13 @@ struct Due<'a> {
     instance: &'a Instance,
     /// When its newest good one was taken.
     newest: Option<Timestamp>,
-    /// A request of an earlier run of which nobody knows what came.
+    /// A request of an earlier run whose result is unknown.
     open: Option<Creation>,
-    /// Its snapshots of about now that are there already.
+    /// Its snapshots of about now that exist already.
     listed_before: Vec<SnapshotId>,
 }
 
-/// What a look at a listing shows of a request whose answer was lost.
+/// The snapshots in a listing that may have come from a request whose answer was lost.
 enum Found {
     Nothing,
     One(Snapshot),
@@ -120,10 +120,10 @@ impl ZoneCreator<'_> {
         if due.is_empty() {
             return;
         }
-        // Where not all can be had, the one that needs it most goes first.
+        // Where the quota does not suffice for all, the instance whose newest snapshot is oldest comes first.
         due.sort_by_key(|due| (due.newest, due.instance.id));
         let wanted = due.len();
-        let (room, lacking) = match self.client.get_quota("snapshot").await {
+        let (available, lacking) = match self.client.get_quota("snapshot").await {
             Ok(quota) => match quota.and_then(|quota| Some((quota.usage, quota.limit?))) {
                 Some((usage, limit)) => (
                     usize::try_from(limit.saturating_sub(usage)).unwrap_or(usize::MAX),
@@ -133,7 +133,7 @@ impl ZoneCreator<'_> {
             },
             Err(error) => {
                 report.warnings.push(format!(
-                    "the quota of snapshots can't be read, so they are asked for all the same: {}",
+                    "the quota of snapshots cannot be read, so they are requested nevertheless: {}",
                     chain(&error)
                 ));
                 (usize::MAX, String::new())
@@ -141,7 +141,7 @@ impl ZoneCreator<'_> {
         };
         let lacking = &lacking;
         let mut takes: Vec<BoxFuture<'_, _>> = Vec::new();
-        for (place, due) in due.into_iter().enumerate() {
+        for (index, due) in due.into_iter().enumerate() {
             takes.push(
                 async move {
                     let intent = StepFacts {
@@ -157,7 +157,7 @@ impl ZoneCreator<'_> {
                         )
                     };
                     let work = async {
-                        if place < room {
+                        if index < available {
                             self.take(&due).await
                         } else {
                             Err(StepError::failed(lacking.clone()))
@@ -184,7 +184,7 @@ impl ZoneCreator<'_> {
         }
     }
 
-    /// Finds what came of earlier requests, and forgets what is over.
+    /// Finds the snapshots of earlier requests, and forgets those that no longer exist.
     async fn recover(&self, plan: &ZonePlan) -> Result<Vec<Step>, String> {
         let inventory = &plan.listing.inventory;
         let is_open = |made: &&Creation| made.zone == *self.zone && made.is_open();
@@ -214,7 +214,7 @@ impl ZoneCreator<'_> {
                     Action::Create,
                     self.zone,
                     snapshot,
-                    vec![format!("it was asked for at {}, and no answer was heard", asked.requested_at)],
+                    vec![format!("it was requested at {}, and the answer was lost", asked.requested_at)],
                 )
             };
             let work = async {
@@ -233,7 +233,7 @@ impl ZoneCreator<'_> {
             steps.push(self.recorder.step(intent, work).await);
         }
 
-        // One listing alone may lack what is there: a run must have taken that for the truth.
+        // One listing alone may be incomplete: a run must have accepted that the snapshot is missing.
         let accepted = self.accepted.map_or(&[][..], |accepted| &accepted.snapshots);
         let listed = inventory.snapshots.iter().map(|snapshot| snapshot.id);
         let listed: HashSet<SnapshotId> = listed.chain(accepted.iter().copied()).collect();
@@ -341,7 +341,7 @@ impl ZoneCreator<'_> {
             self.forget(&asked).await?;
             if tries == MAX_TRIES || self.recorder.refusal(Action::Create).is_some() {
                 return Err(StepError::failed(format!(
-                    "{}; no snapshot came of it, as the listing shows",
+                    "{}; no snapshot was made, as the listing shows",
                     chain(&error)
                 )));
             }
@@ -403,7 +403,7 @@ impl ZoneCreator<'_> {
             // It is there all the same; only its name and date are not known.
             Ok(None) => (
                 Subject { id: Some(id), ..self.subject_of(instance) },
-                Some("it can't be read yet".to_owned()),
+                Some("it cannot be read yet".to_owned()),
             ),
             Err(error) => (Subject { id: Some(id), ..self.subject_of(instance) }, Some(chain(&error))),
         };
@@ -429,7 +429,7 @@ impl ZoneCreator<'_> {
             }
             Err(error) => (None, format!("the next run looks for it: {error}")),
         };
-        let message = Some(format!("the API does not say which snapshot came of it: {so}"));
+        let message = Some(format!("the API does not say which snapshot it made: {so}"));
         Ok(Done { operation_id, snapshot, message, ..Done::default() })
     }
 
@@ -485,13 +485,14 @@ impl ZoneCreator<'_> {
             }
             clock.sleep(WATCH_POLL).await;
             let now = self.client.get_snapshot(id).await?;
-            snapshot = now.ok_or_else(|| StepError::failed(format!("snapshot {id} is gone again")))?.snapshot;
+            snapshot =
+                now.ok_or_else(|| StepError::failed(format!("snapshot {id} has disappeared")))?.snapshot;
         }
         whole(&snapshot)?;
         Ok(snapshot)
     }
 
-    /// Looks for what came of a request, and once more when it can't be on its way any longer; `sent_by` is when it
+    /// Looks for the snapshot of a request, and once more when it cannot be on its way any longer; `sent_by` is when it
     /// was, by the clock's elapsed time.
     async fn find(&self, asked: &Creation, sent_by: Duration, until: Timestamp) -> Result<Found, String> {
         let found = self.look(asked, until).await?;
@@ -528,7 +529,7 @@ impl ZoneCreator<'_> {
     async fn doubt(&self, asked: &Creation, count: usize) -> Result<StepError, StepError> {
         self.change(asked, |made| made.is_in_doubt = true).await?;
         Ok(StepError::skipped(format!(
-            "it was asked for at {}, the answer was lost, and any of {count} snapshots could be it: it counts as taken, \
+            "it was requested at {}, the answer was lost, and any of {count} snapshots could be it: it counts as taken, \
              and none of them as ours, so none is pruned where only ours are",
             asked.requested_at
         )))
@@ -570,7 +571,7 @@ fn has_failed(made: &Creation, failed: &HashSet<SnapshotId>) -> bool {
     made.snapshot_id.is_some_and(|id| failed.contains(&id))
 }
 
-/// Whether what was taken is not a failure.
+/// An error if the platform failed to take it.
 fn whole(snapshot: &Snapshot) -> Result<(), StepError> {
     if snapshot.state == SnapshotState::Error {
         let (name, id) = (printable(&snapshot.name), snapshot.id);
@@ -583,7 +584,7 @@ fn whole(snapshot: &Snapshot) -> Result<(), StepError> {
 
 fn unknown(asked: &Creation, error: &str) -> StepError {
     StepError::failed(format!(
-        "what came of the request of {} can't be told, so there is none anew; the next run looks again: {error}",
+        "the result of the request of {} is unknown, so there is no new one; the next run looks again: {error}",
         asked.requested_at
     ))
 }

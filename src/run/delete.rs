@@ -132,3 +132,36 @@ fn difference(planned: &Snapshot, now: &Snapshot) -> Option<String> {
 fn already_deleted() -> Done {
     Done { message: Some("it was already deleted".to_owned()), ..Done::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::{SignedDuration, Timestamp};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::snapshot::{InstanceId, SnapshotState};
+
+    #[test]
+    fn every_fact_that_a_decision_may_depend_on_is_compared() {
+        let planned = Snapshot {
+            id: SnapshotId(Uuid::from_u128(1)),
+            name: "a".into(),
+            created_at: Timestamp::UNIX_EPOCH,
+            state: SnapshotState::Exported,
+            size_gib: Some(10),
+            instance_id: Some(InstanceId(Uuid::from_u128(2))),
+        };
+        assert_eq!(difference(&planned, &planned), None);
+        let later = planned.created_at + SignedDuration::from_secs(1);
+        for (word, now) in [
+            ("state", Snapshot { state: SnapshotState::Ready, ..planned.clone() }),
+            ("taken", Snapshot { created_at: later, ..planned.clone() }),
+            ("name", Snapshot { name: "b".into(), ..planned.clone() }),
+            ("instance", Snapshot { instance_id: Some(InstanceId(Uuid::nil())), ..planned.clone() }),
+            ("instance", Snapshot { instance_id: None, ..planned.clone() }),
+        ] {
+            let difference = difference(&planned, &now).unwrap_or_default();
+            assert!(difference.contains(word), "{word}: {difference}");
+        }
+    }
+}

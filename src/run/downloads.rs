@@ -1,7 +1,7 @@
-//! The downloads that run at this moment, for whoever wants to look on.
+//! The downloads in progress, for progress bars, the log and the status.
 //!
 //! An entry is there from the first request for an image until its download ended, whichever way: the guard that
-//! [`Downloads::begin`] gives takes it out when it is dropped. Whoever looks gets a copy, and nobody waits for anybody.
+//! [`Downloads::begin`] gives removes it when dropped. Readers get a copy, so that no one waits for anyone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::text::{printable, size};
 /// Between two log lines of a download, at least.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
-/// A rate is of the bytes that came within so long.
+/// A rate is the mean over this span.
 const RATE_SPAN: Duration = Duration::from_secs(15);
 
 /// Between two moments that are kept to make a rate of, at least.
@@ -31,7 +31,7 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub struct Downloads {
     running: Arc<Mutex<BTreeMap<u64, Entry>>>,
-    /// Somebody shows them all the time, so that log lines would say it twice.
+    /// Progress bars are shown, so the log does not report progress as well.
     shown: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct RunningDownload {
     pub snapshot_name: String,
     /// The name of its instance, if that is still listed.
     pub instance_name: Option<String>,
-    /// Where it goes.
+    /// The archives that get the image.
     pub archives: Vec<ArchiveName>,
     /// When it began.
     pub started_at: Timestamp,
@@ -74,9 +74,9 @@ pub struct HowFar {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DownloadState {
-    /// All bytes are there; they are made safe and proved.
+    /// All bytes have arrived; they are synced and verified.
     Verifying,
-    /// It comes in. What another version calls otherwise is taken for this.
+    /// It is being downloaded. Unknown words of another version count as this.
     #[default]
     #[serde(other)]
     Downloading,
@@ -89,7 +89,7 @@ impl HowFar {
         u64::try_from(u128::from(self.bytes) * 100 / u128::from(total)).ok()
     }
 
-    /// How long it goes on like this, where that can be told.
+    /// The remaining time at the current rate, if it is known.
     pub fn left(&self) -> Option<SignedDuration> {
         let left = self.total?.saturating_sub(self.bytes);
         let seconds = left.checked_div(self.bytes_per_second)?;
@@ -131,11 +131,11 @@ impl RunningDownload {
 #[derive(Debug)]
 struct Entry {
     download: RunningDownload,
-    /// Bytes that came over the line, and moments at which so many had, oldest first. Never empty.
+    /// Bytes received, and moments with the bytes received by then, oldest first. Never empty.
     received: u64,
     marks: VecDeque<(Duration, u64)>,
-    /// When a log line last told of it.
-    told: Duration,
+    /// When it was last logged.
+    logged: Duration,
 }
 
 impl Entry {
@@ -173,7 +173,7 @@ impl Entry {
 }
 
 impl Downloads {
-    /// For somebody who shows them all the time: no log line says how far one is.
+    /// For a caller that shows progress bars: the log does not report progress as well.
     pub fn shown() -> Self {
         Self { shown: true, ..Self::default() }
     }
@@ -192,7 +192,7 @@ impl Downloads {
         let now = clock.elapsed();
         let mut running = self.running();
         let key = running.last_key_value().map_or(0, |(key, _)| key + 1);
-        let entry = Entry { download, received: 0, marks: [(now, 0)].into(), told: now };
+        let entry = Entry { download, received: 0, marks: [(now, 0)].into(), logged: now };
         running.insert(key, entry);
         drop(running);
         Running { all: self.clone(), key, clock }
@@ -208,17 +208,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// Takes in how it goes, with the bytes that came over the line in all. A log line tells of it now and then.
+    /// Notes progress, with all bytes received so far. Logs it now and then.
     pub fn note(&self, progress: Progress, received: u64) {
         let now = self.clock.elapsed();
         let seen = {
             let mut running = self.all.running();
             let Some(entry) = running.get_mut(&self.key) else { return };
             entry.note(progress, received, now);
-            if self.all.shown || now.saturating_sub(entry.told) < LINE_EVERY {
+            if self.all.shown || now.saturating_sub(entry.logged) < LINE_EVERY {
                 return;
             }
-            entry.told = now;
+            entry.logged = now;
             entry.seen(now)
         };
         info!(
@@ -294,7 +294,7 @@ mod tests {
         }
         assert_eq!(seen().to_string(), "70 %, 700.00 MiB of 1000.00 MiB, 3.00 MiB/s, 1m 40s left");
         clock.sleep(RATE_SPAN).await;
-        // It stalls, and nobody can say for how long.
+        // It stalls, so the remaining time is unknown.
         assert_eq!(seen().to_string(), "70 %, 700.00 MiB of 1000.00 MiB, 0 B/s");
         running.note(came(1000 << 20), 500 << 20);
         running.note(Progress::Verifying, 500 << 20);

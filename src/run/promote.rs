@@ -1,6 +1,6 @@
 //! Makes templates of snapshots, once each, and deletes the older ones that the same policy made.
 //!
-//! A promotion can't be repeated blindly: a repeat makes a second template. So what is asked for is remembered
+//! A promotion must not simply be repeated: that makes a second template. So a request is remembered
 //! before the request, and after a lost answer the template is looked for by its name and date.
 
 use std::collections::{BTreeMap, HashSet};
@@ -276,7 +276,7 @@ pub(super) async fn request_and_look(
     }
 }
 
-/// The template of this name that came of a request, if it can be found and told from those that were known before.
+/// The template of this name that a request made, if there is exactly one that was not known before.
 pub(crate) async fn look(
     client: &ZoneClient,
     name: &str,
@@ -289,7 +289,7 @@ pub(crate) async fn look(
 }
 
 /// The template that came of a request, of those that have its name and are not known: one that is dated much earlier
-/// or later is somebody else's, and so may any be if there are more than the `lost` requests for this name.
+/// or later was made by someone else, and so may any if there are more than the `lost` requests for this name.
 fn made_since<'a>(
     named: impl IntoIterator<Item = &'a Template>,
     since: Timestamp,
@@ -404,7 +404,7 @@ async fn find_lost(memory: &PolicyMemory<'_>, zone: &ZoneName, listed: &[Templat
     memory.change(find).await.map_err(|step_error| step_error.message)
 }
 
-/// Forgets promotions whose template this policy deleted, once their snapshot is gone and can't come up again.
+/// Forgets promotions whose template this policy deleted, once their snapshot is deleted and cannot be promoted again.
 async fn forget(memory: &PolicyMemory<'_>, plan: &ZonePlan) -> Result<(), String> {
     let zone = plan.zone();
     let listed: HashSet<SnapshotId> =
@@ -421,7 +421,7 @@ async fn forget(memory: &PolicyMemory<'_>, plan: &ZonePlan) -> Result<(), String
     Ok(())
 }
 
-/// The snapshot that a template was made of; it may be gone.
+/// The snapshot that a template was made of; it may have been deleted.
 fn subject_of(promotion: &Promotion, plan: &ZonePlan) -> Subject {
     let snapshots = &plan.listing.inventory.snapshots;
     match snapshots.iter().find(|snapshot| snapshot.id == promotion.snapshot_id) {

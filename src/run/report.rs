@@ -1,4 +1,4 @@
-//! What came of a run, as data: the exit status, the log line, the page and the metrics all read this.
+//! The result of a run as data: the exit status, the log line, the page and the metrics are made from it.
 
 use std::fmt::{self, Display};
 
@@ -14,18 +14,18 @@ use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepFacts, StepOutcome};
 use crate::state::last_runs::{InstanceCounts, PlanSums};
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunReport {
-    /// Which run.
+    /// The id that the audit log has, too.
     pub run_id: Uuid,
-    /// Of which policy.
+    /// The policy's name.
     pub policy: PolicyName,
     /// When it began.
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Timestamp,
-    /// All in one word.
+    /// The whole run in one word.
     pub result: RunResult,
     /// Zone by zone, in the policy's order.
     pub zones: Vec<ZoneReport>,
@@ -45,7 +45,7 @@ pub enum RunResult {
     Partial,
     /// No zone could be worked in.
     Failed,
-    /// Nothing failed, and a guard held deletions back.
+    /// Nothing failed, and a guard blocked deletions.
     Held,
 }
 
@@ -61,23 +61,23 @@ impl RunResult {
     }
 }
 
-/// What came of a run in one zone.
+/// The result of a run in one zone.
 #[derive(Debug, Clone, Serialize)]
 pub struct ZoneReport {
-    /// Where.
+    /// The zone.
     pub zone: ZoneName,
-    /// What failed for the zone as a whole.
+    /// Failures of the zone as a whole, as sentences.
     pub failures: Vec<String>,
-    /// What went well but should be looked at.
+    /// Sentences about what did not fail but needs attention.
     pub warnings: Vec<String>,
-    /// Why the guard let nothing be deleted.
+    /// Why the guard blocked all deletions, if it did.
     pub held: Option<String>,
-    /// What the last plan said; none if the zone could not be listed.
+    /// The sums of the delete phase's plan; none if the zone could not be listed.
     pub plan: Option<PlanSums>,
-    /// What each instance had when the plan was made; for metrics, so no part of the printed report.
+    /// The snapshots of each instance at the time of the plan; for metrics, so no part of the printed report.
     #[serde(skip)]
     pub instances: Vec<InstanceCounts>,
-    /// What was set out to be done, in that order.
+    /// In the order of the phases.
     pub steps: Vec<Step>,
 }
 
@@ -119,39 +119,39 @@ pub struct Step {
     pub transfer: Option<Transfer>,
 }
 
-/// How an image came in, or how far it came.
+/// How an image was downloaded, or the part of it that was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Transfer {
-    /// Bytes that arrived, those that had to come again included.
+    /// Bytes received, including those that were received again.
     pub bytes: u64,
-    /// From the first request for the image until it was proved and published, or given up.
+    /// From the first request for the image until it was verified and published, or given up.
     pub seconds: f64,
-    /// How often a new connection went on where one broke or stalled.
+    /// How often a new connection resumed where one broke or stalled.
     pub resumes: u64,
-    /// How often the MD5 of all bytes was not the one that the service gives.
+    /// How often the MD5 of all bytes differed from the API's.
     pub checksum_mismatches: u64,
 }
 
 impl Step {
-    /// Whether it was not begun since the program was told to stop, or since it was too late.
+    /// Whether it was not begun because the program was stopping, or because it was too late.
     pub fn was_stopped(&self) -> bool {
         let refused = self.message.as_deref().is_some_and(|message| [STOPPED, LATE].contains(&message));
         self.outcome == StepOutcome::Skipped && refused
     }
 }
 
-/// What a step says that was not begun since the program was told to stop.
+/// The message of a step that was not begun because the program was stopping.
 pub(crate) const STOPPED: &str = "not begun: the program is stopping";
 
-/// What a step says that was not begun since the run's `deadline` was over.
+/// The message of a step that was not begun because the run's `deadline` had passed.
 pub(crate) const LATE: &str = "not begun: the run's deadline has passed";
 
-/// What all steps of a run add up to.
+/// The steps of a run, counted by action and outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepSums {
     /// Snapshots that were taken.
     pub created: usize,
-    /// Exports that were proved and published.
+    /// Exports that were verified and published.
     pub exported: usize,
     /// Snapshots that became templates.
     pub promoted: usize,
@@ -266,7 +266,7 @@ impl RunReport {
                     Action::Delete => sums.deleted += 1,
                     Action::DeleteTemplate => sums.templates_deleted += 1,
                     Action::PruneCopy => sums.copies_pruned += 1,
-                    // By hand alone: no run restores anything.
+                    // Only a manual command restores.
                     Action::Restore => {}
                 },
             }

@@ -121,7 +121,7 @@ async fn exported(client: &ZoneClient, snapshot_id: SnapshotId) -> Result<Export
     let details = client
         .get_snapshot(snapshot_id)
         .await?
-        .ok_or_else(|| StepError::failed("the snapshot is gone since it was exported"))?;
+        .ok_or_else(|| StepError::failed("the snapshot was deleted after its export"))?;
     let export = details
         .export
         .ok_or_else(|| StepError::failed("the API says that it is exported, and gives no address for it"))?;

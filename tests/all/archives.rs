@@ -227,3 +227,23 @@ async fn what_the_gate_keeps_too_long_is_told_and_no_longer_than_it_is_so() {
     let remembered = stage.runner(&policies).state.last_runs(&"nightly".parse().unwrap()).await.unwrap();
     assert!(remembered.zones.values().all(|zone| zone.gate_since.is_none()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_deletes_nothing_prunes_no_copy_by_a_wrong_clock() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    stage.days(instance, (1..4).rev());
+    // Without a retention of its own the policy has no guard, which would look at the clock.
+    let policies = KEEP_TWO
+        .replace("[policies.nightly.retention]\nkeep_last = 10\n", "")
+        .replace("[policies.nightly.guard]\nmax_delete_percent = 100\n", "");
+    let skew = Effect::DateSkew(SignedDuration::from_mins(20));
+    stage.world.fault(Fault::on(Call::ListSnapshots, skew).times(2));
+    let report = stage.run(&policies).await;
+    assert_eq!(ended(&report, Action::Export, StepOutcome::Done), 3, "{report:?}");
+    assert!(steps(&report, Action::PruneCopy).is_empty(), "{report:?}");
+    assert!(report.zones[0].warnings.join("\n").contains("clock"), "{report:?}");
+    stage.days(instance, 0..1);
+    let report = stage.run(&policies).await;
+    assert_eq!(ended(&report, Action::PruneCopy, StepOutcome::Done), 2, "{report:?}");
+}

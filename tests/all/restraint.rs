@@ -1,10 +1,11 @@
 //! What keeps a run from deleting beside the rules: holds, the guard over a listing that lost too much, and leave
 //! to pass it. And what a run remembers for the next one.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::clock::Clock as _;
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
@@ -20,6 +21,7 @@ use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
 use snapwarden::state::last_runs::{LastRuns, ZoneMemory};
+use snapwarden::transport::{Request, Response, Transport, TransportError};
 
 use crate::stage::{NIGHTLY, Stage, days_ago, ended, steps};
 
@@ -335,4 +337,69 @@ async fn a_run_that_cannot_be_remembered_has_failed() {
     assert_eq!(report.result, RunResult::Partial);
     assert!(report.zones[0].failures[0].contains("runs-nightly.json"), "{:?}", report.zones);
     assert_eq!(stage.there().len(), 15, "what was to be done was done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_over_at_the_very_instant_of_its_end() {
+    let (stage, ids) = Stage::two_by_twenty();
+    let now = stage.now();
+    for (id, until) in [(ids[0][0], now), (ids[0][1], now + SignedDuration::from_secs(1))] {
+        state(&stage).hold(&stage.clock, pin(id, Some(until))).await.unwrap();
+    }
+    let report = stage.run(PRUNE).await;
+    assert_eq!((report.started_at, report.zones[0].plan.as_ref().unwrap().blocked_by_hold), (now, 1));
+    assert_eq!([0, 1].map(|place| stage.there().contains(&ids[0][place])), [false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_lost_too_much_is_not_accepted_because_the_clock_is_wrong_as_well() {
+    let (stage, ids) = Stage::two_by_twenty();
+    let policy = PRUNE
+        .replace("max_count = 15", "max_count = 50")
+        .replace("max_delete_percent", "max_listing_drop_percent = 20\nmax_delete_percent");
+    stage.run(&policy).await;
+    assert_eq!(accepted(&stage).await, 40);
+    for id in &ids[0][..15] {
+        stage.world.remove_snapshot(*id);
+    }
+    let skew = Effect::DateSkew(SignedDuration::from_mins(20));
+    stage.world.fault(Fault::on(Call::ListSnapshots, skew));
+    // Without deletions the guard does not look at the clock.
+    let report = stage.run(&policy.replace("= 50", "= 15")).await;
+    assert!(held(&report).contains("clock"), "{}", held(&report));
+    assert_eq!(accepted(&stage).await, 40);
+}
+
+/// Adds a line to the audit log whenever snapshots are listed, as another process may.
+#[derive(Debug)]
+struct BusyLog {
+    inner: Arc<dyn Transport>,
+    log: PathBuf,
+    /// The length of the log before each of these lines.
+    lengths: Mutex<Vec<u64>>,
+}
+
+impl Transport for BusyLog {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        if request.url.path().ends_with("/snapshot") {
+            let len = RealDisk.metadata(&self.log).map_or(0, |found| found.len);
+            self.lengths.lock().unwrap().push(len);
+            RealDisk.append(&self.log, b"{}\n", Access::Owner).unwrap();
+        }
+        self.inner.send(request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_is_logged_while_the_accepted_listing_is_read_is_found_behind_its_mark() {
+    let (mut stage, _) = Stage::two_by_twenty();
+    let log = stage.state().join("audit.jsonl");
+    let busy = BusyLog { inner: stage.world.transport(), log, lengths: Mutex::default() };
+    let busy = Arc::new(busy);
+    stage.seams.transport = busy.clone();
+    stage.run(&PRUNE.replace("max_count = 15", "max_count = 50")).await;
+    let lengths = busy.lengths.lock().unwrap().clone();
+    assert_eq!(lengths.len(), 2, "{lengths:?}");
+    let mark = memory(&stage).await.accepted.unwrap().audit_from;
+    assert_eq!(Some(&mark), lengths.last());
 }
