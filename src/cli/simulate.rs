@@ -189,20 +189,12 @@ struct JsonForecast<'a> {
     from: Timestamp,
     to: Timestamp,
     ticks: usize,
-    samples: Vec<JsonSample>,
+    samples: &'a [Moment],
     snapshots: Vec<JsonLife<'a>>,
     max_held: usize,
     max_storage_gib: u64,
     final_held: usize,
     notes: &'a [String],
-}
-
-#[derive(Serialize)]
-struct JsonSample {
-    at: Timestamp,
-    held: usize,
-    oldest: Option<Timestamp>,
-    storage_gib: u64,
 }
 
 #[derive(Serialize)]
@@ -220,12 +212,6 @@ struct JsonLife<'a> {
 
 fn json<'a>(simulated: &'a Simulated<'a>) -> JsonForecast<'a> {
     let forecast = &simulated.forecast;
-    let sample = |moment: &Moment| JsonSample {
-        at: moment.at,
-        held: moment.held,
-        oldest: moment.oldest,
-        storage_gib: moment.storage_gib,
-    };
     let life = |life: &'a Lifetime| JsonLife {
         id: Some(life.snapshot.id).filter(|_| !life.is_new),
         name: &life.snapshot.name,
@@ -242,7 +228,7 @@ fn json<'a>(simulated: &'a Simulated<'a>) -> JsonForecast<'a> {
         from: simulated.from,
         to: simulated.until,
         ticks: simulated.runs(),
-        samples: forecast.moments.iter().map(sample).collect(),
+        samples: &forecast.moments,
         snapshots: forecast.lifetimes.iter().map(life).collect(),
         max_held: forecast.count_max,
         max_storage_gib: forecast.storage_gib_max,

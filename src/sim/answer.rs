@@ -92,19 +92,8 @@ pub(super) fn finished(
     let corrupted = chunks.scan(start, move |at, chunk| {
         let range = *at..*at + chunk.len() as u64;
         *at = range.end;
-        let hits: Vec<u64> = corrupt
-            .iter()
-            .filter(|offset| range.contains(offset))
-            .map(|offset| offset - range.start)
-            .collect();
-        if hits.is_empty() {
-            return Some(chunk);
-        }
-        let mut bytes = chunk.to_vec();
-        for byte in bytes.iter_mut().enumerate().filter(|(at, _)| hits.contains(&(*at as u64))) {
-            *byte.1 = !*byte.1;
-        }
-        Some(bytes::Bytes::from(bytes))
+        let hits = corrupt.iter().filter(|offset| range.contains(offset));
+        Some(hits.fold(chunk, |chunk, offset| flipped(&chunk, offset - range.start)))
     });
     let whole = corrupted.chain(spaces(pad));
     let limited = first_bytes(whole, end.map_or(u64::MAX, |(after, _)| after)).map(move |chunk| {
@@ -123,6 +112,15 @@ pub(super) fn finished(
         Some((_, true)) => Box::pin(sent.chain(stream::pending())),
     };
     Response { status, headers, body }
+}
+
+/// The chunk with all bits of one byte flipped.
+fn flipped(chunk: &bytes::Bytes, at: u64) -> bytes::Bytes {
+    let mut bytes = chunk.to_vec();
+    if let Some(byte) = usize::try_from(at).ok().and_then(|at| bytes.get_mut(at)) {
+        *byte = !*byte;
+    }
+    bytes.into()
 }
 
 fn spaces(count: u64) -> impl Iterator<Item = bytes::Bytes> + Send {

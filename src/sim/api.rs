@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::AUTHORIZATION;
-use http::{Method, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,43 +17,6 @@ use crate::sim::store;
 use crate::sim::world::{InstanceRecord, Operation, SnapshotRecord, State, Template, Work, Zone};
 use crate::snapshot::{InstanceId, OperationId, SnapshotId, SnapshotState, TemplateId};
 use crate::transport::Request;
-
-/// The call that a verb and a path behind `/v2` make, and the id in it. A wrong verb or separator is no call.
-pub(super) fn route(method: &Method, path: &str) -> (Call, Option<Uuid>) {
-    let (kind, rest) = path
-        .trim_start_matches('/')
-        .split_once('/')
-        .map_or_else(|| (path.trim_start_matches('/'), None), |(kind, rest)| (kind, Some(rest)));
-    let (id, action) =
-        match rest.map(|rest| rest.split_once(':').map_or((rest, None), |(id, to)| (id, Some(to)))) {
-            None => (None, None),
-            Some((id, action)) => (Some(id), action),
-        };
-    let call = match (method.as_str(), kind, id.is_some(), action) {
-        ("GET", "zone", false, None) => Call::ListZones,
-        ("GET", "instance", false, None) => Call::ListInstances,
-        ("GET", "instance", true, None) => Call::GetInstance,
-        ("POST", "instance", true, Some("create-snapshot")) => Call::CreateSnapshot,
-        ("GET", "snapshot", false, None) => Call::ListSnapshots,
-        ("GET", "snapshot", true, None) => Call::GetSnapshot,
-        ("DELETE", "snapshot", true, None) => Call::DeleteSnapshot,
-        ("POST", "snapshot", true, Some("export")) => Call::ExportSnapshot,
-        ("POST", "snapshot", true, Some("promote")) => Call::PromoteSnapshot,
-        ("GET", "template", false, None) => Call::ListTemplates,
-        ("GET", "template", true, None) => Call::GetTemplate,
-        ("POST", "template", false, None) => Call::RegisterTemplate,
-        ("DELETE", "template", true, None) => Call::DeleteTemplate,
-        ("GET", "operation", true, None) => Call::GetOperation,
-        ("GET", "quota", false, None) => Call::ListQuotas,
-        ("GET", "quota", true, None) => return (Call::GetQuota, None),
-        _ => return (Call::Unknown, None),
-    };
-    match id.map(Uuid::try_parse) {
-        None => (call, None),
-        Some(Ok(id)) => (call, Some(id)),
-        Some(Err(_)) => (Call::Unknown, None),
-    }
-}
 
 /// A request to the API, and all that is needed to answer it.
 pub(super) struct ApiRequest<'a> {
@@ -417,31 +380,4 @@ fn operation(id: OperationId, operation: &Operation) -> Value {
         }
     }
     json
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wrong_verb_separator_or_id_is_no_operation() {
-        let id = "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105";
-        let table = [
-            ("POST", format!("/snapshot/{id}:export"), Call::ExportSnapshot),
-            ("POST", format!("/snapshot/{id}/export"), Call::Unknown),
-            ("PUT", format!("/snapshot/{id}:export"), Call::Unknown),
-            ("POST", format!("/snapshot/{id}:destroy"), Call::Unknown),
-            ("DELETE", format!("/snapshot/{id}"), Call::DeleteSnapshot),
-            ("DELETE", "/snapshot/1".to_owned(), Call::Unknown),
-            ("DELETE", "/snapshot".to_owned(), Call::Unknown),
-            ("GET", "/snapshot".to_owned(), Call::ListSnapshots),
-            ("GET", "/snapshot/".to_owned(), Call::Unknown),
-            ("GET", String::new(), Call::Unknown),
-            ("GET", "/quota/snapshot".to_owned(), Call::GetQuota),
-        ];
-        for (method, path, expected) in table {
-            let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert_eq!(route(&method, &path).0, expected, "{method} {path}");
-        }
-    }
 }

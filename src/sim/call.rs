@@ -1,5 +1,8 @@
 //! The calls that a world knows, by the vendor's operation ids.
 
+use http::Method;
+use uuid::Uuid;
+
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Call {
@@ -41,29 +44,53 @@ pub enum Call {
     Unknown,
 }
 
+/// Each operation of the API: verb, collection, whether an id follows, the action behind the id, and its name.
+type Operation = (Call, &'static str, &'static str, bool, Option<&'static str>, &'static str);
+
+const OPERATIONS: [Operation; 16] = [
+    (Call::ListZones, "GET", "zone", false, None, "list-zones"),
+    (Call::ListInstances, "GET", "instance", false, None, "list-instances"),
+    (Call::GetInstance, "GET", "instance", true, None, "get-instance"),
+    (Call::CreateSnapshot, "POST", "instance", true, Some("create-snapshot"), "create-snapshot"),
+    (Call::ListSnapshots, "GET", "snapshot", false, None, "list-snapshots"),
+    (Call::GetSnapshot, "GET", "snapshot", true, None, "get-snapshot"),
+    (Call::DeleteSnapshot, "DELETE", "snapshot", true, None, "delete-snapshot"),
+    (Call::ExportSnapshot, "POST", "snapshot", true, Some("export"), "export-snapshot"),
+    (Call::PromoteSnapshot, "POST", "snapshot", true, Some("promote"), "promote-snapshot-to-template"),
+    (Call::ListTemplates, "GET", "template", false, None, "list-templates"),
+    (Call::GetTemplate, "GET", "template", true, None, "get-template"),
+    (Call::RegisterTemplate, "POST", "template", false, None, "register-template"),
+    (Call::DeleteTemplate, "DELETE", "template", true, None, "delete-template"),
+    (Call::GetOperation, "GET", "operation", true, None, "get-operation"),
+    (Call::ListQuotas, "GET", "quota", false, None, "list-quotas"),
+    (Call::GetQuota, "GET", "quota", true, None, "get-quota"),
+];
+
 impl Call {
+    /// The call that a verb and a path behind `/v2` make, and the id in it. A wrong verb or separator is no call.
+    pub(super) fn of(method: &Method, path: &str) -> (Self, Option<Uuid>) {
+        let path = path.trim_start_matches('/');
+        let (kind, rest) = path.split_once('/').map_or((path, None), |(kind, rest)| (kind, Some(rest)));
+        let (id, action) = rest.and_then(|rest| rest.split_once(':')).unzip();
+        let id = id.or(rest);
+        let wanted = (method.as_str(), kind, id.is_some(), action);
+        let found = OPERATIONS.iter().find(|operation| {
+            let (_, verb, kind, has_id, action, _) = **operation;
+            (verb, kind, has_id, action) == wanted
+        });
+        match (found.map(|operation| operation.0), id.map(Uuid::try_parse)) {
+            // Named by a resource, not by an id.
+            (Some(Self::GetQuota), _) => (Self::GetQuota, None),
+            (Some(call), None) => (call, None),
+            (Some(call), Some(Ok(id))) => (call, Some(id)),
+            _ => (Self::Unknown, None),
+        }
+    }
+
     /// The vendor's operation id; `get-image` for the object store, `unknown` for what is no operation.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ListZones => "list-zones",
-            Self::ListInstances => "list-instances",
-            Self::GetInstance => "get-instance",
-            Self::CreateSnapshot => "create-snapshot",
-            Self::ListSnapshots => "list-snapshots",
-            Self::GetSnapshot => "get-snapshot",
-            Self::DeleteSnapshot => "delete-snapshot",
-            Self::ExportSnapshot => "export-snapshot",
-            Self::PromoteSnapshot => "promote-snapshot-to-template",
-            Self::ListTemplates => "list-templates",
-            Self::GetTemplate => "get-template",
-            Self::RegisterTemplate => "register-template",
-            Self::DeleteTemplate => "delete-template",
-            Self::GetOperation => "get-operation",
-            Self::ListQuotas => "list-quotas",
-            Self::GetQuota => "get-quota",
-            Self::GetImage => "get-image",
-            Self::Unknown => "unknown",
-        }
+        let other = if self == Self::GetImage { "get-image" } else { "unknown" };
+        OPERATIONS.iter().find(|operation| operation.0 == self).map_or(other, |operation| operation.5)
     }
 
     /// Whether carrying it out changes anything that the organisation has.
@@ -77,5 +104,33 @@ impl Call {
                 | Self::RegisterTemplate
                 | Self::DeleteTemplate
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_verb_separator_or_id_is_no_operation() {
+        let id = "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105";
+        let table = [
+            ("POST", format!("/snapshot/{id}:export"), Call::ExportSnapshot),
+            ("POST", format!("/snapshot/{id}/export"), Call::Unknown),
+            ("PUT", format!("/snapshot/{id}:export"), Call::Unknown),
+            ("POST", format!("/snapshot/{id}:destroy"), Call::Unknown),
+            ("DELETE", format!("/snapshot/{id}"), Call::DeleteSnapshot),
+            ("DELETE", "/snapshot/1".to_owned(), Call::Unknown),
+            ("DELETE", "/snapshot".to_owned(), Call::Unknown),
+            ("GET", "/snapshot".to_owned(), Call::ListSnapshots),
+            ("GET", "/snapshot/".to_owned(), Call::Unknown),
+            ("GET", String::new(), Call::Unknown),
+            ("GET", "/quota/snapshot".to_owned(), Call::GetQuota),
+            ("GET", format!("/snapshot/{id}:"), Call::Unknown),
+        ];
+        for (method, path, expected) in table {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(Call::of(&method, &path).0, expected, "{method} {path}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::sim::answer::{Answer, Content, as_received, cut, finished};
-use crate::sim::api::{self, ApiRequest};
+use crate::sim::api::ApiRequest;
 use crate::sim::call::Call;
 use crate::sim::fault::{Effect, Ending};
 use crate::sim::host::{Host, Resource, Target};
@@ -64,7 +64,7 @@ impl World {
         }
         let target = Target::of(&request.url).ok_or_else(no_connection)?;
         let (call, id) = match &target.resource {
-            Resource::Api(path) => api::route(&request.method, path),
+            Resource::Api(path) => Call::of(&request.method, path),
             Resource::Object(key) => (Call::GetImage, store::snapshot_of(key).map(|id| id.0)),
         };
         let exchange = Arc::new(Exchange {
