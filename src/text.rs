@@ -95,6 +95,15 @@ pub fn counted(count: usize, noun: &str) -> String {
     }
 }
 
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// Prints that a test skipped something, without the capture of test output, so that it is noticed.
 #[cfg(test)]
 pub(crate) fn skipped(why: std::fmt::Arguments<'_>) {

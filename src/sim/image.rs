@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 
 use crate::sim::randomness::nth;
+use crate::text::hex;
 
 const GIB: u64 = 1 << 30;
 
@@ -204,15 +205,6 @@ fn cluster(shape: &DiskShape, parts: &Parts, pattern: &[u8], number: u64) -> Vec
             .into_iter(),
         )
     }
-}
-
-/// Lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
-        .collect()
 }
 
 #[cfg(test)]

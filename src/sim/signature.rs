@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sha2::Sha256;
 use url::Url;
 
-use crate::sim::image::hex;
+use crate::text::hex;
 
 /// The `Authorization` header of the API.
 #[derive(Debug, Default, PartialEq, Eq)]

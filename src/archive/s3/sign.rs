@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use crate::credentials::Credentials;
+use crate::text::hex;
 
 /// In place of the body's hash where there is none: in presigned addresses.
 const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
@@ -145,13 +146,6 @@ pub(super) fn encode(text: &str, is_path: bool) -> String {
 
 pub(super) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -641,7 +641,7 @@ async fn a_completed_upload_whose_answer_was_lost_is_known_again() {
     store.fault("complete", Effect::Lose);
     self::store(&archive, &image).await.unwrap();
     assert_eq!(store.keys(), whole());
-    // But not where the upload is gone, and something else stands there.
+    // But not where the upload is unknown, and the object is another one.
     let Scene { store, archive } = scene();
     store.put(&key(".qcow2"), image.clone());
     store.fault("complete", refuse(404, "NoSuchUpload"));
