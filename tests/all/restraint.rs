@@ -343,7 +343,8 @@ async fn a_run_that_cannot_be_remembered_has_failed() {
 async fn a_hold_is_over_at_the_very_instant_of_its_end() {
     let (stage, ids) = Stage::two_by_twenty();
     let now = stage.now();
-    for (id, until) in [(ids[0][0], now), (ids[0][1], now + SignedDuration::from_secs(1))] {
+    // The one that is over comes last, since a later change would remove it from the file.
+    for (id, until) in [(ids[0][1], now + SignedDuration::from_secs(1)), (ids[0][0], now)] {
         state(&stage).hold(&stage.clock, pin(id, Some(until))).await.unwrap();
     }
     let report = stage.run(PRUNE).await;
