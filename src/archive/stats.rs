@@ -1,12 +1,14 @@
 //! The sums of an archive, for metrics and status.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::archive::backend::Archive;
 use crate::text::chain;
 
 /// The sums of an archive.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ArchiveStats {
     /// Verified copies whose image is there.
     pub images: u64,

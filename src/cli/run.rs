@@ -12,7 +12,7 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
 use crate::credentials::Credentials;
-use crate::daemon::scheduler::Heartbeat;
+use crate::daemon::scheduler::Ticker;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::{Daemon, Ending, Loaded, Order};
 use crate::telemetry::Telemetry;
@@ -66,9 +66,9 @@ where
     let daemon = Daemon::open(loaded, again, telemetry, ServiceManager::from_environment())
         .await
         .map_err(|error| Refusal::failed(&error))?;
-    let heartbeat = Heartbeat::start().await.map_err(|error| Refusal::failed(&error))?;
-    let ending = daemon.run(orders, heartbeat.beat()).await;
-    heartbeat.stop().await;
+    let ticker = Ticker::start().await.map_err(|error| Refusal::failed(&error))?;
+    let ending = daemon.run(orders, ticker.tick()).await;
+    ticker.stop().await;
     Ok(match ending {
         Ending::Orderly => Exit::Done,
         Ending::AtOnce => Exit::Failed,

@@ -10,13 +10,14 @@ use jiff::Timestamp;
 use serde_json::Value;
 use url::Url;
 
+use crate::archive::stats::ArchiveStats;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::clock::timeout;
-use crate::telemetry::status::{ArchiveStatus, DownloadStatus, PolicyStatus, Status, ZoneStatus};
+use crate::telemetry::status::{DownloadStatus, PolicyStatus, Status, ZoneStatus};
 use crate::text::{chain, counted, printable};
 use crate::transport::{Purpose, Request, read_body};
 
@@ -214,7 +215,7 @@ fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
     [(zone.to_owned(), Tone::Plain), moment(known.last_success_at, "(never)"), (plan, Tone::Plain), note]
 }
 
-fn archive_row(name: &str, archive: &ArchiveStatus) -> Vec<(String, Tone)> {
+fn archive_row(name: &str, archive: &ArchiveStats) -> Vec<(String, Tone)> {
     let note = match (&archive.error, archive.corrupt) {
         (Some(error), _) => (error.clone(), Tone::Bad),
         (None, 0) => (String::new(), Tone::Plain),

@@ -1,8 +1,8 @@
-//! Lives long: keeps the schedules, the port and the service manager's trust, from start to end.
+//! The long-running service: schedules, the HTTP port, notifications to the service manager.
 //!
-//! One loop ([`Daemon::run`]): a beat of [`scheduler`] each second, [`timetable`] says what is due, each run is a task
-//! of its own, and what came of it is folded into `telemetry`, which [`server`] shows. Orders (reload, stop) come in
-//! from outside; [`service`] passes on to systemd how it stands. Nothing here decides about snapshots.
+//! One loop ([`Daemon::run`]): a tick of [`scheduler`] each second, [`timetable`] says which policies are due, each run
+//! is a task of its own, and its report is added to `telemetry`, which [`server`] serves. Orders (reload, stop) are
+//! received from signals; [`service`] notifies systemd. Nothing here decides about snapshots.
 
 pub mod scheduler;
 pub mod server;
@@ -40,8 +40,8 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::model::PolicyView;
 use crate::text::{chain, counted};
 
-/// The loop turns at least this often, beat or not: the heartbeat's own clock stands still while the machine's goes
-/// back, and then there is no beat for as long as it went back.
+/// The loop turns at least this often, with or without a tick: after the machine's clock was set back the ticker is
+/// silent for as long as it was set back.
 const TURN: Duration = Duration::from_secs(2);
 
 /// A configuration, put together.
@@ -53,10 +53,10 @@ pub struct Loaded {
     pub server: ServerSettings,
 }
 
-/// Reads the configuration anew; the error is what to tell people.
+/// Reads the configuration anew; the error is a text for people.
 pub type Load = Box<dyn Fn() -> Result<Loaded, String> + Send>;
 
-/// What somebody may want of a daemon.
+/// What a signal asks of a daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Take over the configuration as it is now.
@@ -68,9 +68,9 @@ pub enum Order {
 /// How a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// As it should, whether or not all that was in flight came to its end in time: the next start goes on there.
+    /// In order, whether or not all that was in flight has finished in time: the next start resumes it.
     Orderly,
-    /// By being told twice.
+    /// At the second request to stop.
     AtOnce,
 }
 
@@ -97,17 +97,17 @@ pub struct Daemon {
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     running: HashMap<Id, PolicyName>,
-    /// When each archive is next proved again; what was due while nobody was there waits for the next time.
+    /// When each archive is next verified; a time that passed while no daemon ran is not made up for.
     verifications: BTreeMap<ArchiveName, Timestamp>,
     verifying: Verifying,
     stop: CancellationToken,
     status: String,
-    /// Whether what is to be remembered could not be written; each turn tries again.
+    /// Whether the schedules could not be saved; each turn of the loop tries again.
     unsaved: bool,
     _lock: Box<dyn DiskLock>,
 }
 
-/// The archives that are being proved again.
+/// The archives that are being verified.
 #[derive(Debug, Clone, Default)]
 struct Verifying(Arc<Mutex<BTreeSet<ArchiveName>>>);
 
@@ -139,7 +139,7 @@ impl Daemon {
         let Loaded { runner, server } = loaded;
         let lock = runner.state.lock_daemon().await?;
         let before = runner.state.schedules().await?;
-        tell_gone(&before, &runner.policies);
+        warn_of_removed(&before, &runner.policies);
         let now = runner.clock.now();
         let timetable = Timetable::new(&runner.policies, &before, now);
         let mut daemon = Self {
@@ -171,9 +171,9 @@ impl Daemon {
         self.listener.as_ref().map_or(self.server.listen, Listener::address)
     }
 
-    /// Runs until it is told to stop, then waits for what is in flight, for `shutdown_grace` at most, or until it is
-    /// told to stop again. Tells which it was.
-    pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, beat: Arc<Notify>) -> Ending {
+    /// Runs until an order to stop, then waits for what is in flight, for `shutdown_grace` at most, or until a second
+    /// order to stop. Returns which it was.
+    pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, tick: Arc<Notify>) -> Ending {
         let clock = Arc::clone(&self.runner.clock);
         let served = CancellationToken::new();
         let address = self.address();
@@ -196,7 +196,7 @@ impl Daemon {
         self.follow(due).await;
         loop {
             tokio::select! {
-                _ = timeout(&*clock, TURN, beat.notified()) => {}
+                _ = timeout(&*clock, TURN, tick.notified()) => {}
                 Some(ended) = self.runs.join_next_with_id() => self.ended(ended).await,
                 order = orders.recv() => match order {
                     Some(Order::Reload) => self.reload().await,
@@ -242,7 +242,7 @@ impl Daemon {
                 self.begin(policy, slot);
             }
         }
-        self.tell_next();
+        self.report_next();
     }
 
     fn begin(&mut self, policy: PolicyName, slot: Timestamp) {
@@ -270,21 +270,21 @@ impl Daemon {
             }
             Ok(Err(error @ StateError::Locked { .. })) => {
                 warn!(policy.name = %policy, "policy {policy} is not run now: {}", chain(&error));
-                self.telemetry.gave_way(&policy);
+                self.telemetry.displaced(&policy);
             }
             Ok(Err(error)) => {
                 error!(policy.name = %policy, "policy {policy} did not run: {}", chain(&error));
                 self.telemetry.run_panicked_or_refused(&policy, self.runner.clock.now());
             }
             Err(lost) => {
-                error!(policy.name = %policy, "the run of policy {policy} broke off by a mistake in the program: {lost}");
+                error!(policy.name = %policy, "the run of policy {policy} ended by a bug in the program: {lost}");
                 self.telemetry.run_panicked_or_refused(&policy, self.runner.clock.now());
             }
         }
         self.timetable.ended(&policy, cut_short);
         self.save().await;
         self.look_at_archives();
-        self.tell_next();
+        self.report_next();
     }
 
     /// Loads the configuration anew, or keeps the old one and says why.
@@ -315,7 +315,7 @@ impl Daemon {
         if server.listen != self.server.listen {
             warn!("the port stays at {}: another one takes a restart", self.server.listen);
         }
-        tell_gone(&self.timetable.schedules(), &runner.policies);
+        warn_of_removed(&self.timetable.schedules(), &runner.policies);
         self.server.shutdown_grace = server.shutdown_grace;
         self.runner = Arc::new(runner);
         let now = self.runner.clock.now();
@@ -335,7 +335,7 @@ impl Daemon {
         let clock = Arc::clone(&self.runner.clock);
         if !self.runs.is_empty() {
             info!(
-                "told to stop: {} in flight may go on for {} s",
+                "stopping: {} in flight may go on for {} s",
                 counted(self.runs.len(), "run"),
                 self.server.shutdown_grace.as_secs()
             );
@@ -346,7 +346,7 @@ impl Daemon {
             let left = until.saturating_sub(clock.elapsed());
             if left.is_zero() || ending == Ending::AtOnce {
                 let names: Vec<&str> = self.running.values().map(PolicyName::as_str).collect();
-                warn!("not waited for any longer: {}; the next start does it again", names.join(", "));
+                warn!("no longer waiting for {}; the next start runs it again", names.join(", "));
                 self.runs.abort_all();
                 break;
             }
@@ -362,7 +362,7 @@ impl Daemon {
         ending
     }
 
-    /// Tells telemetry what there is.
+    /// Gives telemetry the policies and archives of the configuration.
     fn configure(&mut self, remembered: &HashMap<PolicyName, LastRuns>) {
         let now = self.runner.clock.now();
         let schedules = self.timetable.schedules();
@@ -385,10 +385,10 @@ impl Daemon {
             Some((name.clone(), next_after(rules.verify.as_ref()?, now)?))
         };
         self.verifications = rules.filter_map(next).collect();
-        self.tell_next();
+        self.report_next();
     }
 
-    fn tell_next(&self) {
+    fn report_next(&self) {
         for policy in self.timetable.policies() {
             self.telemetry.next_run(policy, self.timetable.next(policy));
         }
@@ -412,9 +412,9 @@ impl Daemon {
         let error = written.err().map(|error| chain(&error));
         match &error {
             Some(error) if !self.unsaved => {
-                error!("what was run can't be remembered, so a restart may run it again: {error}");
+                error!("the schedules' state can't be saved, so a restart may repeat runs: {error}");
             }
-            None if self.unsaved => info!("what was run can be remembered again"),
+            None if self.unsaved => info!("the schedules' state is saved again"),
             _ => {}
         }
         self.unsaved = error.is_some();
@@ -426,7 +426,7 @@ impl Daemon {
         }
     }
 
-    /// Begins to prove those archives again that are due.
+    /// Begins to verify the archives that are due.
     fn verify_archives(&mut self, now: Timestamp) {
         let due: Vec<ArchiveName> =
             self.verifications.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
@@ -472,21 +472,21 @@ fn next_after(plan: &VerifyPlan, now: Timestamp) -> Option<Timestamp> {
     plan.schedule.next_after(now, &TimeZone::UTC)
 }
 
-/// Proves an archive again and says what came of it.
+/// Verifies an archive and logs the result.
 async fn verify_one(runner: &Runner, archive: &Archive, percent: u64) {
     let name = archive.name();
-    info!("archive {name}: {percent} % of it are read again");
-    let tell = |copy: &_, outcome: &_| {
+    info!("archive {name}: verifying {percent} % of it");
+    let report = |copy: &_, outcome: &_| {
         if let Some(line) = describe(name, copy, outcome) {
             error!("{line}");
         }
     };
-    match verify_archive(archive, percent, &*runner.clock, &*runner.randomness, &tell).await {
+    match verify_archive(archive, percent, &*runner.clock, &*runner.randomness, &report).await {
         Ok(verified) => {
             for problem in &verified.problems {
                 error!("archive {name}: {}", problem.describe());
             }
-            info!("archive {name}: {} read again", counted(verified.copies.len(), "image"));
+            info!("archive {name}: {} verified", counted(verified.copies.len(), "image"));
         }
         Err(error) => error!("archive {name} is not verified: {}", chain(&error)),
     }
@@ -497,14 +497,14 @@ fn runs(slots: u64) -> String {
 }
 
 /// A name that was misspelled in a configuration must not end a policy in silence.
-fn tell_gone(before: &Schedules, policies: &[Policy]) {
+fn warn_of_removed(before: &Schedules, policies: &[Policy]) {
     let is_gone = |name: &&PolicyName| policies.iter().all(|known| known.name != **name);
     for name in before.policies.keys().filter(is_gone) {
         warn!(policy.name = %name, "policy {name} is not in the configuration any more: it does not run");
     }
 }
 
-/// Reads everything that runs will need of the state, so that what is damaged is told before anything begins.
+/// Reads all state that runs will need, so that damage is an error before anything begins.
 async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, StateError> {
     let state = &runner.state;
     state.holds().await?;

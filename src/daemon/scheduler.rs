@@ -1,46 +1,46 @@
-//! The heartbeat: tokio-cron-scheduler, which nothing else in the house knows.
+//! The ticker: the only file that uses tokio-cron-scheduler.
 //!
-//! It gives a beat each second and no more. Its jobs in a time zone keep the offset that was right when they were
-//! made, start over themselves, and are not waited for at the end; what is due is `timetable`'s to say.
+//! It ticks each second and does no more: its jobs in a time zone keep the UTC offset of the moment at which they were
+//! created, overlap themselves, and are not waited for at the end. So `timetable` decides what is due.
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
-/// Beats each second while it lives.
-pub struct Heartbeat {
+/// Ticks each second until it is stopped.
+pub struct Ticker {
     scheduler: JobScheduler,
-    beat: Arc<Notify>,
+    tick: Arc<Notify>,
 }
 
-impl std::fmt::Debug for Heartbeat {
+impl std::fmt::Debug for Ticker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Heartbeat").finish_non_exhaustive()
+        f.debug_struct("Ticker").finish_non_exhaustive()
     }
 }
 
-impl Heartbeat {
+impl Ticker {
     /// Starts it.
     ///
     /// # Errors
-    /// What the crate says; nothing is known that could go wrong.
+    /// The scheduler's, if it can't be started.
     pub async fn start() -> Result<Self, JobSchedulerError> {
-        let beat = Arc::new(Notify::new());
+        let tick = Arc::new(Notify::new());
         let scheduler = JobScheduler::new().await?;
-        let ring = Arc::clone(&beat);
+        let sender = Arc::clone(&tick);
         let job = Job::new_async("* * * * * *", move |_, _| {
-            let ring = Arc::clone(&ring);
-            Box::pin(async move { ring.notify_one() })
+            let sender = Arc::clone(&sender);
+            Box::pin(async move { sender.notify_one() })
         })?;
         scheduler.add(job).await?;
         scheduler.start().await?;
-        Ok(Self { scheduler, beat })
+        Ok(Self { scheduler, tick })
     }
 
-    /// Rings at each beat. Beats that nobody waited for are one.
-    pub fn beat(&self) -> Arc<Notify> {
-        Arc::clone(&self.beat)
+    /// Notified at each tick. Ticks that nothing waited for count as one.
+    pub fn tick(&self) -> Arc<Notify> {
+        Arc::clone(&self.tick)
     }
 
     /// Ends it.

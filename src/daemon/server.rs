@@ -1,7 +1,7 @@
 //! The HTTP port: read only, and bounded against slow, many and malformed clients.
 //!
-//! A connection carries one request. So none is idle, and the time limit of a connection also limits the time of an
-//! answer. No body is read, and no route calls the API.
+//! A connection carries one request. So none of them is idle, and the bound on
+//! the time of a connection is a bound on the time of an answer. No body is read, and no route calls the API.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use crate::clock::{Clock, timeout};
 use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
-/// Connections at once; further ones wait in the kernel's queue.
+/// Connections at once; more wait in the kernel's queue. A few scrapers and people need no more.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Between two bytes of a request's head, and for all of it.
@@ -42,7 +42,7 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// After a connection that could not be taken, mostly since too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long answers in progress are waited for at the end.
+/// The longest wait for responses in flight when the port is closed.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 const INDEX: &str = "\
@@ -55,7 +55,7 @@ snapwarden
 /healthz          the same as /livez
 ";
 
-/// A port that is open and not served yet: clients wait.
+/// A port that is open and not served yet: clients that connect wait.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -104,7 +104,7 @@ pub async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
     Ok(Listener { socket, address })
 }
 
-/// Serves the port until `stop`; answers in progress get a second then.
+/// Serves the port until `stop`; responses in flight then get a second.
 pub async fn serve(listener: Listener, telemetry: Telemetry, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let routes = routes(telemetry);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -132,7 +132,7 @@ pub async fn serve(listener: Listener, telemetry: Telemetry, clock: Arc<dyn Cloc
         () = stop.cancelled() => {}
     }
     drop(listener);
-    // Longer ones are cut off by the end of the process.
+    // The end of the process cuts off slower ones.
     let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
     let _ = timeout(&*clock, STOP_WAIT_MAX, places.acquire_many(all)).await;
 }

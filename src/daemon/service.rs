@@ -1,10 +1,11 @@
-//! Our word with systemd: ready, reloading, stopping, alive, and a line of status.
+//! Notifications to systemd: ready, reloading, stopping, alive, and a line of status.
 //!
 //! The protocol is `sd_notify(3)`: a datagram of `NAME=value` lines to the socket that `NOTIFY_SOCKET` names. Where
-//! there is none, nobody asked, and nothing is said. What can't be told is logged: a service manager that does
-//! not listen is no reason to stop.
+//! there is none, nothing is sent. A notification that can't be sent is logged: a service manager that does not listen is
+//! no reason to stop.
 //!
-//! The environment stays as it is: nothing that this program starts could inherit it.
+//! The crate `sd-notify` sends without a time-out, and reads the process' environment alone, which tests can't change.
+//! The environment stays as it is: this program starts no other that could inherit it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -18,28 +19,28 @@ use tracing::warn;
 
 use crate::text::{chain, excerpt};
 
-/// systemd shows a line of status; more than this is none.
+/// Longer texts are cut: systemd shows the status in one line.
 const STATUS_CHARACTERS_MAX: usize = 300;
 
-/// A service manager that is so long without taking a datagram will not take it. The caller waits, for a lost
-/// `READY=1` would be the end of us.
+/// The longest wait for the service manager to take a datagram. The caller waits, since without `READY=1` systemd ends
+/// the service.
 const SEND_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// What is beyond the grace until the process is gone: the last state to write, the port to close.
+/// From the end of the grace to the end of the process: the last state is written, the port is closed.
 const STOPPING_MARGIN: Duration = Duration::from_secs(15);
 
-/// Whoever started us and wants to know how we are; or nobody.
+/// The service manager that started this process, if there is one.
 #[derive(Debug)]
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
-    /// Whether it kills us unless it hears from us again and again.
+    /// Whether it has a watchdog, which ends this process unless it is fed.
     is_watched: bool,
 }
 
-/// A `NOTIFY_SOCKET` that nothing can be told through.
+/// A `NOTIFY_SOCKET` that can't be used.
 #[derive(Debug, thiserror::Error)]
 enum NotifyError {
-    /// Neither a path nor an abstract name.
+    /// Neither a path nor an abstract name, as `vsock:` addresses.
     #[error("it begins neither with `/` nor with `@`")]
     Unknown,
     /// It can't be opened.
@@ -59,10 +60,7 @@ impl ServiceManager {
         let socket = variable("NOTIFY_SOCKET").and_then(|name| {
             connected(&name)
                 .map_err(|error| {
-                    warn!(
-                        "can't speak with the service manager: `NOTIFY_SOCKET` is {name:?}: {}",
-                        chain(&error)
-                    );
+                    warn!("can't notify the service manager: `NOTIFY_SOCKET` is {name:?}: {}", chain(&error));
                 })
                 .ok()
         });
@@ -74,14 +72,14 @@ impl ServiceManager {
         Self { socket, is_watched }
     }
 
-    /// All is set up, or set up anew after [`Self::reloading`].
+    /// The daemon is set up, or set up anew after [`Self::reloading`].
     pub fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\nSTATUS={}", one_line(status)));
+        self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
     /// What `systemctl status` shows.
     pub fn status(&self, text: &str) {
-        self.tell(&format!("STATUS={}", one_line(text)));
+        self.send(&format!("STATUS={}", one_line(text)));
     }
 
     /// A new configuration is being loaded; [`Self::ready`] ends it, also where the old one stays.
@@ -89,28 +87,28 @@ impl ServiceManager {
         // The absolute time is what systemd compares, so no seam can stand between.
         let now = clock_gettime(ClockId::Monotonic);
         let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000);
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
-    /// The end has begun, and steps in flight get up to `grace`. systemd waits at least so long, whatever the
-    /// unit's `TimeoutStopSec` says.
+    /// The end has begun, and steps in flight get up to `grace`. systemd waits at least as long, whatever the unit's
+    /// `TimeoutStopSec` says.
     pub fn stopping(&self, grace: Duration) {
         let micros = grace.saturating_add(STOPPING_MARGIN).as_micros();
-        self.tell(&format!("STOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC={micros}"));
+        self.send(&format!("STOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC={micros}"));
     }
 
-    /// The loop turns. Says something only where a watchdog waits for it.
+    /// Feeds the watchdog, if there is one.
     pub fn alive(&self) {
         if self.is_watched {
-            self.tell("WATCHDOG=1");
+            self.send("WATCHDOG=1");
         }
     }
 
-    fn tell(&self, state: &str) {
+    fn send(&self, state: &str) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = socket.send(state.as_bytes()) {
             let first = state.lines().next().unwrap_or_default();
-            warn!("can't tell the service manager `{first}`: {error}");
+            warn!("can't notify the service manager of `{first}`: {error}");
         }
     }
 }
@@ -240,14 +238,14 @@ mod tests {
     #[test]
     fn without_anybody_to_tell_nothing_is_said_and_nothing_fails() {
         let folder = tempfile::tempdir().unwrap();
-        let nobody = folder.path().join("nobody");
-        for socket in ["", "relative", "vsock:2:1", nobody.to_str().unwrap()] {
+        let missing = folder.path().join("missing");
+        for socket in ["", "relative", "vsock:2:1", missing.to_str().unwrap()] {
             let manager = told_by(&[("NOTIFY_SOCKET", socket), ("WATCHDOG_USEC", "60000000")]);
             manager.ready("well");
             manager.alive();
             assert!(!manager.is_watched, "{socket}");
         }
-        // One that goes away while we run.
+        // One that is removed while we run.
         let (theirs, manager) = manager(&folder, &[]);
         drop(theirs);
         manager.ready("well");

@@ -3,8 +3,8 @@
 //! A **slot** is a moment of a policy's schedule; its run begins there, or later by the policy's jitter. Slots up to
 //! the persisted watermark are dealt with; the one to run is the last in `(watermark, now]`, however the clock came
 //! to `now`. Two marks are kept: up to `seen` slots were begun, skipped or counted as missed; `watermark` follows when
-//! the run that was begun has ended. So an interrupted run is due again at the next start, and no slot is run
-//! twice because a clock is set back.
+//! the run that was begun has ended. So a run that was cut short is due again at the next start, and no slot is run
+//! twice because a clock was set back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::policy::{OnStart, Policy, PolicyName};
 use crate::schedule::Schedule;
 use crate::state::schedules::{Schedules, Served};
 
-/// A run that begins later than this after its slot is a missed one that is made up for; before, it is on time. A loop
-/// that is delayed for a moment misses nothing.
+/// A run that begins later than this after its slot makes up for a missed one; earlier, it is on time. A minute, so that a loop
+/// that is held up for a moment misses nothing, and every step of a cron line is longer.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// A clock that is set back by less than this repeats nothing; one that is set back further was wrong before, and the
-/// marks of that time are dropped. Three hours, as in Debian's cron(8).
+/// A clock that is set back by at most this repeats nothing; one that is set back further was wrong before, and the slots
+/// that it passed are due again. Three hours, as in Debian's cron(8).
 const BACK_MAX: SignedDuration = SignedDuration::from_hours(3);
 
-/// More missed slots than this are not counted: a second's schedule after a year away has millions.
+/// Missed slots are counted up to here: a schedule of every second has millions after a year.
 const COUNT_MAX: u64 = 1000;
 
 /// How far back the slot of a run on start is looked for: 29 February, whatever the century.
@@ -39,9 +39,9 @@ pub struct Timetable {
 
 #[derive(Debug)]
 struct Entry {
-    /// None for a policy that runs only manually, or is not enabled.
+    /// None for a policy whose runs are all manual, or that is not enabled.
     schedule: Option<(Schedule, TimeZone)>,
-    /// Its own part of the jitter.
+    /// From its jitter: see [`jitter_offset`].
     delay: SignedDuration,
     on_start: OnStart,
     served: Served,
@@ -53,7 +53,7 @@ struct Entry {
     due_at: Option<Timestamp>,
 }
 
-/// What the daemon has to do or to report.
+/// What is to be done, or to be counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A run begins, for this slot.
@@ -80,7 +80,7 @@ impl Timetable {
                 .filter(|_| policy.enabled)
                 .map(|line| (line, policy.time_zone.clone()));
             let mut entry = Entry {
-                delay: own_part(&policy.name, policy.jitter),
+                delay: jitter_offset(&policy.name, policy.jitter),
                 on_start: policy.on_start,
                 seen: served.watermark,
                 served,
@@ -252,7 +252,7 @@ impl Entry {
 
 /// A policy's part of its jitter, in whole milliseconds: spread evenly over policies, and always the same for one, so
 /// that the gap between two runs is what the schedule says.
-fn own_part(policy: &PolicyName, jitter: Duration) -> SignedDuration {
+fn jitter_offset(policy: &PolicyName, jitter: Duration) -> SignedDuration {
     let digest = Sha256::digest(policy.as_str());
     let share = digest.iter().take(8).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
     let millis = u64::try_from(jitter.as_millis()).unwrap_or(u64::MAX);
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_a_little_repeats_nothing_and_one_that_was_wrong_is_forgotten() {
+    fn a_clock_that_is_set_back_a_little_repeats_nothing_and_one_that_was_wrong_is_forgotten() {
         let policies = policies("schedule = \"30 2 * * *\"");
         let mut timetable =
             Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:00:00Z"));
@@ -436,6 +436,43 @@ mod tests {
         timetable.ended(&p(), false);
         let again = begins(&mut timetable, "2026-11-03T04:00:00Z", "2026-11-04T04:00:00Z");
         assert_eq!(again, ["2026-11-04T02:30:00Z at 2026-11-04T02:30:00Z"]);
+    }
+
+    #[test]
+    fn a_clock_set_back_by_three_hours_repeats_nothing_and_by_a_second_more_was_wrong() {
+        let policies = policies("schedule = \"0 2,3,4,5 * * *\"");
+        let last = "2026-11-03T05:00:00Z";
+        for (now, next) in [
+            ("2026-11-03T02:00:00Z", "2026-11-04T02:00:00Z"),
+            ("2026-11-03T01:59:59Z", "2026-11-03T02:00:00Z"),
+        ] {
+            let mut timetable =
+                Timetable::new(&policies, &served("2026-11-03T04:00:00Z"), at("2026-11-03T04:30:00Z"));
+            assert_eq!(timetable.look(at(last)), [begin(last)]);
+            timetable.ended(&p(), false);
+            assert_eq!(timetable.look(at(now)), []);
+            assert_eq!(timetable.next(&p()), Some(at(next)), "set back to {now}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_on_time_for_a_minute_after_its_slot_and_later_it_makes_up_for_a_missed_one() {
+        let (slot, begun, missed) =
+            ("2026-11-03T02:30:00Z", begin("2026-11-03T02:30:00Z"), Event::Missed(p(), 1));
+        for (on_start, now, expected) in [
+            ("wait", "2026-11-03T02:31:00Z", &begun),
+            ("wait", "2026-11-03T02:31:00.001Z", &missed),
+            ("if_missed", "2026-11-03T02:31:00.001Z", &begun),
+        ] {
+            let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
+            let mut timetable =
+                Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-02T12:00:00Z"));
+            assert_eq!(
+                timetable.look(at(now)),
+                std::slice::from_ref(expected),
+                "{on_start}, {now}, for {slot}"
+            );
+        }
     }
 
     #[test]
@@ -455,13 +492,13 @@ mod tests {
     #[test]
     fn jitter_is_within_its_bound_always_the_same_and_moves_the_run_not_the_slot() {
         let policies = policies("schedule = \"0 * * * *\"\njitter = \"5m\"");
-        let delay = own_part(&p(), Duration::from_mins(5));
-        assert_eq!(delay, own_part(&p(), Duration::from_mins(5)));
+        let delay = jitter_offset(&p(), Duration::from_mins(5));
+        assert_eq!(delay, jitter_offset(&p(), Duration::from_mins(5)));
         let names = ["a", "b", "c", "nightly", "weekly"].map(|name| name.parse().unwrap());
-        let parts = names.map(|name: PolicyName| own_part(&name, Duration::from_mins(5)));
+        let parts = names.map(|name: PolicyName| jitter_offset(&name, Duration::from_mins(5)));
         assert!(parts.iter().all(|part| (0..=300_000).contains(&part.as_millis())), "{parts:?}");
         assert!(parts.windows(2).all(|pair| pair[0] != pair[1]), "{parts:?}");
-        assert_eq!(own_part(&p(), Duration::ZERO), SignedDuration::ZERO);
+        assert_eq!(jitter_offset(&p(), Duration::ZERO), SignedDuration::ZERO);
 
         let slot = at("2026-11-03T01:00:00Z");
         let mut timetable = Timetable::new(&policies, &Schedules::default(), at("2026-11-03T00:30:00Z"));

@@ -1,6 +1,6 @@
-//! Permissions to pass the guard, given by an operator for the next run of a policy, once.
+//! Allowances: each lets the next run of a policy pass the guard, once.
 //!
-//! Anybody who may write here changes the file, also beside a running daemon, so it has a lock of its own.
+//! A command changes the file, also beside a running daemon, so it has a lock of its own.
 //! Reading needs none, since the file is replaced in one step.
 
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ struct Allowances {
     allowances: Vec<Allowance>,
 }
 
-/// Leave to pass the guard.
+/// Lets one run pass the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowance {
     /// For the next run of this policy.
@@ -32,7 +32,7 @@ pub struct Allowance {
     /// For this zone alone; without it, for the run as a whole.
     #[serde(default)]
     pub zone: Option<ZoneName>,
-    /// The most deletions with which it passes, in the zone or in the run as a whole.
+    /// The most deletions with which the run passes, in the zone or as a whole.
     pub deletes: u64,
     /// When it was given.
     pub given_at: Timestamp,
@@ -73,7 +73,7 @@ impl StateDirectory {
         .await
     }
 
-    /// The allowances for the policy's run, which are used up, also after a crash, once they are returned.
+    /// Takes the allowances for the policy's run: once they are returned they are removed, also after a crash.
     ///
     /// # Errors
     /// [`StateError`]: then nothing is allowed, since it might be allowed twice.

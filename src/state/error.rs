@@ -12,9 +12,9 @@ pub enum StateError {
         .path.display()
     )]
     Directory {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -23,9 +23,9 @@ pub enum StateError {
     File {
         /// What was tried.
         verb: &'static str,
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -35,13 +35,13 @@ pub enum StateError {
         .path.display()
     )]
     Damaged {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Where, from 1.
+        /// From 1.
         line: usize,
-        /// Where, from 1.
+        /// From 1.
         column: usize,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
@@ -51,23 +51,23 @@ pub enum StateError {
         .path.display()
     )]
     FromTheFuture {
-        /// Which.
+        /// Its path.
         path: PathBuf,
         /// Its version.
         found: u64,
         /// The highest that we know.
         known: u64,
     },
-    /// What was written could not be made safe.
+    /// An earlier line of the audit log could not be made safe.
     #[error(
-        "the state file {} could not be made safe from a crash before, so nothing more is begun: look after the disk, then start snapwarden anew",
+        "the state file {} could not be made safe from a crash before, so nothing more is begun: check the disk, then restart snapwarden",
         .path.display()
     )]
     Unsafe {
-        /// Which.
+        /// Its path.
         path: PathBuf,
     },
-    /// Another process has the lock.
+    /// Another process, or another run in this one, has the lock.
     #[error("{what} is locked by another process ({})", .path.display())]
     Locked {
         /// What the lock is for.

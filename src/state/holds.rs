@@ -1,6 +1,6 @@
 //! Snapshots on hold: whatever the policies say, they are kept.
 //!
-//! Anybody who may write here changes the file, also beside a running daemon, so it has a lock of its own.
+//! Commands change the file, also beside a running daemon, so it has a lock of its own.
 //! Reading needs none, since the file is replaced in one step.
 
 use jiff::Timestamp;
@@ -24,23 +24,23 @@ pub struct Holds {
     pub holds: Vec<Hold>,
 }
 
-/// A hold on a snapshot.
+/// A hold on one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// On which.
+    /// The snapshot that is on hold.
     pub snapshot: SnapshotId,
-    /// From then on it counts no more; without it, it counts for ever.
+    /// The hold ends at this instant; without it, it never ends.
     #[serde(default)]
     pub until: Option<Timestamp>,
-    /// The operator's reason: hostile text.
+    /// The user's reason: untrusted text.
     #[serde(default)]
     pub reason: Option<String>,
-    /// When it was put.
+    /// When the hold began.
     pub since: Timestamp,
 }
 
 impl Hold {
-    /// Whether it still counts.
+    /// Whether it has not ended by then.
     pub fn counts_at(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| until > now)
     }
@@ -52,7 +52,7 @@ impl Holds {
         self.holds.iter().find(|hold| hold.snapshot == snapshot && hold.counts_at(now))
     }
 
-    /// Takes away what counts no more, and the hold on this snapshot, which is given back.
+    /// Removes ended holds, and the hold on this snapshot, which is returned.
     fn release(&mut self, snapshot: SnapshotId, now: Timestamp) -> Option<Hold> {
         self.holds.retain(|hold| hold.counts_at(now));
         let place = self.holds.iter().position(|hold| hold.snapshot == snapshot)?;
@@ -61,7 +61,7 @@ impl Holds {
 }
 
 impl StateDirectory {
-    /// Every hold that was put and not taken away; expired ones may be among them.
+    /// Every hold that was not removed; ended ones may be among them.
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
@@ -69,7 +69,7 @@ impl StateDirectory {
         self.load(FILE, VERSION).await
     }
 
-    /// Puts a hold, and returns the one on the same snapshot that it replaces.
+    /// Puts a snapshot on hold, and returns the hold that this one replaces.
     ///
     /// # Errors
     /// [`StateError`]; the holds are as they were then, or new.
@@ -83,7 +83,7 @@ impl StateDirectory {
         .await
     }
 
-    /// Takes the hold on a snapshot away, and returns it; none if there was none that counts.
+    /// Removes the hold on a snapshot, and returns it; none if there was none, or if it had ended.
     ///
     /// # Errors
     /// [`StateError`]; the holds are as they were then, or new.
@@ -138,8 +138,8 @@ mod tests {
         SnapshotId(Uuid::from_u128(number))
     }
 
-    /// A hold on a snapshot that lasts for this many hours; without a number, for ever.
-    fn pin(number: u128, hours: Option<i64>) -> Hold {
+    /// A hold that ends after some hours; without a number, never.
+    fn hold(number: u128, hours: Option<i64>) -> Hold {
         let now: Timestamp = NOW.parse().unwrap();
         let until = hours.map(|hours| now + SignedDuration::from_hours(hours));
         Hold { snapshot: id(number), until, reason: Some("a \u{1b}[31mreason".to_owned()), since: now }
@@ -149,20 +149,20 @@ mod tests {
     async fn holds_are_put_replaced_and_taken_away() {
         let folder = tempfile::tempdir().unwrap();
         let (state, clock) = (state(folder.path()), clock());
-        assert_eq!(state.hold(&clock, pin(1, None)).await.unwrap(), None);
-        assert_eq!(state.hold(&clock, pin(2, None)).await.unwrap(), None);
-        assert_eq!(state.hold(&clock, pin(1, Some(3))).await.unwrap(), Some(pin(1, None)));
-        assert_eq!(state.holds().await.unwrap().holds, [pin(2, None), pin(1, Some(3))]);
-        assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), Some(pin(2, None)));
+        assert_eq!(state.hold(&clock, hold(1, None)).await.unwrap(), None);
+        assert_eq!(state.hold(&clock, hold(2, None)).await.unwrap(), None);
+        assert_eq!(state.hold(&clock, hold(1, Some(3))).await.unwrap(), Some(hold(1, None)));
+        assert_eq!(state.holds().await.unwrap().holds, [hold(2, None), hold(1, Some(3))]);
+        assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), Some(hold(2, None)));
         assert_eq!(state.unhold(&clock, id(2)).await.unwrap(), None);
-        assert_eq!(state.holds().await.unwrap().holds, [pin(1, Some(3))]);
+        assert_eq!(state.holds().await.unwrap().holds, [hold(1, Some(3))]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_expired_hold_counts_no_more_and_goes_with_the_next_change() {
         let folder = tempfile::tempdir().unwrap();
         let (state, clock) = (state(folder.path()), clock());
-        state.hold(&clock, pin(1, Some(1))).await.unwrap();
+        state.hold(&clock, hold(1, Some(1))).await.unwrap();
         clock.step(SignedDuration::from_secs(3599));
         assert!(state.holds().await.unwrap().on(id(1), clock.now()).is_some());
         clock.step(SignedDuration::from_secs(1));
@@ -177,7 +177,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let clock = clock();
         let states: Vec<_> = (0..20).map(|_| state(folder.path())).collect();
-        let put = states.iter().zip(0..).map(|(state, number)| state.hold(&clock, pin(number, None)));
+        let put = states.iter().zip(0..).map(|(state, number)| state.hold(&clock, hold(number, None)));
         for put in futures_util::future::join_all(put).await {
             assert_eq!(put.unwrap(), None);
         }
@@ -189,7 +189,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (state, clock) = (state(folder.path()), clock());
         let _held = RealDisk.lock(&folder.path().join("holds.lock")).unwrap();
-        let error = state.hold(&clock, pin(1, None)).await.unwrap_err();
+        let error = state.hold(&clock, hold(1, None)).await.unwrap_err();
         assert!(matches!(error, StateError::Locked { .. }), "{error}");
         assert!(clock.elapsed() >= std::time::Duration::from_secs(5));
     }
@@ -201,7 +201,7 @@ mod tests {
         let path = folder.path().join(FILE);
         for damaged in ["", "{}", "{\"version\":1}", "{\"version\":1,\"holds\":[{}]}"] {
             disk::replace_file(&RealDisk, &path, damaged.as_bytes(), Access::Owner).unwrap();
-            let error = state.hold(&clock, pin(1, None)).await.unwrap_err();
+            let error = state.hold(&clock, hold(1, None)).await.unwrap_err();
             assert!(error.to_string().contains("holds.json"), "{damaged:?}: {error}");
             assert_eq!(disk::read_file(&RealDisk, &path, 100).unwrap(), damaged.as_bytes());
         }

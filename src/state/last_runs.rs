@@ -1,4 +1,4 @@
-//! What came of a policy's last runs, and what they saw: for metrics and status after a restart, and for the guard.
+//! The results of a policy's last runs, and their listings: for metrics and status after a restart, and for the guard.
 //! It is written at the end of a run, under the policy's lock.
 
 use std::collections::BTreeMap;
@@ -15,10 +15,10 @@ use crate::state::error::StateError;
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
 
-/// What is remembered of a policy's last runs.
+/// The last runs of a policy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LastRuns {
-    /// The last one, whichever way it was begun; none yet.
+    /// The last one, scheduled or manual; none before the first.
     pub last: Option<LastRun>,
     /// By zone.
     pub zones: BTreeMap<ZoneName, ZoneMemory>,
@@ -27,7 +27,7 @@ pub struct LastRuns {
 /// A run that ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LastRun {
-    /// Which.
+    /// In the audit log and the program's log.
     pub run_id: Uuid,
     /// When it began.
     pub started_at: Timestamp,
@@ -37,20 +37,20 @@ pub struct LastRun {
     pub result: String,
 }
 
-/// The results of the last runs in a zone.
+/// The last runs of a policy in one zone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ZoneMemory {
     /// When a run last ended here.
     pub last_run_at: Option<Timestamp>,
-    /// When one last ended in which nothing failed and nothing was held.
+    /// When a run last ended in which nothing failed and the guard blocked no deletion.
     pub last_success_at: Option<Timestamp>,
-    /// What went wrong in the last one, if something did: the first thing.
+    /// The first failure of the last run, if there was one.
     pub failure: Option<String>,
-    /// Why the last one's deletions were held, if they were.
+    /// Why the guard blocked the last run's deletions, if it did.
     pub held: Option<String>,
-    /// Since when the gate keeps something here without a break.
+    /// Since when the export gate keeps a snapshot here without a break.
     pub gate_since: Option<Timestamp>,
-    /// What the last plan said.
+    /// The sums of the last plan.
     pub plan: Option<PlanSums>,
     /// What each instance had then.
     pub instances: Vec<InstanceCounts>,
@@ -62,21 +62,21 @@ pub struct ZoneMemory {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlanSums {
-    /// Kept.
+    /// Snapshots that are kept.
     pub keep: u64,
-    /// To be deleted.
+    /// Snapshots to delete.
     pub delete: u64,
-    /// Not judged.
+    /// Snapshots that the policy says nothing about.
     pub ignore: u64,
-    /// Of the kept: on hold, else they would be deleted.
+    /// Of the kept ones: on hold, and else to delete.
     pub blocked_by_hold: u64,
-    /// Of the kept: kept by another policy, else they would be deleted.
+    /// Of the kept ones: kept by another policy, and else to delete.
     pub blocked_by_policy: u64,
-    /// Of the kept: without a required copy, else they would be deleted.
+    /// Of the kept ones: without a required verified copy, and else to delete.
     pub blocked_by_export: u64,
 }
 
-/// What one instance that the policy selects has.
+/// The selected snapshots of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceCounts {
     /// Which.
@@ -102,9 +102,9 @@ pub struct InstanceCounts {
 /// A listing that a run accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptedListing {
-    /// When it came.
+    /// When the zone was listed.
     pub at: Timestamp,
-    /// How long the audit log was then, in bytes: what was deleted since stands behind.
+    /// The length of the audit log before the listing, in bytes: later deletions are recorded after it.
     pub audit_from: u64,
     /// Every snapshot of the zone but those that are being deleted.
     pub snapshots: Vec<SnapshotId>,
@@ -136,7 +136,7 @@ impl StateDirectory {
         self.load(file_name(policy), VERSION).await
     }
 
-    /// Remembers; after a crash at any moment the file holds the old or the new, whole.
+    /// Saves them; after a crash at any moment the file holds the old or the new, whole.
     ///
     /// # Errors
     /// [`StateError::File`].

@@ -1,21 +1,21 @@
-//! Remembers: plain files in the state directory.
+//! The state directory: plain files.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `audit.jsonl` | a line before and after everything that changes something ([`audit`]) |
-//! | `policy-<name>.json` | what a policy must remember from run to run ([`policy_state`]) |
-//! | `runs-<name>.json` | what came of its last runs, and the listings that they accepted ([`last_runs`]) |
+//! | `policy-<name>.json` | the creations and promotions of a policy ([`policy_state`]) |
+//! | `runs-<name>.json` | the results of its last runs, and the listings that they accepted ([`last_runs`]) |
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
 //! | `daemon.lock` | which daemon works on the directory |
 //! | `holds.json` | snapshots on hold ([`holds`]) |
-//! | `allowances.json` | leave to pass the guard, once ([`allowances`]) |
-//! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`StateDirectory::lock_policy`]) |
+//! | `allowances.json` | allowances to pass the guard ([`allowances`]) |
+//! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
 //! | `holds.lock`, `allowances.lock` | who changes what commands change beside a running daemon |
 //!
 //! Every file is for its owner alone, replaced in one step, and carries a version; one that root makes belongs
 //! to the directory's owner, so that a command beside the daemon takes nothing away from it. One that can't be
-//! read is an error that names it, never an empty start: an empty memory would do things twice.
+//! read is an error that names it, never an empty start: an empty state would do things twice.
 
 pub mod allowances;
 pub mod audit;

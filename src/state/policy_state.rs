@@ -1,4 +1,4 @@
-//! What one policy remembers from run to run. It is read and written under the policy's lock alone.
+//! The creations and promotions of one policy, kept from run to run. It is read and written under the policy's lock alone.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,7 +15,7 @@ use crate::state::error::StateError;
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
 
-/// The memory of one policy.
+/// The state of one policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyState {
     /// The templates that it made, and those that it set out to make.
@@ -28,11 +28,11 @@ pub struct PolicyState {
 /// A snapshot that was taken, or was about to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Creation {
-    /// Where.
+    /// The snapshot's zone.
     pub zone: ZoneName,
-    /// Of which instance.
+    /// The snapshot's instance.
     pub instance_id: InstanceId,
-    /// For which moment of the schedule.
+    /// The moment of the schedule that it is for.
     pub slot: Timestamp,
     /// When it was asked for. It is written before the request, so that a snapshot whose answer was lost is found
     /// again by instance and date, instead of a second one being taken.
@@ -57,13 +57,13 @@ impl Creation {
 /// A snapshot that became a template, or was about to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promotion {
-    /// Where.
+    /// The snapshot's zone.
     pub zone: ZoneName,
-    /// Of which snapshot.
+    /// The snapshot.
     pub snapshot_id: SnapshotId,
-    /// When that was taken.
+    /// When the snapshot was taken.
     pub snapshot_created_at: Timestamp,
-    /// Of which instance.
+    /// The snapshot's instance.
     pub instance_id: InstanceId,
     /// The template's name.
     pub template_name: String,
@@ -78,7 +78,7 @@ pub struct Promotion {
 }
 
 impl StateDirectory {
-    /// What the policy remembers; nothing if it never ran.
+    /// The policy's state; empty if it never ran.
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
@@ -86,7 +86,7 @@ impl StateDirectory {
         self.load(file_name(policy), VERSION).await
     }
 
-    /// Remembers; after a crash at any moment the file holds the old or the new, whole.
+    /// Saves it; after a crash at any moment the file holds the old or the new, whole.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -94,8 +94,8 @@ impl StateDirectory {
         self.save(file_name(policy), VERSION, state).await
     }
 
-    /// What every policy that ever ran here remembers of the snapshots that it took, also one that is not
-    /// configured any more.
+    /// The snapshots that each policy took, for every policy that ever ran here, also one that is not configured any
+    /// more.
     ///
     /// # Errors
     /// A directory or a file that can't be read, or a file that is damaged or was written by a later program.
@@ -191,13 +191,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ownership_is_not_told_from_less_than_every_memory() {
+    async fn ownership_is_not_derived_from_less_than_every_policy() {
         let folder = tempfile::tempdir().unwrap();
         assert!(state(&folder.path().join("state")).created_snapshots().await.unwrap().is_empty());
-        let path = folder.path().join("policy-gone-from-the-configuration.json");
+        let path = folder.path().join("policy-removed-from-the-configuration.json");
         disk::replace_file(&RealDisk, &path, b"{", Access::Owner).unwrap();
         let error = state(folder.path()).created_snapshots().await.unwrap_err();
-        assert!(error.to_string().contains("gone-from-the-configuration"), "{error}");
+        assert!(error.to_string().contains("removed-from-the-configuration"), "{error}");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Up to where each policy's schedule was dealt with. The daemon alone reads and writes it, under its lock.
+//! How far each policy's schedule was served. The daemon alone reads and writes it, under its lock.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ const VERSION: u64 = 1;
 
 const FILE: &str = "schedules.json";
 
-/// What the daemon remembers of the schedules that it serves.
+/// How far the daemon served its schedules.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedules {
     /// By policy; those of the configuration alone.
@@ -29,7 +29,7 @@ pub struct Served {
     /// Every moment of the schedule up to here had its run, or was counted as skipped or missed. A run that a crash
     /// or a stop cut short does not move it, so that the next start does that run again.
     pub watermark: Timestamp,
-    /// Whether a daemon ever began a run of it. One that never ran has missed nothing.
+    /// Whether a daemon ever began a run of it. A policy that never ran has missed nothing.
     pub has_run: bool,
 }
 
@@ -42,7 +42,7 @@ impl StateDirectory {
         self.load(FILE, VERSION).await
     }
 
-    /// Remembers; after a crash at any moment the file holds the old or the new, whole.
+    /// Saves it; after a crash at any moment the file holds the old or the new, whole.
     ///
     /// # Errors
     /// [`StateError::File`].

@@ -40,7 +40,7 @@ pub enum Format {
 /// Where log lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Destination {
-    /// To stderr: a terminal, a file or a pipe.
+    /// To a terminal, a file, or a program that reads our stderr.
     Plain {
         /// Whether they are coloured.
         color: bool,
@@ -49,8 +49,9 @@ enum Destination {
     Journal,
 }
 
-/// Starts logging for the whole process. If `RUST_LOG` is set, it takes precedence over `level`; in any case only warnings
-/// and errors of libraries are logged. An invalid one is warned about and ignored.
+/// Starts logging for the whole process. `RUST_LOG`, where it is set, overrides `level`; whatever it says, of
+/// the libraries only warnings and errors are logged. One that can't be understood is warned about, and counts
+/// as none.
 ///
 /// `to` leads to stderr, and gets each event in one piece. A second call changes nothing.
 pub fn start<W>(format: Format, level: &str, color: bool, to: W)
@@ -68,8 +69,8 @@ where
     }
 }
 
-/// The prefix of error lines on stderr that are no log lines: empty, except for the journal, which would give them a
-/// lower priority without it.
+/// The prefix of lines on stderr that are no log lines and ask a person to act; empty except for the journal, which
+/// would give them the priority of a remark.
 pub fn complaint_prefix() -> &'static str {
     if is_to_journal() { priority(Level::ERROR) } else { "" }
 }
@@ -128,24 +129,24 @@ where
         .with_target(false)
         // A log that can't be written must not stop the work: saying so on stderr, where it failed, would.
         .log_internal_errors(false);
-    let hush = filter::filter_fn(is_harmless);
+    let silence = filter::filter_fn(is_harmless);
     let text = builder.fmt_fields(text_fields());
     match format {
         Format::Text => {
-            let people = People { is_to_journal: destination == Destination::Journal };
-            Box::new(text.event_format(people).finish().with(hush))
+            let text_format = TextFormat { is_to_journal: destination == Destination::Journal };
+            Box::new(text.event_format(text_format).finish().with(silence))
         }
-        Format::Json => Box::new(text.json().flatten_event(true).finish().with(hush)),
+        Format::Json => Box::new(text.json().flatten_event(true).finish().with(silence)),
     }
 }
 
-/// A line for people: when, how bad, which policy, what, why, and what to search for.
-struct People {
-    /// It knows when and how bad.
+/// A line for people: time, level, policy, message, reasons, and fields to search for.
+struct TextFormat {
+    /// The journal has time and level already.
     is_to_journal: bool,
 }
 
-impl<S, N> FormatEvent<S, N> for People
+impl<S, N> FormatEvent<S, N> for TextFormat
 where
     S: Subscriber + for<'s> LookupSpan<'s>,
     N: for<'w> FormatFields<'w> + 'static,
@@ -221,8 +222,8 @@ fn text_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     format::debug_fn(write_field).delimited(" ")
 }
 
-/// Messages of libraries may quote whole requests, and an address or a header may be a secret: only their warnings
-/// and errors are logged.
+/// The libraries' messages may quote whole requests, and an address or a header may be a secret: of theirs only what
+/// they warn of is logged.
 fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let within = metadata.target().strip_prefix(env!("CARGO_PKG_NAME"));
     within.is_some_and(|within| within.is_empty() || within.starts_with("::"))

@@ -1,7 +1,7 @@
-//! Reports what the program did and how it is: as log lines, as metrics, and as a status.
+//! What the program did and how it is, as log lines, as metrics, and as a status.
 //!
-//! Everything is reported to [`Telemetry`] and collected in one place, [`model`], from which [`metrics`] and [`status`]
-//! are built: so they can't disagree. The log is separate.
+//! Every event is reported to [`Telemetry`] and added up in one place, [`model`], from which [`metrics`] and [`status`]
+//! are made, so that they can't disagree. The log is apart from them.
 
 pub mod logging;
 pub mod metrics;
@@ -25,13 +25,13 @@ use crate::run::report::{RunReport, RunResult};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
 use crate::telemetry::metrics::Histograms;
-use crate::telemetry::model::{Last, Model, PolicyModel, PolicyView, SKIPPED, count};
-use crate::telemetry::status::Status;
+use crate::telemetry::model::{Model, PolicyModel, PolicyView, SKIPPED, count};
+use crate::telemetry::status::{Last, Status};
 
-/// A scheduler whose loop did not run for this long has stalled.
+/// A scheduler whose loop did not turn for this long is stuck: it turns every other second.
 const TICK_LATE: Duration = Duration::from_mins(1);
 
-/// Everything that the daemon reports about itself. Clones are cheap and share everything.
+/// Everything that the daemon reports about itself. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     shared: Arc<Shared>,
@@ -46,18 +46,14 @@ struct Shared {
 }
 
 impl Telemetry {
-    /// Nothing is known yet but what this program is; `revision` is empty where it is not known.
+    /// With the program's version alone; `revision` is empty where it is unknown.
     pub fn new(clock: Arc<dyn Clock>, version: &str, revision: &str) -> Self {
         let model = Model {
-            version: version.to_owned(),
+            status: Status { version: version.to_owned(), ..Status::default() },
             revision: revision.to_owned(),
-            draining: false,
             configured: false,
             ticked_at: None,
             ticked: clock.elapsed(),
-            reload_ok: true,
-            loaded_at: None,
-            state_error: None,
             policies: BTreeMap::new(),
             archive_names: BTreeSet::new(),
             archives: BTreeMap::new(),
@@ -75,7 +71,7 @@ impl Telemetry {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The downloads that are reported, to be shared with every runner.
+    /// The downloads in flight: for every runner whose runs are reported here.
     pub fn downloads(&self) -> Downloads {
         self.shared.downloads.clone()
     }
@@ -100,8 +96,8 @@ impl Telemetry {
             let policy = PolicyModel::configured(view, before.remove(name));
             model.policies.insert(name.clone(), policy);
         }
-        for gone in before.keys() {
-            self.shared.histograms.forget(gone);
+        for removed in before.keys() {
+            self.shared.histograms.forget(removed);
         }
         let zones: BTreeSet<ZoneName> =
             policies.iter().flat_map(|view| view.policy.zones.iter().cloned()).collect();
@@ -115,15 +111,15 @@ impl Telemetry {
     /// A configuration was read and taken over; or it was not, and the old one is still in use.
     pub fn reloaded(&self, ok: bool, at: Timestamp) {
         let mut model = self.model();
-        model.reload_ok = ok;
+        model.status.config.last_reload_successful = ok;
         if ok {
-            model.loaded_at = Some(at);
+            model.status.config.loaded_at = Some(at);
         }
     }
 
-    /// The daemon's state was written, or could not be, because of this error.
+    /// The daemon's own state was saved, or could not be, because of this error.
     pub fn state_written(&self, error: Option<String>) {
-        self.model().state_error = error;
+        self.model().status.state_error = error;
     }
 
     /// The scheduler's loop ran.
@@ -135,33 +131,33 @@ impl Telemetry {
 
     /// No new run begins any more.
     pub fn draining(&self) {
-        self.model().draining = true;
+        self.model().status.draining = true;
     }
 
     /// When the policy is due next.
     pub fn next_run(&self, policy: &PolicyName, at: Option<Timestamp>) {
-        self.of(policy, |policy| policy.next_run_at = at);
+        self.of(policy, |policy| policy.status.next_run_at = at);
     }
 
     /// A run of the policy began.
     pub fn run_begun(&self, policy: &PolicyName, at: Timestamp) {
-        self.of(policy, |policy| policy.running_since = Some(at));
+        self.of(policy, |policy| policy.status.running_since = Some(at));
     }
 
-    /// This many runs of the policy were due while the daemon was not running.
+    /// Runs of the policy were due while the machine slept or the program was not running.
     pub fn missed(&self, policy: &PolicyName, runs: u64) {
-        self.of(policy, |policy| policy.missed_runs += runs);
+        self.of(policy, |policy| policy.status.missed_runs += runs);
     }
 
-    /// This many runs of the policy were due during another run.
+    /// Runs of the policy were due while another one went on.
     pub fn skipped(&self, policy: &PolicyName, runs: u64) {
         self.of(policy, |policy| *policy.runs.entry(SKIPPED).or_default() += runs);
     }
 
-    /// A run of the policy that had begun gave way to one of another process.
-    pub fn gave_way(&self, policy: &PolicyName) {
+    /// A run of the policy did not begin, since another process runs it.
+    pub fn displaced(&self, policy: &PolicyName) {
         self.of(policy, |policy| {
-            policy.running_since = None;
+            policy.status.running_since = None;
             count(&mut policy.runs, SKIPPED);
         });
     }
@@ -169,10 +165,10 @@ impl Telemetry {
     /// A run of the policy ended without a report: it panicked, or could not begin.
     pub fn run_panicked_or_refused(&self, policy: &PolicyName, at: Timestamp) {
         self.of(policy, |policy| {
-            let started_at = policy.running_since.take().unwrap_or(at);
+            let started_at = policy.status.running_since.take().unwrap_or(at);
             let result = RunResult::Failed.as_str();
             count(&mut policy.runs, result);
-            policy.last = Some(Last { started_at, finished_at: at, result: result.to_owned() });
+            policy.status.last = Some(Last { started_at, finished_at: at, result: result.to_owned() });
         });
     }
 
@@ -193,15 +189,15 @@ impl Telemetry {
         }
     }
 
-    /// The current content of an archive.
-    pub fn archive(&self, name: &ArchiveName, facts: ArchiveStats) {
+    /// An archive was read, or could not be.
+    pub fn archive(&self, name: &ArchiveName, stats: ArchiveStats) {
         let mut model = self.model();
         if model.archive_names.contains(name) {
-            model.archives.insert(name.clone(), facts);
+            model.archives.insert(name.clone(), stats);
         }
     }
 
-    /// How many seconds this machine's clock is ahead of the API's.
+    /// How far this machine's clock is ahead of the API's.
     pub fn clock_skew(&self, zone: &ZoneName, seconds: f64) {
         let mut model = self.model();
         if model.has_zone(zone) {
@@ -233,7 +229,7 @@ impl Telemetry {
     /// Why not, as a sentence.
     pub fn ready(&self) -> Result<(), String> {
         let model = self.model();
-        if model.draining {
+        if model.status.draining {
             Err("the program is stopping: no new run begins".to_owned())
         } else if model.configured {
             Ok(())
@@ -248,10 +244,10 @@ impl Telemetry {
         metrics::text(&self.model(), &running, &self.shared.histograms)
     }
 
-    /// The status as in `/api/v1/status`.
+    /// The answer to `/api/v1/status`.
     pub fn status_json(&self) -> Status {
         let running = self.running();
-        status::of(&self.model(), running, self.shared.clock.now())
+        self.model().status(running, self.shared.clock.now())
     }
 }
 

@@ -1,23 +1,25 @@
-//! The state of the daemon, its policies and its archives: the one place where reports are collected.
+//! The state of the daemon, its policies and its archives, from which metrics and status are made.
 //!
-//! It is plain data behind a lock that is held only for short updates. Updates for a policy, a zone or an archive that
-//! the configuration does not have (any more) are ignored, so that a run that outlives its policy adds no series.
+//! It is plain data behind a lock that is held for no longer than an addition takes. A report about a policy, a zone
+//! or an archive that the configuration does not have (any more) is ignored, so that a run that outlives its policy
+//! leaves no series behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use http::StatusCode;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::archive::stats::ArchiveStats;
 use crate::exoscale::wire::Quota;
 use crate::policy::{ArchiveName, Policy, PolicyName};
+use crate::run::downloads::RunningDownload;
 use crate::run::persist;
 use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
 use crate::state::last_runs::{LastRuns, ZoneMemory};
+use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 
 /// The results of `policy_runs_total`.
 pub(super) const RUN_RESULTS: [&str; 5] = ["success", "partial", "failed", "held", SKIPPED];
@@ -26,7 +28,7 @@ pub(super) const SKIPPED: &str = "skipped";
 /// The results of all counters of steps.
 pub(super) const STEP_RESULTS: [&str; 4] = ["done", "failed", "blocked", SKIPPED];
 
-/// A count for each result; all results are present.
+/// How often, by result; every result is there from the start.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
 
 /// A policy of the configuration, with its facts from the state directory.
@@ -36,46 +38,31 @@ pub struct PolicyView<'a> {
     pub policy: &'a Policy,
     /// When the configuration first had it.
     pub first_seen_at: Timestamp,
-    /// The results of its last runs.
+    /// Its last runs, from the state directory.
     pub remembered: LastRuns,
     /// The longest span between two due times of its schedule; none without a schedule.
     pub expected_interval: Option<Duration>,
 }
 
-/// A run that ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Last {
-    /// When it began.
-    pub started_at: Timestamp,
-    /// When it ended.
-    pub finished_at: Timestamp,
-    /// `success`, `partial`, `failed` or `held`.
-    pub result: String,
-}
-
-/// The whole model.
+/// The whole.
 #[derive(Debug)]
 pub(super) struct Model {
-    pub(super) version: String,
+    /// As served, but for the moment and the lists, which are filled in when it is.
+    pub(super) status: Status,
     pub(super) revision: String,
-    pub(super) draining: bool,
-    /// Whether a configuration was taken over.
+    /// Whether a configuration was taken over, with the state of its policies.
     pub(super) configured: bool,
     pub(super) ticked_at: Option<Timestamp>,
     /// On the clock's elapsed time; the start counts as one.
     pub(super) ticked: Duration,
-    pub(super) reload_ok: bool,
-    pub(super) loaded_at: Option<Timestamp>,
-    /// Why the daemon's state can't be written, if so.
-    pub(super) state_error: Option<String>,
     pub(super) policies: BTreeMap<PolicyName, PolicyModel>,
     /// The archives of the configuration.
     pub(super) archive_names: BTreeSet<ArchiveName>,
     /// Those that were read.
     pub(super) archives: BTreeMap<ArchiveName, ArchiveStats>,
-    /// Used amount and limit by the name of the quota.
+    /// Usage and limit, by resource.
     pub(super) quotas: BTreeMap<String, (u64, Option<u64>)>,
-    /// How many seconds this machine's clock is ahead of the API's, by zone.
+    /// How far this machine's clock is ahead of the API's, in seconds.
     pub(super) clock_skew: BTreeMap<ZoneName, f64>,
     pub(super) api_requests: BTreeMap<(ZoneName, &'static str, Option<StatusCode>), u64>,
     pub(super) api_retries: BTreeMap<(&'static str, &'static str), u64>,
@@ -83,17 +70,12 @@ pub(super) struct Model {
 
 #[derive(Debug)]
 pub(super) struct PolicyModel {
-    pub(super) enabled: bool,
-    pub(super) schedule: Option<String>,
-    pub(super) time_zone: Option<String>,
+    /// As served, but for the zones, which are filled in when it is.
+    pub(super) status: PolicyStatus,
     pub(super) first_seen_at: Timestamp,
     pub(super) expected_interval: Option<Duration>,
-    pub(super) next_run_at: Option<Timestamp>,
-    pub(super) running_since: Option<Timestamp>,
-    pub(super) last: Option<Last>,
-    /// A snapshot that is kept for this long only because a copy is missing is an alert.
+    /// A snapshot that is kept for longer than this only for want of a copy is an alert.
     pub(super) alert_after: Option<Duration>,
-    pub(super) missed_runs: u64,
     pub(super) runs: Counts,
     pub(super) steps: StepCounts,
     pub(super) export_bytes: u64,
@@ -113,15 +95,28 @@ pub(super) struct StepCounts {
 
 #[derive(Debug, Default)]
 pub(super) struct ZoneModel {
-    /// As the state directory remembers it, but without the accepted listing.
+    /// As in the state directory, but without the accepted listing.
     pub(super) memory: ZoneMemory,
-    /// Deletions of the last run that the platform was too busy for.
+    /// Deletions of the last run for which the platform was too busy.
     pub(super) busy: u64,
 }
 
 impl Model {
     pub(super) fn has_zone(&self, zone: &ZoneName) -> bool {
         self.policies.values().any(|policy| policy.zones.contains_key(zone))
+    }
+
+    /// The status as of `now`.
+    pub(super) fn status(&self, running: Vec<RunningDownload>, now: Timestamp) -> Status {
+        let policies = self.policies.iter().map(|(name, policy)| (name.to_string(), policy.status(now)));
+        let archives = self.archives.iter().map(|(name, stats)| (name.to_string(), stats.clone()));
+        Status {
+            at: Some(now),
+            policies: policies.collect(),
+            archives: archives.collect(),
+            downloads: running.into_iter().map(download_status).collect(),
+            ..self.status.clone()
+        }
     }
 
     pub(super) fn fold_quotas(&mut self, quotas: &[Quota]) {
@@ -131,26 +126,23 @@ impl Model {
 }
 
 impl PolicyModel {
-    /// A policy of a new configuration; the counters of `before` continue.
+    /// The policy as a configuration has it; the counters of `before` are continued.
     pub(super) fn configured(view: &PolicyView<'_>, before: Option<Self>) -> Self {
         let policy = view.policy;
         let mut model = before.unwrap_or_else(|| Self::new(view.first_seen_at));
-        model.enabled = policy.enabled;
         model.alert_after = policy.export.as_ref().map(|export| export.alert_after);
-        model.schedule = policy.schedule.as_ref().map(|schedule| schedule.as_str().to_owned());
-        model.time_zone = policy.time_zone.iana_name().map(str::to_owned);
         model.first_seen_at = view.first_seen_at;
         model.expected_interval = view.expected_interval;
+        let status = &mut model.status;
+        status.enabled = policy.enabled;
+        status.schedule = policy.schedule.as_ref().map(|schedule| schedule.as_str().to_owned());
+        status.timezone = policy.time_zone.iana_name().map(str::to_owned);
         // The schedule may have changed; the daemon's loop reports the next run.
-        model.next_run_at = None;
+        status.next_run_at = None;
         if let Some(last) = &view.remembered.last {
             // A run that could not begin is known here alone.
-            if model.last.as_ref().is_none_or(|known| known.finished_at < last.finished_at) {
-                model.last = Some(Last {
-                    started_at: last.started_at,
-                    finished_at: last.finished_at,
-                    result: last.result.clone(),
-                });
+            if status.last.as_ref().is_none_or(|known| known.finished_at < last.finished_at) {
+                status.last = Some(Last::from(last));
             }
         }
         let mut zones_before = std::mem::take(&mut model.zones);
@@ -167,18 +159,18 @@ impl PolicyModel {
         model
     }
 
+    fn status(&self, now: Timestamp) -> PolicyStatus {
+        let zones =
+            self.zones.iter().map(|(name, zone)| (name.to_string(), zone.status(self.alert_after, now)));
+        PolicyStatus { zones: zones.collect(), ..self.status.clone() }
+    }
+
     pub(super) fn new(first_seen_at: Timestamp) -> Self {
         Self {
-            enabled: false,
-            schedule: None,
-            time_zone: None,
+            status: PolicyStatus::default(),
             first_seen_at,
             expected_interval: None,
-            next_run_at: None,
-            running_since: None,
-            last: None,
             alert_after: None,
-            missed_runs: 0,
             runs: zeros(&RUN_RESULTS),
             steps: StepCounts {
                 creates: zeros(&STEP_RESULTS),
@@ -194,10 +186,10 @@ impl PolicyModel {
     }
 
     pub(super) fn fold(&mut self, report: &RunReport) {
-        self.running_since = None;
+        self.status.running_since = None;
         let result = report.result.as_str();
         count(&mut self.runs, result);
-        self.last = Some(Last {
+        self.status.last = Some(Last {
             started_at: report.started_at,
             finished_at: report.finished_at,
             result: result.to_owned(),
@@ -218,7 +210,7 @@ impl PolicyModel {
             Action::Export => Some(&mut self.steps.exports),
             Action::Promote => Some(&mut self.steps.promotes),
             Action::Delete => Some(&mut self.steps.deletes),
-            // Old templates, copies and manual steps have no metrics.
+            // There is no metric for these: templates beyond `keep`, copies, and manual steps.
             Action::DeleteTemplate | Action::PruneCopy | Action::Restore => None,
         };
         if let Some(counts) = counts {
@@ -233,10 +225,37 @@ impl PolicyModel {
 }
 
 impl ZoneModel {
+    fn status(&self, alert_after: Option<Duration>, now: Timestamp) -> ZoneStatus {
+        let memory = &self.memory;
+        let blocked = memory.plan.as_ref().map_or(0, |plan| plan.blocked_by_export);
+        ZoneStatus {
+            last_run_at: memory.last_run_at,
+            last_success_at: memory.last_success_at,
+            failure: memory.failure.clone(),
+            held: memory.held.clone(),
+            gate_since: memory.gate_since,
+            gate_alert: persist::overdue(alert_after, blocked, memory.gate_since, now),
+            plan: memory.plan.clone(),
+        }
+    }
+
     pub(super) fn fold(&mut self, report: &ZoneReport, at: Timestamp) {
         self.memory = persist::after(std::mem::take(&mut self.memory), report, at);
         let busy = |step: &&Step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked;
         self.busy = report.steps.iter().filter(busy).count() as u64;
+    }
+}
+
+fn download_status(download: RunningDownload) -> DownloadStatus {
+    DownloadStatus {
+        policy: download.policy.to_string(),
+        zone: download.zone.to_string(),
+        snapshot_id: download.snapshot_id.to_string(),
+        snapshot_name: download.snapshot_name,
+        instance_name: download.instance_name,
+        archives: download.archives.iter().map(ToString::to_string).collect(),
+        started_at: Some(download.started_at),
+        how_far: download.how_far,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The daemon's status, as JSON at `/api/v1/status`.
+//! The answer to `/api/v1/status`, as the daemon makes it and `snapwarden status` reads it.
 //!
 //! ```json
 //! {
@@ -25,38 +25,36 @@
 //! }
 //! ```
 //!
-//! It may be read by another version of this program: missing fields get their defaults, unknown ones are ignored.
+//! The daemon may be of another version than the reader: a missing key is empty, an unknown one is ignored.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::run::downloads::{HowFar, RunningDownload};
-use crate::run::persist;
-use crate::state::last_runs::PlanSums;
-use crate::telemetry::model::{Last, Model, PolicyModel, ZoneModel};
+use crate::archive::stats::ArchiveStats;
+use crate::run::downloads::HowFar;
+use crate::state::last_runs::{LastRun, PlanSums};
 
-/// The whole.
+/// The whole answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// Of the program.
+    /// The program's version.
     pub version: String,
-    /// The time of this status.
+    /// The moment of the answer.
     pub at: Option<Timestamp>,
     /// Whether it is stopping.
     pub draining: bool,
-    /// Why the daemon's state can't be written, if so.
+    /// Why the daemon can't save how far it served the schedules, if so.
     pub state_error: Option<String>,
     /// The configuration in use.
     pub config: ConfigStatus,
     /// The policies of the configuration, by name.
     pub policies: BTreeMap<String, PolicyStatus>,
     /// The archives of the configuration, by name, once they were read.
-    pub archives: BTreeMap<String, ArchiveStatus>,
-    /// Downloads in progress.
+    pub archives: BTreeMap<String, ArchiveStats>,
+    /// Images that are being downloaded or verified.
     pub downloads: Vec<DownloadStatus>,
 }
 
@@ -76,13 +74,30 @@ impl Default for ConfigStatus {
     }
 }
 
+/// A run that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Last {
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// `success`, `partial`, `failed` or `held`.
+    pub result: String,
+}
+
+impl From<&LastRun> for Last {
+    fn from(run: &LastRun) -> Self {
+        Self { started_at: run.started_at, finished_at: run.finished_at, result: run.result.clone() }
+    }
+}
+
 /// A policy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PolicyStatus {
-    /// Whether it runs.
+    /// Whether its schedule is followed.
     pub enabled: bool,
-    /// Its cron line; none if it runs only manually.
+    /// Its cron line; none if all its runs are manual.
     pub schedule: Option<String>,
     /// The name of its time zone.
     pub timezone: Option<String>,
@@ -92,7 +107,7 @@ pub struct PolicyStatus {
     pub running_since: Option<Timestamp>,
     /// The last run that ended.
     pub last: Option<Last>,
-    /// Runs that were due while the program was not running, counted since its start.
+    /// Runs that were due while the machine slept or the program was not running, since it started.
     pub missed_runs: u64,
     /// Its zones, by name.
     pub zones: BTreeMap<String, ZoneStatus>,
@@ -104,11 +119,11 @@ pub struct PolicyStatus {
 pub struct ZoneStatus {
     /// When a run last ended here.
     pub last_run_at: Option<Timestamp>,
-    /// When the last one ended in which nothing failed and nothing was blocked by the guard.
+    /// When a run last ended in which nothing failed and no deletion was blocked by the guard.
     pub last_success_at: Option<Timestamp>,
-    /// The first failure of the last one, if there was any.
+    /// The first failure of the last run, if there was one.
     pub failure: Option<String>,
-    /// Why the guard blocked the last one's deletions, if it did.
+    /// Why the guard blocked the last run's deletions, if it did.
     pub held: Option<String>,
     /// Since when snapshots are kept only because a verified copy is missing, without a break.
     pub gate_since: Option<Timestamp>,
@@ -118,35 +133,17 @@ pub struct ZoneStatus {
     pub plan: Option<PlanSums>,
 }
 
-/// An archive.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ArchiveStatus {
-    /// Verified copies whose image exists.
-    pub images: u64,
-    /// The length of all these images in bytes.
-    pub bytes: u64,
-    /// Free bytes there.
-    pub free_bytes: Option<u64>,
-    /// Copies that are missing or damaged.
-    pub corrupt: u64,
-    /// The oldest time of last verification among the copies.
-    pub verified_at: Option<Timestamp>,
-    /// Why it can't be read, if so.
-    pub error: Option<String>,
-}
-
-/// A download in progress.
+/// An image that is being downloaded or verified.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DownloadStatus {
-    /// Whose run it is of.
+    /// The policy whose run it is part of.
     pub policy: String,
-    /// Where the snapshot is.
+    /// The snapshot's zone.
     pub zone: String,
-    /// The snapshot.
+    /// The snapshot's id.
     pub snapshot_id: String,
-    /// Its name.
+    /// The snapshot's name.
     pub snapshot_name: String,
     /// The name of its instance, if that is still listed.
     pub instance_name: Option<String>,
@@ -157,76 +154,6 @@ pub struct DownloadStatus {
     /// Downloading or verifying.
     #[serde(flatten)]
     pub how_far: HowFar,
-}
-
-/// The status as of now.
-pub(super) fn of(model: &Model, running: Vec<RunningDownload>, now: Timestamp) -> Status {
-    let archives = model.archives.iter().map(|(name, facts)| {
-        let status = ArchiveStatus {
-            images: facts.images,
-            bytes: facts.bytes,
-            free_bytes: facts.free_bytes,
-            corrupt: facts.corrupt,
-            verified_at: facts.verified_at,
-            error: facts.error.clone(),
-        };
-        (name.to_string(), status)
-    });
-    Status {
-        version: model.version.clone(),
-        at: Some(now),
-        draining: model.draining,
-        state_error: model.state_error.clone(),
-        config: ConfigStatus { last_reload_successful: model.reload_ok, loaded_at: model.loaded_at },
-        policies: model
-            .policies
-            .iter()
-            .map(|(name, policy)| (name.to_string(), of_policy(policy, now)))
-            .collect(),
-        archives: archives.collect(),
-        downloads: running.into_iter().map(of_download).collect(),
-    }
-}
-
-fn of_download(download: RunningDownload) -> DownloadStatus {
-    DownloadStatus {
-        policy: download.policy.to_string(),
-        zone: download.zone.to_string(),
-        snapshot_id: download.snapshot_id.to_string(),
-        snapshot_name: download.snapshot_name,
-        instance_name: download.instance_name,
-        archives: download.archives.iter().map(ToString::to_string).collect(),
-        started_at: Some(download.started_at),
-        how_far: download.how_far,
-    }
-}
-
-fn of_policy(policy: &PolicyModel, now: Timestamp) -> PolicyStatus {
-    let zone = |zone| of_zone(zone, policy.alert_after, now);
-    PolicyStatus {
-        enabled: policy.enabled,
-        schedule: policy.schedule.clone(),
-        timezone: policy.time_zone.clone(),
-        next_run_at: policy.next_run_at,
-        running_since: policy.running_since,
-        last: policy.last.clone(),
-        missed_runs: policy.missed_runs,
-        zones: policy.zones.iter().map(|(name, known)| (name.to_string(), zone(known))).collect(),
-    }
-}
-
-fn of_zone(zone: &ZoneModel, alert_after: Option<Duration>, now: Timestamp) -> ZoneStatus {
-    let memory = &zone.memory;
-    let blocked = memory.plan.as_ref().map_or(0, |plan| plan.blocked_by_export);
-    ZoneStatus {
-        last_run_at: memory.last_run_at,
-        last_success_at: memory.last_success_at,
-        failure: memory.failure.clone(),
-        held: memory.held.clone(),
-        gate_since: memory.gate_since,
-        gate_alert: persist::overdue(alert_after, blocked, memory.gate_since, now),
-        plan: memory.plan.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The daemon over the simulated zone, in virtual time: its loop turns by the clock alone, no heartbeat needed.
+//! The daemon over the simulated zone, in virtual time: its loop turns by the clock alone, no ticker needed.
 
 use std::process::Command;
 use std::sync::Arc;

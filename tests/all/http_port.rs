@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-/// A port that is being served; told to stop when it is dropped.
+/// A port that is being served; stopped when it is dropped.
 struct Port {
     address: SocketAddr,
     telemetry: Telemetry,

@@ -388,13 +388,13 @@ async fn in_the_middle_of_a_run_it_ends_within_its_grace_and_told_twice_at_once(
             clock.sleep(Duration::from_millis(20)).await;
         }
         daemon.signal(Signal::TERM);
-        daemon.says("told to stop: 1 run in flight may go on").await;
+        daemon.says("stopping: 1 run in flight may go on").await;
         for _ in 1..times {
             daemon.signal(Signal::TERM);
         }
         let (code, said) = daemon.ended().await;
         assert_eq!(code, Some(status), "{said}");
-        assert!(said.contains("not waited for any longer: p"), "{said}");
+        assert!(said.contains("no longer waiting for p"), "{said}");
     }
 }
 
