@@ -10,7 +10,7 @@ use crate::archive::s3::error::S3Error;
 use crate::archive::store::{ImageToStore, StoreError};
 use crate::archive::transfer::sink::{Begin, SinkError, shown};
 use crate::archive::transfer::source::ImageSource;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 
 /// An archive. Clones are one archive.
 #[derive(Debug, Clone)]

@@ -15,7 +15,8 @@ use crate::archive::layout::{self, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::proof::VerifiedCopy;
 use crate::disk::{Disk, Entry, Kind, read_file};
-use crate::policy::{ArchiveName, Which};
+use crate::policy::Which;
+use crate::policy::name::ArchiveName;
 use crate::snapshot::{Snapshot, ZoneName};
 use crate::text::{excerpt, printable};
 

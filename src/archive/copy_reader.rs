@@ -11,7 +11,7 @@ use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::sink::{Output, Sink, SinkError};
 use crate::archive::transfer::source::ImageSource;
 use crate::clock::Clock;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
 
 /// A connection without data for this long is replaced.

@@ -29,7 +29,7 @@ use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
 use crate::disk::{Disk, DiskFile, blocking};
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 
 /// Left free on the file system beside an image, in bytes: for its manifest, and for other programs.
 const SPARE_BYTES: u64 = 64 << 20;

@@ -6,7 +6,8 @@
 use jiff::Timestamp;
 
 use crate::archive::manifest::Manifest;
-use crate::policy::{ArchiveName, Which};
+use crate::policy::Which;
+use crate::policy::name::ArchiveName;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
 
 /// An archive holds, or has held until its own retention removed it, a verified copy of this snapshot.

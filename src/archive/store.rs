@@ -19,7 +19,7 @@ use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::{Output, SinkError, shown};
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, Snapshot, SnapshotId, ZoneName};
 
 /// Longer names are cut in the manifest, and longer label text is left out, so that it keeps its bound.

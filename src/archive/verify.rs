@@ -14,7 +14,7 @@ use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::sink::shown;
 use crate::clock::Clock;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
 use crate::text::chain;
 

@@ -16,7 +16,7 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::config::policies::MAX_CLOCK_SKEW;
 use crate::config::sections::Config;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
 use crate::run::archive_prune::{ArchivePruner, CopyToPrune, subject_of};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::span::Span;
-use crate::policy::{ArchiveName, PolicyName};
 use crate::restore::template::BootMode;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging;

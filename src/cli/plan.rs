@@ -15,7 +15,8 @@ use crate::cli::plan::candidate::CandidateOutput;
 use crate::cli::plan::decisions::{PlanOutput, PolicyInZone};
 use crate::cli::plan::files::{Files, check_files, inventories};
 use crate::config::sections::Config;
-use crate::policy::{Policy, PolicyName};
+use crate::policy::Policy;
+use crate::policy::name::PolicyName;
 use crate::run::list::ListingCache;
 use crate::run::preview::preview_offline;
 

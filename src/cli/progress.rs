@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::args::Global;
 use crate::clock::Clock;
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::run::downloads::{DownloadState, Downloads, RunningDownload};
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging::Format;

@@ -17,7 +17,7 @@ use crate::cli::output::Output;
 use crate::cli::promote::check_template_name;
 use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::restore::copy::{Destination, Restored, copy_first_good};
 use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
 use crate::restore::template::{NewTemplate, to_template};

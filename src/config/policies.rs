@@ -10,12 +10,11 @@ use jiff::tz::{self, TimeZone};
 
 use crate::config::keys;
 use crate::config::toml_reader::{Table, Value};
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::rate::Rate;
 use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
-use crate::policy::{
-    ArchiveName, ByPeriod, Export, Guard, OnStart, Policy, PolicyName, Promote, Retention, Which,
-};
+use crate::policy::{ByPeriod, Export, Guard, OnStart, Policy, Promote, Retention, Which};
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::excerpt;
 

@@ -13,7 +13,8 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use crate::policy::{OnStart, Policy, PolicyName};
+use crate::policy::name::PolicyName;
+use crate::policy::{OnStart, Policy};
 use crate::schedule::Schedule;
 use crate::state::schedules::{Schedules, Served};
 

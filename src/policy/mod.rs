@@ -3,6 +3,7 @@
 //! `config` reads them from TOML, `retention` decides by them, `run` carries them out. Every value here is
 //! already valid: a count is not zero, a name is safe in a path, an archive that is named exists.
 
+pub mod name;
 pub mod rate;
 pub mod select;
 pub mod span;
@@ -10,79 +11,16 @@ pub mod template_name;
 
 use std::fmt::{self, Display};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
-use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::select::Select;
 use crate::policy::span::Span;
 use crate::policy::template_name::TemplateName;
 use crate::schedule::Schedule;
 use crate::snapshot::ZoneName;
-
-macro_rules! name {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            /// The name as text; safe in a path.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = BadName;
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                if is_name(text) { Ok(Self(text.into())) } else { Err(BadName) }
-            }
-        }
-
-        impl Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-    };
-}
-
-name!(
-    /// A policy's name.
-    PolicyName
-);
-name!(
-    /// An archive's name.
-    ArchiveName
-);
-
-/// A text that can't name a policy, an archive or a notifier.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a name has 1 to 63 lower-case letters, digits, `_` and `-`, and begins with a letter or a digit")]
-pub struct BadName;
-
-fn is_name(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    (1..=63).contains(&text.len())
-        && text.as_bytes().first().is_some_and(|b| plain(*b))
-        && text.bytes().all(|b| plain(b) || b == b'_' || b == b'-')
-}
 
 /// One policy: when it runs, which snapshots it selects, and what it does with them.
 #[derive(Debug, Clone)]
@@ -331,19 +269,4 @@ pub struct Promote {
     pub password_enabled: Option<bool>,
     /// Whether the template offers to log in by SSH key.
     pub ssh_key_enabled: Option<bool>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_safe_in_paths_and_labels() {
-        for good in ["a", "nightly", "0-a_b", &"a".repeat(63)] {
-            assert!(good.parse::<PolicyName>().is_ok(), "{good:?}");
-        }
-        for bad in ["", "-a", "_a", "A", "a.b", "a/b", "..", "é", &"a".repeat(64)] {
-            assert!(bad.parse::<PolicyName>().is_err(), "{bad:?}");
-        }
-    }
 }

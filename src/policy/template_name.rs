@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::text::{excerpt, printable};
 

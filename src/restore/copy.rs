@@ -11,7 +11,7 @@ use crate::archive::s3::archive::S3Archive;
 use crate::archive::transfer::sink::Begin;
 use crate::archive::transfer::source::ImageSource;
 use crate::disk::Disk;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::restore::error::RestoreError;
 use crate::restore::file;
 use crate::restore::find::ArchivedCopy;

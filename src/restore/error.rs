@@ -9,7 +9,7 @@ use crate::archive::copy_reader::ReadError;
 use crate::archive::s3::error::S3Error;
 use crate::archive::transfer::sink::{SinkError, shown};
 use crate::exoscale::error::ApiError;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::printable;
 

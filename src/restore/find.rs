@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::restore::error::RestoreError;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::text::chain;

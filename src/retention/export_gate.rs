@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::policy::{ArchiveName, Policy, Which};
+use crate::policy::name::ArchiveName;
+use crate::policy::{Policy, Which};
 use crate::retention::expiry::first_second_from;
 use crate::retention::grouping::counted_from;
 use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::policy::{Guard, PolicyName};
+use crate::policy::Guard;
+use crate::policy::name::PolicyName;
 use crate::retention::inventory::ClockSkew;
 use crate::snapshot::ZoneName;
 use crate::text::counted;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 
 /// Everything that a judgement may depend on beside the policies and the moment.

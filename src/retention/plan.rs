@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::retention::reason::{Reason, ReasonText};
 use crate::retention::verdict::{CopyNeeded, Rule, Verdict};
 use crate::snapshot::ZoneName;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use jiff::{Timestamp, Unit};
 
-use crate::policy::{Count, Period, PolicyName};
+use crate::policy::name::PolicyName;
+use crate::policy::{Count, Period};
 use crate::retention::age::AgeLimit;
 use crate::retention::calendar;
 use crate::retention::export_gate::Unmet;

@@ -15,8 +15,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::policy::Policy;
+use crate::policy::name::PolicyName;
 use crate::policy::select::Select;
-use crate::policy::{Policy, PolicyName};
 use crate::retention::combine::{combine, rules_for};
 use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::plan::PolicyPlan;

@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Display};
 
-use crate::policy::{ArchiveName, Period, Which};
+use crate::policy::name::ArchiveName;
+use crate::policy::{Period, Which};
 
 /// The decision about one snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

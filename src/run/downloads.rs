@@ -14,7 +14,7 @@ use tracing::info;
 
 use crate::archive::transfer::progress::Progress;
 use crate::clock::Clock;
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::text::{printable, size};
 

@@ -7,7 +7,8 @@ use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join, join_all};
 
 use crate::archive::catalogue::Catalogue;
-use crate::policy::{ArchiveName, Policy};
+use crate::policy::Policy;
+use crate::policy::name::ArchiveName;
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
 use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};

@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::exoscale::wire::Quota;
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::{Rule, Verdict};
 use crate::snapshot::ZoneName;

@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::exoscale::error::ApiError;
-use crate::policy::{Policy, PolicyName};
+use crate::policy::Policy;
+use crate::policy::name::PolicyName;
 use crate::run::context::Runner;
 use crate::run::report::{LATE, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;

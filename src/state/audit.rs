@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::disk::{Access, Disk, Open, is_sync_failure};
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::error::StateError;
 use crate::text::safe_json;

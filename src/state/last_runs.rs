@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::disk::DiskLock;
 use crate::lock::{LockOutcome, LockWait, wait_for_lock};
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;

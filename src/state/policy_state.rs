@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Entry;
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 

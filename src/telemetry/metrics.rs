@@ -13,7 +13,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, TextEncoder};
 
 use crate::archive::stats::ArchiveStats;
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::run::downloads::RunningDownload;
 use crate::state::last_runs::{InstanceCounts, PlanSums};
 use crate::telemetry::model::{Counts, Model, PolicyModel, ZoneModel};

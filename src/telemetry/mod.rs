@@ -19,7 +19,7 @@ use crate::archive::stats::ArchiveStats;
 use crate::clock::Clock;
 use crate::exoscale::client::Observer;
 use crate::exoscale::error::ErrorKind;
-use crate::policy::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::run::downloads::{Downloads, RunningDownload};
 use crate::run::report::{RunReport, RunResult};
 use crate::snapshot::ZoneName;

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 
 use crate::archive::stats::ArchiveStats;
 use crate::exoscale::wire::Quota;
-use crate::policy::{ArchiveName, Policy, PolicyName};
+use crate::policy::Policy;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::run::downloads::RunningDownload;
 use crate::run::persist;
 use crate::run::report::{RunReport, Step, ZoneReport};

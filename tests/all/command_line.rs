@@ -626,11 +626,11 @@ async fn a_configuration_or_credentials_that_cannot_be_used_exit_with_78() {
         half.env("EXOSCALE_API_KEY", API_KEY);
         end_of(half)
             .await
-            .refused(78, &["`EXOSCALE_API_KEY` is there", "`EXOSCALE_API_SECRET` is not", "both"]);
+            .refused(78, &["`EXOSCALE_API_KEY` and", "`EXOSCALE_API_SECRET` is missing", "both"]);
         let mut half = play.stranger(arguments);
         half.env("EXOSCALE_API_SECRET", API_SECRET);
         let said = end_of(half).await;
-        said.refused(78, &["`EXOSCALE_API_KEY` is not"]);
+        said.refused(78, &["`EXOSCALE_API_KEY` is missing"]);
         assert!(!said.err.contains(API_SECRET));
     }
     // Without --online a check needs none.

@@ -23,7 +23,7 @@ use snapwarden::config;
 use snapwarden::config::sections::Config;
 use snapwarden::credentials::Credentials;
 use snapwarden::disk::{Access, Disk as _, Kind, read_file};
-use snapwarden::policy::PolicyName;
+use snapwarden::policy::name::PolicyName;
 use snapwarden::randomness::Randomness as _;
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, RunResult};

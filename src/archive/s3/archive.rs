@@ -23,7 +23,7 @@ use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
 use crate::credentials::Credentials;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
 use crate::transport::Transport;
 

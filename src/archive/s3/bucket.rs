@@ -12,7 +12,7 @@ use crate::archive::layout::{self, CopyId, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
 use crate::archive::s3::error::{S3Cause, S3Error};
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::text::chain;
 use crate::transport::BodyError;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::credentials::{Credentials, CredentialsError, Search, Source};
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 
 /// Looks in `credentials_file`, among systemd's credentials, and in the environment, in this order: what is given for this
 /// archive comes before what is given for all.

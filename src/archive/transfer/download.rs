@@ -25,7 +25,7 @@ use crate::archive::transfer::ranges::{PIECE_BYTES, Pieces};
 use crate::archive::transfer::sink::{ImageVersion, Output, Received};
 use crate::archive::transfer::source::SourceError;
 use crate::disk::{DiskFile, blocking};
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::retry::{Attempts, REQUESTS, RetryPolicy};
 use crate::text::excerpt;
 

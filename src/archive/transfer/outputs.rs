@@ -6,7 +6,7 @@ use futures_util::future::{BoxFuture, ready};
 
 use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::sink::{ImageVersion, Output, SinkError};
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 
 /// The archives that still take bytes, and the errors of the others. An archive that fails does not keep the others from
 /// their copy; the download ends early only when all have failed. Without any archive the image is hashed, and not kept.

@@ -15,7 +15,7 @@ use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::transfer::part_file::PartFile;
-use crate::policy::ArchiveName;
+use crate::policy::name::ArchiveName;
 use crate::text::printable;
 
 /// Takes the bytes of one image into an archive. Dropping it is like being killed: nothing is published, and the next

@@ -13,7 +13,7 @@ use crate::cli::once::plan_sums;
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::plan::decisions::{DecisionOutput, PolicyInZone, SnapshotOutput, decided};
 use crate::cli::plan::table::{age, called, shown, taken, title, why};
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
 use crate::run::preview::Preview;

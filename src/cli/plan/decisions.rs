@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
 use crate::run::preview::Preview;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};

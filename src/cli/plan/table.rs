@@ -9,7 +9,7 @@ use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Tone, to_the_second};
 use crate::cli::plan::decisions::decided;
 use crate::picture::line::{self, Fate, LEGEND, Mark};
-use crate::policy::PolicyName;
+use crate::policy::name::PolicyName;
 use crate::retention::inventory::ClockSkew;
 use crate::retention::plan::Decision;
 use crate::retention::reason::ReasonText;

@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::policy::{ByPeriod, Period, Policy, PolicyName, Retention};
+use crate::policy::name::PolicyName;
+use crate::policy::{ByPeriod, Period, Policy, Retention};
 use crate::retention::age::AgeTable;
 use crate::retention::calendar::Calendar;
 use crate::retention::expiry::{ALWAYS, first_second_after};
