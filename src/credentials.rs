@@ -16,7 +16,8 @@ use crate::disk::read_named_file;
 /// file.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 
-/// The names of a key, a secret and a session token in a credentials file; the first two also by AWS's names.
+/// The names of a key, a secret and a session token in a credentials file. The API's file has the first key and the first
+/// secret only: a session token there would be ignored, and AWS's names belong to a bucket.
 const KEY_NAMES: [&str; 3] = ["api_key", "access_key_id", "aws_access_key_id"];
 const SECRET_NAMES: [&str; 3] = ["api_secret", "secret_access_key", "aws_secret_access_key"];
 const TOKEN_NAMES: [&str; 2] = ["session_token", "aws_session_token"];
@@ -108,9 +109,15 @@ pub enum CredentialsError {
 /// A text that holds no credentials. It is never shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCredentials {
-    /// An unknown line.
+    /// An unknown line of the API's file.
     #[error("line {0} is neither `api_key=…` nor `api_secret=…` nor a comment")]
     Line(usize),
+    /// An unknown line of a bucket's file.
+    #[error(
+        "line {0} is neither `api_key=…` nor `api_secret=…` (or `aws_access_key_id`, `aws_secret_access_key`, \
+         `aws_session_token`) nor a comment"
+    )]
+    BucketLine(usize),
     /// A value that was given before.
     #[error("line {0} gives `{1}` a second time: leave one")]
     Twice(usize, &'static str),
@@ -158,6 +165,8 @@ pub(crate) struct Search<'a> {
     pub(crate) hint: String,
     /// Environment variables by name.
     pub(crate) environment: &'a dyn Fn(&str) -> Option<String>,
+    /// Whether a credentials file may have what is in AWS's files: their names, `[default]`, a session token.
+    pub(crate) is_bucket: bool,
 }
 
 impl Search<'_> {
@@ -182,8 +191,8 @@ impl Search<'_> {
         source: &Source<'_>,
     ) -> Result<Option<Result<Credentials, InvalidCredentials>>, CredentialsError> {
         let (key, secret) = match *source {
-            Source::File(path) => return Ok(Some(parse(&self.file(path)?))),
-            Source::Systemd(name) => return Ok(self.systemd(name)?.as_deref().map(parse)),
+            Source::File(path) => return Ok(Some(parse(&self.file(path)?, self.is_bucket))),
+            Source::Systemd(name) => return Ok(self.systemd(name)?.map(|text| parse(&text, self.is_bucket))),
             Source::SystemdPair { key, secret } => {
                 self.pair(source, (key, self.systemd(key)?), (secret, self.systemd(secret)?))?
             }
@@ -254,25 +263,29 @@ impl Search<'_> {
 /// api_secret = "…"
 /// ```
 ///
-/// Empty lines, comments (`#`, `;`) and the line `[default]` are skipped; values may be quoted. The names in AWS's files are
-/// accepted too.
-fn parse(text: &str) -> Result<Credentials, InvalidCredentials> {
+/// Empty lines and comments (`#`, `;`) are skipped; values may be quoted. A bucket's file may also be one of AWS's, with
+/// their names, a session token, and the line `[default]`.
+fn parse(text: &str, is_bucket: bool) -> Result<Credentials, InvalidCredentials> {
+    let unknown = if is_bucket { InvalidCredentials::BucketLine } else { InvalidCredentials::Line };
+    let is_one_of = |names: &[&str], name| {
+        if is_bucket { names.contains(&name) } else { names.first() == Some(&name) }
+    };
     let (mut key, mut secret, mut token) = (None, None, None);
     for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         let line = line.trim();
-        if line.is_empty() || line.starts_with(['#', ';']) || line == "[default]" {
+        if line.is_empty() || line.starts_with(['#', ';']) || (is_bucket && line == "[default]") {
             continue;
         }
-        let (name, value) = line.split_once('=').ok_or(InvalidCredentials::Line(number))?;
+        let (name, value) = line.split_once('=').ok_or(unknown(number))?;
         let name = name.trim();
-        let (slot, name) = if KEY_NAMES.contains(&name) {
+        let (slot, name) = if is_one_of(&KEY_NAMES, name) {
             (&mut key, KEY_NAMES[0])
-        } else if SECRET_NAMES.contains(&name) {
+        } else if is_one_of(&SECRET_NAMES, name) {
             (&mut secret, SECRET_NAMES[0])
-        } else if TOKEN_NAMES.contains(&name) {
+        } else if is_bucket && TOKEN_NAMES.contains(&name) {
             (&mut token, TOKEN_NAMES[0])
         } else {
-            return Err(InvalidCredentials::Line(number));
+            return Err(unknown(number));
         };
         if slot.replace(unquoted(value.trim())).is_some() {
             return Err(InvalidCredentials::Twice(number, name));
@@ -301,9 +314,10 @@ mod tests {
     #[test]
     fn a_file_may_have_comments_blanks_and_quotes() {
         let text = "\u{feff}# written manually\r\n\r\n api_key = 'EXO1' \n; old\napi_secret=\"a=b-c_d/+\"\n";
-        assert_eq!(shown(&parse(text).unwrap()), ("EXO1", "a=b-c_d/+", None));
+        assert_eq!(shown(&parse(text, false).unwrap()), ("EXO1", "a=b-c_d/+", None));
+        assert_eq!(shown(&parse(text, true).unwrap()), ("EXO1", "a=b-c_d/+", None));
         let aws = "[default]\naws_access_key_id=EXO2\naws_secret_access_key=s\naws_session_token=t\n";
-        assert_eq!(shown(&parse(aws).unwrap()), ("EXO2", "s", Some("t")));
+        assert_eq!(shown(&parse(aws, true).unwrap()), ("EXO2", "s", Some("t")));
     }
 
     #[test]
@@ -312,8 +326,6 @@ mod tests {
             ("", "`api_key=…` is missing"),
             ("api_key=EXO1\n", "`api_secret=…` is missing"),
             ("api_secret=hush\n", "`api_key=…` is missing"),
-            ("# x\nhush\n", "line 2 is neither `api_key=…` nor `api_secret=…` nor a comment"),
-            ("api_key=EXO1\nsecret=hush\n", "line 2 is neither `api_key=…` nor `api_secret=…` nor a comment"),
             (
                 "api_key=A\napi_secret=hush\napi_secret=hush\n",
                 "line 3 gives `api_secret` a second time: leave one",
@@ -333,9 +345,36 @@ mod tests {
             ),
         ];
         for (text, message) in cases {
-            let error = parse(text).unwrap_err();
+            let error = parse(text, true).unwrap_err();
             assert_eq!(error.to_string(), message, "{text:?}");
             assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_names_in_a_file_depend_on_the_service_and_an_unknown_line_is_answered_with_them() {
+        let api = "line 2 is neither `api_key=…` nor `api_secret=…` nor a comment";
+        let bucket = "line 2 is neither `api_key=…` nor `api_secret=…` (or `aws_access_key_id`, \
+                      `aws_secret_access_key`, `aws_session_token`) nor a comment";
+        for line in ["hush", "secret=hush"] {
+            let text = format!("# x\n{line}\napi_key=A\napi_secret=hush\n");
+            assert_eq!(parse(&text, false).unwrap_err().to_string(), api);
+            assert_eq!(parse(&text, true).unwrap_err().to_string(), bucket);
+        }
+        let names_of_a_bucket = [
+            "access_key_id=A\nsecret_access_key=hush\n",
+            "aws_access_key_id=A\naws_secret_access_key=hush\n",
+            "api_key=A\nsecret_access_key=hush\n",
+            "api_key=A\naws_secret_access_key=hush\n",
+            "session_token=hush\napi_key=A\napi_secret=hush\n",
+            "aws_session_token=hush\napi_key=A\napi_secret=hush\n",
+            "[default]\napi_key=A\napi_secret=hush\n",
+        ];
+        for text in names_of_a_bucket {
+            assert!(parse(text, true).is_ok(), "{text}");
+            let error = parse(text, false).unwrap_err();
+            assert!(matches!(error, InvalidCredentials::Line(_)), "{text}: {error}");
+            assert!(!format!("{error:?} {error}").contains("hush"), "{error:?}");
         }
     }
 

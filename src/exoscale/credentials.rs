@@ -18,6 +18,7 @@ pub fn find(
                `credentials_file` in `[exoscale]`"
             .to_owned(),
         environment,
+        is_bucket: false,
     };
     let mut sources = vec![
         Source::Variables { key: "EXOSCALE_API_KEY", secret: "EXOSCALE_API_SECRET", token: None },
@@ -124,5 +125,12 @@ mod tests {
         );
         let message = chain(&find_with(&[], Some(Path::new("/nowhere/file"))).unwrap_err());
         assert!(message.starts_with("read API credentials from /nowhere/file; it must be"), "{message}");
+        let folder = tempfile::tempdir().unwrap();
+        let aws = file(folder.path(), "aws", "aws_access_key_id=A\naws_secret_access_key=hush\n");
+        let message = chain(&find_with(&[], Some(&aws)).unwrap_err());
+        assert!(
+            message.ends_with("line 1 is neither `api_key=…` nor `api_secret=…` nor a comment"),
+            "{message}"
+        );
     }
 }

@@ -22,6 +22,7 @@ pub fn find(
              `credentials_file` in `[archives.{archive}]`"
         ),
         environment,
+        is_bucket: true,
     };
     let name = format!("archive-{archive}");
     let mut sources: Vec<_> = credentials_file.map(Source::File).into_iter().collect();
