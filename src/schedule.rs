@@ -14,7 +14,6 @@
 //! since `croner` takes a line of several hours (`30 1,2 * * *`) for one without fixed times.
 
 use std::cmp::Ordering;
-use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use croner::errors::CronError;
@@ -24,7 +23,7 @@ use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::text::excerpt;
+use crate::text::{InvalidText, excerpt};
 
 /// A valid cron line that fires at some time.
 #[derive(Debug, Clone)]
@@ -34,66 +33,6 @@ pub struct Schedule {
     fixed_times: bool,
 }
 
-/// Why a line is no schedule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ScheduleError {
-    /// The number of its fields.
-    FieldCount(usize),
-    /// An unknown `@`-word.
-    UnknownWord(String),
-    /// One field is invalid.
-    Field {
-        /// The field's text.
-        text: String,
-        /// The field's name.
-        name: &'static str,
-        /// The allowed values.
-        range: &'static str,
-    },
-    /// Each field is valid, the line is not.
-    Line(String),
-    /// It never fires.
-    Never(String),
-}
-
-impl ScheduleError {
-    /// The error alone.
-    pub fn fact(&self) -> String {
-        match self {
-            Self::FieldCount(0) => "it is empty".to_owned(),
-            Self::FieldCount(1) => "one field is no cron line".to_owned(),
-            Self::FieldCount(count) => format!("a cron line has five or six fields, not {count}"),
-            Self::UnknownWord(text) => format!("`{text}` is not known"),
-            Self::Field { text, name, .. } => format!("`{text}` can't be the {name}"),
-            Self::Line(text) => format!("`{text}` can't be read as a cron line"),
-            Self::Never(text) => format!("`{text}` never fires"),
-        }
-    }
-
-    /// How to correct it.
-    pub fn help(&self) -> String {
-        match self {
-            Self::FieldCount(_) | Self::Line(_) => {
-                "write minute, hour, day of month, month, day of week, such as `30 2 * * *` for 02:30 every day"
-                    .to_owned()
-            }
-            Self::UnknownWord(_) => {
-                "the words are `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly`".to_owned()
-            }
-            Self::Field { range, .. } => format!("use {range}, alone or as `*`, `*/2`, `1-5`, `1,3`"),
-            Self::Never(_) => "name a day that exists".to_owned(),
-        }
-    }
-}
-
-impl Display for ScheduleError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.fact(), self.help())
-    }
-}
-
-impl std::error::Error for ScheduleError {}
-
 /// The words, and the lines that they stand for.
 const WORDS: [(&str, &str); 5] = [
     ("@hourly", "0 * * * *"),
@@ -102,6 +41,9 @@ const WORDS: [(&str, &str); 5] = [
     ("@monthly", "0 0 1 * *"),
     ("@yearly", "0 0 1 1 *"),
 ];
+
+const EXAMPLE: &str =
+    "write minute, hour, day of month, month, day of week, such as `30 2 * * *` for 02:30 every day";
 
 /// How many due times are searched for the longest gap: enough for each day of the week and for a clock change of most
 /// schedules, and few enough for each reload.
@@ -125,23 +67,17 @@ const FIELDS: [(&str, &str, &str); 6] = [
 const HOUR_FIELD: usize = 2;
 
 impl FromStr for Schedule {
-    type Err = ScheduleError;
+    type Err = InvalidText;
 
-    fn from_str(text: &str) -> Result<Self, ScheduleError> {
-        Self::parse(text)
-    }
-}
-
-impl Schedule {
-    /// Reads a cron line.
-    ///
-    /// # Errors
-    /// Which field is wrong, or that the line can never fire.
-    pub fn parse(text: &str) -> Result<Self, ScheduleError> {
+    /// Reads a cron line. The error says which field is wrong, or that the line can never fire.
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
         let line = match WORDS.iter().find(|(word, _)| *word == text.trim()) {
             Some((_, line)) => *line,
             None if text.trim_start().starts_with('@') => {
-                return Err(ScheduleError::UnknownWord(excerpt(text.trim(), 20)));
+                return Err(InvalidText::new(
+                    format!("`{}` is not known", excerpt(text.trim(), 20)),
+                    "the words are `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly`",
+                ));
             }
             None => text,
         };
@@ -150,24 +86,36 @@ impl Schedule {
             fields.insert(0, "0");
         }
         if fields.len() != FIELDS.len() {
-            return Err(ScheduleError::FieldCount(fields.len()));
+            let fact = match fields.len() {
+                0 => "it is empty".to_owned(),
+                1 => "one field is no cron line".to_owned(),
+                count => format!("a cron line has five or six fields, not {count}"),
+            };
+            return Err(InvalidText::new(fact, EXAMPLE));
         }
         for (index, (field, (name, range, letters))) in fields.iter().zip(FIELDS).enumerate() {
             if !reads_alone(index, field, letters) {
-                return Err(ScheduleError::Field { text: excerpt(field, 30), name, range });
+                return Err(InvalidText::new(
+                    format!("`{}` can't be the {name}", excerpt(field, 30)),
+                    format!("use {range}, alone or as `*`, `*/2`, `1-5`, `1,3`"),
+                ));
             }
         }
-        let cron =
-            parser().parse(&fields.join(" ")).map_err(|_| ScheduleError::Line(excerpt(text.trim(), 60)))?;
+        let shown = excerpt(text.trim(), 60);
+        let cron = parser()
+            .parse(&fields.join(" "))
+            .map_err(|_| InvalidText::new(format!("`{shown}` can't be read as a cron line"), EXAMPLE))?;
         // The year 2000 begins a cycle of the calendar: a line that does not fire in the years that croner
         // searches from there never fires.
         if cron.find_next_occurrence(&Wall(DateTime::constant(2000, 1, 1, 0, 0, 0, 0)), true).is_err() {
-            return Err(ScheduleError::Never(excerpt(text.trim(), 60)));
+            return Err(InvalidText::new(format!("`{shown}` never fires"), "name a day that exists"));
         }
         let fixed_times = fields.get(HOUR_FIELD).is_some_and(|hour| *hour != "*");
         Ok(Self { text: text.trim().to_owned(), cron, fixed_times })
     }
+}
 
+impl Schedule {
     /// The line as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -341,7 +289,7 @@ mod tests {
 
     /// What is due in `(from, until]`.
     fn due(line: &str, name: &str, from: &str, until: &str) -> Vec<String> {
-        let (schedule, zone) = (Schedule::parse(line).unwrap(), zone(name));
+        let (schedule, zone) = (Schedule::from_str(line).unwrap(), zone(name));
         let until = at(until);
         let mut all = Vec::new();
         let mut last = at(from);
@@ -366,7 +314,7 @@ mod tests {
             ("@yearly", "UTC", "2026-11-01T00:00:00Z", 366 * 86400),
         ];
         for (line, name, from, seconds) in cases {
-            let gap = Schedule::parse(line).unwrap().longest_gap(at(from), &zone(name));
+            let gap = Schedule::from_str(line).unwrap().longest_gap(at(from), &zone(name));
             assert_eq!(gap, Some(SignedDuration::from_secs(seconds)), "{line} in {name}");
         }
     }
@@ -469,7 +417,7 @@ mod tests {
 
     #[test]
     fn after_means_after() {
-        let daily = Schedule::parse("30 2 * * *").unwrap();
+        let daily = Schedule::from_str("30 2 * * *").unwrap();
         let next = |after: &str| daily.next_after(at(after), &TimeZone::UTC).unwrap().to_string();
         assert_eq!(next("2027-01-01T02:29:59.999Z"), "2027-01-01T02:30:00Z");
         assert_eq!(next("2027-01-01T02:30:00Z"), "2027-01-02T02:30:00Z");
@@ -529,15 +477,15 @@ mod tests {
             ("0 0 30 2 *", "`0 0 30 2 *` never fires: name a day that exists"),
             ("0 0 31 4,6,9,11 *", "`0 0 31 4,6,9,11 *` never fires"),
         ] {
-            let error = Schedule::parse(line).unwrap_err().to_string();
+            let error = Schedule::from_str(line).unwrap_err().to_string();
             assert!(error.starts_with(message), "{line:?}: {error}");
         }
     }
 
     #[test]
     fn the_line_is_shown_as_it_was_written() {
-        assert_eq!(Schedule::parse(" @daily ").unwrap().as_str(), "@daily");
-        assert_eq!(Schedule::parse("30  2 * * mon-fri").unwrap().as_str(), "30  2 * * mon-fri");
+        assert_eq!(Schedule::from_str(" @daily ").unwrap().as_str(), "@daily");
+        assert_eq!(Schedule::from_str("30  2 * * mon-fri").unwrap().as_str(), "30  2 * * mon-fri");
     }
 
     proptest! {
@@ -546,8 +494,8 @@ mod tests {
             text in any::<String>(),
             near in r"(([*0-9LW#?+,/-]|[A-Z]{3}){1,5} ){4,6}[*0-9]",
         ) {
-            let _ = Schedule::parse(&text);
-            let _ = Schedule::parse(&near);
+            let _ = Schedule::from_str(&text);
+            let _ = Schedule::from_str(&near);
         }
 
         #[test]
@@ -557,7 +505,7 @@ mod tests {
         ) {
             let zone = zone(name);
             let after = Timestamp::from_second(second).unwrap();
-            let fixed = Schedule::parse(&format!("{minute} {hour} * * *")).unwrap();
+            let fixed = Schedule::from_str(&format!("{minute} {hour} * * *")).unwrap();
             let next = fixed.next_after(after, &zone).unwrap();
             let ahead = next.duration_since(after);
             prop_assert!(ahead > SignedDuration::ZERO && ahead <= SignedDuration::from_hours(25));

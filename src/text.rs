@@ -10,6 +10,22 @@ use std::fmt::Write as _;
 
 use indicatif::BinaryBytes;
 
+/// A text of a configuration that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{fact}: {help}")]
+pub struct InvalidText {
+    /// The error alone.
+    pub fact: String,
+    /// How to correct it.
+    pub help: String,
+}
+
+impl InvalidText {
+    pub(crate) fn new(fact: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { fact: fact.into(), help: help.into() }
+    }
+}
+
 /// `text` with everything that could move a cursor, break a line, or hide or reorder text written as `\u{…}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_treacherous) {

@@ -11,7 +11,7 @@ use jiff::tz::{self, TimeZone};
 use crate::config::keys;
 use crate::config::toml_reader::{Table, Value};
 use crate::policy::name::{ArchiveName, PolicyName};
-use crate::policy::rate::Rate;
+use crate::policy::rate::parse_rate;
 use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
 use crate::policy::{ByPeriod, Export, Guard, OnStart, Policy, Promote, Retention, Which};
@@ -216,8 +216,7 @@ fn read_export(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Option<Ex
         stall_timeout: table.read("stall_timeout", Value::duration).unwrap_or(STALL_TIMEOUT),
         bandwidth_limit: table
             .value("bandwidth_limit")
-            .and_then(|value| value.parsed::<Rate>("a rate"))
-            .map(|rate| rate.0),
+            .and_then(|value| value.valid(parse_rate(value.text()?))),
     };
     table.is_there().then_some(export)
 }
@@ -240,10 +239,8 @@ fn read_archive_name(value: &Value<'_>, archives: &BTreeSet<ArchiveName>) -> Opt
 fn read_promote(table: &Table<'_>) -> Option<Promote> {
     let line = |key, max| table.value(key).and_then(|value| value.line(max));
     let help = "write how templates are called, such as `name = \"{instance}-{created:%Y%m%d}\"`";
-    let name = table.required("name", help).and_then(|value| {
-        let name = value.text()?.parse::<TemplateName>();
-        name.map_or_else(|error| value.wrong(error.fact(), error.help()), Some)
-    });
+    let name =
+        table.required("name", help).and_then(|value| value.valid(value.text()?.parse::<TemplateName>()));
     Some(Promote {
         snapshots: read_which(table),
         keep: table.read("keep", Value::count),

@@ -17,9 +17,9 @@ use toml::de::{DeTable, DeValue};
 use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
 use crate::config::keys::{self, KnownKeys};
 use crate::policy::Count;
-use crate::policy::span::{Span, SpanError, parse_duration};
+use crate::policy::span::{Span, parse_duration};
 use crate::schedule::Schedule;
-use crate::text::excerpt;
+use crate::text::{InvalidText, excerpt};
 
 /// More operations or downloads at once than this exhaust threads and connections.
 const CONCURRENCY_MAX: u64 = 256;
@@ -395,22 +395,27 @@ impl<'t> Value<'t> {
         )
     }
 
+    /// What was read from the text, or `None` once its error is reported.
+    pub(super) fn valid<T>(&self, read: Result<T, InvalidText>) -> Option<T> {
+        read.map_or_else(|error| self.wrong(error.fact, error.help), Some)
+    }
+
     /// Absolute time, such as `"30s"`.
     pub(super) fn duration(&self) -> Option<Duration> {
         let text = self.span_text("10s")?;
-        parse_duration(text).map_or_else(|error| self.wrong(error.fact(), error.help()), Some)
+        self.valid(parse_duration(text))
     }
 
     /// Calendar time, such as `"14d"`.
     pub(super) fn span(&self) -> Option<Span> {
         let text = self.span_text("30d")?;
-        text.parse().map_or_else(|error: SpanError| self.wrong(error.fact(), error.help()), Some)
+        self.valid(text.parse())
     }
 
     /// A cron line.
     pub(super) fn schedule(&self) -> Option<Schedule> {
         let text = self.text()?;
-        Schedule::parse(text).map_or_else(|error| self.wrong(error.fact(), error.help()), Some)
+        self.valid(text.parse())
     }
 
     fn span_text(&self, example: &str) -> Option<&'t str> {

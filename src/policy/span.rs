@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::schedule::instant_on_wall_clock;
-use crate::text::excerpt;
+use crate::text::{InvalidText, excerpt};
 
 /// The most years that a span may have: far beyond any rule, and far from the end of the calendar.
 const YEARS_MAX: u64 = 1000;
@@ -42,76 +42,13 @@ pub struct Span {
     milliseconds: u64,
 }
 
-/// A text that is no span, or no duration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SpanError {
-    /// There is no text.
-    Empty,
-    /// A number stands alone.
-    NoUnit(String),
-    /// It does not begin with a number.
-    NoNumber(String),
-    /// Something follows a number that is no unit.
-    UnknownUnit {
-        /// The whole text.
-        text: String,
-        /// What stands in the unit's place.
-        unit: String,
-    },
-    /// It amounts to nothing.
-    Zero(String),
-    /// It is longer than a thousand years, or, as a duration, than a hundred.
-    TooLong(String),
-    /// A month or a year where absolute time is wanted.
-    NotAbsolute(String),
-}
-
-impl SpanError {
-    /// What is wrong.
-    pub fn fact(&self) -> String {
-        match self {
-            Self::Empty => "it is empty".to_owned(),
-            Self::NoUnit(text) => format!("`{text}` has no unit"),
-            Self::NoNumber(text) => format!("`{text}` does not begin with a number"),
-            Self::UnknownUnit { text, unit } => format!("`{text}` has the unknown unit `{unit}`"),
-            Self::Zero(text) => format!("`{text}` is no time at all"),
-            Self::TooLong(text) => format!("`{text}` is too long"),
-            Self::NotAbsolute(text) => format!("`{text}` has no fixed length"),
-        }
-    }
-
-    /// How to correct it.
-    pub fn help(&self) -> &'static str {
-        match self {
-            Self::Empty | Self::NoUnit(_) => "use a number with a unit, such as `30d` or `720h`",
-            Self::NoNumber(_) => "use whole numbers, each with a unit, such as `30d` or `1y6mo`",
-            Self::UnknownUnit { .. } => {
-                "use whole numbers, each with one of the units `ms`, `s`, `m` (minutes), `h`, `d`, `w`, \
-                 `mo` (months) and `y`, such as `30d` or `1y6mo`"
-            }
-            Self::Zero(_) => "use more than zero, or leave the key out",
-            Self::TooLong(_) => "use something below a hundred years",
-            Self::NotAbsolute(_) => "months and years differ in length: use days or less, such as `30d`",
-        }
-    }
-}
-
-impl Display for SpanError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.fact(), self.help())
-    }
-}
-
-impl std::error::Error for SpanError {}
-
 impl FromStr for Span {
-    type Err = SpanError;
+    type Err = InvalidText;
 
-    fn from_str(text: &str) -> Result<Self, SpanError> {
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
         let sums = Sums::read(text)?;
-        let bounded = |sum: u64, max: u64| {
-            u32::try_from(sum).ok().filter(|_| sum <= max).ok_or_else(|| SpanError::TooLong(shown(text)))
-        };
+        let bounded =
+            |sum: u64, max: u64| u32::try_from(sum).ok().filter(|_| sum <= max).ok_or_else(|| too_long(text));
         let span = Self {
             years: bounded(sums.years, YEARS_MAX)?,
             months: bounded(sums.months, MONTHS_MAX)?,
@@ -120,7 +57,7 @@ impl FromStr for Span {
             milliseconds: sums.milliseconds,
         };
         if span.milliseconds > MILLISECONDS_MAX {
-            return Err(SpanError::TooLong(shown(text)));
+            return Err(too_long(text));
         }
         Ok(span)
     }
@@ -186,10 +123,13 @@ impl Display for Span {
 /// # Errors
 /// As for a span; months and years are refused, and what is longer than 36,525 days (a hundred years), so
 /// that no sum of a time and a duration can overflow.
-pub fn parse_duration(text: &str) -> Result<Duration, SpanError> {
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidText> {
     let sums = Sums::read(text)?;
     if sums.years > 0 || sums.months > 0 {
-        return Err(SpanError::NotAbsolute(shown(text)));
+        return Err(InvalidText::new(
+            format!("`{}` has no fixed length", shown(text)),
+            "months and years differ in length: use days or less, such as `30d`",
+        ));
     }
     let weeks = sums.weeks.checked_mul(WEEK);
     let days = sums.days.checked_mul(DAY);
@@ -198,7 +138,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, SpanError> {
         .and_then(|(weeks, days)| weeks.checked_add(days)?.checked_add(sums.milliseconds))
         .filter(|sum| *sum <= 36_525 * DAY)
         .map(Duration::from_millis)
-        .ok_or_else(|| SpanError::TooLong(shown(text)))
+        .ok_or_else(|| too_long(text))
 }
 
 /// What the parts of a text add up to; never all zero.
@@ -212,9 +152,12 @@ struct Sums {
 }
 
 impl Sums {
-    fn read(text: &str) -> Result<Self, SpanError> {
+    fn read(text: &str) -> Result<Self, InvalidText> {
+        let invalid = |fact: String, help: &str| Err(InvalidText::new(fact, help));
+        let shown = shown(text);
+        let with_unit = "use a number with a unit, such as `30d` or `720h`";
         if text.is_empty() {
-            return Err(SpanError::Empty);
+            return invalid("it is empty".to_owned(), with_unit);
         }
         let mut sums = Self::default();
         let mut rest = text;
@@ -223,7 +166,10 @@ impl Sums {
             let (unit, next) = split_where(behind, |character| character.is_ascii_digit());
             rest = next;
             if digits.is_empty() {
-                return Err(SpanError::NoNumber(shown(text)));
+                return invalid(
+                    format!("`{shown}` does not begin with a number"),
+                    "use whole numbers, each with a unit, such as `30d` or `1y6mo`",
+                );
             }
             let (sum, factor) = match unit {
                 "y" => (&mut sums.years, 1),
@@ -234,17 +180,26 @@ impl Sums {
                 "m" => (&mut sums.milliseconds, MINUTE),
                 "s" => (&mut sums.milliseconds, SECOND),
                 "ms" => (&mut sums.milliseconds, 1),
-                "" => return Err(SpanError::NoUnit(shown(text))),
-                _ => return Err(SpanError::UnknownUnit { text: shown(text), unit: excerpt(unit, 12) }),
+                "" => return invalid(format!("`{shown}` has no unit"), with_unit),
+                _ => {
+                    return invalid(
+                        format!("`{shown}` has the unknown unit `{}`", excerpt(unit, 12)),
+                        "use whole numbers, each with one of the units `ms`, `s`, `m` (minutes), `h`, `d`, `w`, \
+                         `mo` (months) and `y`, such as `30d` or `1y6mo`",
+                    );
+                }
             };
             *sum = digits
                 .parse::<u64>()
                 .ok()
                 .and_then(|count| count.checked_mul(factor)?.checked_add(*sum))
-                .ok_or_else(|| SpanError::TooLong(shown(text)))?;
+                .ok_or_else(|| too_long(text))?;
         }
         if sums.years | sums.months | sums.weeks | sums.days | sums.milliseconds == 0 {
-            return Err(SpanError::Zero(shown(text)));
+            return invalid(
+                format!("`{shown}` is no time at all"),
+                "use more than zero, or leave the key out",
+            );
         }
         Ok(sums)
     }
@@ -252,6 +207,10 @@ impl Sums {
 
 fn split_where(text: &str, begins_next: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(begins_next).unwrap_or(text.len()))
+}
+
+fn too_long(text: &str) -> InvalidText {
+    InvalidText::new(format!("`{}` is too long", shown(text)), "use something below a hundred years")
 }
 
 fn shown(text: &str) -> String {
@@ -327,7 +286,7 @@ mod tests {
         }
         for unit in ["5min", "5M", "1.5h", "1d 2h", "5 d", "5µs", "5D"] {
             let error = unit.parse::<Span>().unwrap_err();
-            assert!(matches!(error, SpanError::UnknownUnit { .. }), "{unit}: {error}");
+            assert!(error.fact.contains("has the unknown unit"), "{unit}: {error}");
         }
     }
 
@@ -415,11 +374,12 @@ mod tests {
         assert_eq!(parse_duration("1w1d").unwrap(), Duration::from_hours(192));
         assert_eq!(parse_duration("1m30s100ms").unwrap(), Duration::from_millis(90_100));
         assert_eq!(parse_duration("36525d").unwrap(), Duration::from_hours(24 * 36_525));
-        assert_eq!(parse_duration("1mo"), Err(SpanError::NotAbsolute("1mo".to_owned())));
-        assert_eq!(parse_duration("1h1y"), Err(SpanError::NotAbsolute("1h1y".to_owned())));
-        assert_eq!(parse_duration("0s"), Err(SpanError::Zero("0s".to_owned())));
+        let fact = |text: &str| parse_duration(text).unwrap_err().fact;
+        assert_eq!(fact("1mo"), "`1mo` has no fixed length");
+        assert_eq!(fact("1h1y"), "`1h1y` has no fixed length");
+        assert_eq!(fact("0s"), "`0s` is no time at all");
         for text in ["36525d1ms", "18446744073709551615w", "18446744073709551615ms1ms"] {
-            assert_eq!(parse_duration(text), Err(SpanError::TooLong(text.to_owned())));
+            assert_eq!(fact(text), format!("`{text}` is too long"));
         }
     }
 

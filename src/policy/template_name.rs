@@ -3,7 +3,6 @@
 //! A **pattern** is text with placeholders; `{{` and `}}` stand for braces. Names of instances may be
 //! hostile text, so a template's name is made printable; the API takes at most [`NAME_MAX`] characters.
 
-use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use jiff::Timestamp;
@@ -12,7 +11,7 @@ use jiff::tz::TimeZone;
 
 use crate::policy::name::PolicyName;
 use crate::snapshot::{SnapshotId, ZoneName};
-use crate::text::{excerpt, printable};
+use crate::text::{InvalidText, excerpt, printable};
 
 /// The most characters of a template's name (Exoscale's API: 1 to 255).
 pub const NAME_MAX: usize = 255;
@@ -54,75 +53,16 @@ pub struct TemplateNameValues<'a> {
     pub time_zone: &'a TimeZone,
 }
 
-/// Why a pattern is invalid.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TemplateNameError {
-    /// The text is empty.
-    Empty,
-    /// It is longer than a name may be.
-    TooLong,
-    /// There is no such placeholder.
-    Unknown(String),
-    /// A `{` without its `}`.
-    Unclosed,
-    /// A `}` without its `{`.
-    Unopened,
-    /// The format of `{created:…}` can't be used.
-    Format {
-        /// The format.
-        format: String,
-        /// The error of jiff.
-        reason: String,
-    },
-}
-
-impl TemplateNameError {
-    /// The error alone.
-    pub fn fact(&self) -> String {
-        match self {
-            Self::Empty => "it is empty".to_owned(),
-            Self::TooLong => format!("it has more than {NAME_MAX} characters"),
-            Self::Unknown(name) => format!("the placeholder `{{{name}}}` is not known"),
-            Self::Unclosed => "a `{` is not closed".to_owned(),
-            Self::Unopened => "a `}` has no `{` before it".to_owned(),
-            Self::Format { format, reason } => {
-                format!("`{format}` is not a time format: {reason}")
-            }
-        }
-    }
-
-    /// How to correct it.
-    pub fn help(&self) -> &'static str {
-        match self {
-            Self::Empty | Self::TooLong => "write something like `{instance}-{created:%Y%m%d}`",
-            Self::Unknown(_) => {
-                "the placeholders are `{instance}`, `{zone}`, `{policy}`, `{snapshot}` (its id), `{created}` \
-                 and `{created:%Y%m%d}`"
-            }
-            Self::Unclosed => "close it by `}`, or write `{{` for a brace itself",
-            Self::Unopened => "open it by `{`, or write `}}` for a brace itself",
-            Self::Format { .. } => "use strftime's letters, such as `%Y%m%d` or `%H%M`",
-        }
-    }
-}
-
-impl Display for TemplateNameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.fact(), self.help())
-    }
-}
-
-impl std::error::Error for TemplateNameError {}
-
 impl FromStr for TemplateName {
-    type Err = TemplateNameError;
+    type Err = InvalidText;
 
-    fn from_str(text: &str) -> Result<Self, TemplateNameError> {
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
+        let example = "write something like `{instance}-{created:%Y%m%d}`";
         if text.is_empty() {
-            return Err(TemplateNameError::Empty);
+            return Err(InvalidText::new("it is empty", example));
         }
         if text.chars().count() > NAME_MAX {
-            return Err(TemplateNameError::TooLong);
+            return Err(InvalidText::new(format!("it has more than {NAME_MAX} characters"), example));
         }
         let mut parts = Vec::new();
         let mut literal = String::new();
@@ -137,14 +77,22 @@ impl FromStr for TemplateName {
                 literal.push('}');
                 rest = behind;
             } else if let Some(inside) = from.strip_prefix('{') {
-                let (placeholder, behind) = inside.split_once('}').ok_or(TemplateNameError::Unclosed)?;
+                let (placeholder, behind) = inside.split_once('}').ok_or_else(|| {
+                    InvalidText::new(
+                        "a `{` is not closed",
+                        "close it by `}`, or write `{{` for a brace itself",
+                    )
+                })?;
                 if !literal.is_empty() {
                     parts.push(Part::Literal(std::mem::take(&mut literal)));
                 }
                 parts.push(Part::read(placeholder)?);
                 rest = behind;
             } else {
-                return Err(TemplateNameError::Unopened);
+                return Err(InvalidText::new(
+                    "a `}` has no `{` before it",
+                    "open it by `{`, or write `}}` for a brace itself",
+                ));
             }
         }
         literal.push_str(rest);
@@ -156,7 +104,7 @@ impl FromStr for TemplateName {
 }
 
 impl Part {
-    fn read(placeholder: &str) -> Result<Self, TemplateNameError> {
+    fn read(placeholder: &str) -> Result<Self, InvalidText> {
         match placeholder {
             "instance" => Ok(Self::Instance),
             "zone" => Ok(Self::Zone),
@@ -164,16 +112,25 @@ impl Part {
             "snapshot" => Ok(Self::Snapshot),
             "created" => Ok(Self::Created(CREATED_FORMAT.to_owned())),
             other => {
-                let format = other
-                    .strip_prefix("created:")
-                    .ok_or_else(|| TemplateNameError::Unknown(excerpt(other, 30)))?;
-                let bad = |reason: String| TemplateNameError::Format { format: excerpt(format, 40), reason };
+                let format = other.strip_prefix("created:").ok_or_else(|| {
+                    InvalidText::new(
+                        format!("the placeholder `{{{}}}` is not known", excerpt(other, 30)),
+                        "the placeholders are `{instance}`, `{zone}`, `{policy}`, `{snapshot}` (its id), `{created}` \
+                         and `{created:%Y%m%d}`",
+                    )
+                })?;
+                let bad = |reason: &str| {
+                    InvalidText::new(
+                        format!("`{}` is not a time format: {reason}", excerpt(format, 40)),
+                        "use strftime's letters, such as `%Y%m%d` or `%H%M`",
+                    )
+                };
                 if format.is_empty() {
-                    return Err(bad("it is empty".to_owned()));
+                    return Err(bad("it is empty"));
                 }
                 // The sample has all that any snapshot's time has: what works for it works for all.
                 write_time(format, Timestamp::UNIX_EPOCH, &TimeZone::UTC)
-                    .map_err(|error| bad(excerpt(&error.to_string(), 120)))?;
+                    .map_err(|error| bad(&excerpt(&error.to_string(), 120)))?;
                 Ok(Self::Created(format.to_owned()))
             }
         }
