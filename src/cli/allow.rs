@@ -16,7 +16,7 @@ use crate::text::counted;
 pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     for policy in assemble::chosen(&config, std::slice::from_ref(&allow.policy))? {
-        check(policy, allow).map_err(|text| Refusal::new(Exit::Usage, text))?;
+        check(policy, allow).map_err(Refusal::usage)?;
     }
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
@@ -26,20 +26,15 @@ pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exi
         deletes: allow.deletes,
         given_at: seams.clock.now(),
     };
-    let replaced =
-        state.allow(&*seams.clock, allowance.clone()).await.map_err(|error| Refusal::failed(&error))?;
-    if output.is_json() {
-        output.print_json(&allowance);
-    } else {
+    let replaced = state.allow(&*seams.clock, allowance.clone()).await?;
+    output.show(&allowance, |_| {
         let Allow { policy, deletes, .. } = allow;
         let place = allow.zone.as_ref().map_or_else(String::new, |zone| format!(" in zone {zone}"));
         let most = counted(usize::try_from(*deletes).unwrap_or(usize::MAX), "deletion");
         let before =
             replaced.map_or_else(String::new, |before| format!(" (previously at most {})", before.deletes));
-        output.print(&format!(
-            "the guard allows the next run of policy {policy}{place}, up to {most}{before}\n"
-        ));
-    }
+        format!("the guard allows the next run of policy {policy}{place}, up to {most}{before}\n")
+    });
     Ok(Exit::Done)
 }
 

@@ -103,9 +103,7 @@ pub async fn show(
 
 fn check_names(archives: &BTreeMap<ArchiveName, Arc<Archive>>, names: &[ArchiveName]) -> Result<(), Refusal> {
     match names.iter().find(|name| !archives.contains_key(*name)) {
-        Some(name) => {
-            Err(Refusal::new(Exit::Usage, format!("there is no archive `{name}` in the configuration")))
-        }
+        Some(name) => Err(Refusal::usage(format!("there is no archive `{name}` in the configuration"))),
         None => Ok(()),
     }
 }
@@ -267,7 +265,7 @@ pub async fn prune(
                 let text = format!(
                     "archive `{name}` keeps every copy: to prune it, add a section `[archives.{name}.retention]`"
                 );
-                return Err(Refusal::new(Exit::Usage, text));
+                return Err(Refusal::usage(text));
             }
             continue;
         };

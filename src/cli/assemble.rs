@@ -11,7 +11,7 @@ use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
-use crate::cli::exit::{Exit, Refusal};
+use crate::cli::exit::Refusal;
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::config::sections::{ArchiveSettings, Config};
@@ -26,7 +26,6 @@ use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::context::Runner;
 use crate::run::downloads::Downloads;
 use crate::state::directory::StateDirectory;
-use crate::text::chain;
 use crate::transport::{HttpTransport, Transport};
 
 /// The default state directory.
@@ -74,8 +73,7 @@ pub fn configuration(global: &Global) -> Result<Config, Refusal> {
 /// [`Refusal`] with all its errors.
 pub fn configuration_at(path: &Path) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
-    config::load(path, endpoint.as_deref())
-        .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))
+    config::load(path, endpoint.as_deref()).map_err(|error| Refusal::bad_configuration(&error))
 }
 
 /// The policies that a command names; all enabled ones if it names none.
@@ -93,7 +91,7 @@ pub fn chosen<'a>(config: &'a Config, names: &[PolicyName]) -> Result<Vec<&'a Po
         })?;
         if found.enabled { Ok(found) } else { Err(format!("policy `{name}` is not enabled")) }
     };
-    names.iter().map(|name| find(name).map_err(|text| Refusal::new(Exit::Usage, text))).collect()
+    names.iter().map(|name| find(name).map_err(Refusal::usage)).collect()
 }
 
 /// Finds the credentials.
@@ -103,7 +101,7 @@ pub fn chosen<'a>(config: &'a Config, names: &[PolicyName]) -> Result<Vec<&'a Po
 pub fn credentials(config: &Config) -> Result<Credentials, Refusal> {
     let environment = |name: &str| std::env::var(name).ok();
     credentials::find(&environment, config.exoscale.credentials_file.as_deref())
-        .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))
+        .map_err(|error| Refusal::bad_configuration(&error))
 }
 
 /// The state directory: as configured, else `$STATE_DIRECTORY` of systemd, else the default.
@@ -165,7 +163,7 @@ fn s3_archive(
 ) -> Result<S3Archive, Refusal> {
     let environment = |name: &str| std::env::var(name).ok();
     let credentials = s3::credentials::find(name, &environment, file)
-        .map_err(|error| Refusal::new(Exit::BadConfiguration, chain(&error)))?;
+        .map_err(|error| Refusal::bad_configuration(&error))?;
     Ok(S3Archive::new(
         name.clone(),
         location,
@@ -193,9 +191,7 @@ pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirect
     let path = state_path(config);
     match purpose {
         Use::Reading => Ok(StateDirectory::at(seams.disk.clone(), &path)),
-        Use::Changing => {
-            StateDirectory::open(seams.disk.clone(), &path).map_err(|error| Refusal::failed(&error))
-        }
+        Use::Changing => Ok(StateDirectory::open(seams.disk.clone(), &path)?),
     }
 }
 

@@ -85,7 +85,7 @@ pub async fn demo(once: bool, output: Output, progress: &Progress) -> Result<Exi
 }
 
 async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refusal> {
-    let folder = tempfile::tempdir().map_err(|error| Refusal::failed(&error))?;
+    let folder = tempfile::tempdir()?;
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
     let world = World::new(clock.clone(), SEED);
     // Waiting for operations would show nothing.
@@ -99,8 +99,8 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
         randomness: Arc::new(SystemRandomness),
     };
     let text = configuration(folder.path());
-    let config = config::parse(&text, "demo.toml", None).map_err(|error| Refusal::failed(&error))?;
-    let credentials = Credentials::new(API_KEY, API_SECRET, None).map_err(|error| Refusal::failed(&error))?;
+    let config = config::parse(&text, "demo.toml", None)?;
+    let credentials = Credentials::new(API_KEY, API_SECRET, None)?;
     let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
     runner.downloads = progress.downloads();
 
@@ -132,7 +132,7 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
 async fn daemon(output: Output, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal> {
     let folder = tempfile::Builder::new().prefix("snapwarden-demo-").tempdir();
     // Removed when this function ends, also by an error.
-    let folder = folder.map_err(|error| Refusal::failed(&error))?;
+    let folder = folder?;
     let clock = Arc::new(SystemClock::start());
     let world = World::new(clock.clone(), SEED);
     // Long enough to be seen, as on a real zone, but short.
@@ -140,18 +140,16 @@ async fn daemon(output: Output, orders: mpsc::UnboundedReceiver<Order>) -> Resul
     // Small: all images are written to the temporary folder.
     let history = populate(&world, [DiskShape::default(); 3]);
     world.add_instance(&history.zone, "cache-1", &[]);
-    let served =
-        world.serve((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(|error| Refusal::failed(&error))?;
-    let listen = free_address().await.map_err(|error| Refusal::failed(&error))?;
+    let served = world.serve((Ipv4Addr::LOCALHOST, 0).into()).await?;
+    let listen = free_address().await?;
 
     let config_path = folder.path().join("snapwarden.toml");
     let text = daemon_configuration(folder.path(), &served.endpoint(), listen);
     let credentials = format!("api_key = {API_KEY}\napi_secret = {API_SECRET}\n");
     replace_file(&RealDisk, &folder.path().join("credentials"), credentials.as_bytes(), Access::Owner)
-        .and_then(|()| replace_file(&RealDisk, &config_path, text.as_bytes(), Access::Owner))
-        .map_err(|error| Refusal::failed(&error))?;
+        .and_then(|()| replace_file(&RealDisk, &config_path, text.as_bytes(), Access::Owner))?;
 
-    let program = std::env::current_exe().map_err(|error| Refusal::failed(&error))?;
+    let program = std::env::current_exe()?;
     let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let overriding: Vec<&str> = OVERRIDING_VARIABLES.into_iter().filter(set).collect();
     let command = command_line(&program, &config_path, &overriding);
@@ -170,9 +168,8 @@ async fn daemon(output: Output, orders: mpsc::UnboundedReceiver<Order>) -> Resul
 async fn run_daemon(config_path: &Path, orders: mpsc::UnboundedReceiver<Order>) -> Result<Exit, Refusal> {
     let path = config_path.to_owned();
     let read = move || {
-        let config = config::load(&path, None).map_err(|error| Refusal::failed(&error))?;
-        let credentials =
-            Credentials::new(API_KEY, API_SECRET, None).map_err(|error| Refusal::failed(&error))?;
+        let config = config::load(&path, None)?;
+        let credentials = Credentials::new(API_KEY, API_SECRET, None)?;
         Ok((config, credentials))
     };
     run::run_over(read, orders).await

@@ -41,13 +41,30 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Something failed.
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, text)
+    }
+
+    /// The configuration or the credentials are unusable, with the whole chain of causes.
+    pub fn bad_configuration(error: &(dyn Error + 'static)) -> Self {
+        Self::new(Exit::BadConfiguration, chain(error))
+    }
+
     /// With this status.
-    pub fn new(exit: Exit, text: impl Into<String>) -> Self {
+    fn new(exit: Exit, text: impl Into<String>) -> Self {
         Self { exit, text: text.into() }
     }
 
-    /// Something failed, with its whole chain of causes.
-    pub fn failed(error: &(dyn Error + 'static)) -> Self {
-        Self::new(Exit::Failed, chain(error))
+    /// The command line asks for something impossible.
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, text)
+    }
+}
+
+/// An error of the modules below is a failure, with its whole chain of causes: `?` reports it.
+impl<E: Error + 'static> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::new(Exit::Failed, chain(&error))
     }
 }

@@ -1,18 +1,14 @@
 //! `hold`, `unhold` and `holds`: snapshots that no policy deletes.
 
+use serde_json::json;
+
 use crate::cli::args::{self, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::output::{Output, Row, plain, to_the_second};
 use crate::snapshot::SnapshotId;
 use crate::state::holds::Hold;
 use crate::text::printable;
-
-#[derive(serde::Serialize)]
-struct UnholdOutput {
-    snapshot: SnapshotId,
-    was_held: bool,
-}
 
 /// Puts a snapshot on hold. Whether it exists is not checked.
 ///
@@ -24,17 +20,15 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let now = seams.clock.now();
     if let Some(until) = hold.until.filter(|until| *until <= now) {
         let text = format!("--until {until} is in the past: give a future time, or leave it out for no end");
-        return Err(Refusal::new(Exit::Usage, text));
+        return Err(Refusal::usage(text));
     }
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let new = Hold { snapshot: hold.snapshot, until: hold.until, reason: hold.reason.clone(), since: now };
-    let replaced = state.hold(&*seams.clock, new.clone()).await.map_err(|error| Refusal::failed(&error))?;
-    if output.is_json() {
-        output.print_json(&new);
-    } else {
+    let replaced = state.hold(&*seams.clock, new.clone()).await?;
+    output.show(&new, |new| {
         let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
-        output.print(&format!("snapshot {} is on hold {}{before}\n", new.snapshot, terms(&new)));
-    }
+        format!("snapshot {} is on hold {}{before}\n", new.snapshot, terms(new))
+    });
     Ok(Exit::Done)
 }
 
@@ -46,16 +40,13 @@ pub async fn unhold(global: &Global, snapshot: SnapshotId, output: Output) -> Re
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
-    let was = state.unhold(&*seams.clock, snapshot).await.map_err(|error| Refusal::failed(&error))?;
-    if output.is_json() {
-        output.print_json(&UnholdOutput { snapshot, was_held: was.is_some() });
-    } else if let Some(was) = was {
-        output.print(&format!("snapshot {snapshot} is no longer on hold (previously {})\n", terms(&was)));
-    } else {
-        output.print(&format!(
+    let was = state.unhold(&*seams.clock, snapshot).await?;
+    output.show(&json!({ "snapshot": snapshot, "was_held": was.is_some() }), |_| match was {
+        Some(was) => format!("snapshot {snapshot} is no longer on hold (previously {})\n", terms(&was)),
+        None => format!(
             "snapshot {snapshot} was not on hold, so nothing changed; `snapwarden holds` lists the holds\n"
-        ));
-    }
+        ),
+    });
     Ok(Exit::Done)
 }
 
@@ -67,26 +58,25 @@ pub async fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Reading)?;
-    let mut holds = state.holds().await.map_err(|error| Refusal::failed(&error))?.holds;
+    let mut holds = state.holds().await?.holds;
     let now = seams.clock.now();
     holds.retain(|hold| hold.counts_at(now));
-    if output.is_json() {
-        output.print_json(&holds);
-    } else if holds.is_empty() {
-        output.print("no snapshot is on hold\n");
-    } else {
-        output
-            .print(&output.table(&["SNAPSHOT", "SINCE", "UNTIL", "REASON"], holds.iter().map(row).collect()));
-    }
+    output.show(&holds, |holds| {
+        if holds.is_empty() {
+            return "no snapshot is on hold\n".to_owned();
+        }
+        output.table(&["SNAPSHOT", "SINCE", "UNTIL", "REASON"], holds.iter().map(row).collect())
+    });
     Ok(Exit::Done)
 }
 
-fn row(hold: &Hold) -> Vec<(String, Tone)> {
-    let until = hold.until.map_or_else(|| "forever".to_owned(), |until| until.to_string());
-    let reason = hold.reason.clone().unwrap_or_default();
-    [hold.snapshot.to_string(), to_the_second(hold.since).to_string(), until, reason]
-        .map(|text| (text, Tone::Plain))
-        .into()
+fn row(hold: &Hold) -> Row {
+    vec![
+        plain(hold.snapshot.to_string()),
+        plain(to_the_second(hold.since).to_string()),
+        plain(hold.until.map_or_else(|| "forever".to_owned(), |until| until.to_string())),
+        plain(hold.reason.clone().unwrap_or_default()),
+    ]
 }
 
 /// `until 2027-01-01T00:00:00Z: an audit`, or `forever`.

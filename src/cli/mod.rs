@@ -72,10 +72,7 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Result<Exit, Refusal> {
     let global = &arguments.global;
     if output.is_svg() && !matches!(arguments.command, Command::Simulate(_)) {
-        return Err(Refusal::new(
-            Exit::Usage,
-            "only `simulate` draws pictures: use `--output text` or `--output json`",
-        ));
+        return Err(Refusal::usage("only `simulate` draws pictures: use `--output text` or `--output json`"));
     }
     match &arguments.command {
         Command::Run => on_runtime(run::run(global)),
@@ -114,10 +111,7 @@ const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Runs a command on one thread, since the network needs no more; hashing and disk use the blocking pool.
 fn on_runtime(work: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Refusal::failed(&error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(END_WAIT_MAX);
     done

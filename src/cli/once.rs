@@ -1,6 +1,7 @@
 //! `once`: one run of each policy, and its result.
 
 use std::fmt::Write as _;
+use std::io;
 
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -84,7 +85,7 @@ fn exit_of(report: &RunReport) -> Exit {
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second one ends the process at once.
-fn stop_on_signal() -> Result<CancellationToken, Refusal> {
+fn stop_on_signal() -> io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut signals = StopSignals::install()?;
     let token = stop.clone();

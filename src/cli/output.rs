@@ -36,6 +36,14 @@ pub enum Tone {
     Dim,
 }
 
+/// A table's row: each cell with its color.
+pub type Row = Vec<(String, Tone)>;
+
+/// A cell without a color.
+pub fn plain(text: impl Into<String>) -> (String, Tone) {
+    (text.into(), Tone::Plain)
+}
+
 impl Output {
     /// As the command line says.
     pub fn new(global: &Global) -> Self {

@@ -21,7 +21,7 @@ pub fn completions(shell: Shell, output: Output) -> Exit {
 /// [`Refusal`] if it cannot be rendered.
 pub fn man(output: Output) -> Result<Exit, Refusal> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(|error| Refusal::failed(&error))?;
+    clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
     output.print_bytes(&page);
     Ok(Exit::Done)
 }

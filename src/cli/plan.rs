@@ -38,12 +38,13 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         check_files(&policies, &plan.instances)?;
         let all = planner.plan(&config, &policies, plan.at).await?;
         let exit = complain("", &all, output);
-        if output.is_json() {
-            output.print_json(&PlanOutput::new(at, &all));
-        } else {
-            let plans = all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?)));
-            output.print(&table::render(plans, at, output));
-        }
+        output.show(&PlanOutput::new(at, &all), |_| {
+            table::render(
+                all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?))),
+                at,
+                output,
+            )
+        });
         return Ok(exit);
     };
     let candidate = assemble::configuration_at(candidate)?;
@@ -134,7 +135,7 @@ fn chosen_of_both<'a>(
     match names.iter().find(|name| !both.iter().flatten().any(|policy| policy.name == **name)) {
         Some(name) => {
             let text = format!("neither configuration has an enabled policy `{name}`");
-            Err(Refusal::new(Exit::Usage, text))
+            Err(Refusal::usage(text))
         }
         None => Ok(both),
     }

@@ -1,6 +1,6 @@
 //! `promote`: one snapshot to a template, now.
 
-use serde::Serialize;
+use serde_json::json;
 
 use crate::cli::args::{Global, Promote};
 use crate::cli::assemble::{self, Seams, Use};
@@ -8,24 +8,22 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::exoscale::wire::PromoteRequest;
 use crate::run::promote::promote_manually;
-use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::TemplateId;
 use crate::state::audit::StepOutcome;
 use crate::text::printable;
-
-#[derive(Serialize)]
-struct PromoteOutput<'a> {
-    zone: &'a ZoneName,
-    snapshot_id: SnapshotId,
-    template_id: Option<TemplateId>,
-    template_name: &'a str,
-}
 
 /// Refuses a template name that the platform does not accept.
 pub(super) fn check_template_name(name: &str) -> Result<(), Refusal> {
     if (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(Refusal::new(Exit::Usage, "a template name must have 1 to 255 characters and no control characters"))
+    Err(Refusal::usage("a template name must have 1 to 255 characters and no control characters"))
+}
+
+/// A template that was made, by its id and name.
+pub(super) fn described(id: Option<TemplateId>, name: &str) -> String {
+    let id = id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
+    format!("template {id} ({})", printable(name))
 }
 
 /// Promotes and prints the template's id.
@@ -46,22 +44,20 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
     };
     let step = promote_manually(&runner, &promote.zone, promote.snapshot, &request)
         .await
-        .map_err(|text| Refusal::new(Exit::Failed, text))?;
+        .map_err(Refusal::failed)?;
     if step.outcome != StepOutcome::Done {
         let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
-        return Err(Refusal::new(Exit::Failed, format!("promote snapshot {}: {why}", promote.snapshot)));
+        return Err(Refusal::failed(format!("promote snapshot {}: {why}", promote.snapshot)));
     }
-    if output.is_json() {
-        output.print_json(&PromoteOutput {
-            zone: &promote.zone,
-            snapshot_id: promote.snapshot,
-            template_id: step.facts.template_id,
-            template_name: &promote.name,
-        });
-    } else {
-        let id =
-            step.facts.template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
-        output.print(&format!("template {id} ({}) in zone {}\n", printable(&promote.name), promote.zone));
-    }
+    let json = json!({
+        "zone": promote.zone,
+        "snapshot_id": promote.snapshot,
+        "template_id": step.facts.template_id,
+        "template_name": promote.name,
+    });
+    output.show(&json, |_| {
+        let template = described(step.facts.template_id, &promote.name);
+        format!("{template} in zone {}\n", promote.zone)
+    });
     Ok(Exit::Done)
 }

@@ -90,7 +90,7 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         (Some(id), _) => Wanted::Snapshot(*id),
         (None, Some(instance)) => Wanted::Latest { instance: instance.clone(), before: restore.before },
         (None, None) => {
-            return Err(Refusal::new(Exit::Usage, "give a snapshot, or an instance with `--latest`"));
+            return Err(Refusal::usage("give a snapshot, or an instance with `--latest`"));
         }
     };
     let template = match (&restore.to_template, &restore.zone) {
@@ -104,7 +104,7 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         _ => None,
     };
     let index = read_archives(&mut config, restore.archive.as_ref(), &seams).await?;
-    let copies = index.find(&wanted).map_err(|error| Refusal::failed(&error))?;
+    let copies = index.find(&wanted)?;
     for unreadable in index.unreadable() {
         output.complain(&unreadable);
     }
@@ -112,10 +112,10 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         (Some((template, credentials)), _) => {
             let runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
             let step = to_template(&runner, &copies, &template).await;
-            let step = step.map_err(|error| Refusal::failed(&error))?;
+            let step = step?;
             if step.outcome != StepOutcome::Done {
                 let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
-                return Err(Refusal::new(Exit::Failed, format!("restore to a template: {why}")));
+                return Err(Refusal::failed(format!("restore to a template: {why}")));
             }
             let Some(ArchivedCopy { archive, copy }) = copies.first() else { return Ok(Exit::Failed) };
             let next = start_command(&copy.manifest, &template, step.facts.template_id);
@@ -126,7 +126,7 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         }
         (None, Some(file)) => to_file(&copies, file, &seams).await?,
         (None, None) => {
-            return Err(Refusal::new(Exit::Usage, "give a destination: `--to FILE` or `--to-template NAME`"));
+            return Err(Refusal::usage("give a destination: `--to FILE` or `--to-template NAME`"));
         }
     };
     output.show(&restored, RestoreOutput::text);
@@ -141,7 +141,7 @@ async fn read_archives(
     seams: &Seams,
 ) -> Result<ArchiveIndex, Refusal> {
     if let Some(name) = only.filter(|name| !config.archives.contains_key(*name)) {
-        return Err(Refusal::new(Exit::Usage, format!("there is no archive `{name}` in the configuration")));
+        return Err(Refusal::usage(format!("there is no archive `{name}` in the configuration")));
     }
     let mut usable: Vec<Arc<Archive>> = Vec::new();
     let mut unusable: Vec<(ArchiveName, Refusal)> = Vec::new();
@@ -176,10 +176,10 @@ async fn to_file(copies: &[ArchivedCopy], file: &Path, seams: &Seams) -> Result<
     let restored = tokio::select! {
         restored = copy_first_good(copies, reader, destination) => restored,
         () = stop.next() => {
-            return Err(Refusal::new(Exit::Failed, "stopped: nothing was restored, and no file is left"));
+            return Err(Refusal::failed("stopped: nothing was restored, and no file is left"));
         }
     };
-    let Restored { used, passed_over } = restored.map_err(|error| Refusal::failed(&error))?;
+    let Restored { used, passed_over } = restored?;
     let manifest = &used.copy.manifest;
     let made = Made::File {
         file: file.display().to_string(),

@@ -1,5 +1,6 @@
 //! `run`: the daemon.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,10 +64,8 @@ where
     }
     // A reload keeps the state directory that is already open.
     let again = Box::new(move || load(Use::Reading).map_err(|refusal| refusal.text));
-    let daemon = Daemon::open(loaded, again, telemetry, ServiceManager::from_environment())
-        .await
-        .map_err(|error| Refusal::failed(&error))?;
-    let ticker = Ticker::start().await.map_err(|error| Refusal::failed(&error))?;
+    let daemon = Daemon::open(loaded, again, telemetry, ServiceManager::from_environment()).await?;
+    let ticker = Ticker::start().await?;
     let ending = daemon.run(orders, ticker.tick()).await;
     ticker.stop().await;
     Ok(match ending {
@@ -78,10 +77,9 @@ where
 /// SIGHUP reloads; SIGINT and SIGTERM stop, a second one at once. From here on none of them ends the process by itself.
 ///
 /// # Errors
-/// [`Refusal`] if the handlers cannot be installed.
-pub fn orders_by_signal() -> Result<mpsc::UnboundedReceiver<Order>, Refusal> {
-    let failed = |error| Refusal::failed(&error);
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+/// If the handlers cannot be installed.
+pub fn orders_by_signal() -> io::Result<mpsc::UnboundedReceiver<Order>> {
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut stop = StopSignals::install()?;
     let (send, orders) = mpsc::unbounded_channel();
     tokio::spawn(async move {

@@ -1,8 +1,8 @@
 //! The signals that ask the process to stop.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use std::io;
 
-use crate::cli::exit::Refusal;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGINT and SIGTERM. While this exists, neither ends the process by itself.
 pub struct StopSignals {
@@ -14,13 +14,9 @@ impl StopSignals {
     /// Installs the handlers.
     ///
     /// # Errors
-    /// [`Refusal`] if the system refuses them.
-    pub fn install() -> Result<Self, Refusal> {
-        let failed = |error: std::io::Error| Refusal::failed(&error);
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
+    /// If the system refuses them.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     /// Waits for the next one.

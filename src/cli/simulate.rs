@@ -62,11 +62,11 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
     };
     let until = simulate.length.after(from, &policy.time_zone).ok_or_else(|| {
         let text = format!("{} after {from} is beyond the end of the calendar", simulate.length);
-        Refusal::new(Exit::Usage, text)
+        Refusal::usage(text)
     })?;
     if !simulate.empty {
         self_instance::check(policy)
-            .map_err(|failure| Refusal::new(Exit::Failed, format!("{failure}; or see --empty")))?;
+            .map_err(|failure| Refusal::failed(format!("{failure}; or see --empty")))?;
     }
     let found = match (&simulate.snapshots, simulate.empty) {
         (_, true) => None,
@@ -99,7 +99,7 @@ fn zone_of(policy: &Policy, named: Option<&ZoneName>) -> Result<ZoneName, Refusa
             named.map_or("", ZoneName::as_str),
             zones.join(", ")
         );
-        Refusal::new(Exit::Usage, text)
+        Refusal::usage(text)
     })
 }
 
@@ -112,8 +112,7 @@ async fn listed(
 ) -> Result<Inventory, Refusal> {
     let credentials = assemble::credentials(config)?;
     let runner = assemble::runner(config, credentials, seams, Use::Reading)?;
-    let failed =
-        |failure| Refusal::new(Exit::Failed, format!("policy {}, zone {zone}: {failure}", policy.name));
+    let failed = |failure| Refusal::failed(format!("policy {}, zone {zone}: {failure}", policy.name));
     let seen = list(&runner, zone).await.map_err(failed)?;
     let listed = complete(&runner, zone, seen, &Catalogues::new()).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
@@ -134,7 +133,7 @@ fn simulated<'a>(
         let names = instances.map(|instance| (instance.id, instance.name.clone())).collect();
         let simulation = Simulation { policies, policy, from, until, size_gib };
         let forecast = simulate::simulate(simulation, inventory);
-        let refused = |error: SimulationError| Refusal::new(Exit::Usage, error.to_string());
+        let refused = |error: SimulationError| Refusal::usage(error.to_string());
         forecast.map(|forecast| (forecast, names)).map_err(refused)
     };
     let mut notes = Vec::new();

@@ -34,18 +34,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let address = reachable(config.server.listen);
-    let answer = ask(&Seams::real(), address).await.map_err(|text| Refusal::new(Exit::Failed, text))?;
+    let answer = ask(&Seams::real(), address).await.map_err(Refusal::failed)?;
     let strange = |error: serde_json::Error| {
         let text = format!("{address} does not respond like snapwarden ({error}): {OTHER_SERVICE}");
-        Refusal::new(Exit::Failed, text)
+        Refusal::failed(text)
     };
     let json: Value = serde_json::from_slice(&answer).map_err(strange)?;
     let status: Status = serde_json::from_slice(&answer).map_err(strange)?;
-    if output.is_json() {
-        output.print_json(&json);
-    } else {
-        output.print(&render(&status, output));
-    }
+    output.show(&json, |_| render(&status, output));
     let attention = attention(&status);
     for line in &attention {
         output.complain(line);

@@ -61,7 +61,12 @@ pub async fn copy_first_good<'a>(
                 warn!("{}", chain(&error));
                 passed_over.push(chain(&error));
             }
-            Err(error) => return Err(error),
+            Err(error) if passed_over.is_empty() => return Err(error),
+            Err(error) => {
+                // The destination failed, so no other copy can help. The damaged copies are part of the answer.
+                passed_over.push(chain(&error));
+                break;
+            }
         }
     }
     Err(RestoreError::NoGoodCopy(passed_over))
@@ -97,4 +102,44 @@ pub(super) async fn copy_image(
 async fn begin_in(bucket: &S3Archive, manifest: &Manifest) -> Result<Begin, RestoreError> {
     let begun = bucket.begin(&manifest.id()).await;
     begun.map_err(|error| RestoreError::Bucket { archive: bucket.name().clone(), source: Box::new(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::backend::Archive;
+    use crate::archive::catalogue::StoredCopy;
+    use crate::archive::local::LocalArchive;
+    use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
+    use crate::archive::transfer::hash::Hashers;
+    use crate::disk::{Access, RealDisk, replace_file};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_destination_that_fails_after_a_damaged_copy_names_both_causes() {
+        let (bytes, folder) = (image(300_000, 1), tempfile::tempdir().unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let copy_in = |name: &str, bytes: &[u8], manifest: Manifest| {
+            let path = folder.path().join(name);
+            replace_file(&RealDisk, &path, bytes, Access::Owner).unwrap();
+            let clock = Arc::new(TestClock::at("2026-11-01T12:00:00Z"));
+            let archive = LocalArchive::new(name.parse().unwrap(), path.clone(), disk.clone(), clock);
+            let copy = StoredCopy { manifest, image: path, has_image: true };
+            ArchivedCopy { archive: Arc::new(Archive::Local(archive)), copy }
+        };
+        let mut too_large = manifest_of(&bytes);
+        too_large.image.bytes = u64::MAX;
+        let copies =
+            [copy_in("spare", &image(300_000, 2), manifest_of(&bytes)), copy_in("vault", &bytes, too_large)];
+        let reader = CopyReader {
+            clock: &TestClock::at("2026-11-01T12:00:00Z"),
+            randomness: &NoRandomness,
+            hashers: &Hashers::default(),
+        };
+        let path = folder.path().join("disk.raw");
+        let destination = Destination::File { disk: &disk, path: &path };
+        let refused = copy_first_good(&copies, reader, destination).await.unwrap_err().to_string();
+        assert!(refused.contains("the copy in archive `spare` is damaged"), "{refused}");
+        assert!(refused.contains("bytes are free in"), "{refused}");
+        assert!(disk.metadata(&path).is_err());
+    }
 }

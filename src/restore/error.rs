@@ -97,7 +97,7 @@ pub enum RestoreError {
     /// A copy is unreadable or damaged; another archive's copy may serve.
     #[error(transparent)]
     Copy(ReadError),
-    /// Every copy is unreadable or damaged.
+    /// Every copy is unreadable or damaged, or the destination failed after one was. Each cause is a sentence.
     #[error("no copy of it could be restored: {}", .0.join("; "))]
     NoGoodCopy(Vec<String>),
     /// A template needs a bucket.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::cli::args::ZoneFile;
-use crate::cli::exit::{Exit, Refusal};
+use crate::cli::exit::Refusal;
 use crate::config::sections::Config;
 use crate::disk;
 use crate::exoscale::wire::{self, ListedSnapshots};
@@ -30,7 +30,7 @@ pub(super) fn check_files(policies: &[&Policy], files: &[ZoneFile]) -> Result<()
             continue;
         };
         let text = format!("the listing {} would not be used: {why}", file.file.display());
-        return Err(Refusal::new(Exit::Usage, text));
+        return Err(Refusal::usage(text));
     }
     Ok(())
 }
@@ -96,12 +96,13 @@ fn once<'f, T>(
 }
 
 fn unreadable(path: &Path, error: &(dyn std::error::Error + 'static)) -> Refusal {
-    Refusal::new(Exit::Failed, format!("read the listing {}: {}", path.display(), chain(error)))
+    Refusal::failed(format!("read the listing {}: {}", path.display(), chain(error)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::exit::Exit;
 
     #[test]
     fn a_listing_that_no_plan_would_look_at_is_refused() {
