@@ -5,52 +5,64 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
-use crate::archive::verify::{Outcome, describe, verify_archive};
+use crate::archive::verify::{Outcome, Verification, describe, verify_archive};
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::config::policies::MAX_CLOCK_SKEW;
 use crate::config::sections::Config;
 use crate::policy::name::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
-use crate::run::archive_prune::{ArchivePruner, CopyToPrune, subject_of};
-use crate::run::report::Step;
+use crate::run::archive_prune::ArchivePruner;
 use crate::run::step::Recorder;
-use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::audit::{StepFacts, StepOutcome, Subject};
+use crate::snapshot::ZoneName;
+use crate::state::audit::{StepFacts, StepOutcome};
 use crate::text::{chain, counted, printable};
 
-#[derive(Serialize)]
-struct JsonArchive<'a> {
-    archive: &'a ArchiveName,
-    /// Why it is unreadable, if so.
-    error: Option<String>,
-    images: Vec<JsonImage>,
-    /// Copies that the archive's retention removed; their manifests remain.
-    pruned: Vec<JsonImage>,
-    problems: Vec<String>,
+/// For each archive its result, or why there is none.
+type Results<'a, T> = Vec<(&'a ArchiveName, Result<T, String>)>;
+
+/// Works on the archives with these names; on all, if none is named. One that fails is reported as `failure`, and does
+/// not stop the next.
+async fn each<'a, T>(
+    archives: &'a BTreeMap<ArchiveName, Arc<Archive>>,
+    names: &[ArchiveName],
+    failure: &str,
+    output: Output,
+    work: impl AsyncFn(&ArchiveName, &Arc<Archive>) -> Result<T, String>,
+) -> Results<'a, T> {
+    let mut results = Vec::new();
+    for (name, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+        let result = work(name, archive).await;
+        if let Err(error) = &result {
+            output.complain(&format!("archive {name}: {failure}{error}"));
+        }
+        results.push((name, result));
+    }
+    results
 }
 
-#[derive(Serialize)]
-struct JsonImage {
-    zone: ZoneName,
-    instance_id: InstanceId,
-    instance_name: Option<String>,
-    snapshot_id: SnapshotId,
-    snapshot_name: String,
-    created_at: Timestamp,
-    verified_at: Timestamp,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pruned_at: Option<Timestamp>,
-    size_bytes: u64,
-    md5: String,
-    file: String,
+/// Success only if every archive has a good result.
+fn exit_of<T>(results: &Results<'_, T>, is_good: impl Fn(&T) -> bool) -> Exit {
+    let all_good = results.iter().all(|(_, result)| result.as_ref().is_ok_and(&is_good));
+    if all_good { Exit::Done } else { Exit::Failed }
+}
+
+/// The results for programs. `fields` gets no result of an archive that failed.
+fn json<T>(results: &Results<'_, T>, fields: impl Fn(Option<&T>) -> Value) -> Value {
+    let archive = |(name, result): &(&ArchiveName, Result<T, String>)| {
+        let mut json = fields(result.as_ref().ok());
+        json["archive"] = json!(name);
+        json["error"] = json!(result.as_ref().err());
+        json
+    };
+    results.iter().map(archive).collect()
 }
 
 /// Lists the copies in the archives.
@@ -59,9 +71,9 @@ struct JsonImage {
 /// [`Refusal`] if an archive is named that is not configured.
 pub async fn list(global: &Global, names: &[ArchiveName], output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
+    assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
-    check_names(&archives, names)?;
     Ok(show(&archives, names, seams.clock.now(), output).await)
 }
 
@@ -72,70 +84,19 @@ pub async fn show(
     now: Timestamp,
     output: Output,
 ) -> Exit {
-    let mut exit = Exit::Done;
-    let mut all = Vec::new();
-    for (name, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
-        let json = match archive.catalogue().await {
-            Ok(catalogue) => JsonArchive {
-                archive: name,
-                error: None,
-                images: images(&catalogue, false),
-                pruned: images(&catalogue, true),
-                problems: catalogue.problems().iter().map(Problem::describe).collect(),
-            },
-            Err(error) => JsonArchive {
-                archive: name,
-                error: Some(chain(&error)),
-                images: vec![],
-                pruned: vec![],
-                problems: vec![],
-            },
-        };
-        if let Some(error) = &json.error {
-            output.complain(&format!("archive {name}: {error}"));
-            exit = Exit::Failed;
-        }
-        all.push(json);
-    }
-    output.show(&all, |all| all.iter().map(|archive| render(archive, now, output)).collect());
-    exit
-}
-
-fn check_names(archives: &BTreeMap<ArchiveName, Arc<Archive>>, names: &[ArchiveName]) -> Result<(), Refusal> {
-    match names.iter().find(|name| !archives.contains_key(*name)) {
-        Some(name) => Err(Refusal::usage(format!("there is no archive `{name}` in the configuration"))),
-        None => Ok(()),
-    }
-}
-
-#[derive(Serialize)]
-struct JsonVerified<'a> {
-    archive: &'a ArchiveName,
-    /// Why it is unreadable, if so.
-    error: Option<String>,
-    images: Vec<JsonOutcome>,
-    problems: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct JsonOutcome {
-    #[serde(flatten)]
-    image: JsonImage,
-    /// `good`, `corrupt` or `failed`.
-    outcome: &'static str,
-    /// Why it is not good.
-    message: Option<String>,
-}
-
-impl JsonOutcome {
-    fn of(copy: &StoredCopy, outcome: &Outcome) -> Self {
-        let (word, message) = match outcome {
-            Outcome::Good => ("good", None),
-            Outcome::Corrupt(why) => ("corrupt", Some(why.clone())),
-            Outcome::Failed(why) => ("failed", Some(why.clone())),
-        };
-        Self { image: image(copy), outcome: word, message }
-    }
+    let read = async |_: &_, archive: &Arc<Archive>| archive.catalogue().await.map_err(|error| chain(&error));
+    let results = each(archives, names, "", output, read).await;
+    let json = json(&results, |catalogue| {
+        json!({
+            "images": catalogue.map(|catalogue| images(catalogue, false)).unwrap_or_default(),
+            "pruned": catalogue.map(|catalogue| images(catalogue, true)).unwrap_or_default(),
+            "problems": catalogue.map(|catalogue| sentences(catalogue.problems())).unwrap_or_default(),
+        })
+    });
+    output.show(&json, |_| {
+        results.iter().map(|(name, result)| render(name, result.as_ref().ok(), now, output)).collect()
+    });
+    exit_of(&results, |_| true)
 }
 
 /// Verifies the images again.
@@ -149,12 +110,10 @@ pub async fn verify(
     output: Output,
 ) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
+    assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
-    check_names(&archives, names)?;
-    let mut exit = Exit::Done;
-    let mut all = Vec::new();
-    for (name, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+    let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         // It may take hours, so problems are reported at once.
         let report = |copy: &StoredCopy, outcome: &Outcome| {
             if let Some(line) = describe(name, copy, outcome) {
@@ -162,81 +121,32 @@ pub async fn verify(
             }
         };
         let verified = verify_archive(archive, percent, &*seams.clock, &*seams.randomness, &report).await;
-        all.push(match verified {
-            Ok(verified) => {
-                let problems: Vec<String> = verified.problems.iter().map(Problem::describe).collect();
-                for problem in &problems {
-                    output.complain(&format!("archive {name}: {problem}"));
-                }
-                if !verified.is_good() {
-                    exit = Exit::Failed;
-                }
-                let images = verified.copies.iter().map(|(copy, outcome)| JsonOutcome::of(copy, outcome));
-                JsonVerified { archive: name, error: None, images: images.collect(), problems }
-            }
-            Err(error) => {
-                let error = chain(&error);
-                output.complain(&format!("archive {name}: {error}"));
-                exit = Exit::Failed;
-                JsonVerified { archive: name, error: Some(error), images: vec![], problems: vec![] }
-            }
-        });
-    }
-    if output.is_json() {
-        output.print_json(&all);
-    } else {
-        for verified in &all {
-            let count = |word: &str| verified.images.iter().filter(|image| image.outcome == word).count();
-            output.print(&format!(
-                "archive {}: {} read, {} good, {} corrupt, {} not verified\n",
-                verified.archive,
-                counted(verified.images.len(), "image"),
-                count("good"),
-                count("corrupt"),
-                count("failed"),
-            ));
+        let verified = verified.map_err(|error| chain(&error))?;
+        for problem in sentences(&verified.problems) {
+            output.complain(&format!("archive {name}: {problem}"));
         }
-    }
-    Ok(exit)
+        Ok(verified)
+    };
+    let results = each(&archives, names, "", output, work).await;
+    let json = json(&results, |verified| {
+        let copies = verified.iter().flat_map(|verified| &verified.copies);
+        json!({
+            "images": copies.map(|(copy, outcome)| verified_image(copy, outcome)).collect::<Value>(),
+            "problems": verified.map(|verified| sentences(&verified.problems)).unwrap_or_default(),
+        })
+    });
+    output.show(&json, |_| {
+        results.iter().map(|(name, result)| render_verified(name, result.as_ref().ok())).collect()
+    });
+    Ok(exit_of(&results, Verification::is_good))
 }
 
-#[derive(Serialize)]
-struct JsonPruned<'a> {
-    archive: &'a ArchiveName,
-    /// Why nothing was pruned, if so.
-    error: Option<String>,
-    dry_run: bool,
-    copies: Vec<JsonPrunedCopy>,
-}
-
-#[derive(Serialize)]
-struct JsonPrunedCopy {
-    zone: ZoneName,
-    snapshot: Subject,
-    rule: Option<&'static str>,
-    reasons: Vec<String>,
+/// A copy that the archive's retention does not keep.
+struct PrunedCopy {
+    facts: StepFacts,
     /// `None` for a dry run.
     outcome: Option<StepOutcome>,
     message: Option<String>,
-}
-
-impl JsonPrunedCopy {
-    fn planned(going: CopyToPrune) -> Self {
-        let manifest = &going.copy.manifest;
-        Self {
-            zone: manifest.zone.clone(),
-            snapshot: subject_of(manifest),
-            rule: going.rule,
-            reasons: going.reasons,
-            outcome: None,
-            message: None,
-        }
-    }
-
-    fn done(Step { facts, outcome, message, .. }: Step) -> Self {
-        let StepFacts { zone, snapshot, rule, reasons, .. } = facts;
-        Self { zone, snapshot, rule, reasons, outcome: Some(outcome), message }
-    }
 }
 
 /// Prunes the copies that the archives' retention does not keep.
@@ -250,52 +160,42 @@ pub async fn prune(
     output: Output,
 ) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
+    assemble::check_archives(&config, names)?;
+    let retention = |name: &ArchiveName| config.archive_rules.get(name)?.retention.clone();
+    if let Some(name) = names.iter().find(|name| retention(name).is_none()) {
+        return Err(Refusal::usage(format!(
+            "archive `{name}` keeps every copy: to prune it, add a section `[archives.{name}.retention]`"
+        )));
+    }
     let seams = Seams::real();
-    let archives = assemble::archives(&config, &seams)?;
-    check_names(&archives, names)?;
-    let purpose = if dry_run { Use::Reading } else { Use::Changing };
-    let state = assemble::state(&config, &seams, purpose)?;
-    let mut exit = Exit::Done;
-    let mut all = Vec::new();
-    for (name, archive) in &archives {
-        let is_named = names.contains(name);
-        let rules = config.archive_rules.get(name);
-        let Some(retention) = rules.and_then(|rules| rules.retention.clone()) else {
-            if is_named {
-                let text = format!(
-                    "archive `{name}` keeps every copy: to prune it, add a section `[archives.{name}.retention]`"
-                );
-                return Err(Refusal::usage(text));
-            }
-            continue;
-        };
-        if !is_named && !names.is_empty() {
-            continue;
-        }
+    let mut archives = assemble::archives(&config, &seams)?;
+    archives.retain(|name, _| retention(name).is_some());
+    let state = assemble::state(&config, &seams, if dry_run { Use::Reading } else { Use::Changing })?;
+    let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
+        let Some(retention) = retention(name) else { return Ok(Vec::new()) };
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
         let pruner = ArchivePruner { state: state.clone(), clock, archive, retention };
-        let copies = prune_one(&config, &seams, &pruner, dry_run).await;
-        let (error, copies) = match copies {
-            Ok(copies) => (None, copies),
-            Err(error) => (Some(error), Vec::new()),
+        prune_one(&config, &seams, &pruner, dry_run).await
+    };
+    let results = each(&archives, names, "nothing is pruned: ", output, work).await;
+    let json = json(&results, |copies| {
+        let copies = copies.into_iter().flatten().map(|PrunedCopy { facts, outcome, message }| {
+            let StepFacts { zone, snapshot, rule, reasons, .. } = facts;
+            json!({ "zone": zone, "snapshot": snapshot, "rule": rule, "reasons": reasons, "outcome": outcome, "message": message })
+        });
+        json!({ "dry_run": dry_run, "copies": copies.collect::<Value>() })
+    });
+    output.show(&json, |_| {
+        if results.is_empty() {
+            return "no archive has a retention: every copy is kept\n".to_owned();
+        }
+        let text = |(name, result): &(&ArchiveName, Result<Vec<PrunedCopy>, String>)| {
+            render_pruned(name, result.as_deref().unwrap_or_default(), dry_run, output)
         };
-        if let Some(error) = &error {
-            output.complain(&format!("archive {name}: nothing is pruned: {error}"));
-        }
-        let is_bad = |copy: &JsonPrunedCopy| copy.outcome == Some(StepOutcome::Failed);
-        if error.is_some() || copies.iter().any(is_bad) {
-            exit = Exit::Failed;
-        }
-        all.push(JsonPruned { archive: name, error, dry_run, copies });
-    }
-    if output.is_json() {
-        output.print_json(&all);
-    } else if all.is_empty() {
-        output.print("no archive has a retention: every copy is kept\n");
-    } else {
-        output.print(&all.iter().map(|pruned| render_pruned(pruned, output)).collect::<String>());
-    }
-    Ok(exit)
+        results.iter().map(text).collect()
+    });
+    let is_bad = |copy: &PrunedCopy| copy.outcome == Some(StepOutcome::Failed);
+    Ok(exit_of(&results, |copies| !copies.iter().any(is_bad)))
 }
 
 /// The copies to prune of one archive, or why none is pruned.
@@ -304,17 +204,20 @@ async fn prune_one(
     seams: &Seams,
     pruner: &ArchivePruner,
     dry_run: bool,
-) -> Result<Vec<JsonPrunedCopy>, String> {
+) -> Result<Vec<PrunedCopy>, String> {
     let planned = pruner.plan(None).await?;
-    let zone = planned.first().map(|going| going.copy.manifest.zone.clone());
+    let zone = planned.first().map(|(_, facts)| facts.zone.clone());
     let (Some(zone), false) = (zone, dry_run) else {
-        return Ok(planned.into_iter().map(JsonPrunedCopy::planned).collect());
+        let copies = planned.into_iter();
+        return Ok(copies.map(|(_, facts)| PrunedCopy { facts, outcome: None, message: None }).collect());
     };
     trust_the_clock(config, seams, &zone).await?;
     let run_id = fresh_id(&*seams.randomness, seams.clock.now());
     let recorder = Recorder::manual(pruner.state.clone(), pruner.clock.clone(), run_id);
-    let steps = pruner.prune(&recorder, None).await?;
-    Ok(steps.into_iter().map(JsonPrunedCopy::done).collect())
+    let steps = pruner.prune(&recorder, None).await?.into_iter();
+    Ok(steps
+        .map(|step| PrunedCopy { facts: step.facts, outcome: Some(step.outcome), message: step.message })
+        .collect())
 }
 
 /// A wrong clock makes every copy look old. So it is compared with the API's clock here, as in a run.
@@ -334,38 +237,55 @@ async fn trust_the_clock(config: &Config, seams: &Seams, zone: &ZoneName) -> Res
     Err(format!("ages are unreliable, since this machine's clock {why}"))
 }
 
-fn render_pruned(pruned: &JsonPruned<'_>, output: Output) -> String {
-    let copies = counted(pruned.copies.len(), "copy");
-    let head =
-        if pruned.dry_run { format!("{copies} would be deleted") } else { format!("{copies} to delete") };
-    let mut text = format!("archive {}: {head}\n", pruned.archive);
-    let rows = pruned.copies.iter().map(|copy| {
+fn render_pruned(name: &ArchiveName, copies: &[PrunedCopy], dry_run: bool, output: Output) -> String {
+    let head = if dry_run { "would be deleted" } else { "to delete" };
+    let mut text = format!("archive {name}: {} {head}\n", counted(copies.len(), "copy"));
+    let row = |copy: &PrunedCopy| -> Row {
         let (word, tone) = match copy.outcome {
             None => ("would be deleted", Tone::Bad),
             Some(StepOutcome::Done) => ("deleted", Tone::Bad),
             Some(StepOutcome::Failed) => ("FAILED", Tone::Bad),
             Some(StepOutcome::Blocked | StepOutcome::Skipped) => ("kept", Tone::Dim),
         };
-        let why = copy.message.clone().unwrap_or_else(|| copy.reasons.join("; "));
-        let snapshot = &copy.snapshot;
+        let StepFacts { zone, snapshot, reasons, .. } = &copy.facts;
         let id = || snapshot.instance_id.map_or_else(String::new, |id| id.to_string());
-        let plain = |text: String| (text, Tone::Plain);
         vec![
             (word.to_owned(), tone),
-            plain(copy.zone.to_string()),
+            plain(zone.to_string()),
             plain(snapshot.instance_name.clone().unwrap_or_else(id)),
             plain(to_the_second(snapshot.created_at).to_string()),
-            plain(why),
+            plain(copy.message.clone().unwrap_or_else(|| reasons.join("; "))),
         ]
-    });
-    let rows: Vec<_> = rows.collect();
-    if !rows.is_empty() {
-        text.push_str(&output.table(&["RESULT", "ZONE", "INSTANCE", "TAKEN", "WHY"], rows));
+    };
+    if !copies.is_empty() {
+        let head = &["RESULT", "ZONE", "INSTANCE", "TAKEN", "WHY"];
+        text.push_str(&output.table(head, copies.iter().map(row).collect()));
     }
     text
 }
 
-fn images(catalogue: &Catalogue, pruned: bool) -> Vec<JsonImage> {
+fn render_verified(name: &ArchiveName, verified: Option<&Verification>) -> String {
+    let (mut good, mut corrupt, mut failed) = (0, 0, 0);
+    let copies = verified.map_or(&[][..], |verified| &verified.copies);
+    for (_, outcome) in copies {
+        *match outcome {
+            Outcome::Good => &mut good,
+            Outcome::Corrupt(_) => &mut corrupt,
+            Outcome::Failed(_) => &mut failed,
+        } += 1;
+    }
+    format!(
+        "archive {name}: {} read, {good} good, {corrupt} corrupt, {failed} not verified\n",
+        counted(copies.len(), "image")
+    )
+}
+
+fn sentences(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(Problem::describe).collect()
+}
+
+/// The copies that the archive's retention removed, or those that it did not; for programs.
+fn images(catalogue: &Catalogue, pruned: bool) -> Value {
     let copies = catalogue.copies().iter();
     copies.filter(|copy| copy.manifest.pruned_at.is_some() == pruned).map(image).collect()
 }
@@ -379,56 +299,67 @@ fn age(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-fn image(copy: &StoredCopy) -> JsonImage {
+fn image(copy: &StoredCopy) -> Value {
     let manifest = &copy.manifest;
-    JsonImage {
-        zone: manifest.zone.clone(),
-        instance_id: manifest.instance.id,
-        instance_name: manifest.instance.name.clone(),
-        snapshot_id: manifest.snapshot.id,
-        snapshot_name: manifest.snapshot.name.clone(),
-        created_at: manifest.snapshot.created_at,
-        verified_at: manifest.verified_at,
-        pruned_at: manifest.pruned_at,
-        size_bytes: manifest.image.bytes,
-        md5: manifest.image.md5.to_string(),
-        file: copy.image.display().to_string(),
+    let mut image = json!({
+        "zone": manifest.zone,
+        "instance_id": manifest.instance.id,
+        "instance_name": manifest.instance.name,
+        "snapshot_id": manifest.snapshot.id,
+        "snapshot_name": manifest.snapshot.name,
+        "created_at": manifest.snapshot.created_at,
+        "verified_at": manifest.verified_at,
+        "size_bytes": manifest.image.bytes,
+        "md5": manifest.image.md5,
+        "file": copy.image.display().to_string(),
+    });
+    if let Some(at) = manifest.pruned_at {
+        image["pruned_at"] = json!(at);
     }
+    image
 }
 
-fn render(archive: &JsonArchive<'_>, now: Timestamp, output: Output) -> String {
-    let bytes: u64 = archive.images.iter().map(|image| image.size_bytes).sum();
-    let mut text = format!(
-        "archive {}: {}, {bytes} bytes\n",
-        archive.archive,
-        counted(archive.images.len(), "verified image")
-    );
-    if !archive.images.is_empty() {
-        let plain = |text: String| (text, Tone::Plain);
-        let rows = archive
-            .images
-            .iter()
-            .map(|image| {
-                vec![
-                    plain(image.instance_name.clone().unwrap_or_else(|| image.instance_id.to_string())),
-                    plain(image.created_at.to_string()),
-                    plain(age(image.created_at, now)),
-                    plain(image.size_bytes.to_string()),
-                    plain(to_the_second(image.verified_at).to_string()),
-                    plain(image.md5.clone()),
-                    plain(image.file.clone()),
-                ]
-            })
-            .collect();
-        text.push_str(&output.table(&["INSTANCE", "TAKEN", "AGE", "BYTES", "VERIFIED", "MD5", "FILE"], rows));
+fn verified_image(copy: &StoredCopy, outcome: &Outcome) -> Value {
+    let (word, message) = match outcome {
+        Outcome::Good => ("good", None),
+        Outcome::Corrupt(why) => ("corrupt", Some(why)),
+        Outcome::Failed(why) => ("failed", Some(why)),
+    };
+    let mut image = image(copy);
+    image["outcome"] = json!(word);
+    image["message"] = json!(message);
+    image
+}
+
+fn render(name: &ArchiveName, catalogue: Option<&Catalogue>, now: Timestamp, output: Output) -> String {
+    let copies = catalogue.map_or(&[][..], Catalogue::copies);
+    let (pruned, images): (Vec<_>, Vec<_>) =
+        copies.iter().partition(|copy| copy.manifest.pruned_at.is_some());
+    let bytes: u64 = images.iter().map(|copy| copy.manifest.image.bytes).sum();
+    let mut text = format!("archive {name}: {}, {bytes} bytes\n", counted(images.len(), "verified image"));
+    let row = |copy: &&StoredCopy| -> Row {
+        let manifest = &copy.manifest;
+        vec![
+            plain(manifest.instance.name.clone().unwrap_or_else(|| manifest.instance.id.to_string())),
+            plain(manifest.snapshot.created_at.to_string()),
+            plain(age(manifest.snapshot.created_at, now)),
+            plain(manifest.image.bytes.to_string()),
+            plain(to_the_second(manifest.verified_at).to_string()),
+            plain(manifest.image.md5.to_string()),
+            plain(copy.image.display().to_string()),
+        ]
+    };
+    if !images.is_empty() {
+        let head = &["INSTANCE", "TAKEN", "AGE", "BYTES", "VERIFIED", "MD5", "FILE"];
+        text.push_str(&output.table(head, images.iter().map(row).collect()));
     }
-    if !archive.pruned.is_empty() {
-        let copies = counted(archive.pruned.len(), "copy");
+    if !pruned.is_empty() {
+        let copies = counted(pruned.len(), "copy");
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{copies} deleted by the archive's retention; the manifests remain");
     }
-    for problem in &archive.problems {
-        let _ = writeln!(text, "problem: {}", printable(problem));
+    for problem in catalogue.iter().flat_map(|catalogue| catalogue.problems()) {
+        let _ = writeln!(text, "problem: {}", printable(&problem.describe()));
     }
     text
 }

@@ -130,6 +130,20 @@ pub fn archives(config: &Config, seams: &Seams) -> Result<BTreeMap<ArchiveName, 
     config.archives.iter().map(make).collect()
 }
 
+/// Refuses names that no archive of the configuration has.
+///
+/// # Errors
+/// [`Refusal`] that gives the first of them.
+pub fn check_archives<'a>(
+    config: &Config,
+    names: impl IntoIterator<Item = &'a ArchiveName>,
+) -> Result<(), Refusal> {
+    match names.into_iter().find(|name| !config.archives.contains_key(*name)) {
+        Some(name) => Err(Refusal::usage(format!("there is no archive `{name}` in the configuration"))),
+        None => Ok(()),
+    }
+}
+
 /// An archive of the configuration. It is not accessed yet.
 ///
 /// # Errors

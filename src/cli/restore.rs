@@ -140,9 +140,7 @@ async fn read_archives(
     only: Option<&ArchiveName>,
     seams: &Seams,
 ) -> Result<ArchiveIndex, Refusal> {
-    if let Some(name) = only.filter(|name| !config.archives.contains_key(*name)) {
-        return Err(Refusal::usage(format!("there is no archive `{name}` in the configuration")));
-    }
+    assemble::check_archives(config, only)?;
     let mut usable: Vec<Arc<Archive>> = Vec::new();
     let mut unusable: Vec<(ArchiveName, Refusal)> = Vec::new();
     config.archives.retain(|name, settings| {

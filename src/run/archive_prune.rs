@@ -32,15 +32,6 @@ use crate::state::directory::StateDirectory;
 use crate::state::holds::Holds;
 use crate::text::chain;
 
-/// A copy that the archive's retention does not keep.
-#[derive(Debug, Clone)]
-pub struct CopyToPrune {
-    pub(crate) copy: StoredCopy,
-    /// The configuration key that decided it; none for what an earlier pruning left behind.
-    pub(crate) rule: Option<&'static str>,
-    pub(crate) reasons: Vec<String>,
-}
-
 /// Prunes one archive.
 #[derive(Debug, Clone)]
 pub struct ArchivePruner {
@@ -52,15 +43,18 @@ pub struct ArchivePruner {
 }
 
 impl ArchivePruner {
-    /// The copies that would be pruned, in these zones or in all; nothing is changed.
+    /// The copies that would be pruned, in these zones or in all, each with the step that prunes it; nothing is changed.
     ///
     /// # Errors
     /// Why that is unknown, as a sentence.
-    pub async fn plan(&self, zones: Option<&[ZoneName]>) -> Result<Vec<CopyToPrune>, String> {
+    pub(crate) async fn plan(
+        &self,
+        zones: Option<&[ZoneName]>,
+    ) -> Result<Vec<(StoredCopy, StepFacts)>, String> {
         let catalogue = self.archive.catalogue().await.map_err(|error| chain(&error))?;
         let holds = self.holds().await?;
         let mut all = copies_to_prune(&catalogue, &self.retention, &holds, self.clock.now())?;
-        all.retain(|one| zones.is_none_or(|zones| zones.contains(&one.copy.manifest.zone)));
+        all.retain(|(_, facts)| zones.is_none_or(|zones| zones.contains(&facts.zone)));
         Ok(all)
     }
 
@@ -74,13 +68,7 @@ impl ArchivePruner {
     /// Why nothing was begun, as a sentence.
     pub async fn prune(&self, recorder: &Recorder, zones: Option<&[ZoneName]>) -> Result<Vec<Step>, String> {
         let mut steps = Vec::new();
-        for CopyToPrune { copy, rule, reasons } in self.plan(zones).await? {
-            let manifest = &copy.manifest;
-            let intent = StepFacts {
-                archive: Some(self.archive.name().clone()),
-                rule,
-                ..StepFacts::new(Action::PruneCopy, &manifest.zone, subject_of(manifest), reasons)
-            };
+        for (copy, intent) in self.plan(zones).await? {
             steps.push(recorder.step(intent, self.prune_one(&copy)).await);
         }
         Ok(steps)
@@ -115,15 +103,21 @@ fn copies_to_prune(
     retention: &Retention,
     holds: &Holds,
     now: Timestamp,
-) -> Result<Vec<CopyToPrune>, String> {
+) -> Result<Vec<(StoredCopy, StepFacts)>, String> {
     let mut by_zone: BTreeMap<&ZoneName, Vec<&StoredCopy>> = BTreeMap::new();
+    // The rule is the configuration key that decided it; none for what an earlier pruning left behind.
+    let facts = |manifest: &Manifest, rule, reasons| StepFacts {
+        archive: Some(catalogue.archive().clone()),
+        rule,
+        ..StepFacts::new(Action::PruneCopy, &manifest.zone, subject_of(manifest), reasons)
+    };
     let mut all = Vec::new();
     for copy in catalogue.copies() {
         match copy.manifest.pruned_at {
             None => by_zone.entry(&copy.manifest.zone).or_default().push(copy),
             Some(at) if copy.has_image && holds.on(copy.manifest.snapshot.id, now).is_none() => {
                 let reason = format!("it was marked as pruned at {at}, and its image is still there");
-                all.push(CopyToPrune { copy: copy.clone(), rule: None, reasons: vec![reason] });
+                all.push((copy.clone(), facts(&copy.manifest, None, vec![reason])));
             }
             Some(_) => {}
         }
@@ -144,10 +138,11 @@ fn copies_to_prune(
             for decision in plan.decisions.iter().filter(|decision| decision.verdict == Verdict::Delete) {
                 let Some(copy) = copies.get(decision.index as usize) else { continue };
                 let reasons = decision.reasons().map(|reason| reason.to_string()).collect();
-                here.push(CopyToPrune { copy: (*copy).clone(), rule: Some(decision.rule.as_str()), reasons });
+                let facts = facts(&copy.manifest, Some(decision.rule.as_str()), reasons);
+                here.push(((*copy).clone(), facts));
             }
         }
-        here.sort_by_key(|going| (going.copy.manifest.snapshot.created_at, going.copy.manifest.snapshot.id));
+        here.sort_by_key(|(copy, _)| (copy.manifest.snapshot.created_at, copy.manifest.snapshot.id));
         all.extend(here);
     }
     Ok(all)
