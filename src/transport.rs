@@ -174,13 +174,8 @@ pub struct HttpTransport {
     metadata: OnceLock<reqwest::Client>,
 }
 
-/// No HTTP client could be made.
-#[derive(Debug, thiserror::Error)]
-#[error("set up TLS for HTTPS connections")]
-struct SetupError(#[source] reqwest::Error);
-
 impl HttpTransport {
-    fn client(&self, purpose: Purpose) -> Result<&reqwest::Client, SetupError> {
+    fn client(&self, purpose: Purpose) -> Result<&reqwest::Client, TransportError> {
         let made = match purpose {
             Purpose::Api => &self.api,
             Purpose::Image => &self.image,
@@ -209,21 +204,25 @@ fn client() -> reqwest::ClientBuilder {
         .user_agent(concat!("snapwarden/", env!("CARGO_PKG_VERSION")))
 }
 
-fn build(client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client, SetupError> {
+fn build(client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client, TransportError> {
     // An image without a CA bundle makes the platform's verifier fail (reqwest#2965): fall back to Mozilla's
     // roots that travel with this binary.
     client().build().or_else(|_| {
         let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
             .iter()
             .filter_map(|root| reqwest::Certificate::from_der(root).ok());
-        client().tls_certs_only(roots).build().map_err(SetupError)
+        client().tls_certs_only(roots).build().map_err(|error| TransportError {
+            reached: Reached::Nothing,
+            what: "nothing was sent: set up TLS for HTTPS connections",
+            source: Some(Box::new(error)),
+        })
     })
 }
 
 impl Transport for HttpTransport {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
         Box::pin(async move {
-            let client = self.client(request.purpose).map_err(no_client)?;
+            let client = self.client(request.purpose)?;
             let sent = client
                 .request(request.method, request.url)
                 .headers(request.headers)
@@ -235,11 +234,6 @@ impl Transport for HttpTransport {
             Ok(Response { status, headers, body })
         })
     }
-}
-
-/// Nothing was sent, since there is no client.
-fn no_client(error: SetupError) -> TransportError {
-    TransportError { reached: Reached::Nothing, what: "nothing was sent", source: Some(Box::new(error)) }
 }
 
 /// reqwest's error without the address, which may be a secret.

@@ -9,15 +9,16 @@ pub mod server;
 pub mod service;
 pub mod timetable;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -26,7 +27,7 @@ use crate::archive::stats::ArchiveStats;
 use crate::archive::verify::{describe, verify_archive};
 use crate::clock::timeout;
 use crate::config::sections::ServerSettings;
-use crate::daemon::server::{BindError, Listener};
+use crate::daemon::server::BindError;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
 use crate::disk::DiskLock;
@@ -87,20 +88,20 @@ pub enum DaemonError {
 }
 
 /// A daemon that is ready to run.
-#[derive(Debug)]
 pub struct Daemon {
     runner: Arc<Runner>,
     server: ServerSettings,
-    load: LoadAgain,
+    load: Load,
     telemetry: Telemetry,
     service: ServiceManager,
-    listener: Option<Listener>,
+    listener: Option<TcpListener>,
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     running: HashMap<Id, PolicyName>,
     /// When each archive is next verified; a time that passed while no daemon ran is not made up for.
     verifications: BTreeMap<ArchiveName, Timestamp>,
-    verifying: Verifying,
+    /// The last verification of each archive that had one.
+    verifying: BTreeMap<ArchiveName, JoinHandle<()>>,
     stop: CancellationToken,
     status: String,
     /// Whether the schedules could not be saved; each turn of the loop tries again.
@@ -108,21 +109,9 @@ pub struct Daemon {
     _lock: Box<dyn DiskLock>,
 }
 
-/// The archives that are being verified.
-#[derive(Debug, Clone, Default)]
-struct Verifying(Arc<Mutex<BTreeSet<ArchiveName>>>);
-
-impl Verifying {
-    fn names(&self) -> std::sync::MutexGuard<'_, BTreeSet<ArchiveName>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct LoadAgain(Load);
-
-impl std::fmt::Debug for LoadAgain {
+impl std::fmt::Debug for Daemon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("LoadAgain")
+        f.debug_struct("Daemon").finish_non_exhaustive()
     }
 }
 
@@ -146,7 +135,7 @@ impl Daemon {
         let mut daemon = Self {
             runner: Arc::new(runner),
             server,
-            load: LoadAgain(load),
+            load,
             telemetry,
             service,
             listener: None,
@@ -154,7 +143,7 @@ impl Daemon {
             runs: JoinSet::new(),
             running: HashMap::new(),
             verifications: BTreeMap::new(),
-            verifying: Verifying::default(),
+            verifying: BTreeMap::new(),
             stop: CancellationToken::new(),
             status: String::new(),
             unsaved: false,
@@ -169,7 +158,8 @@ impl Daemon {
 
     /// Where the port is.
     pub fn address(&self) -> SocketAddr {
-        self.listener.as_ref().map_or(self.server.listen, Listener::address)
+        let open = self.listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        open.unwrap_or(self.server.listen)
     }
 
     /// Runs until an order to stop, then waits for what is in flight, for `shutdown_grace` at most, or until a second
@@ -306,7 +296,7 @@ impl Daemon {
     }
 
     async fn take_over(&mut self) -> Result<(), String> {
-        let Loaded { mut runner, server } = (self.load.0)()?;
+        let Loaded { mut runner, server } = (self.load)()?;
         if runner.state.path() != self.runner.state.path() {
             return Err("the state directory is another one now: that takes a restart".to_owned());
         }
@@ -439,21 +429,21 @@ impl Daemon {
                 self.verifications.insert(name.clone(), next);
             }
             let Some(archive) = self.runner.archives.get(&name).map(Arc::clone) else { continue };
-            if !self.verifying.names().insert(name.clone()) {
+            if self.verifying.get(&name).is_some_and(|running| !running.is_finished()) {
                 warn!("archive {name} is still being verified: this time is skipped");
                 continue;
             }
             let (runner, telemetry) = (Arc::clone(&self.runner), self.telemetry.clone());
-            let (verifying, stop) = (self.verifying.clone(), self.stop.clone());
-            tokio::spawn(async move {
+            let (stop, of_archive) = (self.stop.clone(), name.clone());
+            let running = tokio::spawn(async move {
                 tokio::select! {
                     // Every copy is noted by itself, so nothing is lost.
                     () = stop.cancelled() => {}
                     () = verify_one(&runner, &archive, plan.percent) => {}
                 }
                 telemetry.archive(&name, ArchiveStats::read(&archive).await);
-                verifying.names().remove(&name);
             });
+            self.verifying.insert(of_archive, running);
         }
     }
 

@@ -55,20 +55,6 @@ snapwarden
 /healthz          the same as /livez
 ";
 
-/// A port that is open and not served yet: clients that connect wait.
-#[derive(Debug)]
-pub struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
-}
-
-impl Listener {
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
 /// A port that can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("open the HTTP port {address}{}", advice(.source))]
@@ -93,26 +79,28 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Opens the port.
+/// Opens the port. Until it is served, clients that connect wait.
 ///
 /// # Errors
 /// [`BindError`], which says what to do.
-pub async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
-    let failed = |source| BindError { address, source };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let address = socket.local_addr().map_err(failed)?;
-    Ok(Listener { socket, address })
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
 }
 
 /// Serves the port until `stop`; responses in flight then get a second.
-pub async fn serve(listener: Listener, telemetry: Telemetry, clock: Arc<dyn Clock>, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    telemetry: Telemetry,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
     let routes = routes(telemetry);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async {
         loop {
             // The semaphore is never closed.
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match listener.socket.accept().await {
+            match listener.accept().await {
                 Ok((stream, _)) => {
                     let (routes, clock) = (routes.clone(), Arc::clone(&clock));
                     tokio::spawn(async move {

@@ -35,115 +35,6 @@ const WEEK: u64 = 7 * DAY;
 /// A span; never empty. Days and longer are the calendar's, hours and shorter are absolute time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
-    years: u32,
-    months: u32,
-    weeks: u32,
-    days: u32,
-    milliseconds: u64,
-}
-
-impl FromStr for Span {
-    type Err = InvalidText;
-
-    fn from_str(text: &str) -> Result<Self, InvalidText> {
-        let sums = Sums::read(text)?;
-        let bounded =
-            |sum: u64, max: u64| u32::try_from(sum).ok().filter(|_| sum <= max).ok_or_else(|| too_long(text));
-        let span = Self {
-            years: bounded(sums.years, YEARS_MAX)?,
-            months: bounded(sums.months, MONTHS_MAX)?,
-            weeks: bounded(sums.weeks, WEEKS_MAX)?,
-            days: bounded(sums.days, DAYS_MAX)?,
-            milliseconds: sums.milliseconds,
-        };
-        if span.milliseconds > MILLISECONDS_MAX {
-            return Err(too_long(text));
-        }
-        Ok(span)
-    }
-}
-
-impl Span {
-    /// The instant at which this span after `then` ends: years and months first, then weeks and days on the wall clock
-    /// of `zone`, then hours and less as absolute time. `None` if that is beyond the calendar.
-    ///
-    /// A day that the month lacks counts as the end of that month: a month after 31 January is 1 March, 00:00, not
-    /// 28 February. So a later `then` never ends earlier, except in the hour that comes twice when clocks go back: both
-    /// of its instants stand for one time on the wall clock.
-    pub fn after(&self, then: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        let has_calendar_part = self.years > 0 || self.months > 0 || self.weeks > 0 || self.days > 0;
-        let end = if has_calendar_part {
-            instant_on_wall_clock(self.on_wall_clock(zone.to_datetime(then))?, zone)?
-        } else {
-            then
-        };
-        end.checked_add(self.absolute_part()).ok()
-    }
-
-    /// The calendar's part of the span after a time on the wall clock.
-    pub(crate) fn on_wall_clock(&self, then: DateTime) -> Option<DateTime> {
-        let months = 12 * i64::from(self.years) + i64::from(self.months);
-        let month = 12 * i64::from(then.year()) + i64::from(then.month()) - 1 + months;
-        let (year, month) =
-            (i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12) + 1).ok()?);
-        let first_of_month = Date::new(year, month, 1).ok()?;
-        let time = match Date::new(year, month, then.day()) {
-            Ok(date) => date.to_datetime(then.time()),
-            Err(_) => first_of_month.last_of_month().tomorrow().ok()?.to_datetime(Time::midnight()),
-        };
-        let days = 7 * i64::from(self.weeks) + i64::from(self.days);
-        time.checked_add(jiff::Span::new().try_days(days).ok()?).ok()
-    }
-
-    /// Hours and less.
-    pub(crate) fn absolute_part(&self) -> SignedDuration {
-        i64::try_from(self.milliseconds).map_or(SignedDuration::MAX, SignedDuration::from_millis)
-    }
-}
-
-/// The canonical form: the largest unit first, hours the largest of absolute time.
-impl Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = |f: &mut fmt::Formatter<'_>, count: u64, unit: &str| {
-            if count == 0 { Ok(()) } else { write!(f, "{count}{unit}") }
-        };
-        part(f, self.years.into(), "y")?;
-        part(f, self.months.into(), "mo")?;
-        part(f, self.weeks.into(), "w")?;
-        part(f, self.days.into(), "d")?;
-        part(f, self.milliseconds / HOUR, "h")?;
-        part(f, self.milliseconds % HOUR / MINUTE, "m")?;
-        part(f, self.milliseconds % MINUTE / SECOND, "s")?;
-        part(f, self.milliseconds % SECOND, "ms")
-    }
-}
-
-/// Reads absolute time, in the same words as a span: a day is 24 hours, a week 7 such days.
-///
-/// # Errors
-/// As for a span; months and years are refused, and what is longer than 36,525 days (a hundred years), so
-/// that no sum of a time and a duration can overflow.
-pub fn parse_duration(text: &str) -> Result<Duration, InvalidText> {
-    let sums = Sums::read(text)?;
-    if sums.years > 0 || sums.months > 0 {
-        return Err(InvalidText::new(
-            format!("`{}` has no fixed length", shown(text)),
-            "months and years differ in length: use days or less, such as `30d`",
-        ));
-    }
-    let weeks = sums.weeks.checked_mul(WEEK);
-    let days = sums.days.checked_mul(DAY);
-    weeks
-        .zip(days)
-        .and_then(|(weeks, days)| weeks.checked_add(days)?.checked_add(sums.milliseconds))
-        .filter(|sum| *sum <= 36_525 * DAY)
-        .map(Duration::from_millis)
-        .ok_or_else(|| too_long(text))
-}
-
-/// What the parts of a text add up to; never all zero.
-#[derive(Default)]
-struct Sums {
     years: u64,
     months: u64,
     weeks: u64,
@@ -151,15 +42,30 @@ struct Sums {
     milliseconds: u64,
 }
 
-impl Sums {
-    fn read(text: &str) -> Result<Self, InvalidText> {
+impl FromStr for Span {
+    type Err = InvalidText;
+
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
+        let span = Self::unbounded(text)?;
+        let is_bounded = span.years <= YEARS_MAX
+            && span.months <= MONTHS_MAX
+            && span.weeks <= WEEKS_MAX
+            && span.days <= DAYS_MAX
+            && span.milliseconds <= MILLISECONDS_MAX;
+        if is_bounded { Ok(span) } else { Err(too_long(text)) }
+    }
+}
+
+impl Span {
+    /// The sums of a text's parts, however long they are; never all zero.
+    fn unbounded(text: &str) -> Result<Self, InvalidText> {
         let invalid = |fact: String, help: &str| Err(InvalidText::new(fact, help));
         let shown = shown(text);
         let with_unit = "use a number with a unit, such as `30d` or `720h`";
         if text.is_empty() {
             return invalid("it is empty".to_owned(), with_unit);
         }
-        let mut sums = Self::default();
+        let mut sums = Self { years: 0, months: 0, weeks: 0, days: 0, milliseconds: 0 };
         let mut rest = text;
         while !rest.is_empty() {
             let (digits, behind) = split_where(rest, |character| !character.is_ascii_digit());
@@ -203,6 +109,82 @@ impl Sums {
         }
         Ok(sums)
     }
+
+    /// The instant at which this span after `then` ends: years and months first, then weeks and days on the wall clock
+    /// of `zone`, then hours and less as absolute time. `None` if that is beyond the calendar.
+    ///
+    /// A day that the month lacks counts as the end of that month: a month after 31 January is 1 March, 00:00, not
+    /// 28 February. So a later `then` never ends earlier, except in the hour that comes twice when clocks go back: both
+    /// of its instants stand for one time on the wall clock.
+    pub fn after(&self, then: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let has_calendar_part = self.years > 0 || self.months > 0 || self.weeks > 0 || self.days > 0;
+        let end = if has_calendar_part {
+            instant_on_wall_clock(self.on_wall_clock(zone.to_datetime(then))?, zone)?
+        } else {
+            then
+        };
+        end.checked_add(self.absolute_part()).ok()
+    }
+
+    /// The calendar's part of the span after a time on the wall clock.
+    pub(crate) fn on_wall_clock(&self, then: DateTime) -> Option<DateTime> {
+        let months = i64::try_from(12 * self.years + self.months).ok()?;
+        let month = 12 * i64::from(then.year()) + i64::from(then.month()) - 1 + months;
+        let (year, month) =
+            (i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12) + 1).ok()?);
+        let first_of_month = Date::new(year, month, 1).ok()?;
+        let time = match Date::new(year, month, then.day()) {
+            Ok(date) => date.to_datetime(then.time()),
+            Err(_) => first_of_month.last_of_month().tomorrow().ok()?.to_datetime(Time::midnight()),
+        };
+        let days = i64::try_from(7 * self.weeks + self.days).ok()?;
+        time.checked_add(jiff::Span::new().try_days(days).ok()?).ok()
+    }
+
+    /// Hours and less.
+    pub(crate) fn absolute_part(&self) -> SignedDuration {
+        i64::try_from(self.milliseconds).map_or(SignedDuration::MAX, SignedDuration::from_millis)
+    }
+}
+
+/// The canonical form: the largest unit first, hours the largest of absolute time.
+impl Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |f: &mut fmt::Formatter<'_>, count: u64, unit: &str| {
+            if count == 0 { Ok(()) } else { write!(f, "{count}{unit}") }
+        };
+        part(f, self.years, "y")?;
+        part(f, self.months, "mo")?;
+        part(f, self.weeks, "w")?;
+        part(f, self.days, "d")?;
+        part(f, self.milliseconds / HOUR, "h")?;
+        part(f, self.milliseconds % HOUR / MINUTE, "m")?;
+        part(f, self.milliseconds % MINUTE / SECOND, "s")?;
+        part(f, self.milliseconds % SECOND, "ms")
+    }
+}
+
+/// Reads absolute time, in the same words as a span: a day is 24 hours, a week 7 such days.
+///
+/// # Errors
+/// As for a span; months and years are refused, and what is longer than 36,525 days (a hundred years), so
+/// that no sum of a time and a duration can overflow.
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidText> {
+    let sums = Span::unbounded(text)?;
+    if sums.years > 0 || sums.months > 0 {
+        return Err(InvalidText::new(
+            format!("`{}` has no fixed length", shown(text)),
+            "months and years differ in length: use days or less, such as `30d`",
+        ));
+    }
+    let weeks = sums.weeks.checked_mul(WEEK);
+    let days = sums.days.checked_mul(DAY);
+    weeks
+        .zip(days)
+        .and_then(|(weeks, days)| weeks.checked_add(days)?.checked_add(sums.milliseconds))
+        .filter(|sum| *sum <= 36_525 * DAY)
+        .map(Duration::from_millis)
+        .ok_or_else(|| too_long(text))
 }
 
 fn split_where(text: &str, begins_next: impl Fn(char) -> bool) -> (&str, &str) {
@@ -393,7 +375,7 @@ mod tests {
         }
 
         #[test]
-        fn display_reads_back(y in 0..1000u32, mo in 0..12000u32, w in 0..53000u32, d in 0..366_000u32, ms in 1..u64::from(u32::MAX)) {
+        fn display_reads_back(y in 0..1000u64, mo in 0..12000u64, w in 0..53000u64, d in 0..366_000u64, ms in 1..u64::from(u32::MAX)) {
             let span = Span { years: y, months: mo, weeks: w, days: d, milliseconds: ms };
             prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
         }

@@ -31,8 +31,8 @@ const EXPORT_SECONDS: [f64; 9] = [10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200
 /// Up to the default of `request_timeout`.
 const REQUEST_SECONDS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Kept between scrapes, since a distribution can't be made from the model.
-#[derive(Debug)]
+/// Kept between scrapes, since a distribution can't be made from the model. Clones share their series.
+#[derive(Debug, Clone)]
 pub(super) struct Histograms {
     run: HistogramVec,
     export: HistogramVec,
@@ -300,22 +300,22 @@ const METRICS: &[Metric] = &[
     counter(
         "snapwarden_snapshot_creates_total",
         "Snapshots to be created, by result.",
-        Read::Results(|policy| &policy.steps.creates),
+        Read::Results(|policy| &policy.creates),
     ),
     counter(
         "snapwarden_exports_total",
         "Exports into an archive, by result.",
-        Read::Results(|policy| &policy.steps.exports),
+        Read::Results(|policy| &policy.exports),
     ),
     counter(
         "snapwarden_promotes_total",
         "Promotions to a template, by result.",
-        Read::Results(|policy| &policy.steps.promotes),
+        Read::Results(|policy| &policy.promotes),
     ),
     counter(
         "snapwarden_snapshot_deletes_total",
         "Snapshots to be deleted, by result; blocked are those that the platform was busy with.",
-        Read::Results(|policy| &policy.steps.deletes),
+        Read::Results(|policy| &policy.deletes),
     ),
     counter(
         "snapwarden_export_bytes_total",

@@ -34,13 +34,8 @@ const TICK_LATE: Duration = Duration::from_mins(1);
 /// Everything that the daemon reports about itself. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
     clock: Arc<dyn Clock>,
-    model: Mutex<Model>,
+    model: Arc<Mutex<Model>>,
     histograms: Histograms,
     downloads: Downloads,
 }
@@ -62,26 +57,25 @@ impl Telemetry {
             api_requests: BTreeMap::new(),
             api_retries: BTreeMap::new(),
         };
-        let shared = Shared {
+        Self {
             clock,
-            model: Mutex::new(model),
+            model: Arc::new(Mutex::new(model)),
             histograms: Histograms::new(),
             downloads: Downloads::default(),
-        };
-        Self { shared: Arc::new(shared) }
+        }
     }
 
     /// The downloads in flight: for every runner whose runs are reported here.
     pub fn downloads(&self) -> Downloads {
-        self.shared.downloads.clone()
+        self.downloads.clone()
     }
 
     fn running(&self) -> Vec<RunningDownload> {
-        self.shared.downloads.list(self.shared.clock.elapsed())
+        self.downloads.list(self.clock.elapsed())
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
-        self.shared.model.lock().unwrap_or_else(PoisonError::into_inner)
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over a configuration, at the start and at each reload. All series of its policies exist from now on;
@@ -92,12 +86,12 @@ impl Telemetry {
         let mut before = std::mem::take(&mut model.policies);
         for view in policies {
             let name = &view.policy.name;
-            self.shared.histograms.begin(name);
+            self.histograms.begin(name);
             let policy = PolicyModel::configured(view, before.remove(name));
             model.policies.insert(name.clone(), policy);
         }
         for removed in before.keys() {
-            self.shared.histograms.forget(removed);
+            self.histograms.forget(removed);
         }
         let zones: BTreeSet<ZoneName> =
             policies.iter().flat_map(|view| view.policy.zones.iter().cloned()).collect();
@@ -124,7 +118,7 @@ impl Telemetry {
 
     /// The scheduler's loop ran.
     pub fn tick(&self, at: Timestamp) {
-        let ticked = self.shared.clock.elapsed();
+        let ticked = self.clock.elapsed();
         let mut model = self.model();
         (model.ticked_at, model.ticked) = (Some(at), ticked);
     }
@@ -174,7 +168,7 @@ impl Telemetry {
 
     /// A run ended.
     pub fn run_ended(&self, report: &RunReport) {
-        let histograms = &self.shared.histograms;
+        let histograms = &self.histograms;
         let mut model = self.model();
         let Some(policy) = model.policies.get_mut(&report.policy) else { return };
         policy.fold(report);
@@ -216,7 +210,7 @@ impl Telemetry {
     /// # Errors
     /// Why not, as a sentence.
     pub fn alive(&self) -> Result<(), String> {
-        let still = self.shared.clock.elapsed().saturating_sub(self.model().ticked);
+        let still = self.clock.elapsed().saturating_sub(self.model().ticked);
         if still <= TICK_LATE {
             return Ok(());
         }
@@ -241,13 +235,13 @@ impl Telemetry {
     /// Everything in the text format of Prometheus, version 0.0.4.
     pub fn metrics_text(&self) -> String {
         let running = self.running();
-        metrics::text(&self.model(), &running, &self.shared.histograms)
+        metrics::text(&self.model(), &running, &self.histograms)
     }
 
     /// The answer to `/api/v1/status`.
     pub fn status_json(&self) -> Status {
         let running = self.running();
-        self.model().status(running, self.shared.clock.now())
+        self.model().status(running, self.clock.now())
     }
 }
 
@@ -256,7 +250,7 @@ impl Observer for Telemetry {
         let mut model = self.model();
         if model.has_zone(zone) {
             *model.api_requests.entry((zone.clone(), operation, status)).or_default() += 1;
-            self.shared.histograms.request_took(operation, took);
+            self.histograms.request_took(operation, took);
         }
     }
 

@@ -78,20 +78,14 @@ pub(super) struct PolicyModel {
     /// A snapshot that is kept for longer than this only for want of a copy is an alert.
     pub(super) alert_after: Option<Duration>,
     pub(super) runs: Counts,
-    pub(super) steps: StepCounts,
-    pub(super) export_bytes: u64,
-    pub(super) export_resumes: u64,
-    pub(super) export_checksum_mismatches: u64,
-    pub(super) zones: BTreeMap<ZoneName, ZoneModel>,
-}
-
-/// How steps ended, by what they did.
-#[derive(Debug)]
-pub(super) struct StepCounts {
     pub(super) creates: Counts,
     pub(super) exports: Counts,
     pub(super) promotes: Counts,
     pub(super) deletes: Counts,
+    pub(super) export_bytes: u64,
+    pub(super) export_resumes: u64,
+    pub(super) export_checksum_mismatches: u64,
+    pub(super) zones: BTreeMap<ZoneName, ZoneModel>,
 }
 
 #[derive(Debug, Default)]
@@ -173,12 +167,10 @@ impl PolicyModel {
             expected_interval: None,
             alert_after: None,
             runs: zeros(&RUN_RESULTS),
-            steps: StepCounts {
-                creates: zeros(&STEP_RESULTS),
-                exports: zeros(&STEP_RESULTS),
-                promotes: zeros(&STEP_RESULTS),
-                deletes: zeros(&STEP_RESULTS),
-            },
+            creates: zeros(&STEP_RESULTS),
+            exports: zeros(&STEP_RESULTS),
+            promotes: zeros(&STEP_RESULTS),
+            deletes: zeros(&STEP_RESULTS),
             export_bytes: 0,
             export_resumes: 0,
             export_checksum_mismatches: 0,
@@ -207,10 +199,10 @@ impl PolicyModel {
 
     pub(super) fn fold_step(&mut self, step: &Step) {
         let counts = match step.facts.action {
-            Action::Create => Some(&mut self.steps.creates),
-            Action::Export => Some(&mut self.steps.exports),
-            Action::Promote => Some(&mut self.steps.promotes),
-            Action::Delete => Some(&mut self.steps.deletes),
+            Action::Create => Some(&mut self.creates),
+            Action::Export => Some(&mut self.exports),
+            Action::Promote => Some(&mut self.promotes),
+            Action::Delete => Some(&mut self.deletes),
             // There is no metric for these: templates beyond `keep`, copies, and manual steps.
             Action::DeleteTemplate | Action::PruneCopy | Action::Restore => None,
         };

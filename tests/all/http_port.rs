@@ -25,7 +25,7 @@ async fn open() -> Port {
     let clock: Arc<dyn Clock> = Arc::new(SimClock::starting_at(crate::stage::NOW.parse().unwrap()));
     let telemetry = Telemetry::new(clock.clone(), "1.2.3", "abc");
     let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let (address, stop) = (listener.address(), CancellationToken::new());
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let served = tokio::spawn(server::serve(listener, telemetry.clone(), clock, stop.clone()));
     Port { address, telemetry, stop, served }
 }

@@ -59,7 +59,7 @@ async fn daemon(memory: ZoneMemory) -> (SocketAddr, Telemetry) {
     let archives: BTreeSet<_> = config.archives.keys().cloned().collect();
     telemetry.configure(&[view], &archives);
     let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let address = listener.address();
+    let address = listener.local_addr().unwrap();
     // It lasts as long as the test's runtime.
     tokio::spawn(server::serve(listener, telemetry.clone(), clock, CancellationToken::new()));
     (address, telemetry)
