@@ -1,6 +1,6 @@
 //! API keys and their secrets, and the places where they are found.
 //!
-//! Each service lists its [`Source`]s, and the first that has credentials decides. A source with half a pair is an error:
+//! Each service lists its sources, and the first that has credentials decides. A source with half a pair is an error:
 //! going on to the next one would run under a key that the operator did not mean. An empty variable counts as none.
 //! No error and no `Debug` text shows a secret.
 

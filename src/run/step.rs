@@ -74,7 +74,7 @@ impl StepError {
 }
 
 /// A request that failed. One for a busy snapshot has failed as well, since an expected copy is missing then. Only a
-/// deletion may just as well be done by the next run ([`StepError::of_deletion`]).
+/// deletion may just as well be done by the next run (`StepError::of_deletion`).
 impl From<ApiError> for StepError {
     fn from(error: ApiError) -> Self {
         Self { operation_id: error.operation_id(), ..Self::failed(chain(&error)) }

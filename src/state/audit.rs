@@ -167,7 +167,7 @@ impl StepFacts {
 pub struct Line {
     /// When it was written.
     pub at: Timestamp,
-    /// [`INTENDED`] before the step, and [`StepOutcome::in_log`] after it.
+    /// `intended` before the step, and how it ended after it.
     pub outcome: &'static str,
     /// None for a manual command.
     pub policy: Option<PolicyName>,

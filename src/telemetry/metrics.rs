@@ -1,6 +1,6 @@
 //! The model in the text format of Prometheus.
 //!
-//! [`METRICS`] lists every gauge and counter. They are made anew from the model for each scrape, so that no series can
+//! `METRICS` lists every gauge and counter. They are made anew from the model for each scrape, so that no series can
 //! outlive its policy; only histograms are kept between scrapes, and are removed with their policy. Names from outside
 //! are cut and made printable before they become the value of a label, and the encoder escapes where the format needs
 //! it.

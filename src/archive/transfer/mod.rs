@@ -1,9 +1,9 @@
 //! How the bytes of an image reach the archives: from a source, over one or several connections, past the hash.
 //!
-//! [`download`] receives the bytes and hands them to the [`hash`] and to the `outputs`, each an archive's [`sink`].
-//! `ranges` receives over several connections at once into one [`part_file`], which the hash reads back. Disk and hash
+//! `download` receives the bytes and hands them to the `hash` and to the `outputs`, each an archive's `sink`.
+//! `ranges` receives over several connections at once into one `part_file`, which the hash reads back. Disk and hash
 //! block, so each works through a `queue` of its own, beside the network; `buffer` keeps the memory flat, and
-//! [`throttle`] the rate.
+//! `throttle` the rate.
 
 pub(crate) mod buffer;
 pub mod connection;
