@@ -107,52 +107,57 @@ pub enum Limit {
     },
 }
 
-/// Which zones of one policy's run are blocked; in the order given.
+/// What counts for a run as a whole, in all its zones together.
+#[derive(Debug, Clone, Copy)]
+pub struct WholeRun {
+    /// The deletions in all its zones.
+    pub deletes: u64,
+    /// A run with at most this number of deletions may pass; a larger one stays blocked as a whole.
+    pub allowed: Option<u64>,
+}
+
+impl WholeRun {
+    /// Adds up a run.
+    pub fn new<'a>(zones: impl Iterator<Item = &'a ZoneCase>, allowed: Option<u64>) -> Self {
+        Self { deletes: zones.fold(0, |sum, case| sum.saturating_add(case.deletes)), allowed }
+    }
+}
+
+/// Why a zone of a run is blocked, if it is.
 ///
-/// `allowed` lets a run with at most that number of deletions pass, and [`ZoneCase::allowed`] a zone likewise; a larger
-/// one stays blocked as a whole, and a difference of the clocks can't be allowed.
-pub fn hold(
-    policy: &PolicyName,
-    guard: &Guard,
-    zones: &[ZoneCase],
-    allowed: Option<u64>,
-) -> Vec<Option<Held>> {
-    let run_deletes = zones.iter().fold(0_u64, |sum, case| sum.saturating_add(case.deletes));
-    let is_run_allowed = allowed.is_some_and(|allowed| run_deletes <= allowed);
-    let exceeded = |case: &ZoneCase| {
-        if case.deletes > 0 {
-            match case.clock {
-                ClockSkew::Known(skew) if skew.unsigned_abs() > guard.max_clock_skew => {
-                    return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
-                }
-                ClockSkew::Unknown => return Some(Limit::NoClock),
-                ClockSkew::Known(_) | ClockSkew::OnPaper => {}
+/// [`WholeRun::allowed`] lets a run with at most that number of deletions pass, and [`ZoneCase::allowed`] a zone
+/// likewise; a difference of the clocks can't be allowed.
+pub fn hold(policy: &PolicyName, guard: &Guard, case: &ZoneCase, run: WholeRun) -> Option<Held> {
+    let limit = exceeded(guard, case, run)?;
+    Some(Held { policy: policy.clone(), zone: case.zone.clone(), run_deletes: run.deletes, limit })
+}
+
+fn exceeded(guard: &Guard, case: &ZoneCase, run: WholeRun) -> Option<Limit> {
+    if case.deletes > 0 {
+        match case.clock {
+            ClockSkew::Known(skew) if skew.unsigned_abs() > guard.max_clock_skew => {
+                return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
             }
+            ClockSkew::Unknown => return Some(Limit::NoClock),
+            ClockSkew::Known(_) | ClockSkew::OnPaper => {}
         }
-        if is_run_allowed || case.allowed.is_some_and(|allowed| case.deletes <= allowed) {
-            return None;
-        }
-        if case.drop.exceeds(guard) {
-            return Some(Limit::ListingDrop { drop: case.drop, max: guard.max_listing_drop_percent });
-        }
-        if case.deletes == 0 {
-            return None;
-        }
-        if let Some(max) = guard.max_deletes.filter(|max| run_deletes > *max) {
-            return Some(Limit::Deletes { max });
-        }
-        let (deletes, good, max) = (case.good_deletes, case.good, guard.max_delete_percent);
-        (deletes > FEW && is_beyond(deletes, good, max)).then_some(Limit::DeletePercent {
-            deletes,
-            good,
-            max,
-        })
-    };
-    let held = |case| {
-        let zone = |case: &ZoneCase| case.zone.clone();
-        exceeded(case).map(|limit| Held { policy: policy.clone(), zone: zone(case), run_deletes, limit })
-    };
-    zones.iter().map(held).collect()
+    }
+    let is_run_allowed = run.allowed.is_some_and(|allowed| run.deletes <= allowed);
+    if is_run_allowed || case.allowed.is_some_and(|allowed| case.deletes <= allowed) {
+        return None;
+    }
+    if case.drop.exceeds(guard) {
+        return Some(Limit::ListingDrop { drop: case.drop, max: guard.max_listing_drop_percent });
+    }
+    if case.deletes == 0 {
+        return None;
+    }
+    if let Some(max) = guard.max_deletes.filter(|max| run.deletes > *max) {
+        return Some(Limit::Deletes { max });
+    }
+    let (deletes, good, max) = (case.good_deletes, case.good, guard.max_delete_percent);
+    let is_exceeded = deletes > FEW && is_beyond(deletes, good, max);
+    is_exceeded.then_some(Limit::DeletePercent { deletes, good, max })
 }
 
 impl Held {
@@ -254,7 +259,8 @@ mod tests {
     }
 
     fn holds(guard: &Guard, zones: &[ZoneCase], allowed: Option<u64>) -> Vec<Option<Held>> {
-        hold(&"nightly".parse().unwrap(), guard, zones, allowed)
+        let run = WholeRun::new(zones.iter(), allowed);
+        zones.iter().map(|case| hold(&"nightly".parse().unwrap(), guard, case, run)).collect()
     }
 
     fn held(guard: &Guard, zones: &[ZoneCase], allowed: Option<u64>) -> Vec<bool> {

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::policy::Policy;
-use crate::retention::guard::{self, FEW, Held, ListingDrop, ZoneCase};
+use crate::retention::guard::{self, FEW, Held, ListingDrop, WholeRun, ZoneCase};
 use crate::run::context::Runner;
 use crate::run::plan::ZonePlan;
 use crate::snapshot::SnapshotId;
@@ -131,28 +131,29 @@ fn hold(
 ) -> Vec<Result<GuardedPlan, String>> {
     let of_run = allowances.iter().filter(|allowance| allowance.zone.is_none());
     let of_run = of_run.map(|allowance| allowance.deletes).chain(by_caller).max();
-    let zone_cases: Vec<ZoneCase> = cases
-        .iter()
-        .flatten()
-        .map(|(plan, drop)| ZoneCase {
-            zone: plan.zone().clone(),
-            deletes: plan.plan.deletes,
-            good_deletes: plan.plan.good_deletes,
-            good: plan.plan.good,
-            drop: *drop,
-            clock: plan.listing.inventory.clock,
-            allowed: allowances
-                .iter()
-                .rfind(|allowance| allowance.zone.as_ref() == Some(plan.zone()))
-                .map(|allowance| allowance.deletes),
+    let cases: Vec<Result<(ZonePlan, ZoneCase), String>> = cases
+        .into_iter()
+        .map(|case| {
+            let (plan, drop) = case?;
+            let of_zone = allowances.iter().rfind(|allowance| allowance.zone.as_ref() == Some(plan.zone()));
+            let case = ZoneCase {
+                zone: plan.zone().clone(),
+                deletes: plan.plan.deletes,
+                good_deletes: plan.plan.good_deletes,
+                good: plan.plan.good,
+                drop,
+                clock: plan.listing.inventory.clock,
+                allowed: of_zone.map(|allowance| allowance.deletes),
+            };
+            Ok((plan, case))
         })
         .collect();
-    let mut all_held = guard::hold(&policy.name, &policy.guard, &zone_cases, of_run).into_iter();
+    let run = WholeRun::new(cases.iter().flatten().map(|(_, case)| case), of_run);
     let guarded = cases.into_iter().map(|case| {
-        let (plan, drop) = case?;
-        let held = all_held.next().flatten();
+        let (plan, case) = case?;
+        let held = guard::hold(&policy.name, &policy.guard, &case, run);
         // Blocked for another reason, the listing may be incomplete all the same.
-        let is_accepted = held.is_none() || !drop.exceeds(&policy.guard);
+        let is_accepted = held.is_none() || !case.drop.exceeds(&policy.guard);
         Ok(GuardedPlan { plan, held, is_accepted })
     });
     guarded.collect()

@@ -1,7 +1,7 @@
 //! Rules, their composition, and the numbered edge cases.
 
 use super::*;
-use crate::retention::guard::{ZoneCase, hold};
+use crate::retention::guard::{WholeRun, ZoneCase, hold};
 use crate::retention::verdict::CopyNeeded;
 
 fn nightly() -> Policy {
@@ -405,7 +405,8 @@ fn point_23_a_flood_of_newer_ones_is_met_by_keep_within_and_the_guard() {
         clock: crate::retention::inventory::ClockSkew::OnPaper,
         allowed: None,
     };
-    assert!(hold(&policy.name, &policy.guard, &[case], None)[0].is_some());
+    let run = WholeRun::new(std::iter::once(&case), None);
+    assert!(hold(&policy.name, &policy.guard, &case, run).is_some());
 }
 
 #[test]
