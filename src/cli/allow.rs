@@ -27,14 +27,13 @@ pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exi
         given_at: seams.clock.now(),
     };
     let replaced = state.allow(&*seams.clock, allowance.clone()).await?;
-    output.show(&allowance, |_| {
-        let Allow { policy, deletes, .. } = allow;
-        let place = allow.zone.as_ref().map_or_else(String::new, |zone| format!(" in zone {zone}"));
-        let most = counted(usize::try_from(*deletes).unwrap_or(usize::MAX), "deletion");
-        let before =
-            replaced.map_or_else(String::new, |before| format!(" (previously at most {})", before.deletes));
-        format!("the guard allows the next run of policy {policy}{place}, up to {most}{before}\n")
-    });
+    let Allow { policy, deletes, .. } = allow;
+    let place = allow.zone.as_ref().map_or_else(String::new, |zone| format!(" in zone {zone}"));
+    let most = counted(usize::try_from(*deletes).unwrap_or(usize::MAX), "deletion");
+    let before =
+        replaced.map_or_else(String::new, |before| format!(" (previously at most {})", before.deletes));
+    let text = || format!("the guard allows the next run of policy {policy}{place}, up to {most}{before}\n");
+    output.show(|| &allowance, text);
     Ok(Exit::Done)
 }
 

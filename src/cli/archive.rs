@@ -86,16 +86,17 @@ pub async fn show(
 ) -> Exit {
     let read = async |_: &_, archive: &Arc<Archive>| archive.catalogue().await.map_err(|error| chain(&error));
     let results = each(archives, names, "", output, read).await;
-    let json = json(&results, |catalogue| {
+    let fields = |catalogue: Option<&Catalogue>| {
         json!({
             "images": catalogue.map(|catalogue| images(catalogue, false)).unwrap_or_default(),
             "pruned": catalogue.map(|catalogue| images(catalogue, true)).unwrap_or_default(),
             "problems": catalogue.map(|catalogue| sentences(catalogue.problems())).unwrap_or_default(),
         })
-    });
-    output.show(&json, |_| {
-        results.iter().map(|(name, result)| render(name, result.as_ref().ok(), now, output)).collect()
-    });
+    };
+    output.show(
+        || json(&results, fields),
+        || results.iter().map(|(name, result)| render(name, result.as_ref().ok(), now, output)).collect(),
+    );
     exit_of(&results, |_| true)
 }
 
@@ -128,16 +129,17 @@ pub async fn verify(
         Ok(verified)
     };
     let results = each(&archives, names, "", output, work).await;
-    let json = json(&results, |verified| {
+    let fields = |verified: Option<&Verification>| {
         let copies = verified.iter().flat_map(|verified| &verified.copies);
         json!({
             "images": copies.map(|(copy, outcome)| verified_image(copy, outcome)).collect::<Value>(),
             "problems": verified.map(|verified| sentences(&verified.problems)).unwrap_or_default(),
         })
-    });
-    output.show(&json, |_| {
-        results.iter().map(|(name, result)| render_verified(name, result.as_ref().ok())).collect()
-    });
+    };
+    output.show(
+        || json(&results, fields),
+        || results.iter().map(|(name, result)| render_verified(name, result.as_ref().ok())).collect(),
+    );
     Ok(exit_of(&results, Verification::is_good))
 }
 
@@ -178,22 +180,21 @@ pub async fn prune(
         prune_one(&config, &seams, &pruner, dry_run).await
     };
     let results = each(&archives, names, "nothing is pruned: ", output, work).await;
-    let json = json(&results, |copies| {
+    let fields = |copies: Option<&Vec<PrunedCopy>>| {
         let copies = copies.into_iter().flatten().map(|PrunedCopy { facts, outcome, message }| {
             let StepFacts { zone, snapshot, rule, reasons, .. } = facts;
             json!({ "zone": zone, "snapshot": snapshot, "rule": rule, "reasons": reasons, "outcome": outcome, "message": message })
         });
         json!({ "dry_run": dry_run, "copies": copies.collect::<Value>() })
-    });
-    output.show(&json, |_| {
-        if results.is_empty() {
-            return "no archive has a retention: every copy is kept\n".to_owned();
-        }
-        let text = |(name, result): &(&ArchiveName, Result<Vec<PrunedCopy>, String>)| {
-            render_pruned(name, result.as_deref().unwrap_or_default(), dry_run, output)
-        };
-        results.iter().map(text).collect()
-    });
+    };
+    let text = |(name, result): &(&ArchiveName, Result<Vec<PrunedCopy>, String>)| {
+        render_pruned(name, result.as_deref().unwrap_or_default(), dry_run, output)
+    };
+    let none = "no archive has a retention: every copy is kept\n".to_owned();
+    output.show(
+        || json(&results, fields),
+        || if results.is_empty() { none } else { results.iter().map(text).collect() },
+    );
     let is_bad = |copy: &PrunedCopy| copy.outcome == Some(StepOutcome::Failed);
     Ok(exit_of(&results, |copies| !copies.iter().any(is_bad)))
 }

@@ -3,44 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Tone};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::config::sections::Config;
-use crate::exoscale::client::ZoneClient;
-use crate::exoscale::error::{ApiError, ErrorKind};
+use crate::exoscale::error::ErrorKind;
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
-use crate::policy::name::PolicyName;
-use crate::randomness::{Randomness, fresh_id};
+use crate::randomness::fresh_id;
 use crate::run::context::Runner;
 use crate::schedule::Schedule;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::{chain, counted, printable};
 
-#[derive(Serialize)]
-struct CheckOutput<'a> {
-    config: String,
-    policies: Vec<CheckedPolicy<'a>>,
-    /// The tests; `None` without `--online`.
-    online: Option<Vec<Tried>>,
-}
-
-#[derive(Serialize)]
-struct CheckedPolicy<'a> {
-    policy: &'a PolicyName,
-    enabled: bool,
-    schedule: Option<&'a str>,
-    next_run: Option<Timestamp>,
-    zones: &'a [ZoneName],
-    does: Vec<&'static str>,
-}
-
+/// A test of `--online`.
 #[derive(Serialize)]
 struct Tried {
     #[serde(rename = "where")]
@@ -57,6 +40,7 @@ struct Tried {
 pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
+    let now = seams.clock.now();
     let online = if online {
         let credentials = assemble::credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
@@ -64,92 +48,89 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     } else {
         None
     };
-    let failed = online.as_ref().is_some_and(|tried| tried.iter().any(|tried| tried.error.is_some()));
-    let checked = CheckOutput {
-        config: global.config.display().to_string(),
-        policies: config.policies.iter().map(|policy| checked(policy, seams.clock.now())).collect(),
-        online,
+    let policy = |policy: &Policy| {
+        json!({
+            "policy": policy.name,
+            "enabled": policy.enabled,
+            "schedule": policy.schedule.as_ref().map(Schedule::as_str),
+            "next_run": next_run(policy, now),
+            "zones": policy.zones,
+            "does": does(policy),
+        })
     };
-    output.show(&checked, |checked| render(checked, output));
+    let path = global.config.display().to_string();
+    output.show(
+        || json!({ "config": path, "policies": config.policies.iter().map(policy).collect::<Value>(), "online": online }),
+        || render(&path, &config.policies, online.as_deref(), now, output),
+    );
+    let failed = online.iter().flatten().any(|tried| tried.error.is_some());
     Ok(if failed { Exit::Failed } else { Exit::Done })
 }
 
-fn checked(policy: &Policy, now: Timestamp) -> CheckedPolicy<'_> {
+fn next_run(policy: &Policy, now: Timestamp) -> Option<Timestamp> {
+    policy.schedule.as_ref()?.next_after(now, &policy.time_zone)
+}
+
+fn does(policy: &Policy) -> Vec<&'static str> {
     let does = [
         (policy.create, "create"),
         (policy.export.is_some(), "export"),
         (policy.promote.is_some(), "promote"),
         (policy.retention.is_some(), "prune"),
     ];
-    CheckedPolicy {
-        policy: &policy.name,
-        enabled: policy.enabled,
-        schedule: policy.schedule.as_ref().map(Schedule::as_str),
-        next_run: policy.schedule.as_ref().and_then(|schedule| schedule.next_after(now, &policy.time_zone)),
-        zones: &policy.zones,
-        does: does.into_iter().filter_map(|(does, word)| does.then_some(word)).collect(),
-    }
+    does.into_iter().filter_map(|(does, word)| does.then_some(word)).collect()
 }
 
-fn render(checked: &CheckOutput<'_>, output: Output) -> String {
-    let mut text =
-        format!("{}: valid, {}\n", printable(&checked.config), counted(checked.policies.len(), "policy"));
-    let plain = |text: String| (text, Tone::Plain);
-    let rows = checked
-        .policies
-        .iter()
-        .map(|policy| {
-            let zones: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
-            let does = if policy.does.is_empty() { "list".to_owned() } else { policy.does.join(", ") };
-            vec![
-                plain(policy.policy.to_string()),
-                plain(if policy.enabled { "yes" } else { "no" }.to_owned()),
-                plain(policy.schedule.unwrap_or("(manual)").to_owned()),
-                plain(policy.next_run.map_or_else(|| "-".to_owned(), |next| next.to_string())),
-                plain(zones.join(", ")),
-                plain(does),
-            ]
-        })
-        .collect();
-    text.push_str(&output.table(&["POLICY", "ENABLED", "SCHEDULE", "NEXT DUE", "ZONES", "DOES"], rows));
-    if let Some(tried) = &checked.online {
-        let rows = tried
-            .iter()
-            .map(|tried| {
-                let (word, tone) = match &tried.error {
-                    None => ("ok".to_owned(), Tone::Good),
-                    Some(error) => (error.clone(), Tone::Bad),
-                };
-                vec![plain(tried.place.clone()), plain(tried.what.to_owned()), (word, tone)]
-            })
-            .collect();
+fn render(
+    path: &str,
+    policies: &[Policy],
+    online: Option<&[Tried]>,
+    now: Timestamp,
+    output: Output,
+) -> String {
+    let mut text = format!("{}: valid, {}\n", printable(path), counted(policies.len(), "policy"));
+    let row = |policy: &Policy| -> Row {
+        let zones: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
+        let does = does(policy);
+        vec![
+            plain(policy.name.to_string()),
+            plain(if policy.enabled { "yes" } else { "no" }),
+            plain(policy.schedule.as_ref().map_or("(manual)", Schedule::as_str)),
+            plain(next_run(policy, now).map_or_else(|| "-".to_owned(), |next| next.to_string())),
+            plain(zones.join(", ")),
+            plain(if does.is_empty() { "list".to_owned() } else { does.join(", ") }),
+        ]
+    };
+    let head = &["POLICY", "ENABLED", "SCHEDULE", "NEXT DUE", "ZONES", "DOES"];
+    text.push_str(&output.table(head, policies.iter().map(row).collect()));
+    if let Some(tried) = online {
+        let row = |tried: &Tried| -> Row {
+            let result = match &tried.error {
+                None => ("ok".to_owned(), Tone::Good),
+                Some(error) => (error.clone(), Tone::Bad),
+            };
+            vec![plain(&tried.place), plain(tried.what), result]
+        };
+        let table = output.table(&["WHERE", "WHAT", "RESULT"], tried.iter().map(row).collect());
         // Writing to a String cannot fail.
-        let _ = write!(text, "\n{}", output.table(&["WHERE", "WHAT", "RESULT"], rows));
+        let _ = write!(text, "\n{table}");
     }
     text
 }
 
 /// Tests everything that the enabled policies need, in every zone and archive that they name.
 async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
-    let mut needs: BTreeMap<&ZoneName, BTreeSet<Need>> = BTreeMap::new();
+    let mut zones: BTreeMap<&ZoneName, Vec<&Policy>> = BTreeMap::new();
     let mut archives = BTreeSet::new();
     for policy in config.policies.iter().filter(|policy| policy.enabled) {
         archives.extend(policy.export.iter().flat_map(|export| &export.archives));
         for zone in &policy.zones {
-            needs.entry(zone).or_default().extend(needs_of(policy));
+            zones.entry(zone).or_default().push(policy);
         }
     }
     let mut tried = Vec::new();
-    for (zone, needs) in needs {
-        let client = runner.client.zone(zone);
-        for need in needs {
-            let error = need.attempt(&client, &*runner.randomness, runner.clock.now()).await;
-            tried.push(Tried {
-                place: format!("zone {zone}"),
-                what: need.operation(),
-                error: error.err().map(|error| chain(&error)),
-            });
-        }
+    for (zone, policies) in zones {
+        tried.extend(try_zone(runner, zone, &policies).await);
     }
     if config.policies.iter().any(|policy| policy.enabled && policy.select.is_in_doubt()) {
         let error = runner.metadata.this_machine().await.err().map(|error| chain(&error));
@@ -165,93 +146,43 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
     tried
 }
 
-/// A permission that a policy needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Need {
-    ListSnapshots,
-    ListInstances,
-    GetSnapshot,
-    GetQuota,
-    CreateSnapshot,
-    DeleteSnapshot,
-    ExportSnapshot,
-    ListTemplates,
-    GetTemplate,
-    PromoteSnapshot,
-    DeleteTemplate,
-}
-
-fn needs_of(policy: &Policy) -> Vec<Need> {
-    let mut needs = vec![Need::ListSnapshots, Need::ListInstances];
-    if policy.create {
-        needs.extend([Need::CreateSnapshot, Need::GetSnapshot, Need::GetQuota]);
+/// Tests each operation that the policies need in a zone, by the API's name of it, as a role's policy spells it.
+///
+/// Operations that change something are tested with a new random id that does not exist: "not found" means that they are
+/// permitted, and nothing can be changed.
+async fn try_zone(runner: &Runner, zone: &ZoneName, policies: &[&Policy]) -> Vec<Tried> {
+    let any = |needs: fn(&Policy) -> bool| policies.iter().any(|policy| needs(policy));
+    let creates = any(|policy| policy.create);
+    let prunes = any(|policy| policy.retention.is_some());
+    let exports = any(|policy| policy.export.is_some());
+    let promotes = any(|policy| policy.promote.is_some());
+    let prunes_templates =
+        any(|policy| policy.promote.as_ref().is_some_and(|promote| promote.keep.is_some()));
+    let nothing: Uuid = fresh_id(&*runner.randomness, runner.clock.now());
+    let (snapshot, template) = (SnapshotId(nothing), TemplateId(nothing));
+    let request = PromoteRequest { name: "snapwarden check".to_owned(), ..PromoteRequest::default() };
+    let client = runner.client.zone(zone);
+    let attempts = [
+        (true, "list-snapshots", client.list_snapshots().map_ok(drop).boxed()),
+        (true, "list-instances", client.list_instances().map_ok(drop).boxed()),
+        (creates || prunes || exports, "get-snapshot", client.get_snapshot(snapshot).map_ok(drop).boxed()),
+        (creates, "get-quota", client.get_quota("snapshot").map_ok(drop).boxed()),
+        (creates, "create-snapshot", client.create_snapshot(InstanceId(nothing)).map_ok(drop).boxed()),
+        (prunes, "delete-snapshot", client.delete_snapshot(snapshot).map_ok(drop).boxed()),
+        (exports, "export-snapshot", client.export_snapshot(snapshot).map_ok(drop).boxed()),
+        (promotes, "list-templates", client.list_templates().map_ok(drop).boxed()),
+        (exports, "get-template", client.get_template(template).map_ok(drop).boxed()),
+        (
+            promotes,
+            "promote-snapshot-to-template",
+            client.promote_snapshot(snapshot, &request).map_ok(drop).boxed(),
+        ),
+        (prunes_templates, "delete-template", client.delete_template(template).map_ok(drop).boxed()),
+    ];
+    let mut tried = Vec::new();
+    for (_, what, attempt) in attempts.into_iter().filter(|(is_needed, ..)| *is_needed) {
+        let error = attempt.await.err().filter(|error| error.kind() != ErrorKind::NotFound);
+        tried.push(Tried { place: format!("zone {zone}"), what, error: error.map(|error| chain(&error)) });
     }
-    if policy.retention.is_some() {
-        needs.extend([Need::GetSnapshot, Need::DeleteSnapshot]);
-    }
-    if policy.export.is_some() {
-        needs.extend([Need::GetSnapshot, Need::ExportSnapshot, Need::GetTemplate]);
-    }
-    if let Some(promote) = &policy.promote {
-        needs.extend([Need::ListTemplates, Need::PromoteSnapshot]);
-        needs.extend(promote.keep.map(|_| Need::DeleteTemplate));
-    }
-    needs
-}
-
-impl Need {
-    /// The API's name of it, as a role's policy spells it.
-    fn operation(self) -> &'static str {
-        match self {
-            Self::ListSnapshots => "list-snapshots",
-            Self::ListInstances => "list-instances",
-            Self::GetSnapshot => "get-snapshot",
-            Self::GetQuota => "get-quota",
-            Self::CreateSnapshot => "create-snapshot",
-            Self::DeleteSnapshot => "delete-snapshot",
-            Self::ExportSnapshot => "export-snapshot",
-            Self::ListTemplates => "list-templates",
-            Self::GetTemplate => "get-template",
-            Self::PromoteSnapshot => "promote-snapshot-to-template",
-            Self::DeleteTemplate => "delete-template",
-        }
-    }
-
-    /// Tests it. Operations that change something are tested with a new random id that does not exist: "not found"
-    /// means that they are permitted, and nothing can be changed.
-    async fn attempt(
-        self,
-        client: &ZoneClient,
-        randomness: &dyn Randomness,
-        now: Timestamp,
-    ) -> Result<(), ApiError> {
-        let nothing: Uuid = fresh_id(randomness, now);
-        let (snapshot, template) = (SnapshotId(nothing), TemplateId(nothing));
-        let tried = match self {
-            Self::ListSnapshots => client.list_snapshots().await.map(drop),
-            Self::ListInstances => client.list_instances().await.map(drop),
-            Self::GetSnapshot => client.get_snapshot(snapshot).await.map(drop),
-            Self::GetQuota => client.get_quota("snapshot").await.map(drop),
-            Self::CreateSnapshot => client.create_snapshot(InstanceId(nothing)).await.map(drop),
-            Self::DeleteSnapshot => client.delete_snapshot(snapshot).await.map(drop),
-            Self::ExportSnapshot => client.export_snapshot(snapshot).await.map(drop),
-            Self::ListTemplates => client.list_templates().await.map(drop),
-            Self::GetTemplate => client.get_template(template).await.map(drop),
-            Self::PromoteSnapshot => {
-                let request = PromoteRequest {
-                    name: "snapwarden check".to_owned(),
-                    description: None,
-                    default_user: None,
-                    password_enabled: None,
-                    ssh_key_enabled: None,
-                };
-                client.promote_snapshot(snapshot, &request).await.map(drop)
-            }
-            Self::DeleteTemplate => client.delete_template(template).await.map(drop),
-        };
-        match tried {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
+    tried
 }

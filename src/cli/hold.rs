@@ -25,10 +25,8 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let new = Hold { snapshot: hold.snapshot, until: hold.until, reason: hold.reason.clone(), since: now };
     let replaced = state.hold(&*seams.clock, new.clone()).await?;
-    output.show(&new, |new| {
-        let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
-        format!("snapshot {} is on hold {}{before}\n", new.snapshot, terms(new))
-    });
+    let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
+    output.show(|| &new, || format!("snapshot {} is on hold {}{before}\n", new.snapshot, terms(&new)));
     Ok(Exit::Done)
 }
 
@@ -41,12 +39,13 @@ pub async fn unhold(global: &Global, snapshot: SnapshotId, output: Output) -> Re
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let was = state.unhold(&*seams.clock, snapshot).await?;
-    output.show(&json!({ "snapshot": snapshot, "was_held": was.is_some() }), |_| match was {
-        Some(was) => format!("snapshot {snapshot} is no longer on hold (previously {})\n", terms(&was)),
+    let text = match &was {
+        Some(was) => format!("snapshot {snapshot} is no longer on hold (previously {})\n", terms(was)),
         None => format!(
             "snapshot {snapshot} was not on hold, so nothing changed; `snapwarden holds` lists the holds\n"
         ),
-    });
+    };
+    output.show(|| json!({ "snapshot": snapshot, "was_held": was.is_some() }), || text);
     Ok(Exit::Done)
 }
 
@@ -61,12 +60,10 @@ pub async fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
     let mut holds = state.holds().await?.holds;
     let now = seams.clock.now();
     holds.retain(|hold| hold.counts_at(now));
-    output.show(&holds, |holds| {
-        if holds.is_empty() {
-            return "no snapshot is on hold\n".to_owned();
-        }
-        output.table(&["SNAPSHOT", "SINCE", "UNTIL", "REASON"], holds.iter().map(row).collect())
-    });
+    let head = &["SNAPSHOT", "SINCE", "UNTIL", "REASON"];
+    let rows: Vec<Row> = holds.iter().map(row).collect();
+    let none = "no snapshot is on hold\n".to_owned();
+    output.show(|| &holds, || if rows.is_empty() { none } else { output.table(head, rows) });
     Ok(Exit::Done)
 }
 

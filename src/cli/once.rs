@@ -41,7 +41,7 @@ pub async fn once(
     runner.downloads = progress.downloads();
     let options = RunOptions { allow_deletes, slot: None, stop: stop_on_signal()? };
     let (exit, reports) = run_all(&runner, &policies, &options, output, progress).await;
-    output.show(&reports, |reports| reports.iter().map(|report| render(report, output)).collect());
+    output.show(|| &reports, || reports.iter().map(|report| render(report, output)).collect());
     Ok(exit)
 }
 

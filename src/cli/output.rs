@@ -100,9 +100,9 @@ impl Output {
         }
     }
 
-    /// Prints a command's data: as JSON, or as the text that `text` makes of it.
-    pub fn show<T: Serialize>(self, data: &T, text: impl FnOnce(&T) -> String) {
-        if self.is_json() { self.print_json(data) } else { self.print(&text(data)) }
+    /// Prints a command's data: as JSON or as text. Only the one that is printed is made.
+    pub fn show<T: Serialize>(self, json: impl FnOnce() -> T, text: impl FnOnce() -> String) {
+        if self.is_json() { self.print_json(&json()) } else { self.print(&text()) }
     }
 
     /// Prints a message to stderr. Lines stay lines; other characters that could affect a terminal are escaped.
@@ -124,7 +124,7 @@ impl Output {
     }
 
     /// A table with an optional head, as wide as its contents, but not wider than the terminal.
-    pub fn table(self, head: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
+    pub fn table(self, head: &[&str], rows: Vec<Row>) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         if !head.is_empty() {
@@ -162,7 +162,7 @@ impl Output {
     }
 
     /// A table indented by two columns, without the names of snapshots where they do not fit.
-    pub fn indented_table(self, head: &[&str], mut rows: Vec<Vec<(String, Tone)>>) -> String {
+    pub fn indented_table(self, head: &[&str], mut rows: Vec<Row>) -> String {
         let mut head = head.to_vec();
         let is_narrow = self.width().is_some_and(|width| width < NAMES_MIN_WIDTH);
         if let Some(names) = head.iter().position(|word| *word == "SNAPSHOT").filter(|_| is_narrow) {
@@ -181,7 +181,7 @@ impl Output {
 
     /// A word, and beside it a text that stays in its own column.
     pub fn note(self, word: &str, tone: Tone, text: &str) -> String {
-        self.indented_table(&[], vec![vec![(word.to_owned(), tone), (text.to_owned(), Tone::Plain)]])
+        self.indented_table(&[], vec![vec![(word.to_owned(), tone), plain(text)]])
     }
 }
 

@@ -11,8 +11,7 @@ use crate::cli::args::{Global, Plan};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::cli::plan::candidate::CandidateOutput;
-use crate::cli::plan::decisions::{PlanOutput, PolicyInZone};
+use crate::cli::plan::decisions::PolicyInZone;
 use crate::cli::plan::files::{Files, check_files, inventories};
 use crate::config::sections::Config;
 use crate::policy::Policy;
@@ -38,13 +37,8 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         check_files(&policies, &plan.instances)?;
         let all = planner.plan(&config, &policies, plan.at).await?;
         let exit = complain("", &all, output);
-        output.show(&PlanOutput::new(at, &all), |_| {
-            table::render(
-                all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?))),
-                at,
-                output,
-            )
-        });
+        let plans = all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?)));
+        output.show(|| decisions::json(at, &all), || table::render(plans, at, output));
         return Ok(exit);
     };
     let candidate = assemble::configuration_at(candidate)?;
@@ -60,7 +54,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
     let then = planner.plan(&candidate, &then, Some(at)).await?;
     let exit = complain("now: ", &now, output).worse(complain("candidate: ", &then, output));
     let differences = candidate::differences(&now, &then);
-    output.show(&CandidateOutput::new(at, &differences), |_| candidate::render(&differences, at, output));
+    output.show(|| candidate::json(at, &differences), || candidate::render(&differences, at, output));
     Ok(exit)
 }
 

@@ -38,9 +38,7 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
     let request = PromoteRequest {
         name: promote.name.clone(),
         description: promote.description.clone(),
-        default_user: None,
-        password_enabled: None,
-        ssh_key_enabled: None,
+        ..PromoteRequest::default()
     };
     let step = promote_manually(&runner, &promote.zone, promote.snapshot, &request)
         .await
@@ -49,15 +47,11 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
         let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
         return Err(Refusal::failed(format!("promote snapshot {}: {why}", promote.snapshot)));
     }
-    let json = json!({
-        "zone": promote.zone,
-        "snapshot_id": promote.snapshot,
-        "template_id": step.facts.template_id,
-        "template_name": promote.name,
-    });
-    output.show(&json, |_| {
-        let template = described(step.facts.template_id, &promote.name);
-        format!("{template} in zone {}\n", promote.zone)
-    });
+    let template_id = step.facts.template_id;
+    let Promote { snapshot, zone, name, .. } = promote;
+    output.show(
+        || json!({ "zone": zone, "snapshot_id": snapshot, "template_id": template_id, "template_name": name }),
+        || format!("{} in zone {zone}\n", described(template_id, name)),
+    );
     Ok(Exit::Done)
 }

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::archive::backend::Archive;
 use crate::archive::copy_reader::CopyReader;
@@ -14,69 +13,42 @@ use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::cli::promote::check_template_name;
+use crate::cli::promote::{check_template_name, described};
 use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
 use crate::policy::name::ArchiveName;
 use crate::restore::copy::{Destination, Restored, copy_first_good};
 use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
 use crate::restore::template::{NewTemplate, to_template};
-use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::TemplateId;
 use crate::state::audit::StepOutcome;
 use crate::text::printable;
 
-#[derive(Serialize)]
-struct RestoreOutput {
-    snapshot_id: SnapshotId,
-    instance_id: InstanceId,
-    instance_name: Option<String>,
-    created_at: Timestamp,
-    archive: ArchiveName,
-    #[serde(flatten)]
-    made: Made,
-    /// Why other copies were not used, each a sentence.
-    passed_over: Vec<String>,
+/// What was restored, for programs; `made` are the fields of the file or the template.
+fn json(manifest: &Manifest, archive: &ArchiveName, passed_over: &[String], made: Value) -> Value {
+    let mut json = json!({
+        "snapshot_id": manifest.snapshot.id,
+        "instance_id": manifest.instance.id,
+        "instance_name": manifest.instance.name,
+        "created_at": manifest.snapshot.created_at,
+        "archive": archive,
+        // Why other copies were not used, each a sentence.
+        "passed_over": passed_over,
+    });
+    if let (Value::Object(json), Value::Object(made)) = (&mut json, made) {
+        json.extend(made);
+    }
+    json
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Made {
-    File { file: String, bytes: u64, md5: String },
-    Template { zone: ZoneName, template_id: Option<TemplateId>, template_name: String, next: String },
-}
-
-impl RestoreOutput {
-    fn new(manifest: &Manifest, archive: &ArchiveName, made: Made, passed_over: Vec<String>) -> Self {
-        Self {
-            snapshot_id: manifest.snapshot.id,
-            instance_id: manifest.instance.id,
-            instance_name: manifest.instance.name.clone(),
-            created_at: manifest.snapshot.created_at,
-            archive: archive.clone(),
-            made,
-            passed_over,
-        }
-    }
-
-    fn text(&self) -> String {
-        let instance = match &self.instance_name {
-            Some(name) => format!("instance {} ({})", printable(name), self.instance_id),
-            None => format!("instance {}", self.instance_id),
-        };
-        let snapshot = format!("snapshot {} of {instance}, taken {}", self.snapshot_id, self.created_at);
-        match &self.made {
-            Made::File { file, bytes, md5 } => format!(
-                "{}: {snapshot}, from archive {}: {bytes} bytes, MD5 {md5} verified\n",
-                printable(file),
-                self.archive
-            ),
-            Made::Template { zone, template_id, template_name, next } => format!(
-                "template {} ({}) in zone {zone}: {snapshot}\nto start an instance from it:\n  {next}\n",
-                template_id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string()),
-                printable(template_name)
-            ),
-        }
-    }
+/// The snapshot of a copy, for people.
+fn snapshot(manifest: &Manifest) -> String {
+    let Manifest { snapshot, instance, .. } = manifest;
+    let instance = match &instance.name {
+        Some(name) => format!("instance {} ({})", printable(name), instance.id),
+        None => format!("instance {}", instance.id),
+    };
+    format!("snapshot {} of {instance}, taken {}", snapshot.id, snapshot.created_at)
 }
 
 /// Restores a copy.
@@ -108,29 +80,34 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
     for unreadable in index.unreadable() {
         output.complain(&unreadable);
     }
-    let restored = match (template, &restore.to) {
+    match (template, &restore.to) {
         (Some((template, credentials)), _) => {
             let runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
-            let step = to_template(&runner, &copies, &template).await;
-            let step = step?;
+            let step = to_template(&runner, &copies, &template).await?;
             if step.outcome != StepOutcome::Done {
                 let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
                 return Err(Refusal::failed(format!("restore to a template: {why}")));
             }
             let Some(ArchivedCopy { archive, copy }) = copies.first() else { return Ok(Exit::Failed) };
-            let next = start_command(&copy.manifest, &template, step.facts.template_id);
+            let (manifest, id) = (&copy.manifest, step.facts.template_id);
             let archive = step.facts.archive.as_ref().unwrap_or(archive.name());
-            let NewTemplate { zone, name: template_name, .. } = template;
-            let made = Made::Template { zone, template_id: step.facts.template_id, template_name, next };
-            RestoreOutput::new(&copy.manifest, archive, made, Vec::new())
+            let next = start_command(manifest, &template, id);
+            let NewTemplate { zone, name, .. } = &template;
+            let made = json!({ "zone": zone, "template_id": id, "template_name": name, "next": next });
+            output.show(
+                || json(manifest, archive, &[], made),
+                || {
+                    let (template, snapshot) = (described(id, name), snapshot(manifest));
+                    format!(
+                        "{template} in zone {zone}: {snapshot}\nto start an instance from it:\n  {next}\n"
+                    )
+                },
+            );
+            Ok(Exit::Done)
         }
-        (None, Some(file)) => to_file(&copies, file, &seams).await?,
-        (None, None) => {
-            return Err(Refusal::usage("give a destination: `--to FILE` or `--to-template NAME`"));
-        }
-    };
-    output.show(&restored, RestoreOutput::text);
-    Ok(Exit::Done)
+        (None, Some(file)) => to_file(&copies, file, &seams, output).await,
+        (None, None) => Err(Refusal::usage("give a destination: `--to FILE` or `--to-template NAME`")),
+    }
 }
 
 /// Reads the archives of the configuration, or the one that is named. An archive without credentials is removed from
@@ -165,7 +142,12 @@ async fn read_archives(
     Ok(index)
 }
 
-async fn to_file(copies: &[ArchivedCopy], file: &Path, seams: &Seams) -> Result<RestoreOutput, Refusal> {
+async fn to_file(
+    copies: &[ArchivedCopy],
+    file: &Path,
+    seams: &Seams,
+    output: Output,
+) -> Result<Exit, Refusal> {
     let mut stop = StopSignals::install()?;
     let hashers = Hashers::default();
     let reader = CopyReader { clock: &*seams.clock, randomness: &*seams.randomness, hashers: &hashers };
@@ -178,13 +160,23 @@ async fn to_file(copies: &[ArchivedCopy], file: &Path, seams: &Seams) -> Result<
         }
     };
     let Restored { used, passed_over } = restored?;
-    let manifest = &used.copy.manifest;
-    let made = Made::File {
-        file: file.display().to_string(),
-        bytes: manifest.image.bytes,
-        md5: manifest.image.md5.to_string(),
-    };
-    Ok(RestoreOutput::new(manifest, used.archive.name(), made, passed_over))
+    let (manifest, archive, file) = (&used.copy.manifest, used.archive.name(), file.display().to_string());
+    let (bytes, md5) = (manifest.image.bytes, manifest.image.md5);
+    output.show(
+        || {
+            json(
+                manifest,
+                archive,
+                &passed_over,
+                json!({ "file": file, "bytes": bytes, "md5": md5.to_string() }),
+            )
+        },
+        || {
+            let (file, snapshot) = (printable(&file), snapshot(manifest));
+            format!("{file}: {snapshot}, from archive {archive}: {bytes} bytes, MD5 {md5} verified\n")
+        },
+    );
+    Ok(Exit::Done)
 }
 
 /// The command that starts an instance from the template. It is meant to be pasted into a shell, so it contains no text

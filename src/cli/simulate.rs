@@ -5,16 +5,15 @@ use std::fmt::Write as _;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cli::args::{Global, Simulate, Start, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::output::{Output, plain, to_the_second};
 use crate::cli::plan::files::{Files, inventories};
 use crate::config::sections::Config;
 use crate::picture::svg::{self, Curve, Picture, Row};
-use crate::policy::name::PolicyName;
 use crate::policy::span::Span;
 use crate::policy::{Policy, Retention};
 use crate::retention::inventory::{Copies, Inventory};
@@ -22,7 +21,7 @@ use crate::retention::simulate::{self, Forecast, Lifetime, Moment, Simulation, S
 use crate::retention::verdict::Rule;
 use crate::run::list::{Catalogues, complete, list};
 use crate::run::self_instance;
-use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::{counted, excerpt, printable};
 
 /// The disk size of an imagined instance.
@@ -79,12 +78,10 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
         (None, false) => Some(listed(&config, policy, &zone, &seams).await?),
     };
     let simulated = simulated(&config, policy, zone, found, from, until)?;
-    if output.is_json() {
-        output.print_json(&json(&simulated));
-    } else if output.is_svg() {
+    if output.is_svg() {
         output.print(&picture(&simulated, &simulate.length));
     } else {
-        output.print(&render(&simulated, output));
+        output.show(|| json(&simulated), || render(&simulated, output));
     }
     Ok(Exit::Done)
 }
@@ -182,59 +179,35 @@ fn simulated<'a>(
     Ok(Simulated { policy, zone, from, until, forecast, names, notes })
 }
 
-#[derive(Serialize)]
-struct JsonForecast<'a> {
-    policy: &'a PolicyName,
-    zone: &'a ZoneName,
-    from: Timestamp,
-    to: Timestamp,
-    ticks: usize,
-    samples: &'a [Moment],
-    snapshots: Vec<JsonLife<'a>>,
-    max_held: usize,
-    max_storage_gib: u64,
-    final_held: usize,
-    notes: &'a [String],
-}
-
-#[derive(Serialize)]
-struct JsonLife<'a> {
-    /// None for one that will be taken.
-    id: Option<SnapshotId>,
-    name: &'a str,
-    instance_id: Option<InstanceId>,
-    instance_name: Option<&'a str>,
-    size_gib: Option<u64>,
-    born: Timestamp,
-    died: Option<Timestamp>,
-    held_by: Vec<&'static str>,
-}
-
-fn json<'a>(simulated: &'a Simulated<'a>) -> JsonForecast<'a> {
+fn json(simulated: &Simulated<'_>) -> Value {
     let forecast = &simulated.forecast;
-    let life = |life: &'a Lifetime| JsonLife {
-        id: Some(life.snapshot.id).filter(|_| !life.is_new),
-        name: &life.snapshot.name,
-        instance_id: life.snapshot.instance_id,
-        instance_name: life.snapshot.instance_id.and_then(|id| simulated.names.get(&id)).map(|name| &**name),
-        size_gib: life.snapshot.size_gib,
-        born: life.snapshot.created_at,
-        died: life.deleted_at,
-        held_by: life.holders().into_iter().map(Rule::as_str).collect(),
+    let life = |life: &Lifetime| {
+        let snapshot = &life.snapshot;
+        json!({
+            // None for one that will be taken.
+            "id": Some(snapshot.id).filter(|_| !life.is_new),
+            "name": snapshot.name,
+            "instance_id": snapshot.instance_id,
+            "instance_name": snapshot.instance_id.and_then(|id| simulated.names.get(&id)),
+            "size_gib": snapshot.size_gib,
+            "born": snapshot.created_at,
+            "died": life.deleted_at,
+            "held_by": life.holders().into_iter().map(Rule::as_str).collect::<Value>(),
+        })
     };
-    JsonForecast {
-        policy: &simulated.policy.name,
-        zone: &simulated.zone,
-        from: simulated.from,
-        to: simulated.until,
-        ticks: simulated.runs(),
-        samples: &forecast.moments,
-        snapshots: forecast.lifetimes.iter().map(life).collect(),
-        max_held: forecast.count_max,
-        max_storage_gib: forecast.storage_gib_max,
-        final_held: forecast.moments.last().map_or(0, |moment| moment.held),
-        notes: &simulated.notes,
-    }
+    json!({
+        "policy": simulated.policy.name,
+        "zone": simulated.zone,
+        "from": simulated.from,
+        "to": simulated.until,
+        "ticks": simulated.runs(),
+        "samples": forecast.moments,
+        "snapshots": forecast.lifetimes.iter().map(life).collect::<Value>(),
+        "max_held": forecast.count_max,
+        "max_storage_gib": forecast.storage_gib_max,
+        "final_held": forecast.moments.last().map_or(0, |moment| moment.held),
+        "notes": simulated.notes,
+    })
 }
 
 impl Simulated<'_> {
@@ -266,7 +239,6 @@ fn render(simulated: &Simulated<'_>, output: Output) -> String {
         counted(simulated.runs(), "run"),
         simulated.schedule()
     );
-    let plain = |text: String| (text, Tone::Plain);
     let instant =
         |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| to_the_second(at).to_string());
     let table = |text: &mut String, head: &[&str], rows| {
@@ -404,7 +376,7 @@ fn picture(simulated: &Simulated<'_>, ahead: &Span) -> String {
     let (instance, lives) = most.unwrap_or_default();
     let mut whose = match (name_of(instance), instance) {
         (Some(name), _) => format!("instance {}", excerpt(name, 40)),
-        (None, Some(id)) => format!("instance {id}, not listed any more"),
+        (None, Some(id)) => format!("instance {id}, no longer listed"),
         (None, None) => "no instance".to_owned(),
     };
     if instances > 1 {

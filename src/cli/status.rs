@@ -41,7 +41,7 @@ pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
     };
     let json: Value = serde_json::from_slice(&answer).map_err(strange)?;
     let status: Status = serde_json::from_slice(&answer).map_err(strange)?;
-    output.show(&json, |_| render(&status, output));
+    output.show(|| &json, || render(&status, output));
     let attention = attention(&status);
     for line in &attention {
         output.complain(line);

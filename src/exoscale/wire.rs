@@ -162,7 +162,7 @@ pub enum Deleted {
 }
 
 /// The body of a promotion; `None` leaves a value to the platform.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PromoteRequest {
     /// The template's name, 1 to 255 characters.

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cli::once::plan_sums;
-use crate::cli::output::{Output, Tone, to_the_second};
-use crate::cli::plan::decisions::{DecisionOutput, PolicyInZone, SnapshotOutput, decided};
+use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::plan::decisions::{PolicyInZone, decided, decision_json, snapshot_json};
 use crate::cli::plan::table::{age, called, shown, taken, title, why};
 use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
@@ -21,24 +21,10 @@ use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::counted;
 
-/// The change of a policy in a zone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Change {
-    /// Both configurations have it.
-    Changed,
-    /// Only the candidate has it.
-    New,
-    /// Only the current configuration has it.
-    #[serde(rename = "gone")]
-    Removed,
-}
-
-/// The differences for a policy in a zone.
+/// The differences for a policy in a zone; a configuration without it has no plan.
 pub(super) struct Difference<'a> {
     policy: &'a PolicyName,
     zone: &'a ZoneName,
-    change: Change,
     now: Option<&'a Preview>,
     candidate: Option<&'a Preview>,
     pairs: Vec<Pair<'a>>,
@@ -53,19 +39,10 @@ struct Pair<'a> {
     candidate: Option<&'a Decision>,
 }
 
-/// A snapshot that the run will create has no id yet: its instance identifies it.
-#[derive(PartialEq, Eq, Hash)]
-enum Key {
-    There(SnapshotId),
-    Coming(Option<InstanceId>),
-}
-
-fn key(planned: &Preview, snapshot: &Snapshot) -> Key {
-    if planned.listing.inventory.coming.contains(&snapshot.id) {
-        Key::Coming(snapshot.instance_id)
-    } else {
-        Key::There(snapshot.id)
-    }
+/// Identifies a snapshot in both plans. One that the run will create has no id yet: its instance identifies it.
+fn key(planned: &Preview, snapshot: &Snapshot) -> (Option<SnapshotId>, Option<InstanceId>) {
+    let is_coming = planned.listing.inventory.coming.contains(&snapshot.id);
+    if is_coming { (None, snapshot.instance_id) } else { (Some(snapshot.id), None) }
 }
 
 /// The differences, in the order of the current configuration, then of the candidate. A zone that could not be planned
@@ -79,19 +56,14 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
     let mut differences = Vec::new();
     for (now, candidate) in pairs {
         let Some(PolicyInZone { name, zone, .. }) = now.or(candidate) else { continue };
-        let change = match (now, candidate) {
-            (Some(_), None) => Change::Removed,
-            (None, _) => Change::New,
-            (Some(_), Some(_)) => Change::Changed,
-        };
         let planned = |side: Option<&'a PolicyInZone>| side.map(|side| side.planned.as_ref().ok());
         let (now, candidate) = match (planned(now), planned(candidate)) {
             (Some(None), _) | (_, Some(None)) => continue,
             (now, candidate) => (now.flatten(), candidate.flatten()),
         };
         let pairs = pairs_of(now, candidate);
-        if change != Change::Changed || !pairs.is_empty() {
-            differences.push(Difference { policy: name, zone, change, now, candidate, pairs });
+        if now.is_none() || candidate.is_none() || !pairs.is_empty() {
+            differences.push(Difference { policy: name, zone, now, candidate, pairs });
         }
     }
     differences
@@ -99,7 +71,7 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
 
 /// The snapshots with different verdicts, by instance, newest first.
 fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec<Pair<'a>> {
-    let mut others: HashMap<Key, &Decision> = candidate.map_or_else(HashMap::new, |planned| {
+    let mut others: HashMap<_, &Decision> = candidate.map_or_else(HashMap::new, |planned| {
         decided(planned).map(|(decision, snapshot)| (key(planned, snapshot), decision)).collect()
     });
     let mut pairs: Vec<Pair<'a>> = Vec::new();
@@ -132,45 +104,25 @@ fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec
     pairs
 }
 
-#[derive(Serialize)]
-pub(super) struct CandidateOutput<'a> {
-    at: Timestamp,
-    policies: Vec<DifferenceOutput<'a>>,
-}
-
-#[derive(Serialize)]
-struct DifferenceOutput<'a> {
-    policy: &'a PolicyName,
-    zone: &'a ZoneName,
-    change: Change,
-    changes: Vec<ChangeOutput<'a>>,
-}
-
-#[derive(Serialize)]
-struct ChangeOutput<'a> {
-    snapshot: SnapshotOutput<'a>,
-    now: Option<DecisionOutput>,
-    candidate: Option<DecisionOutput>,
-}
-
-impl<'a> CandidateOutput<'a> {
-    pub(super) fn new(at: Timestamp, differences: &'a [Difference<'a>]) -> Self {
-        let policies = differences.iter().map(|difference| DifferenceOutput {
-            policy: difference.policy,
-            zone: difference.zone,
-            change: difference.change,
-            changes: difference
-                .pairs
-                .iter()
-                .map(|pair| ChangeOutput {
-                    snapshot: SnapshotOutput::new(pair.planned, pair.snapshot),
-                    now: pair.now.map(DecisionOutput::new),
-                    candidate: pair.candidate.map(DecisionOutput::new),
-                })
-                .collect(),
-        });
-        Self { at, policies: policies.collect() }
-    }
+/// The differences for programs.
+pub(super) fn json(at: Timestamp, differences: &[Difference<'_>]) -> Value {
+    let change = |pair: &Pair<'_>| {
+        json!({
+            "snapshot": snapshot_json(pair.planned, pair.snapshot),
+            "now": pair.now.map(decision_json),
+            "candidate": pair.candidate.map(decision_json),
+        })
+    };
+    let policies = differences.iter().map(|Difference { policy, zone, now, candidate, pairs }| {
+        let word = match (now, candidate) {
+            (Some(_), None) => "gone",
+            (None, _) => "new",
+            (Some(_), Some(_)) => "changed",
+        };
+        let changes = pairs.iter().map(change).collect::<Value>();
+        json!({ "policy": policy, "zone": zone, "change": word, "changes": changes })
+    });
+    json!({ "at": at, "policies": policies.collect::<Value>() })
 }
 
 /// The differences as text.
@@ -178,15 +130,14 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
     let mut text = format!("changes by the candidate, as of {}\n", to_the_second(at));
     let (mut more, mut fewer) = (0, 0);
     for difference in differences {
-        let Difference { policy, zone, change, now, candidate, pairs } = difference;
-        // Writing to a String cannot fail.
-        let _ = match change {
-            Change::Changed => writeln!(text, "\npolicy {policy}, zone {zone}"),
-            Change::New => writeln!(text, "\npolicy {policy}, zone {zone}: NEW"),
-            Change::Removed => {
-                writeln!(text, "\npolicy {policy}, zone {zone}: REMOVED, no longer applied")
-            }
+        let Difference { policy, zone, now, candidate, pairs } = difference;
+        let change = match (now, candidate) {
+            (Some(_), None) => ": REMOVED, no longer applied",
+            (None, _) => ": NEW",
+            (Some(_), Some(_)) => "",
         };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "\npolicy {policy}, zone {zone}{change}");
         for group in pairs.chunk_by(|one, next| one.snapshot.instance_id == next.snapshot.instance_id) {
             let Some(first) = group.first() else { continue };
             let _ = writeln!(text, "\n  {}", title(first.planned, first.snapshot));
@@ -206,8 +157,7 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
         let sides = [("now:", now), ("candidate:", candidate)].into_iter();
         let sums = sides.filter_map(|(side, planned)| {
             let sums = sums_of(&planned.as_ref()?.plan);
-            let words = [side.to_owned(), plan_sums(&sums)];
-            Some(words.map(|word| (word, Tone::Plain)).to_vec())
+            Some(vec![plain(side), plain(plan_sums(&sums))])
         });
         text.push_str(&output.indented_table(&[], sums.collect()));
         if let Some(held) = candidate.and_then(|planned| planned.held.as_ref()) {
@@ -225,15 +175,13 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
 }
 
 /// A row for the change with the current reason, and one for the candidate's reason.
-fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
+fn rows(pair: &Pair<'_>, at: Timestamp) -> [Row; 2] {
     let word = |side: Option<&Decision>| {
         let (word, tone) = shown(side.map(|decision| decision.verdict));
         (word.to_owned(), tone)
     };
     let reason = |side: Option<&Decision>| side.map_or_else(|| "not selected".to_owned(), why);
     let is_coming = pair.planned.listing.inventory.coming.contains(&pair.snapshot.id);
-    let plain = |text: String| (text, Tone::Plain);
-    let nothing = || plain(String::new());
     let now = vec![
         word(pair.now),
         word(pair.candidate),
@@ -243,5 +191,5 @@ fn rows(pair: &Pair<'_>, at: Timestamp) -> [Vec<(String, Tone)>; 2] {
         plain(format!("now: {}", reason(pair.now))),
     ];
     let candidate = plain(format!("candidate: {}", reason(pair.candidate)));
-    [now, vec![nothing(), nothing(), nothing(), nothing(), nothing(), candidate]]
+    [now, vec![plain(""), plain(""), plain(""), plain(""), plain(""), candidate]]
 }

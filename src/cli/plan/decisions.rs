@@ -1,12 +1,12 @@
 //! The decisions of plans, and their form in JSON.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
 use crate::run::preview::Preview;
-use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
+use crate::snapshot::{Snapshot, ZoneName};
 
 /// The plan of a policy in a zone, or why there is none.
 pub(super) struct PolicyInZone {
@@ -15,90 +15,41 @@ pub(super) struct PolicyInZone {
     pub(super) planned: Result<Preview, String>,
 }
 
-#[derive(Serialize)]
-pub(super) struct PlanOutput<'a> {
-    at: Timestamp,
-    policies: Vec<PolicyOutput<'a>>,
-}
-
-#[derive(Serialize)]
-struct PolicyOutput<'a> {
-    policy: &'a PolicyName,
-    zone: &'a ZoneName,
-    held: Option<String>,
-    decisions: Vec<SnapshotDecision<'a>>,
-}
-
-#[derive(Serialize)]
-struct SnapshotDecision<'a> {
-    snapshot: SnapshotOutput<'a>,
-    #[serde(flatten)]
-    decision: DecisionOutput,
-}
-
-#[derive(Serialize)]
-pub(super) struct DecisionOutput {
-    verdict: &'static str,
-    rule: &'static str,
-    reasons: Vec<String>,
-    expires_at: Option<Timestamp>,
-}
-
-impl DecisionOutput {
-    pub(super) fn new(decision: &Decision) -> Self {
-        Self {
-            verdict: decision.verdict.as_str(),
-            rule: decision.rule.as_str(),
-            reasons: decision.reasons().map(|reason| reason.to_string()).collect(),
-            expires_at: decision.expires_at,
-        }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct SnapshotOutput<'a> {
-    /// `None` for a snapshot that the run would take first.
-    id: Option<SnapshotId>,
-    name: &'a str,
-    created_at: Timestamp,
-    state: &'a str,
-    size_gib: Option<u64>,
-    instance_id: Option<InstanceId>,
-    instance_name: Option<&'a str>,
-}
-
-impl<'a> PlanOutput<'a> {
-    pub(super) fn new(at: Timestamp, all: &'a [PolicyInZone]) -> Self {
-        let policies = all.iter().filter_map(|one| {
-            let planned = one.planned.as_ref().ok()?;
-            Some(PolicyOutput {
-                policy: &one.name,
-                zone: &one.zone,
-                held: planned.held.as_ref().map(ToString::to_string),
-                decisions: decided(planned)
-                    .map(|(decision, snapshot)| SnapshotDecision {
-                        snapshot: SnapshotOutput::new(planned, snapshot),
-                        decision: DecisionOutput::new(decision),
-                    })
-                    .collect(),
-            })
+/// The plans for programs.
+pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
+    let policies = all.iter().filter_map(|PolicyInZone { name, zone, planned }| {
+        let planned = planned.as_ref().ok()?;
+        let decisions = decided(planned).map(|(decision, snapshot)| {
+            let mut json = decision_json(decision);
+            json["snapshot"] = snapshot_json(planned, snapshot);
+            json
         });
-        Self { at, policies: policies.collect() }
-    }
+        let held = planned.held.as_ref().map(ToString::to_string);
+        Some(json!({ "policy": name, "zone": zone, "held": held, "decisions": decisions.collect::<Value>() }))
+    });
+    json!({ "at": at, "policies": policies.collect::<Value>() })
 }
 
-impl<'a> SnapshotOutput<'a> {
-    pub(super) fn new(planned: &'a Preview, snapshot: &'a Snapshot) -> Self {
-        Self {
-            id: Some(snapshot.id).filter(|id| !planned.listing.inventory.coming.contains(id)),
-            name: &snapshot.name,
-            created_at: snapshot.created_at,
-            state: snapshot.state.as_str(),
-            size_gib: snapshot.size_gib,
-            instance_id: snapshot.instance_id,
-            instance_name: planned.listing.instance_of(snapshot).map(|instance| &*instance.name),
-        }
-    }
+pub(super) fn decision_json(decision: &Decision) -> Value {
+    json!({
+        "verdict": decision.verdict.as_str(),
+        "rule": decision.rule.as_str(),
+        "reasons": decision.reasons().map(|reason| reason.to_string()).collect::<Value>(),
+        "expires_at": decision.expires_at,
+    })
+}
+
+/// A snapshot for programs; without an id if the run would take it first.
+pub(super) fn snapshot_json(planned: &Preview, snapshot: &Snapshot) -> Value {
+    json!({
+        "id": Some(snapshot.id).filter(|id| !planned.listing.inventory.coming.contains(id)),
+        "name": snapshot.name,
+        "created_at": snapshot.created_at,
+        "state": snapshot.state.as_str(),
+        "size_gib": snapshot.size_gib,
+        "instance_id": snapshot.instance_id,
+        "instance_name": planned.listing.instance_of(snapshot).map(|instance| &*instance.name),
+    })
 }
 
 /// Every decision with its snapshot, in the plan's order.
