@@ -4,8 +4,6 @@ use crate::cli::args::{Allow, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::policy::Policy;
-use crate::snapshot::ZoneName;
 use crate::state::allowances::Allowance;
 use crate::text::counted;
 
@@ -14,10 +12,15 @@ use crate::text::counted;
 /// # Errors
 /// [`Refusal`] if there is no such policy or zone, or the state cannot be changed.
 pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
-    for policy in assemble::chosen(&config, std::slice::from_ref(&allow.policy))? {
-        check(policy, allow).map_err(Refusal::usage)?;
+    let config = assemble::configuration(&global.config)?;
+    let policy = assemble::policy(&config, &allow.policy)?;
+    if policy.retention.is_none() {
+        return Err(Refusal::usage(format!(
+            "policy `{}` has no retention table, so it never deletes and needs no allowance",
+            policy.name
+        )));
     }
+    assemble::zone_of(policy, allow.zone.as_ref())?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let allowance = Allowance {
@@ -35,20 +38,4 @@ pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exi
     let text = || format!("the guard allows the next run of policy {policy}{place}, up to {most}{before}\n");
     output.show(|| &allowance, text);
     Ok(Exit::Done)
-}
-
-fn check(policy: &Policy, allow: &Allow) -> Result<(), String> {
-    if policy.retention.is_none() {
-        return Err(format!(
-            "policy `{}` has no retention table, so it never deletes and needs no allowance",
-            policy.name
-        ));
-    }
-    match &allow.zone {
-        Some(zone) if !policy.zones.contains(zone) => {
-            let known: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
-            Err(format!("policy `{}` has no zone `{zone}`; it has {}", policy.name, known.join(", ")))
-        }
-        _ => Ok(()),
-    }
 }

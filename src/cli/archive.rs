@@ -70,7 +70,7 @@ fn json<T>(results: &Results<'_, T>, fields: impl Fn(Option<&T>) -> Value) -> Va
 /// # Errors
 /// [`Refusal`] if an archive is named that is not configured.
 pub async fn list(global: &Global, names: &[ArchiveName], output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
@@ -110,7 +110,7 @@ pub async fn verify(
     percent: u64,
     output: Output,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
@@ -161,7 +161,7 @@ pub async fn prune(
     dry_run: bool,
     output: Output,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, names)?;
     let retention = |name: &ArchiveName| config.archive_rules.get(name)?.retention.clone();
     if let Some(name) = names.iter().find(|name| retention(name).is_none()) {

@@ -186,15 +186,14 @@ pub struct ZoneFile {
     pub file: PathBuf,
 }
 
-impl std::str::FromStr for ZoneFile {
-    type Err = std::convert::Infallible;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+impl From<&str> for ZoneFile {
+    fn from(text: &str) -> Self {
         // A file name may contain `=` as well: only a valid zone name counts as one.
         let named = text.split_once('=').and_then(|(zone, file)| Some((zone.parse().ok()?, file)));
-        Ok(match named {
+        match named {
             Some((zone, file)) => Self { zone: Some(zone), file: file.into() },
             None => Self { zone: None, file: text.into() },
-        })
+        }
     }
 }
 
@@ -398,9 +397,9 @@ mod tests {
 
     #[test]
     fn a_zone_before_the_file_is_a_zone_only_if_it_can_be_one() {
-        let with: ZoneFile = "ch-gva-2=a=b.json".parse().unwrap();
+        let with = ZoneFile::from("ch-gva-2=a=b.json");
         assert_eq!((with.zone.unwrap().as_str(), with.file.to_str()), ("ch-gva-2", Some("a=b.json")));
-        let without: ZoneFile = "dir/a=b.json".parse().unwrap();
+        let without = ZoneFile::from("dir/a=b.json");
         assert_eq!((without.zone, without.file.to_str()), (None, Some("dir/a=b.json")));
     }
 }

@@ -10,7 +10,6 @@ use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
 use crate::archive::transfer::hash::Hashers;
-use crate::cli::args::Global;
 use crate::cli::exit::Refusal;
 use crate::clock::{Clock, SystemClock};
 use crate::config;
@@ -25,6 +24,7 @@ use crate::policy::name::{ArchiveName, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::context::Runner;
 use crate::run::downloads::Downloads;
+use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::transport::{HttpTransport, Transport};
 
@@ -59,19 +59,11 @@ impl Seams {
     }
 }
 
-/// Reads the configuration that the command line names.
-///
-/// # Errors
-/// [`Refusal`] with all its errors.
-pub fn configuration(global: &Global) -> Result<Config, Refusal> {
-    configuration_at(&global.config)
-}
-
 /// Reads a configuration.
 ///
 /// # Errors
 /// [`Refusal`] with all its errors.
-pub fn configuration_at(path: &Path) -> Result<Config, Refusal> {
+pub fn configuration(path: &Path) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
     config::load(path, endpoint.as_deref()).map_err(|error| Refusal::bad_configuration(&error))
 }
@@ -84,14 +76,32 @@ pub fn chosen<'a>(config: &'a Config, names: &[PolicyName]) -> Result<Vec<&'a Po
     if names.is_empty() {
         return Ok(config.policies.iter().filter(|policy| policy.enabled).collect());
     }
-    let find = |name: &PolicyName| {
-        let found = config.policies.iter().find(|policy| policy.name == *name).ok_or_else(|| {
-            let known: Vec<&str> = config.policies.iter().map(|policy| policy.name.as_str()).collect();
-            format!("there is no policy `{name}`; the configuration has {}", known.join(", "))
-        })?;
-        if found.enabled { Ok(found) } else { Err(format!("policy `{name}` is not enabled")) }
-    };
-    names.iter().map(|name| find(name).map_err(Refusal::usage)).collect()
+    names.iter().map(|name| policy(config, name)).collect()
+}
+
+/// The policy with this name.
+///
+/// # Errors
+/// [`Refusal`] if it is not in the configuration, or not enabled.
+pub fn policy<'a>(config: &'a Config, name: &PolicyName) -> Result<&'a Policy, Refusal> {
+    let found = config.policies.iter().find(|policy| policy.name == *name).ok_or_else(|| {
+        let known: Vec<&str> = config.policies.iter().map(|policy| policy.name.as_str()).collect();
+        Refusal::usage(format!("there is no policy `{name}`; the configuration has {}", known.join(", ")))
+    })?;
+    if found.enabled { Ok(found) } else { Err(Refusal::usage(format!("policy `{name}` is not enabled"))) }
+}
+
+/// The zone that a command names, which must be one of the policy's; its first one if the command names none.
+///
+/// # Errors
+/// [`Refusal`] with the policy's zones.
+pub fn zone_of(policy: &Policy, named: Option<&ZoneName>) -> Result<ZoneName, Refusal> {
+    let known = named.map_or(policy.zones.first(), |named| policy.zones.iter().find(|zone| *zone == named));
+    known.cloned().ok_or_else(|| {
+        let (name, named) = (&policy.name, named.map_or("", ZoneName::as_str));
+        let zones: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
+        Refusal::usage(format!("policy `{name}` has no zone `{named}`; it has {}", zones.join(", ")))
+    })
 }
 
 /// Finds the credentials.
@@ -157,35 +167,25 @@ pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) ->
             seams.clock.clone(),
         ))),
         ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file } => {
+            let environment = |name: &str| std::env::var(name).ok();
+            let credentials = s3::credentials::find(name, &environment, credentials_file.as_deref())
+                .map_err(|error| Refusal::bad_configuration(&error))?;
             let location = S3Location {
                 endpoint: endpoint.clone(),
                 region: region.clone(),
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
             };
-            s3_archive(name, location, credentials_file.as_deref(), seams).map(Archive::S3)
+            Ok(Archive::S3(S3Archive::new(
+                name.clone(),
+                location,
+                credentials,
+                seams.transport.clone(),
+                seams.clock.clone(),
+                seams.randomness.clone(),
+            )))
         }
     }
-}
-
-/// A bucket as an archive, with its credentials.
-fn s3_archive(
-    name: &ArchiveName,
-    location: S3Location,
-    file: Option<&Path>,
-    seams: &Seams,
-) -> Result<S3Archive, Refusal> {
-    let environment = |name: &str| std::env::var(name).ok();
-    let credentials = s3::credentials::find(name, &environment, file)
-        .map_err(|error| Refusal::bad_configuration(&error))?;
-    Ok(S3Archive::new(
-        name.clone(),
-        location,
-        credentials,
-        seams.transport.clone(),
-        seams.clock.clone(),
-        seams.randomness.clone(),
-    ))
 }
 
 /// Whether a command may change something.

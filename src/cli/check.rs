@@ -38,7 +38,7 @@ struct Tried {
 /// # Errors
 /// [`Refusal`] if the configuration or the credentials are unusable.
 pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
     let online = if online {

@@ -15,7 +15,7 @@ use crate::text::printable;
 /// # Errors
 /// [`Refusal`] if the state cannot be changed.
 pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
     if let Some(until) = hold.until.filter(|until| *until <= now) {
@@ -35,7 +35,7 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
 /// # Errors
 /// [`Refusal`] if the state cannot be changed.
 pub async fn unhold(global: &Global, snapshot: SnapshotId, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let was = state.unhold(&*seams.clock, snapshot).await?;
@@ -54,7 +54,7 @@ pub async fn unhold(global: &Global, snapshot: SnapshotId, output: Output) -> Re
 /// # Errors
 /// [`Refusal`] if the state cannot be read.
 pub async fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Reading)?;
     let mut holds = state.holds().await?.holds;

@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Tone};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::cli::progress::Progress;
 use crate::cli::signals::StopSignals;
 use crate::policy::Policy;
@@ -31,7 +31,7 @@ pub async fn once(
     output: Output,
     progress: &Progress,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let policies = assemble::chosen(&config, policies)?;
     if policies.is_empty() {
         output.complain(assemble::NOTHING_ENABLED);
@@ -126,7 +126,7 @@ pub fn render(report: &RunReport, output: Output) -> String {
     text
 }
 
-fn row(step: &Step) -> Vec<(String, Tone)> {
+fn row(step: &Step) -> Row {
     // A snapshot that was not created has neither a date nor a name.
     let is_there = step.facts.snapshot.id.is_some();
     let (result, tone) = match step.outcome {
@@ -143,12 +143,12 @@ fn row(step: &Step) -> Vec<(String, Tone)> {
         None => step.facts.reasons.join("; "),
     };
     vec![
-        (step.facts.action.as_str().to_owned(), Tone::Plain),
+        plain(step.facts.action.as_str()),
         (result.to_owned(), tone),
-        (instance(step.facts.snapshot.instance_name.as_deref()), Tone::Plain),
-        (if is_there { step.facts.snapshot.created_at.to_string() } else { "-".to_owned() }, Tone::Plain),
-        (if is_there { step.facts.snapshot.name.clone() } else { "-".to_owned() }, Tone::Plain),
-        (why, Tone::Plain),
+        plain(instance(step.facts.snapshot.instance_name.as_deref())),
+        plain(if is_there { step.facts.snapshot.created_at.to_string() } else { "-".to_owned() }),
+        plain(if is_there { &step.facts.snapshot.name } else { "-" }),
+        plain(why),
     ]
 }
 

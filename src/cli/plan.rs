@@ -24,7 +24,7 @@ use crate::run::preview::preview_offline;
 /// # Errors
 /// [`Refusal`] if nothing can be planned.
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let at = plan.at.unwrap_or_else(|| seams.clock.now());
     let mut planner = Planner { plan, seams, at, files: Files::default(), listings: ListingCache::default() };
@@ -41,7 +41,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         output.show(|| decisions::json(at, &all), || table::render(plans, at, output));
         return Ok(exit);
     };
-    let candidate = assemble::configuration_at(candidate)?;
+    let candidate = assemble::configuration(candidate)?;
     let [now, then] = chosen_of_both(&config, &candidate, &plan.policies)?;
     let both = [now.clone(), then.clone()].concat();
     check_files(&both, &plan.snapshots)?;

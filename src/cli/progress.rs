@@ -30,9 +30,6 @@ pub struct Progress {
     lines: Option<MultiProgress>,
 }
 
-/// A policy has one download of a snapshot.
-type Key = (PolicyName, ZoneName, SnapshotId);
-
 impl Progress {
     /// Draws on stderr if that is a capable terminal, and neither `--quiet` nor JSON logs are requested.
     pub fn new(global: &Global) -> Self {
@@ -67,7 +64,8 @@ impl Progress {
 /// The bars on the terminal; dropping this removes them.
 struct Drawn<'a> {
     lines: &'a MultiProgress,
-    bars: BTreeMap<Key, ProgressBar>,
+    /// A policy has one download of a snapshot in a zone.
+    bars: BTreeMap<(PolicyName, ZoneName, SnapshotId), ProgressBar>,
 }
 
 impl Drawn<'_> {
@@ -110,12 +108,7 @@ fn new_bar() -> ProgressBar {
 }
 
 /// Writes to stderr, above the bars.
-#[derive(Debug)]
-pub struct AboveBars {
-    lines: Option<MultiProgress>,
-}
-
-impl Write for AboveBars {
+impl Write for Progress {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A partial write would tear a line, since the bars are drawn between two writes.
         self.write_all(bytes)?;
@@ -136,10 +129,10 @@ impl Write for AboveBars {
 }
 
 impl MakeWriter<'_> for Progress {
-    type Writer = AboveBars;
+    type Writer = Self;
 
-    fn make_writer(&self) -> AboveBars {
-        AboveBars { lines: self.lines.clone() }
+    fn make_writer(&self) -> Self {
+        self.clone()
     }
 }
 

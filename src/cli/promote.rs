@@ -31,7 +31,7 @@ pub(super) fn described(id: Option<TemplateId>, name: &str) -> String {
 /// # Errors
 /// [`Refusal`] if no template was made.
 pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let credentials = assemble::credentials(&config)?;
     check_template_name(&promote.name)?;
     let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Changing)?;

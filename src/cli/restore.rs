@@ -56,7 +56,7 @@ fn snapshot(manifest: &Manifest) -> String {
 /// # Errors
 /// [`Refusal`] if nothing was restored.
 pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(global)?;
+    let mut config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let wanted = match (&restore.snapshot, &restore.latest) {
         (Some(id), _) => Wanted::Snapshot(*id),

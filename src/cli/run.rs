@@ -33,7 +33,7 @@ pub async fn run(global: &Global) -> Result<Exit, Refusal> {
     let orders = orders_by_signal()?;
     let global = global.clone();
     let read = move || {
-        let config = assemble::configuration(&global)?;
+        let config = assemble::configuration(&global.config)?;
         let credentials = assemble::credentials(&config)?;
         Ok((config, credentials))
     };

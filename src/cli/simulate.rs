@@ -50,10 +50,9 @@ struct Simulated<'a> {
 /// # Errors
 /// [`Refusal`] if it can't be simulated.
 pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
-    let policy = assemble::chosen(&config, std::slice::from_ref(&simulate.policy))?;
-    let Some(policy) = policy.first().copied() else { return Ok(Exit::Usage) };
-    let zone = zone_of(policy, simulate.zone.as_ref())?;
+    let config = assemble::configuration(&global.config)?;
+    let policy = assemble::policy(&config, &simulate.policy)?;
+    let zone = assemble::zone_of(policy, simulate.zone.as_ref())?;
     let seams = Seams::real();
     let from = match simulate.from {
         Start::Now => to_the_second(seams.clock.now()),
@@ -84,20 +83,6 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
         output.show(|| json(&simulated), || render(&simulated, output));
     }
     Ok(Exit::Done)
-}
-
-fn zone_of(policy: &Policy, named: Option<&ZoneName>) -> Result<ZoneName, Refusal> {
-    let known = named.map_or(policy.zones.first(), |named| policy.zones.iter().find(|zone| *zone == named));
-    known.cloned().ok_or_else(|| {
-        let zones: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
-        let text = format!(
-            "policy `{}` has no zone `{}`; it has {}",
-            policy.name,
-            named.map_or("", ZoneName::as_str),
-            zones.join(", ")
-        );
-        Refusal::usage(text)
-    })
 }
 
 /// The zone's current snapshots. Archives are not read: exports count as done.

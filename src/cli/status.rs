@@ -15,7 +15,7 @@ use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::{instance, plan_sums};
-use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::clock::timeout;
 use crate::telemetry::status::{DownloadStatus, PolicyStatus, Status, ZoneStatus};
 use crate::text::{chain, counted, printable};
@@ -32,7 +32,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`Refusal`] if nothing answers, or something that is not snapwarden.
 pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(global)?;
+    let config = assemble::configuration(&global.config)?;
     let address = reachable(config.server.listen);
     let answer = ask(&Seams::real(), address).await.map_err(Refusal::failed)?;
     let strange = |error: serde_json::Error| {
@@ -172,7 +172,7 @@ fn render(status: &Status, output: Output) -> String {
 }
 
 /// A row for each zone; the policy's own cells are in the first.
-fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Vec<(String, Tone)>> {
+fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Row> {
     let next = match (policy.running_since, policy.enabled) {
         (Some(since), _) => (format!("running since {}", to_the_second(since)), Tone::Good),
         (None, false) => ("(not enabled)".to_owned(), Tone::Dim),
@@ -183,11 +183,11 @@ fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Vec<(String, Tone)>> {
             let tone = if last.result == "success" { Tone::Good } else { Tone::Bad };
             (moment(Some(last.finished_at), ""), (last.result.clone(), tone))
         }
-        None => (moment(None, "(never)"), (String::new(), Tone::Plain)),
+        None => (moment(None, "(never)"), plain("")),
     };
-    let of_policy = [(name.to_owned(), Tone::Plain), next, last, result];
-    let blank = || [(); 4].map(|()| (String::new(), Tone::Plain));
-    let mut rows: Vec<Vec<(String, Tone)>> = Vec::new();
+    let of_policy = [plain(name), next, last, result];
+    let blank = || [(); 4].map(|()| plain(""));
+    let mut rows: Vec<Row> = Vec::new();
     for (zone, known) in &policy.zones {
         let first = if rows.is_empty() { of_policy.clone() } else { blank() };
         rows.push(first.into_iter().chain(zone_cells(zone, known)).collect());
@@ -206,32 +206,32 @@ fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
         }
         (Some(failure), _) => (format!("FAILED: {failure}"), Tone::Bad),
         (None, Some(held)) => (format!("BLOCKED by the guard: {held}"), Tone::Bad),
-        (None, None) => (String::new(), Tone::Plain),
+        (None, None) => plain(""),
     };
-    [(zone.to_owned(), Tone::Plain), moment(known.last_success_at, "(never)"), (plan, Tone::Plain), note]
+    [plain(zone), moment(known.last_success_at, "(never)"), plain(plan), note]
 }
 
-fn archive_row(name: &str, archive: &ArchiveStats) -> Vec<(String, Tone)> {
+fn archive_row(name: &str, archive: &ArchiveStats) -> Row {
     let note = match (&archive.error, archive.corrupt) {
         (Some(error), _) => (error.clone(), Tone::Bad),
-        (None, 0) => (String::new(), Tone::Plain),
+        (None, 0) => plain(""),
         (None, corrupt) => (format!("{corrupt} damaged"), Tone::Bad),
     };
     vec![
-        (name.to_owned(), Tone::Plain),
-        (archive.images.to_string(), Tone::Plain),
-        (archive.bytes.to_string(), Tone::Plain),
-        (archive.free_bytes.map_or_else(String::new, |free| free.to_string()), Tone::Plain),
+        plain(name),
+        plain(archive.images.to_string()),
+        plain(archive.bytes.to_string()),
+        plain(archive.free_bytes.map_or_else(String::new, |free| free.to_string())),
         note,
     ]
 }
 
-fn download_row(download: &DownloadStatus) -> Vec<(String, Tone)> {
+fn download_row(download: &DownloadStatus) -> Row {
     vec![
-        (format!("{} {}", download.policy, download.zone), Tone::Plain),
-        (instance(download.instance_name.as_deref()), Tone::Plain),
-        (download.snapshot_name.clone(), Tone::Plain),
-        (download.archives.join(", "), Tone::Plain),
+        plain(format!("{} {}", download.policy, download.zone)),
+        plain(instance(download.instance_name.as_deref())),
+        plain(&download.snapshot_name),
+        plain(download.archives.join(", ")),
         moment(download.started_at, ""),
         (download.how_far.to_string(), Tone::Good),
     ]
@@ -239,7 +239,7 @@ fn download_row(download: &DownloadStatus) -> Vec<(String, Tone)> {
 
 fn moment(at: Option<Timestamp>, none: &str) -> (String, Tone) {
     match at {
-        Some(at) => (to_the_second(at).to_string(), Tone::Plain),
+        Some(at) => plain(to_the_second(at).to_string()),
         None => (none.to_owned(), Tone::Dim),
     }
 }

@@ -28,19 +28,11 @@ pub enum Fate {
     Delete,
 }
 
-/// A snapshot on the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    /// When it was taken.
-    pub at: Timestamp,
-    /// The decision about it.
-    pub fate: Fate,
-}
-
-/// The line, of `width` characters at most: from the oldest mark to `until`, or to the newest mark if that is later,
-/// with the dates of both ends where they fit. Without marks it is empty.
-pub fn line(marks: &[Mark], until: Timestamp, width: usize) -> String {
-    let taken = || marks.iter().map(|mark| mark.at);
+/// The line, of `width` characters at most. `marks` are the snapshots: when each was taken, and the decision about it.
+/// The line reaches from the oldest mark to `until`, or to the newest mark if that is later, with the dates of both ends
+/// where they fit. Without marks it is empty.
+pub fn line(marks: &[(Timestamp, Fate)], until: Timestamp, width: usize) -> String {
+    let taken = || marks.iter().map(|(at, _)| *at);
     let (Some(first), Some(last)) = (taken().min(), taken().max()) else { return String::new() };
     let last = last.max(until);
     let (left, right) = (date(first), date(last));
@@ -51,16 +43,16 @@ pub fn line(marks: &[Mark], until: Timestamp, width: usize) -> String {
     if has_dates { format!("{left} {columns} {right}") } else { columns }
 }
 
-fn columns(marks: &[Mark], first: Timestamp, last: Timestamp, count: usize) -> String {
+fn columns(marks: &[(Timestamp, Fate)], first: Timestamp, last: Timestamp, count: usize) -> String {
     let mut columns = vec![BTreeSet::new(); count];
     let nanoseconds = |at: Timestamp| at.as_nanosecond() - first.as_nanosecond();
     let whole = nanoseconds(last).max(1);
-    for mark in marks {
+    for (at, fate) in marks {
         // To the nearest column, so that each end is one.
         let steps = i128::try_from(count).unwrap_or(i128::MAX).saturating_sub(1);
-        let column = (nanoseconds(mark.at).saturating_mul(steps).saturating_mul(2) + whole) / (whole * 2);
+        let column = (nanoseconds(*at).saturating_mul(steps).saturating_mul(2) + whole) / (whole * 2);
         if let Some(fates) = usize::try_from(column).ok().and_then(|column| columns.get_mut(column)) {
-            fates.insert(mark.fate);
+            fates.insert(*fate);
         }
     }
     columns.iter().map(sign).collect()
@@ -77,8 +69,8 @@ fn sign(fates: &BTreeSet<Fate>) -> char {
     }
 }
 
-/// The day in UTC.
-fn date(at: Timestamp) -> String {
+/// The day in UTC, like all times.
+pub(crate) fn date(at: Timestamp) -> String {
     TimeZone::UTC.to_datetime(at).date().to_string()
 }
 
@@ -94,8 +86,8 @@ mod tests {
         NOW.parse().unwrap()
     }
 
-    fn mark(days_ago: i64, fate: Fate) -> Mark {
-        Mark { at: now() - jiff::SignedDuration::from_hours(24 * days_ago), fate }
+    fn mark(days_ago: i64, fate: Fate) -> (Timestamp, Fate) {
+        (now() - jiff::SignedDuration::from_hours(24 * days_ago), fate)
     }
 
     #[test]
@@ -110,7 +102,7 @@ mod tests {
         ];
         assert_eq!(line(&marks, now(), 43), "2026-11-01 x----x----#-------#o+ 2026-11-21");
         // The order of the marks does not matter.
-        let turned: Vec<Mark> = marks.iter().rev().copied().collect();
+        let turned: Vec<_> = marks.iter().rev().copied().collect();
         assert_eq!(line(&turned, now(), 43), line(&marks, now(), 43));
     }
 
@@ -133,7 +125,7 @@ mod tests {
             (&[Ignore, ToBeTaken], '+'),
             (&[Ignore], 'o'),
         ] {
-            let marks: Vec<Mark> = fates.iter().map(|fate| mark(0, *fate)).collect();
+            let marks: Vec<_> = fates.iter().map(|fate| mark(0, *fate)).collect();
             let drawn = line(&[&[mark(10, Keep)], &marks[..]].concat(), now(), 11);
             assert_eq!(drawn.chars().last(), Some(sign), "{fates:?}: {drawn}");
         }
@@ -162,7 +154,7 @@ mod tests {
         ) {
             let (least, most) = (Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
             let at = |second: i64| Timestamp::from_second(second.rem_euclid(most - least) + least).unwrap();
-            let marks: Vec<Mark> = taken.iter().map(|second| Mark { at: at(*second), fate: Fate::Keep }).collect();
+            let marks: Vec<_> = taken.iter().map(|second| (at(*second), Fate::Keep)).collect();
             let drawn = line(&marks, at(until), width);
             prop_assert!(drawn.chars().count() <= width, "{drawn}");
             let columns = drawn.split(' ').max_by_key(|part| part.len()).unwrap_or_default();

@@ -10,7 +10,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
-use std::fmt::{self, Display, Write as _};
+use std::fmt::Write as _;
 
 use jiff::civil::{Date, DateTime, time};
 use jiff::tz::TimeZone;
@@ -133,46 +133,34 @@ pub fn draw(picture: &Picture<'_>) -> String {
     for note in &picture.notes {
         y += 19.0;
         let note = escaped(note, LINE_MAX);
-        put(&mut body, format_args!("<text class=\"sw-dim\" x=\"24\" y=\"{}\">{note}</text>\n", N(y)));
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(body, "<text class=\"sw-dim\" x=\"24\" y=\"{}\">{note}</text>", tenth(y));
     }
     let height = y + 22.0;
 
     let (title, subtitle) = (escaped(picture.title, TITLE_MAX), escaped(picture.subtitle, LINE_MAX));
     let mut svg = String::with_capacity(body.len() + 2048);
-    put(
-        &mut svg,
-        format_args!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" width=\"{w}\" height=\"{h}\" \
+    let _ = writeln!(
+        svg,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" width=\"{w}\" height=\"{h}\" \
              role=\"img\" font-family=\"{FONT}\" font-size=\"12\">\n\
              <title>{title}</title>\n<desc>{subtitle}</desc>\n<style>{STYLE}</style>\n\
              <rect class=\"sw-page\" x=\"0.5\" y=\"0.5\" width=\"{iw}\" height=\"{ih}\" rx=\"10\"/>\n\
              <text class=\"sw-text\" x=\"24\" y=\"38\" font-size=\"20\" font-weight=\"600\">{title}</text>\n\
-             <text class=\"sw-dim\" x=\"24\" y=\"60\">{subtitle}</text>\n",
-            w = N(WIDTH),
-            h = N(height),
-            iw = N(WIDTH - 1.0),
-            ih = N(height - 1.0),
-        ),
+             <text class=\"sw-dim\" x=\"24\" y=\"60\">{subtitle}</text>",
+        w = tenth(WIDTH),
+        h = tenth(height),
+        iw = tenth(WIDTH - 1.0),
+        ih = tenth(height - 1.0),
     );
     svg.push_str(&body);
     svg.push_str("</svg>\n");
     svg
 }
 
-/// Writing to a String cannot fail.
-fn put(text: &mut String, arguments: fmt::Arguments<'_>) {
-    let _ = text.write_fmt(arguments);
-}
-
-/// A number with at most one digit behind the point.
-struct N(f64);
-
-impl Display for N {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rounded = (self.0 * 10.0).round() / 10.0;
-        // No minus before a zero.
-        (rounded + 0.0).fmt(f)
-    }
+/// Rounded to at most one digit behind the point, without a minus before a zero.
+fn tenth(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0 + 0.0
 }
 
 /// Text from outside: cut, safe to look at, and nothing in it is markup.
@@ -247,49 +235,43 @@ fn draw_area(body: &mut String, columns: &[u64], y: f64, height: f64, class_or_c
     let mut last = None;
     for (column, value) in (0..).zip(columns) {
         if last != Some(*value) {
-            let (x, y) = (N(LEFT + f64::from(column)), N(level(*value)));
-            match last.replace(*value) {
-                None => put(&mut line, format_args!("M{x} {y}")),
-                Some(_) => put(&mut line, format_args!("H{x}V{y}")),
-            }
+            let (x, y) = (tenth(LEFT + f64::from(column)), tenth(level(*value)));
+            let _ = match last.replace(*value) {
+                None => write!(line, "M{x} {y}"),
+                Some(_) => write!(line, "H{x}V{y}"),
+            };
         }
     }
-    put(&mut line, format_args!("H{}", N(RIGHT)));
-    let base = N(y + height);
-    put(
+    let _ = write!(line, "H{}", tenth(RIGHT));
+    let base = tenth(y + height);
+    let _ = writeln!(
         body,
-        format_args!(
-            "<path {class_or_color} fill-opacity=\"0.28\" style=\"stroke:none\" d=\"{line}V{base}H{}Z\"/>\n\
-             <path {class_or_color} style=\"fill:none\" stroke-width=\"1.3\" stroke-linejoin=\"round\" d=\"{line}\"/>\n",
-            N(LEFT)
-        ),
+        "<path {class_or_color} fill-opacity=\"0.28\" style=\"stroke:none\" d=\"{line}V{base}H{}Z\"/>\n\
+             <path {class_or_color} style=\"fill:none\" stroke-width=\"1.3\" stroke-linejoin=\"round\" d=\"{line}\"/>",
+        tenth(LEFT)
     );
 }
 
 fn draw_label(body: &mut String, label: &str, detail: &str, middle: f64, mono: bool) {
     let label = escaped(label, LABEL_MAX);
     let family = if mono { format!(" font-family=\"{MONO}\"") } else { String::new() };
-    put(
+    let _ = writeln!(
         body,
-        format_args!(
-            "<text class=\"sw-text\" x=\"24\" y=\"{}\" font-weight=\"600\"{family}>{label}</text>\n\
-             <text class=\"sw-dim\" x=\"24\" y=\"{}\" font-size=\"11\">{}</text>\n",
-            N(middle - 2.5),
-            N(middle + 12.5),
-            escaped(detail, LABEL_MAX + 6)
-        ),
+        "<text class=\"sw-text\" x=\"24\" y=\"{}\" font-weight=\"600\"{family}>{label}</text>\n\
+             <text class=\"sw-dim\" x=\"24\" y=\"{}\" font-size=\"11\">{}</text>",
+        tenth(middle - 2.5),
+        tenth(middle + 12.5),
+        escaped(detail, LABEL_MAX + 6)
     );
 }
 
 fn draw_band(body: &mut String, y: f64, height: f64) {
-    put(
+    let _ = writeln!(
         body,
-        format_args!(
-            "<rect class=\"sw-band\" x=\"12\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"6\" fill-opacity=\"0.75\"/>\n",
-            N(y - 4.0),
-            N(WIDTH - 24.0),
-            N(height + 8.0)
-        ),
+        "<rect class=\"sw-band\" x=\"12\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"6\" fill-opacity=\"0.75\"/>",
+        tenth(y - 4.0),
+        tenth(WIDTH - 24.0),
+        tenth(height + 8.0)
     );
 }
 
@@ -334,16 +316,14 @@ fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64
     let mut draw_lines = |lines: &[(usize, f64, f64)], inset: f64, width_min: f64, paint: &str| {
         let line = |(lane, from, to): &(usize, f64, f64)| {
             let from = from + inset;
-            format!("M{} {}H{}", N(from), N(level(*lane)), N((to - inset).max(from + width_min)))
+            format!("M{} {}H{}", tenth(from), tenth(level(*lane)), tenth((to - inset).max(from + width_min)))
         };
         let path: String = lines.iter().map(line).collect();
         if !path.is_empty() {
-            let width = N(stroke);
-            put(
+            let width = tenth(stroke);
+            let _ = writeln!(
                 body,
-                format_args!(
-                    "<path fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" {paint} d=\"{path}\"/>\n"
-                ),
+                "<path fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" {paint} d=\"{path}\"/>"
             );
         }
     };
@@ -511,13 +491,11 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
     let begin = picture.time_zone.to_datetime(picture.from);
     let mut wall = step.floor(begin);
     let context = |body: &mut String, x: f64, anchor: &str, context: &str| {
-        put(
+        let _ = writeln!(
             body,
-            format_args!(
-                "<text class=\"sw-text\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\" font-size=\"11\" font-weight=\"600\">{context}</text>\n",
-                N(x),
-                N(bottom + 34.0)
-            ),
+            "<text class=\"sw-text\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\" font-size=\"11\" font-weight=\"600\">{context}</text>",
+            tenth(x),
+            tenth(bottom + 34.0)
         );
     };
     let mut below = String::new();
@@ -531,7 +509,7 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
             continue;
         }
         let place = scale.x(at);
-        let x = N(place);
+        let x = tenth(place);
         let (label, context_here) = step.labels(at_wall);
         // The year or day at the beginning, if the first label leaves space for it.
         if below.is_empty() && place - LEFT > TICK_GAP_MIN {
@@ -540,15 +518,13 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
         }
         let changes = context_here != below && !below.is_empty();
         let class = if changes { "sw-year" } else { "sw-grid" };
-        put(
+        let _ = writeln!(
             body,
-            format_args!(
-                "<line class=\"{class}\" x1=\"{x}\" x2=\"{x}\" y1=\"{}\" y2=\"{}\"/>\n\
-                 <text class=\"sw-dim\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{label}</text>\n",
-                N(TOP - 6.0),
-                N(bottom + 4.0),
-                N(bottom + 19.0),
-            ),
+            "<line class=\"{class}\" x1=\"{x}\" x2=\"{x}\" y1=\"{}\" y2=\"{}\"/>\n\
+                 <text class=\"sw-dim\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
+            tenth(TOP - 6.0),
+            tenth(bottom + 4.0),
+            tenth(bottom + 19.0),
         );
         if context_here != below {
             context(body, place, "middle", &context_here);
@@ -574,23 +550,21 @@ fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
         let mark = if paint.is_empty() {
             format!(
                 "<path fill=\"{color}\" fill-opacity=\"0.28\" stroke=\"{color}\" stroke-width=\"1.3\" d=\"M{} {}v-4h8v-4h14v8\"/>",
-                N(x),
-                N(y)
+                tenth(x),
+                tenth(y)
             )
         } else {
             format!(
                 "<path stroke=\"{color}\" stroke-width=\"5\" {paint} d=\"M{} {}h18\"/>",
-                N(x + 2.0),
-                N(y - 4.0)
+                tenth(x + 2.0),
+                tenth(y - 4.0)
             )
         };
-        put(
+        let _ = writeln!(
             body,
-            format_args!(
-                "{mark}\n<text class=\"sw-dim\" x=\"{}\" y=\"{}\">{text}</text>\n",
-                N(x + 30.0),
-                N(y)
-            ),
+            "{mark}\n<text class=\"sw-dim\" x=\"{}\" y=\"{}\">{text}</text>",
+            tenth(x + 30.0),
+            tenth(y)
         );
         #[expect(clippy::cast_precision_loss, reason = "a short text")]
         let width = text.chars().count() as f64 * 6.1;

@@ -118,7 +118,7 @@ mod tests {
             (&both, &["a.json", "b.json"], Some("b.json")),
             (&both, &["de-fra-1=a.json", "de-fra-1=b.json"], Some("b.json")),
         ] {
-            let files: Vec<ZoneFile> = files.iter().map(|file| file.parse().unwrap()).collect();
+            let files: Vec<ZoneFile> = files.iter().map(|file| ZoneFile::from(*file)).collect();
             match (check_files(policies, &files), refused) {
                 (Ok(()), None) => {}
                 (Err(refusal), Some(word)) => {
@@ -135,7 +135,7 @@ mod tests {
         let text = "[policies.nightly]\nzones = [\"ch-gva-2\", \"de-fra-1\"]\n";
         let config = crate::config::parse(text, "test.toml", None).unwrap_or_else(|error| panic!("{error}"));
         let found = |files: &[&str], zone: &str| {
-            let files: Vec<ZoneFile> = files.iter().map(|file| file.parse().unwrap()).collect();
+            let files: Vec<ZoneFile> = files.iter().map(|file| ZoneFile::from(*file)).collect();
             file_of(&files, &config.policies[0], &zone.parse().unwrap()).map(|file| file.file.clone())
         };
         assert_eq!(found(&["a.json", "ch-gva-2=b.json"], "ch-gva-2"), Some("b.json".into()));

@@ -2,13 +2,12 @@
 
 use std::fmt::Write as _;
 
-use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 
 use crate::cli::once::{instance, plan_sums};
-use crate::cli::output::{Output, Tone, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::cli::plan::decisions::decided;
-use crate::picture::line::{self, Fate, LEGEND, Mark};
+use crate::picture::line::{self, Fate, LEGEND, date};
 use crate::policy::name::PolicyName;
 use crate::retention::inventory::ClockSkew;
 use crate::retention::plan::Decision;
@@ -86,15 +85,14 @@ fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Out
     }
     if !planned.actions.is_empty() {
         let rows = planned.actions.iter().map(|action| {
-            let (is_coming, why) = (action.snapshot.id.is_none(), action.why.clone());
-            let words = [
-                action.action.as_str().to_owned(),
-                instance(action.snapshot.instance_name.as_deref()),
-                taken(action.snapshot.created_at, is_coming),
-                called(&action.snapshot.name, is_coming),
-                why,
-            ];
-            words.map(|word| (word, Tone::Plain)).to_vec()
+            let (snapshot, is_coming) = (&action.snapshot, action.snapshot.id.is_none());
+            vec![
+                plain(action.action.as_str()),
+                plain(instance(snapshot.instance_name.as_deref())),
+                plain(taken(snapshot.created_at, is_coming)),
+                plain(called(&snapshot.name, is_coming)),
+                plain(&action.why),
+            ]
         });
         text.push_str("\n  before deleting:\n");
         let head = ["ACTION", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
@@ -151,23 +149,21 @@ pub(super) fn title(planned: &Preview, snapshot: &Snapshot) -> String {
 }
 
 fn timeline(group: &[(&Decision, &Snapshot)], at: Timestamp, output: Output) -> String {
-    let marks: Vec<Mark> = group
-        .iter()
-        .map(|(decision, snapshot)| Mark {
-            at: snapshot.created_at,
-            fate: match decision.verdict {
-                Verdict::Keep if is_coming(decision) => Fate::ToBeTaken,
-                Verdict::Keep => Fate::Keep,
-                Verdict::Delete => Fate::Delete,
-                Verdict::Ignore => Fate::Ignore,
-            },
-        })
-        .collect();
+    let mark = |(decision, snapshot): &(&Decision, &Snapshot)| {
+        let fate = match decision.verdict {
+            Verdict::Keep if is_coming(decision) => Fate::ToBeTaken,
+            Verdict::Keep => Fate::Keep,
+            Verdict::Delete => Fate::Delete,
+            Verdict::Ignore => Fate::Ignore,
+        };
+        (snapshot.created_at, fate)
+    };
+    let marks: Vec<_> = group.iter().map(mark).collect();
     let width = output.width().map_or(LINE_WIDTH, |width| width.saturating_sub(2).min(LINE_WIDTH_MAX));
     line::line(&marks, at, width)
 }
 
-fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Vec<(String, Tone)> {
+fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
     let (verdict, tone) = shown(Some(decision.verdict));
     let is_coming = is_coming(decision);
     let until = match decision.verdict {
@@ -176,11 +172,11 @@ fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Vec<(String, 
     };
     vec![
         (verdict.to_owned(), tone),
-        (age(snapshot.created_at, at, is_coming), Tone::Plain),
-        (taken(snapshot.created_at, is_coming), Tone::Plain),
-        (until, Tone::Plain),
-        (called(&snapshot.name, is_coming), Tone::Plain),
-        (why(decision), Tone::Plain),
+        plain(age(snapshot.created_at, at, is_coming)),
+        plain(taken(snapshot.created_at, is_coming)),
+        plain(until),
+        plain(called(&snapshot.name, is_coming)),
+        plain(why(decision)),
     ]
 }
 
@@ -236,11 +232,6 @@ pub(super) fn taken(at: Timestamp, is_coming: bool) -> String {
 /// Its name; one that the run will create has none yet.
 pub(super) fn called(name: &str, is_coming: bool) -> String {
     if is_coming { "(to be taken)".to_owned() } else { name.to_owned() }
-}
-
-/// A day, in UTC like all times.
-fn date(at: Timestamp) -> String {
-    TimeZone::UTC.to_datetime(at).date().to_string()
 }
 
 /// `3d 4h`, `4h 5m` or `5m`; `-` for one that the run will create.
