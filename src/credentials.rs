@@ -4,6 +4,7 @@
 //! going on to the next one would run under a key that the operator did not mean. An empty variable counts as none.
 //! No error and no `Debug` text shows a secret.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -106,34 +107,10 @@ pub enum CredentialsError {
     },
 }
 
-/// A text that holds no credentials. It is never shown.
+/// Why a text holds no credentials. Nothing of the text is shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidCredentials {
-    /// An unknown line of the API's file.
-    #[error("line {0} is neither `api_key=…` nor `api_secret=…` nor a comment")]
-    Line(usize),
-    /// An unknown line of a bucket's file.
-    #[error(
-        "line {0} is neither `api_key=…` nor `api_secret=…` (or `aws_access_key_id`, `aws_secret_access_key`, \
-         `aws_session_token`) nor a comment"
-    )]
-    BucketLine(usize),
-    /// A value that was given before.
-    #[error("line {0} gives `{1}` a second time: leave one")]
-    Twice(usize, &'static str),
-    /// A value that is not there.
-    #[error("`{0}=…` is missing")]
-    Lacks(&'static str),
-    /// The key.
-    #[error("the key is empty or has characters other than letters, digits, `-`, `_`, `.` and `:`")]
-    Key,
-    /// The secret.
-    #[error("the secret is empty, or has spaces or control characters in it")]
-    Secret,
-    /// The session token.
-    #[error("the session token has spaces, control characters or letters outside of ASCII in it")]
-    Token,
-}
+#[error("{0}")]
+pub struct InvalidCredentials(Cow<'static, str>);
 
 impl Credentials {
     /// A key and its secret, with a session token for a temporary key; only their form is checked.
@@ -143,18 +120,26 @@ impl Credentials {
     pub fn new(key: &str, secret: &str, token: Option<&str>) -> Result<Self, InvalidCredentials> {
         // It is sent in a header, among commas and slashes.
         if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b)) {
-            return Err(InvalidCredentials::Key);
+            return invalid(
+                "the key is empty or has characters other than letters, digits, `-`, `_`, `.` and `:`",
+            );
         }
         if secret.is_empty() || secret.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(InvalidCredentials::Secret);
+            return invalid("the secret is empty, or has spaces or control characters in it");
         }
         let token = token.filter(|token| !token.is_empty());
         if token.is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
-            return Err(InvalidCredentials::Token);
+            return invalid(
+                "the session token has spaces, control characters or letters outside of ASCII in it",
+            );
         }
         let session_token = token.map(SecretString::from);
         Ok(Self { key: key.to_owned(), secret: secret.into(), session_token })
     }
+}
+
+fn invalid<T>(why: impl Into<Cow<'static, str>>) -> Result<T, InvalidCredentials> {
+    Err(InvalidCredentials(why.into()))
 }
 
 /// A search for credentials.
@@ -266,7 +251,11 @@ impl Search<'_> {
 /// Empty lines and comments (`#`, `;`) are skipped; values may be quoted. A bucket's file may also be one of AWS's, with
 /// their names, a session token, and the line `[default]`.
 fn parse(text: &str, is_bucket: bool) -> Result<Credentials, InvalidCredentials> {
-    let unknown = if is_bucket { InvalidCredentials::BucketLine } else { InvalidCredentials::Line };
+    let for_buckets = if is_bucket {
+        " (or `aws_access_key_id`, `aws_secret_access_key`, `aws_session_token`)"
+    } else {
+        ""
+    };
     let is_one_of = |names: &[&str], name| {
         if is_bucket { names.contains(&name) } else { names.first() == Some(&name) }
     };
@@ -276,7 +265,7 @@ fn parse(text: &str, is_bucket: bool) -> Result<Credentials, InvalidCredentials>
         if line.is_empty() || line.starts_with(['#', ';']) || (is_bucket && line == "[default]") {
             continue;
         }
-        let (name, value) = line.split_once('=').ok_or(unknown(number))?;
+        let (name, value) = line.split_once('=').unwrap_or_default();
         let name = name.trim();
         let (slot, name) = if is_one_of(&KEY_NAMES, name) {
             (&mut key, KEY_NAMES[0])
@@ -285,14 +274,16 @@ fn parse(text: &str, is_bucket: bool) -> Result<Credentials, InvalidCredentials>
         } else if is_bucket && TOKEN_NAMES.contains(&name) {
             (&mut token, TOKEN_NAMES[0])
         } else {
-            return Err(unknown(number));
+            return invalid(format!(
+                "line {number} is neither `api_key=…` nor `api_secret=…`{for_buckets} nor a comment"
+            ));
         };
         if slot.replace(unquoted(value.trim())).is_some() {
-            return Err(InvalidCredentials::Twice(number, name));
+            return invalid(format!("line {number} gives `{name}` a second time: leave one"));
         }
     }
-    let key = key.ok_or(InvalidCredentials::Lacks(KEY_NAMES[0]))?;
-    let secret = secret.ok_or(InvalidCredentials::Lacks(SECRET_NAMES[0]))?;
+    let Some(key) = key else { return invalid("`api_key=…` is missing") };
+    let Some(secret) = secret else { return invalid("`api_secret=…` is missing") };
     Credentials::new(key, secret, token)
 }
 
@@ -373,7 +364,7 @@ mod tests {
         for text in names_of_a_bucket {
             assert!(parse(text, true).is_ok(), "{text}");
             let error = parse(text, false).unwrap_err();
-            assert!(matches!(error, InvalidCredentials::Line(_)), "{text}: {error}");
+            assert!(error.to_string().ends_with("nor `api_secret=…` nor a comment"), "{text}: {error}");
             assert!(!format!("{error:?} {error}").contains("hush"), "{error:?}");
         }
     }

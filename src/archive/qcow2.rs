@@ -22,47 +22,8 @@ pub struct Qcow2 {
 
 /// Why a file is not a valid qcow2 image.
 #[derive(Debug, thiserror::Error)]
-pub enum Qcow2Error {
-    /// Shorter than its own header.
-    #[error("the file ends inside its header, after {len} bytes")]
-    Short {
-        /// The file's length in bytes.
-        len: u64,
-    },
-    /// It does not begin with the magic number.
-    #[error("it is no qcow2 image: it begins with {0:02x?}")]
-    Magic([u8; 4]),
-    /// A number in the header that is not valid.
-    #[error("the header says {field} = {value}, which is not valid")]
-    Number {
-        /// The field of the header.
-        field: &'static str,
-        /// Its value.
-        value: u64,
-    },
-    /// A table that is not wholly inside the file.
-    #[error("the {table} at byte {offset} lies outside of the file's {len} bytes, or is not aligned")]
-    Outside {
-        /// The table.
-        table: &'static str,
-        /// Where it should begin.
-        offset: u64,
-        /// The file's length in bytes.
-        len: u64,
-    },
-    /// It is not a complete image by itself.
-    #[error("the image needs another file ({0}), so it holds less than the disk")]
-    NeedsOther(&'static str),
-    /// It is encrypted.
-    #[error("the image is encrypted (method {0}), so nothing in it can be checked")]
-    Encrypted(u32),
-    /// The program that wrote it marked it so.
-    #[error("the image is marked as corrupt")]
-    MarkedCorrupt,
-    /// It uses features that a reader must know and this one does not.
-    #[error("the image needs features that are not known here (bits {0:#x})")]
-    Features(u64),
-}
+#[error("{0}")]
+pub struct Qcow2Error(String);
 
 /// The first bytes of every image.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -95,21 +56,13 @@ pub struct Checker {
     /// The bytes so far.
     bytes: u64,
     header: Header,
-    /// The bytes of the header so far.
-    filled: usize,
-    l1: L1,
-}
-
-/// The facts of an L1 table, however long it is.
-#[derive(Debug, Default)]
-struct L1 {
-    /// The entry that is being read.
-    entry: u64,
-    /// The bytes of the table so far.
-    bytes: u64,
-    /// The first offset that is not aligned.
+    /// The entry of the L1 table that is being read.
+    l1_entry: u64,
+    /// The bytes of the L1 table so far.
+    l1_bytes: u64,
+    /// The first offset in the L1 table that is not aligned.
     misaligned: Option<u64>,
-    /// The largest offset.
+    /// The largest offset in the L1 table, however long that is.
     furthest: u64,
 }
 
@@ -118,27 +71,19 @@ impl Checker {
     pub fn update(&mut self, bytes: &[u8]) {
         let at = self.bytes;
         self.bytes += bytes.len() as u64;
-        self.read_header(at, bytes);
+        let missing = HEADER_READ - self.header.0.len();
+        self.header.0.extend(bytes.iter().take(missing));
         self.read_l1(at, bytes);
     }
 
     /// The place of the L1 table; empty as long as the header is not there, or is not valid.
     fn l1(&self) -> (u64, u64) {
         let (bytes, offset) = (u64::from(self.header.u32(36)) * 8, self.header.u64(40));
-        let sensible = self.filled >= HEADER_V2 && self.header.bytes[..4] == MAGIC;
+        let sensible = self.header.0.len() >= HEADER_V2 && self.header.0.starts_with(&MAGIC);
         let sensible = sensible && CLUSTER_BITS.contains(&self.header.u32(20)) && bytes <= L1_BYTES_MAX;
         match offset.checked_add(bytes) {
             Some(end) if sensible && offset >= HEADER_READ as u64 => (offset, end),
             _ => (0, 0),
-        }
-    }
-
-    fn read_header(&mut self, at: u64, bytes: &[u8]) {
-        if at < HEADER_READ as u64 {
-            let into = &mut self.header.bytes[usize::try_from(at).unwrap_or(HEADER_READ)..];
-            let count = into.len().min(bytes.len());
-            into[..count].copy_from_slice(&bytes[..count]);
-            self.filled += count;
         }
     }
 
@@ -151,14 +96,14 @@ impl Checker {
         let within = |place: u64| usize::try_from(place.clamp(at, end) - at).unwrap_or_default();
         let cluster = 1_u64 << self.header.u32(20);
         for byte in &bytes[within(from)..within(until)] {
-            self.l1.entry = self.l1.entry << 8 | u64::from(*byte);
-            self.l1.bytes += 1;
-            if self.l1.bytes.is_multiple_of(8) {
-                let offset = self.l1.entry & L1_OFFSET;
+            self.l1_entry = self.l1_entry << 8 | u64::from(*byte);
+            self.l1_bytes += 1;
+            if self.l1_bytes.is_multiple_of(8) {
+                let offset = self.l1_entry & L1_OFFSET;
                 if !offset.is_multiple_of(cluster) {
-                    self.l1.misaligned.get_or_insert(offset);
+                    self.misaligned.get_or_insert(offset);
                 }
-                self.l1.furthest = self.l1.furthest.max(offset);
+                self.furthest = self.furthest.max(offset);
             }
         }
     }
@@ -168,86 +113,87 @@ impl Checker {
     /// # Errors
     /// [`Qcow2Error`] if it is not valid.
     pub fn finish(&self) -> Result<Qcow2, Qcow2Error> {
-        let (header, filled, len) = (&self.header, self.filled, self.bytes);
-        if filled < HEADER_V2 || len < HEADER_V2 as u64 {
-            return Err(if filled >= 4 && header.bytes[..4] != MAGIC {
-                magic(header.bytes)
-            } else {
-                Qcow2Error::Short { len }
-            });
+        let (header, len) = (&self.header, self.bytes);
+        if let Some(magic) = header.0.first_chunk()
+            && *magic != MAGIC
+        {
+            return invalid(format!("it is no qcow2 image: it begins with {magic:02x?}"));
         }
-        if header.bytes[..4] != MAGIC {
-            return Err(magic(header.bytes));
+        if header.0.len() < HEADER_V2 {
+            return short(len);
         }
 
         let version = header.u32(4);
         if !(2..=3).contains(&version) {
-            return Err(number("version", version));
+            return number("version", version);
         }
         let mut features = 0;
         if version == 3 {
-            if filled < HEADER_V3 {
-                return Err(Qcow2Error::Short { len });
+            if header.0.len() < HEADER_V3 {
+                return short(len);
             }
             features = header.u64(72);
         }
         let cluster_bits = header.u32(20);
         if !CLUSTER_BITS.contains(&cluster_bits) {
-            return Err(number("cluster_bits", cluster_bits));
+            return number("cluster_bits", cluster_bits);
         }
         let cluster = 1_u64 << cluster_bits;
         if version == 3 {
             check_version_3(header, features, cluster, len)?;
         }
         if header.u64(8) != 0 {
-            return Err(Qcow2Error::NeedsOther("a backing file"));
+            return needs_other("a backing file");
         }
         if header.u32(32) != 0 {
-            return Err(Qcow2Error::Encrypted(header.u32(32)));
+            let method = header.u32(32);
+            return invalid(format!(
+                "the image is encrypted (method {method}), so nothing in it can be checked"
+            ));
         }
 
-        let inside = |table: &'static str, offset: u64, size: u64| {
+        let inside = |table: &str, offset: u64, size: u64| {
             let end = offset.checked_add(size);
             if offset >= cluster && offset.is_multiple_of(cluster) && end.is_some_and(|end| end <= len) {
                 Ok(())
             } else {
-                Err(Qcow2Error::Outside { table, offset, len })
+                outside(table, offset, len)
             }
         };
 
         let virtual_size_bytes = header.u64(24);
         let (l1_size, l1_offset) = (u64::from(header.u32(36)), header.u64(40));
         if l1_size * 8 > L1_BYTES_MAX {
-            return Err(number("l1_size", l1_size));
+            return number("l1_size", l1_size);
         }
         let l2_entry = if features & EXTENDED_L2 == 0 { 8 } else { 16 };
         // At most 2^18 entries of 2^21 bytes each: no overflow.
         let covered_by_one_l2 = cluster / l2_entry * cluster;
         if virtual_size_bytes == 0 || virtual_size_bytes.div_ceil(covered_by_one_l2) > l1_size {
-            return Err(number("size", virtual_size_bytes));
+            return number("size", virtual_size_bytes);
         }
         inside("L1 table", l1_offset, l1_size * 8)?;
 
         let refcount_table_bytes = u64::from(header.u32(56)) << cluster_bits;
         if refcount_table_bytes == 0 || refcount_table_bytes > REFCOUNT_TABLE_BYTES_MAX {
-            return Err(number("refcount_table_clusters", header.u32(56)));
+            return number("refcount_table_clusters", header.u32(56));
         }
         inside("refcount table", header.u64(48), refcount_table_bytes)?;
 
         let snapshots = u64::from(header.u32(60));
         if snapshots > SNAPSHOTS_MAX {
-            return Err(number("nb_snapshots", snapshots));
+            return number("nb_snapshots", snapshots);
         }
         if snapshots > 0 {
             inside("snapshot table", header.u64(64), snapshots * SNAPSHOT_ENTRY_BYTES)?;
         }
         // Every L2 table begins inside the file; 0 means that there is none: zeros.
-        if self.l1.bytes != l1_size * 8 {
-            return Err(Qcow2Error::Outside { table: "L1 table", offset: l1_offset, len });
+        if self.l1_bytes != l1_size * 8 {
+            return outside("L1 table", l1_offset, len);
         }
-        let beyond = Some(self.l1.furthest).filter(|furthest| *furthest >= len && *furthest > 0);
-        if let Some(offset) = self.l1.misaligned.or(beyond) {
-            return Err(Qcow2Error::Outside { table: "L2 table", offset, len });
+        let beyond = Some(self.furthest).filter(|furthest| *furthest >= len && *furthest > 0);
+        if let Some(offset) = self.misaligned.or(beyond) {
+            return outside("L2 table", offset, len);
         }
         Ok(Qcow2 { version, virtual_size_bytes, dirty: features & DIRTY != 0 })
     }
@@ -256,51 +202,46 @@ impl Checker {
 /// The fields that only version 3 has.
 fn check_version_3(header: &Header, features: u64, cluster: u64, len: u64) -> Result<(), Qcow2Error> {
     if features & !KNOWN != 0 {
-        return Err(Qcow2Error::Features(features & !KNOWN));
+        let unknown = features & !KNOWN;
+        return invalid(format!("the image needs features that are not known here (bits {unknown:#x})"));
     }
     if features & CORRUPT != 0 {
-        return Err(Qcow2Error::MarkedCorrupt);
+        return invalid("the image is marked as corrupt".to_owned());
     }
     if features & EXTERNAL_DATA != 0 {
-        return Err(Qcow2Error::NeedsOther("an external data file"));
+        return needs_other("an external data file");
     }
     if header.u32(96) > 6 {
-        return Err(number("refcount_order", header.u32(96)));
+        return number("refcount_order", header.u32(96));
     }
     let header_length = u64::from(header.u32(100));
     if header_length < HEADER_V3 as u64 || header_length % 8 != 0 || header_length > cluster {
-        return Err(number("header_length", header_length));
+        return number("header_length", header_length);
     }
     if header_length > len {
-        return Err(Qcow2Error::Short { len });
+        return short(len);
     }
     // 0 is deflate, 1 is zstd.
-    let compression = if header_length > HEADER_V3 as u64 { header.bytes[104] } else { 0 };
+    let compression = if header_length > HEADER_V3 as u64 { header.0[104] } else { 0 };
     if compression > 1 || (compression == 0) == (features & COMPRESSION_TYPE != 0) {
-        return Err(number("compression_type", compression));
+        return number("compression_type", compression);
     }
     // Each entry has 32 subclusters of at least 512 bytes.
     if features & EXTENDED_L2 != 0 && cluster < 1 << 14 {
-        return Err(number("cluster_bits", cluster.trailing_zeros()));
+        return number("cluster_bits", cluster.trailing_zeros());
     }
     Ok(())
 }
 
-#[derive(Debug)]
-struct Header {
-    bytes: [u8; HEADER_READ],
-}
-
-impl Default for Header {
-    fn default() -> Self {
-        Self { bytes: [0; HEADER_READ] }
-    }
-}
+/// The bytes of the header so far.
+#[derive(Debug, Default)]
+struct Header(Vec<u8>);
 
 impl Header {
-    /// The big-endian number at `at`, which is a constant inside of the header.
+    /// The big-endian number at `at`; zero where nothing was read.
     fn u32(&self, at: usize) -> u32 {
-        self.bytes[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+        let bytes = self.0.get(at..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
     }
 
     fn u64(&self, at: usize) -> u64 {
@@ -308,12 +249,24 @@ impl Header {
     }
 }
 
-fn magic(bytes: [u8; HEADER_READ]) -> Qcow2Error {
-    Qcow2Error::Magic([bytes[0], bytes[1], bytes[2], bytes[3]])
+fn invalid<T>(why: String) -> Result<T, Qcow2Error> {
+    Err(Qcow2Error(why))
 }
 
-fn number(field: &'static str, value: impl Into<u64>) -> Qcow2Error {
-    Qcow2Error::Number { field, value: value.into() }
+fn short<T>(len: u64) -> Result<T, Qcow2Error> {
+    invalid(format!("the file ends inside its header, after {len} bytes"))
+}
+
+fn number<T>(field: &str, value: impl Into<u64>) -> Result<T, Qcow2Error> {
+    invalid(format!("the header says {field} = {}, which is not valid", value.into()))
+}
+
+fn outside<T>(table: &str, offset: u64, len: u64) -> Result<T, Qcow2Error> {
+    invalid(format!("the {table} at byte {offset} lies outside of the file's {len} bytes, or is not aligned"))
+}
+
+fn needs_other<T>(file: &str) -> Result<T, Qcow2Error> {
+    invalid(format!("the image needs another file ({file}), so it holds less than the disk"))
 }
 
 #[cfg(test)]
@@ -489,9 +442,12 @@ mod tests {
             );
         }
         let backed = create("backed", &["-b", "valid", "-F", "qcow2"]).unwrap();
-        assert!(matches!(backed, Err(Qcow2Error::NeedsOther("a backing file"))), "{backed:?}");
+        assert!(backed.as_ref().is_err_and(|error| error.0.contains("(a backing file)")), "{backed:?}");
         let data = format!("data_file={}", folder.path().join("data").display());
         let external = create("external", &["-o", &data]).unwrap();
-        assert!(matches!(external, Err(Qcow2Error::NeedsOther("an external data file"))), "{external:?}");
+        assert!(
+            external.as_ref().is_err_and(|error| error.0.contains("(an external data file)")),
+            "{external:?}"
+        );
     }
 }

@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 
 use crate::archive::md5::Md5Sum;
 use crate::archive::transfer::buffer::FLUSH_INTERVAL;
-use crate::archive::transfer::error::{ConnectionError, DownloadError, Interruption};
+use crate::archive::transfer::error::{DownloadError, Interruption};
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::Received;
@@ -56,8 +56,7 @@ impl Download<'_> {
     ) -> Result<ImageStream, Interruption> {
         let etag = received.image.etag.as_deref().filter(|_| offset > 0);
         let opened = timeout(self.clock, self.stall_timeout, self.source.open(offset, until, etag)).await;
-        let opened = opened.map_err(|stalled| ConnectionError::Stalled(stalled.0))?;
-        let stream = opened?;
+        let stream = opened.map_err(Interruption::stalled)??;
         // Before the first byte it does not matter which version an earlier connection offered.
         if received.bytes > 0 {
             check_unchanged(received, &stream)?;
@@ -67,11 +66,9 @@ impl Download<'_> {
 
     /// The next bytes of a connection; none at its end.
     pub(crate) async fn next_chunk(&self, stream: &mut ImageStream) -> Result<Option<Bytes>, Interruption> {
-        let chunk = match timeout(self.clock, self.stall_timeout, stream.body.next()).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(chunk)) => chunk.map_err(|error| Interruption::Broken(error.into()))?,
-            Err(stalled) => return Err(ConnectionError::Stalled(stalled.0).into()),
-        };
+        let next = timeout(self.clock, self.stall_timeout, stream.body.next()).await;
+        let Some(chunk) = next.map_err(Interruption::stalled)? else { return Ok(None) };
+        let chunk = chunk.map_err(Interruption::broken)?;
         if let Some(throttle) = self.throttle {
             throttle.take(self.clock, chunk.len() as u64).await;
         }

@@ -17,7 +17,7 @@ use crate::archive::md5::Md5Sum;
 use crate::archive::qcow2::{MAGIC, Qcow2, Qcow2Error};
 use crate::archive::transfer::buffer::Buffers;
 use crate::archive::transfer::connection::Download;
-use crate::archive::transfer::error::{ConnectionError, DownloadError, Interruption, NOT_AN_IMAGE, STARTS};
+use crate::archive::transfer::error::{DownloadError, Interruption, NOT_AN_IMAGE, STARTS};
 use crate::archive::transfer::hash::Hash;
 use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::progress::Progress;
@@ -241,7 +241,10 @@ impl Download<'_> {
         let until = start.parallel.then(|| received.bytes.saturating_add(PIECE_BYTES));
         let mut stream = self.open(received.bytes, until, received).await?;
         // A server that ignores ranges begins at zero: the bytes that are there are skipped.
-        let mut skip = received.bytes.checked_sub(stream.offset).ok_or(ConnectionError::WrongOffset)?;
+        let mut skip = received
+            .bytes
+            .checked_sub(stream.offset)
+            .ok_or_else(|| Interruption::broken("the server's response begins behind the requested byte"))?;
         let image = &mut received.image;
         if received.bytes == 0 {
             (image.bytes, image.etag) = (stream.total, stream.etag.take());
@@ -263,7 +266,7 @@ impl Download<'_> {
                     // Several connections need to know the length.
                     (None, Some(_)) if stream.is_part => Err(Interruption::RangesIgnored),
                     (None, _) if skip == 0 => Ok(()),
-                    _ => Err(ConnectionError::Short.into()),
+                    _ => Err(Interruption::short()),
                 };
             };
             let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
@@ -307,7 +310,7 @@ fn check_magic(at: u64, chunk: &[u8]) -> Result<(), Interruption> {
         Ok(())
     } else if at == 0 {
         let text = String::from_utf8_lossy(&chunk[..chunk.len().min(40)]);
-        Err(ConnectionError::NotAnImage(excerpt(&text, 40)).into())
+        Err(Interruption::broken(format!("{NOT_AN_IMAGE}: it begins with {:?}", excerpt(&text, 40))))
     } else {
         // Some of it was kept already.
         Err(Interruption::Changed(NOT_AN_IMAGE))

@@ -2,9 +2,9 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
 
 use crate::archive::transfer::source::SourceError;
+use crate::clock::TimedOut;
 use crate::retry::MAX_ATTEMPTS;
 
 /// An image that changes while it is received is started over at most this often: one that changes more often is not an
@@ -64,19 +64,6 @@ fn of_total(total: Option<u64>) -> String {
 
 pub(crate) const NOT_AN_IMAGE: &str = "the server's response is not a qcow2 image";
 
-/// A failure of one connection that the next one may not have.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectionError {
-    #[error("no byte was received for {} s", .0.as_secs_f64())]
-    Stalled(Duration),
-    #[error("the image ended early")]
-    Short,
-    #[error("the server's response begins behind the requested byte")]
-    WrongOffset,
-    #[error("{NOT_AN_IMAGE}: it begins with {0:?}")]
-    NotAnImage(String),
-}
-
 /// Why a connection ended before the image was complete. It decides the next attempt.
 pub(crate) enum Interruption {
     /// Another connection may continue.
@@ -99,14 +86,23 @@ impl From<SourceError> for Interruption {
             SourceError::Refused(_) => Self::Refused(error),
             SourceError::Changed => Self::Changed("the image changed at its address"),
             SourceError::Expired => Self::Expired,
-            SourceError::Broken(_) => Self::Broken(error.into()),
+            SourceError::Broken(_) => Self::broken(error),
         }
     }
 }
 
-impl From<ConnectionError> for Interruption {
-    fn from(error: ConnectionError) -> Self {
-        Self::Broken(error.into())
+impl Interruption {
+    /// A failure of one connection that the next one may not have.
+    pub(crate) fn broken(why: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Broken(why.into())
+    }
+
+    pub(crate) fn stalled(stalled: TimedOut) -> Self {
+        Self::broken(format!("no byte was received for {} s", stalled.0.as_secs_f64()))
+    }
+
+    pub(crate) fn short() -> Self {
+        Self::broken("the image ended early")
     }
 }
 

@@ -16,7 +16,7 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::archive::transfer::buffer::{Buffers, FLUSH_INTERVAL};
 use crate::archive::transfer::connection::Download;
-use crate::archive::transfer::error::{ConnectionError, Interruption};
+use crate::archive::transfer::error::Interruption;
 use crate::archive::transfer::hash::Hash;
 use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::part_file::PartFile;
@@ -127,7 +127,7 @@ impl Download<'_> {
             let chunk = self.next_chunk(&mut stream).await;
             let (mut chunk, interrupted) = match chunk {
                 Ok(Some(chunk)) => (chunk, None),
-                Ok(None) => (Bytes::new(), Some(ConnectionError::Short.into())),
+                Ok(None) => (Bytes::new(), Some(Interruption::short())),
                 Err(interruption) => (Bytes::new(), Some(interruption)),
             };
             // A server may send more than was asked for; that belongs to the next piece.
