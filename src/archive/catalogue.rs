@@ -2,7 +2,7 @@
 //!
 //! A copy counts if its manifest is valid and its image is a regular file of exactly the manifest's length, or
 //! marked as pruned. Everything else that looks like ours is a [`Problem`]; nothing is changed or removed, and
-//! links are not followed. The same rules hold for every kind of archive: each gives its `Files`.
+//! links are not followed. The same rules hold for every kind of archive.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -126,29 +126,17 @@ impl Catalogue {
     }
 }
 
-/// The files of an archive of any kind.
-pub(super) trait Files {
-    /// Reads the manifest at this path.
-    fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind>;
-
-    /// The length of the image at this path; none if there is no file.
-    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind>;
-}
-
-impl Files for &dyn Disk {
-    fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind> {
-        let bytes = read_file(*self, path, MANIFEST_BYTES_MAX).map_err(|error| unreadable(&error))?;
-        read_manifest(&bytes)
-    }
-
-    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind> {
-        match self.metadata(path) {
-            Ok(found) if found.kind == Kind::File => Ok(Some(found.len)),
-            Ok(_) => Err(ProblemKind::Foreign),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(&error)),
-        }
-    }
+/// The manifest at `here` in the archive at `path`, if its copy counts.
+pub(super) fn read_copy(disk: &dyn Disk, path: &Path, here: &Path) -> Result<Manifest, ProblemKind> {
+    let bytes = read_file(disk, here, MANIFEST_BYTES_MAX).map_err(|error| unreadable(&error))?;
+    let manifest = read_manifest(&bytes)?;
+    check_copy(path, here, &manifest, |image| match disk.metadata(image) {
+        Ok(found) if found.kind == Kind::File => Ok(Some(found.len)),
+        Ok(_) => Err(ProblemKind::Foreign),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(&error)),
+    })?;
+    Ok(manifest)
 }
 
 fn unreadable(error: &dyn std::error::Error) -> ProblemKind {
@@ -174,18 +162,19 @@ pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::R
             let Some(instance_id) = layout::read_instance(&entry.name) else { continue };
             let folder = folder.join(instance_id.to_string());
             let entries = catalogue.list(disk, &folder, &entry);
-            catalogue.read_instance(&disk, path, &folder, &entries);
+            catalogue.read_instance(path, &folder, &entries, |here| read_copy(disk, path, here));
         }
     }
     Ok(catalogue.sorted())
 }
 
-/// The content of an archive whose files have these paths, relative to `path`.
+/// The content of an archive whose files have these paths, relative to `path`. `read` reads the manifest at a path, if its
+/// copy counts.
 pub(super) fn read_listed<'a>(
-    files: &dyn Files,
     archive: &ArchiveName,
     path: &Path,
     paths: impl IntoIterator<Item = &'a str>,
+    read: impl Fn(&Path) -> Result<Manifest, ProblemKind>,
 ) -> Catalogue {
     let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::new();
     for (zone, instance_id, name) in paths.into_iter().filter_map(layout::read_path) {
@@ -194,7 +183,7 @@ pub(super) fn read_listed<'a>(
     }
     let mut catalogue = Catalogue::empty(archive);
     for (folder, entries) in &folders {
-        catalogue.read_instance(files, path, folder, entries);
+        catalogue.read_instance(path, folder, entries, &read);
     }
     catalogue.sorted()
 }
@@ -230,7 +219,13 @@ impl Catalogue {
     }
 
     /// Reads the copies in an instance's folder of the archive at `path`.
-    fn read_instance(&mut self, files: &dyn Files, path: &Path, folder: &Path, entries: &[Entry]) {
+    fn read_instance(
+        &mut self,
+        path: &Path,
+        folder: &Path,
+        entries: &[Entry],
+        read: impl Fn(&Path) -> Result<Manifest, ProblemKind>,
+    ) {
         let names: HashSet<&OsStr> = entries.iter().map(|entry| &*entry.name).collect();
         for entry in entries {
             let Some((stem, role)) = layout::read_name(&entry.name) else { continue };
@@ -242,7 +237,7 @@ impl Catalogue {
                 }
                 // It is checked with its manifest.
                 Role::Image => {}
-                Role::Manifest => match read_copy(files, path, &here) {
+                Role::Manifest => match read(&here) {
                     Ok(manifest) => {
                         let paths = CopyPaths::new(path, &manifest.id());
                         let has_image = names.contains(OsStr::new(&paths.image_name()));
@@ -260,19 +255,13 @@ impl Catalogue {
     }
 }
 
-/// Reads the manifest at `here` in the archive at `path`, if its copy counts.
-pub(super) fn read_copy(files: &dyn Files, path: &Path, here: &Path) -> Result<Manifest, ProblemKind> {
-    let manifest = files.manifest(here)?;
-    check_copy(files, path, here, &manifest)?;
-    Ok(manifest)
-}
-
-/// Whether the copy counts whose manifest was found at `here` in the archive at `path`.
+/// Whether the copy counts whose manifest was found at `here` in the archive at `path`. `image_bytes` gives the length of the
+/// image at a path; none if there is no file.
 pub(super) fn check_copy(
-    files: &dyn Files,
     path: &Path,
     here: &Path,
     manifest: &Manifest,
+    image_bytes: impl FnOnce(&Path) -> Result<Option<u64>, ProblemKind>,
 ) -> Result<(), ProblemKind> {
     let paths = CopyPaths::new(path, &manifest.id());
     let folder = here.parent();
@@ -292,7 +281,7 @@ pub(super) fn check_copy(
         return Ok(());
     }
     let expected = manifest.image.bytes;
-    match files.image_bytes(&paths.image())? {
+    match image_bytes(&paths.image())? {
         Some(found) if found == expected => Ok(()),
         Some(found) => Err(ProblemKind::Length { expected, found }),
         None => Err(ProblemKind::NoImage),

@@ -60,7 +60,7 @@ impl CopyFiles {
 
     /// The manifest, if the copy counts in the archive at `archive`.
     pub(super) fn read_copy(&self, archive: &Path) -> Option<Manifest> {
-        catalogue::read_copy(&&*self.disk, archive, &self.paths.manifest()).ok()
+        catalogue::read_copy(&*self.disk, archive, &self.paths.manifest()).ok()
     }
 
     /// Removes the files that are of no use beside a copy that counts.

@@ -1,7 +1,7 @@
 //! The archive in a bucket: its catalogue, new copies, and changes to those that are there.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use secrecy::SecretString;
 
-use crate::archive::catalogue::{self, Catalogue, StoredCopy};
+use crate::archive::catalogue::{self, Catalogue, ProblemKind, StoredCopy};
 use crate::archive::layout::{self, CopyId, Role};
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
-use crate::archive::s3::bucket::{Bucket, ListedFiles, ReadManifest};
+use crate::archive::s3::bucket::{Bucket, ReadManifest};
 use crate::archive::s3::client::{Client, S3Location};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
@@ -88,9 +88,17 @@ impl S3Archive {
         let catalogue = complete.map(|()| {
             let root = self.bucket.root();
             let path = PathBuf::from(format!("{root}{prefix}"));
-            let files = ListedFiles { root, manifests: &manifests, images: &images };
             let keys = manifests.keys().chain(images.keys()).filter_map(|key| key.strip_prefix(prefix));
-            catalogue::read_listed(&files, self.name(), &path, keys)
+            catalogue::read_listed(self.name(), &path, keys, |here| {
+                let Some(read) = key_of(here, &root).and_then(|key| manifests.get(key)) else {
+                    return Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned()));
+                };
+                let manifest = read.manifest.clone()?;
+                let image_bytes =
+                    |image: &Path| Ok(key_of(image, &root).and_then(|key| images.get(key)).copied());
+                catalogue::check_copy(&path, here, &manifest, image_bytes)?;
+                Ok(manifest)
+            })
         });
         // After a failure, too: what was read before it need not be read again.
         *self.manifests() = manifests;
@@ -197,6 +205,11 @@ impl S3Archive {
         }
         Ok(())
     }
+}
+
+/// The key in a path that begins with `root`.
+fn key_of<'a>(path: &'a Path, root: &str) -> Option<&'a str> {
+    path.to_str()?.strip_prefix(root)
 }
 
 /// The image of a copy in a bucket, to be read like one of the service.

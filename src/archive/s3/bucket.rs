@@ -1,13 +1,13 @@
 //! The bucket as the archive and its uploads share it: the objects of a copy, and the uploads of this process.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::OnceCell;
 
-use crate::archive::catalogue::{self, Files, ProblemKind};
+use crate::archive::catalogue::{self, ProblemKind};
 use crate::archive::layout::{self, CopyId, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
@@ -67,34 +67,6 @@ pub(super) struct ExistingCopy {
     pub(super) image: Option<Head>,
 }
 
-/// Objects as the rules for copies look at them, by paths that begin with `root`.
-pub(super) struct ListedFiles<'a> {
-    /// The beginning of a path that is not part of the key.
-    pub(super) root: String,
-    pub(super) manifests: &'a HashMap<String, ReadManifest>,
-    /// The lengths of images by key.
-    pub(super) images: &'a HashMap<String, u64>,
-}
-
-impl ListedFiles<'_> {
-    fn key<'p>(&self, path: &'p Path) -> &'p str {
-        path.to_str().and_then(|path| path.strip_prefix(&*self.root)).unwrap_or_default()
-    }
-}
-
-impl Files for ListedFiles<'_> {
-    fn manifest(&self, path: &Path) -> Result<Manifest, ProblemKind> {
-        match self.manifests.get(self.key(path)) {
-            Some(read) => read.manifest.clone(),
-            None => Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned())),
-        }
-    }
-
-    fn image_bytes(&self, path: &Path) -> Result<Option<u64>, ProblemKind> {
-        Ok(self.images.get(self.key(path)).copied())
-    }
-}
-
 impl Bucket {
     pub(super) fn new(name: ArchiveName, client: Client) -> Self {
         Self { name, client, uploads: Mutex::default(), is_cleaned: OnceCell::new() }
@@ -104,7 +76,7 @@ impl Bucket {
         &self.client.location.prefix
     }
 
-    /// The beginning of all paths in a catalogue of this bucket.
+    /// The beginning of all paths in a catalogue of this bucket, which is not part of the keys.
     pub(super) fn root(&self) -> String {
         format!("s3://{}/", self.client.location.bucket)
     }
@@ -171,12 +143,9 @@ impl Bucket {
 
     /// Whether a manifest under the name of this copy, and an image beside it, make a verified copy.
     fn counts(&self, id: &CopyId, manifest: &Manifest, image: Option<&Head>) -> bool {
-        let length = image.and_then(|image| image.bytes);
-        let images = length.map(|bytes| (self.image_key(id), bytes)).into_iter().collect();
-        let files = ListedFiles { root: self.root(), manifests: &HashMap::new(), images: &images };
-        let root = PathBuf::from(format!("{}{}", self.root(), self.prefix()));
-        let here = CopyPaths::new(&root, id).manifest();
-        catalogue::check_copy(&files, &root, &here, manifest).is_ok()
+        let root = Path::new(self.prefix());
+        let here = self.paths(id).manifest();
+        catalogue::check_copy(root, &here, manifest, |_| Ok(image.and_then(|image| image.bytes))).is_ok()
     }
 
     /// Aborts earlier uploads of this image, which the caller has locked.
