@@ -114,15 +114,6 @@ pub fn credentials(config: &Config) -> Result<Credentials, Refusal> {
         .map_err(|error| Refusal::bad_configuration(&error))
 }
 
-/// The state directory: as configured, else `$STATE_DIRECTORY` of systemd, else the default.
-pub fn state_path(config: &Config) -> PathBuf {
-    config
-        .state_directory
-        .clone()
-        .or_else(systemd_state_directory)
-        .unwrap_or_else(|| Path::new(STATE_DIRECTORY).to_owned())
-}
-
 /// The first of the folders that systemd created for the service.
 fn systemd_state_directory() -> Option<PathBuf> {
     let folders = std::env::var("STATE_DIRECTORY").ok()?;
@@ -197,12 +188,13 @@ pub enum Use {
     Changing,
 }
 
-/// Opens the state directory.
+/// Opens the state directory: as configured, else `$STATE_DIRECTORY` of systemd, else the default.
 ///
 /// # Errors
 /// [`Refusal`] if it is unusable.
 pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirectory, Refusal> {
-    let path = state_path(config);
+    let configured = config.state_directory.clone().or_else(systemd_state_directory);
+    let path = configured.unwrap_or_else(|| PathBuf::from(STATE_DIRECTORY));
     match purpose {
         Use::Reading => Ok(StateDirectory::at(seams.disk.clone(), &path)),
         Use::Changing => Ok(StateDirectory::open(seams.disk.clone(), &path)?),

@@ -50,11 +50,6 @@ impl Output {
         Self { format: global.output, color: global.color }
     }
 
-    /// Whether data is printed as JSON.
-    pub fn is_json(self) -> bool {
-        self.format == OutputFormat::Json
-    }
-
     /// Whether data is drawn as a picture.
     pub fn is_svg(self) -> bool {
         self.format == OutputFormat::Svg
@@ -92,17 +87,14 @@ impl Output {
         }
     }
 
-    /// Prints a value as pretty JSON, and a line's end.
-    pub fn print_json(self, value: &impl Serialize) {
-        if let Ok(text) = serde_json::to_string_pretty(value) {
-            self.print(&safe_json(&text));
+    /// Prints a command's data: as pretty JSON or as text. Only the one that is printed is made.
+    pub fn show<T: Serialize>(self, json: impl FnOnce() -> T, text: impl FnOnce() -> String) {
+        if self.format != OutputFormat::Json {
+            self.print(&text());
+        } else if let Ok(json) = serde_json::to_string_pretty(&json()) {
+            self.print(&safe_json(&json));
             self.print("\n");
         }
-    }
-
-    /// Prints a command's data: as JSON or as text. Only the one that is printed is made.
-    pub fn show<T: Serialize>(self, json: impl FnOnce() -> T, text: impl FnOnce() -> String) {
-        if self.is_json() { self.print_json(&json()) } else { self.print(&text()) }
     }
 
     /// Prints a message to stderr. Lines stay lines; other characters that could affect a terminal are escaped.

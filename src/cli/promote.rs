@@ -8,8 +8,9 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::exoscale::wire::PromoteRequest;
 use crate::run::promote::promote_manually;
+use crate::run::report::Step;
 use crate::snapshot::TemplateId;
-use crate::state::audit::StepOutcome;
+use crate::state::audit::{StepFacts, StepOutcome};
 use crate::text::printable;
 
 /// Refuses a template name that the platform does not accept.
@@ -24,6 +25,15 @@ pub(super) fn check_template_name(name: &str) -> Result<(), Refusal> {
 pub(super) fn described(id: Option<TemplateId>, name: &str) -> String {
     let id = id.map_or_else(|| "(not named by the API)".to_owned(), |id| id.to_string());
     format!("template {id} ({})", printable(name))
+}
+
+/// The facts of a step that is done.
+pub(super) fn done(step: Step, work: &str) -> Result<StepFacts, Refusal> {
+    if step.outcome == StepOutcome::Done {
+        return Ok(step.facts);
+    }
+    let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
+    Err(Refusal::failed(format!("{work}: {why}")))
 }
 
 /// Promotes and prints the template's id.
@@ -43,11 +53,7 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
     let step = promote_manually(&runner, &promote.zone, promote.snapshot, &request)
         .await
         .map_err(Refusal::failed)?;
-    if step.outcome != StepOutcome::Done {
-        let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
-        return Err(Refusal::failed(format!("promote snapshot {}: {why}", promote.snapshot)));
-    }
-    let template_id = step.facts.template_id;
+    let template_id = done(step, &format!("promote snapshot {}", promote.snapshot))?.template_id;
     let Promote { snapshot, zone, name, .. } = promote;
     output.show(
         || json!({ "zone": zone, "snapshot_id": snapshot, "template_id": template_id, "template_name": name }),

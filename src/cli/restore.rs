@@ -13,7 +13,7 @@ use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
-use crate::cli::promote::{check_template_name, described};
+use crate::cli::promote::{check_template_name, described, done};
 use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
 use crate::policy::name::ArchiveName;
@@ -21,7 +21,6 @@ use crate::restore::copy::{Destination, Restored, copy_first_good};
 use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
 use crate::restore::template::{NewTemplate, to_template};
 use crate::snapshot::TemplateId;
-use crate::state::audit::StepOutcome;
 use crate::text::printable;
 
 /// What was restored, for programs; `made` are the fields of the file or the template.
@@ -83,14 +82,10 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
     match (template, &restore.to) {
         (Some((template, credentials)), _) => {
             let runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
-            let step = to_template(&runner, &copies, &template).await?;
-            if step.outcome != StepOutcome::Done {
-                let why = step.message.unwrap_or_else(|| "it was not started".to_owned());
-                return Err(Refusal::failed(format!("restore to a template: {why}")));
-            }
+            let facts = done(to_template(&runner, &copies, &template).await?, "restore to a template")?;
             let Some(ArchivedCopy { archive, copy }) = copies.first() else { return Ok(Exit::Failed) };
-            let (manifest, id) = (&copy.manifest, step.facts.template_id);
-            let archive = step.facts.archive.as_ref().unwrap_or(archive.name());
+            let (manifest, id) = (&copy.manifest, facts.template_id);
+            let archive = facts.archive.as_ref().unwrap_or(archive.name());
             let next = start_command(manifest, &template, id);
             let NewTemplate { zone, name, .. } = &template;
             let made = json!({ "zone": zone, "template_id": id, "template_name": name, "next": next });

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::tz::{self, TimeZone};
@@ -61,7 +60,7 @@ fn read_policy(name: PolicyName, table: &Table<'_>, archives: &BTreeSet<ArchiveN
         name,
         enabled: table.read("enabled", Value::boolean).unwrap_or(true),
         schedule: table.read("schedule", Value::schedule),
-        time_zone: table.value("timezone").and_then(|value| read_time_zone(&value)).unwrap_or(TimeZone::UTC),
+        time_zone: table.read("timezone", read_time_zone).unwrap_or(TimeZone::UTC),
         zones: table.required("zones", ZONES_EXAMPLE).map_or_else(Vec::new, |zones| {
             zones.list(Some(ZONES_EXAMPLE), |zone| zone.parsed::<ZoneName>("a zone"))
         }),
@@ -86,14 +85,9 @@ fn read_time_zone(value: &Value<'_>) -> Option<TimeZone> {
     let zone = plain.then(|| TimeZone::get(text).ok()).flatten().filter(|zone| !zone.is_unknown());
     if zone.is_none() {
         let names: Vec<String> = tz::db().available().map(|name| name.to_string()).collect();
-        let near = keys::nearest(text, names.iter().map(String::as_str));
-        value.place().wrong(
-            format!("the time zone `{}` is not known", excerpt(text, 64)),
-            near.map_or_else(
-                || "use an IANA name, such as `Europe/Zurich`".to_owned(),
-                |near| format!("did you mean `{near}`?"),
-            ),
-        );
+        let example = || "use an IANA name, such as `Europe/Zurich`".to_owned();
+        let help = keys::help_with(text, names.iter().map(String::as_str), example);
+        value.place().wrong(format!("the time zone `{}` is not known", excerpt(text, 64)), help);
     }
     zone
 }
@@ -120,7 +114,7 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
             .map(|list| list.list(Some(EMPTY_SELECTS_NOTHING), |value| read_pattern(value, NameGlob::new))),
         exclude_snapshots: table
             .value("exclude_snapshots")
-            .map_or_else(Vec::new, |list| patterns(&list, None)),
+            .map_or_else(Vec::new, |list| list.list(None, |value| read_pattern(value, Pattern::new))),
         only_created: table.choice("ownership", &[("all", false), ("created", true)]).unwrap_or(create),
         judge_orphans: table.choice("orphans", &[("keep", false), ("apply", true)]).unwrap_or(false),
         this_machine: ThisMachine { is_selected, is_excluded, unknown: None },
@@ -224,14 +218,9 @@ fn read_export(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Option<Ex
 fn read_archive_name(value: &Value<'_>, archives: &BTreeSet<ArchiveName>) -> Option<ArchiveName> {
     let name = value.parsed::<ArchiveName>("an archive's name")?;
     if !archives.contains(&name) {
-        let near = keys::nearest(name.as_str(), archives.iter().map(ArchiveName::as_str));
-        value.place().missing(
-            format!("there is no archive `{name}`"),
-            near.map_or_else(
-                || format!("write a section `[archives.{name}]`"),
-                |near| format!("did you mean `{near}`?"),
-            ),
-        );
+        let section = || format!("write a section `[archives.{name}]`");
+        let help = keys::help_with(name.as_str(), archives.iter().map(ArchiveName::as_str), section);
+        value.place().missing(format!("there is no archive `{name}`"), help);
     }
     Some(name)
 }
@@ -255,11 +244,6 @@ fn read_promote(table: &Table<'_>) -> Option<Promote> {
 
 fn read_which(table: &Table<'_>) -> Which {
     table.choice("snapshots", &[("newest", Which::Newest), ("all", Which::All)]).unwrap_or(Which::Newest)
-}
-
-/// Names as globs, or ids.
-fn patterns<Id: FromStr + PartialEq>(list: &Value<'_>, empty: Option<&str>) -> Vec<Pattern<Id>> {
-    list.list(empty, |value| read_pattern(value, Pattern::new))
 }
 
 fn read_pattern<T>(value: &Value<'_>, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {

@@ -8,8 +8,6 @@
 //! their own; shorter ones that follow each other are joined to a pale strip; and a row with too many at the same time
 //! is drawn as a curve of their number.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 
 use jiff::civil::{Date, DateTime, time};
@@ -78,7 +76,7 @@ const BAR_WIDTH_MIN: f64 = 6.0;
 /// Closer marks can't be distinguished.
 const PIXEL: f64 = 1.0;
 /// With more lanes, a row becomes a curve.
-const LANES_MAX: usize = 32;
+const LANES_MAX: u64 = 32;
 /// With more marks, too: at about 20 bytes each they keep a row below 100 KiB.
 const MARKS_MAX: usize = 4000;
 /// There are not as many rules; a bound all the same.
@@ -286,8 +284,11 @@ fn draw_curve(body: &mut String, curve: &Curve<'_>, scale: &Scale, y: f64) {
 
 /// Returns the row's height.
 fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64, kinds: &mut Kinds) -> f64 {
-    let lanes = Lanes::new(&row.spans, scale);
-    let is_crowd = lanes.count > LANES_MAX || lanes.bars.len() + lanes.strips.len() > MARKS_MAX;
+    let counts = counts(&row.spans);
+    let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    // A row with too many becomes a curve, which needs no lanes.
+    let lanes = if most > LANES_MAX { Lanes::default() } else { Lanes::new(&row.spans, scale) };
+    let is_crowd = most > LANES_MAX || lanes.bars.len() + lanes.strips.len() > MARKS_MAX;
     let pitch: f64 = match lanes.count {
         0..=3 => 9.0,
         4..=6 => 7.0,
@@ -299,13 +300,13 @@ fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64
     let needed = if is_crowd { CURVE_HEIGHT } else { lanes.count as f64 * pitch };
     let height = needed.max(ROW_HEIGHT_MIN);
     draw_band(body, y, height);
-    let most = format!("most {}", lanes.count);
+    let most = format!("most {most}");
     let detail = if row.detail.is_empty() { most } else { format!("{} · {most}", row.detail) };
     draw_label(body, row.label, &detail, y + height / 2.0, true);
     if is_crowd {
         kinds.crowd = true;
         let paint = format!("fill=\"{color}\" stroke=\"{color}\"");
-        draw_area(body, &scale.columns(&counts(&row.spans)), y, height, &paint);
+        draw_area(body, &scale.columns(&counts), y, height, &paint);
         return height;
     }
     let stroke = (pitch - 1.6).max(1.8);
@@ -370,22 +371,16 @@ impl Lanes {
         let mut sorted: Vec<_> = spans.iter().copied().filter(|(from, until)| from < until).collect();
         sorted.sort_unstable();
         let mut lanes = Self::default();
-        let mut busy: BinaryHeap<Reverse<(Timestamp, usize)>> = BinaryHeap::new();
-        let mut free: BTreeSet<usize> = BTreeSet::new();
-        // Of each lane, the strip that the next interval may extend.
-        let mut open: Vec<Option<usize>> = Vec::new();
+        // Of each lane, its last end, and the strip that the next interval may extend.
+        let mut used: Vec<(Timestamp, Option<usize>)> = Vec::new();
         for (from, until) in sorted {
-            while let Some(Reverse((_, lane))) = busy.peek().filter(|Reverse((end, _))| *end <= from) {
-                free.insert(*lane);
-                busy.pop();
+            let lane = used.iter().position(|(end, _)| *end <= from).unwrap_or(used.len());
+            if lane == used.len() {
+                used.push((until, None));
             }
-            let lane = free.pop_first().unwrap_or_else(|| {
-                open.push(None);
-                open.len() - 1
-            });
-            busy.push(Reverse((until, lane)));
+            let Some((end, open)) = used.get_mut(lane) else { continue };
+            *end = until;
             let (x1, x2) = (scale.x(from), scale.x(until));
-            let Some(open) = open.get_mut(lane) else { continue };
             if x2 - x1 >= BAR_WIDTH_MIN {
                 lanes.bars.push((lane, x1, x2));
                 *open = None;
@@ -399,7 +394,7 @@ impl Lanes {
                 }
             }
         }
-        lanes.count = open.len();
+        lanes.count = used.len();
         lanes
     }
 }
@@ -443,26 +438,17 @@ impl Step {
         }
     }
 
-    /// The last of its times, by the wall clock, that is not after `wall`.
-    fn floor(self, wall: DateTime) -> Option<DateTime> {
+    /// One of its times, by the wall clock, that is not after `wall`: midnight, a Monday, or the beginning of a year.
+    fn start(self, wall: DateTime) -> Option<DateTime> {
         let date = wall.date();
         let date = match self.unit {
-            Unit::Minute => {
-                let minute = i64::from(wall.hour()) * 60 + i64::from(wall.minute());
-                let midnight = date.to_datetime(time(0, 0, 0, 0));
-                return midnight.checked_add(Span::new().minutes(minute - minute % self.count)).ok();
-            }
-            Unit::Day if self.count < 7 => date,
             // Weeks begin on Monday.
-            Unit::Day => {
+            Unit::Day if self.count >= 7 => {
                 let back = i64::from(date.weekday().to_monday_zero_offset());
                 date.checked_sub(Span::new().days(back)).ok()?
             }
-            Unit::Month => {
-                let month = i64::from(date.month()) - 1;
-                let first = Date::new(date.year(), 1, 1).ok()?;
-                first.checked_add(Span::new().months(month - month % self.count)).ok()?
-            }
+            Unit::Minute | Unit::Day => date,
+            Unit::Month => date.first_of_year(),
             _ => {
                 let year = i64::from(date.year());
                 let floor = year - year.rem_euclid(self.count);
@@ -489,7 +475,7 @@ impl Step {
 fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f64) {
     let step = Step::fitting(scale);
     let begin = picture.time_zone.to_datetime(picture.from);
-    let mut wall = step.floor(begin);
+    let mut wall = step.start(begin);
     let context = |body: &mut String, x: f64, anchor: &str, context: &str| {
         let _ = writeln!(
             body,
@@ -586,6 +572,8 @@ fn duration_words(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use jiff::SignedDuration;
 
     use super::*;

@@ -56,11 +56,8 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
     let mut differences = Vec::new();
     for (now, candidate) in pairs {
         let Some(PolicyInZone { name, zone, .. }) = now.or(candidate) else { continue };
-        let planned = |side: Option<&'a PolicyInZone>| side.map(|side| side.planned.as_ref().ok());
-        let (now, candidate) = match (planned(now), planned(candidate)) {
-            (Some(None), _) | (_, Some(None)) => continue,
-            (now, candidate) => (now.flatten(), candidate.flatten()),
-        };
+        let planned = |side: Option<&'a PolicyInZone>| side.map(|side| side.planned.as_ref()).transpose();
+        let (Ok(now), Ok(candidate)) = (planned(now), planned(candidate)) else { continue };
         let pairs = pairs_of(now, candidate);
         if now.is_none() || candidate.is_none() || !pairs.is_empty() {
             differences.push(Difference { policy: name, zone, now, candidate, pairs });
