@@ -5,9 +5,10 @@
 //! No error and no `Debug` text shows a secret.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use secrecy::SecretString;
 
@@ -60,51 +61,12 @@ impl fmt::Display for Source<'_> {
     }
 }
 
-/// No usable credentials.
+/// No usable credentials. The text says for what, and where they were looked for.
 #[derive(Debug, thiserror::Error)]
-pub enum CredentialsError {
-    /// No source has them.
-    #[error("no {purpose} found in {}; {hint}", .searched.join(", nor in "))]
-    Missing {
-        /// What they are for.
-        purpose: String,
-        /// The sources.
-        searched: Vec<String>,
-        /// How to give them.
-        hint: String,
-    },
-    /// One of the pair is there, the other is not.
-    #[error("{purpose} in {place}: `{missing}` is missing; give both or neither")]
-    Half {
-        /// What they are for.
-        purpose: String,
-        /// The source.
-        place: String,
-        /// The name of the one that is not there.
-        missing: String,
-    },
-    /// A file that should hold them can't be read.
-    #[error("read {purpose} from {}; it must be a readable text file", .path.display())]
-    Read {
-        /// What they are for.
-        purpose: String,
-        /// The file.
-        path: PathBuf,
-        /// The error of the disk.
-        #[source]
-        source: io::Error,
-    },
-    /// A source has a text that is none.
-    #[error("{purpose} from {place}")]
-    Invalid {
-        /// What they are for.
-        purpose: String,
-        /// The source.
-        place: String,
-        /// The problem.
-        #[source]
-        source: InvalidCredentials,
-    },
+#[error("{text}")]
+pub struct CredentialsError {
+    text: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 /// Why a text holds no credentials. Nothing of the text is shown.
@@ -159,15 +121,15 @@ impl Search<'_> {
     pub(crate) fn find(self, sources: &[Source<'_>]) -> Result<Credentials, CredentialsError> {
         for source in sources {
             if let Some(found) = self.read(source)? {
-                return found.map_err(|error| CredentialsError::Invalid {
-                    purpose: self.purpose,
-                    place: source.to_string(),
-                    source: error,
+                return found.map_err(|error| CredentialsError {
+                    text: format!("{} from {source}", self.purpose),
+                    source: Some(error.into()),
                 });
             }
         }
-        let searched = sources.iter().map(ToString::to_string).collect();
-        Err(CredentialsError::Missing { purpose: self.purpose, searched, hint: self.hint })
+        let searched = sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", nor in ");
+        let text = format!("no {} found in {searched}; {}", self.purpose, self.hint);
+        Err(CredentialsError { text, source: None })
     }
 
     /// The credentials in one source; `None` if it has none.
@@ -204,22 +166,22 @@ impl Search<'_> {
     }
 
     fn file(&self, path: &Path) -> Result<String, CredentialsError> {
-        read_named_file(path, MAX_FILE_BYTES).map_err(|source| CredentialsError::Read {
-            purpose: self.purpose.clone(),
-            path: path.to_owned(),
-            source,
-        })
+        read_named_file(path, MAX_FILE_BYTES).map_err(|error| self.unreadable(path, error))
+    }
+
+    fn unreadable(&self, path: &Path, error: io::Error) -> CredentialsError {
+        let text = format!("read {} from {}; it must be a readable text file", self.purpose, path.display());
+        CredentialsError { text, source: Some(error.into()) }
     }
 
     /// One of systemd's credentials, which are files in a folder.
     fn systemd(&self, name: &str) -> Result<Option<String>, CredentialsError> {
         let Some(folder) = self.variable("CREDENTIALS_DIRECTORY") else { return Ok(None) };
-        match self.file(&Path::new(&folder).join(name)) {
+        let path = Path::new(&folder).join(name);
+        match read_named_file(&path, MAX_FILE_BYTES) {
             Ok(text) => Ok(Some(text)),
-            Err(CredentialsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.unreadable(&path, error)),
         }
     }
 
@@ -235,8 +197,8 @@ impl Search<'_> {
             (None, Some(_)) => key_name,
             _ => return Ok(key.zip(secret)),
         };
-        let (purpose, place) = (self.purpose.clone(), source.to_string());
-        Err(CredentialsError::Half { purpose, place, missing: missing.to_owned() })
+        let text = format!("{} in {source}: `{missing}` is missing; give both or neither", self.purpose);
+        Err(CredentialsError { text, source: None })
     }
 }
 

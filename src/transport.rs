@@ -211,10 +211,12 @@ fn build(client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client,
         let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
             .iter()
             .filter_map(|root| reqwest::Certificate::from_der(root).ok());
-        client().tls_certs_only(roots).build().map_err(|error| TransportError {
-            reached: Reached::Nothing,
-            what: "nothing was sent: set up TLS for HTTPS connections",
-            source: Some(Box::new(error)),
+        client().tls_certs_only(roots).build().map_err(|error| {
+            TransportError::because(
+                Reached::Nothing,
+                "nothing was sent: set up TLS for HTTPS connections",
+                error,
+            )
         })
     })
 }
@@ -245,5 +247,5 @@ fn failed(error: reqwest::Error) -> TransportError {
     } else {
         (Reached::Unknown, "the connection broke before an answer came")
     };
-    TransportError { reached, what, source: Some(Box::new(error.without_url())) }
+    TransportError::because(reached, what, error.without_url())
 }

@@ -58,21 +58,6 @@ pub struct S3Location {
     pub prefix: String,
 }
 
-/// A body with its hash, which the signature covers.
-#[derive(Clone)]
-pub(super) struct Payload {
-    bytes: Bytes,
-    sha256: String,
-}
-
-impl Payload {
-    pub(super) fn new(bytes: impl Into<Bytes>) -> Self {
-        let bytes = bytes.into();
-        let sha256 = sha256_hex(&bytes);
-        Self { bytes, sha256 }
-    }
-}
-
 /// A request before it is signed.
 struct S3Request<'a> {
     /// For errors: "list", "read".
@@ -81,8 +66,10 @@ struct S3Request<'a> {
     key: &'a str,
     query: Vec<(&'a str, &'a str)>,
     headers: Vec<(&'static str, String)>,
-    payload: Payload,
-    /// Beside the time that the payload takes.
+    body: Bytes,
+    /// The signature covers it.
+    body_sha256: String,
+    /// Beside the time that the body takes.
     timeout: Duration,
 }
 
@@ -94,9 +81,15 @@ impl<'a> S3Request<'a> {
             key,
             query: Vec::new(),
             headers: Vec::new(),
-            payload: Payload::new(Bytes::new()),
+            body: Bytes::new(),
+            body_sha256: sha256_hex(&[]),
             timeout: REQUEST_TIMEOUT,
         }
+    }
+
+    fn set_body(&mut self, body: impl Into<Bytes>) {
+        self.body = body.into();
+        self.body_sha256 = sha256_hex(&self.body);
     }
 }
 
@@ -164,14 +157,14 @@ impl Client {
                 .map_err(|_| S3Cause::Unexpected(format!("it gave a `{name}` that can't be sent back")))?;
             headers.insert(HeaderName::from_static(name), value);
         }
-        if self.requires_md5.load(Ordering::Relaxed) && !request.payload.bytes.is_empty() {
-            let bytes = request.payload.bytes.clone();
+        if self.requires_md5.load(Ordering::Relaxed) && !request.body.is_empty() {
+            let bytes = request.body.clone();
             let md5 = blocking(move || content_md5(&bytes)).await;
             headers
                 .extend(HeaderValue::try_from(md5).map(|md5| (HeaderName::from_static("content-md5"), md5)));
         }
-        self.signer().sign(&request.method, &url, &request.payload.sha256, &mut headers);
-        let (method, body) = (request.method.clone(), request.payload.bytes.clone());
+        self.signer().sign(&request.method, &url, &request.body_sha256, &mut headers);
+        let (method, body) = (request.method.clone(), request.body.clone());
         let response =
             self.transport.send(Request { method, url, headers, body, purpose: Purpose::Image }).await?;
         if response.status.is_success() {
@@ -197,7 +190,7 @@ impl Client {
         request: &S3Request<'_>,
         attempt: impl Fn() -> F,
     ) -> Result<T, S3Error> {
-        let seconds = request.payload.bytes.len() as u64 / SLOWEST_BYTES_PER_SECOND;
+        let seconds = request.body.len() as u64 / SLOWEST_BYTES_PER_SECOND;
         let limit = request.timeout + Duration::from_secs(seconds);
         let mut attempts = Attempts::new(REQUESTS);
         loop {
@@ -328,7 +321,7 @@ impl Client {
         request.headers.push(("content-type", kind.to_owned()));
         // A bucket with object locks requires it, and for small objects it costs nothing.
         request.headers.push(("content-md5", content_md5(&bytes)));
-        request.payload = Payload::new(bytes);
+        request.set_body(bytes);
         self.call(&request, XML_BYTES_MAX, |_, _| Ok(())).await
     }
 
@@ -358,12 +351,13 @@ impl Client {
         key: &str,
         id: &str,
         number: usize,
-        payload: Payload,
+        part: Bytes,
     ) -> Result<String, S3Error> {
         let number = number.to_string();
         let mut request = S3Request::new("upload a part of", Method::PUT, key);
         request.query = vec![("partNumber", &number), ("uploadId", id)];
-        request.payload = payload;
+        let hashed = part.clone();
+        (request.body, request.body_sha256) = (part, blocking(move || sha256_hex(&hashed)).await);
         self.call(&request, XML_BYTES_MAX, |headers, _| match etag(headers) {
             etag if etag.is_empty() => Err(S3Cause::Unexpected("no `ETag` for a part".to_owned())),
             etag => Ok(etag),
@@ -393,7 +387,7 @@ impl Client {
         if is_new {
             request.headers.push(("if-none-match", "*".to_owned()));
         }
-        request.payload = Payload::new(body);
+        request.set_body(body);
         self.call(&request, XML_BYTES_MAX, |_, body| xml::completed(&body)).await
     }
 

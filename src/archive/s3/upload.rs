@@ -14,10 +14,8 @@ use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
 use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
-use crate::archive::s3::client::Payload;
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
-use crate::disk::blocking;
 
 /// The smallest part. S3 takes no less than 5 MiB but for the last one, and each request costs time and money.
 const PART_BYTES_MIN: u64 = 8 << 20;
@@ -148,9 +146,8 @@ impl S3Sink {
         upload.etags.push(String::new());
         upload.bytes += part.len() as u64;
         upload.in_flight.spawn(async move {
-            let payload = blocking(move || Payload::new(part)).await;
             // Stores count from one.
-            let etag = bucket.client.upload_part(&key, &id, number + 1, payload).await?;
+            let etag = bucket.client.upload_part(&key, &id, number + 1, part).await?;
             Ok((number, etag))
         });
         Ok(())
