@@ -4,14 +4,14 @@
 //! The README quotes the time on one core and, as `alloc`, the bytes that were asked for at the same time at most; both
 //! grow with the number of snapshots, so there are three sizes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, black_box};
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::config;
 use snapwarden::policy::Policy;
-use snapwarden::retention::inventory::{ClockSkew, Inventory};
+use snapwarden::retention::inventory::Inventory;
 use snapwarden::retention::{decide, plan};
 use snapwarden::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
 use uuid::Uuid;
@@ -64,16 +64,8 @@ fn inventory(snapshots: u32, now: Timestamp) -> Inventory {
         labels: BTreeMap::new(),
         template_id: None,
     };
-    Inventory {
-        zone: "ch-gva-2".parse().expect("a zone"),
-        snapshots: (0..snapshots).map(snapshot).collect(),
-        instances: (0..instances).map(instance).collect(),
-        created: HashSet::new(),
-        coming: HashSet::new(),
-        holds: BTreeMap::new(),
-        archives: BTreeMap::new(),
-        clock: ClockSkew::OnPaper,
-    }
+    let zone = "ch-gva-2".parse().expect("a zone");
+    Inventory::on_paper(zone, (0..snapshots).map(snapshot).collect(), (0..instances).map(instance).collect())
 }
 
 fn now() -> Timestamp {

@@ -78,6 +78,7 @@ pub async fn run_all(
 
 fn exit_of(report: &RunReport) -> Exit {
     match report.result {
+        RunResult::Success if report.zones.iter().any(|zone| zone.pending.is_some()) => Exit::Held,
         RunResult::Success => Exit::Done,
         RunResult::Held => Exit::Held,
         RunResult::Partial | RunResult::Failed => Exit::Failed,
@@ -110,6 +111,9 @@ pub fn render(report: &RunReport, output: Output) -> String {
         }
         if let Some(held) = &zone.held {
             let _ = writeln!(text, "  BLOCKED by the guard: {}", printable(held));
+        }
+        if let Some(pending) = &zone.pending {
+            let _ = writeln!(text, "  PENDING: {}", printable(pending));
         }
         for warning in &zone.warnings {
             let _ = writeln!(text, "  note: {}", printable(warning));

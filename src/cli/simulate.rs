@@ -96,7 +96,7 @@ async fn listed(
     let runner = assemble::runner(config, credentials, seams, Use::Reading)?;
     let failed = |failure| Refusal::failed(format!("policy {}, zone {zone}: {failure}", policy.name));
     let seen = list(&runner, zone).await.map_err(failed)?;
-    let listed = complete(&runner, zone, seen, &Catalogues::new()).await.map_err(failed)?;
+    let listed = complete(&runner, policy, zone, seen, &Catalogues::new()).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
     Ok(Inventory { archives, ..listed.inventory })
 }

@@ -24,6 +24,9 @@ const MAX_LISTING_DROP_PERCENT: u8 = 50;
 /// The default for the largest difference between this machine's clock and the API's. With NTP it is milliseconds, so a
 /// larger one means that nothing sets the clock; ten minutes slow it could not even sign a request.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_mins(5);
+/// Long enough to see the result of an edit on the next working day, and less than a day, so that a daily run that begins a
+/// little earlier deletes what it was about to delete the day before.
+const SETTLE: Duration = Duration::from_hours(20);
 /// Whatever the rules say, the newest good snapshot of an instance is kept.
 const MIN_KEEP: u32 = 1;
 /// One nightly export may fail; a second failure in a row should alert.
@@ -117,7 +120,7 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
             .map_or_else(Vec::new, |list| list.list(None, |value| read_pattern(value, Pattern::new))),
         only_created: table.choice("ownership", &[("all", false), ("created", true)]).unwrap_or(create),
         judge_orphans: table.choice("orphans", &[("keep", false), ("apply", true)]).unwrap_or(false),
-        this_machine: ThisMachine { is_selected, is_excluded, unknown: None },
+        this_machine: ThisMachine { is_selected, is_excluded, ..ThisMachine::default() },
     }
 }
 
@@ -189,7 +192,13 @@ fn read_guard(table: &Table<'_>) -> Guard {
         max_delete_percent: percent("max_delete_percent").unwrap_or(MAX_DELETE_PERCENT),
         max_listing_drop_percent: percent("max_listing_drop_percent").unwrap_or(MAX_LISTING_DROP_PERCENT),
         max_clock_skew: table.read("max_clock_skew", Value::duration).unwrap_or(MAX_CLOCK_SKEW),
+        settle: table.read("settle", read_settle).unwrap_or(SETTLE),
     }
+}
+
+/// A duration; `"0s"` switches it off.
+fn read_settle(value: &Value<'_>) -> Option<Duration> {
+    if value.text()? == "0s" { Some(Duration::ZERO) } else { value.duration() }
 }
 
 fn read_export(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Option<Export> {

@@ -202,6 +202,8 @@ pub struct Guard {
     pub max_listing_drop_percent: u8,
     /// The largest difference between this machine's clock and the API's.
     pub max_clock_skew: Duration,
+    /// How long deletions wait that only a change brought about.
+    pub settle: Duration,
 }
 
 /// Retention and verification of the copies in an archive.

@@ -1,6 +1,7 @@
 //! Which snapshots a policy selects.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 
 use globset::{Glob, GlobMatcher};
 
@@ -37,6 +38,8 @@ pub struct ThisMachine {
     pub is_excluded: bool,
     /// Why the instance is not known.
     pub unknown: Option<String>,
+    /// The instance, once it is known.
+    pub id: Option<InstanceId>,
 }
 
 /// A glob over names: `*`, `?`, `[a-z]`, `{a,b}`; `*` also matches `/`, since names are not paths.
@@ -62,6 +65,21 @@ impl NameGlob {
     /// Whether the whole of `name` matches.
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name)
+    }
+}
+
+impl Display for NameGlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.glob().glob())
+    }
+}
+
+impl<Id: Display> Display for Pattern<Id> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name(glob) => glob.fmt(f),
+        }
     }
 }
 
@@ -105,6 +123,12 @@ impl Select {
             self.exclude_instances.push(Pattern::Id(this_machine));
         }
         self.this_machine.unknown = None;
+        self.this_machine.id = Some(this_machine);
+    }
+
+    /// The labels that it depends on.
+    pub fn label_keys(&self) -> impl Iterator<Item = &String> {
+        self.labels.keys()
     }
 
     /// Whether `self` is used and not resolved.
@@ -235,7 +259,8 @@ mod tests {
             (instance("web-1", &[]), Instance { id: OTHER.parse().unwrap(), ..instance("db-1", &[]) });
         let speaks =
             |select: &Select| [&web, &other].map(|of| select.selects_instance(Some(of.id), Some(of)));
-        let this_machine = |is_selected, is_excluded| ThisMachine { is_selected, is_excluded, unknown: None };
+        let this_machine =
+            |is_selected, is_excluded| ThisMachine { is_selected, is_excluded, ..ThisMachine::default() };
         let none = || Some(Vec::new());
         for (what, mut select, doubted, resolved) in [
             (

@@ -15,12 +15,21 @@ use crate::retention::reason::Reason;
 use crate::retention::rules::PolicyRules;
 use crate::retention::rules::candidate::Opinion;
 use crate::retention::verdict::{CopyNeeded, Rule, Verdict};
-use crate::snapshot::{Snapshot, ZoneName};
+use crate::snapshot::Snapshot;
 
-/// The rules of the policies that are enabled and name the zone, to be used for any number of plans.
-pub(crate) fn rules_for<'a>(policies: &'a [Policy], zone: &ZoneName) -> Vec<PolicyRules<'a>> {
-    let policies = policies.iter().filter(|policy| policy.enabled && policy.zones.contains(zone));
-    policies.map(PolicyRules::new).collect()
+/// The rules of the policies that name the zone, to be used for any number of plans. A policy that is disabled is paused:
+/// it decides nothing itself, and others keep what it kept then.
+pub(crate) fn rules_for<'a>(
+    policies: &'a [Policy],
+    inventory: &Inventory,
+    now: Timestamp,
+) -> Vec<PolicyRules<'a>> {
+    let policies = policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
+    let paused_at = |policy: &Policy| {
+        let found = inventory.paused.get(&policy.name).copied().unwrap_or(now);
+        (!policy.enabled).then_some(found)
+    };
+    policies.map(|policy| PolicyRules::new(policy, paused_at(policy))).collect()
 }
 
 /// Decides about each snapshot of the inventory for each policy; with expiry dates only where they are asked for.
@@ -43,6 +52,7 @@ pub(crate) fn combine(
         good: 0,
         deletes: 0,
         good_deletes: 0,
+        pending: 0,
     };
     let mut plans: Vec<PolicyPlan> = policies.iter().map(plan).collect();
     // Used again for each instance.
@@ -50,9 +60,15 @@ pub(crate) fn combine(
     for group in &group_by_instance(inventory) {
         for (rules, plan) in policies.iter_mut().zip(&mut plans) {
             plan.good += rules.apply(group, inventory, now, with_expiry);
+            if rules.paused_at.is_some() {
+                continue;
+            }
             reserve(&mut plan.decisions, group.entries.len());
         }
         for (own, plan) in plans.iter_mut().enumerate() {
+            if policies.get(own).is_none_or(|rules| rules.paused_at.is_some()) {
+                continue;
+            }
             for (place, entry) in group.entries.iter().enumerate() {
                 verdicts.extend(zone.decide(policies, own, place, entry, &mut reasons));
             }
@@ -64,7 +80,9 @@ pub(crate) fn combine(
             for Decided { place, entry, verdict, rule, copies, reason_count } in verdicts.drain(..) {
                 let is_deleted = verdict == Verdict::Delete;
                 plan.deletes += u64::from(is_deleted);
-                plan.good_deletes += u64::from(is_deleted && entry.is_good);
+                plan.good_deletes += u64::from(is_deleted && entry.was_good);
+                // The rules counted the good ones.
+                plan.good += u64::from(entry.was_good && !entry.is_good);
                 // One that is still to be created has no end yet either.
                 if with_expiry && prunes && verdict == Verdict::Keep && rule != Rule::Create {
                     kept.push(Kept { own, decision: plan.decisions.len(), place });
@@ -86,7 +104,8 @@ pub(crate) fn combine(
         zone.find_expiry(policies, group, &mut kept, &mut plans);
         kept.clear();
     }
-    Plan { at: now, zone: inventory.zone.clone(), policies: plans }
+    let decided = policies.iter().zip(plans).filter(|(rules, _)| rules.paused_at.is_none());
+    Plan { at: now, zone: inventory.zone.clone(), policies: decided.map(|(_, plan)| plan).collect() }
 }
 
 /// Growing by doubling would need twice the memory at the end.
@@ -193,11 +212,16 @@ impl Zone<'_> {
             }
             let missing = self.requirements_of(number, entry).iter().filter(|one| !one.passes(snapshot));
             let keeping = match opinion {
-                Opinion::Keeps(rule) | Opinion::Ignores(rule) => Some(rule),
+                Opinion::Keeps(rule) | Opinion::Ignores(rule) if rules.prunes() => Some(rule),
                 _ => missing.clone().next().map(|_| Rule::Export),
             };
             if let Some(rule) = keeping {
-                protection.push((Rule::Policy, Reason::OtherPolicy(rules.name.clone(), rule)));
+                let name = rules.name.clone();
+                let reason = match rules.paused_at {
+                    Some(_) => Reason::PausedPolicy(name, rule),
+                    None => Reason::OtherPolicy(name, rule),
+                };
+                protection.push((Rule::Policy, reason));
             }
             for requirement in missing {
                 let is_it = |known: &Arc<Requirement>| Arc::ptr_eq(known, requirement);
@@ -220,7 +244,7 @@ impl Zone<'_> {
 
     /// The copies that a policy requires before a snapshot may be deleted: of a failed one there is nothing to copy.
     fn requirements_of(&self, policy: usize, entry: &Entry) -> &[Arc<Requirement>] {
-        let requirements = self.requirements.get(policy).filter(|_| !entry.is_failed);
+        let requirements = self.requirements.get(policy).filter(|_| entry.was_good || !entry.is_failed);
         requirements.map_or(&[], Vec::as_slice)
     }
 
@@ -304,6 +328,7 @@ impl Zone<'_> {
             let mut next = second;
             for (number, rules, _) in deciding(policies, place) {
                 let kept_during = rules.assessment(place).map(|assessment| &assessment.kept_during);
+                let kept_during = kept_during.filter(|_| rules.prunes());
                 if let Some(range) = kept_during.filter(|range| range.contains(&next)) {
                     next = range.end;
                 }
@@ -322,13 +347,13 @@ impl Zone<'_> {
     }
 }
 
-/// The policies that prune and judge a snapshot, with their places. One that does not select it, or to which it is
-/// foreign, has no opinion that others would have to respect.
+/// The policies that judge a snapshot, with their places. One that does not select it, or to which it is foreign, has no
+/// opinion that others would have to respect. Of one that does not prune, only the copies count that it requires.
 fn deciding<'p, 'a>(
     policies: &'p [PolicyRules<'a>],
     place: usize,
 ) -> impl Iterator<Item = (usize, &'p PolicyRules<'a>, Opinion)> {
-    policies.iter().enumerate().filter(|(_, rules)| rules.prunes()).filter_map(move |(number, rules)| {
+    policies.iter().enumerate().filter_map(move |(number, rules)| {
         let opinion = rules.assessment(place)?.opinion;
         (opinion != Opinion::Ignores(Rule::Foreign)).then_some((number, rules, opinion))
     })

@@ -38,6 +38,12 @@ pub(crate) enum Unmet {
     },
 }
 
+impl Unmet {
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
 /// What an archive holds, made for looking up.
 #[derive(Debug)]
 enum CopyIndex {
@@ -82,9 +88,9 @@ pub(crate) fn requirements<'p>(
     policies.map(|policy| required(policy).map(&mut requirement).collect()).collect()
 }
 
-/// A policy without a retention table does not prune, and keeps nothing from others.
+/// Also of a policy without a retention table: a copy that is required is required of all that prune.
 fn required(policy: &Policy) -> impl Iterator<Item = CopyNeeded> + '_ {
-    let export = policy.export.as_ref().filter(|export| export.required && policy.retention.is_some());
+    let export = policy.export.as_ref().filter(|export| export.required);
     export.into_iter().flat_map(|export| {
         export.archives.iter().map(|archive| CopyNeeded { archive: archive.clone(), of: export.snapshots })
     })

@@ -38,6 +38,8 @@ pub(crate) struct Entry {
     pub(crate) index: u32,
     pub(crate) is_good: bool,
     pub(crate) is_failed: bool,
+    /// Good, or failed and good before: then it counts for the guard and the export gate, and for no keep rule.
+    pub(crate) was_good: bool,
 }
 
 /// All snapshots of the inventory: the listed instances by name and id, then the orphans.
@@ -63,12 +65,12 @@ pub(crate) fn group_by_instance(inventory: &Inventory) -> Vec<Group<'_>> {
             None => *without_instance.get_or_insert_with(&mut new_group),
         };
         if let Some(group) = groups.get_mut(place) {
-            group.entries.push(Entry {
-                created_at: snapshot.created_at,
-                index,
-                is_good: snapshot.state.is_good(),
-                is_failed: snapshot.state == SnapshotState::Error,
-            });
+            let is_good = snapshot.state.is_good();
+            let is_failed = snapshot.state == SnapshotState::Error;
+            let failed = inventory.failed.get(&snapshot.id).filter(|_| is_failed);
+            let was_good = is_good || failed.is_some_and(|failed| failed.was_good);
+            let created_at = snapshot.created_at;
+            group.entries.push(Entry { created_at, index, is_good, is_failed, was_good });
         }
     }
 

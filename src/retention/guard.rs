@@ -23,8 +23,10 @@ pub const FEW: u64 = 10;
 pub struct ZoneCase {
     /// The zone.
     pub zone: ZoneName,
-    /// How many would be deleted.
+    /// How many would be deleted, without those that are `accepted`.
     pub deletes: u64,
+    /// How many would be deleted of those that waited for a change to settle, since the change was allowed.
+    pub accepted: u64,
     /// How many of those are good; the others have failed, and no backup is lost with them.
     pub good_deletes: u64,
     /// How many selected good ones there are.
@@ -133,7 +135,7 @@ pub fn hold(policy: &PolicyName, guard: &Guard, case: &ZoneCase, run: WholeRun) 
 }
 
 fn exceeded(guard: &Guard, case: &ZoneCase, run: WholeRun) -> Option<Limit> {
-    if case.deletes > 0 {
+    if case.deletes > 0 || case.accepted > 0 {
         match case.clock {
             ClockSkew::Known(skew) if skew.unsigned_abs() > guard.max_clock_skew => {
                 return Some(Limit::ClockSkew { skew, max: guard.max_clock_skew });
@@ -158,6 +160,15 @@ fn exceeded(guard: &Guard, case: &ZoneCase, run: WholeRun) -> Option<Limit> {
     let (deletes, good, max) = (case.good_deletes, case.good, guard.max_delete_percent);
     let is_exceeded = deletes > FEW && is_beyond(deletes, good, max);
     is_exceeded.then_some(Limit::DeletePercent { deletes, good, max })
+}
+
+/// Whether this machine's clock is right, as far as is known.
+pub fn is_clock_trusted(guard: &Guard, clock: ClockSkew) -> bool {
+    match clock {
+        ClockSkew::Known(skew) => skew.unsigned_abs() <= guard.max_clock_skew,
+        ClockSkew::Unknown => false,
+        ClockSkew::OnPaper => true,
+    }
 }
 
 impl Held {
@@ -233,6 +244,7 @@ mod tests {
         max_delete_percent: 50,
         max_listing_drop_percent: 50,
         max_clock_skew: Duration::from_mins(5),
+        settle: Duration::from_hours(20),
     };
 
     fn zone(name: &str, deletes: u64, good: u64) -> ZoneCase {
@@ -240,6 +252,7 @@ mod tests {
         ZoneCase {
             zone: name.parse().unwrap(),
             deletes,
+            accepted: 0,
             good_deletes: deletes,
             good,
             drop,

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
-use crate::policy::name::ArchiveName;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 
 /// Everything that a judgement may depend on beside the policies and the moment.
@@ -26,6 +27,37 @@ pub struct Inventory {
     pub archives: BTreeMap<ArchiveName, Copies>,
     /// Whether this machine's clock can be trusted.
     pub clock: ClockSkew,
+    /// The failed ones that are remembered; of any other the age is counted from when it was taken.
+    pub failed: BTreeMap<SnapshotId, Failed>,
+    /// When each disabled policy was found so; one that is not here counts as found now.
+    pub paused: BTreeMap<PolicyName, Timestamp>,
+}
+
+impl Inventory {
+    /// A zone of which nothing else is known, to be judged at a given moment.
+    pub fn on_paper(zone: ZoneName, snapshots: Vec<Snapshot>, instances: Vec<Instance>) -> Self {
+        Self {
+            zone,
+            snapshots,
+            instances,
+            created: HashSet::new(),
+            coming: HashSet::new(),
+            holds: BTreeMap::new(),
+            archives: BTreeMap::new(),
+            clock: ClockSkew::OnPaper,
+            failed: BTreeMap::new(),
+            paused: BTreeMap::new(),
+        }
+    }
+}
+
+/// What is remembered of a snapshot that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// When it was first found in state `error`.
+    pub since: Timestamp,
+    /// Whether it was ever found good.
+    pub was_good: bool,
 }
 
 /// How far this machine's clock is from the API's.

@@ -7,12 +7,15 @@
 
 mod age;
 mod calendar;
+pub mod change_guard;
 mod combine;
+pub mod deciding_keys;
 mod expiry;
 mod export_gate;
 pub(crate) mod grouping;
 pub mod guard;
 pub mod inventory;
+pub mod memory;
 pub mod plan;
 pub(crate) mod reason;
 mod rules;
@@ -31,10 +34,10 @@ use crate::retention::plan::Plan;
 
 /// Decides about every snapshot of the inventory for every enabled policy that names its zone.
 pub fn plan(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Plan {
-    combine(&mut rules_for(policies, &inventory.zone), inventory, now, true)
+    combine(&mut rules_for(policies, inventory, now), inventory, now, true)
 }
 
 /// Like [`plan()`], but without looking for the time at which each kept snapshot expires.
 pub fn decide(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Plan {
-    combine(&mut rules_for(policies, &inventory.zone), inventory, now, false)
+    combine(&mut rules_for(policies, inventory, now), inventory, now, false)
 }

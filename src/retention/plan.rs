@@ -33,8 +33,10 @@ pub struct PolicyPlan {
     pub good: u64,
     /// How many of them are to be deleted.
     pub deletes: u64,
-    /// How many of those to be deleted are good; the others have failed.
+    /// How many of those to be deleted are good, or were before they failed.
     pub good_deletes: u64,
+    /// How many are kept only because a change has not settled that would delete them.
+    pub pending: u64,
 }
 
 /// What is decided about one snapshot, and why.
@@ -65,7 +67,7 @@ impl Decision {
         self.own_reasons().iter().map(|reason| ReasonText { reason, created_at: self.created_at })
     }
 
-    fn own_reasons(&self) -> &[Reason] {
+    pub(crate) fn own_reasons(&self) -> &[Reason] {
         let first = self.first_reason as usize;
         self.instance_reasons.get(first..first + usize::from(self.reason_count)).unwrap_or_default()
     }
@@ -73,6 +75,22 @@ impl Decision {
     /// Of one to be deleted: the copies that must be verified first, for every policy that requires one.
     pub(crate) fn copies(&self) -> &[CopyNeeded] {
         self.copies.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    /// Why it is not deleted although its policy would delete it: a closed list, for scripts and metrics.
+    pub fn blocked_by(&self) -> Option<&'static str> {
+        let first = self.own_reasons().first();
+        match self.rule {
+            Rule::Hold => Some("hold"),
+            Rule::Change => Some("change"),
+            Rule::Policy if matches!(first, Some(Reason::PausedPolicy(..))) => Some("paused"),
+            Rule::Policy => Some("policy"),
+            Rule::Export if matches!(first, Some(Reason::Unmet(unmet)) if unmet.is_unreachable()) => {
+                Some("archive")
+            }
+            Rule::Export => Some("export"),
+            _ => None,
+        }
     }
 
     /// The rules of the policy itself that keep it; none if only others do.

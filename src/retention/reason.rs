@@ -56,6 +56,10 @@ pub(crate) enum Reason {
     OnHold(Arc<Hold>),
     /// Another policy keeps it, by this rule.
     OtherPolicy(Arc<PolicyName>, Rule),
+    /// Another policy kept it, by this rule, when it was paused.
+    PausedPolicy(Arc<PolicyName>, Rule),
+    /// Only these changes, which have not settled, would delete it.
+    Change(Arc<ChangeText>),
     Unmet(Arc<Unmet>),
     /// Without the reasons before this one it would be deleted.
     OtherwiseDeleted,
@@ -109,8 +113,15 @@ impl Reason {
 
     /// Whether it is not the policy's own rules that keep the snapshot: a hold, or another policy.
     pub(crate) fn is_from_outside(&self) -> bool {
-        matches!(self, Self::OtherPolicy(..) | Self::OnHold(_))
+        matches!(self, Self::OtherPolicy(..) | Self::PausedPolicy(..) | Self::OnHold(_))
     }
+}
+
+/// Changes that would delete a snapshot, and when the last of them settles; none if never.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChangeText {
+    pub(crate) text: String,
+    pub(crate) settles_at: Option<Timestamp>,
 }
 
 /// A reason as a text, about a snapshot that was created then.
@@ -151,6 +162,13 @@ impl Display for ReasonText<'_> {
                 write!(f, "policy `{policy}` leaves it alone ({rule})")
             }
             Reason::OtherPolicy(policy, rule) => write!(f, "policy `{policy}` keeps it ({rule})"),
+            Reason::PausedPolicy(policy, rule) => {
+                write!(f, "policy `{policy}`, which is paused, kept it when it was paused ({rule})")
+            }
+            Reason::Change(change) => match change.settles_at {
+                Some(at) => write!(f, "{}: deleted only since then, so not before {at}", change.text),
+                None => write!(f, "{}: deleted only since then, so not before it is allowed", change.text),
+            },
             Reason::Unmet(unmet) => unmet.fmt(f),
             Reason::OtherwiseDeleted => f.write_str("otherwise it would be deleted"),
             Reason::NotWanted => f.write_str("no keep rule wants it"),

@@ -19,7 +19,7 @@ use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::policy::select::Select;
 use crate::retention::combine::{combine, rules_for};
-use crate::retention::inventory::{ClockSkew, Inventory};
+use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
 use crate::retention::rules::PolicyRules;
 use crate::retention::verdict::{Rule, Verdict};
@@ -169,16 +169,7 @@ pub fn imaginary_instance(policy: &Policy, zone: &ZoneName) -> (Policy, Inventor
         labels: BTreeMap::new(),
         template_id: None,
     };
-    let inventory = Inventory {
-        zone: zone.clone(),
-        snapshots: Vec::new(),
-        instances: vec![instance],
-        created: HashSet::new(),
-        coming: HashSet::new(),
-        holds: BTreeMap::new(),
-        archives: BTreeMap::new(),
-        clock: ClockSkew::OnPaper,
-    };
+    let inventory = Inventory::on_paper(zone.clone(), Vec::new(), vec![instance]);
     // All required copies are assumed, since there is no archive to ask.
     (Policy { select: Select::default(), export: None, ..policy.clone() }, inventory)
 }
@@ -284,7 +275,7 @@ impl<'a> Timeline<'a> {
         }
         let mut timeline = Self {
             simulation,
-            rules: rules_for(simulation.policies, &inventory.zone),
+            rules: rules_for(simulation.policies, &inventory, simulation.from),
             known: inventory.snapshots.iter().map(|_| Known::default()).collect(),
             taken_ids: inventory.snapshots.iter().map(|snapshot| snapshot.id).collect(),
             next_id: 0,
@@ -512,6 +503,7 @@ mod tests {
                 max_delete_percent: 50,
                 max_listing_drop_percent: 50,
                 max_clock_skew: Duration::from_mins(5),
+                settle: Duration::from_hours(20),
             },
             export: None,
             promote: None,

@@ -50,6 +50,8 @@ pub enum Rule {
     Export,
     /// Kept, though the policy would delete it: another policy keeps it.
     Policy,
+    /// Kept, though the policy would delete it: only a change would delete it that has not settled.
+    Change,
     /// Deleted: no keep rule wants it.
     NotWanted,
     /// Deleted: too old, even if a keep rule wants it.
@@ -97,6 +99,7 @@ impl Rule {
             Self::MinKeep => "min_keep",
             Self::Hold => "hold",
             Self::Policy => "policy",
+            Self::Change => "change",
             Self::Export => "export",
             Self::NotWanted => "keep",
             Self::MaxAge => "max_age",

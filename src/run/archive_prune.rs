@@ -4,7 +4,7 @@
 //! that does not count as a copy, are neither counted nor pruned, and nothing is pruned from an archive that cannot be read.
 //! A pruned copy leaves its manifest, marked: so the export gate knows that the copy existed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -169,6 +169,7 @@ fn policy(archive: &ArchiveName, zone: &ZoneName, retention: &Retention) -> Resu
             max_delete_percent: 100,
             max_listing_drop_percent: 100,
             max_clock_skew: std::time::Duration::MAX,
+            settle: std::time::Duration::ZERO,
         },
         export: None,
         promote: None,
@@ -196,16 +197,8 @@ fn inventory(zone: &ZoneName, copies: &[&StoredCopy], holds: &Holds) -> Inventor
         }
     };
     let snapshots = copies.iter().map(snapshot).collect();
-    Inventory {
-        zone: zone.clone(),
-        snapshots,
-        instances: instances.into_values().collect(),
-        created: HashSet::new(),
-        coming: HashSet::new(),
-        holds: holds_by_snapshot(holds),
-        archives: BTreeMap::new(),
-        clock: ClockSkew::OnPaper,
-    }
+    let instances = instances.into_values().collect();
+    Inventory { holds: holds_by_snapshot(holds), ..Inventory::on_paper(zone.clone(), snapshots, instances) }
 }
 
 impl Runner {

@@ -23,6 +23,8 @@ pub struct GuardedPlan {
     pub(crate) plan: ZonePlan,
     /// Why the guard blocks all deletions of the plan, if it does.
     pub(crate) held: Option<Held>,
+    /// Which deletions wait for a change to settle, if there are any.
+    pub(crate) pending: Option<String>,
     /// Whether later listings are compared with this one.
     pub(crate) is_accepted: bool,
 }
@@ -41,7 +43,7 @@ pub(crate) async fn preview(
         Ok::<_, StateError>((before, runner.state.allowances(&policy.name).await?))
     };
     match read.await {
-        Ok((before, allowances)) => judge(&runner.state, policy, plans, &before, &allowances, None).await,
+        Ok((before, allowances)) => judge(runner, policy, plans, &before, &allowances, None).await,
         Err(error) => fail(plans, &error),
     }
 }
@@ -60,7 +62,7 @@ pub(crate) async fn judge_run(
         return unguarded(plans);
     }
     match runner.state.take_allowances(&policy.name, &*runner.clock, stop).await {
-        Ok(allowances) => judge(&runner.state, policy, plans, before, &allowances, by_caller).await,
+        Ok(allowances) => judge(runner, policy, plans, before, &allowances, by_caller).await,
         Err(error) => fail(plans, &error),
     }
 }
@@ -74,11 +76,11 @@ pub(crate) fn judge_without_past(
         return unguarded(plans);
     }
     let cases = plans.into_iter().map(|plan| Ok((plan?, ListingDrop::default())));
-    hold(policy, cases.collect(), &[], None)
+    hold(&[], policy, cases.collect(), &[], None)
 }
 
 async fn judge(
-    state: &StateDirectory,
+    runner: &Runner,
     policy: &Policy,
     plans: Vec<Result<ZonePlan, String>>,
     before: &LastRuns,
@@ -88,11 +90,11 @@ async fn judge(
     let mut cases = Vec::new();
     for plan in plans {
         cases.push(match plan {
-            Ok(plan) => listing_drop(state, before, &plan).await.map(|drop| (plan, drop)),
+            Ok(plan) => listing_drop(&runner.state, before, &plan).await.map(|drop| (plan, drop)),
             Err(failure) => Err(failure),
         });
     }
-    hold(policy, cases, allowances, by_caller)
+    hold(&runner.policies, policy, cases, allowances, by_caller)
 }
 
 /// What vanished from a zone since its accepted listing.
@@ -122,8 +124,9 @@ async fn listing_drop(
 }
 
 /// Asks the guard. Each allowance counts alone and is never added to another, so that no more deletions pass than one
-/// person had in mind.
+/// person had in mind. Where deletions wait for changes to settle, it counts for those alone.
 fn hold(
+    runner_policies: &[Policy],
     policy: &Policy,
     cases: Vec<Result<(ZonePlan, ListingDrop), String>>,
     allowances: &[Allowance],
@@ -131,37 +134,48 @@ fn hold(
 ) -> Vec<Result<GuardedPlan, String>> {
     let of_run = allowances.iter().filter(|allowance| allowance.zone.is_none());
     let of_run = of_run.map(|allowance| allowance.deletes).chain(by_caller).max();
+    let pending = cases.iter().flatten().fold(0_u64, |sum, (plan, _)| sum.saturating_add(plan.plan.pending));
+    let accepts =
+        |allowed: Option<u64>, pending: u64| pending > 0 && allowed.is_some_and(|allowed| pending <= allowed);
     let cases: Vec<Result<(ZonePlan, ZoneCase), String>> = cases
         .into_iter()
         .map(|case| {
-            let (plan, drop) = case?;
+            let (mut plan, drop) = case?;
             let of_zone = allowances.iter().rfind(|allowance| allowance.zone.as_ref() == Some(plan.zone()));
-            let case = ZoneCase {
+            let of_zone = of_zone.map(|allowance| allowance.deletes);
+            let mut case = ZoneCase {
                 zone: plan.zone().clone(),
                 deletes: plan.plan.deletes,
+                accepted: 0,
                 good_deletes: plan.plan.good_deletes,
                 good: plan.plan.good,
                 drop,
                 clock: plan.listing.inventory.clock,
-                allowed: of_zone.map(|allowance| allowance.deletes),
+                allowed: of_zone.filter(|_| pending == 0),
             };
+            if plan.plan.pending > 0 && (accepts(of_run, pending) || accepts(of_zone, plan.plan.pending)) {
+                plan.accept_changes(runner_policies, policy)?;
+                case.accepted = plan.plan.deletes.saturating_sub(case.deletes);
+            }
             Ok((plan, case))
         })
         .collect();
-    let run = WholeRun::new(cases.iter().flatten().map(|(_, case)| case), of_run);
+    let run = WholeRun::new(cases.iter().flatten().map(|(_, case)| case), of_run.filter(|_| pending == 0));
     let guarded = cases.into_iter().map(|case| {
         let (plan, case) = case?;
         let held = guard::hold(&policy.name, &policy.guard, &case, run);
         // Blocked for another reason, the listing may be incomplete all the same.
         let is_accepted = held.is_none() || !case.drop.exceeds(&policy.guard);
-        Ok(GuardedPlan { plan, held, is_accepted })
+        let pending = plan.pending_text(policy, pending);
+        Ok(GuardedPlan { plan, held, pending, is_accepted })
     });
     guarded.collect()
 }
 
 fn unguarded(plans: Vec<Result<ZonePlan, String>>) -> Vec<Result<GuardedPlan, String>> {
-    let guarded =
-        plans.into_iter().map(|plan| Ok(GuardedPlan { plan: plan?, held: None, is_accepted: true }));
+    let guarded = plans
+        .into_iter()
+        .map(|plan| Ok(GuardedPlan { plan: plan?, held: None, pending: None, is_accepted: true }));
     guarded.collect()
 }
 

@@ -10,10 +10,13 @@ use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
 use crate::policy::name::ArchiveName;
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
+use crate::retention::memory::Memory;
 use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::Subject;
+use crate::state::error::StateError;
 use crate::state::holds::{self, Holds};
+use crate::state::last_runs::LastRuns;
 use crate::text::{chain, counted, printable};
 
 /// The catalogue of each archive, or why it cannot be read.
@@ -28,6 +31,8 @@ pub struct Listing {
     pub catalogues: Catalogues,
     /// Sentences for people.
     pub warnings: Vec<String>,
+    /// What the last accepted run of the policy rested on here; empty if there was none.
+    pub(crate) memory: Memory,
     /// Indexes in `inventory.instances`.
     instances: HashMap<InstanceId, usize>,
 }
@@ -77,6 +82,7 @@ impl ListingCache {
 pub(crate) async fn list_zones(
     runner: &Runner,
     cache: &ListingCache,
+    policy: &Policy,
     zones: &[ZoneName],
 ) -> Vec<Result<Listing, String>> {
     let catalogues = catalogues(runner).await;
@@ -84,7 +90,7 @@ pub(crate) async fn list_zones(
     for zone in zones {
         let catalogues = &catalogues;
         let listing =
-            async move { complete(runner, zone, cache.list(runner, zone).await?, catalogues).await };
+            async move { complete(runner, policy, zone, cache.list(runner, zone).await?, catalogues).await };
         listings.push(listing.boxed());
     }
     join_all(listings).await
@@ -132,12 +138,13 @@ pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String
     }
 }
 
-/// Adds the holds, the snapshots that this program made, and the copies in archives.
+/// Adds the holds, the snapshots that this program made, the copies in archives, and what the policy remembers.
 ///
 /// # Errors
 /// Why the zone cannot be judged, as a sentence.
 pub async fn complete(
     runner: &Runner,
+    policy: &Policy,
     zone: &ZoneName,
     raw: RawListing,
     catalogues: &Catalogues,
@@ -152,17 +159,42 @@ pub async fn complete(
         };
         (name.clone(), copies)
     });
-    let inventory = Inventory {
-        zone: zone.clone(),
-        snapshots: raw.snapshots,
-        instances: raw.instances,
+    let memory = remembered(runner, policy, zone).await?;
+    let mut inventory = Inventory {
         created: created(runner, zone).await?,
-        coming: HashSet::new(),
         holds: holds_by_snapshot(&holds),
         archives: copies.collect(),
         clock: raw.clock,
+        ..Inventory::on_paper(zone.clone(), raw.snapshots, raw.instances)
     };
-    Ok(with_warnings(inventory, catalogues.clone()))
+    memory.add_to(&mut inventory, &runner.policies, runner.clock.now());
+    Ok(Listing { memory, ..with_warnings(inventory, catalogues.clone()) })
+}
+
+/// What the policy's last accepted run in the zone rested on; of a policy without such a run, that of the policy that last
+/// ran there, since a new policy may be an old one by another name.
+async fn remembered(runner: &Runner, policy: &Policy, zone: &ZoneName) -> Result<Memory, String> {
+    let failed = |why: String| {
+        format!("nothing is done here, since what the last run rested on cannot be read: {why}")
+    };
+    let unreadable = |error: StateError| failed(chain(&error));
+    let mut runs =
+        vec![(policy.name.clone(), runner.state.last_runs(&policy.name).await.map_err(unreadable)?)];
+    let has_memory = |runs: &LastRuns| runs.zones.get(zone).is_some_and(|zone| zone.rested_on.is_some());
+    if !has_memory(&runs[0].1) {
+        runs = runner.state.all_last_runs().await.map_err(unreadable)?;
+    }
+    let memories = runs.into_iter().filter_map(|(name, mut runs)| Some((name, runs.zones.remove(zone)?)));
+    let of_zone = memories.filter_map(|(name, memory)| Some((name, memory.last_run_at, memory.rested_on?)));
+    let Some((name, _, memory)) = of_zone.max_by_key(|(_, last_run_at, _)| *last_run_at) else {
+        return Ok(Memory::default());
+    };
+    serde_json::from_value(memory).map_err(|error| {
+        failed(format!(
+            "`rested_on` of zone {zone} in runs-{name}.json in the state directory: {error}; if nothing else helps, \
+             remove that key: then changes since that run are not found"
+        ))
+    })
 }
 
 /// The holds as `retention` reads them.
@@ -207,7 +239,7 @@ pub(crate) fn with_warnings(inventory: Inventory, catalogues: Catalogues) -> Lis
             )),
         }
     }
-    Listing { inventory, catalogues, warnings, instances }
+    Listing { inventory, catalogues, warnings, memory: Memory::default(), instances }
 }
 
 /// A lost copy is announced here, since its snapshot may be deleted: no one may look for it otherwise.

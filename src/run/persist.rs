@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 
 use crate::policy::Policy;
 use crate::run::context::Runner;
@@ -14,21 +15,33 @@ use crate::state::audit::StepOutcome;
 use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, ZoneMemory};
 use crate::text::{chain, counted};
 
+/// What the delete phase found in a zone, for the next run to compare with.
+#[derive(Debug, Default)]
+pub(crate) struct SeenZone {
+    /// Its listing, if that was accepted.
+    pub(crate) accepted: Option<AcceptedListing>,
+    /// What the plan rested on, unless the clock was in doubt.
+    pub(crate) rested_on: Option<Value>,
+}
+
 /// Saves the result of a run; `before` is the state when the run began, under the same lock. A run that cannot be saved
 /// has failed in each of its zones.
 ///
-/// `accepted` has the listings that were accepted. Zones that the policy no longer has are forgotten.
+/// `seen` has the zones that were listed for the delete phase. Zones that the policy no longer has are forgotten.
 pub(crate) async fn persist(
     runner: &Runner,
     policy: &Policy,
     mut before: LastRuns,
-    mut accepted: BTreeMap<ZoneName, AcceptedListing>,
+    mut seen: BTreeMap<ZoneName, SeenZone>,
     report: &mut RunReport,
 ) {
     let zones = report.zones.iter().map(|zone| {
         let memory = before.zones.remove(&zone.zone).unwrap_or_default();
-        let accepted = accepted.remove(&zone.zone).or_else(|| memory.accepted.clone());
-        (zone.zone.clone(), ZoneMemory { accepted, ..after(memory, zone, report.finished_at) })
+        let SeenZone { accepted, rested_on } = seen.remove(&zone.zone).unwrap_or_default();
+        let accepted = accepted.or_else(|| memory.accepted.clone());
+        let rested_on = rested_on.or_else(|| memory.rested_on.clone());
+        let memory = after(memory, zone, report.finished_at);
+        (zone.zone.clone(), ZoneMemory { accepted, rested_on, ..memory })
     });
     let last = LastRun {
         run_id: report.run_id,
@@ -55,7 +68,7 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
     };
     // Without a plan of this run, the last one is better than nothing.
     if let Some(plan) = &zone.plan {
-        memory.gate_since = memory.gate_since.or(Some(at)).filter(|_| plan.blocked_by_export > 0);
+        memory.gate_since = memory.gate_since.or(Some(at)).filter(|_| plan.waiting_for_copies() > 0);
         memory.plan.clone_from(&zone.plan);
         memory.instances.clone_from(&zone.instances);
     }
@@ -71,7 +84,7 @@ pub(crate) fn overdue_in(
 ) -> Option<String> {
     let alert_after = policy.export.as_ref().map(|export| export.alert_after);
     let since = before.zones.get(plan.zone())?.gate_since;
-    overdue(alert_after, sums_of(&plan.plan).blocked_by_export, since, at)
+    overdue(alert_after, sums_of(&plan.plan).waiting_for_copies(), since, at)
 }
 
 /// A warning if `blocked` snapshots have been kept for want of a verified copy `since` before `alert_after`.

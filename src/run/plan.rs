@@ -7,14 +7,17 @@ use jiff::Timestamp;
 use crate::policy::{Policy, Which};
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention;
+use crate::retention::change_guard;
 use crate::retention::inventory::Inventory;
+use crate::retention::memory::{Memory, Seen};
 use crate::retention::plan::{Decision, PolicyPlan};
-use crate::retention::verdict::Verdict;
+use crate::retention::verdict::{Rule, Verdict};
 use crate::run::context::Runner;
 use crate::run::list::{Listing, ListingCache, list_zones};
 use crate::run::self_instance;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
+use crate::text::counted;
 
 /// A zone's listing, and what the policies decide about it.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct ZonePlan {
     pub listing: Listing,
     /// The decisions, for one policy.
     pub plan: PolicyPlan,
+    /// The changes that have not settled, of which some may keep what the plan would delete otherwise.
+    pub(crate) unsettled: Vec<Seen>,
 }
 
 /// An export or a promotion that a run would do before deleting.
@@ -39,6 +44,44 @@ pub struct PlannedAction {
 impl ZonePlan {
     pub(crate) fn zone(&self) -> &ZoneName {
         &self.listing.inventory.zone
+    }
+
+    /// Accepts the changes that have not settled: what waits for them is deleted, too.
+    pub(crate) fn accept_changes(&mut self, policies: &[Policy], policy: &Policy) -> Result<(), String> {
+        self.plan = plan_of(policies, policy, &self.listing.inventory, self.plan.at)?;
+        self.unsettled.clear();
+        Ok(())
+    }
+
+    /// Which deletions wait for a change to settle, and how to let them pass; `in_run` is their number in all zones.
+    pub(crate) fn pending_text(&self, policy: &Policy, in_run: u64) -> Option<String> {
+        let pending = usize::try_from(self.plan.pending).ok().filter(|pending| *pending > 0)?;
+        let are = if pending == 1 { "is" } else { "are" };
+        let mut waiting = self.plan.decisions.iter().filter(|decision| decision.rule == Rule::Change);
+        let until = waiting.clone().filter_map(|decision| decision.expires_at).min();
+        let when = until.map_or_else(String::new, |until| format!(", the first not before {until}"));
+        let why =
+            waiting.next().and_then(|decision| decision.reasons().next()).map(|reason| reason.to_string());
+        let name = &policy.name;
+        Some(format!(
+            "{} {are} kept only because a change has not settled (`settle`){when}: {}; if the change is right, let it \
+             pass: snapwarden once {name} --allow-deletes {in_run}, or in the next scheduled run: snapwarden allow {name} \
+             {in_run}",
+            counted(pending, "snapshot"),
+            why.unwrap_or_default()
+        ))
+    }
+
+    /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen.
+    pub(crate) fn memory(&self, policies: &[Policy], started_at: Timestamp, is_accepted: bool) -> Memory {
+        let Self { listing: Listing { inventory, memory, .. }, plan, unsettled } = self;
+        let from_start = |seen: &Seen| Seen { since: seen.since.min(started_at), ..seen.clone() };
+        if is_accepted {
+            memory.renewed(policies, inventory, plan.at, unsettled.iter().map(from_start).collect())
+        } else {
+            let seen = memory.differences(policies, inventory, plan.at);
+            Memory { changes: seen.iter().map(from_start).collect(), ..memory.clone() }
+        }
     }
 
     /// Every decision with its snapshot, in the plan's order.
@@ -72,7 +115,7 @@ pub(crate) async fn plan_zones(
     policy: &Policy,
     zones: &[ZoneName],
 ) -> Vec<Result<ZonePlan, String>> {
-    let listings = list_zones(runner, &ListingCache::default(), zones).await;
+    let listings = list_zones(runner, &ListingCache::default(), policy, zones).await;
     let now = runner.clock.now();
     listings.into_iter().map(|listing| decide(&runner.policies, policy, listing?, now)).collect()
 }
@@ -90,12 +133,21 @@ pub(crate) fn decide(
     self_instance::check(policy)?;
     let here = policies.iter().filter(|other| other.zones.contains(&listing.inventory.zone));
     listing.warnings.extend(here.filter_map(self_instance::warning));
-    let plans = retention::plan(policies, &listing.inventory, at).policies;
-    plans
-        .into_iter()
-        .find(|plan| plan.policy == policy.name)
-        .map(|plan| ZonePlan { listing, plan })
-        .ok_or_else(|| "the policy is not enabled, or does not include this zone".to_owned())
+    let mut plan = plan_of(policies, policy, &listing.inventory, at)?;
+    let unsettled = change_guard::keep_pending(&mut plan, policies, &listing.inventory, &listing.memory);
+    let unsettled = unsettled.map_err(|why| format!("nothing is done here: {why}"))?;
+    Ok(ZonePlan { listing, plan, unsettled })
+}
+
+fn plan_of(
+    policies: &[Policy],
+    policy: &Policy,
+    inventory: &Inventory,
+    at: Timestamp,
+) -> Result<PolicyPlan, String> {
+    let plan = retention::plan(policies, inventory, at).policies.into_iter();
+    let mut plan = plan.filter(|plan| plan.policy == policy.name);
+    plan.next().ok_or_else(|| "the policy is not enabled, or does not include this zone".to_owned())
 }
 
 /// The listed instances that the policy selects.

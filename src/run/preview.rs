@@ -27,6 +27,8 @@ pub struct Preview {
     pub plan: PolicyPlan,
     /// Why the guard would block all deletions, if it would.
     pub held: Option<Held>,
+    /// Which deletions would wait for a change to settle.
+    pub pending: Option<String>,
     /// The exports and promotions before deleting.
     pub actions: Vec<PlannedAction>,
 }
@@ -44,7 +46,7 @@ impl Runner {
     ) -> Vec<ZonePreview> {
         let (runner, policy) = self_instance::resolve(self, policy).await;
         let (runner, policy) = (&*runner, &*policy);
-        let listings = list_zones(runner, cache, &policy.zones).await;
+        let listings = list_zones(runner, cache, policy, &policy.zones).await;
         let at = at.unwrap_or_else(|| runner.clock.now());
         let plans = listings.into_iter().map(|listing| {
             let mut listing = listing?;
@@ -64,7 +66,7 @@ impl Runner {
     }
 
     async fn preview_zone(&self, policy: &Policy, guarded: GuardedPlan, at: Timestamp) -> Preview {
-        let GuardedPlan { mut plan, held, .. } = guarded;
+        let GuardedPlan { mut plan, held, pending, .. } = guarded;
         // A damaged state file is for a run to report.
         if let Ok(before) = self.state.last_runs(&policy.name).await {
             let overdue = persist::overdue_in(policy, &before, &plan, at);
@@ -84,7 +86,7 @@ impl Runner {
         for action in &mut actions {
             action.snapshot.id = action.snapshot.id.filter(|id| !coming.contains(id));
         }
-        Preview { listing: plan.listing, plan: plan.plan, held, actions }
+        Preview { listing: plan.listing, plan: plan.plan, held, pending, actions }
     }
 }
 
@@ -105,8 +107,8 @@ pub fn preview_offline(
     });
     let guarded = guard::judge_without_past(policy, plans.collect());
     let previews = guarded.into_iter().map(|guarded| {
-        let GuardedPlan { plan, held, .. } = guarded?;
-        Ok(Preview { listing: plan.listing, plan: plan.plan, held, actions: Vec::new() })
+        let GuardedPlan { plan, held, pending, .. } = guarded?;
+        Ok(Preview { listing: plan.listing, plan: plan.plan, held, pending, actions: Vec::new() })
     });
     zones.into_iter().zip(previews).collect()
 }

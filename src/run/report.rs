@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::exoscale::wire::Quota;
 use crate::policy::name::PolicyName;
 use crate::retention::plan::PolicyPlan;
-use crate::retention::verdict::{Rule, Verdict};
+use crate::retention::verdict::Verdict;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepFacts, StepOutcome};
 use crate::state::last_runs::{InstanceCounts, PlanSums};
@@ -72,6 +72,9 @@ pub struct ZoneReport {
     pub warnings: Vec<String>,
     /// Why the guard blocked all deletions, if it did.
     pub held: Option<String>,
+    /// The deletions that wait until a change has settled, if there are any, and how to let them pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<String>,
     /// The sums of the delete phase's plan; none if the zone could not be listed.
     pub plan: Option<PlanSums>,
     /// The snapshots of each instance at the time of the plan; for metrics, so no part of the printed report.
@@ -85,18 +88,19 @@ pub struct ZoneReport {
 pub fn sums_of(plan: &PolicyPlan) -> PlanSums {
     let mut sums = PlanSums::default();
     for decision in &plan.decisions {
-        match (decision.verdict, decision.rule) {
-            (Verdict::Delete, _) => sums.delete += 1,
-            (Verdict::Ignore, _) => sums.ignore += 1,
-            (Verdict::Keep, rule) => {
-                sums.keep += 1;
-                match rule {
-                    Rule::Hold => sums.blocked_by_hold += 1,
-                    Rule::Policy => sums.blocked_by_policy += 1,
-                    Rule::Export => sums.blocked_by_export += 1,
-                    _ => {}
-                }
-            }
+        match decision.verdict {
+            Verdict::Delete => sums.delete += 1,
+            Verdict::Ignore => sums.ignore += 1,
+            Verdict::Keep => sums.keep += 1,
+        }
+        match decision.blocked_by() {
+            Some("hold") => sums.blocked_by_hold += 1,
+            Some("policy") => sums.blocked_by_policy += 1,
+            Some("paused") => sums.blocked_by_paused += 1,
+            Some("export") => sums.blocked_by_export += 1,
+            Some("archive") => sums.blocked_by_archive += 1,
+            Some("change") => sums.pending += 1,
+            _ => {}
         }
     }
     sums
@@ -203,6 +207,7 @@ impl ZoneReport {
             failures: Vec::new(),
             warnings: Vec::new(),
             held: None,
+            pending: None,
             plan: None,
             instances: Vec::new(),
             steps: Vec::new(),

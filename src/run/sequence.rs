@@ -17,13 +17,14 @@ use crate::clock::timeout;
 use crate::exoscale::wire::Quota;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
+use crate::retention::guard::is_clock_trusted;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::create::create;
 use crate::run::delete::delete_snapshots;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan};
 use crate::run::instance_counts;
-use crate::run::persist;
+use crate::run::persist::{self, SeenZone};
 use crate::run::plan::{ZonePlan, plan_zones};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::promote;
@@ -59,8 +60,8 @@ impl Runner {
             let (runner, policy) = (&*runner, &*policy);
             let recorder = Recorder::new(runner, policy, run_id, options.stop.clone());
             let sequence = Sequence { runner, policy, options, recorder, before: &before };
-            let (mut report, accepted) = sequence.run().await;
-            persist::persist(runner, policy, before, accepted, &mut report).await;
+            let (mut report, seen) = sequence.run().await;
+            persist::persist(runner, policy, before, seen, &mut report).await;
             report
         });
         let report = run.instrument(span.clone()).await;
@@ -80,8 +81,8 @@ struct Sequence<'a> {
 }
 
 impl Sequence<'_> {
-    /// The report, and the listings that were accepted.
-    async fn run(&self) -> (RunReport, BTreeMap<ZoneName, AcceptedListing>) {
+    /// The report, and what the delete phase found.
+    async fn run(&self) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
         let started_at = runner.clock.now();
         let plans = plan_zones(runner, policy, &policy.zones).await;
@@ -104,12 +105,12 @@ impl Sequence<'_> {
             let steps = promote::promote(runner, recorder, policy, promote, &plans_of(&zones)).await;
             add_steps(&mut zones, steps);
         }
-        let accepted = self.delete(&mut zones).await;
+        let seen = self.delete(&mut zones, started_at).await;
         runner.prune_archives(policy, recorder, &mut zones).boxed().await;
         let times = [started_at, runner.clock.now()];
         let quotas = self.quotas().await;
         let zones = zones.into_iter().map(|zone| zone.report).collect();
-        (RunReport::new(recorder.run_id(), policy.name.clone(), times, zones, quotas), accepted)
+        (RunReport::new(recorder.run_id(), policy.name.clone(), times, zones, quotas), seen)
     }
 
     /// What was created belongs into the plans for exports and promotions.
@@ -124,9 +125,9 @@ impl Sequence<'_> {
         }
     }
 
-    /// Lists and plans again, and deletes what that plan says, in every zone that this run could list. Returns the
-    /// listings that were accepted.
-    async fn delete(&self, zones: &mut [ZoneRun]) -> BTreeMap<ZoneName, AcceptedListing> {
+    /// Lists and plans again, and deletes what that plan says, in every zone that this run could list. Returns what it
+    /// found there.
+    async fn delete(&self, zones: &mut [ZoneRun], started_at: Timestamp) -> BTreeMap<ZoneName, SeenZone> {
         let Self { runner, policy, options, before, .. } = self;
         let mut zones: Vec<&mut ZoneReport> =
             zones.iter_mut().filter(|zone| zone.plan.is_some()).map(|zone| &mut zone.report).collect();
@@ -163,39 +164,45 @@ impl Sequence<'_> {
             let (templates, mark) = (templates.as_ref(), mark.as_ref());
             let deletion = async move {
                 let guarded = guarded.map_err(|failure| report.failures.push(failure)).ok()?;
-                let accepted = self.report_plan(report, &guarded, mark, listed_at);
+                let seen = self.report_plan(report, &guarded, mark, [started_at, listed_at]);
                 if guarded.held.is_none() {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
-                Some((report.zone.clone(), accepted?))
+                Some((report.zone.clone(), seen))
             };
             deletions.push(deletion.boxed());
         }
         join_all(deletions).await.into_iter().flatten().collect()
     }
 
-    /// Reports the plan of the delete phase. Returns its listing if it is accepted.
+    /// Reports the plan of the delete phase. Returns what the next run compares with.
     fn report_plan(
         &self,
         report: &mut ZoneReport,
         guarded: &GuardedPlan,
         mark: Result<&u64, &StateError>,
-        listed_at: Timestamp,
-    ) -> Option<AcceptedListing> {
-        let GuardedPlan { plan, held, is_accepted } = guarded;
+        [started_at, listed_at]: [Timestamp; 2],
+    ) -> SeenZone {
+        let GuardedPlan { plan, held, pending, is_accepted } = guarded;
         report.plan = Some(sums_of(&plan.plan));
         report.held = held.as_ref().map(ToString::to_string);
+        report.pending.clone_from(pending);
         report.warnings.extend(plan.listing.warnings.iter().cloned());
         report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));
         report.instances = instance_counts::count(self.policy, plan);
-        match mark {
+        let accepted = match mark {
             Ok(audit_from) => is_accepted.then(|| accepted_listing(listed_at, *audit_from, plan)),
             Err(error) => {
                 // The older one stays: then more of the log is read, and nothing is missed.
                 report.failures.push(format!("the listing is not accepted: {}", chain(error)));
                 None
             }
-        }
+        };
+        // A clock in doubt must not make a change look older than it is.
+        let is_trusted = is_clock_trusted(&self.policy.guard, plan.listing.inventory.clock);
+        let memory = is_trusted.then(|| plan.memory(&self.runner.policies, started_at, accepted.is_some()));
+        let rested_on = memory.and_then(|memory| serde_json::to_value(memory).ok());
+        SeenZone { accepted, rested_on }
     }
 
     async fn delete_in(
@@ -256,6 +263,9 @@ fn log(report: &RunReport) {
         }
         for warning in &zone.warnings {
             warn!(zone.name = %zone.zone, "zone {}: {warning}", zone.zone);
+        }
+        if let Some(pending) = &zone.pending {
+            warn!(zone.name = %zone.zone, "zone {}: {pending}", zone.zone);
         }
         if let Some(held) = &zone.held {
             warn!(zone.name = %zone.zone, "zone {}: deletions are blocked by the guard: {held}", zone.zone);

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::disk::{self, Access, Disk, Kind};
+use crate::policy::name::PolicyName;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::state::audit::{AuditLog, Line};
 use crate::state::error::StateError;
@@ -141,6 +142,24 @@ impl StateDirectory {
         version: u64,
     ) -> Result<T, StateError> {
         file::read(&*self.disk, &self.path.join(name), version)
+    }
+
+    /// Reads the file of each policy that has one, also of policies that are not configured any more; for work that is on
+    /// the blocking pool already.
+    pub(super) fn read_of_policies<T: Default + DeserializeOwned>(
+        &self,
+        prefix: &str,
+        version: u64,
+    ) -> Result<Vec<(PolicyName, T)>, StateError> {
+        let entries = match self.disk.list(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(StateError::File { verb: "list", path: self.path.clone(), source }),
+        };
+        let names = entries.iter().filter_map(|entry| entry.name.to_str()).filter_map(|name| {
+            Some((name, name.strip_prefix(prefix)?.strip_suffix(".json")?.parse::<PolicyName>().ok()?))
+        });
+        names.map(|(file, policy)| Ok((policy, self.read(file, version)?))).collect()
     }
 
     /// [`StateDirectory::save`], for work that is on the blocking pool already.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::policy::name::{ArchiveName, PolicyName};
@@ -56,6 +57,9 @@ pub struct ZoneMemory {
     pub instances: Vec<InstanceCounts>,
     /// The listing against which a drop is measured.
     pub accepted: Option<AcceptedListing>,
+    /// What that run rested on, in the form of `retention`: later changes are found by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rested_on: Option<Value>,
 }
 
 /// How many snapshots a plan keeps, deletes and ignores.
@@ -74,6 +78,12 @@ pub struct PlanSums {
     pub blocked_by_policy: u64,
     /// Of the kept ones: without a required verified copy, and else to delete.
     pub blocked_by_export: u64,
+    /// Of the kept ones: an archive cannot say whether it has the required copy, and else to delete.
+    pub blocked_by_archive: u64,
+    /// Of the kept ones: kept by a paused policy, and else to delete.
+    pub blocked_by_paused: u64,
+    /// Of the kept ones: to delete once a change has settled.
+    pub pending: u64,
 }
 
 /// The selected snapshots of one instance.
@@ -110,6 +120,13 @@ pub struct AcceptedListing {
     pub snapshots: Vec<SnapshotId>,
 }
 
+impl PlanSums {
+    /// How many are kept for want of a required copy, whether it is missing or the archive cannot be read.
+    pub fn waiting_for_copies(&self) -> u64 {
+        self.blocked_by_export + self.blocked_by_archive
+    }
+}
+
 impl InstanceCounts {
     /// Of an instance that has nothing yet; without a name it is not listed any more.
     pub fn of(id: InstanceId, name: Option<String>) -> Self {
@@ -134,6 +151,14 @@ impl StateDirectory {
     /// A file that can't be read, is damaged, or was written by a later program.
     pub async fn last_runs(&self, policy: &PolicyName) -> Result<LastRuns, StateError> {
         self.load(file_name(policy), VERSION).await
+    }
+
+    /// What is remembered of the last runs of every policy that ever ran here, also of one that is not configured any more.
+    ///
+    /// # Errors
+    /// A directory or a file that can't be read, or a file that is damaged or was written by a later program.
+    pub async fn all_last_runs(&self) -> Result<Vec<(PolicyName, LastRuns)>, StateError> {
+        self.blocking(|state| state.read_of_policies("runs-", VERSION)).await
     }
 
     /// Saves them; after a crash at any moment the file holds the old or the new, whole.

@@ -1,12 +1,10 @@
 //! The creations and promotions of one policy, kept from run to run. It is read and written under the policy's lock alone.
 
 use std::collections::HashSet;
-use std::io;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::Entry;
 use crate::policy::name::PolicyName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::state::directory::StateDirectory;
@@ -100,23 +98,9 @@ impl StateDirectory {
     /// # Errors
     /// A directory or a file that can't be read, or a file that is damaged or was written by a later program.
     pub async fn all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
-        self.blocking(Self::read_all_created).await
-    }
-
-    fn read_all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
-        let entries = match self.disk.list(&self.path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(StateError::File { verb: "list", path: self.path.clone(), source }),
-        };
-        let named = |entry: Entry| {
-            entry.name.to_str()?.strip_prefix("policy-")?.strip_suffix(".json")?.parse::<PolicyName>().ok()
-        };
-        let read = |policy: PolicyName| {
-            let state: PolicyState = self.read(&file_name(&policy), VERSION)?;
-            Ok((policy, state.created))
-        };
-        entries.into_iter().filter_map(named).map(read).collect()
+        let all: Vec<(PolicyName, PolicyState)> =
+            self.blocking(|state| state.read_of_policies("policy-", VERSION)).await?;
+        Ok(all.into_iter().map(|(policy, state)| (policy, state.created)).collect())
     }
 
     /// The snapshots that this program is known to have taken.

@@ -19,7 +19,7 @@ use crate::run::persist;
 use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
-use crate::state::last_runs::{LastRuns, ZoneMemory};
+use crate::state::last_runs::{LastRuns, PlanSums, ZoneMemory};
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 
 /// The results of `policy_runs_total`.
@@ -220,7 +220,7 @@ impl PolicyModel {
 impl ZoneModel {
     fn status(&self, alert_after: Option<Duration>, now: Timestamp) -> ZoneStatus {
         let memory = &self.memory;
-        let blocked = memory.plan.as_ref().map_or(0, |plan| plan.blocked_by_export);
+        let blocked = memory.plan.as_ref().map_or(0, PlanSums::waiting_for_copies);
         ZoneStatus {
             last_run_at: memory.last_run_at,
             last_success_at: memory.last_success_at,

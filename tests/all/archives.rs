@@ -26,6 +26,7 @@ zones = ["ch-gva-2"]
 keep_last = 10
 [policies.nightly.guard]
 max_delete_percent = 100
+settle = "0s"
 [policies.nightly.export]
 archives = ["vault"]
 snapshots = "all"
@@ -236,7 +237,7 @@ async fn a_run_that_deletes_nothing_prunes_no_copy_by_a_wrong_clock() {
     // Without a retention of its own the policy has no guard, which would look at the clock.
     let policies = KEEP_TWO
         .replace("[policies.nightly.retention]\nkeep_last = 10\n", "")
-        .replace("[policies.nightly.guard]\nmax_delete_percent = 100\n", "");
+        .replace("[policies.nightly.guard]\nmax_delete_percent = 100\nsettle = \"0s\"\n", "");
     let skew = Effect::DateSkew(SignedDuration::from_mins(20));
     stage.world.fault(Fault::on(Call::ListSnapshots, skew).times(2));
     let report = stage.run(&policies).await;

@@ -183,6 +183,13 @@ async fn point_29_only_its_own_are_pruned() {
         "[policies.nightly.ret",
         "[policies.nightly.select]\nownership = \"all\"\n[policies.nightly.ret",
     );
+    let report = stage.run(&all).await;
+    assert!(
+        foreign.is_subset(&stage.there().into_iter().collect()),
+        "an edit has to settle: {}",
+        said(&report)
+    );
+    stage.step(SignedDuration::from_hours(24));
     stage.run(&all).await;
     assert_eq!(stage.there().len(), 3);
 }

@@ -171,7 +171,7 @@ fn a_candidate_shows_only_what_it_would_change() {
     let changes = policies[0]["changes"].as_array().unwrap();
     for change in changes {
         assert_eq!(keys(change), ["candidate", "now", "snapshot"]);
-        assert_eq!(keys(&change["now"]), ["expires_at", "reasons", "rule", "verdict"]);
+        assert_eq!(keys(&change["now"]), ["blocked_by", "expires_at", "reasons", "rule", "verdict"]);
         assert_eq!(
             keys(&change["snapshot"]),
             ["created_at", "id", "instance_id", "instance_name", "name", "size_gib", "state"]

@@ -33,6 +33,7 @@ zones = ["ch-gva-2"]
 max_count = 15
 [policies.nightly.guard]
 max_delete_percent = 100
+settle = "0s"
 "#;
 
 fn state(stage: &Stage) -> StateDirectory {

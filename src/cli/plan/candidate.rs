@@ -15,7 +15,7 @@ use crate::cli::plan::decisions::{PolicyInZone, decided, decision_json, snapshot
 use crate::cli::plan::table::{age, called, shown, taken, title, why};
 use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
-use crate::retention::verdict::Verdict;
+use crate::retention::verdict::{Rule, Verdict};
 use crate::run::preview::Preview;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
@@ -75,7 +75,9 @@ fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec
     if let Some(planned) = now {
         for (decision, snapshot) in decided(planned) {
             let other = others.remove(&key(planned, snapshot));
-            if other.map(|other| other.verdict) != Some(decision.verdict) {
+            // What would wait for the change to settle would be deleted after that, so it is a difference.
+            let result = |decision: &Decision| (decision.verdict, decision.rule == Rule::Change);
+            if other.map(result) != Some(result(decision)) {
                 pairs.push(Pair { snapshot, planned, now: Some(decision), candidate: other });
             }
         }
@@ -106,8 +108,8 @@ pub(super) fn json(at: Timestamp, differences: &[Difference<'_>]) -> Value {
     let change = |pair: &Pair<'_>| {
         json!({
             "snapshot": snapshot_json(pair.planned, pair.snapshot),
-            "now": pair.now.map(decision_json),
-            "candidate": pair.candidate.map(decision_json),
+            "now": pair.now.map(|decision| decision_json(decision, false)),
+            "candidate": pair.candidate.map(|decision| decision_json(decision, false)),
         })
     };
     let policies = differences.iter().map(|Difference { policy, zone, now, candidate, pairs }| {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
+use crate::retention::verdict::Verdict;
 use crate::run::preview::Preview;
 use crate::snapshot::{Snapshot, ZoneName};
 
@@ -20,22 +21,30 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
     let policies = all.iter().filter_map(|PolicyInZone { name, zone, planned }| {
         let planned = planned.as_ref().ok()?;
         let decisions = decided(planned).map(|(decision, snapshot)| {
-            let mut json = decision_json(decision);
+            let mut json = decision_json(decision, planned.held.is_some());
             json["snapshot"] = snapshot_json(planned, snapshot);
             json
         });
         let held = planned.held.as_ref().map(ToString::to_string);
-        Some(json!({ "policy": name, "zone": zone, "held": held, "decisions": decisions.collect::<Value>() }))
+        let decisions = decisions.collect::<Value>();
+        let mut json = json!({ "policy": name, "zone": zone, "held": held, "decisions": decisions });
+        if let Some(pending) = &planned.pending {
+            json["pending"] = json!(pending);
+        }
+        Some(json)
     });
     json!({ "at": at, "policies": policies.collect::<Value>() })
 }
 
-pub(super) fn decision_json(decision: &Decision) -> Value {
+/// `is_held` is whether the guard blocks all deletions of the plan.
+pub(super) fn decision_json(decision: &Decision, is_held: bool) -> Value {
+    let by_guard = (is_held && decision.verdict == Verdict::Delete).then_some("guard");
     json!({
         "verdict": decision.verdict.as_str(),
         "rule": decision.rule.as_str(),
         "reasons": decision.reasons().map(|reason| reason.to_string()).collect::<Value>(),
         "expires_at": decision.expires_at,
+        "blocked_by": decision.blocked_by().or(by_guard),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Listings from files instead of the API.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::cli::args::ZoneFile;
@@ -10,7 +10,7 @@ use crate::config::sections::Config;
 use crate::disk;
 use crate::exoscale::wire::{self, ListedSnapshots};
 use crate::policy::Policy;
-use crate::retention::inventory::{ClockSkew, Copies, Inventory};
+use crate::retention::inventory::{Copies, Inventory};
 use crate::snapshot::{Instance, ZoneName};
 use crate::text::chain;
 
@@ -65,15 +65,10 @@ pub(crate) fn inventories(
             None => listing.mentioned,
         };
         inventories.push(Inventory {
-            zone: zone.clone(),
             // Without a state, all of them count as created by this program.
             created: listing.snapshots.iter().map(|snapshot| snapshot.id).collect(),
-            coming: HashSet::new(),
-            snapshots: listing.snapshots,
-            instances,
-            holds: BTreeMap::new(),
             archives: config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect(),
-            clock: ClockSkew::OnPaper,
+            ..Inventory::on_paper(zone.clone(), listing.snapshots, instances)
         });
     }
     Ok(inventories)

@@ -120,11 +120,16 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
     for (count, reason) in [
         (sums.blocked_by_hold, "they are on hold"),
         (sums.blocked_by_policy, "another policy keeps them"),
+        (sums.blocked_by_paused, "a paused policy kept them"),
         (sums.blocked_by_export, "a verified copy is missing"),
+        (sums.blocked_by_archive, "an archive cannot be read"),
     ] {
         if count > 0 {
             let _ = writeln!(text, "  kept only because {reason}: {count}");
         }
+    }
+    if let Some(pending) = &planned.pending {
+        text.push_str(&output.note("PENDING:", Tone::Bad, pending));
     }
     if let Some(held) = &planned.held {
         text.push_str(&output.note("BLOCKED:", Tone::Bad, &format!("by the guard: {held}")));

@@ -27,7 +27,6 @@ use crate::retention::grouping::{Entry, Group, latest_counted};
 use crate::retention::inventory::Inventory;
 use crate::retention::reason::Reason;
 use crate::retention::rules::candidate::{Candidate, Opinion};
-use crate::retention::rules::failed_after::failed_after;
 use crate::retention::rules::keep_hourly_to_yearly::keep_newest_of_each;
 use crate::retention::rules::keep_last::keep_last;
 use crate::retention::rules::keep_within::keep_within;
@@ -54,6 +53,8 @@ pub(crate) struct Assessment {
 pub(crate) struct PolicyRules<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) name: Arc<PolicyName>,
+    /// When it was found disabled: it judges as of then, and only what was there then.
+    pub(crate) paused_at: Option<Timestamp>,
     calendar: Calendar,
     keep_within: Option<AgeTable>,
     keep_within_each: ByPeriod<Option<AgeTable>>,
@@ -67,7 +68,7 @@ pub(crate) struct PolicyRules<'a> {
 }
 
 impl<'a> PolicyRules<'a> {
-    pub(crate) fn new(policy: &'a Policy) -> Self {
+    pub(crate) fn new(policy: &'a Policy, paused_at: Option<Timestamp>) -> Self {
         let table = policy.retention.as_ref();
         let age = |rule: Rule, span: fn(&Retention) -> Option<&_>| {
             table.and_then(span).map(|span| AgeTable::new(rule, span, &policy.time_zone))
@@ -79,6 +80,7 @@ impl<'a> PolicyRules<'a> {
         Self {
             policy,
             name: Arc::new(policy.name.clone()),
+            paused_at,
             calendar: Calendar::new(&policy.time_zone),
             keep_within: age(Rule::KeepWithin, |table| table.keep_within.as_ref()),
             keep_within_each: ByPeriod::of(within),
@@ -122,6 +124,7 @@ impl<'a> PolicyRules<'a> {
         if !self.policy.select.selects_instance(group.instance_id, group.instance) {
             return 0;
         }
+        let now = self.paused_at.map_or(now, |paused_at| paused_at.min(now));
         self.find_candidates(group, inventory, now);
         if self.policy.retention.is_some() {
             self.apply_rules(now);
@@ -149,6 +152,9 @@ impl<'a> PolicyRules<'a> {
             if !is_coming && !select.selects_snapshot(snapshot) {
                 continue;
             }
+            if self.paused_at.is_some_and(|paused_at| entry.created_at > paused_at) {
+                continue;
+            }
             let is_foreign = select.only_created && !inventory.created.contains(&snapshot.id);
             let is_counted = entry.created_at <= latest && entry.is_good;
             // Nothing is known of a coming one that could speak against it.
@@ -166,7 +172,13 @@ impl<'a> PolicyRules<'a> {
                 continue;
             }
             let failed_after = self.failed_after.as_ref().filter(|_| orphan.is_none());
-            assessment.ignore(entry, snapshot, orphan.as_ref(), failed_after, !self.places.is_empty(), now);
+            let failed_at =
+                inventory.failed.get(&snapshot.id).map_or(entry.created_at, |failed| failed.since);
+            let failed = failed_after.filter(|_| entry.is_failed).map(|age| {
+                let has_newer_good = !self.places.is_empty();
+                failed_after::failed_after(age, failed_at, has_newer_good, now)
+            });
+            assessment.ignore(entry, snapshot, orphan.as_ref(), failed, now);
         }
     }
 
@@ -219,6 +231,10 @@ impl<'a> PolicyRules<'a> {
             let Some(assessment) = self.assessments.get_mut(place) else { continue };
             let Candidate { opinion, reasons, .. } = candidate;
             (assessment.opinion, assessment.reasons) = (opinion, reasons);
+            if self.paused_at.is_some() && matches!(opinion, Opinion::Keeps(_)) {
+                // Its time stands still.
+                assessment.kept_during = ALWAYS;
+            }
             let entry = group.entries.get(place);
             let snapshot = entry.and_then(|entry| inventory.snapshots.get(entry.index as usize));
             if snapshot.is_some_and(|snapshot| is_coming(inventory, snapshot)) {
@@ -241,8 +257,7 @@ impl Assessment {
         entry: &Entry,
         snapshot: &Snapshot,
         orphan: Option<&Reason>,
-        failed_after_age: Option<&AgeTable>,
-        has_newer_good: bool,
+        failed: Option<(Reason, Timestamp)>,
         now: Timestamp,
     ) {
         let mut rule = None;
@@ -253,8 +268,7 @@ impl Assessment {
         }
         if !entry.is_good {
             rule = rule.or(Some(Rule::State));
-            if let Some(age) = failed_after_age.filter(|_| entry.is_failed) {
-                let (reason, until) = failed_after(age, entry.created_at, has_newer_good, now);
+            if let Some((reason, until)) = failed {
                 self.reasons.push(reason);
                 kept_until = until;
             } else {

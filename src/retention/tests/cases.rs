@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::retention::guard::{WholeRun, ZoneCase, hold};
-use crate::retention::verdict::CopyNeeded;
+use crate::retention::verdict::{CopyNeeded, Rule};
 
 fn nightly() -> Policy {
     policy("nightly")
@@ -116,15 +116,73 @@ fn decisions_stand_by_instance_and_newest_first_with_orphans_last() {
 }
 
 #[test]
-fn a_policy_that_is_disabled_or_elsewhere_has_no_plan_and_no_say() {
+fn a_policy_that_is_elsewhere_has_no_plan_and_no_say() {
     let zone = aged(&[1, 2]);
-    let disabled = Policy { enabled: false, ..policy("disabled").with(keep_last(9)) };
     let elsewhere =
         Policy { zones: vec!["at-vie-1".parse().unwrap()], ..policy("elsewhere").with(keep_last(9)) };
-    let plan = plan(&[disabled, nightly().with(keep_last(1)), elsewhere], &zone, now());
+    let plan = plan(&[nightly().with(keep_last(1)), elsewhere], &zone, now());
     assert_eq!(plan.policies.len(), 1);
     assert_eq!(deleted(&plan.policies[0]), [2]);
     assert_eq!((plan.at, plan.zone), (now(), zone.zone));
+}
+
+#[test]
+fn a_paused_policy_has_no_plan_and_keeps_what_it_kept_when_it_was_paused() {
+    let paused = Policy { enabled: false, ..policy("paused").with(keep_last(2)) };
+    let policies = [nightly().with(keep_last(1)), paused];
+    let mut zone = aged(&[0, 1, 2, 3, 4]);
+    for (paused_at, expected) in
+        [(days_ago(2), vec![2, 5]), (days_ago(1), vec![4, 5]), (now(), vec![3, 4, 5])]
+    {
+        zone.paused.insert(policies[1].name.clone(), paused_at);
+        let plan = plan(&policies, &zone, now());
+        assert_eq!(plan.policies.len(), 1);
+        assert_eq!(deleted(&plan.policies[0]), expected, "paused at {paused_at}");
+        let kept: Vec<_> = plan.policies[0].decisions.iter().filter(|one| one.rule == Rule::Policy).collect();
+        assert!(!kept.is_empty() && kept.iter().all(|one| one.expires_at.is_none()), "its time stands still");
+    }
+}
+
+#[test]
+fn a_copy_that_is_required_is_required_of_all_that_prune() {
+    let exporter = policy("offsite").requiring(&["vault"], Which::All);
+    let policies = [nightly().with(keep_last(1)), exporter];
+    let zone = aged(&[1, 2]).archive("vault", Copies::Known(Vec::new()));
+    let plans = plan(&policies, &zone, now());
+    assert_eq!(shown(&plans.policies[0], &zone), ["keep keep_last", "keep policy"]);
+    let zone = zone.archive("vault", Copies::Assumed);
+    let plans = plan(&policies, &zone, now());
+    assert_eq!(shown(&plans.policies[0], &zone), ["keep keep_last", "delete keep"]);
+    assert_eq!(decision(&plans.policies[0], 2).copies().len(), 1, "and proved before deleting");
+}
+
+#[test]
+fn a_failed_snapshot_that_was_good_counts_for_guard_and_gate_and_for_no_keep_rule() {
+    let table = Retention { failed_after: Some(span("2d")), ..keep_last(2) };
+    let policies = [nightly().with(table).requiring(&["vault"], Which::All)];
+    let mut zone = inventory([
+        snap("web-1", days_ago(1)),
+        in_state("error", snap("web-1", days_ago(5))),
+        in_state("error", snap("web-1", days_ago(6))),
+        snap("web-1", days_ago(7)),
+    ])
+    .archive("vault", Copies::Known(Vec::new()));
+    let shown_with = |zone: &Inventory| shown(&plan_of(&policies, zone, now()), zone);
+    // Nothing is remembered: their age is that of the snapshots, and there was nothing to copy.
+    assert_eq!(
+        shown_with(&zone),
+        ["keep keep_last", "delete failed_after", "delete failed_after", "keep keep_last"]
+    );
+    let failed = |days, was_good| Failed { since: days_ago(days), was_good };
+    zone.failed = [(snapshot_id(2), failed(1, true)), (snapshot_id(3), failed(3, true))].into();
+    assert_eq!(shown_with(&zone), ["keep keep_last", "ignore state", "keep export", "keep keep_last"]);
+    let zone = zone.archive("vault", Copies::Assumed);
+    let plan = plan_of(&policies, &zone, now());
+    assert_eq!(
+        shown(&plan, &zone),
+        ["keep keep_last", "ignore state", "delete failed_after", "keep keep_last"]
+    );
+    assert_eq!((plan.good, plan.good_deletes), (4, 1));
 }
 
 #[test]
@@ -398,6 +456,7 @@ fn point_23_a_flood_of_newer_ones_is_met_by_keep_within_and_the_guard() {
     assert_eq!(deleted(&plan), [15, 16, 17, 18, 19, 20]);
     let case = ZoneCase {
         zone: zone.zone,
+        accepted: 0,
         deletes: plan.deletes,
         good_deletes: plan.good_deletes,
         good: plan.good,
@@ -574,8 +633,10 @@ fn point_35_what_all_policies_require_must_be_proved() {
     let policies = [
         nightly().with(keep_last(1)).requiring(&["vault"], Which::Newest),
         policy2().with(keep_last(1)).requiring(&["offsite", "vault"], Which::All),
-        policy("keeper").requiring(&["never-asked"], Which::All),
+        policy("optional").requiring(&["never-asked"], Which::All),
     ];
+    let mut policies = policies;
+    policies[2].export.as_mut().unwrap().required = false;
     let plan = plan(&policies, &zone, now());
     for plan in &plan.policies[..2] {
         let mut copies = decision(plan, 2).copies().to_vec();

@@ -1,12 +1,13 @@
 //! What the engine decides: stories with relative times, the numbered edge cases, and laws.
 
 mod cases;
+mod changes;
 mod laws;
 mod oracle;
 mod points;
 mod restic;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use uuid::Uuid;
 use crate::policy::select::{Pattern, Select};
 use crate::policy::span::Span;
 use crate::policy::{ByPeriod, Count, Export, Guard, OnStart, Policy, Retention, Which};
-use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
+use crate::retention::inventory::{ArchivedCopy, Copies, Failed, Hold, Inventory};
 use crate::retention::plan;
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::verdict::Verdict;
@@ -83,16 +84,8 @@ fn instance(name: &str) -> Instance {
 /// A zone with these snapshots, numbered from 1 as their ids; `web-1` and `web-2` are listed.
 fn inventory(snapshots: impl IntoIterator<Item = Snapshot>) -> Inventory {
     let numbered = (1..).zip(snapshots);
-    Inventory {
-        zone: "ch-gva-2".parse().unwrap(),
-        snapshots: numbered.map(|(number, snap)| Snapshot { id: snapshot_id(number), ..snap }).collect(),
-        instances: vec![instance("web-1"), instance("web-2")],
-        created: HashSet::new(),
-        coming: HashSet::new(),
-        holds: BTreeMap::new(),
-        archives: BTreeMap::new(),
-        clock: ClockSkew::OnPaper,
-    }
+    let snapshots = numbered.map(|(number, snap)| Snapshot { id: snapshot_id(number), ..snap }).collect();
+    Inventory::on_paper("ch-gva-2".parse().unwrap(), snapshots, vec![instance("web-1"), instance("web-2")])
 }
 
 impl Inventory {
@@ -135,6 +128,7 @@ fn policy(name: &str) -> Policy {
             max_delete_percent: 50,
             max_listing_drop_percent: 50,
             max_clock_skew: Duration::from_mins(5),
+            settle: Duration::from_hours(20),
         },
         export: None,
         promote: None,

@@ -52,9 +52,7 @@ pub(super) fn verdicts(
                 } else {
                     let mut is_held = false;
                     for (policy, opinions) in &opinions {
-                        if policy.name != own.name
-                            && policy.retention.is_some()
-                            && holds(policy, opinions[place], snapshot, inventory, now)
+                        if policy.name != own.name && holds(policy, opinions[place], snapshot, inventory, now)
                         {
                             is_held = true;
                         }
@@ -67,7 +65,7 @@ pub(super) fn verdicts(
     verdicts
 }
 
-/// Whether another policy, which prunes, holds a snapshot of which it thinks so.
+/// Whether another policy keeps a snapshot of which it thinks so. One that does not prune only requires its copies.
 fn holds(
     policy: &Policy,
     opinion: Opinion,
@@ -78,8 +76,9 @@ fn holds(
     match opinion {
         // What is foreign to a policy is none of its business; a failed one needs no copy.
         Opinion::NotSelected | Opinion::Ignores(Rule::Foreign) | Opinion::LetsGo(Rule::FailedAfter) => false,
-        Opinion::Ignores(_) | Opinion::Keeps(_) => true,
-        Opinion::LetsGo(_) => !is_gate_open(policy, snapshot, inventory, now),
+        Opinion::Ignores(_) | Opinion::Keeps(_) if policy.retention.is_some() => true,
+        _ if snapshot.state.as_str() == "error" => false,
+        _ => !is_gate_open(policy, snapshot, inventory, now),
     }
 }
 
@@ -332,7 +331,7 @@ impl Moment {
 /// Whether every copy that a policy requires before a good snapshot is deleted is there.
 fn is_gate_open(policy: &Policy, snapshot: &Snapshot, inventory: &Inventory, now: Timestamp) -> bool {
     let Some(export) = policy.export.as_ref().filter(|export| export.required) else { return true };
-    let mut is_open = policy.retention.is_some();
+    let mut is_open = true;
     for archive in &export.archives {
         let has_it = match inventory.archives.get(archive) {
             None | Some(Copies::Unreachable(_)) => false,

@@ -1,0 +1,141 @@
+//! The change guard: deletions that only a change brought about wait until the change has settled.
+//!
+//! The plan is made twice over the same listing: as things are, and with the unsettled changes taken back. What only the
+//! first would delete is kept as pending.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::policy::Policy;
+use crate::policy::name::PolicyName;
+use crate::retention::combine::{combine, rules_for};
+use crate::retention::expiry::first_second_from;
+use crate::retention::inventory::Inventory;
+use crate::retention::memory::{Change, Memory, Seen, describe, settles_at};
+use crate::retention::plan::{Decision, PolicyPlan};
+use crate::retention::reason::{ChangeText, Reason};
+use crate::retention::verdict::{Rule, Verdict};
+use crate::snapshot::{InstanceId, SnapshotId};
+
+/// Marks what the plan of a policy deletes only because of changes that have not settled. Returns those changes.
+///
+/// # Errors
+/// Why the memory cannot be read.
+pub fn keep_pending(
+    plan: &mut PolicyPlan,
+    policies: &[Policy],
+    inventory: &Inventory,
+    memory: &Memory,
+) -> Result<Vec<Seen>, String> {
+    let Some(policy) = policies.iter().find(|policy| policy.name == plan.policy) else {
+        return Ok(Vec::new());
+    };
+    let unsettled = memory.unsettled(policies, inventory, plan.at, policy.guard.settle);
+    if unsettled.is_empty() || plan.deletes == 0 {
+        return Ok(unsettled);
+    }
+    let (policies, before) = memory.take_back(&unsettled, policies, inventory)?;
+    let plans = combine(&mut rules_for(&policies, &before, plan.at), &before, plan.at, false).policies;
+    let without = plans.into_iter().find(|other| other.policy == plan.policy);
+    let decisions = without.iter().flat_map(|plan| &plan.decisions);
+    let without: HashMap<u32, &Decision> = decisions.map(|decision| (decision.index, decision)).collect();
+    let mut causes = Causes::new(&unsettled, inventory, &plan.policy, policy.guard.settle);
+    for decision in plan.decisions.iter_mut().filter(|decision| decision.verdict == Verdict::Delete) {
+        let without = without.get(&decision.index).copied();
+        if without.is_some_and(|without| without.verdict == Verdict::Delete) {
+            continue;
+        }
+        let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
+        let was_good = inventory.failed.get(&snapshot.id).is_some_and(|failed| failed.was_good);
+        plan.deletes -= 1;
+        plan.good_deletes -= u64::from(snapshot.state.is_good() || was_good);
+        plan.pending += 1;
+        decision.keep_for(causes.of(snapshot.instance_id, without));
+    }
+    Ok(unsettled)
+}
+
+impl Decision {
+    fn keep_for(&mut self, change: Arc<ChangeText>) {
+        let own = self.own_reasons().iter().cloned();
+        let settles_at = change.settles_at;
+        let reasons: Box<[Reason]> =
+            [Reason::Change(change), Reason::OtherwiseDeleted].into_iter().chain(own).collect();
+        self.verdict = Verdict::Keep;
+        self.rule = Rule::Change;
+        self.copies = None;
+        self.expires_at = settles_at.and_then(|at| Timestamp::from_second(first_second_from(at)).ok());
+        self.reason_count = u16::try_from(reasons.len()).unwrap_or(u16::MAX);
+        self.first_reason = 0;
+        self.instance_reasons = Arc::new(reasons);
+    }
+}
+
+/// Which of the changes concern a decision.
+struct Causes<'a> {
+    unsettled: &'a [Seen],
+    settle: std::time::Duration,
+    own: &'a PolicyName,
+    of_policies: HashMap<&'a PolicyName, Vec<usize>>,
+    of_instances: HashMap<InstanceId, Vec<usize>>,
+    texts: HashMap<BTreeSet<usize>, Arc<ChangeText>>,
+}
+
+impl<'a> Causes<'a> {
+    fn new(
+        unsettled: &'a [Seen],
+        inventory: &Inventory,
+        own: &'a PolicyName,
+        settle: std::time::Duration,
+    ) -> Self {
+        let instance_of: HashMap<SnapshotId, Option<InstanceId>> =
+            inventory.snapshots.iter().map(|snapshot| (snapshot.id, snapshot.instance_id)).collect();
+        let mut of_policies: HashMap<&PolicyName, Vec<usize>> = HashMap::new();
+        let mut of_instances: HashMap<InstanceId, Vec<usize>> = HashMap::new();
+        for (number, Seen { change, .. }) in unsettled.iter().enumerate() {
+            let instance = match change {
+                Change::Key { policy, .. } | Change::PolicyGone(policy) => {
+                    of_policies.entry(policy).or_default().push(number);
+                    None
+                }
+                Change::Renamed { id, .. } | Change::Label { id, .. } | Change::Vanished { id, .. } => {
+                    Some(*id)
+                }
+                Change::Failed(id) => instance_of.get(id).copied().flatten(),
+            };
+            if let Some(id) = instance {
+                of_instances.entry(id).or_default().push(number);
+            }
+        }
+        Self { unsettled, settle, own, of_policies, of_instances, texts: HashMap::new() }
+    }
+
+    /// The changes of the policies that would keep the snapshot without them, and those of its instance; all of them if
+    /// there are none such.
+    fn of(&mut self, instance: Option<InstanceId>, without: Option<&Decision>) -> Arc<ChangeText> {
+        let mut keeping: Vec<&PolicyName> = vec![self.own];
+        for reason in without.iter().flat_map(|decision| decision.own_reasons()) {
+            if let Reason::OtherPolicy(name, _) | Reason::PausedPolicy(name, _) = reason {
+                keeping.push(name);
+            }
+        }
+        let of_policies = keeping.iter().filter_map(|name| self.of_policies.get(*name)).flatten();
+        let of_instance = instance.and_then(|id| self.of_instances.get(&id)).into_iter().flatten();
+        let mut numbers: BTreeSet<usize> = of_policies.chain(of_instance).copied().collect();
+        if numbers.is_empty() {
+            numbers = (0..self.unsettled.len()).collect();
+        }
+        let (unsettled, settle) = (self.unsettled, self.settle);
+        let text = |numbers: &BTreeSet<usize>| {
+            let seen = || numbers.iter().filter_map(|number| unsettled.get(*number));
+            let ends: Option<Vec<Timestamp>> = seen().map(|seen| settles_at(seen.since, settle)).collect();
+            ChangeText {
+                text: describe(seen().map(|seen| &seen.change)),
+                settles_at: ends.and_then(|ends| ends.into_iter().max()),
+            }
+        };
+        self.texts.entry(numbers).or_insert_with_key(|numbers| Arc::new(text(numbers))).clone()
+    }
+}

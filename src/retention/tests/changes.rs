@@ -1,0 +1,224 @@
+//! The change guard: what a change alone would delete stays until the change has settled.
+
+use super::*;
+use crate::retention::change_guard::keep_pending;
+use crate::retention::memory::Memory;
+use crate::retention::verdict::Rule;
+
+fn hours_later(hours: i64) -> Timestamp {
+    now() + SignedDuration::from_hours(hours)
+}
+
+/// The plan of the first policy as of `at`, and the memory after a run at that time.
+fn run(policies: &[Policy], zone: &Inventory, memory: &Memory, at: Timestamp) -> (PolicyPlan, Memory) {
+    let mut zone = zone.clone();
+    memory.add_to(&mut zone, policies, at);
+    let mut plans = plan(policies, &zone, at).policies;
+    let mut plan = plans.swap_remove(0);
+    let unsettled = keep_pending(&mut plan, policies, &zone, memory).unwrap();
+    let memory = memory.renewed(policies, &zone, at, unsettled);
+    let text = serde_json::to_string(&memory).unwrap();
+    assert_eq!(serde_json::from_str::<Memory>(&text).unwrap(), memory, "it survives being saved");
+    (plan, memory)
+}
+
+fn pending(plan: &PolicyPlan) -> Vec<u32> {
+    let waiting = plan.decisions.iter().filter(|decision| decision.rule == Rule::Change);
+    let mut waiting: Vec<u32> = waiting.map(|decision| decision.index + 1).collect();
+    waiting.sort_unstable();
+    assert_eq!(plan.pending, waiting.len() as u64);
+    waiting
+}
+
+fn why(plan: &PolicyPlan) -> String {
+    let first = plan.decisions.iter().find(|decision| decision.rule == Rule::Change).unwrap();
+    assert_eq!(first.blocked_by(), Some("change"));
+    first.reasons().next().unwrap().to_string()
+}
+
+fn days(count: i64) -> Inventory {
+    inventory((0..count).map(|day| snap("web-1", days_ago(day))))
+}
+
+#[test]
+fn an_edit_waits_until_it_has_settled() {
+    let before = [policy("nightly").with(keep_last(4))];
+    let after = [policy("nightly").with(keep_last(2))];
+    let zone = days(5);
+    let (plan, memory) = run(&before, &zone, &Memory::default(), now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![5], vec![]), "nothing is there to compare with");
+    let (plan, memory) = run(&after, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![5], vec![3, 4]));
+    assert_eq!((plan.deletes, plan.good_deletes), (1, 1));
+    assert_eq!(
+        why(&plan),
+        format!(
+            "policy nightly: keep_last was 4, is 2: deleted only since then, so not before {}",
+            hours_later(20)
+        )
+    );
+    let (plan, memory) = run(&after, &zone, &memory, hours_later(20) - nanosecond());
+    assert_eq!(pending(&plan), [3, 4]);
+    let (plan, memory) = run(&after, &zone, &memory, hours_later(20));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![3, 4, 5], vec![]));
+    let (plan, _) = run(&after, &zone, &memory, hours_later(20));
+    assert_eq!(deleted(&plan), [3, 4, 5]);
+}
+
+#[test]
+fn an_edit_of_an_hourly_policy_takes_effect_although_ranks_move() {
+    let (before, after) = ([policy("hourly").with(keep_last(48))], [policy("hourly").with(keep_last(24))]);
+    let zone_at = |hour: i64| inventory((0..60 + hour).map(|age| snap("web-1", hours_later(hour - age))));
+    let (_, mut memory) = run(&before, &zone_at(0), &Memory::default(), now());
+    for hour in 1..=25 {
+        let (plan, next) = run(&after, &zone_at(hour), &memory, hours_later(hour));
+        memory = next;
+        let expected = if hour <= 20 { 24 } else { 0 };
+        assert_eq!(pending(&plan).len(), expected, "in hour {hour}");
+        assert_eq!(plan.decisions.iter().filter(|one| one.verdict == Verdict::Keep).count(), 24 + expected);
+    }
+}
+
+#[test]
+fn edits_do_not_restart_each_other_and_one_that_is_taken_back_is_forgotten() {
+    let table = |last, within: &str| Retention { keep_within: Some(span(within)), ..keep_last(last) };
+    let zone = days(8);
+    let (_, memory) = run(&[policy("p").with(table(4, "6d"))], &zone, &Memory::default(), now());
+    let (_, memory) = run(&[policy("p").with(table(4, "1d"))], &zone, &memory, now());
+    // Another key ten hours later: the first one settles at its own time.
+    let (plan, memory) = run(&[policy("p").with(table(1, "1d"))], &zone, &memory, hours_later(10));
+    assert_eq!(pending(&plan), [2, 3, 4, 5, 6]);
+    let (plan, memory) = run(&[policy("p").with(table(1, "1d"))], &zone, &memory, hours_later(20));
+    assert_eq!(pending(&plan), [2, 3, 4], "only keep_last is still taken back");
+    assert!(why(&plan).contains("keep_last was 4, is 1"), "{}", why(&plan));
+    let (plan, memory) = run(&[policy("p").with(table(4, "1d"))], &zone, &memory, hours_later(21));
+    assert!(pending(&plan).is_empty() && memory.changes.is_empty());
+    let (plan, _) = run(&[policy("p").with(table(1, "1d"))], &zone, &memory, hours_later(31));
+    assert_eq!(pending(&plan), [2, 3, 4], "and begins anew");
+}
+
+#[test]
+fn a_policy_that_is_renamed_or_replaced_still_counts_until_that_has_settled() {
+    let zone = days(6);
+    let (_, memory) = run(&[policy("nightly").with(keep_last(5))], &zone, &Memory::default(), now());
+    let renamed = [policy("daily").with(keep_last(2))];
+    let (plan, memory) = run(&renamed, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![3, 4, 5]));
+    assert!(why(&plan).starts_with("policy nightly is gone: "), "{}", why(&plan));
+    let (plan, _) = run(&renamed, &zone, &memory, hours_later(20));
+    assert_eq!(deleted(&plan), [3, 4, 5, 6]);
+}
+
+#[test]
+fn what_an_instance_was_called_and_labelled_counts_until_that_has_settled() {
+    let long = |select: Select| Policy { select, ..policy("long").with(keep_last(5)) };
+    let labelled = Select { labels: [("backup".into(), "long".into())].into(), ..Select::default() };
+    let named = Select { instances: Some(vec![Pattern::new("db-*").unwrap()]), ..Select::default() };
+    for (select, expected) in
+        [(labelled, "db-1 lost the label backup=long"), (named, "instance db-1 is called web-9 now")]
+    {
+        let policies = [policy("all").with(keep_last(1)), long(select)];
+        let mut zone = inventory((0..6).map(|day| snap("db-1", days_ago(day))));
+        zone.instances = vec![instance("db-1")];
+        zone.instances[0].labels.insert("backup".into(), "long".into());
+        let (plan, memory) = run(&policies, &zone, &Memory::default(), now());
+        assert_eq!(deleted(&plan), [6]);
+        if expected.contains("label") {
+            zone.instances[0].labels.clear();
+        } else {
+            zone.instances[0].name = "web-9".into();
+        }
+        let (plan, memory) = run(&policies, &zone, &memory, now());
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![2, 3, 4, 5]));
+        assert!(why(&plan).starts_with(expected), "{}", why(&plan));
+        let (plan, _) = run(&policies, &zone, &memory, hours_later(20));
+        assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+    }
+}
+
+#[test]
+fn what_a_vanished_instance_had_waits_where_orphans_are_judged() {
+    let select = Select { judge_orphans: true, ..Select::default() };
+    let keeper = Policy {
+        select: Select { instances: Some(vec![Pattern::new("web-*").unwrap()]), ..Select::default() },
+        ..policy("keeper").with(keep_last(9))
+    };
+    let policies = [Policy { select, ..policy("all").with(keep_last(1)) }, keeper];
+    let mut zone = days(4);
+    let (plan, memory) = run(&policies, &zone, &Memory::default(), now());
+    assert_eq!(deleted(&plan), [0; 0]);
+    zone.instances.clear();
+    let (plan, memory) = run(&policies, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![2, 3, 4]));
+    assert!(why(&plan).contains("instance web-1 is not listed any more"), "{}", why(&plan));
+    let (plan, _) = run(&policies, &zone, &memory, hours_later(20));
+    assert_eq!(deleted(&plan), [2, 3, 4]);
+}
+
+#[test]
+fn good_snapshots_that_fail_count_their_age_from_then_and_wait() {
+    let table = Retention { failed_after: Some(span("2h")), ..keep_last(9) };
+    let policies = [policy("p").with(table)];
+    let mut zone = days(5);
+    let (_, memory) = run(&policies, &zone, &Memory::default(), now());
+    for place in 1..4 {
+        zone.snapshots[place].state = SnapshotState::Error;
+    }
+    let (plan, memory) = run(&policies, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![]), "they failed just now");
+    let (plan, memory) = run(&policies, &zone, &memory, hours_later(3));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![2, 3, 4]));
+    assert!(why(&plan).starts_with("3 snapshots turned to `error`"), "{}", why(&plan));
+    let mut good_again = zone.clone();
+    good_again.snapshots[2].state = SnapshotState::Exported;
+    let (plan, _) = run(&policies, &good_again, &memory, hours_later(19));
+    assert_eq!(pending(&plan), [2, 4]);
+    let (plan, memory) = run(&policies, &zone, &memory, hours_later(20));
+    assert_eq!((deleted(&plan), plan.good_deletes), (vec![2, 3, 4], 3), "and they count for the guard");
+    assert!(memory.failed.values().all(|failed| failed.was_good && failed.since == now()));
+}
+
+#[test]
+fn a_policy_is_paused_and_goes_on_without_losing_anything() {
+    let nightly = policy("nightly").with(keep_last(4));
+    let paused = Policy { enabled: false, ..nightly.clone() };
+    let hourly = policy("hourly").with(keep_last(1));
+    let zone = days(6);
+    let (plan, memory) = run(&[hourly.clone(), nightly.clone()], &zone, &Memory::default(), now());
+    assert_eq!(deleted(&plan), [5, 6]);
+    let mut memory = memory;
+    for hour in [0, 20, 24 * 60] {
+        let (plan, next) = run(&[hourly.clone(), paused.clone()], &zone, &memory, hours_later(hour));
+        memory = next;
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![5, 6], vec![]), "after {hour} hours");
+        let kept = plan.decisions.iter().find(|decision| decision.index == 3).unwrap();
+        assert_eq!(kept.blocked_by(), Some("paused"));
+    }
+}
+
+#[test]
+fn with_settle_switched_off_an_edit_counts_at_once() {
+    let off = |mut policy: Policy| {
+        policy.guard.settle = std::time::Duration::ZERO;
+        policy
+    };
+    let zone = days(5);
+    let (_, memory) = run(&[off(policy("p").with(keep_last(4)))], &zone, &Memory::default(), now());
+    let (plan, _) = run(&[off(policy("p").with(keep_last(2)))], &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![3, 4, 5], vec![]));
+}
+
+#[test]
+fn a_memory_that_this_version_cannot_read_is_an_error() {
+    let zone = days(5);
+    let (_, mut memory) = run(&[policy("p").with(keep_last(4))], &zone, &Memory::default(), now());
+    for (key, value) in [("keep_moons", serde_json::json!(3)), ("keep_last", serde_json::json!({}))] {
+        let mut damaged = memory.clone();
+        damaged.policies.values_mut().next().unwrap().insert(key.to_owned(), value);
+        let policies = [policy("p").with(keep_last(2))];
+        let mut plan = plan(&policies, &zone, now()).policies.swap_remove(0);
+        let error = keep_pending(&mut plan, &policies, &zone, &damaged).unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+    memory.policies.clear();
+}
