@@ -17,7 +17,7 @@ use crate::retention::memory::{Change, Memory, Seen, describe, settles_at};
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::reason::{ChangeText, Reason};
 use crate::retention::verdict::{Rule, Verdict};
-use crate::snapshot::{InstanceId, SnapshotId};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
 
 /// Marks what the plan of a policy deletes only because of changes that have not settled. Returns those changes.
 ///
@@ -48,25 +48,41 @@ pub fn keep_pending(
             continue;
         }
         let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
-        let was_good = inventory.failed.get(&snapshot.id).is_some_and(|failed| failed.was_good);
         plan.deletes -= 1;
-        plan.good_deletes -= u64::from(snapshot.state.is_good() || was_good);
+        plan.good_deletes -= u64::from(was_good(inventory, snapshot));
         plan.pending += 1;
-        decision.keep_for(causes.of(snapshot.instance_id, without));
+        let change = causes.of(snapshot.instance_id, without);
+        decision.expires_at =
+            change.settles_at.and_then(|at| Timestamp::from_second(first_second_from(at)).ok());
+        decision.keep(Rule::Change, Reason::Change(change));
     }
     Ok(unsettled)
 }
 
+/// Keeps what the plan deletes of instances that lost all the snapshots that they had.
+pub fn keep_emptied(plan: &mut PolicyPlan, inventory: &Inventory, emptied: &[InstanceId]) {
+    for decision in plan.decisions.iter_mut().filter(|decision| decision.verdict == Verdict::Delete) {
+        let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
+        if snapshot.instance_id.is_some_and(|id| emptied.contains(&id)) {
+            plan.deletes -= 1;
+            plan.good_deletes -= u64::from(was_good(inventory, snapshot));
+            decision.keep(Rule::Guard, Reason::Emptied);
+        }
+    }
+}
+
+fn was_good(inventory: &Inventory, snapshot: &Snapshot) -> bool {
+    snapshot.state.is_good() || inventory.failed.get(&snapshot.id).is_some_and(|failed| failed.was_good)
+}
+
 impl Decision {
-    fn keep_for(&mut self, change: Arc<ChangeText>) {
+    /// Keeps what would be deleted otherwise.
+    fn keep(&mut self, rule: Rule, reason: Reason) {
         let own = self.own_reasons().iter().cloned();
-        let settles_at = change.settles_at;
-        let reasons: Box<[Reason]> =
-            [Reason::Change(change), Reason::OtherwiseDeleted].into_iter().chain(own).collect();
+        let reasons: Box<[Reason]> = [reason, Reason::OtherwiseDeleted].into_iter().chain(own).collect();
         self.verdict = Verdict::Keep;
-        self.rule = Rule::Change;
+        self.rule = rule;
         self.copies = None;
-        self.expires_at = settles_at.and_then(|at| Timestamp::from_second(first_second_from(at)).ok());
         self.reason_count = u16::try_from(reasons.len()).unwrap_or(u16::MAX);
         self.first_reason = 0;
         self.instance_reasons = Arc::new(reasons);

@@ -39,20 +39,39 @@ pub struct ZoneCase {
     pub allowed: Option<u64>,
 }
 
-/// What vanished from a zone's listing since the last accepted one, all policies and selections aside. Without
-/// an accepted listing there is nothing that could have vanished.
+/// More than this number must have vanished for a listing to be held because everything did.
+pub const VERY_FEW: u64 = 2;
+
+/// What vanished from a zone's listings since the last accepted ones, all policies and selections aside. Without
+/// an accepted listing no snapshot could have vanished.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ListingDrop {
     /// How many of the accepted listing are not listed any more, and were not deleted by this program.
     pub dropped: u64,
     /// How many the accepted listing had, less those that this program deleted since.
     pub accepted: u64,
+    /// How many instances are not listed any more although snapshots of them are.
+    pub instances_dropped: u64,
+    /// How many instances the listed snapshots are of.
+    pub instances: u64,
 }
 
 impl ListingDrop {
     /// Whether it exceeds the policy's limit.
     pub fn exceeds(self, guard: &Guard) -> bool {
-        self.dropped > FEW && is_beyond(self.dropped, self.accepted, guard.max_listing_drop_percent)
+        self.snapshots_exceed(guard) || self.instances_exceed(guard)
+    }
+
+    fn snapshots_exceed(self, guard: &Guard) -> bool {
+        let max = guard.max_listing_drop_percent;
+        let is_share_exceeded = self.dropped > FEW && is_beyond(self.dropped, self.accepted, max);
+        let is_all = self.dropped > VERY_FEW && self.dropped >= self.accepted && max < 100;
+        is_share_exceeded || is_all
+    }
+
+    /// An instance takes its snapshots with it when it is deleted, so there should be none of these at all.
+    fn instances_exceed(self, guard: &Guard) -> bool {
+        is_beyond(self.instances_dropped, self.instances, guard.max_listing_drop_percent)
     }
 }
 
@@ -125,6 +144,13 @@ impl WholeRun {
     }
 }
 
+impl WholeRun {
+    /// Whether the run as a whole was allowed.
+    pub fn is_allowed(self) -> bool {
+        self.allowed.is_some_and(|allowed| self.deletes <= allowed)
+    }
+}
+
 /// Why a zone of a run is blocked, if it is.
 ///
 /// [`WholeRun::allowed`] lets a run with at most that number of deletions pass, and [`ZoneCase::allowed`] a zone
@@ -144,8 +170,7 @@ fn exceeded(guard: &Guard, case: &ZoneCase, run: WholeRun) -> Option<Limit> {
             ClockSkew::Known(_) | ClockSkew::OnPaper => {}
         }
     }
-    let is_run_allowed = run.allowed.is_some_and(|allowed| run.deletes <= allowed);
-    if is_run_allowed || case.allowed.is_some_and(|allowed| case.deletes <= allowed) {
+    if run.is_allowed() || case.allowed.is_some_and(|allowed| case.deletes <= allowed) {
         return None;
     }
     if case.drop.exceeds(guard) {
@@ -208,7 +233,16 @@ impl Display for Held {
                 "nothing of zone {zone} is deleted: {deletes} of {} would be deleted, more than max_delete_percent = {max}",
                 many(*good, "good snapshot")
             )?,
-            Limit::ListingDrop { drop: ListingDrop { dropped, accepted }, max } => write!(
+            Limit::ListingDrop { drop, max } if is_beyond(drop.instances_dropped, drop.instances, *max) => {
+                write!(
+                    f,
+                    "nothing of zone {zone} is deleted: {} of the {} that have snapshots are not listed any more, more than \
+                     max_listing_drop_percent = {max}",
+                    drop.instances_dropped,
+                    many(drop.instances, "instance")
+                )?;
+            }
+            Limit::ListingDrop { drop: ListingDrop { dropped, accepted, .. }, max } => write!(
                 f,
                 "nothing of zone {zone} is deleted: {dropped} of {} of the last accepted listing are not listed any \
                  more, though snapwarden did not delete them, more than max_listing_drop_percent = {max}",
@@ -263,7 +297,10 @@ mod tests {
 
     /// A zone in which `dropped` of the last accepted listing are not listed any more.
     fn dropped(deletes: u64, dropped: u64, accepted: u64) -> ZoneCase {
-        ZoneCase { drop: ListingDrop { dropped, accepted }, ..zone("a", deletes, 1000) }
+        ZoneCase {
+            drop: ListingDrop { dropped, accepted, ..ListingDrop::default() },
+            ..zone("a", deletes, 1000)
+        }
     }
 
     fn skewed(seconds: i64) -> ZoneCase {
@@ -360,7 +397,7 @@ mod tests {
     #[test]
     fn a_drop_of_the_listing_trips_when_exceeded_and_only_beyond_10() {
         for (dropped_, accepted, max, expected) in [
-            (10, 10, 50, false),
+            (9, 10, 50, false),
             (11, 11, 50, true),
             (11, 22, 50, false),
             (11, 21, 50, true),
@@ -380,6 +417,27 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_without_anything_that_was_there_trips_and_one_without_the_instances_of_its_snapshots() {
+        for (dropped_, accepted, max, expected) in [
+            (2, 2, 50, false),
+            (3, 3, 50, true),
+            (10, 10, 50, true),
+            (9, 10, 50, false),
+            (10, 10, 100, false),
+        ] {
+            let guard = Guard { max_listing_drop_percent: max, ..GUARD };
+            assert_eq!(held(&guard, &[dropped(1, dropped_, accepted)], None), [expected], "{dropped_}");
+        }
+        for (instances_dropped, instances, expected) in
+            [(0, 0, false), (1, 2, false), (2, 3, true), (1, 1, true)]
+        {
+            let drop = ListingDrop { instances_dropped, instances, ..ListingDrop::default() };
+            let case = ZoneCase { drop, ..zone("a", 1, 20) };
+            assert_eq!(held(&GUARD, &[case], None), [expected], "{instances_dropped} of {instances}");
+        }
+    }
+
+    #[test]
     fn a_drop_holds_its_own_zone_only_and_also_where_nothing_would_go() {
         assert_eq!(held(&GUARD, &[dropped(0, 30, 40), zone("b", 5, 100)], None), [true, false]);
     }
@@ -392,7 +450,10 @@ mod tests {
             let case = ZoneCase { allowed: Some(allowed), ..case };
             assert_eq!(held(&GUARD, &[case], None), [expected], "{deletes} in the zone");
         }
-        let skewed = ZoneCase { drop: ListingDrop { dropped: 30, accepted: 40 }, ..skewed(1200) };
+        let skewed = ZoneCase {
+            drop: ListingDrop { dropped: 30, accepted: 40, ..ListingDrop::default() },
+            ..skewed(1200)
+        };
         assert_eq!(held(&GUARD, &[skewed], Some(1000)), [true], "a clock in doubt can't be allowed");
     }
 

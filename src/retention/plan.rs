@@ -83,6 +83,7 @@ impl Decision {
         match self.rule {
             Rule::Hold => Some("hold"),
             Rule::Change => Some("change"),
+            Rule::Guard => Some("guard"),
             Rule::Policy if matches!(first, Some(Reason::PausedPolicy(..))) => Some("paused"),
             Rule::Policy => Some("policy"),
             Rule::Export if matches!(first, Some(Reason::Unmet(unmet)) if unmet.is_unreachable()) => {

@@ -61,6 +61,8 @@ pub(crate) enum Reason {
     /// Only these changes, which have not settled, would delete it.
     Change(Arc<ChangeText>),
     Unmet(Arc<Unmet>),
+    /// None of the snapshots that its instance had is listed any more.
+    Emptied,
     /// Without the reasons before this one it would be deleted.
     OtherwiseDeleted,
     NotWanted,
@@ -170,6 +172,9 @@ impl Display for ReasonText<'_> {
                 None => write!(f, "{}: deleted only since then, so not before it is allowed", change.text),
             },
             Reason::Unmet(unmet) => unmet.fmt(f),
+            Reason::Emptied => f.write_str(
+                "none of the snapshots that its instance had is listed any more (max_listing_drop_percent)",
+            ),
             Reason::OtherwiseDeleted => f.write_str("otherwise it would be deleted"),
             Reason::NotWanted => f.write_str("no keep rule wants it"),
             Reason::NotLast { place, of } => write!(f, "number {place} from the newest (keep_last = {of})"),

@@ -52,6 +52,8 @@ pub enum Rule {
     Policy,
     /// Kept, though the policy would delete it: only a change would delete it that has not settled.
     Change,
+    /// Kept, though the policy would delete it: all other snapshots of its instance vanished from the listing.
+    Guard,
     /// Deleted: no keep rule wants it.
     NotWanted,
     /// Deleted: too old, even if a keep rule wants it.
@@ -100,6 +102,7 @@ impl Rule {
             Self::Hold => "hold",
             Self::Policy => "policy",
             Self::Change => "change",
+            Self::Guard => "guard",
             Self::Export => "export",
             Self::NotWanted => "keep",
             Self::MaxAge => "max_age",

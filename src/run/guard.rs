@@ -2,20 +2,23 @@
 //! and the allowances. The limits themselves are `retention`'s. A policy without a retention table deletes nothing, so it
 //! needs no guard.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::policy::Policy;
-use crate::retention::guard::{self, FEW, Held, ListingDrop, WholeRun, ZoneCase};
+use crate::retention::change_guard::keep_emptied;
+use crate::retention::guard::{self, Held, ListingDrop, VERY_FEW, WholeRun, ZoneCase};
+use crate::retention::memory::settles_at;
 use crate::run::context::Runner;
 use crate::run::plan::ZonePlan;
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{InstanceId, SnapshotId};
 use crate::state::allowances::Allowance;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
-use crate::text::chain;
+use crate::text::{chain, counted, printable};
 
 /// A plan, and what the guard says of it.
 #[derive(Debug)]
@@ -23,6 +26,10 @@ pub struct GuardedPlan {
     pub(crate) plan: ZonePlan,
     /// Why the guard blocks all deletions of the plan, if it does.
     pub(crate) held: Option<Held>,
+    /// Which instances lost all their snapshots, if any did: nothing of those is deleted.
+    pub(crate) emptied: Option<String>,
+    /// Snapshots and instances that the listings lack.
+    pub(crate) missed: BTreeSet<Uuid>,
     /// Which deletions wait for a change to settle, if there are any.
     pub(crate) pending: Option<String>,
     /// Whether later listings are compared with this one.
@@ -75,7 +82,7 @@ pub(crate) fn judge_without_past(
     if policy.retention.is_none() {
         return unguarded(plans);
     }
-    let cases = plans.into_iter().map(|plan| Ok((plan?, ListingDrop::default())));
+    let cases = plans.into_iter().map(|plan| Ok((plan?, Missed::default())));
     hold(&[], policy, cases.collect(), &[], None)
 }
 
@@ -90,37 +97,81 @@ async fn judge(
     let mut cases = Vec::new();
     for plan in plans {
         cases.push(match plan {
-            Ok(plan) => listing_drop(&runner.state, before, &plan).await.map(|drop| (plan, drop)),
+            Ok(plan) => missed(&runner.state, policy, before, &plan).await.map(|missed| (plan, missed)),
             Err(failure) => Err(failure),
         });
     }
     hold(&runner.policies, policy, cases, allowances, by_caller)
 }
 
-/// What vanished from a zone since its accepted listing.
-async fn listing_drop(
+/// What vanished from a zone's listings.
+#[derive(Default)]
+struct Missed {
+    drop: ListingDrop,
+    /// The instances that are listed, but none of the snapshots that they had.
+    emptied: Vec<InstanceId>,
+    /// Everything that is missing.
+    ids: BTreeSet<Uuid>,
+}
+
+/// What vanished from a zone since its accepted listings. A drop that has stayed the same for `settle` is none any more.
+async fn missed(
     state: &StateDirectory,
+    policy: &Policy,
     before: &LastRuns,
     plan: &ZonePlan,
-) -> Result<ListingDrop, String> {
-    let zone = plan.zone();
-    let Some(accepted) = before.zones.get(zone).and_then(|zone| zone.accepted.as_ref()) else {
-        return Ok(ListingDrop::default());
-    };
-    let listed: HashSet<SnapshotId> =
-        plan.listing.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
-    let mut missing: Vec<SnapshotId> =
-        accepted.snapshots.iter().copied().filter(|id| !listed.contains(id)).collect();
-    let mut ours = 0;
-    // The audit log is long, and a few missing snapshots never trip the guard.
-    if missing.len() as u64 > FEW {
-        let deleted =
-            state.deleted_since(zone, accepted.audit_from).await.map_err(|error| undecided(&error))?;
+) -> Result<Missed, String> {
+    let inventory = &plan.listing.inventory;
+    let zone_before = before.zones.get(plan.zone());
+    let mut missed = Missed::default();
+
+    let listed: HashSet<InstanceId> = inventory.instances.iter().map(|instance| instance.id).collect();
+    let with_snapshots: HashSet<InstanceId> =
+        inventory.snapshots.iter().filter_map(|snapshot| snapshot.instance_id).collect();
+    let known = &plan.listing.memory.instances;
+    // Those that were missing before are accepted.
+    let is_new = |id: &&InstanceId| !listed.contains(id) && (known.is_empty() || known.contains_key(id));
+    let unlisted: Vec<InstanceId> = with_snapshots.iter().filter(is_new).copied().collect();
+    missed.drop.instances_dropped = unlisted.len() as u64;
+    missed.drop.instances = with_snapshots.len() as u64;
+    missed.ids.extend(unlisted.iter().map(|id| id.0));
+
+    if let Some(accepted) = zone_before.and_then(|zone| zone.accepted.as_ref()) {
+        let listed_snapshots: HashSet<SnapshotId> =
+            inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
+        let mut missing: HashSet<SnapshotId> =
+            accepted.snapshots.iter().copied().filter(|id| !listed_snapshots.contains(id)).collect();
         let all = missing.len();
-        missing.retain(|id| !deleted.contains(id));
-        ours = all - missing.len();
+        // The audit log is long, and a few missing snapshots never trip the guard.
+        if all as u64 > VERY_FEW {
+            let deleted = state.deleted_since(plan.zone(), accepted.audit_from).await;
+            let deleted = deleted.map_err(|error| undecided(&error))?;
+            missing.retain(|id| !deleted.contains(id));
+        }
+        let ours = all - missing.len();
+        missed.drop.dropped = missing.len() as u64;
+        missed.drop.accepted = (accepted.snapshots.len() - ours) as u64;
+        let of_instance = |places: &[u32]| -> Vec<SnapshotId> {
+            places.iter().filter_map(|place| accepted.snapshots.get(*place as usize)).copied().collect()
+        };
+        for (instance, places) in &accepted.of_instances {
+            let had = of_instance(places);
+            let lost = had.iter().filter(|id| missing.contains(id)).count() as u64;
+            let has_none = had.iter().all(|id| !listed_snapshots.contains(id));
+            if lost > VERY_FEW && has_none && listed.contains(instance) {
+                missed.emptied.push(*instance);
+            }
+        }
+        missed.ids.extend(missing.iter().map(|id| id.0));
     }
-    Ok(ListingDrop { dropped: missing.len() as u64, accepted: (accepted.snapshots.len() - ours) as u64 })
+
+    let same_before =
+        zone_before.and_then(|zone| zone.missed.as_ref()).filter(|before| before.ids == missed.ids);
+    let settled_at = same_before.and_then(|before| settles_at(before.since, policy.guard.settle));
+    if !policy.guard.settle.is_zero() && settled_at.is_some_and(|at| plan.plan.at >= at) {
+        return Ok(Missed::default());
+    }
+    Ok(missed)
 }
 
 /// Asks the guard. Each allowance counts alone and is never added to another, so that no more deletions pass than one
@@ -128,7 +179,7 @@ async fn listing_drop(
 fn hold(
     runner_policies: &[Policy],
     policy: &Policy,
-    cases: Vec<Result<(ZonePlan, ListingDrop), String>>,
+    cases: Vec<Result<(ZonePlan, Missed), String>>,
     allowances: &[Allowance],
     by_caller: Option<u64>,
 ) -> Vec<Result<GuardedPlan, String>> {
@@ -137,10 +188,10 @@ fn hold(
     let pending = cases.iter().flatten().fold(0_u64, |sum, (plan, _)| sum.saturating_add(plan.plan.pending));
     let accepts =
         |allowed: Option<u64>, pending: u64| pending > 0 && allowed.is_some_and(|allowed| pending <= allowed);
-    let cases: Vec<Result<(ZonePlan, ZoneCase), String>> = cases
+    let cases: Vec<Result<(ZonePlan, ZoneCase, Missed), String>> = cases
         .into_iter()
         .map(|case| {
-            let (mut plan, drop) = case?;
+            let (mut plan, missed) = case?;
             let of_zone = allowances.iter().rfind(|allowance| allowance.zone.as_ref() == Some(plan.zone()));
             let of_zone = of_zone.map(|allowance| allowance.deletes);
             let mut case = ZoneCase {
@@ -149,7 +200,7 @@ fn hold(
                 accepted: 0,
                 good_deletes: plan.plan.good_deletes,
                 good: plan.plan.good,
-                drop,
+                drop: missed.drop,
                 clock: plan.listing.inventory.clock,
                 allowed: of_zone.filter(|_| pending == 0),
             };
@@ -157,25 +208,61 @@ fn hold(
                 plan.accept_changes(runner_policies, policy)?;
                 case.accepted = plan.plan.deletes.saturating_sub(case.deletes);
             }
-            Ok((plan, case))
+            // Also where the drop is allowed: then the next run deletes them.
+            keep_emptied(&mut plan.plan, &plan.listing.inventory, &missed.emptied);
+            Ok((plan, case, missed))
         })
         .collect();
-    let run = WholeRun::new(cases.iter().flatten().map(|(_, case)| case), of_run.filter(|_| pending == 0));
+    let run = WholeRun::new(cases.iter().flatten().map(|(_, case, _)| case), of_run.filter(|_| pending == 0));
     let guarded = cases.into_iter().map(|case| {
-        let (plan, case) = case?;
+        let (plan, case, missed) = case?;
         let held = guard::hold(&policy.name, &policy.guard, &case, run);
+        let is_allowed = run.is_allowed() || case.allowed.is_some_and(|allowed| case.deletes <= allowed);
+        let emptied = if is_allowed { Vec::new() } else { missed.emptied };
         // Blocked for another reason, the listing may be incomplete all the same.
-        let is_accepted = held.is_none() || !case.drop.exceeds(&policy.guard);
+        let is_accepted = (held.is_none() || !case.drop.exceeds(&policy.guard)) && emptied.is_empty();
         let pending = plan.pending_text(policy, pending);
-        Ok(GuardedPlan { plan, held, pending, is_accepted })
+        let emptied = emptied_text(policy, &plan, &emptied, run.deletes);
+        Ok(GuardedPlan { plan, held, emptied, pending, missed: missed.ids, is_accepted })
     });
     guarded.collect()
 }
 
+/// Names the instances that are listed while none of the snapshots is that they had.
+fn emptied_text(
+    policy: &Policy,
+    plan: &ZonePlan,
+    emptied: &[InstanceId],
+    run_deletes: u64,
+) -> Option<String> {
+    let first = emptied.first()?;
+    let instances = plan.listing.inventory.instances.iter();
+    let name =
+        instances.clone().find(|instance| instance.id == *first).map(|instance| printable(&instance.name));
+    let name = name.unwrap_or_default();
+    let others = match emptied.len() - 1 {
+        0 => String::new(),
+        count => format!(" and {}", counted(count, "other instance")),
+    };
+    let policy = &policy.name;
+    Some(format!(
+        "instance {name}{others}: none of the snapshots that the last accepted listing had is listed any more, though \
+         snapwarden did not delete them; if that is right, let it pass: snapwarden once {policy} --allow-deletes \
+         {run_deletes}, or in the next scheduled run: snapwarden allow {policy} {run_deletes}"
+    ))
+}
+
 fn unguarded(plans: Vec<Result<ZonePlan, String>>) -> Vec<Result<GuardedPlan, String>> {
-    let guarded = plans
-        .into_iter()
-        .map(|plan| Ok(GuardedPlan { plan: plan?, held: None, pending: None, is_accepted: true }));
+    let guarded = plans.into_iter().map(|plan| {
+        Ok(GuardedPlan {
+            plan: plan?,
+            held: None,
+            emptied: None,
+            pending: None,
+            missed: BTreeSet::new(),
+            is_accepted: true,
+        })
+    });
     guarded.collect()
 }
 

@@ -12,7 +12,7 @@ use crate::run::plan::ZonePlan;
 use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
-use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, ZoneMemory};
+use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, MissedFromListing, ZoneMemory};
 use crate::text::{chain, counted};
 
 /// What the delete phase found in a zone, for the next run to compare with.
@@ -22,6 +22,8 @@ pub(crate) struct SeenZone {
     pub(crate) accepted: Option<AcceptedListing>,
     /// What the plan rested on, unless the clock was in doubt.
     pub(crate) rested_on: Option<Value>,
+    /// What the listing lacked, if it was not accepted for that.
+    pub(crate) missed: Option<MissedFromListing>,
 }
 
 /// Saves the result of a run; `before` is the state when the run began, under the same lock. A run that cannot be saved
@@ -37,11 +39,11 @@ pub(crate) async fn persist(
 ) {
     let zones = report.zones.iter().map(|zone| {
         let memory = before.zones.remove(&zone.zone).unwrap_or_default();
-        let SeenZone { accepted, rested_on } = seen.remove(&zone.zone).unwrap_or_default();
+        let SeenZone { accepted, rested_on, missed } = seen.remove(&zone.zone).unwrap_or_default();
         let accepted = accepted.or_else(|| memory.accepted.clone());
         let rested_on = rested_on.or_else(|| memory.rested_on.clone());
         let memory = after(memory, zone, report.finished_at);
-        (zone.zone.clone(), ZoneMemory { accepted, rested_on, ..memory })
+        (zone.zone.clone(), ZoneMemory { accepted, rested_on, missed, ..memory })
     });
     let last = LastRun {
         run_id: report.run_id,

@@ -35,7 +35,7 @@ use crate::run::zone_run::{ZoneRun, add_steps};
 use crate::snapshot::{SnapshotState, ZoneName};
 use crate::state::audit::StepOutcome;
 use crate::state::error::StateError;
-use crate::state::last_runs::{AcceptedListing, LastRuns};
+use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing};
 use crate::text::chain;
 
 /// The quotas are for metrics alone, so the end of a run does not wait longer for them.
@@ -183,9 +183,9 @@ impl Sequence<'_> {
         mark: Result<&u64, &StateError>,
         [started_at, listed_at]: [Timestamp; 2],
     ) -> SeenZone {
-        let GuardedPlan { plan, held, pending, is_accepted } = guarded;
+        let GuardedPlan { plan, held, emptied, pending, missed, is_accepted } = guarded;
         report.plan = Some(sums_of(&plan.plan));
-        report.held = held.as_ref().map(ToString::to_string);
+        report.held = held.as_ref().map(ToString::to_string).or_else(|| emptied.clone());
         report.pending.clone_from(pending);
         report.warnings.extend(plan.listing.warnings.iter().cloned());
         report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));
@@ -202,7 +202,11 @@ impl Sequence<'_> {
         let is_trusted = is_clock_trusted(&self.policy.guard, plan.listing.inventory.clock);
         let memory = is_trusted.then(|| plan.memory(&self.runner.policies, started_at, accepted.is_some()));
         let rested_on = memory.and_then(|memory| serde_json::to_value(memory).ok());
-        SeenZone { accepted, rested_on }
+        let before = self.before.zones.get(plan.zone()).and_then(|zone| zone.missed.as_ref());
+        let since = before.filter(|before| before.ids == *missed).map_or(started_at, |before| before.since);
+        let missed = MissedFromListing { since: since.min(started_at), ids: missed.clone() };
+        let missed = Some(missed).filter(|_| is_trusted && accepted.is_none());
+        SeenZone { accepted, rested_on, missed: missed.or_else(|| before.filter(|_| !is_trusted).cloned()) }
     }
 
     async fn delete_in(
@@ -250,9 +254,16 @@ fn accepted_listing(at: Timestamp, audit_from: u64, plan: &ZonePlan) -> Accepted
     // One that is being deleted will not be missed, and the line of its deletion may be before the mark.
     let is_leaving =
         |state: &SnapshotState| matches!(state, SnapshotState::Deleting | SnapshotState::Deleted);
+    let mut accepted =
+        AcceptedListing { at, audit_from, snapshots: Vec::new(), of_instances: BTreeMap::new() };
     let snapshots = plan.listing.inventory.snapshots.iter();
-    let staying = snapshots.filter(|snapshot| !is_leaving(&snapshot.state)).map(|snapshot| snapshot.id);
-    AcceptedListing { at, audit_from, snapshots: staying.collect() }
+    for (place, snapshot) in (0..).zip(snapshots.filter(|snapshot| !is_leaving(&snapshot.state))) {
+        accepted.snapshots.push(snapshot.id);
+        if let Some(instance) = snapshot.instance_id {
+            accepted.of_instances.entry(instance).or_default().push(place);
+        }
+    }
+    accepted
 }
 
 /// Logs the whole run in one line, after what concerns its zones; steps were logged as they ended.

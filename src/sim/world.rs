@@ -301,6 +301,18 @@ impl World {
         self.state().instance(instance).1.disk = disk;
     }
 
+    /// Gives an instance another name and other labels.
+    pub fn rename_instance(&self, instance: InstanceId, name: &str, labels: &[(&str, &str)]) {
+        let mut state = self.state();
+        for zone in state.zones.values_mut() {
+            if let Some(record) = zone.instances.get_mut(&instance) {
+                name.clone_into(&mut record.name);
+                record.labels =
+                    labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            }
+        }
+    }
+
     /// Removes an instance, and its snapshots with it, as the platform does.
     pub fn remove_instance(&self, instance: InstanceId) {
         for zone in self.state().zones.values_mut() {

@@ -1,7 +1,7 @@
 //! The results of a policy's last runs, and their listings: for metrics and status after a restart, and for the guard.
 //! It is written at the end of a run, under the policy's lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,9 @@ pub struct ZoneMemory {
     /// What that run rested on, in the form of `retention`: later changes are found by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rested_on: Option<Value>,
+    /// What the last listing lacked, if it was not accepted for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<MissedFromListing>,
 }
 
 /// How many snapshots a plan keeps, deletes and ignores.
@@ -118,6 +121,18 @@ pub struct AcceptedListing {
     pub audit_from: u64,
     /// Every snapshot of the zone but those that are being deleted.
     pub snapshots: Vec<SnapshotId>,
+    /// Which of them are of which instance, as places in that list.
+    #[serde(default)]
+    pub of_instances: BTreeMap<InstanceId, Vec<u32>>,
+}
+
+/// What was missing in a listing that was not accepted for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissedFromListing {
+    /// When the run began that first missed just these.
+    pub since: Timestamp,
+    /// Snapshots, and instances of which there are snapshots.
+    pub ids: BTreeSet<Uuid>,
 }
 
 impl PlanSums {

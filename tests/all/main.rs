@@ -15,6 +15,7 @@ mod fuzz;
 mod http_port;
 mod kills;
 mod layers;
+mod ordinary_nights;
 mod planning;
 mod plans;
 mod points;

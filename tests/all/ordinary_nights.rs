@@ -1,0 +1,257 @@
+//! Ordinary nights in which nothing may be lost: an edit, a rename, a pause, a label that is gone, a listing that lacks
+//! what it had.
+
+use jiff::SignedDuration;
+use snapwarden::run::context::RunOptions;
+use snapwarden::run::list::ListingCache;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::snapshot::{InstanceId, SnapshotState};
+use snapwarden::state::allowances::Allowance;
+use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
+
+use crate::stage::{Stage, ended};
+
+/// A policy that prunes, with a guard that does not count.
+fn pruning(name: &str, rules: &str) -> String {
+    format!(
+        "[policies.{name}]\nzones = [\"ch-gva-2\"]\n[policies.{name}.retention]\n{rules}\n[policies.{name}.guard]\n\
+         max_delete_percent = 100\n"
+    )
+}
+
+fn deleted(report: &RunReport) -> usize {
+    ended(report, Action::Delete, StepOutcome::Done)
+}
+
+fn pending(report: &RunReport) -> &str {
+    assert_eq!(report.result, RunResult::Success, "{:?}", report.zones);
+    report.zones[0].pending.as_deref().unwrap_or_else(|| panic!("nothing is pending: {:?}", report.zones))
+}
+
+async fn allow(stage: &Stage, policy: &str, deletes: u64) {
+    let directory = StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap();
+    let given = Allowance { policy: policy.parse().unwrap(), zone: None, deletes, given_at: stage.now() };
+    directory.allow(&stage.clock, given).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mistyped_count_deletes_nothing_at_once_and_says_when_it_will() {
+    let stage = Stage::new();
+    stage.instance("web-1", 11);
+    stage.run(&pruning("nightly", "keep_daily = 14")).await;
+    let mistyped = pruning("nightly", "keep_daily = 1\nkeep_oldest = false");
+    let report = stage.run(&mistyped).await;
+    assert_eq!(deleted(&report), 0);
+    let text = pending(&report);
+    for part in
+        ["10 snapshots", "keep_daily was 14, is 1", "2026-11-02T08:00:00Z", "snapwarden allow nightly 10"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // The plan said so beforehand.
+    let runner = stage.runner(&mistyped);
+    let preview = runner.preview(&ListingCache::default(), &runner.policies[0], None).await;
+    let preview = preview[0].1.as_ref().unwrap();
+    let blocked = preview.plan.decisions.iter().filter(|decision| decision.blocked_by() == Some("change"));
+    assert_eq!((blocked.count(), preview.plan.deletes), (10, 0));
+    assert!(preview.pending.as_deref().unwrap().contains("keep_daily was 14, is 1"));
+
+    stage.step(SignedDuration::from_hours(20));
+    assert_eq!(deleted(&stage.run(&mistyped).await), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_typo_that_is_mended_within_the_time_loses_nothing() {
+    let stage = Stage::new();
+    stage.instance("web-1", 11);
+    let right = pruning("nightly", "keep_daily = 14");
+    stage.run(&right).await;
+    stage.run(&pruning("nightly", "keep_daily = 1")).await;
+    stage.step(SignedDuration::from_hours(10));
+    let report = stage.run(&right).await;
+    assert_eq!((report.zones[0].pending.as_deref(), stage.there().len()), (None, 11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allowance_counts_for_what_is_pending_alone_and_accepts_the_changes() {
+    let stage = Stage::new();
+    stage.instance("web-1", 20);
+    stage.run(&pruning("nightly", "keep_last = 13")).await;
+    let edited = pruning("nightly", "keep_last = 8");
+    stage.days(instance_of(&stage), (20..32).rev());
+    // Twelve ordinary deletions, and five that the edit brought about.
+    for (allowed, expected) in [(None, 12), (Some(4), 0), (Some(5), 5)] {
+        if let Some(allowed) = allowed {
+            allow(&stage, "nightly", allowed).await;
+        }
+        let report = stage.run(&edited).await;
+        assert_eq!(deleted(&report), expected, "{allowed:?}");
+        assert_eq!(report.zones[0].pending.is_none(), expected == 5);
+    }
+    assert_eq!(stage.there().len(), 8);
+    stage.days(instance_of(&stage), 0..1);
+    assert_eq!(deleted(&stage.run(&edited).await), 1, "the change is accepted");
+}
+
+fn instance_of(stage: &Stage) -> InstanceId {
+    stage.world.snapshots(&stage.zone)[0].instance_id.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renamed_policy_inherits_what_the_one_before_it_kept() {
+    for replacement in [pruning("daily", "keep_last = 3"), pruning("cleanup", "max_count = 3")] {
+        let stage = Stage::new();
+        stage.instance("web-1", 30);
+        stage.run(&pruning("nightly", "keep_last = 30")).await;
+        let report = stage.run(&replacement).await;
+        assert_eq!(deleted(&report), 0);
+        assert!(pending(&report).contains("policy nightly is gone"), "{}", pending(&report));
+        stage.step(SignedDuration::from_hours(19));
+        assert_eq!(deleted(&stage.run(&replacement).await), 0);
+        stage.step(SignedDuration::from_hours(1));
+        assert_eq!(deleted(&stage.run(&replacement).await), 27);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_policy_keeps_what_it_kept() {
+    let stage = Stage::new();
+    stage.instance("web-1", 39);
+    let hourly = pruning("hourly", "keep_last = 1");
+    let nightly = pruning("nightly", "keep_daily = 30");
+    stage.run(&[hourly.clone(), nightly.clone()].concat()).await;
+    assert_eq!(stage.there().len(), 30);
+    let paused = [hourly, nightly.replace("]\nzones", "]\nenabled = false\nzones")].concat();
+    for day in 0..40 {
+        let report = stage.run(&paused).await;
+        assert_eq!(stage.there().len(), 30, "day {day}: {:?}", report.zones);
+        assert_eq!(report.zones[0].plan.as_ref().unwrap().blocked_by_paused, 29);
+        stage.step(SignedDuration::from_hours(24));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_loses_its_label_or_its_name_loses_no_snapshot_at_once() {
+    let long = "[policies.long.select]\nlabels = { backup = \"long\" }\n";
+    let named = "[policies.long.select]\ninstances = [\"db-*\"]\n";
+    for select in [long, named] {
+        let stage = Stage::new();
+        let instance = stage.world.add_instance(&stage.zone, "db-1", &[("backup", "long")]);
+        stage.days(instance, (0..14).rev());
+        let both =
+            [pruning("all", "keep_last = 5"), pruning("long", "keep_last = 14"), select.to_owned()].concat();
+        assert_eq!(deleted(&stage.run(&both).await), 0);
+        stage.world.rename_instance(instance, "web-9", &[]);
+        let report = stage.run(&both).await;
+        assert_eq!(deleted(&report), 0);
+        assert!(pending(&report).contains("9 snapshots"), "{}", pending(&report));
+        stage.step(SignedDuration::from_hours(20));
+        assert_eq!(deleted(&stage.run(&both).await), 9);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn required_copies_are_required_of_a_policy_that_only_prunes() {
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    let offsite =
+        "[policies.offsite]\nzones = [\"ch-gva-2\"]\n[policies.offsite.export]\narchives = [\"vault\"]\n";
+    let both = [pruning("prune", "max_count = 3"), offsite.to_owned()].concat();
+    let report = stage.run(&both).await;
+    assert_eq!(deleted(&report), 0, "no image exists");
+    assert_eq!(report.zones[0].plan.as_ref().unwrap().blocked_by_policy, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_that_fail_for_an_hour_are_not_deleted_for_their_age() {
+    let stage = Stage::new();
+    let ids = stage.instance("web-1", 60);
+    let rules = pruning("nightly", "keep_last = 60\nfailed_after = \"2d\"");
+    stage.run(&rules).await;
+    for id in &ids[..58] {
+        stage.world.set_state(*id, SnapshotState::Error);
+    }
+    let report = stage.run(&rules).await;
+    assert_eq!((deleted(&report), stage.there().len()), (0, 60));
+    for id in &ids[..58] {
+        stage.world.set_state(*id, SnapshotState::Exported);
+    }
+    stage.step(SignedDuration::from_hours(72));
+    assert_eq!((deleted(&stage.run(&rules).await), stage.there().len()), (0, 60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_list_of_instances_deletes_nothing() {
+    for list in [Some(serde_json::json!([])), None] {
+        let stage = Stage::new();
+        stage.instance("web-1", 8);
+        stage.instance("db-1", 8);
+        let rules = pruning("nightly", "keep_last = 5");
+        let rules = format!("{rules}[policies.nightly.select]\norphans = \"apply\"\n");
+        stage.world.fault(Fault::on(Call::ListInstances, Effect::Edit("/instances", list.clone())));
+        let report = stage.run(&rules).await;
+        assert_eq!((deleted(&report), report.result), (0, RunResult::Held), "{list:?}: {:?}", report.zones);
+        assert!(
+            report.zones[0].held.as_deref().unwrap().contains("2 of the 2 instances"),
+            "{:?}",
+            report.zones
+        );
+        stage.world.clear_faults();
+        assert_eq!(deleted(&stage.run(&rules).await), 6);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_without_anything_that_was_there_is_held_until_it_has_stayed_so() {
+    for (instances, each) in [(1, 10), (5, 2), (2, 5)] {
+        let stage = Stage::new();
+        for number in 0..instances {
+            stage.instance(&format!("web-{number}"), each);
+        }
+        let rules = pruning("nightly", "keep_last = 20");
+        stage.run(&rules).await;
+        let all = stage.there();
+        stage.world.fault(Fault::on(Call::ListSnapshots, Effect::Edit("/snapshots", None)));
+        assert_eq!(stage.run(&rules).await.result, RunResult::Held, "{instances} times {each}");
+        stage.world.clear_faults();
+        assert_eq!(stage.run(&rules).await.result, RunResult::Success);
+        // They are really gone.
+        for id in all {
+            stage.world.remove_snapshot(id);
+        }
+        assert_eq!(stage.run(&rules).await.result, RunResult::Held);
+        stage.step(SignedDuration::from_hours(19));
+        assert_eq!(stage.run(&rules).await.result, RunResult::Held);
+        stage.step(SignedDuration::from_hours(1));
+        assert_eq!(stage.run(&rules).await.result, RunResult::Success);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_lost_all_its_snapshots_is_held_alone() {
+    let stage = Stage::new();
+    let lost = stage.instance("web-1", 3);
+    stage.instance("db-1", 20);
+    let keep = pruning("nightly", "keep_last = 20");
+    stage.run(&keep).await;
+    let web = stage.world.snapshots(&stage.zone).into_iter().find(|one| one.id == lost[0]).unwrap();
+    for id in lost {
+        stage.world.remove_snapshot(id);
+    }
+    stage.days(web.instance_id.unwrap(), [0, 0, 0].into_iter());
+    let prune = pruning("nightly", "keep_last = 2").replace("max_delete", "settle = \"0s\"\nmax_delete");
+    let report = stage.run_with(&prune, &RunOptions::default()).await;
+    assert_eq!(report.result, RunResult::Held);
+    assert!(
+        report.zones[0].held.as_deref().unwrap().starts_with("instance web-1: none"),
+        "{:?}",
+        report.zones
+    );
+    assert_eq!(deleted(&report), 18, "those of db-1");
+    allow(&stage, "nightly", 9).await;
+    stage.run(&prune).await;
+    assert_eq!(deleted(&stage.run(&prune).await), 1, "allowed, and deleted by the next run");
+}
