@@ -1,17 +1,19 @@
 //! When something is due: cron lines in a time zone.
 //!
 //! A line has five fields (minute, hour, day of month, month, day of week), or six with seconds first, or is
-//! one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. Where both the day of the month and the day
-//! of the week are given, either one is enough, as cron has always done it (`+` before the day of the week
-//! asks for both); `L`, `W` and `#` work as in other crons.
+//! one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. It means what it means to Debian's cron, where a
+//! field is a **wildcard** if it begins with `*`, as `*` and `*/2` do. `L`, `W` and `#` work as in other crons.
 //!
-//! Clock changes: where the hour field is `*`, a line speaks about every hour that there really is, so it
-//! fires in both of two hours with one name and skips what the clock skips. Any other hour field names
-//! **fixed times**: one that the clock skips fires at the first instant after the gap, and one that comes
-//! twice fires once, at the first of the two.
+//! The days: if neither day field is a wildcard, either one is enough (`0 0 1 * FRI`: the 1st, and each Friday). If one
+//! is, both must fit (`0 0 */2 * 1`: Mondays with an odd date); `+` before the day of the week asks for that as well.
 //!
-//! `croner` reads the line and searches the calendar; what clock changes do to the result is decided here,
-//! since `croner` takes a line of several hours (`30 1,2 * * *`) for one without fixed times.
+//! Clock changes: a line whose minutes or hours are a wildcard follows real time, so it fires in both of two hours with
+//! one name and skips what the clock skips. Any other line names **fixed times**: one that the clock skips fires at the
+//! first instant after the gap, and one that comes twice fires once, at the first of the two. The seconds don't matter
+//! here: `*/20 30 2 * * *` names three fixed times.
+//!
+//! `croner` reads the line and searches the calendar; wildcards are recognized here, since `croner` takes only a lone
+//! `*` for one, and a line of several hours (`30 1,2 * * *`) for one without fixed times.
 
 use std::cmp::Ordering;
 use std::str::FromStr;
@@ -63,8 +65,9 @@ const FIELDS: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// The hour's index among the six.
-const HOUR_FIELD: usize = 2;
+/// The indices, among the six, of the fields that decide about clock changes, and of the two day fields.
+const MINUTE_AND_HOUR: [usize; 2] = [1, 2];
+const DAYS: [usize; 2] = [3, 5];
 
 impl FromStr for Schedule {
     type Err = InvalidText;
@@ -102,7 +105,9 @@ impl FromStr for Schedule {
             }
         }
         let shown = excerpt(text.trim(), 60);
-        let cron = parser()
+        let any_wildcard =
+            |indices: [usize; 2]| indices.into_iter().filter_map(|index| fields.get(index)).any(is_wildcard);
+        let cron = parser(any_wildcard(DAYS))
             .parse(&fields.join(" "))
             .map_err(|_| InvalidText::new(format!("`{shown}` can't be read as a cron line"), EXAMPLE))?;
         // The year 2000 begins a cycle of the calendar: a line that does not fire in the years that croner
@@ -110,8 +115,7 @@ impl FromStr for Schedule {
         if cron.find_next_occurrence(&Wall(DateTime::constant(2000, 1, 1, 0, 0, 0, 0)), true).is_err() {
             return Err(InvalidText::new(format!("`{shown}` never fires"), "name a day that exists"));
         }
-        let fixed_times = fields.get(HOUR_FIELD).is_some_and(|hour| *hour != "*");
-        Ok(Self { text: text.trim().to_owned(), cron, fixed_times })
+        Ok(Self { text: text.trim().to_owned(), cron, fixed_times: !any_wildcard(MINUTE_AND_HOUR) })
     }
 }
 
@@ -196,8 +200,14 @@ impl Schedule {
     }
 }
 
-fn parser() -> CronParser {
-    CronParser::builder().seconds(Seconds::Required).year(Year::Disallowed).build()
+/// `both_days`: the day of the month and the day of the week must both fit.
+fn parser(both_days: bool) -> CronParser {
+    CronParser::builder().seconds(Seconds::Required).year(Year::Disallowed).dom_and_dow(both_days).build()
+}
+
+/// Whether a field begins with `*`, or with `?`, which is the same.
+fn is_wildcard(field: &&str) -> bool {
+    field.starts_with(['*', '?'])
 }
 
 /// Whether a field can be read with `*` in all others. The characters are looked at first: croner skips
@@ -212,7 +222,7 @@ fn reads_alone(index: usize, field: &str, letters: &str) -> bool {
     }
     field.chars().all(known)
         && field.split(',').all(|part| !part.is_empty())
-        && parser().parse(&fields.join(" ")).is_ok()
+        && parser(false).parse(&fields.join(" ")).is_ok()
 }
 
 /// The one instant that a time on the wall clock stands for: the first of two where clocks go back, and the first after
@@ -455,6 +465,56 @@ mod tests {
     }
 
     #[test]
+    fn a_day_field_that_begins_with_a_star_is_joined_with_the_other_by_and() {
+        // Mondays with an odd date.
+        for line in ["0 0 */2 * 1", "0 0 */2 * MON", "0 0 ?/2 * 1", "0 0 0 */2 * 1", "0 0 */2 * +1"] {
+            assert_eq!(
+                due(line, "UTC", "2027-01-01T12:00:00Z", "2027-01-31T12:00:00Z"),
+                ["2027-01-11T00:00:00Z", "2027-01-25T00:00:00Z"],
+                "{line}"
+            );
+        }
+        // Wednesdays with an odd date.
+        assert_eq!(
+            due("37 2 */2 * 3", "UTC", "2027-01-01T00:00:00Z", "2027-01-31T00:00:00Z"),
+            ["2027-01-13T02:37:00Z", "2027-01-27T02:37:00Z"]
+        );
+        // The 1st, if it is a Sunday, a Tuesday, a Thursday or a Saturday.
+        assert_eq!(
+            due("0 0 1 * */2", "UTC", "2026-12-31T12:00:00Z", "2027-07-31T12:00:00Z"),
+            ["2027-04-01T00:00:00Z", "2027-05-01T00:00:00Z", "2027-06-01T00:00:00Z", "2027-07-01T00:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn minutes_or_hours_that_begin_with_a_star_follow_real_time() {
+        // 02:00 comes twice on 31 October, from 00:00 and from 01:00 UTC.
+        let (from, until) = ("2027-10-30T23:30:00Z", "2027-10-31T02:30:00Z");
+        let half_hours = [
+            "2027-10-31T00:00:00Z",
+            "2027-10-31T00:30:00Z",
+            "2027-10-31T01:00:00Z",
+            "2027-10-31T01:30:00Z",
+            "2027-10-31T02:00:00Z",
+            "2027-10-31T02:30:00Z",
+        ];
+        for line in ["*/30 */1 * * *", "0,30 */1 * * *", "*/30 * * * *", "0 */30 */1 * * *"] {
+            assert_eq!(due(line, "Europe/Zurich", from, until), half_hours, "{line}");
+        }
+        assert_eq!(due("*/30 2 * * *", "Europe/Zurich", from, until), half_hours[..4]);
+        assert_eq!(due("0-59/30 2 * * *", "Europe/Zurich", from, until), half_hours[..2]);
+        assert_eq!(
+            due("*/30 0 2 * * *", "Europe/Zurich", from, until),
+            ["2027-10-31T00:00:00Z", "2027-10-31T00:00:30Z"]
+        );
+        // 02:00 to 03:00 is skipped on 28 March.
+        let gap = |line| due(line, "Europe/Zurich", "2027-03-28T00:30:00Z", "2027-03-28T01:30:00Z");
+        assert_eq!(gap("*/30 */1 * * *"), ["2027-03-28T01:00:00Z", "2027-03-28T01:30:00Z"]);
+        assert_eq!(gap("*/30 2 * * *"), [""; 0]);
+        assert_eq!(gap("*/30 0 2 * * *"), ["2027-03-28T01:00:00Z"]);
+    }
+
+    #[test]
     fn a_bad_line_is_refused_with_the_field_to_blame() {
         for (line, message) in [
             ("", "it is empty: write minute, hour"),
@@ -486,6 +546,141 @@ mod tests {
     fn the_line_is_shown_as_it_was_written() {
         assert_eq!(Schedule::from_str(" @daily ").unwrap().as_str(), "@daily");
         assert_eq!(Schedule::from_str("30  2 * * mon-fri").unwrap().as_str(), "30  2 * * mon-fri");
+    }
+
+    /// A line as Debian's cron has it, read anew and tried at each second: what the search must come to.
+    struct Oracle {
+        fields: Vec<(bool, Vec<i8>)>,
+    }
+
+    impl Oracle {
+        fn new(line: &str) -> Self {
+            let mut texts: Vec<&str> = line.split(' ').collect();
+            if texts.len() == 5 {
+                texts.insert(0, "0");
+            }
+            let ranges = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 7)];
+            let fields =
+                texts.iter().zip(ranges).map(|(text, range)| (text.starts_with('*'), values(text, range)));
+            Self { fields: fields.collect() }
+        }
+
+        fn fits(&self, wall: DateTime) -> bool {
+            let weekday = wall.weekday().to_sunday_zero_offset();
+            let now = [wall.second(), wall.minute(), wall.hour(), wall.day(), wall.month(), weekday];
+            let has = |index: usize| {
+                let (_, values) = &self.fields[index];
+                values.contains(&now[index]) || (index == 5 && now[5] == 0 && values.contains(&7))
+            };
+            let days = if self.fields[3].0 || self.fields[5].0 { has(3) && has(5) } else { has(3) || has(5) };
+            has(0) && has(1) && has(2) && has(4) && days
+        }
+
+        /// What is due in `(from, until]`, a second at a time. The clock that cron looks at never goes back: a fixed time
+        /// that it showed before is not due again, and those that it jumped over are due at once.
+        fn due(&self, from: Timestamp, until: Timestamp, zone: &TimeZone) -> Vec<Timestamp> {
+            let is_wildcard = self.fields[1].0 || self.fields[2].0;
+            let second = SignedDuration::from_secs(1);
+            // Begins early enough to know whether an hour comes for the second time.
+            let mut now = from - SignedDuration::from_hours(3);
+            let mut latest = zone.to_datetime(now);
+            let mut due = Vec::new();
+            while now < until {
+                now += second;
+                let wall = zone.to_datetime(now);
+                let is_due = if is_wildcard {
+                    self.fits(wall)
+                } else {
+                    let mut any = false;
+                    while latest < wall {
+                        latest = latest.checked_add(second).unwrap();
+                        any |= self.fits(latest);
+                    }
+                    any
+                };
+                if is_due && now > from {
+                    due.push(now);
+                }
+            }
+            due
+        }
+    }
+
+    fn values(text: &str, (least, most): (i8, i8)) -> Vec<i8> {
+        let part = |part: &str| {
+            let (range, step) = part.split_once('/').unwrap_or((part, "1"));
+            let (first, last) = match range.split_once('-') {
+                _ if range == "*" => (least, most),
+                Some((first, last)) => (first.parse().unwrap(), last.parse().unwrap()),
+                None => (range.parse().unwrap(), range.parse().unwrap()),
+            };
+            (first..=last).step_by(step.parse().unwrap()).collect::<Vec<i8>>()
+        };
+        text.split(',').flat_map(part).collect()
+    }
+
+    /// A field: a wildcard, one with a step, a value, a range, a list.
+    fn field(least: i8, most: i8) -> impl Strategy<Value = String> {
+        let value = least..=most;
+        prop_oneof![
+            2 => Just("*".to_owned()),
+            2 => (1..=most).prop_map(|step| format!("*/{step}")),
+            2 => value.clone().prop_map(|value| value.to_string()),
+            1 => (value.clone(), value.clone(), 1..4i8).prop_map(|(one, other, step)| {
+                format!("{}-{}/{step}", one.min(other), one.max(other))
+            }),
+            1 => (value.clone(), value).prop_map(|(one, other)| format!("{one},{other}")),
+        ]
+    }
+
+    fn zone_name() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "UTC",
+            "Europe/Zurich",
+            "America/New_York",
+            "Australia/Lord_Howe",
+            "Asia/Beirut",
+        ])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn around_a_clock_change_it_is_due_when_debians_cron_would_run_it(
+            second in prop_oneof![4 => Just(String::new()), 1 => field(0, 59).prop_map(|field| field + " ")],
+            minute in field(0, 59), hour in prop_oneof![1 => field(0, 23), 2 => field(0, 4)],
+            name in zone_name(), skipped in 0..4usize, before in 0..9000i64,
+        ) {
+            let line = format!("{second}{minute} {hour} * * *");
+            let zone = zone(name);
+            let change = zone.following(at("2026-12-01T00:00:00Z")).nth(skipped).map(|change| change.timestamp());
+            let from = change.unwrap_or(at("2027-03-28T01:00:00Z")) - SignedDuration::from_secs(before);
+            // Few enough of a line of every second.
+            let hours = if second.is_empty() { 5 } else { 3 };
+            let until = from + SignedDuration::from_hours(hours);
+            let expected: Vec<String> = Oracle::new(&line).due(from, until, &zone).iter().map(ToString::to_string).collect();
+            prop_assert_eq!(due(&line, name, &from.to_string(), &until.to_string()), expected, "{} in {}", line, name);
+        }
+
+        #[test]
+        fn it_is_due_on_the_days_on_which_debians_cron_would_run_it(
+            day in field(1, 31), month in field(1, 12), weekday in field(0, 7), start in 0..2000i64,
+        ) {
+            let line = format!("0 12 {day} {month} {weekday}");
+            let noon = at("2026-11-03T12:00:00Z") + SignedDuration::from_hours(24 * start);
+            let oracle = Oracle::new(&line);
+            let expected: Vec<String> = (1..800)
+                .map(|day| noon + SignedDuration::from_hours(24 * day))
+                .filter(|noon| oracle.fits(TimeZone::UTC.to_datetime(*noon)))
+                .map(|noon| noon.to_string())
+                .collect();
+            let until = noon + SignedDuration::from_hours(24 * 799);
+            match Schedule::from_str(&line) {
+                Ok(_) => prop_assert_eq!(due(&line, "UTC", &noon.to_string(), &until.to_string()), expected, "{}", line),
+                Err(error) => prop_assert!(expected.is_empty(), "{}: {}", line, error),
+            }
+        }
     }
 
     proptest! {

@@ -70,11 +70,8 @@ impl Timetable {
     /// persisted state; policies that existed before a reload continue.
     pub fn new(policies: &[Policy], before: &Schedules, now: Timestamp) -> Self {
         let entry = |policy: &Policy| {
-            let fresh = Served { first_seen_at: now, watermark: now, has_run: false };
-            let mut served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
-            if !served.has_run {
-                served.watermark = now;
-            }
+            let fresh = Served { first_seen_at: now, watermark: now };
+            let served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
             let schedule = policy
                 .schedule
                 .clone()
@@ -237,7 +234,6 @@ impl Entry {
 
     fn begin(&mut self, name: &PolicyName, slot: Timestamp, events: &mut Vec<Event>) {
         self.running = true;
-        self.served.has_run = true;
         events.push(Event::Begin(name.clone(), slot));
     }
 
@@ -285,7 +281,7 @@ mod tests {
 
     fn served(watermark: &str) -> Schedules {
         let watermark = at(watermark);
-        let served = Served { first_seen_at: watermark, watermark, has_run: true };
+        let served = Served { first_seen_at: watermark, watermark };
         Schedules { policies: BTreeMap::from([(p(), served)]) }
     }
 
@@ -381,13 +377,21 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_never_ran_has_missed_nothing_even_if_it_was_seen_before() {
-        let mut before = served("2026-11-01T00:00:00Z");
-        before.policies.get_mut(&p()).unwrap().has_run = false;
-        let now = at("2026-11-03T12:00:00Z");
-        let mut timetable = Timetable::new(&policies("schedule = \"30 2 * * *\""), &before, now);
-        assert_eq!(timetable.look_at_start(now), []);
-        assert_eq!(timetable.schedules().policies[&p()].first_seen_at, at("2026-11-01T00:00:00Z"));
+    fn a_policy_that_never_ran_is_late_from_the_moment_at_which_it_was_first_seen() {
+        let (first_seen, now) = ("2026-11-01T08:00:00Z", "2026-11-03T08:00:00Z");
+        for (on_start, expected) in [
+            ("if_missed", vec![Event::Missed(p(), 1), begin("2026-11-03T02:30:00Z")]),
+            ("wait", vec![Event::Missed(p(), 2)]),
+            ("now", vec![begin("2026-11-03T02:30:00Z")]),
+        ] {
+            let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
+            // A machine that is on by day only: what was saved on the first day is all that the third one knows.
+            let first = Timetable::new(&policies, &Schedules::default(), at(first_seen));
+            let second = Timetable::new(&policies, &first.schedules(), at("2026-11-02T08:00:00Z"));
+            let mut third = Timetable::new(&policies, &second.schedules(), at(now));
+            assert_eq!(third.look_at_start(at(now)), expected, "{on_start}");
+            assert_eq!(third.schedules().policies[&p()].first_seen_at, at(first_seen));
+        }
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct Policy {
 /// What to do about runs that were missed because the program or the machine was not running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStart {
-    /// One run makes up for them. A policy that never ran has missed nothing.
+    /// One run makes up for them. A policy that never ran is late from the moment at which it was first seen.
     IfMissed,
     /// They are counted, and the next one is waited for.
     Wait,

@@ -27,10 +27,9 @@ pub struct Served {
     /// When a daemon first had the policy.
     pub first_seen_at: Timestamp,
     /// Every moment of the schedule up to here had its run, or was counted as skipped or missed. A run that a crash
-    /// or a stop cut short does not move it, so that the next start does that run again.
+    /// or a stop cut short does not move it, so that the next start does that run again. It begins with
+    /// `first_seen_at`: a policy that never ran is late from then on.
     pub watermark: Timestamp,
-    /// Whether a daemon ever began a run of it. A policy that never ran has missed nothing.
-    pub has_run: bool,
 }
 
 impl StateDirectory {

@@ -423,6 +423,24 @@ async fn a_memory_that_cannot_be_written_is_told_until_it_can_and_runs_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_is_off_whenever_a_new_policy_is_due_makes_up_for_it_or_counts_it() {
+    for (on_start, snapshots, missed) in [("if_missed", 1, 0.0), ("wait", 0, 1.0)] {
+        let stage = stage_at("2026-11-03T08:00:00Z");
+        let policies = creating(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
+        let first = play(&stage, &policies).await;
+        until(&stage, "2026-11-03T18:00:00Z").await;
+        first.stop().await;
+        until(&stage, "2026-11-04T08:00:00Z").await;
+        let second = play(&stage, &policies).await;
+        until(&stage, "2026-11-04T08:10:00Z").await;
+        assert_eq!(taken(&stage).len(), snapshots, "{on_start}");
+        let counted = second.value("snapwarden_policy_missed_runs_total{policy=\"p\"}");
+        assert_eq!(counted, Some(missed), "{on_start}");
+        second.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_that_was_not_enabled_has_missed_nothing() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     let (on, off) = (creating("schedule = \"@hourly\""), creating("schedule = \"@hourly\"\nenabled = false"));
