@@ -609,12 +609,12 @@ mod tests {
     fn values(text: &str, (least, most): (i8, i8)) -> Vec<i8> {
         let part = |part: &str| {
             let (range, step) = part.split_once('/').unwrap_or((part, "1"));
-            let (first, last) = match range.split_once('-') {
+            let (from, until) = match range.split_once('-') {
                 _ if range == "*" => (least, most),
-                Some((first, last)) => (first.parse().unwrap(), last.parse().unwrap()),
+                Some((from, until)) => (from.parse().unwrap(), until.parse().unwrap()),
                 None => (range.parse().unwrap(), range.parse().unwrap()),
             };
-            (first..=last).step_by(step.parse().unwrap()).collect::<Vec<i8>>()
+            (from..=until).step_by(step.parse().unwrap()).collect::<Vec<i8>>()
         };
         text.split(',').flat_map(part).collect()
     }

@@ -406,10 +406,10 @@ impl<'t> Value<'t> {
         self.valid(parse_duration(text))
     }
 
-    /// Calendar time, such as `"14d"`.
+    /// Calendar time of a retention rule, such as `"14d"`.
     pub(super) fn span(&self) -> Option<Span> {
         let text = self.span_text("30d")?;
-        self.valid(text.parse())
+        self.valid(Span::of_rule(text))
     }
 
     /// A cron line.

@@ -57,6 +57,20 @@ impl FromStr for Span {
 }
 
 impl Span {
+    /// Reads the span of a retention rule, where the unit `m` is an error: here it is minutes, but in other tools months,
+    /// and a rule of six minutes deletes what one of six months keeps.
+    pub(crate) fn of_rule(text: &str) -> Result<Self, InvalidText> {
+        let span = text.parse()?;
+        let (months, minutes) = (with_unit_for_m(text, "mo"), with_unit_for_m(text, "min"));
+        if months == text {
+            return Ok(span);
+        }
+        Err(InvalidText::new(
+            format!("the unit `m` of `{}` could be months or minutes", shown(text)),
+            format!("write `{}` for months, `{}` for minutes", shown(&months), shown(&minutes)),
+        ))
+    }
+
     /// The sums of a text's parts, however long they are; never all zero.
     fn unbounded(text: &str) -> Result<Self, InvalidText> {
         let invalid = |fact: String, help: &str| Err(InvalidText::new(fact, help));
@@ -83,14 +97,14 @@ impl Span {
                 "w" => (&mut sums.weeks, 1),
                 "d" => (&mut sums.days, 1),
                 "h" => (&mut sums.milliseconds, HOUR),
-                "m" => (&mut sums.milliseconds, MINUTE),
+                "m" | "min" => (&mut sums.milliseconds, MINUTE),
                 "s" => (&mut sums.milliseconds, SECOND),
                 "ms" => (&mut sums.milliseconds, 1),
                 "" => return invalid(format!("`{shown}` has no unit"), with_unit),
                 _ => {
                     return invalid(
                         format!("`{shown}` has the unknown unit `{}`", excerpt(unit, 12)),
-                        "use whole numbers, each with one of the units `ms`, `s`, `m` (minutes), `h`, `d`, `w`, \
+                        "use whole numbers, each with one of the units `ms`, `s`, `min` (minutes), `h`, `d`, `w`, \
                          `mo` (months) and `y`, such as `30d` or `1y6mo`",
                     );
                 }
@@ -147,7 +161,8 @@ impl Span {
     }
 }
 
-/// The canonical form: the largest unit first, hours the largest of absolute time.
+/// The canonical form: the largest unit first, hours the largest of absolute time, and no `m`, which a retention rule
+/// does not take.
 impl Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let part = |f: &mut fmt::Formatter<'_>, count: u64, unit: &str| {
@@ -158,7 +173,7 @@ impl Display for Span {
         part(f, self.weeks, "w")?;
         part(f, self.days, "d")?;
         part(f, self.milliseconds / HOUR, "h")?;
-        part(f, self.milliseconds % HOUR / MINUTE, "m")?;
+        part(f, self.milliseconds % HOUR / MINUTE, "min")?;
         part(f, self.milliseconds % MINUTE / SECOND, "s")?;
         part(f, self.milliseconds % SECOND, "ms")
     }
@@ -189,6 +204,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidText> {
 
 fn split_where(text: &str, begins_next: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(begins_next).unwrap_or(text.len()))
+}
+
+/// A valid span's text with another unit where it has `m`.
+fn with_unit_for_m(text: &str, unit: &str) -> String {
+    let mut written = String::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (digits, behind) = split_where(rest, |character| !character.is_ascii_digit());
+        let (old, next) = split_where(behind, |character| character.is_ascii_digit());
+        written.extend([digits, if old == "m" { unit } else { old }]);
+        rest = next;
+    }
+    written
 }
 
 fn too_long(text: &str) -> InvalidText {
@@ -231,8 +259,9 @@ mod tests {
     fn display_is_canonical() {
         for (text, canonical) in [
             ("100ms", "100ms"),
-            ("90s", "1m30s"),
-            ("45m", "45m"),
+            ("90s", "1min30s"),
+            ("45m", "45min"),
+            ("45min", "45min"),
             ("36h", "36h"),
             ("720h", "720h"),
             ("14d", "14d"),
@@ -266,10 +295,33 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Span>().unwrap_err().to_string(), message);
         }
-        for unit in ["5min", "5M", "1.5h", "1d 2h", "5 d", "5µs", "5D"] {
+        for unit in ["5mins", "5M", "5mon", "1.5h", "1d 2h", "5 d", "5µs", "5D"] {
             let error = unit.parse::<Span>().unwrap_err();
             assert!(error.fact.contains("has the unknown unit"), "{unit}: {error}");
         }
+    }
+
+    #[test]
+    fn a_rule_refuses_m_and_offers_what_was_meant() {
+        for (text, help) in [
+            ("6m", "write `6mo` for months, `6min` for minutes"),
+            ("1y6m", "write `1y6mo` for months, `1y6min` for minutes"),
+            ("6m1y", "write `6mo1y` for months, `6min1y` for minutes"),
+            ("1mo2m3ms4m", "write `1mo2mo3ms4mo` for months, `1mo2min3ms4min` for minutes"),
+        ] {
+            let error = Span::of_rule(text).unwrap_err();
+            assert_eq!(error.help, help, "{text}");
+            assert!(error.fact.contains(&format!("`{text}`")), "{error}");
+            assert!(text.parse::<Span>().is_ok(), "{text} elsewhere");
+        }
+        for text in ["6mo", "6min", "1y6mo", "90s", "100ms", "1mo2min3ms"] {
+            assert_eq!(Span::of_rule(text), text.parse(), "{text}");
+            let shown = span(text).to_string();
+            assert_eq!(Span::of_rule(&shown).unwrap(), span(text), "{shown} can be written back");
+        }
+        assert_eq!(span("45min"), span("45m"));
+        assert_eq!(parse_duration("45min"), parse_duration("45m"));
+        assert_eq!(Span::of_rule("6x"), "6x".parse());
     }
 
     /// Where a span after a time ends.
