@@ -190,6 +190,15 @@ pub trait Disk: Send + Sync + Debug {
     /// Any error of the disk; `NotFound` if it is not there.
     fn metadata(&self, path: &Path) -> io::Result<Metadata>;
 
+    /// An absolute path with all symbolic links followed, as far as it exists: two paths that lead to one folder become
+    /// equal. A disk without links returns it as it is.
+    ///
+    /// # Errors
+    /// Any error of the disk but `NotFound`.
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_owned())
+    }
+
     /// Returns once the names in this folder are safe from a crash.
     ///
     /// # Errors
@@ -470,6 +479,21 @@ impl Disk for RealDisk {
         Ok(Metadata { kind: kind_of(found.file_type()), len: found.len() })
     }
 
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        for existing in path.ancestors() {
+            match fs::canonicalize(existing) {
+                Ok(resolved) => {
+                    let missing = path.strip_prefix(existing).unwrap_or(Path::new(""));
+                    // Joined with nothing, a path would get a slash at its end.
+                    return Ok(resolved.components().chain(missing.components()).collect());
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(path.to_owned())
+    }
+
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
         OpenOptions::new().read(true).open(folder)?.sync_all()
     }
@@ -530,6 +554,28 @@ mod tests {
         assert_eq!(read_file(&RealDisk, &path, 10).unwrap(), b"new");
         assert_eq!(RealDisk.list(folder.path()).unwrap().len(), 1);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn links_are_followed_as_far_as_a_path_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = fs::canonicalize(folder.path()).unwrap();
+        fs::create_dir_all(there.join("data/vault")).unwrap();
+        std::os::unix::fs::symlink(there.join("data"), there.join("link")).unwrap();
+        std::os::unix::fs::symlink("link/vault", there.join("second")).unwrap();
+        std::os::unix::fs::symlink("loop", there.join("loop")).unwrap();
+        for (path, resolved) in [
+            ("data/vault", "data/vault"),
+            ("link", "data"),
+            ("link/vault/", "data/vault"),
+            ("second", "data/vault"),
+            ("link/new/deep", "data/new/deep"),
+            ("none/new", "none/new"),
+        ] {
+            assert_eq!(RealDisk.resolve(&there.join(path)).unwrap(), there.join(resolved), "{path}");
+        }
+        assert!(RealDisk.resolve(&there.join("loop/new")).is_err());
+        assert_eq!(RealDisk.resolve(Path::new("/")).unwrap(), Path::new("/"));
     }
 
     #[test]

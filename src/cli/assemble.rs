@@ -13,6 +13,7 @@ use crate::archive::transfer::hash::Hashers;
 use crate::cli::exit::Refusal;
 use crate::clock::{Clock, SystemClock};
 use crate::config;
+use crate::config::ConfigError;
 use crate::config::sections::{ArchiveSettings, Config};
 use crate::credentials::Credentials;
 use crate::disk::{Disk, RealDisk};
@@ -59,13 +60,18 @@ impl Seams {
     }
 }
 
-/// Reads a configuration.
+/// Reads a configuration, and looks where the folders of its archives lead.
 ///
 /// # Errors
 /// [`Refusal`] with all its errors.
 pub fn configuration(path: &Path) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
-    config::load(path, endpoint.as_deref()).map_err(|error| Refusal::bad_configuration(&error))
+    let checked = || {
+        let config = config::load(path, endpoint.as_deref())?;
+        config::check_archive_folders(&config, &RealDisk)?;
+        Ok(config)
+    };
+    checked().map_err(|error: ConfigError| Refusal::bad_configuration(&error))
 }
 
 /// The policies that a command names; all enabled ones if it names none.

@@ -1,4 +1,5 @@
-//! `check`: reads the configuration; `--online` also tests the permissions that the policies need.
+//! `check`: reads the configuration, and warns where it invites a loss; `--online` also tests the permissions that the
+//! policies need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -14,6 +15,7 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain};
 use crate::config::sections::Config;
+use crate::config::warnings::warnings;
 use crate::exoscale::error::ErrorKind;
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
@@ -59,9 +61,10 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
         })
     };
     let path = global.config.display().to_string();
+    let warnings = warnings(&config);
     output.show(
-        || json!({ "config": path, "policies": config.policies.iter().map(policy).collect::<Value>(), "online": online }),
-        || render(&path, &config.policies, online.as_deref(), now, output),
+        || json!({ "config": path, "policies": config.policies.iter().map(policy).collect::<Value>(), "online": online, "warnings": warnings }),
+        || render(&path, &config.policies, online.as_deref(), &warnings, now, output),
     );
     let failed = online.iter().flatten().any(|tried| tried.error.is_some());
     Ok(if failed { Exit::Failed } else { Exit::Done })
@@ -85,6 +88,7 @@ fn render(
     path: &str,
     policies: &[Policy],
     online: Option<&[Tried]>,
+    warnings: &[String],
     now: Timestamp,
     output: Output,
 ) -> String {
@@ -114,6 +118,9 @@ fn render(
         let table = output.table(&["WHERE", "WHAT", "RESULT"], tried.iter().map(row).collect());
         // Writing to a String cannot fail.
         let _ = write!(text, "\n{table}");
+    }
+    for warning in warnings {
+        let _ = write!(text, "\nwarning: {warning}\n");
     }
     text
 }

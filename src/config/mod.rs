@@ -5,24 +5,27 @@
 //! constant with its reason.
 //!
 //! `toml_reader` reads tables and values and knows their places, `keys` finds out what an unknown key meant,
-//! `diagnostics` prints errors, `policies` reads the policies, `sections` all other sections.
+//! `diagnostics` prints errors, `policies` reads the policies, `sections` all other sections, `warnings`
+//! finds what is valid but invites a loss.
 
 pub mod diagnostics;
 mod keys;
 pub mod policies;
 pub mod sections;
 mod toml_reader;
+pub mod warnings;
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
-use crate::config::sections::Config;
+use crate::config::sections::{ArchiveSettings, Config};
 use crate::config::toml_reader::OpenFile;
-use crate::disk::read_named_file;
+use crate::disk::{Disk, read_named_file};
+use crate::policy::name::ArchiveName;
 use crate::text::excerpt;
 
 /// The most bytes of a configuration: some thousand policies. More is another file, named by mistake.
@@ -43,9 +46,53 @@ pub enum ConfigError {
     /// The file can't be read.
     #[error("can't read configuration file `{0}`")]
     Read(String, #[source] io::Error),
+    /// Two archives whose paths lead to one folder, or to one inside the other: names, paths and the folders.
+    #[error(
+        "archives `{}` and `{}` keep their copies in one folder, or one in the other's: `{}` leads to `{}`, `{}` to `{}`; \
+         give each archive a folder of its own",
+        .0[0].name, .0[1].name, .0[0].path, .0[0].resolved, .0[1].path, .0[1].resolved
+    )]
+    SharedFolder(Box<[ArchiveFolder; 2]>),
     /// The file was read, and its text has errors.
     #[error("{0}")]
     Invalid(Diagnostics),
+}
+
+/// The folder of a local archive.
+#[derive(Debug)]
+pub struct ArchiveFolder {
+    name: ArchiveName,
+    /// As it is written.
+    path: String,
+    /// With all links followed.
+    resolved: String,
+}
+
+/// Refuses two local archives whose paths lead to one folder, or to one inside the other: they would wait for each
+/// other's locks, and each would take the other's copies for its own. [`parse`], which opens nothing, compares only the
+/// paths' text. A folder that can't be looked into counts as it is written.
+///
+/// # Errors
+/// [`ConfigError::SharedFolder`] for the first two.
+pub fn check_archive_folders(config: &Config, disk: &dyn Disk) -> Result<(), ConfigError> {
+    let mut folders: Vec<(&ArchiveName, &Path, PathBuf)> = Vec::new();
+    for (name, settings) in &config.archives {
+        let ArchiveSettings::Local { path } = settings else { continue };
+        let resolved = disk.resolve(path).unwrap_or_else(|_| path.clone());
+        let meets = |other: &Path| other.starts_with(&resolved) || resolved.starts_with(other);
+        if let Some((other, other_path, other_resolved)) = folders.iter().find(|(_, _, other)| meets(other)) {
+            let shown = |path: &Path| excerpt(&path.to_string_lossy(), 200);
+            let folder = |name: &ArchiveName, path: &Path, resolved: &Path| ArchiveFolder {
+                name: name.clone(),
+                path: shown(path),
+                resolved: shown(resolved),
+            };
+            let both = [folder(other, other_path, other_resolved), folder(name, path, &resolved)];
+            return Err(ConfigError::SharedFolder(Box::new(both)));
+        }
+        folders.push((name, path, resolved));
+    }
+    Ok(())
 }
 
 /// Reads a configuration file. `endpoint` overrides `exoscale.endpoint`; an empty one does not.

@@ -302,11 +302,19 @@ fn overlap(one: &ArchiveSettings, other: &ArchiveSettings) -> bool {
                 endpoint: other_endpoint, bucket: other_bucket, prefix: other_prefix, ..
             },
         ) => {
-            (endpoint, bucket) == (other_endpoint, other_bucket)
+            bucket == other_bucket
+                && is_same_store(endpoint, other_endpoint)
                 && (prefix.starts_with(other_prefix) || other_prefix.starts_with(prefix))
         }
         _ => false,
     }
+}
+
+/// Whether two addresses are those of one store. With and without TLS on the usual ports it is one and the same.
+fn is_same_store(one: &Url, other: &Url) -> bool {
+    let same_port = one.port_or_known_default() == other.port_or_known_default()
+        || (one.port().is_none() && other.port().is_none());
+    same_port && one.host() == other.host() && one.path() == other.path()
 }
 
 fn read_archive_rules(table: &Table<'_>) -> ArchiveRules {

@@ -50,6 +50,9 @@ pub struct NameGlob(GlobMatcher);
 /// becomes, which globset builds without a way to fail.
 const GLOB_MAX: usize = 255;
 
+/// The characters that are special in a glob.
+const GLOB_CHARACTERS: [char; 5] = ['*', '?', '[', '{', '\\'];
+
 impl NameGlob {
     /// Reads a glob.
     ///
@@ -65,6 +68,29 @@ impl NameGlob {
     /// Whether the whole of `name` matches.
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name)
+    }
+
+    fn text(&self) -> &str {
+        self.0.glob().glob()
+    }
+
+    /// The part before the first character that is special in a glob.
+    fn plain_beginning(&self) -> &str {
+        self.text().split(GLOB_CHARACTERS).next().unwrap_or_default()
+    }
+
+    fn is_plain(&self) -> bool {
+        !self.text().contains(GLOB_CHARACTERS)
+    }
+
+    /// Whether one name may match both. Globs are compared only by their beginnings.
+    fn may_meet(&self, other: &Self) -> bool {
+        let (mine, others) = (self.plain_beginning(), other.plain_beginning());
+        match (self.is_plain(), other.is_plain()) {
+            (true, _) => other.matches(self.text()),
+            (false, true) => self.matches(other.text()),
+            (false, false) => mine.starts_with(others) || others.starts_with(mine),
+        }
     }
 }
 
@@ -103,6 +129,26 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
 
     fn is_name(&self) -> bool {
         matches!(self, Self::Name(_))
+    }
+
+    /// Whether one instance or snapshot may match both: one that is known by its id may have any name.
+    fn may_meet(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Id(mine), Self::Id(others)) => mine == others,
+            (Self::Name(mine), Self::Name(others)) => mine.may_meet(others),
+            _ => true,
+        }
+    }
+
+    /// Whether all that matches is surely excluded by `exclusion`.
+    fn is_within(&self, exclusion: &Self) -> bool {
+        match (self, exclusion) {
+            (Self::Id(mine), Self::Id(excluded)) => mine == excluded,
+            (Self::Name(mine), Self::Name(excluded)) => {
+                mine.text() == excluded.text() || (mine.is_plain() && excluded.matches(mine.text()))
+            }
+            _ => false,
+        }
     }
 
     fn matches(&self, id: &Id, name: Option<&str>) -> bool {
@@ -154,6 +200,41 @@ impl Select {
             && !any(&self.exclude_instances)
             && !(instance.is_none() && self.exclude_instances.iter().any(Pattern::is_name))
             && self.labels.iter().all(labelled)
+    }
+
+    /// Whether an instance may be selected by both; only what is surely different counts as such.
+    pub(crate) fn may_overlap(&self, other: &Self) -> bool {
+        let differ = |(key, value): (&String, &String)| {
+            let is_plain = |text: &String| !text.contains(GLOB_CHARACTERS);
+            other.labels.get(key).is_some_and(|theirs| theirs != value && is_plain(theirs) && is_plain(value))
+        };
+        if self.labels.iter().any(differ) {
+            return false;
+        }
+        match (self.left_by(other), other.left_by(self)) {
+            (Some(mine), Some(others)) => {
+                mine.iter().any(|one| {
+                    others.iter().any(|other| match (one, other) {
+                        (Some(one), Some(other)) => one.may_meet(other),
+                        // `self` may be any instance.
+                        _ => true,
+                    })
+                })
+            }
+            (Some(left), None) | (None, Some(left)) => !left.is_empty(),
+            (None, None) => true,
+        }
+    }
+
+    /// The patterns of `instances` that the other does not exclude, `None` among them for `self`; `None` if there is no
+    /// such list.
+    fn left_by(&self, other: &Self) -> Option<Vec<Option<&Pattern<InstanceId>>>> {
+        let is_left = |pattern: &&Pattern<InstanceId>| {
+            !other.exclude_instances.iter().any(|excluded| pattern.is_within(excluded))
+        };
+        let this_machine = (self.this_machine.is_selected && !other.this_machine.is_excluded).then_some(None);
+        let patterns = self.instances.as_ref()?;
+        Some(patterns.iter().filter(is_left).map(Some).chain(this_machine).collect())
     }
 
     /// Whether the policy selects a snapshot of an instance that it selects.

@@ -651,6 +651,30 @@ async fn a_configuration_or_credentials_that_cannot_be_used_exit_with_78() {
     assert!(!is_there(&play.path("state")));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_archives_on_one_folder_by_a_link_are_refused_before_anything_is_touched() {
+    let (play, ids) = Play::five(NIGHTLY).await;
+    std::fs::create_dir(play.path("data")).unwrap();
+    std::os::unix::fs::symlink(play.path("data"), play.path("link")).unwrap();
+    for (one, other) in
+        [("data", "link"), ("link", "data/inside"), ("link/inside", "data"), ("link/new", "data/new")]
+    {
+        let archive = |name: &str, folder: &str| {
+            format!("[archives.{name}]\ntype = \"local\"\npath = \"{}\"\n", shown(&play.path(folder)))
+        };
+        let export = "[policies.nightly.export]\narchives = [\"first\", \"second\"]\n";
+        play.configure(&format!("{PRUNE}{export}{}{}", archive("first", one), archive("second", other)));
+        for arguments in [["check"].as_slice(), &["once"], &["plan"], &["run"], &["archive", "list"]] {
+            let said = play.run(arguments).await;
+            said.refused(78, &["`first`", "`second`", shown(&play.path(one)), "of its own"]);
+        }
+    }
+    assert_eq!(play.there().len(), ids.len());
+    assert!(
+        play.world.log().is_empty() && !is_there(&play.path("state")) && files(&play.path("data")).is_empty()
+    );
+}
+
 const WEB: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
 const DB: &str = "1b1c9d9e-0b43-4b23-9b2f-6f7f4b2a9a01";
 const AT: &str = "2026-11-01T12:00:00Z";
@@ -1200,6 +1224,22 @@ async fn on_paper_all_snapshots_count_as_its_own() {
     let rules: Vec<_> = decisions.iter().map(|one| one["rule"].as_str().unwrap()).collect();
     assert_eq!(rules, ["create", "keep_last", "keep", "keep"], "{said:?}");
     assert!(decisions[0]["snapshot"]["id"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_warns_where_a_configuration_invites_a_loss_and_exits_with_0() {
+    let (play, _) = Play::five(PRUNE).await;
+    let expected = "policy `nightly` deletes snapshots in ch-gva-2 that no policy exports: ";
+    let said = end_of(play.stranger(&["check"])).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(said.out.contains(&format!("\nwarning: {expected}")), "{said:?}");
+    let said = end_of(play.stranger(&["check", "--output", "json"])).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let warnings = said.json()["warnings"].as_array().unwrap().clone();
+    assert!(warnings.len() == 1 && warnings[0].as_str().unwrap().starts_with(expected), "{said:?}");
+    play.configure("[policies.lists]\nzones = [\"ch-gva-2\"]\n");
+    let said = end_of(play.stranger(&["check", "--output", "json"])).await;
+    assert_eq!(said.json()["warnings"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
