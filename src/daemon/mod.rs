@@ -32,7 +32,7 @@ use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
 use crate::disk::DiskLock;
 use crate::policy::name::{ArchiveName, PolicyName};
-use crate::policy::{ArchiveRules, Policy, VerifyPlan};
+use crate::policy::{Policy, VerifyPlan};
 use crate::run::context::{RunOptions, Runner};
 use crate::run::report::{RunReport, RunResult};
 use crate::state::error::StateError;
@@ -98,8 +98,9 @@ pub struct Daemon {
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     running: HashMap<Id, PolicyName>,
-    /// When each archive is next verified; a time that passed while no daemon ran is not made up for.
-    verifications: BTreeMap<ArchiveName, Timestamp>,
+    /// Up to when the `verify` schedule of each archive was served: from when a daemon first had it, so that one that was
+    /// due while no daemon ran is made up for.
+    verified_until: BTreeMap<ArchiveName, Timestamp>,
     /// The last verification of each archive that had one.
     verifying: BTreeMap<ArchiveName, JoinHandle<()>>,
     stop: CancellationToken,
@@ -142,7 +143,7 @@ impl Daemon {
             timetable,
             runs: JoinSet::new(),
             running: HashMap::new(),
-            verifications: BTreeMap::new(),
+            verified_until: before.archives,
             verifying: BTreeMap::new(),
             stop: CancellationToken::new(),
             status: String::new(),
@@ -199,7 +200,9 @@ impl Daemon {
             if self.unsaved {
                 self.save().await;
             }
-            self.verify_archives(clock.now());
+            if self.verify_archives(clock.now()) {
+                self.save().await;
+            }
             self.telemetry.tick(clock.now());
             self.service.alive();
         }
@@ -372,10 +375,12 @@ impl Daemon {
         let archives = self.runner.archives.keys().cloned().collect();
         self.telemetry.configure(&views, &archives);
         let rules = self.runner.archive_rules.iter();
-        let next = |(name, rules): (&ArchiveName, &ArchiveRules)| {
-            Some((name.clone(), next_after(rules.verify.as_ref()?, now)?))
+        let verified = rules.filter(|(_, rules)| rules.verify.is_some()).map(|(name, _)| name.clone());
+        let until = |name| {
+            let until = self.verified_until.get(&name).copied().unwrap_or(now);
+            (name, until)
         };
-        self.verifications = rules.filter_map(next).collect();
+        self.verified_until = verified.map(until).collect();
         self.report_next();
     }
 
@@ -399,7 +404,8 @@ impl Daemon {
     }
 
     async fn save(&mut self) {
-        let written = self.runner.state.set_schedules(self.timetable.schedules()).await;
+        let schedules = Schedules { archives: self.verified_until.clone(), ..self.timetable.schedules() };
+        let written = self.runner.state.set_schedules(schedules).await;
         let error = written.err().map(|error| chain(&error));
         match &error {
             Some(error) if !self.unsaved => {
@@ -417,17 +423,21 @@ impl Daemon {
         }
     }
 
-    /// Begins to verify the archives that are due.
-    fn verify_archives(&mut self, now: Timestamp) {
-        let due: Vec<ArchiveName> =
-            self.verifications.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
-        for name in due {
-            self.verifications.remove(&name);
-            let rules = self.runner.archive_rules.get(&name);
-            let Some(plan) = rules.and_then(|rules| rules.verify.clone()) else { continue };
-            if let Some(next) = next_after(&plan, now) {
-                self.verifications.insert(name.clone(), next);
-            }
+    /// Begins to verify the archives that are due, and returns whether any was.
+    fn verify_archives(&mut self, now: Timestamp) -> bool {
+        let mut due = Vec::new();
+        for (name, until) in &mut self.verified_until {
+            // The clock's own time, also if it was set back: one that was wrong by years must not put it off for years.
+            let served = std::mem::replace(until, now);
+            let plan = self.runner.archive_rules.get(name).and_then(|rules| rules.verify.as_ref());
+            let next = |plan: &VerifyPlan| plan.schedule.next_after(served, &TimeZone::UTC);
+            due.extend(
+                plan.filter(|plan| next(plan).is_some_and(|next| next <= now))
+                    .map(|plan| (name.clone(), plan.percent)),
+            );
+        }
+        let any = !due.is_empty();
+        for (name, percent) in due {
             let Some(archive) = self.runner.archives.get(&name).map(Arc::clone) else { continue };
             if self.verifying.get(&name).is_some_and(|running| !running.is_finished()) {
                 warn!("archive {name} is still being verified: this time is skipped");
@@ -439,12 +449,13 @@ impl Daemon {
                 tokio::select! {
                     // Every copy is noted by itself, so nothing is lost.
                     () = stop.cancelled() => {}
-                    () = verify_one(&runner, &archive, plan.percent) => {}
+                    () = verify_one(&runner, &archive, percent) => {}
                 }
                 telemetry.archive(&name, ArchiveStats::read(&archive).await);
             });
             self.verifying.insert(of_archive, running);
         }
+        any
     }
 
     /// Has every archive looked at, beside everything else.
@@ -457,10 +468,6 @@ impl Daemon {
             });
         }
     }
-}
-
-fn next_after(plan: &VerifyPlan, now: Timestamp) -> Option<Timestamp> {
-    plan.schedule.next_after(now, &TimeZone::UTC)
 }
 
 /// Verifies an archive and logs the result.

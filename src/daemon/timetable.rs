@@ -114,10 +114,10 @@ impl Timetable {
         self
     }
 
-    /// What is to be persisted.
+    /// What is to be persisted of the policies.
     pub fn schedules(&self) -> Schedules {
         let served = |(name, entry): (&PolicyName, &Entry)| (name.clone(), entry.served);
-        Schedules { policies: self.entries.iter().map(served).collect() }
+        Schedules { policies: self.entries.iter().map(served).collect(), ..Schedules::default() }
     }
 
     /// What is due by the first look after a start; later looks are [`Timetable::look`]'s.
@@ -282,7 +282,7 @@ mod tests {
     fn served(watermark: &str) -> Schedules {
         let watermark = at(watermark);
         let served = Served { first_seen_at: watermark, watermark };
-        Schedules { policies: BTreeMap::from([(p(), served)]) }
+        Schedules { policies: BTreeMap::from([(p(), served)]), ..Schedules::default() }
     }
 
     /// Every begin from one moment to another, looked for each second; each run ends at once.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::name::PolicyName;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 
@@ -19,6 +19,9 @@ const FILE: &str = "schedules.json";
 pub struct Schedules {
     /// By policy; those of the configuration alone.
     pub policies: BTreeMap<PolicyName, Served>,
+    /// Up to when the `verify` schedule of each archive was served; those of the configuration alone.
+    #[serde(default)]
+    pub archives: BTreeMap<ArchiveName, Timestamp>,
 }
 
 /// How far a policy's schedule was served.

@@ -483,3 +483,34 @@ async fn an_archive_is_proved_again_by_its_own_schedule_and_corruption_shows() {
     assert_eq!(play.value(corrupt), Some(1.0));
     play.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_verification_that_was_due_while_no_daemon_ran_is_made_up_for_once() {
+    let stage = Stage::new();
+    stage.instance("web-1", 2);
+    let policies = "[archives.vault.verify]\nschedule = \"0 5 * * *\"\n[policies.p]\nzones = [\"ch-gva-2\"]\n\
+                    [policies.p.export]\narchives = [\"vault\"]\nsnapshots = \"all\"\n";
+    stage.run(policies).await;
+    let verified = async |play: &Play| {
+        stage.clock.sleep(Duration::from_mins(10)).await;
+        let series = "snapwarden_archive_last_verify_timestamp_seconds{archive=\"vault\"}";
+        let value = play.value(series).map_or_else(String::new, |value| format!("{value:.0}"));
+        Timestamp::from_second(value.parse().unwrap()).unwrap()
+    };
+    let at = |text: &str| -> Timestamp { text.parse().unwrap() };
+    let first = play(&stage, policies).await;
+    let before = verified(&first).await;
+    first.stop().await;
+    // A machine that is on by day only.
+    until(&stage, "2026-11-03T08:00:00Z").await;
+    let second = play(&stage, policies).await;
+    let made_up = verified(&second).await;
+    assert!(
+        before < at("2026-11-02T00:00:00Z") && made_up >= at("2026-11-03T08:00:00Z"),
+        "{before}, {made_up}"
+    );
+    second.stop().await;
+    let third = play(&stage, policies).await;
+    assert_eq!(verified(&third).await, made_up, "once");
+    third.stop().await;
+}
