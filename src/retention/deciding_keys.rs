@@ -20,11 +20,14 @@ use crate::snapshot::InstanceId;
 /// The word for the instance that this program runs on, among names of instances.
 const SELF: &str = "self";
 
+/// How many templates stay per instance.
+pub(crate) const PROMOTE_KEEP: &str = "promote.keep";
+
 /// The deciding keys that a policy has. Its zones are not among them: they decide whether it is a policy of a zone at all.
 pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
     // Each field by name, so that a new one cannot be forgotten here.
     let Policy { name: _, enabled, schedule: _, time_zone, jitter: _, on_start: _, deadline: _, .. } = policy;
-    let Policy { create, zones: _, select, retention, guard: _, export, promote: _, .. } = policy;
+    let Policy { create, zones: _, select, retention, guard: _, export, promote, .. } = policy;
     let mut keys = vec![
         ("enabled".to_owned(), Some(Value::from(*enabled))),
         ("timezone".to_owned(), Some(Value::from(time_zone.iana_name().unwrap_or("UTC")))),
@@ -39,6 +42,9 @@ pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
         let which = if *snapshots == Which::All { "all" } else { "newest" };
         keys.push(("export.snapshots".to_owned(), Some(Value::from(which))));
         keys.push(("export.required".to_owned(), Some(Value::from(*required))));
+    }
+    if let Some(keep) = promote.as_ref().and_then(|promote| promote.keep) {
+        keys.push((PROMOTE_KEEP.to_owned(), Some(Value::from(keep.get()))));
     }
     keys.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
@@ -159,6 +165,12 @@ fn set_key(policy: &mut Policy, name: &str, value: Option<&Value>) -> Option<()>
     let select = &mut policy.select;
     match name {
         "retention" => {}
+        PROMOTE_KEEP => {
+            let keep = optional(value, number)?;
+            if let Some(promote) = &mut policy.promote {
+                promote.keep = keep;
+            }
+        }
         "enabled" => policy.enabled = value?.as_bool()?,
         "create" => policy.create = value?.as_bool()?,
         "timezone" => policy.time_zone = TimeZone::get(value?.as_str()?).ok()?,

@@ -58,6 +58,11 @@ async fn delete_if_unchanged(
     let Some(now) = client.get_snapshot(planned.id).await? else {
         return Ok(already_deleted());
     };
+    if let Some(lacking) = lacking(planned, &now.snapshot) {
+        return Err(StepError::blocked(format!(
+            "reading it again did not give {lacking}, which the listing had: whether it has changed is unknown"
+        )));
+    }
     if let Some(difference) = difference(planned, &now.snapshot) {
         return Err(StepError::skipped(format!("it has changed since the plan: {difference}")));
     }
@@ -66,9 +71,24 @@ async fn delete_if_unchanged(
         return Err(StepError::skipped(held));
     }
     Ok(match delete(client, planned, permit).await.map_err(StepError::of_deletion)? {
-        Deleted::Done(operation) => Done { operation_id: operation.id, ..Done::default() },
+        Deleted::Done(operation) => {
+            let operation_id = operation.id;
+            check_deleted(client, planned).await.map_err(|error| StepError { operation_id, ..error })?;
+            Done { operation_id, ..Done::default() }
+        }
         Deleted::AlreadyGone => already_deleted(),
     })
+}
+
+/// An API that reports success and deletes nothing would otherwise be believed every night.
+async fn check_deleted(client: &ZoneClient, planned: &Snapshot) -> Result<(), StepError> {
+    match client.get_snapshot(planned.id).await {
+        Ok(Some(still)) if still.snapshot.state.is_good() || still.snapshot.state == planned.state => {
+            Err(StepError::blocked("the API reported success, but the snapshot is still there"))
+        }
+        // The operation has ended well; the next listing shows the rest.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// The one place that deletes a snapshot.
@@ -111,6 +131,17 @@ async fn held(runner: &Runner, snapshot: SnapshotId) -> Result<Option<String>, S
             hold.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", printable(reason)));
         format!("it has been put on hold since the plan{until}{reason}")
     }))
+}
+
+/// The first fact that the plan knew and that is missing now.
+fn lacking(planned: &Snapshot, now: &Snapshot) -> Option<&'static str> {
+    if now.name.is_empty() && !planned.name.is_empty() {
+        Some("its name")
+    } else if now.instance_id.is_none() && planned.instance_id.is_some() {
+        Some("its instance")
+    } else {
+        None
+    }
 }
 
 /// The first fact that a decision may depend on and that is different by now.
@@ -158,10 +189,16 @@ mod tests {
             ("taken", Snapshot { created_at: later, ..planned.clone() }),
             ("name", Snapshot { name: "b".into(), ..planned.clone() }),
             ("instance", Snapshot { instance_id: Some(InstanceId(Uuid::nil())), ..planned.clone() }),
-            ("instance", Snapshot { instance_id: None, ..planned.clone() }),
         ] {
             let difference = difference(&planned, &now).unwrap_or_default();
             assert!(difference.contains(word), "{word}: {difference}");
         }
+        for (word, now) in [
+            ("name", Snapshot { name: "".into(), ..planned.clone() }),
+            ("instance", Snapshot { instance_id: None, ..planned.clone() }),
+        ] {
+            assert!(lacking(&planned, &now).is_some_and(|lacking| lacking.contains(word)), "{word}");
+        }
+        assert_eq!(lacking(&planned, &planned), None);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -47,7 +48,8 @@ pub(crate) async fn preview(
     }
     let read = async {
         let before = runner.state.last_runs(&policy.name).await?;
-        Ok::<_, StateError>((before, runner.state.allowances(&policy.name).await?))
+        let allowances = runner.state.allowances(&policy.name).await?;
+        Ok::<_, StateError>((before, valid(allowances, policy, runner.clock.now())))
     };
     match read.await {
         Ok((before, allowances)) => judge(runner, policy, plans, &before, &allowances, None).await,
@@ -69,9 +71,30 @@ pub(crate) async fn judge_run(
         return unguarded(plans);
     }
     match runner.state.take_allowances(&policy.name, &*runner.clock, stop).await {
-        Ok(allowances) => judge(runner, policy, plans, before, &allowances, by_caller).await,
+        Ok(allowances) => {
+            let allowances = valid(allowances, policy, runner.clock.now());
+            judge(runner, policy, plans, before, &allowances, by_caller).await
+        }
         Err(error) => fail(plans, &error),
     }
+}
+
+/// The allowances that have not ended.
+fn valid(mut allowances: Vec<Allowance>, policy: &Policy, now: Timestamp) -> Vec<Allowance> {
+    allowances.retain(|allowance| now <= ends_at(allowance, policy));
+    allowances
+}
+
+/// When an allowance ends: after a week, or a day after the policy's next run if that is later, since a run may be late.
+/// Who gave it knew the situation of those days.
+pub(crate) fn ends_at(allowance: &Allowance, policy: &Policy) -> Timestamp {
+    let days = |from: Timestamp, days: i64| {
+        from.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
+    };
+    let schedule = policy.schedule.as_ref();
+    let next_run = schedule.and_then(|schedule| schedule.next_after(allowance.given_at, &policy.time_zone));
+    let week = days(allowance.given_at, 7);
+    next_run.map_or(week, |next_run| week.max(days(next_run, 1)))
 }
 
 /// Judges plans over listings that have no past, such as those from files.

@@ -13,7 +13,7 @@ use crate::text::chain;
 #[derive(Debug)]
 pub struct PolicyMemory<'a> {
     pub(crate) runner: &'a Runner,
-    policy: &'a Policy,
+    pub(crate) policy: &'a Policy,
     own: Mutex<PolicyState>,
     /// What all other policies remembered at the time of reading.
     pub(crate) others: Vec<PolicyState>,

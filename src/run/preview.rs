@@ -9,13 +9,14 @@ use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
 use crate::run::context::Runner;
 use crate::run::export;
-use crate::run::guard::{self, GuardedPlan};
+use crate::run::guard::{self, GuardedPlan, ends_at};
 use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, with_warnings};
 use crate::run::persist;
 use crate::run::plan::{PlannedAction, add_coming, decide};
 use crate::run::promote;
 use crate::run::self_instance;
 use crate::snapshot::ZoneName;
+use crate::state::allowances::Allowance;
 use crate::text::chain;
 
 /// What a run of a policy would do in a zone.
@@ -29,6 +30,8 @@ pub struct Preview {
     pub held: Option<Held>,
     /// Which deletions would wait for a change to settle.
     pub pending: Option<String>,
+    /// The allowances that the run would use, and when each ends.
+    pub allowances: Vec<(Allowance, Timestamp)>,
     /// The exports and promotions before deleting.
     pub actions: Vec<PlannedAction>,
 }
@@ -67,6 +70,13 @@ impl Runner {
 
     async fn preview_zone(&self, policy: &Policy, guarded: GuardedPlan, at: Timestamp) -> Preview {
         let GuardedPlan { mut plan, held, pending, .. } = guarded;
+        let now = self.clock.now();
+        let allowances = self.state.allowances(&policy.name).await.unwrap_or_default().into_iter();
+        let allowances = allowances.map(|allowance| (ends_at(&allowance, policy), allowance));
+        let allowances = allowances.filter(|(ends_at, allowance)| {
+            now <= *ends_at && allowance.zone.as_ref().is_none_or(|zone| zone == plan.zone())
+        });
+        let allowances = allowances.map(|(ends_at, allowance)| (allowance, ends_at)).collect();
         // A damaged state file is for a run to report.
         if let Ok(before) = self.state.last_runs(&policy.name).await {
             let overdue = persist::overdue_in(policy, &before, &plan, at);
@@ -86,7 +96,7 @@ impl Runner {
         for action in &mut actions {
             action.snapshot.id = action.snapshot.id.filter(|id| !coming.contains(id));
         }
-        Preview { listing: plan.listing, plan: plan.plan, held, pending, actions }
+        Preview { listing: plan.listing, plan: plan.plan, held, pending, allowances, actions }
     }
 }
 
@@ -108,7 +118,14 @@ pub fn preview_offline(
     let guarded = guard::judge_without_past(policy, plans.collect());
     let previews = guarded.into_iter().map(|guarded| {
         let GuardedPlan { plan, held, pending, .. } = guarded?;
-        Ok(Preview { listing: plan.listing, plan: plan.plan, held, pending, actions: Vec::new() })
+        Ok(Preview {
+            listing: plan.listing,
+            plan: plan.plan,
+            held,
+            pending,
+            allowances: Vec::new(),
+            actions: Vec::new(),
+        })
     });
     zones.into_iter().zip(previews).collect()
 }

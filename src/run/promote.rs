@@ -4,6 +4,7 @@
 //! before the request, and after a lost answer the template is looked for by its name and date.
 
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroU32;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -16,6 +17,8 @@ use crate::exoscale::wire::{PromoteRequest, Template};
 use crate::policy::template_name::TemplateNameValues;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
+use crate::retention::deciding_keys::PROMOTE_KEEP;
+use crate::retention::memory::Change;
 use crate::run::context::Runner;
 use crate::run::plan::{PlannedAction, ZonePlan};
 use crate::run::policy_memory::PolicyMemory;
@@ -320,7 +323,9 @@ pub(crate) async fn prune_templates(
     promote: &Promote,
     plan: &ZonePlan,
 ) -> Result<Vec<Step>, String> {
-    let Some(keep) = promote.keep else { return Ok(Vec::new()) };
+    let Some(keep) = promote.keep.and_then(|keep| settled_keep(keep, memory.policy, plan)) else {
+        return Ok(Vec::new());
+    };
     let (runner, zone) = (memory.runner, plan.zone());
     forget(memory, plan).await?;
     let client = runner.client.zone(zone);
@@ -357,7 +362,11 @@ pub(crate) async fn prune_templates(
                     vec![format!("{keep} newer templates of its instance are kept")],
                 )
             };
+            let needed = needed(promotion, template_id, plan);
             let work = async {
+                if let Some(why) = needed {
+                    return Err(StepError::skipped(why));
+                }
                 let deleted = client.delete_template(template_id).await.map_err(StepError::of_deletion)?;
                 let now = runner.clock.now();
                 memory
@@ -379,6 +388,31 @@ pub(crate) async fn prune_templates(
         }
     }
     Ok(steps)
+}
+
+/// How many templates stay per instance: the larger number while a change of `keep` has not settled; none if all did.
+fn settled_keep(keep: NonZeroU32, policy: &Policy, plan: &ZonePlan) -> Option<NonZeroU32> {
+    let before = plan.unsettled.iter().find_map(|seen| match &seen.change {
+        Change::Key { policy: name, key, was, .. } if *name == policy.name && key == PROMOTE_KEEP => {
+            Some(was)
+        }
+        _ => None,
+    });
+    let Some(before) = before else { return Some(keep) };
+    let before = before.as_ref()?.as_u64()?.try_into().ok().and_then(NonZeroU32::new)?;
+    Some(keep.max(before))
+}
+
+/// Why a template is not deleted, however many there are.
+fn needed(promotion: &Promotion, template_id: TemplateId, plan: &ZonePlan) -> Option<String> {
+    let inventory = &plan.listing.inventory;
+    let user = inventory.instances.iter().find(|instance| instance.template_id == Some(template_id));
+    if let Some(instance) = user {
+        return Some(format!("instance {} runs on it", printable(&instance.name)));
+    }
+    let hold = inventory.holds.get(&promotion.snapshot_id);
+    let hold = hold.filter(|hold| hold.until.is_none_or(|until| until > plan.plan.at));
+    hold.map(|_| "its snapshot is on hold".to_owned())
 }
 
 /// Finds the templates of promotions whose answer was lost. A snapshot that is not wanted any more is not looked

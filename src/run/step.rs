@@ -66,6 +66,11 @@ impl StepError {
         Self { outcome: StepOutcome::Skipped, operation_id: None, message: message.into() }
     }
 
+    /// For a deletion that the next run may well do.
+    pub(crate) fn blocked(message: impl Into<String>) -> Self {
+        Self { outcome: StepOutcome::Blocked, operation_id: None, message: message.into() }
+    }
+
     /// A deletion that failed is only blocked if the snapshot is busy, in use or in conflict.
     pub(crate) fn of_deletion(error: ApiError) -> Self {
         let outcome = if error.is_busy() { StepOutcome::Blocked } else { StepOutcome::Failed };

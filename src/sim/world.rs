@@ -301,6 +301,11 @@ impl World {
         self.state().instance(instance).1.disk = disk;
     }
 
+    /// Makes an instance run on another template.
+    pub fn set_template(&self, instance: InstanceId, template: TemplateId) {
+        self.state().instance(instance).1.template = template;
+    }
+
     /// Gives an instance another name and other labels.
     pub fn rename_instance(&self, instance: InstanceId, name: &str, labels: &[(&str, &str)]) {
         let mut state = self.state();

@@ -1,6 +1,7 @@
 //! Ordinary nights in which nothing may be lost: an edit, a rename, a pause, a label that is gone, a listing that lacks
 //! what it had.
 
+use http::StatusCode;
 use jiff::SignedDuration;
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
@@ -11,8 +12,9 @@ use snapwarden::snapshot::{InstanceId, SnapshotState};
 use snapwarden::state::allowances::Allowance;
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
+use snapwarden::state::holds::Hold;
 
-use crate::stage::{Stage, ended};
+use crate::stage::{Stage, ended, steps};
 
 /// A policy that prunes, with a guard that does not count.
 fn pruning(name: &str, rules: &str) -> String {
@@ -254,4 +256,90 @@ async fn an_instance_that_lost_all_its_snapshots_is_held_alone() {
     allow(&stage, "nightly", 9).await;
     stage.run(&prune).await;
     assert_eq!(deleted(&stage.run(&prune).await), 1, "allowed, and deleted by the next run");
+}
+
+/// Every run makes a template.
+const PROMOTING: &str = "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.promote]\n\
+                         name = \"{instance}-{created:%Y%m%d}\"\nkeep = 4\n";
+
+async fn promote_daily(stage: &Stage, days: usize, instance: InstanceId, policy: &str) -> RunReport {
+    let mut report = None;
+    for _ in 0..days {
+        stage.world.add_snapshot(instance, stage.now());
+        report = Some(stage.run(policy).await);
+        stage.step(SignedDuration::from_hours(24));
+    }
+    report.unwrap()
+}
+
+fn templates(stage: &Stage) -> Vec<String> {
+    stage.world.templates(&stage.zone).into_iter().map(|made| made.name).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_an_instance_runs_on_or_whose_snapshot_is_on_hold_stays() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let one = PROMOTING.replace("keep = 4", "keep = 1");
+    promote_daily(&stage, 1, instance, &one).await;
+    stage.world.set_template(instance, stage.world.templates(&stage.zone)[0].id);
+    promote_daily(&stage, 1, instance, &one).await;
+    let second = stage.world.snapshots(&stage.zone)[1].id;
+    let directory = StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap();
+    let hold = Hold { snapshot: second, until: None, reason: None, since: stage.now() };
+    directory.hold(&stage.clock, hold).await.unwrap();
+    let report = promote_daily(&stage, 2, instance, &one).await;
+    assert_eq!(templates(&stage), ["web-1-20261101", "web-1-20261102", "web-1-20261104"]);
+    let steps = steps(&report, Action::DeleteTemplate);
+    let why: Vec<_> = steps.iter().filter_map(|step| step.message.as_deref()).collect();
+    assert_eq!(why, ["instance web-1 runs on it", "its snapshot is on hold"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mistyped_number_of_templates_has_to_settle() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    promote_daily(&stage, 4, instance, PROMOTING).await;
+    let mistyped = PROMOTING.replace("keep = 4", "keep = 1");
+    stage.run(&mistyped).await;
+    assert_eq!(templates(&stage).len(), 4);
+    stage.step(SignedDuration::from_hours(20));
+    stage.run(&mistyped).await;
+    assert_eq!(templates(&stage), ["web-1-20261104"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allowance_of_long_ago_lets_nothing_pass() {
+    for (schedule, days, is_valid) in
+        [("0 0 * * *", 7, true), ("0 0 * * *", 8, false), ("0 0 1 * *", 29, true), ("0 0 1 * *", 31, false)]
+    {
+        let stage = Stage::new();
+        stage.instance("web-1", 20);
+        let rules = pruning("nightly", "max_age = \"300d\"\nmax_count = 5")
+            .replace("max_delete", "max_deletes = 1\nmax_delete")
+            .replace("]\nzones", &format!("]\nschedule = \"{schedule}\"\nzones"));
+        allow(&stage, "nightly", 15).await;
+        stage.step(SignedDuration::from_hours(24 * days));
+        let report = stage.run(&rules).await;
+        assert_eq!(deleted(&report) == 15, is_valid, "{schedule} after {days} days: {:?}", report.zones);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletions_that_change_nothing_and_re_reads_that_lack_something_are_blocked() {
+    let body = "{\"id\":\"00000000-0000-4000-8000-000000000001\",\"state\":\"success\"}".to_owned();
+    let success = Effect::Answer { status: StatusCode::OK, content_type: "application/json", body };
+    for (call, effect) in [
+        (Call::DeleteSnapshot, success),
+        (Call::GetSnapshot, Effect::Edit("/name", None)),
+        (Call::GetSnapshot, Effect::Edit("/instance", None)),
+    ] {
+        let stage = Stage::new();
+        stage.instance("web-1", 8);
+        stage.world.fault(Fault::on(call, effect));
+        let report = stage.run(&pruning("nightly", "keep_last = 5")).await;
+        assert_eq!(deleted(&report), 0, "{call:?}: {:?}", report.zones);
+        assert_eq!(ended(&report, Action::Delete, StepOutcome::Blocked), 3, "{call:?}: {:?}", report.zones);
+        assert_eq!(stage.there().len(), 8);
+    }
 }

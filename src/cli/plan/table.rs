@@ -128,6 +128,11 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
             let _ = writeln!(text, "  kept only because {reason}: {count}");
         }
     }
+    for (allowance, ends_at) in &planned.allowances {
+        let whole = if allowance.zone.is_none() { "in all its zones" } else { "in this zone" };
+        let deletes = usize::try_from(allowance.deletes).unwrap_or(usize::MAX);
+        let _ = writeln!(text, "  allowed until {ends_at}: {} {whole}", counted(deletes, "deletion"));
+    }
     if let Some(pending) = &planned.pending {
         text.push_str(&output.note("PENDING:", Tone::Bad, pending));
     }
