@@ -12,7 +12,7 @@ use std::io::{self, Read as _, Write as _};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{
-    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    DirBuilderExt as _, FileExt, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
 
@@ -330,9 +330,6 @@ fn folder_of(path: &Path) -> io::Result<PathBuf> {
 pub struct RealDisk;
 
 #[derive(Debug)]
-struct RealFile(File);
-
-#[derive(Debug)]
 struct RealLock(File);
 
 impl Drop for RealLock {
@@ -344,30 +341,30 @@ impl Drop for RealLock {
 
 impl DiskLock for RealLock {}
 
-impl DiskFile for RealFile {
+impl DiskFile for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buffer, offset)
+        FileExt::read_at(self, buffer, offset)
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        FileExt::write_all_at(self, bytes, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.set_len(len)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.metadata()?.len())
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.sync_data()
     }
 
     fn release(&self, bytes: Range<u64>) {
         if let Some(len) = NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) {
-            let _ = rustix::fs::fadvise(&self.0, bytes.start, Some(len), Advice::DontNeed);
+            let _ = rustix::fs::fadvise(self, bytes.start, Some(len), Advice::DontNeed);
         }
     }
 }
@@ -421,7 +418,7 @@ impl Disk for RealDisk {
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(file))
     }
 
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {

@@ -163,8 +163,9 @@ pub enum BodyError {
 ///
 /// A client for each purpose: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one
 /// connection each, which drains a fast store in less CPU time than HTTP/2 does; the metadata server is asked
-/// directly, whatever proxy the environment names. None follows redirects, none has a total timeout: callers bound their exchanges by the clock seam. Each is made when it is first needed: reading the
-/// machine's certificates takes time, and many processes never need a client.
+/// directly, whatever proxy the environment names. None follows redirects, none has a total timeout: callers bound
+/// their exchanges by the clock seam. Each is made when it is first needed: reading the machine's certificates takes
+/// time, and many processes never need a client.
 ///
 /// They trust the machine's certificate authorities, or the bundled ones where it has none.
 #[derive(Debug, Clone, Default)]
@@ -194,7 +195,7 @@ impl HttpTransport {
     }
 }
 
-/// What both clients share.
+/// The settings that all three clients share.
 #[expect(clippy::disallowed_methods, reason = "the one place that makes HTTP clients")]
 fn client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()

@@ -67,29 +67,24 @@ pub trait Observer: Send + Sync + Debug {
     fn clock_compared(&self, zone: &ZoneName, ahead: SignedDuration);
 }
 
-/// The client of all zones. Cloning is cheap and shares everything.
+/// The client of all zones. Clones share the rate of requests and the limits of operations.
 #[derive(Debug, Clone)]
 pub struct Client {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
     settings: Settings,
     credentials: Option<Credentials>,
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     observer: Option<Arc<dyn Observer>>,
-    pace: Pace,
+    pace: Arc<Pace>,
     /// Per zone, the permits for operations in flight.
-    permits: Mutex<BTreeMap<ZoneName, Arc<Semaphore>>>,
+    permits: Arc<Mutex<BTreeMap<ZoneName, Arc<Semaphore>>>>,
 }
 
-/// The client of one zone. Cloning is cheap and shares everything.
+/// The client of one zone.
 #[derive(Debug, Clone)]
 pub struct ZoneClient {
-    inner: Arc<Inner>,
+    client: Client,
     zone: ZoneName,
     permits: Arc<Semaphore>,
 }
@@ -109,13 +104,6 @@ pub(super) struct ApiRequest<'a> {
     is_idempotent: bool,
     max_bytes: usize,
     is_signed: bool,
-}
-
-/// A response with a status of success.
-pub(super) struct ApiResponse {
-    pub(super) body: Bytes,
-    /// How far this machine's clock is ahead of the API's, if the response has a `Date`.
-    clock_skew: Option<SignedDuration>,
 }
 
 /// An attempt that failed.
@@ -178,29 +166,24 @@ impl Client {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        let pace = Pace::new(settings.requests_per_second);
-        let permits = Mutex::new(BTreeMap::new());
-        let observer = None;
-        let inner = Inner { settings, credentials, transport, clock, randomness, observer, pace, permits };
-        Self { inner: Arc::new(inner) }
+        let pace = Arc::new(Pace::new(settings.requests_per_second));
+        let permits = Arc::default();
+        Self { settings, credentials, transport, clock, randomness, observer: None, pace, permits }
     }
 
-    /// The same client with an observer. Call it before the client is cloned: a shared one stays as it is.
+    /// The same client with an observer.
     #[must_use]
-    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.observer = Some(observer);
-        }
-        self
+    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer: Some(observer), ..self }
     }
 
     /// The client of one zone.
     pub fn zone(&self, zone: &ZoneName) -> ZoneClient {
-        let mut permits = self.inner.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         let permits = permits
             .entry(zone.clone())
-            .or_insert_with(|| Arc::new(Semaphore::new(self.inner.settings.concurrency.get())));
-        ZoneClient { inner: Arc::clone(&self.inner), zone: zone.clone(), permits: Arc::clone(permits) }
+            .or_insert_with(|| Arc::new(Semaphore::new(self.settings.concurrency.get())));
+        ZoneClient { client: self.clone(), zone: zone.clone(), permits: Arc::clone(permits) }
     }
 
     /// `list-zones`, asked of one zone's API. It needs no credentials.
@@ -217,7 +200,7 @@ impl Client {
     /// # Errors
     /// [`ApiError`].
     pub async fn clock_skew(&self, ask: &ZoneName) -> Result<Option<SignedDuration>, ApiError> {
-        Ok(self.zone(ask).send(&ApiRequest::list_zones()).await?.clock_skew)
+        Ok(self.zone(ask).send(&ApiRequest::list_zones()).await?.1)
     }
 }
 
@@ -233,13 +216,12 @@ impl ZoneClient {
     /// [`ApiError`].
     pub async fn list_snapshots(&self) -> Result<(ListedSnapshots, Option<SignedDuration>), ApiError> {
         let request = ApiRequest::list("list-snapshots", &["snapshot"]);
-        let response = self.send(&request).await?;
-        let listed =
-            wire::decode_snapshots(&response.body).map_err(|error| self.malformed(&request, error))?;
-        if let (Some(observer), Some(ahead)) = (&self.inner.observer, response.clock_skew) {
+        let (body, clock_skew) = self.send(&request).await?;
+        let listed = wire::decode_snapshots(&body).map_err(|error| self.malformed(&request, error))?;
+        if let (Some(observer), Some(ahead)) = (&self.client.observer, clock_skew) {
             observer.clock_compared(&self.zone, ahead);
         }
-        Ok((listed, response.clock_skew))
+        Ok((listed, clock_skew))
     }
 
     /// `list-instances`: all of them.
@@ -389,8 +371,8 @@ impl ZoneClient {
         request: &ApiRequest<'_>,
         decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
     ) -> Result<T, ApiError> {
-        let response = self.send(request).await?;
-        decode(&response.body).map_err(|error| self.malformed(request, error))
+        let (body, _) = self.send(request).await?;
+        decode(&body).map_err(|error| self.malformed(request, error))
     }
 
     /// Like [`Self::read`], with 404 as `None`.
@@ -412,8 +394,9 @@ impl ZoneClient {
             .perhaps_carried_out(request.changes_something())
     }
 
-    /// Sends a request until it succeeds, or another attempt is useless or unsafe.
-    async fn send(&self, request: &ApiRequest<'_>) -> Result<ApiResponse, ApiError> {
+    /// Sends a request until it succeeds, or another attempt is useless or unsafe. Returns what
+    /// [`Self::send_once`] does.
+    async fn send(&self, request: &ApiRequest<'_>) -> Result<(Bytes, Option<SignedDuration>), ApiError> {
         let mut perhaps_carried_out = false;
         let mut attempts = Attempts::new(REQUESTS);
         loop {
@@ -427,19 +410,23 @@ impl ZoneClient {
             if attempts.are_exhausted() || !failed.is_transient || !is_safe {
                 return Err(failed.error.after(attempts.failed()).perhaps_carried_out(perhaps_carried_out));
             }
-            let pause = attempts.pause(failed.retry_after, &*self.inner.randomness);
+            let pause = attempts.pause(failed.retry_after, &*self.client.randomness);
             tracing::debug!(
                 zone = %self.zone, operation = request.operation, reason = failed.error.kind().as_str(),
                 "`{}` is tried again in {} ms", request.operation, pause.as_millis()
             );
             self.retried(request.operation, failed.error.kind());
-            self.inner.clock.sleep(pause).await;
+            self.client.clock.sleep(pause).await;
         }
     }
 
-    /// One attempt, with a signature of its own: a signature expires.
-    pub(super) async fn send_once(&self, request: &ApiRequest<'_>) -> Result<ApiResponse, FailedAttempt> {
-        let Inner { transport, clock, settings, pace, observer, .. } = &*self.inner;
+    /// One attempt, with a signature of its own: a signature expires. Returns the body of a response of success, and
+    /// how far this machine's clock is ahead of the API's, if the response has a `Date`.
+    pub(super) async fn send_once(
+        &self,
+        request: &ApiRequest<'_>,
+    ) -> Result<(Bytes, Option<SignedDuration>), FailedAttempt> {
+        let Client { transport, clock, settings, pace, observer, .. } = &self.client;
         let operation = request.operation;
         let error = |kind| ApiError::new(&self.zone, operation, kind);
         pace.wait(&**clock).await;
@@ -502,14 +489,14 @@ impl ZoneClient {
             });
         }
         let date = headers.get(header::DATE).and_then(http_date);
-        Ok(ApiResponse { body, clock_skew: date.map(|date| received_at.duration_since(date)) })
+        Ok((body, date.map(|date| received_at.duration_since(date))))
     }
 
     /// The request, signed as of now.
     fn signed(&self, request: &ApiRequest<'_>) -> Result<Request, ApiError> {
         let error = |kind| ApiError::new(&self.zone, request.operation, kind);
         let url = self.url(request).ok_or_else(|| {
-            error(ErrorKind::Endpoint).with_detail(format!("`{}`", printable(&self.inner.settings.endpoint)))
+            error(ErrorKind::Endpoint).with_detail(format!("`{}`", printable(&self.client.settings.endpoint)))
         })?;
         let mut headers =
             HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("application/json"))]);
@@ -521,8 +508,8 @@ impl ZoneClient {
         }
         if request.is_signed {
             let credentials =
-                self.inner.credentials.as_ref().ok_or_else(|| error(ErrorKind::NoCredentials))?;
-            let expires = self.inner.clock.now().as_second() + VALID_FOR_SECONDS;
+                self.client.credentials.as_ref().ok_or_else(|| error(ErrorKind::NoCredentials))?;
+            let expires = self.client.clock.now().as_second() + VALID_FOR_SECONDS;
             let value = authorization(credentials, &request.method, &url, &request.body, expires);
             headers.insert(header::AUTHORIZATION, value);
         }
@@ -531,7 +518,7 @@ impl ZoneClient {
     }
 
     fn url(&self, request: &ApiRequest<'_>) -> Option<Url> {
-        let endpoint = self.inner.settings.endpoint.replace("{zone}", self.zone.as_str());
+        let endpoint = self.client.settings.endpoint.replace("{zone}", self.zone.as_str());
         let mut url = Url::parse(&endpoint).ok()?;
         url.path_segments_mut().ok()?.pop_if_empty().extend(request.path);
         if let Some((name, value)) = request.query {
@@ -542,17 +529,17 @@ impl ZoneClient {
 
     /// Notifies the observer that a request is sent again.
     pub(super) fn retried(&self, operation: &'static str, reason: ErrorKind) {
-        if let Some(observer) = &self.inner.observer {
+        if let Some(observer) = &self.client.observer {
             observer.retried(operation, reason);
         }
     }
 
     pub(super) fn settings(&self) -> &Settings {
-        &self.inner.settings
+        &self.client.settings
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
-        &*self.inner.clock
+        &*self.client.clock
     }
 }
 
@@ -831,14 +818,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_credentials_nothing_but_the_list_of_zones_is_sent() {
         let (with, script) = Script::play_to_all([]);
-        let inner = &with.inner;
-        let without = Client::new(
-            inner.settings.clone(),
-            None,
-            Arc::clone(&inner.transport),
-            Arc::clone(&inner.clock),
-            Arc::clone(&inner.randomness),
-        );
+        let without = Client { credentials: None, ..with };
         let error = without.zone(&"ch-gva-2".parse().unwrap()).list_snapshots().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoCredentials);
         assert!(script.sent().is_empty());

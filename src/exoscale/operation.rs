@@ -89,9 +89,9 @@ impl ZoneClient {
     }
 
     async fn poll(&self, request: &ApiRequest<'_>) -> Result<RawOperation, FailedAttempt> {
-        let response = self.send_once(request).await?;
+        let (body, _) = self.send_once(request).await?;
         // Most likely an error page of the edge, and transient.
-        wire::decode_operation(&response.body)
+        wire::decode_operation(&body)
             .map_err(|source| FailedAttempt::transient(self.malformed(request, source), false))
     }
 

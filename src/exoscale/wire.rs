@@ -440,21 +440,34 @@ fn each<Raw: DeserializeOwned>(
     take: impl FnMut(Raw) -> Result<(), String>,
 ) -> Result<(), DecodeError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let list = List { key, take, raw: PhantomData };
+    let list = Entries { key, take, raw: PhantomData, is_inside: false };
     (&mut deserializer)
         .deserialize_map(list)
         .and_then(|()| deserializer.end())
         .map_err(|error| DecodeError::new(bytes, &error))
 }
 
-/// The object around a list.
-struct List<Raw, Take> {
+/// Reads an object with a list under `key`; with `is_inside` the list itself.
+struct Entries<Raw, Take> {
     key: &'static str,
     take: Take,
     raw: PhantomData<Raw>,
+    is_inside: bool,
 }
 
-impl<'de, Raw, Take> Visitor<'de> for List<Raw, Take>
+impl<'de, Raw, Take> DeserializeSeed<'de> for Entries<Raw, Take>
+where
+    Raw: DeserializeOwned,
+    Take: FnMut(Raw) -> Result<(), String>,
+{
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de, Raw, Take> Visitor<'de> for Entries<Raw, Take>
 where
     Raw: DeserializeOwned,
     Take: FnMut(Raw) -> Result<(), String>,
@@ -462,25 +475,28 @@ where
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with `{}`", self.key)
+        if self.is_inside {
+            write!(f, "a list of {}", self.key)
+        } else {
+            write!(f, "an object with `{}`", self.key)
+        }
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        let (mut found, mut other) = (false, None);
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (mut list, mut other) = (Some(Self { is_inside: true, ..self }), None);
         while let Some(key) = map.next_key::<String>()? {
             if key != self.key {
                 map.next_value::<IgnoredAny>()?;
                 other = Some(key);
-            } else if found {
-                return Err(A::Error::custom(format_args!("`{key}` is there twice")));
+            } else if let Some(list) = list.take() {
+                map.next_value_seed(list)?;
             } else {
-                found = true;
-                map.next_value_seed(Entries { key: self.key, take: &mut self.take, raw: PhantomData })?;
+                return Err(A::Error::custom(format_args!("`{key}` is there twice")));
             }
         }
         // An empty object is an empty list; one with other keys alone is an error.
-        match other {
-            Some(other) if !found => Err(A::Error::custom(format_args!(
+        match (list, other) {
+            (Some(_), Some(other)) => Err(A::Error::custom(format_args!(
                 "there is no `{}` in it, but `{}`",
                 self.key,
                 excerpt(&other, 50)
@@ -488,42 +504,16 @@ where
             _ => Ok(()),
         }
     }
-}
 
-/// The list itself.
-struct Entries<'a, Raw, Take> {
-    key: &'static str,
-    take: &'a mut Take,
-    raw: PhantomData<Raw>,
-}
-
-impl<'de, Raw, Take> DeserializeSeed<'de> for Entries<'_, Raw, Take>
-where
-    Raw: DeserializeOwned,
-    Take: FnMut(Raw) -> Result<(), String>,
-{
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de, Raw, Take> Visitor<'de> for Entries<'_, Raw, Take>
-where
-    Raw: DeserializeOwned,
-    Take: FnMut(Raw) -> Result<(), String>,
-{
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a list of {}", self.key)
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
+    fn visit_none<E>(self) -> Result<(), E> {
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut entries: A) -> Result<(), A::Error> {
         let mut place = 1_usize;
         loop {
             let entry = entries.next_element::<Raw>().map_err(|error| {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::disk::{Access, Disk, Open, is_sync_failure};
@@ -186,20 +187,6 @@ pub struct Line {
     pub message: Option<String>,
 }
 
-/// What a look back needs of a line.
-#[derive(Deserialize)]
-struct PastLine {
-    outcome: String,
-    action: Action,
-    zone: ZoneName,
-    snapshot: PastSubject,
-}
-
-#[derive(Deserialize)]
-struct PastSubject {
-    id: SnapshotId,
-}
-
 const FILE: &str = "audit.jsonl";
 
 /// The log's file, with what this process knows about it from its own failures. Its calls block.
@@ -286,10 +273,11 @@ impl AuditLog {
         };
         let mut offset = if file.len().map_err(self.failed("read"))? < from { 0 } else { from };
         let mut note = |line: &[u8]| {
-            let Ok(line) = serde_json::from_slice::<PastLine>(line) else { return };
-            let is_deletion = line.action == Action::Delete && [INTENDED, DONE].contains(&&*line.outcome);
-            if is_deletion && line.zone == *zone {
-                deleted.insert(line.snapshot.id);
+            let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
+            let is_deletion =
+                line["action"] == "delete" && [INTENDED, DONE].iter().any(|word| line["outcome"] == *word);
+            if is_deletion && line["zone"] == zone.as_str() {
+                deleted.extend(line["snapshot"]["id"].as_str().and_then(|id| id.parse::<SnapshotId>().ok()));
             }
         };
         let mut buffer = vec![0; 64 * 1024];

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, Access, Disk};
@@ -17,11 +17,6 @@ struct Versioned<T> {
     version: u64,
     #[serde(flatten)]
     state: T,
-}
-
-#[derive(Deserialize)]
-struct VersionAlone {
-    version: u64,
 }
 
 /// Reads a state file; what was never written is the default.
@@ -43,7 +38,7 @@ where
         column: source.column(),
         source,
     };
-    let found = serde_json::from_slice::<VersionAlone>(&bytes).map_err(damaged)?.version;
+    let found = serde_json::from_slice::<Versioned<IgnoredAny>>(&bytes).map_err(damaged)?.version;
     if found > known {
         return Err(StateError::FromTheFuture { path: path.to_owned(), found, known });
     }

@@ -99,15 +99,10 @@ fn histogram(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Histog
 
 /// A gauge or a counter.
 struct Metric {
-    kind: Kind,
+    is_counter: bool,
     name: &'static str,
     help: &'static str,
     read: Read,
-}
-
-enum Kind {
-    Gauge,
-    Counter,
 }
 
 /// How the series of a metric are read from the model, which also says what labels they have. `None` leaves a series
@@ -139,11 +134,11 @@ enum Read {
 type Add<'a> = &'a mut dyn FnMut(&[&str], f64);
 
 const fn gauge(name: &'static str, help: &'static str, read: Read) -> Metric {
-    Metric { kind: Kind::Gauge, name, help, read }
+    Metric { is_counter: false, name, help, read }
 }
 
 const fn counter(name: &'static str, help: &'static str, read: Read) -> Metric {
-    Metric { kind: Kind::Counter, name, help, read }
+    Metric { is_counter: true, name, help, read }
 }
 
 const METRICS: &[Metric] = &[
@@ -481,22 +476,16 @@ fn add_some(add: Add<'_>, labels: &[&str], value: Option<f64>) {
 /// Everything as text. Each family becomes text at once, so that never all of them are in memory as values.
 pub(super) fn text(model: &Model, running: &[RunningDownload], histograms: &Histograms) -> String {
     let mut text = String::new();
-    for Metric { kind, name, help, read } in METRICS {
+    for Metric { is_counter, name, help, read } in METRICS {
         let (opts, labels) = (Opts::new(*name, *help), read.labels());
-        match kind {
-            Kind::Gauge => {
-                let gauge = GaugeVec::new(opts, &labels).expect("the names of our own gauges are valid");
-                read.each(model, running, &mut |values, value| gauge.with_label_values(values).set(value));
-                encode(&gauge, &mut text);
-            }
-            Kind::Counter => {
-                let counter =
-                    CounterVec::new(opts, &labels).expect("the names of our own counters are valid");
-                read.each(model, running, &mut |values, value| {
-                    counter.with_label_values(values).inc_by(value);
-                });
-                encode(&counter, &mut text);
-            }
+        if *is_counter {
+            let counter = CounterVec::new(opts, &labels).expect("the names of our own counters are valid");
+            read.each(model, running, &mut |values, value| counter.with_label_values(values).inc_by(value));
+            encode(&counter, &mut text);
+        } else {
+            let gauge = GaugeVec::new(opts, &labels).expect("the names of our own gauges are valid");
+            read.each(model, running, &mut |values, value| gauge.with_label_values(values).set(value));
+            encode(&gauge, &mut text);
         }
     }
     encode(&histograms.run, &mut text);
