@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
-use crate::text::{chain, excerpt};
+use crate::text::excerpt;
 
 /// Longer texts are cut: systemd shows the status in one line.
 const STATUS_CHARACTERS_MAX: usize = 300;
@@ -37,17 +37,6 @@ pub struct ServiceManager {
     is_watched: bool,
 }
 
-/// A `NOTIFY_SOCKET` that can't be used.
-#[derive(Debug, thiserror::Error)]
-enum NotifyError {
-    /// Neither a path nor an abstract name, as `vsock:` addresses.
-    #[error("it begins neither with `/` nor with `@`")]
-    Unknown,
-    /// It can't be opened.
-    #[error("it can't be used")]
-    Io(#[from] io::Error),
-}
-
 impl ServiceManager {
     /// The one that the process' environment names.
     pub fn from_environment() -> Self {
@@ -60,7 +49,7 @@ impl ServiceManager {
         let socket = variable("NOTIFY_SOCKET").and_then(|name| {
             connected(&name)
                 .map_err(|error| {
-                    warn!("can't notify the service manager: `NOTIFY_SOCKET` is {name:?}: {}", chain(&error));
+                    warn!("can't notify the service manager: `NOTIFY_SOCKET` is {name:?}: it can't be used: {error}");
                 })
                 .ok()
         });
@@ -114,11 +103,12 @@ impl ServiceManager {
 }
 
 /// A socket of ours that leads to the named one: a path, or an abstract name after `@`.
-fn connected(name: &OsStr) -> Result<UnixDatagram, NotifyError> {
+fn connected(name: &OsStr) -> io::Result<UnixDatagram> {
     let address = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(name)?,
-        _ => return Err(NotifyError::Unknown),
+        // Such as `vsock:` addresses.
+        _ => return Err(io::Error::other("it begins neither with `/` nor with `@`")),
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;

@@ -144,13 +144,13 @@ impl ApiRequest<'_> {
                 Err(forbidden("Invalid request signature"))
             };
         };
-        let key = header.to_str().ok().and_then(Authorization::read).and_then(|read| {
-            let key = self.state.keys.get(read.credential)?;
-            read.signs(&key.secret, method.as_str(), url, body, self.now).then_some(key)
+        let signed = header.to_str().ok().and_then(Authorization::read).and_then(|read| {
+            let (secret, allowed) = self.state.keys.get(read.credential)?;
+            read.signs(secret, method.as_str(), url, body, self.now).then_some(allowed)
         });
-        let key = key.ok_or_else(|| forbidden("Invalid request signature"))?;
+        let allowed = signed.ok_or_else(|| forbidden("Invalid request signature"))?;
         let is_free = matches!(self.call, Call::GetOperation | Call::Unknown);
-        if is_free || key.allowed.as_ref().is_none_or(|allowed| allowed.contains(&self.call)) {
+        if is_free || allowed.as_ref().is_none_or(|allowed| allowed.contains(&self.call)) {
             Ok(())
         } else {
             Err(forbidden("Forbidden by role policy for compute"))

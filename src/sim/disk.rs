@@ -75,7 +75,7 @@ struct Shared {
     folders: BTreeMap<PathBuf, Folder>,
     /// The number of the current process.
     life: u64,
-    locked: Vec<Arc<Inode>>,
+    locked: Vec<Arc<Mutex<Inode>>>,
     capacity: Option<u64>,
     failures: Vec<Failure>,
     /// How many more changing calls succeed.
@@ -90,21 +90,12 @@ struct Folder {
 
 #[derive(Clone)]
 enum Node {
-    File(Arc<Inode>),
+    File(Arc<Mutex<Inode>>),
     Folder,
 }
 
 #[derive(Default)]
-struct Inode(Mutex<Contents>);
-
-impl fmt::Debug for Inode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inode").finish_non_exhaustive()
-    }
-}
-
-#[derive(Default)]
-struct Contents {
+struct Inode {
     bytes: Arc<Vec<u8>>,
     /// Shared with `bytes` until the next write, so that a sync costs nothing.
     safe: Arc<Vec<u8>>,
@@ -112,9 +103,9 @@ struct Contents {
     lossy: bool,
 }
 
-impl Inode {
-    fn contents(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl fmt::Debug for Inode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inode").finish_non_exhaustive()
     }
 }
 
@@ -128,14 +119,14 @@ struct Failure {
 #[derive(Debug)]
 struct MemoryFile {
     disk: MemoryDisk,
-    inode: Arc<Inode>,
+    inode: Arc<Mutex<Inode>>,
     writable: bool,
 }
 
 #[derive(Debug)]
 struct MemoryLock {
     disk: MemoryDisk,
-    inode: Arc<Inode>,
+    inode: Arc<Mutex<Inode>>,
 }
 
 impl DiskLock for MemoryLock {}
@@ -219,7 +210,7 @@ impl MemoryDisk {
                 folder.names = folder.safe.clone();
             }
         }
-        let mut seen: Vec<Arc<Inode>> = Vec::new();
+        let mut seen: Vec<Arc<Mutex<Inode>>> = Vec::new();
         for node in shared.folders.values().flat_map(|folder| folder.names.values()) {
             let Node::File(inode) = node else { continue };
             // One file may have two names after a rename of which only half was safe.
@@ -227,7 +218,7 @@ impl MemoryDisk {
                 continue;
             }
             seen.push(inode.clone());
-            let mut contents = inode.contents();
+            let mut contents = lock(inode);
             if survives() {
                 contents.safe = contents.bytes.clone();
             } else {
@@ -253,7 +244,7 @@ impl MemoryDisk {
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
     }
 
     /// The checks that every call makes first.
@@ -303,7 +294,7 @@ impl Shared {
         self.folder(folder)?.names.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn file(&mut self, path: &Path) -> io::Result<Arc<Inode>> {
+    fn file(&mut self, path: &Path) -> io::Result<Arc<Mutex<Inode>>> {
         match self.node(path)? {
             Node::File(inode) => Ok(inode),
             Node::Folder => Err(io::ErrorKind::IsADirectory.into()),
@@ -315,7 +306,7 @@ impl Shared {
         let files = self.folders.values().flat_map(|folder| folder.names.values());
         files
             .map(|node| match node {
-                Node::File(inode) => inode.contents().bytes.len() as u64,
+                Node::File(inode) => lock(inode).bytes.len() as u64,
                 Node::Folder => 0,
             })
             .sum()
@@ -326,7 +317,7 @@ impl Shared {
         self.capacity.map_or(more, |capacity| more.min(capacity.saturating_sub(self.used())))
     }
 
-    fn open(&mut self, path: &Path, how: Open) -> io::Result<Arc<Inode>> {
+    fn open(&mut self, path: &Path, how: Open) -> io::Result<Arc<Mutex<Inode>>> {
         let (folder, name) = split(path).ok_or(io::ErrorKind::IsADirectory)?;
         let folder = self.folder(folder)?;
         match (folder.names.get(name), how) {
@@ -335,12 +326,16 @@ impl Shared {
             (Some(Node::File(inode)), _) => Ok(inode.clone()),
             (None, Open::Read | Open::Update) => Err(io::ErrorKind::NotFound.into()),
             (None, Open::CreateNew | Open::UpdateOrCreate) => {
-                let inode = Arc::new(Inode::default());
+                let inode = Arc::<Mutex<Inode>>::default();
                 folder.names.insert(name.to_owned(), Node::File(inode.clone()));
                 Ok(inode)
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Pieces that are appended at once are not mixed.
@@ -374,7 +369,7 @@ impl Disk for MemoryDisk {
 
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
         // The steps of the real implementation, each of which may be the last before a crash.
-        let _one_at_a_time = APPENDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&APPENDING);
         match self.open(path, Open::CreateNew, access) {
             Ok(_) => self.sync_dir(path.parent().unwrap_or(path)).map_err(sync_failure)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -441,7 +436,7 @@ impl Disk for MemoryDisk {
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
         let node = self.begin(DiskCall::Metadata)?.node(&absolute(path)?)?;
         let len = match &node {
-            Node::File(inode) => inode.contents().bytes.len() as u64,
+            Node::File(inode) => lock(inode).bytes.len() as u64,
             Node::Folder => 0,
         };
         Ok(Metadata { kind: kind_of(&node), len })
@@ -493,7 +488,7 @@ fn index(offset: u64) -> io::Result<usize> {
 impl DiskFile for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let _alive = self.disk.begin(DiskCall::Read)?;
-        let contents = self.inode.contents();
+        let contents = lock(&self.inode);
         let rest = contents.bytes.get(index(offset)?..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
@@ -503,12 +498,12 @@ impl DiskFile for MemoryFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let shared = self.begin_change(DiskCall::Write)?;
         let end = offset + bytes.len() as u64;
-        let more = end.saturating_sub(self.inode.contents().bytes.len() as u64);
+        let more = end.saturating_sub(lock(&self.inode).bytes.len() as u64);
         let missing = more - shared.free(more);
         // As a full disk does: what fits is written, the rest is an error.
         let fits = &bytes[..bytes.len().saturating_sub(index(missing)?)];
         if !fits.is_empty() {
-            let mut contents = self.inode.contents();
+            let mut contents = lock(&self.inode);
             let whole = Arc::make_mut(&mut contents.bytes);
             let from = index(offset)?;
             if whole.len() < from + fits.len() {
@@ -521,26 +516,26 @@ impl DiskFile for MemoryFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let _alive = self.begin_change(DiskCall::SetLen)?;
-        Arc::make_mut(&mut self.inode.contents().bytes).resize(index(len)?, 0);
+        Arc::make_mut(&mut lock(&self.inode).bytes).resize(index(len)?, 0);
         Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
         let _alive = self.disk.begin(DiskCall::Len)?;
-        Ok(self.inode.contents().bytes.len() as u64)
+        Ok(lock(&self.inode).bytes.len() as u64)
     }
 
     fn sync(&self) -> io::Result<()> {
         match self.disk.begin(DiskCall::Sync) {
             Ok(_alive) => {
-                let mut contents = self.inode.contents();
+                let mut contents = lock(&self.inode);
                 if !contents.lossy {
                     contents.safe = contents.bytes.clone();
                 }
                 Ok(())
             }
             Err(error) => {
-                self.inode.contents().lossy = true;
+                lock(&self.inode).lossy = true;
                 Err(error)
             }
         }

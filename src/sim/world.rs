@@ -127,7 +127,8 @@ pub(super) struct State {
     pub(super) randomness: SeededRandomness,
     pub(super) address_secret: u64,
     pub(super) zones: BTreeMap<ZoneName, Zone>,
-    pub(super) keys: BTreeMap<String, Key>,
+    /// The secret of each key, and the calls that it permits; none for all.
+    pub(super) keys: BTreeMap<String, (String, Option<BTreeSet<Call>>)>,
     pub(super) quotas: BTreeMap<String, i64>,
     pub(super) skew: SignedDuration,
     pub(super) operations_take: Duration,
@@ -139,13 +140,6 @@ pub(super) struct State {
     pub(super) faults: Vec<Fault>,
     pub(super) log: Vec<Arc<Exchange>>,
     instances_added: u64,
-}
-
-#[derive(Debug)]
-pub(super) struct Key {
-    pub(super) secret: String,
-    /// The calls that it permits; none for all.
-    pub(super) allowed: Option<BTreeSet<Call>>,
 }
 
 #[derive(Debug, Default)]
@@ -231,10 +225,7 @@ impl World {
             address_secret: randomness.next_u64(),
             randomness,
             zones: BTreeMap::new(),
-            keys: BTreeMap::from([(
-                API_KEY.to_owned(),
-                Key { secret: API_SECRET.to_owned(), allowed: None },
-            )]),
+            keys: BTreeMap::from([(API_KEY.to_owned(), (API_SECRET.to_owned(), None))]),
             quotas: BTreeMap::from(["instance", "snapshot", "template"].map(|name| (name.to_owned(), -1))),
             skew: SignedDuration::ZERO,
             operations_take: Duration::from_secs(2),
@@ -367,7 +358,7 @@ impl World {
     /// `get-operation` needs no permission, nor does `list-zones` without a signature.
     pub fn add_key(&self, key: &str, secret: &str, allowed: &[Call]) {
         let allowed = Some(allowed.iter().copied().collect());
-        self.state().keys.insert(key.to_owned(), Key { secret: secret.to_owned(), allowed });
+        self.state().keys.insert(key.to_owned(), (secret.to_owned(), allowed));
     }
 
     /// Sets the instance that the metadata server names; none for a machine that is no instance.

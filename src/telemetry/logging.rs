@@ -15,7 +15,7 @@ use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
+use tracing_subscriber::fmt::{FmtContext, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, filter};
@@ -37,18 +37,6 @@ pub enum Format {
     Json,
 }
 
-/// Where log lines go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Destination {
-    /// To a terminal, a file, or a program that reads our stderr.
-    Plain {
-        /// Whether they are coloured.
-        color: bool,
-    },
-    /// To systemd's journal.
-    Journal,
-}
-
 /// Starts logging for the whole process. `RUST_LOG`, where it is set, overrides `level`; whatever it says, of
 /// the libraries only warnings and errors are logged. One that can't be understood is warned about, and counts
 /// as none.
@@ -59,8 +47,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, trouble) = wanted(std::env::var_os("RUST_LOG").as_deref(), level);
-    let destination = if is_to_journal() { Destination::Journal } else { Destination::Plain { color } };
-    let subscriber = subscriber(format, filter, destination, to);
+    let subscriber = subscriber(format, filter, is_to_journal(), color, to);
     if let Err(error) = tracing::subscriber::set_global_default(subscriber) {
         tracing::debug!("logging was started before: {error}");
     }
@@ -116,7 +103,8 @@ fn leads_to(journal_stream: Option<&OsStr>, file: Option<(u64, u64)>) -> bool {
 fn subscriber<W>(
     format: Format,
     filter: EnvFilter,
-    destination: Destination,
+    is_to_journal: bool,
+    color: bool,
     writer: W,
 ) -> Box<dyn Subscriber + Send + Sync>
 where
@@ -124,8 +112,8 @@ where
 {
     let builder = tracing_subscriber::fmt::fmt()
         .with_env_filter(filter)
-        .with_writer(Lines { to: writer, format, destination })
-        .with_ansi(destination == Destination::Plain { color: true })
+        .with_writer(Lines { to: writer, format, is_to_journal })
+        .with_ansi(color && !is_to_journal)
         .with_target(false)
         // A log that can't be written must not stop the work: saying so on stderr, where it failed, would.
         .log_internal_errors(false);
@@ -133,47 +121,47 @@ where
     let text = builder.fmt_fields(text_fields());
     match format {
         Format::Text => {
-            let text_format = TextFormat { is_to_journal: destination == Destination::Journal };
-            Box::new(text.event_format(text_format).finish().with(silence))
+            let line: fn(&FmtContext<'_, _, _>, Writer<'_>, &Event<'_>) -> fmt::Result =
+                if is_to_journal { journal_line } else { text_line };
+            Box::new(text.event_format(line).finish().with(silence))
         }
         Format::Json => Box::new(text.json().flatten_event(true).finish().with(silence)),
     }
 }
 
-/// A line for people: time, level, policy, message, reasons, and fields to search for.
-struct TextFormat {
-    /// The journal has time and level already.
-    is_to_journal: bool,
-}
-
-impl<S, N> FormatEvent<S, N> for TextFormat
+/// A line for people: time, level, and what the journal gets.
+fn text_line<S, N>(context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result
 where
     S: Subscriber + for<'s> LookupSpan<'s>,
     N: for<'w> FormatFields<'w> + 'static,
 {
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        if !self.is_to_journal {
-            let mut time = String::new();
-            SystemTime.format_time(&mut Writer::new(&mut time))?;
-            // To the second; JSON has the rest.
-            let level = *event.metadata().level();
-            write!(writer, "{}Z ", time.get(..19).unwrap_or(&time))?;
-            match color_of(level).filter(|_| writer.has_ansi_escapes()) {
-                Some(color) => write!(writer, "\u{1b}[{color}m{level:>5}\u{1b}[0m ")?,
-                None => write!(writer, "{level:>5} ")?,
-            }
-        }
-        if let Some(policy) = policy_of(context) {
-            write!(writer, "{policy}: ")?;
-        }
-        context.format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+    let mut time = String::new();
+    SystemTime.format_time(&mut Writer::new(&mut time))?;
+    // To the second; JSON has the rest.
+    let level = *event.metadata().level();
+    write!(writer, "{}Z ", time.get(..19).unwrap_or(&time))?;
+    match color_of(level).filter(|_| writer.has_ansi_escapes()) {
+        Some(color) => write!(writer, "\u{1b}[{color}m{level:>5}\u{1b}[0m ")?,
+        None => write!(writer, "{level:>5} ")?,
     }
+    journal_line(context, writer, event)
+}
+
+/// Policy, message, reasons, and fields to search for: the journal has time and level already.
+fn journal_line<S, N>(
+    context: &FmtContext<'_, S, N>,
+    mut writer: Writer<'_>,
+    event: &Event<'_>,
+) -> fmt::Result
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    if let Some(policy) = policy_of(context) {
+        write!(writer, "{policy}: ")?;
+    }
+    context.format_fields(writer.by_ref(), event)?;
+    writeln!(writer)
 }
 
 /// By the codes of ANSI X3.64.
@@ -234,7 +222,7 @@ fn is_harmless(metadata: &Metadata<'_>) -> bool {
 struct Lines<W> {
     to: W,
     format: Format,
-    destination: Destination,
+    is_to_journal: bool,
 }
 
 /// Takes one event.
@@ -253,10 +241,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Lines<W> {
     }
 
     fn make_writer_for(&'w self, metadata: &Metadata<'_>) -> Self::Writer {
-        let prefix = match self.destination {
-            Destination::Plain { .. } => "",
-            Destination::Journal => priority(*metadata.level()),
-        };
+        let prefix = if self.is_to_journal { priority(*metadata.level()) } else { "" };
         Line { to: self.to.make_writer_for(metadata), format: self.format, prefix }
     }
 }
@@ -301,8 +286,6 @@ mod tests {
 
     use super::*;
 
-    const PLAIN: Destination = Destination::Plain { color: false };
-
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -316,11 +299,22 @@ mod tests {
         }
     }
 
+    /// Whether the log leads to the journal, and whether it is coloured.
+    const PLAIN: (bool, bool) = (false, false);
+    const COLORED: (bool, bool) = (false, true);
+    const JOURNAL: (bool, bool) = (true, false);
+
     /// What is written while `work` is done.
-    fn logged(format: Format, destination: Destination, wanted: &str, work: impl FnOnce()) -> String {
+    fn logged(
+        format: Format,
+        (is_to_journal, color): (bool, bool),
+        wanted: &str,
+        work: impl FnOnce(),
+    ) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let subscriber = subscriber(format, EnvFilter::new(wanted), destination, move || writer.clone());
+        let filter = EnvFilter::new(wanted);
+        let subscriber = subscriber(format, filter, is_to_journal, color, move || writer.clone());
         tracing::subscriber::with_default(subscriber, work);
         let bytes = written.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -356,8 +350,8 @@ mod tests {
         let expected = format!(
             "<3>{span}one\n<4>{span}two zone.name=ch-gva-2\n<6>{span}three\n<7>{span}four\n<7>{span}five\n"
         );
-        assert_eq!(logged(Format::Text, Destination::Journal, "trace", all), expected);
-        let json = logged(Format::Json, Destination::Journal, "trace", all);
+        assert_eq!(logged(Format::Text, JOURNAL, "trace", all), expected);
+        let json = logged(Format::Json, JOURNAL, "trace", all);
         for (line, priority) in json.lines().zip(["<3>", "<4>", "<6>", "<7>", "<7>"]) {
             let rest = line.strip_prefix(priority).unwrap_or_else(|| panic!("{line}"));
             let value: serde_json::Value = serde_json::from_str(rest).unwrap();
@@ -381,10 +375,10 @@ mod tests {
             let _span = tracing::info_span!("step", name = %name).entered();
             tracing::warn!(name = %name, other = ?name, "failed on {name}");
         };
-        for destination in [PLAIN, Destination::Plain { color: true }, Destination::Journal] {
+        for destination in [PLAIN, COLORED, JOURNAL] {
             let text = logged(Format::Text, destination, "info", work);
             let lines: Vec<&str> = text.lines().collect();
-            let prefix = if destination == Destination::Journal { "<4>" } else { "" };
+            let prefix = if destination == JOURNAL { "<4>" } else { "" };
             assert_eq!(lines.len(), 2, "{text}");
             assert!(lines[1].starts_with(&format!("{prefix}{FURTHER_LINE}<0>2026")), "{text}");
             for harmful in ['\r', '\u{202e}', '\u{9b}'] {
@@ -392,7 +386,7 @@ mod tests {
             }
             assert!(!text.contains("\u{1b}[2K"), "{text:?}");
         }
-        for destination in [PLAIN, Destination::Journal] {
+        for destination in [PLAIN, JOURNAL] {
             let text = logged(Format::Json, destination, "info", work);
             assert_eq!(text.lines().count(), 1, "{text}");
             assert_eq!(
