@@ -39,7 +39,7 @@ pub async fn once(
     let credentials = assemble::credentials(&config)?;
     let mut runner = assemble::runner(&config, credentials, &Seams::real(), Use::Changing)?;
     runner.downloads = progress.downloads();
-    let options = RunOptions { allow_deletes, slot: None, stop: stop_on_signal()? };
+    let options = RunOptions { allow_deletes, stop: stop_on_signal()?, ..RunOptions::default() };
     let (exit, reports) = run_all(&runner, &policies, &options, output, progress).await;
     output.show(|| &reports, || reports.iter().map(|report| render(report, output)).collect());
     Ok(exit)

@@ -33,7 +33,8 @@ use crate::daemon::timetable::{Event, Timetable};
 use crate::disk::DiskLock;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{Policy, VerifyPlan};
-use crate::run::context::{RunOptions, Runner};
+use crate::retention::deciding_keys::deciding_keys;
+use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
 use crate::run::report::{RunReport, RunResult};
 use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
@@ -97,7 +98,7 @@ pub struct Daemon {
     listener: Option<TcpListener>,
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
-    running: HashMap<Id, PolicyName>,
+    running: HashMap<Id, (PolicyName, ConfigurationChanged)>,
     /// Up to when the `verify` schedule of each archive was served: from when a daemon first had it, so that one that was
     /// due while no daemon ran is made up for.
     verified_until: BTreeMap<ArchiveName, Timestamp>,
@@ -241,11 +242,17 @@ impl Daemon {
 
     fn begin(&mut self, policy: PolicyName, slot: Timestamp) {
         let Some(place) = self.runner.policies.iter().position(|known| known.name == policy) else { return };
-        let options = RunOptions { slot: Some(slot), stop: self.stop.clone(), ..RunOptions::default() };
+        let changed = ConfigurationChanged::default();
+        let options = RunOptions {
+            slot: Some(slot),
+            stop: self.stop.clone(),
+            changed: changed.clone(),
+            ..RunOptions::default()
+        };
         self.telemetry.run_begun(&policy, self.runner.clock.now());
         let runner = Arc::clone(&self.runner);
         let task = self.runs.spawn(async move { runner.run(&runner.policies[place], &options).await });
-        self.running.insert(task.id(), policy);
+        self.running.insert(task.id(), (policy, changed));
     }
 
     /// Takes down what came of a run.
@@ -254,7 +261,7 @@ impl Daemon {
             Ok((id, outcome)) => (id, Ok(outcome)),
             Err(lost) => (lost.id(), Err(lost)),
         };
-        let Some(policy) = self.running.remove(&id) else { return };
+        let Some((policy, _)) = self.running.remove(&id) else { return };
         let mut cut_short = false;
         match outcome {
             Ok(Ok(report)) => {
@@ -311,6 +318,7 @@ impl Daemon {
         }
         warn_of_removed(&self.timetable.schedules(), &runner.policies);
         self.server.shutdown_grace = server.shutdown_grace;
+        self.stop_what_changed(&runner);
         self.runner = Arc::new(runner);
         let now = self.runner.clock.now();
         self.timetable = Timetable::new(&self.runner.policies, &self.timetable.schedules(), now)
@@ -319,6 +327,36 @@ impl Daemon {
         self.save().await;
         self.look_at_archives();
         Ok(())
+    }
+
+    /// Runs in flight decided by the configuration before. Where any deciding key is another one now, they delete no more;
+    /// where it is one of their own policy, they begin nothing more.
+    fn stop_what_changed(&self, new: &Runner) {
+        let keys = |runner: &Runner| -> BTreeMap<PolicyName, _> {
+            let policies = runner.policies.iter();
+            policies
+                .map(|policy| (policy.name.clone(), (policy.zones.clone(), deciding_keys(policy))))
+                .collect()
+        };
+        let copies = |runner: &Runner| -> BTreeMap<ArchiveName, _> {
+            runner.archive_rules.iter().map(|(name, rules)| (name.clone(), rules.retention.clone())).collect()
+        };
+        let (before, now) = (keys(&self.runner), keys(new));
+        if before == now && copies(&self.runner) == copies(new) {
+            return;
+        }
+        for (name, changed) in self.running.values() {
+            changed.deletions.cancel();
+            let has_changed = before.get(name) != now.get(name);
+            if has_changed {
+                changed.policy.cancel();
+            }
+            warn!(
+                policy.name = %name,
+                "the run of policy {name} {}: the configuration has changed since it began",
+                if has_changed { "begins nothing more" } else { "deletes nothing more" }
+            );
+        }
     }
 
     /// Waits for runs in flight.
@@ -339,7 +377,7 @@ impl Daemon {
         while !self.runs.is_empty() {
             let left = until.saturating_sub(clock.elapsed());
             if left.is_zero() || ending == Ending::AtOnce {
-                let names: Vec<&str> = self.running.values().map(PolicyName::as_str).collect();
+                let names: Vec<&str> = self.running.values().map(|(policy, _)| policy.as_str()).collect();
                 warn!("no longer waiting for {}; the next start runs it again", names.join(", "));
                 self.runs.abort_all();
                 break;

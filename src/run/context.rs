@@ -62,4 +62,15 @@ pub struct RunOptions {
     pub slot: Option<Timestamp>,
     /// Once cancelled, no new step begins; those in flight continue.
     pub stop: CancellationToken,
+    /// A configuration that was loaded since the run began.
+    pub changed: ConfigurationChanged,
+}
+
+/// Notifies a run of a configuration that was loaded since it began: it decided by the one before.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigurationChanged {
+    /// Once cancelled, no deletion begins: some policy decides otherwise now, and may keep what this run deletes.
+    pub deletions: CancellationToken,
+    /// Once cancelled, no step begins: the policy of the run was changed, paused or removed.
+    pub policy: CancellationToken,
 }

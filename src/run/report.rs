@@ -137,9 +137,10 @@ pub struct Transfer {
 }
 
 impl Step {
-    /// Whether it was not begun because the program was stopping, or because it was too late.
+    /// Whether it was not begun because the program was stopping, the configuration had changed, or it was too late.
     pub fn was_stopped(&self) -> bool {
-        let refused = self.message.as_deref().is_some_and(|message| [STOPPED, LATE].contains(&message));
+        let refused =
+            self.message.as_deref().is_some_and(|message| [STOPPED, LATE, CHANGED].contains(&message));
         self.outcome == StepOutcome::Skipped && refused
     }
 }
@@ -149,6 +150,10 @@ pub(crate) const STOPPED: &str = "not begun: the program is stopping";
 
 /// The message of a step that was not begun because the run's `deadline` had passed.
 pub(crate) const LATE: &str = "not begun: the run's deadline has passed";
+
+/// The message of a step that was not begun because another configuration was loaded.
+pub(crate) const CHANGED: &str =
+    "not begun: the configuration has changed since the run began, so the next run decides";
 
 /// The steps of a run, counted by action and outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -58,7 +58,7 @@ impl Runner {
         let run = Box::pin(async {
             let (runner, policy) = self_instance::resolve(self, policy).await;
             let (runner, policy) = (&*runner, &*policy);
-            let recorder = Recorder::new(runner, policy, run_id, options.stop.clone());
+            let recorder = Recorder::new(runner, policy, run_id, options);
             let sequence = Sequence { runner, policy, options, recorder, before: &before };
             let (mut report, seen) = sequence.run().await;
             persist::persist(runner, policy, before, seen, &mut report).await;

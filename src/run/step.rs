@@ -15,8 +15,8 @@ use crate::clock::Clock;
 use crate::exoscale::error::ApiError;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
-use crate::run::context::Runner;
-use crate::run::report::{LATE, STOPPED, Step};
+use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
+use crate::run::report::{CHANGED, LATE, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};
 use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use crate::state::directory::StateDirectory;
@@ -31,6 +31,7 @@ pub struct Recorder {
     policy: Option<PolicyName>,
     run_id: Uuid,
     stop: CancellationToken,
+    changed: ConfigurationChanged,
     /// From then on, by the clock's elapsed time, no create, export or promotion is begun.
     late_from: Option<Duration>,
 }
@@ -88,11 +89,12 @@ impl From<ApiError> for StepError {
 
 impl Recorder {
     /// For the steps of one run, which begins now.
-    pub fn new(runner: &Runner, policy: &Policy, run_id: Uuid, stop: CancellationToken) -> Self {
+    pub fn new(runner: &Runner, policy: &Policy, run_id: Uuid, options: &RunOptions) -> Self {
         let late_from = policy.deadline.map(|deadline| runner.clock.elapsed().saturating_add(deadline));
         Self {
             policy: Some(policy.name.clone()),
-            stop,
+            stop: options.stop.clone(),
+            changed: options.changed.clone(),
             late_from,
             ..Self::manual(runner.state.clone(), Arc::clone(&runner.clock), run_id)
         }
@@ -100,7 +102,16 @@ impl Recorder {
 
     /// For the steps of one manual command.
     pub fn manual(state: StateDirectory, clock: Arc<dyn Clock>, run_id: Uuid) -> Self {
-        Self { state, clock, policy: None, run_id, stop: CancellationToken::new(), late_from: None }
+        let stop = CancellationToken::new();
+        Self {
+            state,
+            clock,
+            policy: None,
+            run_id,
+            stop,
+            changed: ConfigurationChanged::default(),
+            late_from: None,
+        }
     }
 
     pub(crate) fn run_id(&self) -> Uuid {
@@ -120,6 +131,8 @@ impl Recorder {
         };
         if self.stop.is_cancelled() {
             Some(STOPPED)
+        } else if self.changed.policy.is_cancelled() || !adds && self.changed.deletions.is_cancelled() {
+            Some(CHANGED)
         } else if adds && self.late_from.is_some_and(|late| self.clock.elapsed() >= late) {
             Some(LATE)
         } else {
