@@ -514,3 +514,38 @@ async fn a_verification_that_was_due_while_no_daemon_ran_is_made_up_for_once() {
     assert_eq!(verified(&third).await, made_up, "once");
     third.stop().await;
 }
+
+/// A policy that deletes at midnight, four deletions at a time.
+fn deleting(keys: &str, rules: &str) -> String {
+    format!(
+        "[policies.p]\nzones = [\"ch-gva-2\"]\nschedule = \"@daily\"\n{keys}\n[policies.p.retention]\n{rules}\n\
+         [policies.p.guard]\nmax_delete_percent = 100\n"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_during_the_delete_phase_stops_what_has_not_begun() {
+    let prunes = deleting("", "max_count = 3");
+    let keeper = "[policies.q]\nzones = [\"ch-gva-2\"]\n[policies.q.retention]\nkeep_last = 40\n";
+    for (what, later, is_stopped) in [
+        ("nothing", prunes.clone(), false),
+        ("a schedule", prunes.replace("@daily", "@weekly"), false),
+        ("paused", deleting("enabled = false", "max_count = 3"), true),
+        ("another count", deleting("", "max_count = 10"), true),
+        ("a new policy that keeps", [prunes.as_str(), keeper].concat(), true),
+        ("removed", keeper.to_owned(), true),
+    ] {
+        let stage = stage_at("2026-11-01T12:00:00Z");
+        stage.instance("db-1", 40);
+        stage.step(SignedDuration::from_secs(12 * 3600 - 60));
+        stage.world.fault(Fault::on(Call::DeleteSnapshot, Effect::Delay(Duration::from_secs(10))));
+        let play = play_with(&stage, &prunes, vec![Ok(loaded(&stage, &later))]).await;
+        until(&stage, "2026-11-02T00:00:05Z").await;
+        play.orders.send(Order::Reload).unwrap();
+        stage.clock.sleep(Duration::from_secs(600)).await;
+        let left = stage.there().len();
+        // Those in flight end.
+        assert_eq!(left, if is_stopped { 36 } else { 3 }, "{what}");
+        play.stop().await;
+    }
+}
