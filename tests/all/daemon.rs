@@ -542,7 +542,7 @@ async fn a_reload_during_the_delete_phase_stops_what_has_not_begun() {
         let play = play_with(&stage, &prunes, vec![Ok(loaded(&stage, &later))]).await;
         until(&stage, "2026-11-02T00:00:05Z").await;
         play.orders.send(Order::Reload).unwrap();
-        stage.clock.sleep(Duration::from_secs(600)).await;
+        stage.clock.sleep(Duration::from_mins(10)).await;
         let left = stage.there().len();
         // Those in flight end.
         assert_eq!(left, if is_stopped { 36 } else { 3 }, "{what}");
