@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use http::StatusCode;
+use uuid::Uuid;
 
 use crate::snapshot::{OperationId, ZoneName};
 use crate::text::excerpt;
@@ -83,10 +84,12 @@ pub struct ApiError {
     operation: &'static str,
     kind: ErrorKind,
     /// The status and the API's own message, or a detail found here; safe to show; may be empty.
-    detail: String,
+    detail: Box<str>,
     attempts: u32,
     may_have_happened: bool,
     operation_id: Option<OperationId>,
+    /// What the operation was about to make, if it named that; boxed, since errors are returned everywhere.
+    reference: Option<Box<Uuid>>,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -97,10 +100,11 @@ impl ApiError {
             zone: zone.clone(),
             operation,
             kind,
-            detail: String::new(),
+            detail: Box::default(),
             attempts: 1,
             may_have_happened: false,
             operation_id: None,
+            reference: None,
             source: None,
         }
     }
@@ -113,14 +117,14 @@ impl ApiError {
         body: &[u8],
     ) -> Self {
         let message = message_of(body);
-        let mut error = Self::new(zone, operation, kind_of(status, &message));
+        let error = Self::new(zone, operation, kind_of(status, &message));
         let status = status.as_str();
-        error.detail = if message.is_empty() { status.to_owned() } else { format!("{status}: `{message}`") };
-        error
+        let detail = if message.is_empty() { status.to_owned() } else { format!("{status}: `{message}`") };
+        error.with_detail(detail)
     }
 
     pub(super) fn with_detail(self, detail: String) -> Self {
-        Self { detail, ..self }
+        Self { detail: detail.into(), ..self }
     }
 
     pub(super) fn caused_by(self, source: impl Error + Send + Sync + 'static) -> Self {
@@ -138,6 +142,10 @@ impl ApiError {
 
     pub(super) fn in_operation(self, id: Option<OperationId>) -> Self {
         Self { operation_id: id.or(self.operation_id), ..self }
+    }
+
+    pub(super) fn with_reference(self, reference: Option<Uuid>) -> Self {
+        Self { reference: reference.map(Box::new).or(self.reference), ..self }
     }
 
     /// The zone that was asked.
@@ -170,6 +178,11 @@ impl ApiError {
     /// The operation that was started, if it is known.
     pub fn operation_id(&self) -> Option<OperationId> {
         self.operation_id
+    }
+
+    /// What the failed operation was about to make, as far as the API named it.
+    pub fn reference(&self) -> Option<Uuid> {
+        self.reference.as_deref().copied()
     }
 
     fn of_operation(&self) -> String {

@@ -38,8 +38,9 @@ impl ZoneClient {
         let settings = self.settings();
         let begun = self.clock().elapsed();
         let started = first.id;
-        if let Some(ended) = self.ended(operation, first, started) {
-            return ended;
+        let mut reference = first.reference();
+        if let Some(ended) = self.ended(operation, &first, started) {
+            return ended.map_err(|error| error.with_reference(reference));
         }
         let Some(id) = started else {
             return Err(ApiError::new(self.zone(), operation, ErrorKind::Malformed)
@@ -59,7 +60,7 @@ impl ZoneClient {
             else {
                 let said = format!("still pending after {} s", settings.operation_timeout.as_secs());
                 let error = ApiError::new(self.zone(), operation, ErrorKind::OperationTimedOut);
-                return Err(unsettled(error.with_detail(said), id));
+                return Err(unsettled(error.with_detail(said), id).with_reference(reference));
             };
             let wait = poll_wait(settings.poll_interval, elapsed)
                 .max(asked)
@@ -70,8 +71,9 @@ impl ZoneClient {
                 Ok(response) => {
                     attempts.reset();
                     (seen, asked) = (true, Duration::ZERO);
-                    if let Some(ended) = self.ended(operation, response, started) {
-                        return ended;
+                    reference = response.reference().or(reference);
+                    if let Some(ended) = self.ended(operation, &response, started) {
+                        return ended.map_err(|error| error.with_reference(reference));
                     }
                 }
                 Err(failed) => {
@@ -79,7 +81,8 @@ impl ZoneClient {
                     // A fresh operation is not known everywhere at once.
                     let fresh = !seen && failed.error.kind() == ErrorKind::NotFound;
                     if attempts.are_exhausted() || !(failed.is_transient || fresh) {
-                        return Err(unsettled(failed.error.after(attempts.failed()), id));
+                        let error = unsettled(failed.error.after(attempts.failed()), id);
+                        return Err(error.with_reference(reference));
                     }
                     self.retried("get-operation", failed.error.kind());
                     asked = failed.retry_after.unwrap_or_default();
@@ -99,7 +102,7 @@ impl ZoneClient {
     fn ended(
         &self,
         operation: &'static str,
-        response: RawOperation,
+        response: &RawOperation,
         started: Option<OperationId>,
     ) -> Option<Result<Operation, ApiError>> {
         let error = |kind, said: String, perhaps| {
@@ -114,7 +117,7 @@ impl ZoneClient {
             .join(", ");
         match response.state.as_str() {
             "success" => {
-                let reference = response.reference.and_then(|reference| reference.id);
+                let reference = response.reference();
                 Some(Ok(Operation { id: started.or(response.id), reference }))
             }
             "pending" => None,

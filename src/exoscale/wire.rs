@@ -232,6 +232,13 @@ pub(super) struct RawOperation {
     pub(super) reference: Option<Reference<Uuid>>,
 }
 
+impl RawOperation {
+    /// The id of the thing that it is about.
+    pub(super) fn reference(&self) -> Option<Uuid> {
+        self.reference.as_ref()?.id
+    }
+}
+
 /// Another resource, by its id at least.
 #[derive(Debug, Deserialize)]
 pub(super) struct Reference<Id> {

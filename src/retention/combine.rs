@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::policy::Policy;
+use crate::policy::name::PolicyName;
 use crate::retention::expiry::first_second_from;
 use crate::retention::export_gate::{Requirement, copies_needed, requirements};
 use crate::retention::grouping::{Entry, Group, counted_from, group_by_instance, latest_counted};
@@ -24,12 +25,15 @@ pub(crate) fn rules_for<'a>(
     inventory: &Inventory,
     now: Timestamp,
 ) -> Vec<PolicyRules<'a>> {
-    let policies = policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
+    let policies: Vec<&Policy> =
+        policies.iter().filter(|policy| policy.zones.contains(&inventory.zone)).collect();
+    let configured: Arc<[&PolicyName]> = policies.iter().map(|policy| &policy.name).collect();
     let paused_at = |policy: &Policy| {
         let found = inventory.paused.get(&policy.name).copied().unwrap_or(now);
         (!policy.enabled).then_some(found)
     };
-    policies.map(|policy| PolicyRules::new(policy, paused_at(policy))).collect()
+    let rules = policies.into_iter().map(|policy| PolicyRules::new(policy, paused_at(policy), &configured));
+    rules.collect()
 }
 
 /// Decides about each snapshot of the inventory for each policy; with expiry dates only where they are asked for.

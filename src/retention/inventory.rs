@@ -1,6 +1,6 @@
 //! What is known of a zone at the moment of judging.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,8 @@ pub struct Inventory {
     pub snapshots: Vec<Snapshot>,
     /// Every instance of a complete listing, each id once, in any order.
     pub instances: Vec<Instance>,
-    /// Those that this program made; whatever else is there is foreign to a policy that asks for its own.
-    pub created: HashSet<SnapshotId>,
+    /// Those that this program took; whatever else is there is foreign to a policy that asks for its own.
+    pub created: HashMap<SnapshotId, Ownership>,
     /// Those of `snapshots` that are not there yet: a preview adds what the run would take first.
     pub coming: HashSet<SnapshotId>,
     /// Snapshots on hold.
@@ -40,7 +40,7 @@ impl Inventory {
             zone,
             snapshots,
             instances,
-            created: HashSet::new(),
+            created: HashMap::new(),
             coming: HashSet::new(),
             holds: BTreeMap::new(),
             archives: BTreeMap::new(),
@@ -48,6 +48,23 @@ impl Inventory {
             failed: BTreeMap::new(),
             paused: BTreeMap::new(),
         }
+    }
+}
+
+/// Whose a snapshot is that this program took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ownership {
+    /// The policy that took it; none if that is not known, and then it belongs to every policy.
+    pub maker: Option<PolicyName>,
+    /// The other policies of which it served a slot.
+    pub served: Vec<PolicyName>,
+}
+
+impl Ownership {
+    /// Whether it belongs to the policy, where these are configured: what a policy took that is gone is everyone's.
+    pub(crate) fn includes(&self, policy: &PolicyName, configured: &[&PolicyName]) -> bool {
+        let Some(maker) = &self.maker else { return true };
+        maker == policy || self.served.contains(policy) || !configured.contains(&maker)
     }
 }
 

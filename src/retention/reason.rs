@@ -207,7 +207,7 @@ impl Display for ReasonText<'_> {
             Reason::State(state) => not_good(f, state),
             Reason::Orphan => f.write_str("its instance is not listed any more, and orphans are kept"),
             Reason::NoInstance => f.write_str("the API does not say which instance it is of"),
-            Reason::Foreign => f.write_str("not known to be made by this program (ownership = \"created\")"),
+            Reason::Foreign => f.write_str("this policy did not take it (ownership = \"created\")"),
         }
     }
 }

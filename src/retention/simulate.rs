@@ -19,7 +19,7 @@ use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::policy::select::Select;
 use crate::retention::combine::{combine, rules_for};
-use crate::retention::inventory::Inventory;
+use crate::retention::inventory::{Inventory, Ownership};
 use crate::retention::plan::PolicyPlan;
 use crate::retention::rules::PolicyRules;
 use crate::retention::verdict::{Rule, Verdict};
@@ -345,7 +345,8 @@ impl<'a> Timeline<'a> {
                     break id;
                 }
             };
-            self.inventory.created.insert(id);
+            let maker = Some(self.simulation.policy.name.clone());
+            self.inventory.created.insert(id, Ownership { maker, served: Vec::new() });
             self.inventory.snapshots.push(Snapshot {
                 id,
                 // As the platform names them.

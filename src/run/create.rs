@@ -1,8 +1,9 @@
 //! Takes a snapshot of each instance that the policy selects, once for a slot of its schedule.
 //!
 //! A creation must not simply be repeated: that makes a second snapshot. So a request is remembered before it is sent, and
-//! after a lost answer, or in the next process if this one is killed, its snapshot is looked for by instance and date. A
-//! snapshot that may have come from another request is never taken for ours, so it is kept.
+//! after a lost answer, or in the next process if this one is killed, its snapshot is looked for by instance and date. One
+//! that is found so counts for its slot, but somebody else may have taken it, so it is never ours: only what the operation
+//! names is. A slot that another policy's snapshot served is remembered, too, since that snapshot belongs to both.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -28,7 +29,7 @@ use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, S
 use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns};
-use crate::state::policy_state::{Creation, PolicyState};
+use crate::state::policy_state::{Creation, Owner, PolicyState};
 use crate::text::{chain, printable};
 
 /// A snapshot's date may be this far from the time of our request, if our clock differs from the platform's.
@@ -43,6 +44,10 @@ const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(24);
 
 /// Between two looks at a snapshot that is being taken and whose operation is not known.
 const WATCH_POLL: Duration = Duration::from_secs(10);
+
+/// What is said of a snapshot that no operation named.
+const FOUND: &str =
+    "found by its instance and date, so it counts for its slot, and is not deleted where only ours are";
 
 /// The longest wait for such a snapshot, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
@@ -118,6 +123,9 @@ impl ZoneCreator<'_> {
             Err(error) => return report.failures.push(format!("no snapshot is taken: {error}")),
         }
         let mut due = self.due(plan).await;
+        if let Err(error) = self.note_served(plan, &due).await {
+            report.failures.push(format!("it is not remembered which snapshots served this slot: {error}"));
+        }
         if due.is_empty() {
             return;
         }
@@ -223,13 +231,10 @@ impl ZoneCreator<'_> {
                     Ok(snapshot) => snapshot,
                     Err(count) => return Err(self.doubt(&asked, count).await?),
                 };
-                self.settle(&asked, snapshot.id).await?;
+                self.settle(&asked, snapshot.id, Owner::Nobody).await?;
                 whole(&snapshot)?;
                 let still = if snapshot.state.is_in_flight() { ", still being taken" } else { "" };
-                Ok(Done {
-                    message: Some(format!("found by its instance and date{still}")),
-                    ..Done::default()
-                })
+                Ok(Done { message: Some(format!("{FOUND}{still}")), ..Done::default() })
             };
             steps.push(self.recorder.step(intent, work).await);
         }
@@ -239,9 +244,15 @@ impl ZoneCreator<'_> {
         let listed = inventory.snapshots.iter().map(|snapshot| snapshot.id);
         let listed: HashSet<SnapshotId> = listed.chain(accepted.iter().copied()).collect();
         let now = self.runner.clock.now();
+        let all = self.runner.state.all_created().await.map_err(|error| chain(&error))?;
+        let id_of = |made: &Creation| {
+            let Some(server) = made.server() else { return made.snapshot_id };
+            let (_, created) = all.iter().find(|(policy, _)| policy == server)?;
+            made.served_from(created)?.snapshot_id
+        };
         let is_over = |made: &Creation| {
             made.zone == *self.zone
-                && made.snapshot_id.is_none_or(|id| !listed.contains(&id))
+                && id_of(made).is_none_or(|id| !listed.contains(&id))
                 && now.duration_since(made.requested_at) > REMEMBERED_FOR
         };
         if self.memory.own().await.created.iter().any(is_over) {
@@ -275,8 +286,9 @@ impl ZoneCreator<'_> {
         let memory = self.memory.own().await;
         let of_zone = || memory.created.iter().filter(|made| made.zone == *self.zone);
         // The platform's clock may have dated ours before the slot.
-        let is_made =
-            |made: &&Creation| made.slot == self.slot && !made.is_open() && !has_failed(made, &failed);
+        let is_made = |made: &&Creation| {
+            made.slot == self.slot && made.server().is_none() && !made.is_open() && !has_failed(made, &failed)
+        };
         made.extend(of_zone().filter(is_made).map(|made| made.instance_id));
         let due = selected(self.policy, inventory).filter(|instance| !made.contains(&instance.id));
         let from = now.checked_sub(DATED_OFF).unwrap_or(Timestamp::MIN);
@@ -293,6 +305,61 @@ impl ZoneCreator<'_> {
             open: of_zone().find(|made| made.is_open() && made.instance_id == instance.id).cloned(),
         })
         .collect()
+    }
+
+    /// Remembers for each selected instance that is not due which snapshot of another policy served the slot: the oldest
+    /// since then. It belongs to both.
+    async fn note_served(&self, plan: &ZonePlan, due: &[Due<'_>]) -> Result<(), String> {
+        let inventory = &plan.listing.inventory;
+        let due: HashSet<InstanceId> = due.iter().map(|due| due.instance.id).collect();
+        let known: HashSet<InstanceId> = {
+            let own = self.memory.own().await;
+            let of_slot = own.created.iter().filter(|made| made.zone == *self.zone && made.slot == self.slot);
+            of_slot.map(|made| made.instance_id).collect()
+        };
+        let selected = selected(self.policy, inventory).map(|instance| instance.id);
+        let mut unknown: HashSet<InstanceId> =
+            selected.filter(|id| !due.contains(id) && !known.contains(id)).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let since: HashSet<SnapshotId> = inventory
+            .snapshots
+            .iter()
+            .filter(|snapshot| snapshot.created_at >= self.slot)
+            .filter(|snapshot| snapshot.state.is_good() || snapshot.state.is_in_flight())
+            .map(|snapshot| snapshot.id)
+            .collect();
+        let all = self.runner.state.all_created().await.map_err(|error| chain(&error))?;
+        let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
+        let serves = |made: &Creation| match made.snapshot_id {
+            Some(id) => since.contains(&id),
+            None => made.requested_at >= self.slot,
+        };
+        let mut serving: Vec<(&PolicyName, &Creation)> = others
+            .flat_map(|(policy, created)| created.iter().map(move |made| (policy, made)))
+            .filter(|(_, made)| made.zone == *self.zone && may_be_own(made) && serves(made))
+            .collect();
+        serving.sort_by_key(|(_, made)| made.requested_at);
+        serving.retain(|(_, made)| unknown.remove(&made.instance_id));
+        if serving.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<Creation> =
+            serving.into_iter().map(|(policy, made)| self.served(policy, made)).collect();
+        let noted = self.memory.change(|state| state.created.extend(records)).await;
+        noted.map_err(|step_error| step_error.message)
+    }
+
+    /// The record that another policy's snapshot serves this slot.
+    fn served(&self, policy: &PolicyName, made: &Creation) -> Creation {
+        Creation {
+            slot: self.slot,
+            snapshot_id: None,
+            listed_before: Vec::new(),
+            owner: Owner::ServedBy(policy.clone()),
+            ..made.clone()
+        }
     }
 
     /// Takes one snapshot.
@@ -357,11 +424,18 @@ impl ZoneCreator<'_> {
         let all = all.map_err(|error| StepError::failed(chain(&error)))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
         let of_this_slot = |made: &Creation| {
-            made.zone == *self.zone && made.instance_id == due.instance.id && made.requested_at >= self.slot
+            made.zone == *self.zone
+                && made.instance_id == due.instance.id
+                && made.requested_at >= self.slot
+                && made.server().is_none()
         };
-        let taker =
-            others.filter(|(_, created)| created.iter().any(of_this_slot)).map(|(policy, _)| policy).next();
-        if let Some(taker) = taker {
+        let mut taken = others
+            .filter_map(|(policy, created)| Some((policy, created.iter().find(|made| of_this_slot(made))?)));
+        if let Some((taker, made)) = taken.next() {
+            if may_be_own(made) {
+                let served = self.served(taker, made);
+                self.memory.change(|state| state.created.push(served)).await?;
+            }
             return Err(taken_by(taker));
         }
         let asked = Creation {
@@ -372,6 +446,8 @@ impl ZoneCreator<'_> {
             snapshot_id: None,
             is_in_doubt: false,
             listed_before: due.listed_before.clone(),
+            // Until the operation names it.
+            owner: Owner::Nobody,
         };
         self.memory.change(|state| state.created.push(asked.clone())).await?;
         Ok(asked)
@@ -395,7 +471,7 @@ impl ZoneCreator<'_> {
         id: Option<SnapshotId>,
     ) -> Result<Done, StepError> {
         let Some(id) = id else { return self.taken_unnamed(asked, instance, operation_id).await };
-        self.settle(asked, id).await?;
+        self.settle(asked, id, Owner::ThisPolicy).await?;
         let (snapshot, message) = match self.client.get_snapshot(id).await {
             Ok(Some(details)) => {
                 whole(&details.snapshot).map_err(|step_error| StepError { operation_id, ..step_error })?;
@@ -421,8 +497,8 @@ impl ZoneCreator<'_> {
         let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
         let (snapshot, so) = match self.look(asked, until).await {
             Ok(Found::One(snapshot)) => {
-                self.settle(asked, snapshot.id).await?;
-                (Some(Subject::of(&snapshot, Some(instance))), "found by its instance and date".to_owned())
+                self.settle(asked, snapshot.id, Owner::Nobody).await?;
+                (Some(Subject::of(&snapshot, Some(instance))), FOUND.to_owned())
             }
             Ok(Found::Nothing | Found::Several(_)) => {
                 self.change(asked, |made| made.is_in_doubt = true).await?;
@@ -434,7 +510,7 @@ impl ZoneCreator<'_> {
         Ok(Done { operation_id, snapshot, message, ..Done::default() })
     }
 
-    /// The operation began, and failed or was lost sight of: what it left behind is ours, too.
+    /// The operation began, and failed or was lost sight of: what it left behind is ours, too, if it named that.
     async fn begun_and_failed(
         &self,
         asked: &Creation,
@@ -443,8 +519,15 @@ impl ZoneCreator<'_> {
     ) -> StepError {
         let has_failed = !error.may_have_happened();
         let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
+        let named = self.named_by(&error, asked).await;
         let remembered = match self.look(asked, until).await {
-            Ok(Found::One(snapshot)) => self.settle(asked, snapshot.id).await,
+            _ if named.is_some() => {
+                self.change(asked, |made| {
+                    (made.snapshot_id, made.owner) = (named, Owner::ThisPolicy);
+                })
+                .await
+            }
+            Ok(Found::One(snapshot)) => self.settle(asked, snapshot.id, Owner::Nobody).await,
             Ok(Found::Nothing | Found::Several(_)) if has_failed => self.forget(asked).await,
             Ok(Found::Several(count)) => self.doubt(asked, count).await.map(drop),
             // The next run looks again.
@@ -455,6 +538,13 @@ impl ZoneCreator<'_> {
             message = format!("{message}; {}", step_error.message);
         }
         StepError { operation_id: Some(operation_id), ..StepError::failed(message) }
+    }
+
+    /// The snapshot that a failed operation named, if there is such a one of this instance.
+    async fn named_by(&self, error: &ApiError, asked: &Creation) -> Option<SnapshotId> {
+        let details = self.client.get_snapshot(SnapshotId(error.reference()?)).await.ok()??;
+        let is_of_instance = details.snapshot.instance_id == Some(asked.instance_id);
+        is_of_instance.then_some(details.snapshot.id)
     }
 
     /// What a look-up means; nothing if the request was never carried out.
@@ -469,9 +559,9 @@ impl ZoneCreator<'_> {
             Found::Several(count) => return Err(self.doubt(asked, count).await?),
             Found::One(snapshot) => snapshot,
         };
-        self.settle(asked, snapshot.id).await?;
+        self.settle(asked, snapshot.id, Owner::Nobody).await?;
         let snapshot = self.watch(snapshot).await?;
-        let message = Some("the answer was lost: found by its instance and date".to_owned());
+        let message = Some(format!("the answer was lost: {FOUND}"));
         Ok(Some(Done { snapshot: Some(Subject::of(&snapshot, Some(instance))), message, ..Done::default() }))
     }
 
@@ -523,8 +613,8 @@ impl ZoneCreator<'_> {
         until.and_then(|until| until.checked_add(DATED_OFF)).unwrap_or(Timestamp::MAX)
     }
 
-    async fn settle(&self, asked: &Creation, id: SnapshotId) -> Result<(), StepError> {
-        self.change(asked, |made| made.snapshot_id = Some(id)).await
+    async fn settle(&self, asked: &Creation, id: SnapshotId, owner: Owner) -> Result<(), StepError> {
+        self.change(asked, |made| (made.snapshot_id, made.owner) = (Some(id), owner)).await
     }
 
     async fn doubt(&self, asked: &Creation, count: usize) -> Result<StepError, StepError> {
@@ -566,6 +656,11 @@ fn found(snapshots: &[Snapshot], asked: &Creation, until: Timestamp, known: &Has
         [one] => Found::One((*one).clone()),
         several => Found::Several(several.len()),
     }
+}
+
+/// Whether the snapshot is the policy's that asked for it, or may become that once the answer has come.
+fn may_be_own(made: &Creation) -> bool {
+    made.owner == Owner::ThisPolicy || made.is_open()
 }
 
 fn has_failed(made: &Creation, failed: &HashSet<SnapshotId>) -> bool {

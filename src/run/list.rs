@@ -1,6 +1,6 @@
 //! Lists zones, and adds everything else that decisions depend on: holds, ownership, and the copies in archives.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -9,7 +9,7 @@ use futures_util::future::{FutureExt as _, join, join_all};
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
 use crate::policy::name::ArchiveName;
-use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory};
+use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory, Ownership};
 use crate::retention::memory::Memory;
 use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
@@ -17,6 +17,7 @@ use crate::state::audit::Subject;
 use crate::state::error::StateError;
 use crate::state::holds::{self, Holds};
 use crate::state::last_runs::LastRuns;
+use crate::state::policy_state::{Creation, Owner};
 use crate::text::{chain, counted, printable};
 
 /// The catalogue of each archive, or why it cannot be read.
@@ -203,17 +204,39 @@ pub(crate) fn holds_by_snapshot(holds: &Holds) -> BTreeMap<SnapshotId, Hold> {
     holds.holds.iter().map(|one| (one.snapshot, hold(one))).collect()
 }
 
-/// The snapshots that this program is known to have made, if any policy in the zone asks for that. They are read after
-/// the listing, so that they include everything listed.
-async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashSet<SnapshotId>, String> {
-    let asks = |policy: &Policy| policy.enabled && policy.select.only_created && policy.zones.contains(zone);
-    if !runner.policies.iter().any(asks) {
-        return Ok(HashSet::new());
-    }
-    runner.state.created_snapshots().await.map_err(|error| {
+/// Whose the snapshots are that this program is known to have taken. They are read after the listing, so that they include
+/// everything listed; and whatever the policies ask for now, since a policy that is gone may have asked for its own.
+async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashMap<SnapshotId, Ownership>, String> {
+    let all = runner.state.all_created().await.map_err(|error| {
         let error = chain(&error);
         format!("nothing is done here, since the snapshots that this program made are not known: {error}")
-    })
+    })?;
+    let mut owned: HashMap<SnapshotId, Ownership> = HashMap::new();
+    let in_zone = |made: &&Creation| made.zone == *zone;
+    for (policy, created) in &all {
+        for made in created.iter().filter(in_zone) {
+            let Some(id) = made.snapshot_id else { continue };
+            match made.owner {
+                Owner::Everyone => drop(owned.insert(id, Ownership::default())),
+                Owner::ThisPolicy => {
+                    let of_policy = Ownership { maker: Some(policy.clone()), served: Vec::new() };
+                    owned.entry(id).or_insert(of_policy);
+                }
+                Owner::Nobody | Owner::ServedBy(_) => {}
+            }
+        }
+    }
+    for (policy, created) in &all {
+        for made in created.iter().filter(in_zone) {
+            let server = all.iter().find(|(other, _)| Some(other) == made.server());
+            let id = server.and_then(|(_, created)| made.served_from(created)?.snapshot_id);
+            // One that is nobody's is not made anybody's by serving a slot.
+            if let Some(ownership) = id.and_then(|id| owned.get_mut(&id)) {
+                ownership.served.push(policy.clone());
+            }
+        }
+    }
+    Ok(owned)
 }
 
 /// Adds the warnings.

@@ -43,12 +43,46 @@ pub struct Creation {
     /// The instance's snapshots of about that time that were listed before the request: none of them came of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listed_before: Vec<SnapshotId>,
+    /// Whose the snapshot is. A file from before this was recorded lacks it.
+    #[serde(default)]
+    pub owner: Owner,
+}
+
+/// Whose a snapshot is that was taken here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// Every policy's: it was recorded before that was.
+    #[default]
+    Everyone,
+    /// This policy's: the operation named it.
+    ThisPolicy,
+    /// Perhaps somebody else's: there is no operation that named it, so it counts for its slot alone.
+    Nobody,
+    /// This policy's, too: the other one took it, and it served a slot of this policy. `requested_at` is that of the other
+    /// policy's record, which alone has the snapshot's id: it may not be known yet.
+    ServedBy(PolicyName),
 }
 
 impl Creation {
     /// Whether it is still to be found out what came of it.
     pub fn is_open(&self) -> bool {
-        self.snapshot_id.is_none() && !self.is_in_doubt
+        self.snapshot_id.is_none() && !self.is_in_doubt && self.server().is_none()
+    }
+
+    /// The policy that took the snapshot, if that is another one.
+    pub fn server(&self) -> Option<&PolicyName> {
+        if let Owner::ServedBy(policy) = &self.owner { Some(policy) } else { None }
+    }
+
+    /// The other policy's record of the snapshot that served the slot, among these of that policy.
+    pub fn served_from<'c>(&self, created: &'c [Creation]) -> Option<&'c Creation> {
+        created.iter().find(|made| {
+            made.server().is_none()
+                && made.zone == self.zone
+                && made.instance_id == self.instance_id
+                && made.requested_at == self.requested_at
+        })
     }
 }
 
@@ -103,7 +137,7 @@ impl StateDirectory {
         Ok(all.into_iter().map(|(policy, state)| (policy, state.created)).collect())
     }
 
-    /// The snapshots that this program is known to have taken.
+    /// The snapshots that this program is known to have asked for, whosever they are.
     ///
     /// # Errors
     /// As [`StateDirectory::all_created`].
@@ -157,6 +191,7 @@ mod tests {
                 snapshot_id: Some(SnapshotId(Uuid::from_u128(1))),
                 is_in_doubt: false,
                 listed_before: vec![SnapshotId(Uuid::from_u128(3))],
+                owner: Owner::ServedBy("hourly".parse().unwrap()),
             }],
         };
         state(folder.path()).set_policy_state(&nightly(), remembered.clone()).await.unwrap();

@@ -16,6 +16,7 @@ mod http_port;
 mod kills;
 mod layers;
 mod ordinary_nights;
+mod ownership;
 mod planning;
 mod plans;
 mod points;

@@ -10,7 +10,7 @@ use crate::config::sections::Config;
 use crate::disk;
 use crate::exoscale::wire::{self, ListedSnapshots};
 use crate::policy::Policy;
-use crate::retention::inventory::{Copies, Inventory};
+use crate::retention::inventory::{Copies, Inventory, Ownership};
 use crate::snapshot::{Instance, ZoneName};
 use crate::text::chain;
 
@@ -64,9 +64,10 @@ pub(crate) fn inventories(
             Some(file) => once(&mut files.instances, &file.file, wire::decode_instances)?.clone(),
             None => listing.mentioned,
         };
+        let everyones = listing.snapshots.iter().map(|snapshot| (snapshot.id, Ownership::default()));
         inventories.push(Inventory {
-            // Without a state, all of them count as created by this program.
-            created: listing.snapshots.iter().map(|snapshot| snapshot.id).collect(),
+            // Without a state, all of them count as created by this program, and as every policy's.
+            created: everyones.collect(),
             archives: config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect(),
             ..Inventory::on_paper(zone.clone(), listing.snapshots, instances)
         });

@@ -24,7 +24,7 @@ use crate::retention::age::AgeTable;
 use crate::retention::calendar::Calendar;
 use crate::retention::expiry::{ALWAYS, first_second_after};
 use crate::retention::grouping::{Entry, Group, latest_counted};
-use crate::retention::inventory::Inventory;
+use crate::retention::inventory::{Inventory, Ownership};
 use crate::retention::reason::Reason;
 use crate::retention::rules::candidate::{Candidate, Opinion};
 use crate::retention::rules::keep_hourly_to_yearly::keep_newest_of_each;
@@ -55,6 +55,8 @@ pub(crate) struct PolicyRules<'a> {
     pub(crate) name: Arc<PolicyName>,
     /// When it was found disabled: it judges as of then, and only what was there then.
     pub(crate) paused_at: Option<Timestamp>,
+    /// The names of all policies of the zone.
+    configured: Arc<[&'a PolicyName]>,
     calendar: Calendar,
     keep_within: Option<AgeTable>,
     keep_within_each: ByPeriod<Option<AgeTable>>,
@@ -68,7 +70,11 @@ pub(crate) struct PolicyRules<'a> {
 }
 
 impl<'a> PolicyRules<'a> {
-    pub(crate) fn new(policy: &'a Policy, paused_at: Option<Timestamp>) -> Self {
+    pub(crate) fn new(
+        policy: &'a Policy,
+        paused_at: Option<Timestamp>,
+        configured: &Arc<[&'a PolicyName]>,
+    ) -> Self {
         let table = policy.retention.as_ref();
         let age = |rule: Rule, span: fn(&Retention) -> Option<&_>| {
             table.and_then(span).map(|span| AgeTable::new(rule, span, &policy.time_zone))
@@ -81,6 +87,7 @@ impl<'a> PolicyRules<'a> {
             policy,
             name: Arc::new(policy.name.clone()),
             paused_at,
+            configured: configured.clone(),
             calendar: Calendar::new(&policy.time_zone),
             keep_within: age(Rule::KeepWithin, |table| table.keep_within.as_ref()),
             keep_within_each: ByPeriod::of(within),
@@ -155,7 +162,8 @@ impl<'a> PolicyRules<'a> {
             if self.paused_at.is_some_and(|paused_at| entry.created_at > paused_at) {
                 continue;
             }
-            let is_foreign = select.only_created && !inventory.created.contains(&snapshot.id);
+            let is_own = |ownership: &Ownership| ownership.includes(&self.name, &self.configured);
+            let is_foreign = select.only_created && !inventory.created.get(&snapshot.id).is_some_and(is_own);
             let is_counted = entry.created_at <= latest && entry.is_good;
             // Nothing is known of a coming one that could speak against it.
             if is_coming || is_counted && !is_foreign && orphan.is_none() {

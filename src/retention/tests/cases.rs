@@ -851,7 +851,8 @@ fn own(policy: Policy) -> Policy {
 
 impl Inventory {
     fn made_by_us(mut self, numbers: &[u128]) -> Self {
-        self.created = numbers.iter().map(|number| snapshot_id(*number)).collect();
+        let everyones = |number: &u128| (snapshot_id(*number), Ownership::default());
+        self.created = numbers.iter().map(everyones).collect();
         self
     }
 
@@ -897,7 +898,7 @@ fn what_somebody_else_made_counts_for_nothing_where_only_ours_are_meant() {
     let zone = aged(&[1]);
     assert_decided(&[nightly().with(keep_last(1))], &zone, now(), &["keep keep_last"]);
     let words = words(&plan_of(&[own(nightly())], &zone, now()), 1);
-    assert_eq!(words, ["not known to be made by this program (ownership = \"created\")"]);
+    assert_eq!(words, ["this policy did not take it (ownership = \"created\")"]);
 }
 
 #[test]

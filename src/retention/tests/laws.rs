@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use proptest::collection::{btree_map, hash_set, vec};
+use proptest::collection::{btree_map, hash_map, vec};
 use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::oracle::is_own;
 use super::*;
 use crate::policy::Period;
 use crate::policy::select::NameGlob;
@@ -147,6 +148,15 @@ fn archives(count: usize) -> impl Strategy<Value = Option<Vec<Index>>> {
     of(vec(any::<Index>(), 0..=count.min(6)))
 }
 
+/// Everyone's, or of a policy that may be one of those at hand.
+fn ownerships() -> impl Strategy<Value = Ownership> {
+    let names = || select(vec!["nightly", "weekly", "monthly", "gone"]);
+    (of(names()), vec(names(), 0..2)).prop_map(|(maker, served)| Ownership {
+        maker: maker.map(|name| name.parse().unwrap()),
+        served: served.into_iter().map(|name| name.parse().unwrap()).collect(),
+    })
+}
+
 /// A moment, and a zone as it is then.
 pub(super) fn scenes() -> impl Strategy<Value = (Timestamp, Inventory)> {
     scenes_of(24)
@@ -158,13 +168,13 @@ pub(super) fn scenes_of(most: usize) -> impl Strategy<Value = (Timestamp, Invent
         (Just(moment), vec(snapshots(moment), 0..most)).prop_flat_map(|(moment, snapshots)| {
             let count = snapshots.len();
             let holds = btree_map(0..24_u128, of(-2..40_i64), 0..3);
-            let created = hash_set(1..24_u128, 0..24);
+            let created = hash_map(1..24_u128, ownerships(), 0..24);
             (Just(moment), Just(snapshots), holds, created, archives(count), archives(count))
         })
     });
     zone.prop_map(|(moment, snapshots, holds, created, vault, offsite)| {
         let mut zone = inventory(snapshots);
-        zone.created = created.into_iter().map(snapshot_id).collect();
+        zone.created = created.into_iter().map(|(number, of)| (snapshot_id(number), of)).collect();
         for (number, days) in holds {
             let until = days.map(|days| moment + SignedDuration::from_hours(24 * days));
             zone = zone.on_hold(number, until);
@@ -206,8 +216,8 @@ fn councils_of(most: usize) -> impl Strategy<Value = Vec<Policy>> {
 }
 
 /// Whether a snapshot is not foreign to a policy.
-fn is_meant(policy: &Policy, zone: &Inventory, snapshot: &Snapshot) -> bool {
-    !policy.select.only_created || zone.created.contains(&snapshot.id)
+fn is_meant(policy: &Policy, policies: &[Policy], zone: &Inventory, snapshot: &Snapshot) -> bool {
+    !policy.select.only_created || is_own(policy, policies, zone, snapshot)
 }
 
 fn has_keep_rule(rules: &Retention) -> bool {
@@ -390,8 +400,8 @@ proptest! {
     #[test]
     fn the_newest_min_keep_good_ones_never_go(policies in councils(), (moment, zone) in scenes()) {
         let gone = deleted_ids(&policies, &zone, moment);
-        let policies = policies.iter().filter_map(|policy| Some((policy, policy.retention.as_ref()?.min_keep)));
-        for (policy, min_keep) in policies {
+        let pruning = policies.iter().filter_map(|policy| Some((policy, policy.retention.as_ref()?.min_keep)));
+        for (policy, min_keep) in pruning {
             for instance in &zone.instances {
                 let mut good: Vec<(Timestamp, SnapshotId)> = zone
                     .snapshots
@@ -400,7 +410,7 @@ proptest! {
                         snapshot.instance_id == Some(instance.id)
                             && policy.select.selects_instance(snapshot.instance_id, Some(instance))
                             && policy.select.selects_snapshot(snapshot)
-                            && is_meant(policy, &zone, snapshot)
+                            && is_meant(policy, &policies, &zone, snapshot)
                             && snapshot.state.is_good()
                             && snapshot.created_at <= moment + SignedDuration::from_mins(5)
                     })
@@ -427,7 +437,7 @@ proptest! {
             prop_assert!(snapshot.instance_id.is_some());
             let hold = zone.holds.get(&snapshot.id);
             prop_assert!(hold.is_none_or(|hold| hold.until.is_some_and(|until| until <= moment)));
-            prop_assert!(policies.iter().any(|policy| is_meant(policy, &zone, snapshot)));
+            prop_assert!(policies.iter().any(|policy| is_meant(policy, &policies, &zone, snapshot)));
         }
     }
 
@@ -439,7 +449,7 @@ proptest! {
             for (policy, plan) in policies.iter().zip(&plan.policies) {
                 let decision = plan.decisions.iter().find(|decision| decision.index + 1 == number);
                 let goes = decision.is_none_or(|decision| decision.verdict == Verdict::Delete);
-                let is_meant = is_meant(policy, &zone, snapshot);
+                let is_meant = is_meant(policy, &policies, &zone, snapshot);
                 prop_assert!(goes || policy.retention.is_none() || !is_meant);
                 prop_assert!(is_meant || decision.is_none_or(|decision| decision.verdict == Verdict::Ignore));
             }

@@ -34,9 +34,9 @@ pub(super) fn verdicts(
     let opinions: Vec<(&Policy, Vec<Opinion>)> = policies
         .iter()
         .filter(|policy| policy.enabled && policy.zones.contains(&inventory.zone))
-        .map(|policy| (policy, opinions_of(policy, inventory, now)))
+        .map(|policy| (policy, opinions_of(policy, policies, inventory, now)))
         .collect();
-    let own_opinions = opinions_of(own, inventory, now);
+    let own_opinions = opinions_of(own, policies, inventory, now);
     let mut verdicts = Vec::new();
     for (place, snapshot) in inventory.snapshots.iter().enumerate() {
         verdicts.push(match own_opinions[place] {
@@ -82,7 +82,24 @@ fn holds(
     }
 }
 
-fn opinions_of(policy: &Policy, inventory: &Inventory, now: Timestamp) -> Vec<Opinion> {
+/// Whether the policy took the snapshot or was served by it, or nobody can say who else may prune it.
+pub(super) fn is_own(
+    policy: &Policy,
+    policies: &[Policy],
+    inventory: &Inventory,
+    snapshot: &Snapshot,
+) -> bool {
+    match inventory.created.get(&snapshot.id) {
+        None => false,
+        Some(Ownership { maker: None, .. }) => true,
+        Some(Ownership { maker: Some(maker), served }) => {
+            let is_gone = policies.iter().all(|policy| policy.name != *maker);
+            is_gone || *maker == policy.name || served.contains(&policy.name)
+        }
+    }
+}
+
+fn opinions_of(policy: &Policy, policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Vec<Opinion> {
     let mut opinions = vec![Opinion::NotSelected; inventory.snapshots.len()];
     let whose: HashSet<Option<InstanceId>> =
         inventory.snapshots.iter().map(|snapshot| snapshot.instance_id).collect();
@@ -101,7 +118,7 @@ fn opinions_of(policy: &Policy, inventory: &Inventory, now: Timestamp) -> Vec<Op
             if snapshot.instance_id != instance_id || !policy.select.selects_snapshot(snapshot) {
                 continue;
             }
-            let is_foreign = policy.select.only_created && !inventory.created.contains(&snapshot.id);
+            let is_foreign = policy.select.only_created && !is_own(policy, policies, inventory, snapshot);
             let is_future = snapshot.created_at.duration_since(now) > SignedDuration::from_mins(5);
             let is_good = ["exported", "ready"].contains(&snapshot.state.as_str());
             if is_foreign {

@@ -1,0 +1,212 @@
+//! Whose a snapshot is: each policy prunes what it took, and what served a slot of it.
+
+use std::collections::BTreeSet;
+
+use jiff::SignedDuration;
+use snapwarden::disk::{Access, RealDisk, replace_file};
+use snapwarden::run::context::RunOptions;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::snapshot::{InstanceId, SnapshotId};
+use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
+use snapwarden::state::policy_state::{Creation, Owner};
+
+use crate::stage::{Stage, ended, read, steps};
+
+/// As people write it: each policy is meant to keep its own.
+const TWO: &str = r#"
+[policies.hourly]
+zones = ["ch-gva-2"]
+create = true
+[policies.hourly.retention]
+keep_last = 3
+[policies.hourly.guard]
+max_delete_percent = 100
+[policies.weekly]
+zones = ["ch-gva-2"]
+create = true
+[policies.weekly.retention]
+keep_last = 4
+[policies.weekly.guard]
+max_delete_percent = 100
+"#;
+
+const HOUR: SignedDuration = SignedDuration::from_hours(1);
+
+fn zone() -> (Stage, InstanceId) {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    (stage, instance)
+}
+
+/// A run of the named policy for the slot of this hour.
+async fn run(stage: &Stage, policies: &str, name: &str) -> RunReport {
+    let runner = stage.runner(policies);
+    let policy = runner.policies.iter().find(|policy| policy.name.as_str() == name).unwrap();
+    let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+    let report = runner.run(policy, &options).await.unwrap();
+    assert_eq!(report.result, RunResult::Success, "{name}: {:?}", report.zones);
+    report
+}
+
+fn created(report: &RunReport) -> Option<SnapshotId> {
+    let steps = steps(report, Action::Create);
+    steps.iter().find(|step| step.outcome == StepOutcome::Done)?.facts.snapshot.id
+}
+
+async fn remembered(stage: &Stage, policy: &str) -> Vec<Creation> {
+    let folder = StateDirectory::at(stage.seams.disk.clone(), &stage.state());
+    folder.policy_state(&policy.parse().unwrap()).await.unwrap().created
+}
+
+fn there(stage: &Stage) -> BTreeSet<SnapshotId> {
+    stage.there().into_iter().collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_keeps_little_leaves_alone_what_another_took() {
+    let (stage, _) = zone();
+    let mut weeklies = Vec::new();
+    for hour in 0..48 {
+        if hour % 8 == 0 {
+            weeklies.extend(created(&run(&stage, TWO, "weekly").await));
+            stage.step(SignedDuration::from_mins(5));
+            run(&stage, TWO, "hourly").await;
+            stage.step(SignedDuration::from_mins(55));
+        } else {
+            run(&stage, TWO, "hourly").await;
+            stage.step(HOUR);
+        }
+    }
+    assert_eq!(weeklies.len(), 6);
+    let there = there(&stage);
+    let kept: Vec<bool> = weeklies.iter().map(|id| there.contains(id)).collect();
+    assert_eq!(kept, [false, false, true, true, true, true], "the newest four of its own");
+    assert_eq!(there.len(), 4 + 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_served_the_slot_of_another_belongs_to_both() {
+    let (stage, _) = zone();
+    let mut served = Vec::new();
+    for hour in 0..40 {
+        let slot = Some(stage.now());
+        let taken = created(&run(&stage, TWO, "hourly").await);
+        if hour % 8 == 0 {
+            // The same slot, a moment later.
+            stage.step(SignedDuration::from_secs(30));
+            for _ in 0..2 {
+                let runner = stage.runner(TWO);
+                let options = RunOptions { slot, ..RunOptions::default() };
+                let report = runner.run(&runner.policies[1], &options).await.unwrap();
+                assert_eq!(
+                    ended(&report, Action::Create, StepOutcome::Done),
+                    0,
+                    "no second one for the slot"
+                );
+            }
+            served.extend(taken);
+        }
+        stage.step(HOUR);
+    }
+    assert_eq!(served.len(), 5);
+    let weekly = remembered(&stage, "weekly").await;
+    let slots: BTreeSet<_> = weekly.iter().map(|made| made.slot).collect();
+    assert_eq!(slots.len(), weekly.len(), "once for each slot");
+    assert!(
+        weekly.iter().all(|made| !made.is_open() && made.owner == Owner::ServedBy("hourly".parse().unwrap()))
+    );
+    let kept: Vec<bool> = served.iter().map(|id| there(&stage).contains(id)).collect();
+    assert_eq!(kept, [false, true, true, true, true], "as many as the other one wants");
+    // It is forgotten like any other.
+    assert!(weekly.len() <= 5, "{weekly:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_the_same_moment_belongs_to_both_before_its_id_is_known() {
+    let (stage, _) = zone();
+    let runner = stage.runner(TWO);
+    let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+    let (one, other) =
+        tokio::join!(runner.run(&runner.policies[0], &options), runner.run(&runner.policies[1], &options));
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!([&one, &other].iter().filter_map(|report| created(report)).count(), 1);
+    let (snapshot, taker) = match created(&one) {
+        Some(id) => (id, "hourly"),
+        None => (created(&other).unwrap(), "weekly"),
+    };
+    let follower = if taker == "hourly" { "weekly" } else { "hourly" };
+    assert_eq!(remembered(&stage, follower).await[0].owner, Owner::ServedBy(taker.parse().unwrap()));
+    // Each alone keeps it from the other.
+    for hour in 1..=10 {
+        stage.step(HOUR);
+        run(&stage, TWO, "hourly").await;
+        assert!(there(&stage).contains(&snapshot), "{hour}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_policy_took_that_is_gone_belongs_to_all_once_that_has_settled() {
+    let (stage, _) = zone();
+    let mut weeklies = Vec::new();
+    for _ in 0..4 {
+        weeklies.extend(created(&run(&stage, TWO, "weekly").await));
+        stage.step(HOUR);
+        run(&stage, TWO, "hourly").await;
+        stage.step(HOUR);
+    }
+    let hourly = TWO.split("[policies.weekly]").next().unwrap();
+    for hour in 0..30 {
+        run(&stage, hourly, "hourly").await;
+        let kept = weeklies.iter().filter(|id| there(&stage).contains(id)).count();
+        assert_eq!(kept == 4, hour < 20, "{hour}: {kept}");
+        stage.step(HOUR);
+    }
+    assert_eq!(there(&stage).len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_recorded_before_owners_were_belongs_to_every_policy() {
+    let (stage, _) = zone();
+    for _ in 0..4 {
+        run(&stage, TWO, "weekly").await;
+        stage.step(HOUR);
+    }
+    let before = stage.there();
+    let path = stage.state().join("policy-weekly.json");
+    let mut earlier: serde_json::Value = serde_json::from_str(&read(&path)).unwrap();
+    for made in earlier["created"].as_array_mut().unwrap() {
+        assert_eq!(made.as_object_mut().unwrap().remove("owner").unwrap(), "this_policy");
+    }
+    replace_file(&RealDisk, &path, earlier.to_string().as_bytes(), Access::Owner).unwrap();
+    let report = run(&stage, TWO, "hourly").await;
+    let plan = report.zones[0].plan.clone().unwrap();
+    assert_eq!((plan.keep, plan.blocked_by_policy), (5, 2), "as before, weekly keeps what it wants of them");
+    assert_eq!(stage.there().len(), before.len() + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_taken_by_hand_beside_a_lost_answer_is_never_ours() {
+    let policy = TWO.split("[policies.weekly]").next().unwrap();
+    let (stage, instance) = zone();
+    // Never carried out, and a person takes one within the same minutes.
+    stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::CutBefore).times(1));
+    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(1).times(1));
+    let runner = stage.runner(policy);
+    let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+    let report = runner.run(&runner.policies[0], &options).await.unwrap();
+    assert_eq!(ended(&report, Action::Create, StepOutcome::Failed), 1, "{:?}", report.zones);
+    let theirs = stage.world.add_snapshot(instance, stage.now());
+    stage.step(SignedDuration::from_mins(2));
+    let report = runner.run(&runner.policies[0], &options).await.unwrap();
+    assert_eq!(report.result, RunResult::Success, "{:?}", report.zones);
+    assert_eq!(there(&stage), BTreeSet::from([theirs]), "no second one for the slot");
+    for _ in 0..12 {
+        stage.step(HOUR);
+        run(&stage, policy, "hourly").await;
+    }
+    assert!(there(&stage).contains(&theirs));
+    assert_eq!(there(&stage).len(), 3 + 1, "the newest three of its own, and theirs");
+}
