@@ -259,6 +259,11 @@ const METRICS: &[Metric] = &[
         Read::Zone(|zone| Some(number(zone.memory.plan.as_ref().map_or(0, |plan| plan.delete)))),
     ),
     gauge(
+        "snapwarden_pending_deletes",
+        "Snapshots that the policy's last plan in the zone keeps until a change has settled (`settle`).",
+        Read::Zone(|zone| Some(number(zone.memory.plan.as_ref().map_or(0, |plan| plan.pending)))),
+    ),
+    gauge(
         "snapwarden_blocked_deletes",
         "Snapshots that the policy's last run in the zone would have deleted, by what kept them.",
         Read::Blocked(blocked),
