@@ -193,6 +193,7 @@ fn read_guard(table: &Table<'_>) -> Guard {
         max_listing_drop_percent: percent("max_listing_drop_percent").unwrap_or(MAX_LISTING_DROP_PERCENT),
         max_clock_skew: table.read("max_clock_skew", Value::duration).unwrap_or(MAX_CLOCK_SKEW),
         settle: table.read("settle", read_settle).unwrap_or(SETTLE),
+        expect_newest: table.read("expect_newest", Value::span),
     }
 }
 

@@ -204,6 +204,8 @@ pub struct Guard {
     pub max_clock_skew: Duration,
     /// How long deletions wait that only a change brought about.
     pub settle: Duration,
+    /// If the newest good snapshot of an instance is older than this, nothing of the instance is deleted.
+    pub expect_newest: Option<Span>,
 }
 
 /// Retention and verification of the copies in an archive.

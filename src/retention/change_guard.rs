@@ -16,8 +16,9 @@ use crate::retention::inventory::Inventory;
 use crate::retention::memory::{Change, Memory, Seen, describe, settles_at};
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::reason::{ChangeText, Reason};
+use crate::retention::sources::keep_where_missing;
 use crate::retention::verdict::{Rule, Verdict};
-use crate::snapshot::{InstanceId, Snapshot, SnapshotId};
+use crate::snapshot::{InstanceId, SnapshotId};
 
 /// Marks what the plan of a policy deletes only because of changes that have not settled. Returns those changes.
 ///
@@ -38,7 +39,10 @@ pub fn keep_pending(
     }
     let (policies, before) = memory.take_back(&unsettled, policies, inventory)?;
     let plans = combine(&mut rules_for(&policies, &before, plan.at), &before, plan.at, false).policies;
-    let without = plans.into_iter().find(|other| other.policy == plan.policy);
+    let mut without = plans.into_iter().find(|other| other.policy == plan.policy);
+    if let Some(without) = &mut without {
+        keep_where_missing(without, &policies, &before);
+    }
     let decisions = without.iter().flat_map(|plan| &plan.decisions);
     let without: HashMap<u32, &Decision> = decisions.map(|decision| (decision.index, decision)).collect();
     let mut causes = Causes::new(&unsettled, inventory, &plan.policy, policy.guard.settle);
@@ -49,7 +53,7 @@ pub fn keep_pending(
         }
         let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
         plan.deletes -= 1;
-        plan.good_deletes -= u64::from(was_good(inventory, snapshot));
+        plan.good_deletes -= u64::from(inventory.was_good(snapshot));
         plan.pending += 1;
         let change = causes.of(snapshot.instance_id, without);
         decision.expires_at =
@@ -65,27 +69,9 @@ pub fn keep_emptied(plan: &mut PolicyPlan, inventory: &Inventory, emptied: &[Ins
         let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
         if snapshot.instance_id.is_some_and(|id| emptied.contains(&id)) {
             plan.deletes -= 1;
-            plan.good_deletes -= u64::from(was_good(inventory, snapshot));
+            plan.good_deletes -= u64::from(inventory.was_good(snapshot));
             decision.keep(Rule::Guard, Reason::Emptied);
         }
-    }
-}
-
-fn was_good(inventory: &Inventory, snapshot: &Snapshot) -> bool {
-    snapshot.state.is_good() || inventory.failed.get(&snapshot.id).is_some_and(|failed| failed.was_good)
-}
-
-impl Decision {
-    /// Keeps what would be deleted otherwise.
-    fn keep(&mut self, rule: Rule, reason: Reason) {
-        let own = self.own_reasons().iter().cloned();
-        let reasons: Box<[Reason]> = [reason, Reason::OtherwiseDeleted].into_iter().chain(own).collect();
-        self.verdict = Verdict::Keep;
-        self.rule = rule;
-        self.copies = None;
-        self.reason_count = u16::try_from(reasons.len()).unwrap_or(u16::MAX);
-        self.first_reason = 0;
-        self.instance_reasons = Arc::new(reasons);
     }
 }
 
@@ -135,6 +121,9 @@ impl<'a> Causes<'a> {
         for reason in without.iter().flat_map(|decision| decision.own_reasons()) {
             if let Reason::OtherPolicy(name, _) | Reason::PausedPolicy(name, _) = reason {
                 keeping.push(name);
+            }
+            if let Reason::Source(missing) = reason {
+                keeping.extend(&missing.policies);
             }
         }
         let of_policies = keeping.iter().filter_map(|name| self.of_policies.get(*name)).flatten();

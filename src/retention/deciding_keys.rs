@@ -27,12 +27,14 @@ pub(crate) const PROMOTE_KEEP: &str = "promote.keep";
 pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
     // Each field by name, so that a new one cannot be forgotten here.
     let Policy { name: _, enabled, schedule: _, time_zone, jitter: _, on_start: _, deadline: _, .. } = policy;
-    let Policy { create, zones: _, select, retention, guard: _, export, promote, .. } = policy;
+    let Policy { create, zones: _, select, retention, guard, export, promote, .. } = policy;
     let mut keys = vec![
         ("enabled".to_owned(), Some(Value::from(*enabled))),
         ("timezone".to_owned(), Some(Value::from(time_zone.iana_name().unwrap_or("UTC")))),
         ("create".to_owned(), Some(Value::from(*create))),
     ];
+    let expected = guard.expect_newest.as_ref().map(|span| Value::from(span.to_string()));
+    keys.push(("guard.expect_newest".to_owned(), expected));
     add_select(&mut keys, select);
     if let Some(retention) = retention {
         add_retention(&mut keys, retention);
@@ -152,6 +154,7 @@ pub fn policy_of_keys(name: PolicyName, keys: &BTreeMap<String, Value>) -> Resul
             max_listing_drop_percent: 100,
             max_clock_skew: Duration::ZERO,
             settle: Duration::ZERO,
+            expect_newest: None,
         },
         export: None,
         promote: None,
@@ -173,6 +176,7 @@ fn set_key(policy: &mut Policy, name: &str, value: Option<&Value>) -> Option<()>
         }
         "enabled" => policy.enabled = value?.as_bool()?,
         "create" => policy.create = value?.as_bool()?,
+        "guard.expect_newest" => policy.guard.expect_newest = optional(value, parsed)?,
         "timezone" => policy.time_zone = TimeZone::get(value?.as_str()?).ok()?,
         "instances" => {
             let (names, has_self) = instances(value)?;

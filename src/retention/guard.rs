@@ -279,6 +279,7 @@ mod tests {
         max_listing_drop_percent: 50,
         max_clock_skew: Duration::from_mins(5),
         settle: Duration::from_hours(20),
+        expect_newest: None,
     };
 
     fn zone(name: &str, deletes: u64, good: u64) -> ZoneCase {

@@ -31,6 +31,8 @@ pub struct Inventory {
     pub failed: BTreeMap<SnapshotId, Failed>,
     /// When each disabled policy was found so; one that is not here counts as found now.
     pub paused: BTreeMap<PolicyName, Timestamp>,
+    /// The snapshots that policies could not take when they were last due.
+    pub missing: Vec<Missing>,
 }
 
 impl Inventory {
@@ -47,7 +49,13 @@ impl Inventory {
             clock: ClockSkew::OnPaper,
             failed: BTreeMap::new(),
             paused: BTreeMap::new(),
+            missing: Vec::new(),
         }
+    }
+
+    /// Whether a snapshot is good, or was before it failed.
+    pub(crate) fn was_good(&self, snapshot: &Snapshot) -> bool {
+        snapshot.state.is_good() || self.failed.get(&snapshot.id).is_some_and(|failed| failed.was_good)
     }
 }
 
@@ -66,6 +74,19 @@ impl Ownership {
         let Some(maker) = &self.maker else { return true };
         maker == policy || self.served.contains(policy) || !configured.contains(&maker)
     }
+}
+
+/// A snapshot that a policy could not take when it was last due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// The policy.
+    pub policy: PolicyName,
+    /// The instance; none if the policy could take none at all in the zone.
+    pub instance: Option<InstanceId>,
+    /// The time for which it was due.
+    pub slot: Timestamp,
+    /// Why it could not be taken.
+    pub cause: String,
 }
 
 /// What is remembered of a snapshot that failed.

@@ -20,6 +20,7 @@ pub mod plan;
 pub(crate) mod reason;
 mod rules;
 pub mod simulate;
+pub mod sources;
 pub mod verdict;
 
 #[cfg(test)]

@@ -35,7 +35,8 @@ pub struct PolicyPlan {
     pub deletes: u64,
     /// How many of those to be deleted are good, or were before they failed.
     pub good_deletes: u64,
-    /// How many are kept only because a change has not settled that would delete them.
+    /// How many are kept only because a change has not settled that would delete them, or because a snapshot of their
+    /// instance is missing.
     pub pending: u64,
 }
 
@@ -62,6 +63,18 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Keeps what would be deleted otherwise.
+    pub(crate) fn keep(&mut self, rule: Rule, reason: Reason) {
+        let own = self.own_reasons().iter().cloned();
+        let reasons: Box<[Reason]> = [reason, Reason::OtherwiseDeleted].into_iter().chain(own).collect();
+        self.verdict = Verdict::Keep;
+        self.rule = rule;
+        self.copies = None;
+        self.reason_count = u16::try_from(reasons.len()).unwrap_or(u16::MAX);
+        self.first_reason = 0;
+        self.instance_reasons = Arc::new(reasons);
+    }
+
     /// The reason of the decision's rule first, then everything else that bears on it.
     pub(crate) fn reasons(&self) -> impl ExactSizeIterator<Item = ReasonText<'_>> {
         self.own_reasons().iter().map(|reason| ReasonText { reason, created_at: self.created_at })
@@ -83,6 +96,7 @@ impl Decision {
         match self.rule {
             Rule::Hold => Some("hold"),
             Rule::Change => Some("change"),
+            Rule::Source => Some("source"),
             Rule::Guard => Some("guard"),
             Rule::Policy if matches!(first, Some(Reason::PausedPolicy(..))) => Some("paused"),
             Rule::Policy => Some("policy"),

@@ -60,6 +60,8 @@ pub(crate) enum Reason {
     PausedPolicy(Arc<PolicyName>, Rule),
     /// Only these changes, which have not settled, would delete it.
     Change(Arc<ChangeText>),
+    /// A snapshot of its instance is missing.
+    Source(Arc<MissingText>),
     Unmet(Arc<Unmet>),
     /// None of the snapshots that its instance had is listed any more.
     Emptied,
@@ -126,6 +128,13 @@ pub(crate) struct ChangeText {
     pub(crate) settles_at: Option<Timestamp>,
 }
 
+/// Why a newer snapshot of an instance is missing, and the policies that miss it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MissingText {
+    pub(crate) policies: Vec<PolicyName>,
+    pub(crate) text: String,
+}
+
 /// A reason as a text, about a snapshot that was created then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReasonText<'d> {
@@ -171,6 +180,7 @@ impl Display for ReasonText<'_> {
                 Some(at) => write!(f, "{}: deleted only since then, so not before {at}", change.text),
                 None => write!(f, "{}: deleted only since then, so not before it is allowed", change.text),
             },
+            Reason::Source(missing) => f.write_str(&missing.text),
             Reason::Unmet(unmet) => unmet.fmt(f),
             Reason::Emptied => f.write_str(
                 "none of the snapshots that its instance had is listed any more (max_listing_drop_percent)",

@@ -54,6 +54,8 @@ pub enum Rule {
     Change,
     /// Kept, though the policy would delete it: all other snapshots of its instance vanished from the listing.
     Guard,
+    /// Kept, though the policy would delete it: a snapshot of its instance is missing.
+    Source,
     /// Deleted: no keep rule wants it.
     NotWanted,
     /// Deleted: too old, even if a keep rule wants it.
@@ -102,6 +104,7 @@ impl Rule {
             Self::Hold => "hold",
             Self::Policy => "policy",
             Self::Change => "change",
+            Self::Source => "source",
             Self::Guard => "guard",
             Self::Export => "export",
             Self::NotWanted => "keep",

@@ -170,6 +170,7 @@ fn policy(archive: &ArchiveName, zone: &ZoneName, retention: &Retention) -> Resu
             max_listing_drop_percent: 100,
             max_clock_skew: std::time::Duration::MAX,
             settle: std::time::Duration::ZERO,
+            expect_newest: None,
         },
         export: None,
         promote: None,

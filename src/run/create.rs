@@ -26,10 +26,10 @@ use crate::run::report::{STOPPED, Step, ZoneReport};
 use crate::run::step::{Done, Recorder, StepError};
 use crate::run::zone_run::ZoneRun;
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, ZoneName};
-use crate::state::audit::{Action, StepFacts, Subject};
+use crate::state::audit::{Action, StepFacts, StepOutcome, Subject};
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns};
-use crate::state::policy_state::{Creation, Owner, PolicyState};
+use crate::state::policy_state::{Creation, MissingSnapshot, Owner, PolicyState};
 use crate::text::{chain, printable};
 
 /// A snapshot's date may be this far from the time of our request, if our clock differs from the platform's.
@@ -65,7 +65,7 @@ pub(crate) async fn create(
     let memory = memory.as_ref();
     let begun = runner.clock.elapsed();
     let mut creations: Vec<BoxFuture<'_, _>> = Vec::new();
-    for ZoneRun { plan, report } in zones {
+    for ZoneRun { plan, report } in &mut *zones {
         let Some(plan) = &*plan else { continue };
         let memory = match memory {
             Ok(memory) => memory,
@@ -81,6 +81,69 @@ pub(crate) async fn create(
         creations.push(async move { creator.run(plan, report).await }.boxed());
     }
     join_all(creations).await;
+    if let Ok(memory) = memory {
+        note_missing(memory, policy, slot, zones).await;
+    }
+}
+
+/// Remembers the snapshots that could not be taken: while one is missing, no policy deletes any of its instance. A zone in
+/// which that cannot be remembered is left alone for the rest of the run.
+async fn note_missing(memory: &PolicyMemory<'_>, policy: &Policy, slot: Timestamp, zones: &mut [ZoneRun]) {
+    let before = memory.own().await.missing.clone();
+    let missing: Vec<MissingSnapshot> =
+        zones.iter().flat_map(|zone| missing_in(zone, policy, slot, &before)).collect();
+    if missing == before {
+        return;
+    }
+    if let Err(error) = memory.change(|state| state.missing = missing).await {
+        for ZoneRun { plan, report } in zones {
+            *plan = None;
+            report.failures.push(format!("nothing is deleted: {}", error.message));
+        }
+    }
+}
+
+fn missing_in(
+    ZoneRun { plan, report }: &ZoneRun,
+    policy: &Policy,
+    slot: Timestamp,
+    before: &[MissingSnapshot],
+) -> Vec<MissingSnapshot> {
+    let missing = |instance_id, cause: &str| MissingSnapshot {
+        zone: report.zone.clone(),
+        instance_id,
+        slot,
+        cause: cause.to_owned(),
+    };
+    let earlier = before.iter().filter(|one| one.zone == report.zone && one.instance_id.is_some()).cloned();
+    let (Some(plan), None) = (plan, report.failures.first()) else {
+        // Nothing but the listing and the creation can have failed by now.
+        let cause = report.failures.first().map_or("the zone could not be listed", String::as_str);
+        return earlier.chain([missing(None, cause)]).collect();
+    };
+    let steps = report.steps.iter().filter(|step| step.facts.action == Action::Create);
+    let mut results: BTreeMap<InstanceId, Option<MissingSnapshot>> = BTreeMap::new();
+    for step in steps {
+        let Some(id) = step.facts.snapshot.instance_id else { continue };
+        let is_missing = step.outcome == StepOutcome::Failed || step.was_stopped();
+        let cause = step.message.as_deref().unwrap_or("it failed");
+        results.insert(id, is_missing.then(|| missing(Some(id), cause)));
+    }
+    let inventory = &plan.listing.inventory;
+    let selected: HashSet<InstanceId> = selected(policy, inventory).map(|instance| instance.id).collect();
+    let is_there = |one: &MissingSnapshot| {
+        let since = |snapshot: &&Snapshot| {
+            snapshot.instance_id == one.instance_id
+                && snapshot.state.is_good()
+                && snapshot.created_at >= one.slot
+        };
+        inventory.snapshots.iter().any(|snapshot| since(&snapshot))
+    };
+    let still = earlier.filter(|one| {
+        one.instance_id.is_some_and(|id| selected.contains(&id) && !results.contains_key(&id))
+            && !is_there(one)
+    });
+    still.collect::<Vec<_>>().into_iter().chain(results.into_values().flatten()).collect()
 }
 
 /// Takes the snapshots of one zone.
@@ -691,7 +754,7 @@ fn taken_by(policy: &PolicyName) -> StepError {
 
 fn lacking(usage: u64, limit: u64, wanted: usize) -> String {
     format!(
-        "not asked for, since the organization's quota of snapshots does not suffice: {usage} of {limit} are there, and \
-         this run needs {wanted} more in this zone; delete some, or ask Exoscale for a higher quota"
+        "the organization's quota of snapshots: {usage} of {limit} used, and this run needs {wanted} more in this zone, so \
+         it was not asked for; delete some, or ask Exoscale for a higher quota"
     )
 }

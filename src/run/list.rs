@@ -8,8 +8,8 @@ use futures_util::future::{FutureExt as _, join, join_all};
 
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
-use crate::policy::name::ArchiveName;
-use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory, Ownership};
+use crate::policy::name::{ArchiveName, PolicyName};
+use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory, Missing, Ownership};
 use crate::retention::memory::Memory;
 use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
@@ -17,7 +17,7 @@ use crate::state::audit::Subject;
 use crate::state::error::StateError;
 use crate::state::holds::{self, Holds};
 use crate::state::last_runs::LastRuns;
-use crate::state::policy_state::{Creation, Owner};
+use crate::state::policy_state::{Creation, Owner, PolicyState};
 use crate::text::{chain, counted, printable};
 
 /// The catalogue of each archive, or why it cannot be read.
@@ -161,8 +161,14 @@ pub async fn complete(
         (name.clone(), copies)
     });
     let memory = remembered(runner, policy, zone).await?;
+    // After the listing, so that they include everything listed.
+    let states = runner.state.all_policy_states().await.map_err(|error| {
+        let error = chain(&error);
+        format!("nothing is done here, since the snapshots that this program made are not known: {error}")
+    })?;
     let mut inventory = Inventory {
-        created: created(runner, zone).await?,
+        created: created(&states, zone),
+        missing: missing(&states, zone),
         holds: holds_by_snapshot(&holds),
         archives: copies.collect(),
         clock: raw.clock,
@@ -204,17 +210,27 @@ pub(crate) fn holds_by_snapshot(holds: &Holds) -> BTreeMap<SnapshotId, Hold> {
     holds.holds.iter().map(|one| (one.snapshot, hold(one))).collect()
 }
 
-/// Whose the snapshots are that this program is known to have taken. They are read after the listing, so that they include
-/// everything listed; and whatever the policies ask for now, since a policy that is gone may have asked for its own.
-async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashMap<SnapshotId, Ownership>, String> {
-    let all = runner.state.all_created().await.map_err(|error| {
-        let error = chain(&error);
-        format!("nothing is done here, since the snapshots that this program made are not known: {error}")
-    })?;
+/// The snapshots that policies could not take when they were last due, also policies that are gone by now: that change has
+/// to settle.
+fn missing(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> Vec<Missing> {
+    let missing = states.iter().flat_map(|(policy, state)| {
+        state.missing.iter().filter(|missing| missing.zone == *zone).map(move |missing| Missing {
+            policy: policy.clone(),
+            instance: missing.instance_id,
+            slot: missing.slot,
+            cause: missing.cause.clone(),
+        })
+    });
+    missing.collect()
+}
+
+/// Whose the snapshots are that this program is known to have taken; whatever the policies ask for now, since a policy
+/// that is gone may have asked for its own.
+fn created(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> HashMap<SnapshotId, Ownership> {
     let mut owned: HashMap<SnapshotId, Ownership> = HashMap::new();
     let in_zone = |made: &&Creation| made.zone == *zone;
-    for (policy, created) in &all {
-        for made in created.iter().filter(in_zone) {
+    for (policy, state) in states {
+        for made in state.created.iter().filter(in_zone) {
             let Some(id) = made.snapshot_id else { continue };
             match made.owner {
                 Owner::Everyone => drop(owned.insert(id, Ownership::default())),
@@ -226,17 +242,17 @@ async fn created(runner: &Runner, zone: &ZoneName) -> Result<HashMap<SnapshotId,
             }
         }
     }
-    for (policy, created) in &all {
-        for made in created.iter().filter(in_zone) {
-            let server = all.iter().find(|(other, _)| Some(other) == made.server());
-            let id = server.and_then(|(_, created)| made.served_from(created)?.snapshot_id);
+    for (policy, state) in states {
+        for made in state.created.iter().filter(in_zone) {
+            let server = states.iter().find(|(other, _)| Some(other) == made.server());
+            let id = server.and_then(|(_, state)| made.served_from(&state.created)?.snapshot_id);
             // One that is nobody's is not made anybody's by serving a slot.
             if let Some(ownership) = id.and_then(|id| owned.get_mut(&id)) {
                 ownership.served.push(policy.clone());
             }
         }
     }
-    Ok(owned)
+    owned
 }
 
 /// Adds the warnings.

@@ -11,6 +11,7 @@ use crate::retention::change_guard;
 use crate::retention::inventory::Inventory;
 use crate::retention::memory::{Memory, Seen};
 use crate::retention::plan::{Decision, PolicyPlan};
+use crate::retention::sources::{keep_where_missing, late_texts};
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::context::Runner;
 use crate::run::list::{Listing, ListingCache, list_zones};
@@ -46,30 +47,44 @@ impl ZonePlan {
         &self.listing.inventory.zone
     }
 
-    /// Accepts the changes that have not settled: what waits for them is deleted, too.
+    /// Accepts the changes that have not settled, and that snapshots are missing: what waits for them is deleted, too.
     pub(crate) fn accept_changes(&mut self, policies: &[Policy], policy: &Policy) -> Result<(), String> {
+        let is_for_changes = self.plan.decisions.iter().any(|decision| decision.rule == Rule::Change);
         self.plan = plan_of(policies, policy, &self.listing.inventory, self.plan.at)?;
-        self.unsettled.clear();
+        if is_for_changes {
+            self.unsettled.clear();
+        }
         Ok(())
     }
 
-    /// Which deletions wait for a change to settle, and how to let them pass; `in_run` is their number in all zones.
+    /// Which deletions wait for a change to settle or for a newer snapshot, and how to let them pass; `in_run` is their
+    /// number in all zones.
     pub(crate) fn pending_text(&self, policy: &Policy, in_run: u64) -> Option<String> {
-        let pending = usize::try_from(self.plan.pending).ok().filter(|pending| *pending > 0)?;
-        let are = if pending == 1 { "is" } else { "are" };
-        let mut waiting = self.plan.decisions.iter().filter(|decision| decision.rule == Rule::Change);
-        let until = waiting.clone().filter_map(|decision| decision.expires_at).min();
+        let of = |rule: Rule| self.plan.decisions.iter().filter(move |decision| decision.rule == rule);
+        let text = |rule: Rule, cause: &str, when: &str| {
+            let count = of(rule).count();
+            let are = if count == 1 { "is" } else { "are" };
+            let why = of(rule).next()?.reasons().next()?;
+            Some(format!("{} {are} kept only because {cause}{when}: {why}", counted(count, "snapshot")))
+        };
+        let until = of(Rule::Change).filter_map(|decision| decision.expires_at).min();
         let when = until.map_or_else(String::new, |until| format!(", the first not before {until}"));
-        let why =
-            waiting.next().and_then(|decision| decision.reasons().next()).map(|reason| reason.to_string());
+        let changes = text(Rule::Change, "a change has not settled (`settle`)", &when);
+        let sources = text(Rule::Source, "a newer snapshot of their instance is missing", "");
+        let so = if sources.is_none() {
+            "if the change is right, let it pass"
+        } else {
+            "to delete them all the same"
+        };
+        let texts: Vec<String> = changes.into_iter().chain(sources).collect();
         let name = &policy.name;
-        Some(format!(
-            "{} {are} kept only because a change has not settled (`settle`){when}: {}; if the change is right, let it \
-             pass: snapwarden once {name} --allow-deletes {in_run}, or in the next scheduled run: snapwarden allow {name} \
-             {in_run}",
-            counted(pending, "snapshot"),
-            why.unwrap_or_default()
-        ))
+        (!texts.is_empty()).then(|| {
+            format!(
+                "{}; {so}: snapwarden once {name} --allow-deletes {in_run}, or in the next scheduled run: snapwarden \
+                 allow {name} {in_run}",
+                texts.join("; ")
+            )
+        })
     }
 
     /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen.
@@ -134,6 +149,8 @@ pub(crate) fn decide(
     let here = policies.iter().filter(|other| other.zones.contains(&listing.inventory.zone));
     listing.warnings.extend(here.filter_map(self_instance::warning));
     let mut plan = plan_of(policies, policy, &listing.inventory, at)?;
+    keep_where_missing(&mut plan, policies, &listing.inventory);
+    listing.warnings.extend(late_texts(policy, &listing.inventory, at));
     let unsettled = change_guard::keep_pending(&mut plan, policies, &listing.inventory, &listing.memory);
     let unsettled = unsettled.map_err(|why| format!("nothing is done here: {why}"))?;
     Ok(ZonePlan { listing, plan, unsettled })

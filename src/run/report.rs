@@ -97,6 +97,7 @@ pub fn sums_of(plan: &PolicyPlan) -> PlanSums {
             Some("hold") => sums.blocked_by_hold += 1,
             Some("policy") => sums.blocked_by_policy += 1,
             Some("paused") => sums.blocked_by_paused += 1,
+            Some("source") => sums.blocked_by_source += 1,
             Some("export") => sums.blocked_by_export += 1,
             Some("archive") => sums.blocked_by_archive += 1,
             Some("change") => sums.pending += 1,

@@ -116,7 +116,8 @@ impl Sequence<'_> {
     /// What was created belongs into the plans for exports and promotions.
     async fn plan_again_where_created(&self, zones: &mut [ZoneRun]) {
         let is_begun = |step: &Step| step.outcome != StepOutcome::Skipped;
-        let changed = zones.iter_mut().filter(|zone| zone.report.steps.iter().any(is_begun));
+        let changed =
+            zones.iter_mut().filter(|zone| zone.plan.is_some() && zone.report.steps.iter().any(is_begun));
         let changed: Vec<&mut ZoneRun> = changed.collect();
         let names: Vec<ZoneName> = changed.iter().map(|zone| zone.report.zone.clone()).collect();
         let plans = plan_zones(self.runner, self.policy, &names).await;

@@ -85,6 +85,8 @@ pub struct PlanSums {
     pub blocked_by_archive: u64,
     /// Of the kept ones: kept by a paused policy, and else to delete.
     pub blocked_by_paused: u64,
+    /// Of the kept ones: a newer snapshot of their instance is missing, and else to delete.
+    pub blocked_by_source: u64,
     /// Of the kept ones: to delete once a change has settled.
     pub pending: u64,
 }

@@ -21,6 +21,22 @@ pub struct PolicyState {
     /// The snapshots that it took, and those that it set out to take.
     #[serde(default)]
     pub created: Vec<Creation>,
+    /// The snapshots that it could not take when they were last due.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingSnapshot>,
+}
+
+/// A snapshot that could not be taken when it was due.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingSnapshot {
+    /// The zone.
+    pub zone: ZoneName,
+    /// The instance; none if none at all could be taken in the zone.
+    pub instance_id: Option<InstanceId>,
+    /// The moment of the schedule that it was for.
+    pub slot: Timestamp,
+    /// Why it could not be taken.
+    pub cause: String,
 }
 
 /// A snapshot that was taken, or was about to be.
@@ -132,9 +148,16 @@ impl StateDirectory {
     /// # Errors
     /// A directory or a file that can't be read, or a file that is damaged or was written by a later program.
     pub async fn all_created(&self) -> Result<Vec<(PolicyName, Vec<Creation>)>, StateError> {
-        let all: Vec<(PolicyName, PolicyState)> =
-            self.blocking(|state| state.read_of_policies("policy-", VERSION)).await?;
+        let all = self.all_policy_states().await?;
         Ok(all.into_iter().map(|(policy, state)| (policy, state.created)).collect())
+    }
+
+    /// The state of every policy that ever ran here, also of one that is not configured any more.
+    ///
+    /// # Errors
+    /// As [`StateDirectory::all_created`].
+    pub async fn all_policy_states(&self) -> Result<Vec<(PolicyName, PolicyState)>, StateError> {
+        self.blocking(|state| state.read_of_policies("policy-", VERSION)).await
     }
 
     /// The snapshots that this program is known to have asked for, whosever they are.
@@ -192,6 +215,12 @@ mod tests {
                 is_in_doubt: false,
                 listed_before: vec![SnapshotId(Uuid::from_u128(3))],
                 owner: Owner::ServedBy("hourly".parse().unwrap()),
+            }],
+            missing: vec![MissingSnapshot {
+                zone: "ch-gva-2".parse().unwrap(),
+                instance_id: None,
+                slot: Timestamp::UNIX_EPOCH,
+                cause: "403".to_owned(),
             }],
         };
         state(folder.path()).set_policy_state(&nightly(), remembered.clone()).await.unwrap();

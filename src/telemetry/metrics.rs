@@ -119,7 +119,7 @@ enum Read {
     /// By `policy` and `zone`.
     Zone(fn(&ZoneModel) -> Option<f64>),
     /// By `policy`, `zone` and `reason`.
-    Blocked(fn(&ZoneModel) -> [(&'static str, u64); 8]),
+    Blocked(fn(&ZoneModel) -> [(&'static str, u64); 9]),
     /// By `policy`, `zone`, `instance_id` and `instance_name`.
     Instance(fn(&InstanceCounts) -> Option<f64>),
     /// As [`Read::Instance`], and by one more label.
@@ -513,13 +513,14 @@ fn is_unmatched(zone: &ZoneModel) -> bool {
 }
 
 /// How many snapshots stay although the policy would delete them, by the reason.
-fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 8] {
+fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
     let plan = zone.memory.plan.clone().unwrap_or_default();
     let guarded = if zone.memory.held.is_some() { plan.delete } else { 0 };
     [
         ("hold", plan.blocked_by_hold),
         ("policy", plan.blocked_by_policy),
         ("paused", plan.blocked_by_paused),
+        ("source", plan.blocked_by_source),
         ("export", plan.blocked_by_export),
         ("archive", plan.blocked_by_archive),
         ("change", plan.pending),

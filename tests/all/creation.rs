@@ -429,8 +429,10 @@ async fn a_quota_that_cannot_be_read_is_warned_about_and_the_platforms_word_coun
 #[tokio::test(start_paused = true)]
 async fn after_the_deadline_nothing_begins_that_adds_and_what_may_go_goes() {
     let (stage, web) = web();
-    stage.world.add_instance(&stage.zone, "db-1", &[]);
+    let db = stage.world.add_instance(&stage.zone, "db-1", &[]);
     let days = stage.days(web, (1..9).rev());
+    // The older one is the first to be taken.
+    let days_of_db = stage.days(db, (2..9).rev());
     stage.world.set_operations_take(Duration::from_secs(50));
     let policy = r#"
 [exoscale]
@@ -456,8 +458,14 @@ name = "{instance}"
         assert!((1..=skipped).contains(&ended(&report, action, StepOutcome::Skipped)), "{action:?}");
     }
     assert!(said(&report).contains("deadline"), "{}", said(&report));
-    assert!(ended(&report, Action::Delete, StepOutcome::Done) >= 6, "{}", said(&report));
-    assert!(!stage.there().contains(&days[0]));
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 6, "{}", said(&report));
+    assert!(!stage.there().contains(&days_of_db[0]));
+    assert!(days.iter().all(|id| stage.there().contains(id)), "nothing of the one whose snapshot is missing");
+    let pending = report.zones[0].pending.as_deref().unwrap();
+    assert!(
+        pending.contains("6 snapshots") && pending.contains("the run's deadline has passed"),
+        "{pending}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,6 +27,7 @@ mod s3;
 mod simulated_zone;
 mod simulation;
 mod sources;
+mod sources_fail;
 mod stage;
 mod status;
 mod systemd;

@@ -123,6 +123,7 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
         (sums.blocked_by_paused, "a paused policy kept them"),
         (sums.blocked_by_export, "a verified copy is missing"),
         (sums.blocked_by_archive, "an archive cannot be read"),
+        (sums.blocked_by_source, "a newer snapshot of their instance is missing"),
     ] {
         if count > 0 {
             let _ = writeln!(text, "  kept only because {reason}: {count}");

@@ -129,6 +129,7 @@ fn policy(name: &str) -> Policy {
             max_listing_drop_percent: 50,
             max_clock_skew: Duration::from_mins(5),
             settle: Duration::from_hours(20),
+            expect_newest: None,
         },
         export: None,
         promote: None,

@@ -1,0 +1,208 @@
+//! Snapshots that can't be taken: while a newer one of an instance is missing, none of that instance is deleted.
+
+use jiff::SignedDuration;
+use snapwarden::run::context::RunOptions;
+use snapwarden::run::list::ListingCache;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::snapshot::SnapshotState;
+use snapwarden::state::audit::{Action, StepOutcome};
+
+use crate::stage::{Stage, ended};
+
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+const NIGHTLY: &str = r#"
+[policies.nightly]
+zones = ["ch-gva-2"]
+create = true
+[policies.nightly.select]
+ownership = "all"
+[policies.nightly.retention]
+keep_within = "14d"
+[policies.nightly.guard]
+max_delete_percent = 100
+"#;
+
+/// Another policy, which prunes and takes nothing.
+const PRUNE: &str = r#"
+[policies.prune]
+zones = ["ch-gva-2"]
+[policies.prune.retention]
+keep_last = 3
+[policies.prune.guard]
+max_delete_percent = 100
+"#;
+
+fn forbid(stage: &Stage) {
+    let forbidden = Effect::status(403, "Forbidden by role policy for compute");
+    stage.world.fault(Fault::on(Call::CreateSnapshot, forbidden));
+}
+
+async fn run(stage: &Stage, policies: &str, name: &str) -> RunReport {
+    let runner = stage.runner(policies);
+    let policy = runner.policies.iter().find(|policy| policy.name.as_str() == name).unwrap();
+    runner.run(policy, &RunOptions::default()).await.unwrap()
+}
+
+fn deleted(report: &RunReport) -> usize {
+    ended(report, Action::Delete, StepOutcome::Done)
+}
+
+#[tokio::test(start_paused = true)]
+async fn creates_that_fail_for_weeks_delete_nothing() {
+    let (stage, _) = Stage::two_by_twenty();
+    stage.step(SignedDuration::from_hours(1));
+    run(&stage, NIGHTLY, "nightly").await;
+    let before = stage.there().len();
+    forbid(&stage);
+    for day in 0..40 {
+        stage.step(DAY);
+        let report = run(&stage, NIGHTLY, "nightly").await;
+        assert_eq!((deleted(&report), stage.there().len()), (0, before), "day {day}");
+        assert_eq!(report.result, RunResult::Partial);
+        let plan = report.zones[0].plan.as_ref().unwrap();
+        if day > 1 {
+            assert!(plan.blocked_by_source > 0, "day {day}: {plan:?}");
+            let pending = report.zones[0].pending.clone().unwrap();
+            assert!(pending.contains("policy nightly could not take its snapshot of 2026-"), "{pending}");
+            assert!(pending.contains("403") && pending.contains("snapwarden allow nightly"), "{pending}");
+        }
+    }
+    // It works again: from then on the rules apply.
+    stage.world.clear_faults();
+    stage.step(DAY);
+    let report = run(&stage, NIGHTLY, "nightly").await;
+    assert_eq!(report.result, RunResult::Success, "{:?}", report.zones);
+    assert!(deleted(&report) > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_other_policy_deletes_of_the_instance_either_and_allow_lets_it_pass() {
+    let (stage, _) = Stage::two_by_twenty();
+    let both = format!("{}{PRUNE}", NIGHTLY.replace("14d", "1d"));
+    stage.step(SignedDuration::from_hours(1));
+    forbid(&stage);
+    run(&stage, &both, "nightly").await;
+    stage.step(DAY);
+    for _ in 0..3 {
+        let report = run(&stage, &both, "prune").await;
+        assert_eq!((report.result, deleted(&report)), (RunResult::Success, 0), "{:?}", report.zones);
+        let plan = report.zones[0].plan.as_ref().unwrap();
+        assert_eq!(plan.blocked_by_source, 34, "{plan:?}");
+        assert!(report.zones[0].pending.is_some(), "so `once` exits with 3");
+    }
+    // `plan` says so beforehand.
+    let runner = stage.runner(&both);
+    let preview = runner.preview(&ListingCache::default(), &runner.policies[1], None).await;
+    let preview = preview[0].1.as_ref().unwrap();
+    let blocked = preview.plan.decisions.iter().filter(|one| one.blocked_by() == Some("source"));
+    assert_eq!(blocked.count(), 34);
+    assert!(preview.pending.as_ref().unwrap().contains("34"), "{:?}", preview.pending);
+
+    let options = RunOptions { allow_deletes: Some(33), ..RunOptions::default() };
+    let report = runner.run(&runner.policies[1], &options).await.unwrap();
+    assert_eq!(deleted(&report), 0, "fewer than there are");
+    let options = RunOptions { allow_deletes: Some(34), ..RunOptions::default() };
+    let report = runner.run(&runner.policies[1], &options).await.unwrap();
+    assert_eq!(deleted(&report), 34, "{:?}", report.zones);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_quota_deletes_nothing_and_says_usage_and_limit() {
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    stage.world.set_quota("snapshot", 10);
+    let policy = NIGHTLY.replace("keep_within = \"14d\"", "keep_last = 5");
+    for _ in 0..3 {
+        stage.step(DAY);
+        let report = run(&stage, &policy, "nightly").await;
+        assert_eq!((deleted(&report), stage.there().len()), (0, 10));
+        let pending = report.zones[0].pending.clone().unwrap();
+        assert!(pending.contains("quota of snapshots: 10 of 10 used"), "{pending}");
+    }
+    // Somebody makes room.
+    stage.world.remove_snapshot(stage.there()[0]);
+    let report = run(&stage, &policy, "nightly").await;
+    assert_eq!((report.result, stage.there().len()), (RunResult::Success, 5), "{:?}", report.zones);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_instance_whose_snapshot_is_missing_is_kept_until_it_has_one() {
+    let stage = Stage::new();
+    let web = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let db = stage.world.add_instance(&stage.zone, "db-1", &[]);
+    stage.days(web, (1..11).rev());
+    stage.days(db, (1..11).rev());
+    let policy = NIGHTLY.replace("keep_within = \"14d\"", "keep_last = 5");
+    let broken = Effect::operation_fails("fault", "no space");
+    stage.world.fault(Fault::on(Call::CreateSnapshot, broken).of(db.0));
+    let report = run(&stage, &policy, "nightly").await;
+    assert_eq!(deleted(&report), 6, "of web-1 alone: {:?}", report.zones);
+    stage.world.clear_faults();
+
+    // One that was taken by hand since then will do.
+    let other = format!("{policy}{PRUNE}");
+    let report = run(&stage, &other, "prune").await;
+    let of_db = |stage: &Stage| {
+        let all = stage.world.snapshots(&stage.zone);
+        all.iter().filter(|one| one.instance_id == Some(db) && one.state == SnapshotState::Exported).count()
+    };
+    assert_eq!(of_db(&stage), 10, "{:?}", report.zones);
+    stage.step(SignedDuration::from_mins(10));
+    stage.world.add_snapshot(db, stage.now());
+    run(&stage, &other, "prune").await;
+    assert_eq!(of_db(&stage), 5, "as many as nightly wants");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_policy_that_is_taken_away_has_to_settle() {
+    let (stage, _) = Stage::two_by_twenty();
+    let both = format!("{}{PRUNE}", NIGHTLY.replace("14d", "1d"));
+    forbid(&stage);
+    stage.step(DAY * 2);
+    run(&stage, &both, "nightly").await;
+    stage.step(DAY);
+    run(&stage, &both, "prune").await;
+    let report = run(&stage, PRUNE, "prune").await;
+    let pending = report.zones[0].pending.clone().unwrap_or_default();
+    assert!(pending.contains("policy nightly is gone"), "{:?}", report.zones[0].plan);
+    assert_eq!(stage.there().len(), 40);
+    stage.step(DAY);
+    run(&stage, PRUNE, "prune").await;
+    assert_eq!(stage.there().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_that_cannot_be_listed_has_missed_all_of_its_snapshots() {
+    let (stage, _) = Stage::two_by_twenty();
+    let both = format!("{}{PRUNE}", NIGHTLY.replace("14d", "1d"));
+    stage.step(SignedDuration::from_hours(1));
+    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::status(403, "no")));
+    assert_eq!(run(&stage, &both, "nightly").await.result, RunResult::Failed);
+    stage.world.clear_faults();
+    let report = run(&stage, &both, "prune").await;
+    assert_eq!(deleted(&report), 0, "{:?}", report.zones);
+    run(&stage, &both, "nightly").await;
+    assert!(stage.there().len() < 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn expect_newest_keeps_what_others_fail_to_take_and_is_said() {
+    let (stage, _) = Stage::two_by_twenty();
+    let policy = PRUNE.replace("max_delete_percent", "expect_newest = \"36h\"\nmax_delete_percent");
+    stage.step(SignedDuration::from_hours(37));
+    let report = run(&stage, &policy, "prune").await;
+    assert_eq!((deleted(&report), stage.there().len()), (0, 40), "{:?}", report.zones);
+    let warnings = report.zones[0].warnings.join("\n");
+    assert!(
+        warnings.contains("instance web-1: its newest good snapshot is of 2026-11-01T12:00:00Z"),
+        "{warnings}"
+    );
+    assert!(warnings.contains("expect_newest"), "{warnings}");
+    let web = stage.world.snapshots(&stage.zone)[0].instance_id.unwrap();
+    stage.world.add_snapshot(web, stage.now());
+    let report = run(&stage, &policy, "prune").await;
+    assert_eq!(deleted(&report), 18, "of one instance alone: {:?}", report.zones);
+}
