@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::local::LocalArchive;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::error::S3Error;
 use crate::archive::store::{ImageToStore, StoreError};
@@ -60,6 +61,50 @@ impl Archive {
                 ArchiveError::Local { archive, path, source }
             }),
             Self::S3(archive) => Ok(archive.catalogue().await?),
+        }
+    }
+
+    /// The folder, or the bucket and the prefix, for people.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Local(archive) => shown(archive.path()),
+            Self::S3(archive) => archive.place(),
+        }
+    }
+
+    /// The marker's place, for people.
+    pub fn marker_place(&self) -> String {
+        match self {
+            Self::Local(archive) => shown(&archive.path().join(MARKER_FILE)),
+            Self::S3(archive) => format!("{}{MARKER_FILE}", archive.place()),
+        }
+    }
+
+    /// Reads the marker alone.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub async fn marker(&self) -> Result<Result<Option<Marker>, MarkerProblem>, ArchiveError> {
+        Ok(match self {
+            Self::Local(archive) => archive.marker().await,
+            Self::S3(archive) => archive.marker().await?,
+        })
+    }
+
+    /// Writes the marker, whole or not at all; a folder that is missing is created.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    pub async fn write_marker(&self, marker: &Marker) -> Result<(), SinkError> {
+        match self {
+            Self::Local(archive) => archive
+                .write_marker(marker)
+                .await
+                .map_err(|error| SinkError::disk("write", &archive.path().join(MARKER_FILE), error)),
+            Self::S3(archive) => archive.write_marker(marker).await.map_err(|error| SinkError::Remote {
+                doing: format!("write the marker of {}", archive.place()),
+                source: error.into(),
+            }),
         }
     }
 

@@ -4,7 +4,7 @@
 //! marked as pruned. Everything else that looks like ours is a [`Problem`]; nothing is changed or removed, and
 //! links are not followed. The same rules hold for every kind of archive.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use crate::archive::layout::{self, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::proof::VerifiedCopy;
 use crate::disk::{Disk, Entry, Kind, read_file};
 use crate::policy::Which;
@@ -24,6 +25,7 @@ use crate::text::{excerpt, printable};
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     archive: ArchiveName,
+    marker: Result<Option<Marker>, MarkerProblem>,
     copies: Vec<StoredCopy>,
     problems: Vec<Problem>,
 }
@@ -37,6 +39,20 @@ pub struct StoredCopy {
     pub image: PathBuf,
     /// Whether a file has that path. Where the copy is marked as pruned, a crash has left it.
     pub has_image: bool,
+}
+
+impl StoredCopy {
+    /// The path of its files, relative to the archive and without an ending.
+    pub(crate) fn stem(&self) -> String {
+        stem_of(&CopyPaths::new(Path::new(""), &self.manifest.id()).image())
+    }
+}
+
+/// The zone, the instance and the name of a copy's file, without its ending.
+fn stem_of(path: &Path) -> String {
+    let path = path.with_extension("");
+    let parts: Vec<_> = path.iter().rev().take(3).collect();
+    parts.into_iter().rev().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
 /// A file or folder that looks like a part of a copy, and is of none that counts.
@@ -95,6 +111,11 @@ impl Catalogue {
         &self.archive
     }
 
+    /// The archive's marker, if there is one; an error if it is there and can't be used.
+    pub fn marker(&self) -> &Result<Option<Marker>, MarkerProblem> {
+        &self.marker
+    }
+
     /// The verified copies, those included that the archive's retention removed since: by zone and instance,
     /// newest first.
     pub fn copies(&self) -> &[StoredCopy] {
@@ -104,6 +125,34 @@ impl Catalogue {
     /// Everything that looks like a copy and does not count, by path.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// The paths of the copies whose images are there, relative to the archive and without an ending.
+    pub(crate) fn stems(&self) -> BTreeSet<String> {
+        self.unpruned().map(StoredCopy::stem).collect()
+    }
+
+    /// Those of the remembered copies that vanished without a mark: their images were there, and neither the archive's
+    /// retention removed them nor did a verification find them corrupt.
+    pub(crate) fn vanished<'s>(&self, remembered: &'s BTreeSet<String>) -> Vec<&'s str> {
+        let mut explained: HashSet<String> = self.copies.iter().map(StoredCopy::stem).collect();
+        let corrupt = |problem: &&Problem| matches!(problem.kind, ProblemKind::Corrupt(_));
+        explained.extend(self.problems.iter().filter(corrupt).map(|problem| stem_of(&problem.path)));
+        remembered.iter().map(String::as_str).filter(|stem| !explained.contains(*stem)).collect()
+    }
+
+    /// Copies that were found corrupt, where the archive could not be written to say so, do not count.
+    pub(crate) fn exclude_corrupt(&mut self, corrupt: &BTreeMap<String, Timestamp>) {
+        let since = |copy: &StoredCopy| corrupt.get(&copy.stem()).copied();
+        let (bad, good) = std::mem::take(&mut self.copies)
+            .into_iter()
+            .partition(|copy| copy.manifest.pruned_at.is_none() && since(copy).is_some());
+        self.copies = good;
+        for copy in &bad as &Vec<StoredCopy> {
+            let problem = since(copy).map(ProblemKind::Corrupt);
+            self.problems.extend(problem.map(|kind| Problem { path: copy.image.clone(), kind }));
+        }
+        self.problems.sort_by(|a, b| a.path.cmp(&b.path));
     }
 
     /// The copies whose image should be there.
@@ -148,13 +197,22 @@ pub(super) fn read_manifest(bytes: &[u8]) -> Result<Manifest, ProblemKind> {
     Manifest::from_bytes(bytes).map_err(|error| unreadable(&error))
 }
 
+/// Reads the marker of the archive at `path`.
+pub(super) fn read_marker(disk: &dyn Disk, path: &Path) -> Result<Option<Marker>, MarkerProblem> {
+    match read_file(disk, &path.join(MARKER_FILE), MARKER_BYTES_MAX) {
+        Ok(bytes) => Marker::from_bytes(&bytes).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(MarkerProblem::Unreadable(error.to_string())),
+    }
+}
+
 /// Reads the whole archive; a folder that does not exist yet is empty.
 pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::Result<Catalogue> {
     let zones = match disk.list(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         listed => listed?,
     };
-    let mut catalogue = Catalogue::empty(archive);
+    let mut catalogue = Catalogue::empty(archive, read_marker(disk, path));
     for entry in zones {
         let Some(zone) = entry.name.to_str().and_then(|name| name.parse::<ZoneName>().ok()) else { continue };
         let folder = path.join(zone.as_str());
@@ -172,6 +230,7 @@ pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::R
 /// copy counts.
 pub(super) fn read_listed<'a>(
     archive: &ArchiveName,
+    marker: Result<Option<Marker>, MarkerProblem>,
     path: &Path,
     paths: impl IntoIterator<Item = &'a str>,
     read: impl Fn(&Path) -> Result<Manifest, ProblemKind>,
@@ -181,7 +240,7 @@ pub(super) fn read_listed<'a>(
         let folder = path.join(zone.as_str()).join(instance_id.to_string());
         folders.entry(folder).or_default().push(Entry { name: name.into(), kind: Kind::File });
     }
-    let mut catalogue = Catalogue::empty(archive);
+    let mut catalogue = Catalogue::empty(archive, marker);
     for (folder, entries) in &folders {
         catalogue.read_instance(path, folder, entries, &read);
     }
@@ -189,8 +248,8 @@ pub(super) fn read_listed<'a>(
 }
 
 impl Catalogue {
-    fn empty(archive: &ArchiveName) -> Self {
-        Self { archive: archive.clone(), copies: Vec::new(), problems: Vec::new() }
+    fn empty(archive: &ArchiveName, marker: Result<Option<Marker>, MarkerProblem>) -> Self {
+        Self { archive: archive.clone(), marker, copies: Vec::new(), problems: Vec::new() }
     }
 
     fn sorted(mut self) -> Self {

@@ -22,13 +22,14 @@ use crate::archive::local::files::CopyFiles;
 use crate::archive::local::image::LocalImage;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::store::StoreError;
 use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
-use crate::disk::{Disk, DiskFile, blocking};
+use crate::disk::{Access, Disk, DiskFile, blocking, create_folders, replace_file};
 use crate::policy::name::ArchiveName;
 
 /// Left free on the file system beside an image, in bytes: for its manifest, and for other programs.
@@ -73,6 +74,21 @@ impl LocalArchive {
     pub(crate) async fn catalogue(&self) -> io::Result<Catalogue> {
         let Self { name, path, disk, .. } = self.clone();
         blocking(move || catalogue::read(&*disk, &name, &path)).await
+    }
+
+    pub(super) async fn marker(&self) -> Result<Option<Marker>, MarkerProblem> {
+        let Self { path, disk, .. } = self.clone();
+        blocking(move || catalogue::read_marker(&*disk, &path)).await
+    }
+
+    /// Writes the marker, and creates the folder if it is missing.
+    pub(super) async fn write_marker(&self, marker: &Marker) -> io::Result<()> {
+        let (Self { path, disk, .. }, bytes) = (self.clone(), marker.to_bytes());
+        blocking(move || {
+            create_folders(&*disk, &path, Access::Group)?;
+            replace_file(&*disk, &path.join(MARKER_FILE), &bytes, Access::Group)
+        })
+        .await
     }
 
     /// Free bytes of the archive's folder, or of the nearest one above it while it does not exist.

@@ -10,7 +10,7 @@
 //! folder ([`local`], whose `journal` says what can be resumed) or a prefix in a bucket ([`s3`]).
 //! [`catalogue`] reads an archive back, and [`stats`] adds it up: there is no database beside it. [`copy_reader`] reads a
 //! copy's bytes again, for a restore; [`verify`] does to check them, and [`manifest_update`] records the result. [`proof`] is the value without which a snapshot whose export is
-//! required is not deleted; no other module can make one.
+//! required is not deleted; no other module can make one. The [`marker`] tells an archive from an empty folder.
 //!
 //! Left to others: asking the service for an export and talking HTTP (`run` makes a source of the client), and
 //! which snapshots need a copy (`retention`).
@@ -23,6 +23,7 @@ pub mod layout;
 pub mod local;
 pub mod manifest;
 pub mod manifest_update;
+pub mod marker;
 pub mod md5;
 pub mod proof;
 pub mod qcow2;

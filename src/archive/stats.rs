@@ -4,12 +4,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::backend::Archive;
+use crate::archive::catalogue::Catalogue;
 use crate::text::chain;
 
 /// The sums of an archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ArchiveStats {
+    /// Whether it is there: readable, and by its marker the one that was used before, if any was.
+    pub is_present: bool,
     /// Verified copies whose image is there.
     pub images: u64,
     /// The length of all these images in bytes.
@@ -25,15 +28,20 @@ pub struct ArchiveStats {
 }
 
 impl ArchiveStats {
-    /// Reads the whole archive. A failure is part of the result.
+    /// Reads the whole archive, whichever it is. A failure is part of the result.
     pub async fn read(archive: &Archive) -> Self {
         let free_bytes = archive.free_bytes().await;
-        let catalogue = match archive.catalogue().await {
-            Ok(catalogue) => catalogue,
-            Err(error) => return Self { free_bytes, error: Some(chain(&error)), ..Self::default() },
-        };
+        match archive.catalogue().await {
+            Ok(catalogue) => Self::of(&catalogue, free_bytes),
+            Err(error) => Self { free_bytes, error: Some(chain(&error)), ..Self::default() },
+        }
+    }
+
+    /// The sums of what was read.
+    pub(crate) fn of(catalogue: &Catalogue, free_bytes: Option<u64>) -> Self {
         let images = || catalogue.unpruned().map(|copy| &copy.manifest);
         Self {
+            is_present: true,
             images: images().count() as u64,
             bytes: images().map(|manifest| manifest.image.bytes).fold(0, u64::saturating_add),
             corrupt: catalogue.damaged().count() as u64,

@@ -1,4 +1,4 @@
-//! `archive list`, `archive verify`, `archive prune`: the verified copies.
+//! `archive list`, `archive verify`, `archive adopt`, `archive prune`: the verified copies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,13 +16,17 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::config::policies::MAX_CLOCK_SKEW;
 use crate::config::sections::Config;
+use crate::policy::ArchiveRules;
 use crate::policy::name::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
+use crate::run::archive_adopt::{self, Adopted};
+use crate::run::archive_presence::{Found, Looker, Presence};
 use crate::run::archive_prune::ArchivePruner;
 use crate::run::step::Recorder;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{StepFacts, StepOutcome};
+use crate::state::directory::StateDirectory;
 use crate::text::{chain, counted, printable};
 
 /// For each archive its result, or why there is none.
@@ -74,30 +78,132 @@ pub async fn list(global: &Global, names: &[ArchiveName], output: Output) -> Res
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
-    Ok(show(&archives, names, seams.clock.now(), output).await)
+    let state = assemble::state(&config, &seams, Use::Reading)?;
+    Ok(show(&archives, &config.archive_rules, &state, names, seams.clock.now(), output).await)
+}
+
+/// The copies in an archive, and what is wrong with the archive as a whole.
+struct Listed {
+    catalogue: Catalogue,
+    alert: Alert,
+}
+
+/// What is wrong with an archive as a whole.
+#[derive(Default)]
+struct Alert {
+    text: Option<String>,
+    /// The copies that vanished.
+    missing: Vec<String>,
+}
+
+/// Looks whether the archive is the one that was used, with its copies, and complains if it is not. A state directory
+/// that can't be read does not keep an archive from being read.
+async fn alert(
+    archive: &Archive,
+    rules: &BTreeMap<ArchiveName, ArchiveRules>,
+    state: &StateDirectory,
+    output: Output,
+) -> Alert {
+    let name = archive.name();
+    let Some(rules) = rules.get(name) else { return Alert::default() };
+    let looker = match Looker::new(state).await {
+        Ok(looker) => looker,
+        Err(error) => {
+            output.complain(&format!("archive {name}: it is not known which copies it should have: {error}"));
+            return Alert::default();
+        }
+    };
+    let alert = match looker.look(archive, &rules.guard).await {
+        Ok(Found { presence: Presence::Closed(text), vanished, .. }) if !vanished.is_empty() => {
+            Alert { text: Some(text), missing: vanished }
+        }
+        Ok(_) => Alert::default(),
+        Err(text) => Alert { text: Some(text), missing: Vec::new() },
+    };
+    if let Some(text) = &alert.text {
+        output.complain(&format!("archive {name}: {text}"));
+    }
+    for stem in &alert.missing {
+        output.complain(&format!("archive {name}: missing: {stem}.qcow2"));
+    }
+    alert
 }
 
 /// Prints the copies in the archives with these names; in all, if none is named.
 pub async fn show(
     archives: &BTreeMap<ArchiveName, Arc<Archive>>,
+    rules: &BTreeMap<ArchiveName, ArchiveRules>,
+    state: &StateDirectory,
     names: &[ArchiveName],
     now: Timestamp,
     output: Output,
 ) -> Exit {
-    let read = async |_: &_, archive: &Arc<Archive>| archive.catalogue().await.map_err(|error| chain(&error));
+    let read = async |_: &_, archive: &Arc<Archive>| {
+        let catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+        Ok(Listed { catalogue, alert: alert(archive, rules, state, output).await })
+    };
     let results = each(archives, names, "", output, read).await;
-    let fields = |catalogue: Option<&Catalogue>| {
+    let fields = |listed: Option<&Listed>| {
+        let catalogue = listed.map(|listed| &listed.catalogue);
         json!({
             "images": catalogue.map(|catalogue| images(catalogue, false)).unwrap_or_default(),
             "pruned": catalogue.map(|catalogue| images(catalogue, true)).unwrap_or_default(),
             "problems": catalogue.map(|catalogue| sentences(catalogue.problems())).unwrap_or_default(),
+            "alert": listed.and_then(|listed| listed.alert.text.as_ref()),
+            "missing": listed.map(|listed| listed.alert.missing.as_slice()).unwrap_or_default(),
         })
     };
-    output.show(
-        || json(&results, fields),
-        || results.iter().map(|(name, result)| render(name, result.as_ref().ok(), now, output)).collect(),
-    );
-    exit_of(&results, |_| true)
+    let text = |(name, result): &(&ArchiveName, Result<Listed, String>)| {
+        render(name, result.as_ref().ok().map(|listed| &listed.catalogue), now, output)
+    };
+    output.show(|| json(&results, fields), || results.iter().map(text).collect());
+    exit_of(&results, |listed| listed.alert.text.is_none())
+}
+
+/// Takes an archive over.
+///
+/// # Errors
+/// [`Refusal`] if it is not configured, or can't be taken over.
+pub async fn adopt(global: &Global, name: &ArchiveName, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(&global.config)?;
+    assemble::check_archives(&config, [name])?;
+    let seams = Seams::real();
+    let archives = assemble::archives(&config, &seams)?;
+    let state = assemble::state(&config, &seams, Use::Changing)?;
+    let results = each(&archives, std::slice::from_ref(name), "it is not taken over: ", output, {
+        async |_: &_, archive: &Arc<Archive>| {
+            archive_adopt::adopt(&state, &*seams.clock, &*seams.randomness, archive).await
+        }
+    })
+    .await;
+    let fields = |adopted: Option<&Adopted>| {
+        json!({
+            "copies": adopted.map(|adopted| adopted.copies),
+            "missing": adopted.map(|adopted| adopted.vanished.as_slice()).unwrap_or_default(),
+            "was_foreign": adopted.map(|adopted| adopted.was_foreign),
+        })
+    };
+    let text = |(name, result): &(&ArchiveName, Result<Adopted, String>)| {
+        result.as_ref().map_or_else(|_| String::new(), |adopted| render_adopted(name, adopted))
+    };
+    output.show(|| json(&results, fields), || results.iter().map(text).collect());
+    Ok(exit_of(&results, |_| true))
+}
+
+fn render_adopted(name: &ArchiveName, adopted: &Adopted) -> String {
+    let copies = counted(adopted.copies, "verified copy");
+    let mut text = format!("archive {name}: taken over with {copies}; snapwarden stores and deletes again\n");
+    for stem in &adopted.vanished {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "not there any more: {stem}.qcow2");
+    }
+    if adopted.was_foreign {
+        text.push_str(
+            "Another state directory used it. If yours was lost, so were the holds and which snapshots snapwarden made: \
+             see `snapwarden plan`, and put on hold again what must stay, before the next run.\n",
+        );
+    }
+    text
 }
 
 /// Verifies the images again.
@@ -114,6 +220,7 @@ pub async fn verify(
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
+    let state = assemble::state(&config, &seams, Use::Reading)?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         // It may take hours, so problems are reported at once.
         let report = |copy: &StoredCopy, outcome: &Outcome| {
@@ -126,21 +233,29 @@ pub async fn verify(
         for problem in sentences(&verified.problems) {
             output.complain(&format!("archive {name}: {problem}"));
         }
-        Ok(verified)
+        Ok((verified, alert(archive, &config.archive_rules, &state, output).await))
     };
     let results = each(&archives, names, "", output, work).await;
-    let fields = |verified: Option<&Verification>| {
+    let fields = |result: Option<&(Verification, Alert)>| {
+        let (verified, alert) = (result.map(|(verified, _)| verified), result.map(|(_, alert)| alert));
         let copies = verified.iter().flat_map(|verified| &verified.copies);
         json!({
             "images": copies.map(|(copy, outcome)| verified_image(copy, outcome)).collect::<Value>(),
             "problems": verified.map(|verified| sentences(&verified.problems)).unwrap_or_default(),
+            "alert": alert.and_then(|alert| alert.text.as_ref()),
+            "missing": alert.map(|alert| alert.missing.as_slice()).unwrap_or_default(),
         })
     };
     output.show(
         || json(&results, fields),
-        || results.iter().map(|(name, result)| render_verified(name, result.as_ref().ok())).collect(),
+        || {
+            let rendered = results.iter().map(|(name, result)| {
+                render_verified(name, result.as_ref().ok().map(|(verified, _)| verified))
+            });
+            rendered.collect()
+        },
     );
-    Ok(exit_of(&results, Verification::is_good))
+    Ok(exit_of(&results, |(verified, alert)| verified.is_good() && alert.text.is_none()))
 }
 
 /// A copy that the archive's retention does not keep.

@@ -129,7 +129,7 @@ pub enum Command {
     Holds,
     /// Let the guard allow a policy's next run, once; needs no credentials, works while the daemon runs
     Allow(Allow),
-    /// List, verify or prune the copies in the archives
+    /// List, verify, prune or take over the copies in the archives
     Archive {
         /// The subcommand.
         #[command(subcommand)]
@@ -341,6 +341,17 @@ pub enum ArchiveCommand {
         /// Verify this percentage of the images of each archive, starting with the least recently verified
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
         percent: u64,
+    },
+    /// Take over an archive: one that is new and empty, one that another state directory used, or one that lost copies
+    ///
+    /// Accepts what is there: from then on snapwarden stores and deletes again. Its marker, `snapwarden-archive.json`, is
+    /// written if it is missing or damaged. Make sure first that the disk is mounted and the state directory is the right
+    /// one: holds, and which snapshots snapwarden itself made, cannot be read from an archive. Needs no API credentials,
+    /// works while the daemon runs. Reading and restoring never need this.
+    Adopt {
+        /// The archive
+        #[arg(value_name = "ARCHIVE")]
+        archive: ArchiveName,
     },
     /// Delete the copies that `[archives.NAME.retention]` does not keep, and show why
     ///

@@ -117,7 +117,9 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
         output.print(&reports.iter().map(|report| once::render(report, output)).collect::<String>());
     }
     output.print(&heading("5. The result"));
-    exit = exit.worse(archive::show(&runner.archives, &[], runner.clock.now(), output).await);
+    let now = runner.clock.now();
+    let shown = archive::show(&runner.archives, &runner.archive_rules, &runner.state, &[], now, output);
+    exit = exit.worse(shown.await);
     let templates: Vec<String> = world.templates(&zone).into_iter().map(|template| template.name).collect();
     output.print(&format!(
         "\nzone {zone}: {} of {history} snapshots, templates: {}\n\n\

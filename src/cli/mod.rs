@@ -93,6 +93,7 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
             ArchiveCommand::Verify { archives, percent } => {
                 on_runtime(archive::verify(global, archives, *percent, output))
             }
+            ArchiveCommand::Adopt { archive } => on_runtime(archive::adopt(global, archive, output)),
             ArchiveCommand::Prune { archives, dry_run } => {
                 on_runtime(archive::prune(global, archives, *dry_run, output))
             }

@@ -19,7 +19,7 @@ use crate::policy::{Policy, Retention};
 use crate::retention::inventory::{Copies, Inventory};
 use crate::retention::simulate::{self, Forecast, Lifetime, Moment, Simulation, SimulationError};
 use crate::retention::verdict::Rule;
-use crate::run::list::{Catalogues, complete, list};
+use crate::run::list::{FoundArchives, complete, list};
 use crate::run::self_instance;
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::{counted, excerpt, printable};
@@ -96,7 +96,7 @@ async fn listed(
     let runner = assemble::runner(config, credentials, seams, Use::Reading)?;
     let failed = |failure| Refusal::failed(format!("policy {}, zone {zone}: {failure}", policy.name));
     let seen = list(&runner, zone).await.map_err(failed)?;
-    let listed = complete(&runner, policy, zone, seen, &Catalogues::new()).await.map_err(failed)?;
+    let listed = complete(&runner, policy, zone, seen, &FoundArchives::default()).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
     Ok(Inventory { archives, ..listed.inventory })
 }

@@ -185,7 +185,7 @@ fn read_min_keep(table: &Table<'_>) -> u32 {
     min_keep
 }
 
-fn read_guard(table: &Table<'_>) -> Guard {
+pub(super) fn read_guard(table: &Table<'_>) -> Guard {
     let percent = |key| table.number(key, 0..=100);
     Guard {
         max_deletes: table.number("max_deletes", 0..=u64::MAX),

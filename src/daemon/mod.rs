@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::archive::backend::Archive;
-use crate::archive::stats::ArchiveStats;
 use crate::archive::verify::{describe, verify_archive};
 use crate::clock::timeout;
 use crate::config::sections::ServerSettings;
@@ -489,7 +488,7 @@ impl Daemon {
                     () = stop.cancelled() => {}
                     () = verify_one(&runner, &archive, percent) => {}
                 }
-                telemetry.archive(&name, ArchiveStats::read(&archive).await);
+                telemetry.archive(&name, runner.archive_stats(&archive).await);
             });
             self.verifying.insert(of_archive, running);
         }
@@ -500,9 +499,10 @@ impl Daemon {
     fn look_at_archives(&self) {
         for (name, archive) in &self.runner.archives {
             let (name, archive, telemetry) = (name.clone(), Arc::clone(archive), self.telemetry.clone());
+            let runner = Arc::clone(&self.runner);
             tokio::spawn(async move {
-                let facts = ArchiveStats::read(&archive).await;
-                telemetry.archive(&name, facts);
+                let stats = runner.archive_stats(&archive).await;
+                telemetry.archive(&name, stats);
             });
         }
     }

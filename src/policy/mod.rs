@@ -209,12 +209,14 @@ pub struct Guard {
 }
 
 /// Retention and verification of the copies in an archive.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ArchiveRules {
     /// Which are kept, per instance; without it all are.
     pub retention: Option<Retention>,
     /// When the daemon verifies them again; without it, only the command does.
     pub verify: Option<VerifyPlan>,
+    /// The limits beyond which no copy is pruned, and beyond which copies that vanished close the archive.
+    pub guard: Guard,
 }
 
 /// When the daemon verifies copies again, and how many of them.

@@ -248,7 +248,8 @@ impl Zone<'_> {
 
     /// The copies that a policy requires before a snapshot may be deleted: of a failed one there is nothing to copy.
     fn requirements_of(&self, policy: usize, entry: &Entry) -> &[Arc<Requirement>] {
-        let requirements = self.requirements.get(policy).filter(|_| entry.was_good || !entry.is_failed);
+        let is_copied = entry.was_good || !entry.is_failed || self.inventory.unadopted.is_some();
+        let requirements = self.requirements.get(policy).filter(|_| is_copied);
         requirements.map_or(&[], Vec::as_slice)
     }
 

@@ -36,11 +36,13 @@ pub(crate) enum Unmet {
         /// May hold another program's words.
         cause: Box<str>,
     },
+    /// Not a copy is missing, but all that this program knew: nothing may be deleted.
+    Unadopted(ArchiveName),
 }
 
 impl Unmet {
     pub(crate) fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Unadopted(_))
     }
 }
 
@@ -85,7 +87,10 @@ pub(crate) fn requirements<'p>(
         known.push(requirement.clone());
         requirement
     };
-    policies.map(|policy| required(policy).map(&mut requirement).collect()).collect()
+    let unadopted = inventory.unadopted.as_ref().map(|archive| Arc::new(Requirement::unadopted(archive)));
+    policies
+        .map(|policy| unadopted.clone().into_iter().chain(required(policy).map(&mut requirement)).collect())
+        .collect()
 }
 
 /// Also of a policy without a retention table: a copy that is required is required of all that prune.
@@ -97,6 +102,15 @@ fn required(policy: &Policy) -> impl Iterator<Item = CopyNeeded> + '_ {
 }
 
 impl Requirement {
+    /// One that no copy meets.
+    fn unadopted(archive: &ArchiveName) -> Self {
+        Self {
+            copy: CopyNeeded { archive: archive.clone(), of: Which::All },
+            unmet: Arc::new(Unmet::Unadopted(archive.clone())),
+            copies: Arc::new(CopyIndex::Unreachable("".into())),
+        }
+    }
+
     /// Whether a snapshot may be deleted as far as this copy is concerned.
     pub(crate) fn passes(&self, snapshot: &Snapshot) -> bool {
         self.passes_from(snapshot) == i64::MIN
@@ -164,6 +178,15 @@ impl CopyIndex {
     }
 }
 
+/// Why nothing is deleted beside an archive that others used, and what to do.
+pub(crate) fn unadopted_text(archive: &ArchiveName) -> String {
+    format!(
+        "archive `{archive}` was used before, but this state directory remembers no run, so its holds and all else that \
+         keeps snapshots may be lost: nothing is deleted; bring the state directory back, or, if it is right, take the \
+         archive over: snapwarden archive adopt {archive}"
+    )
+}
+
 impl Display for Unmet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -173,6 +196,7 @@ impl Display for Unmet {
             Self::Missing(CopyNeeded { archive, of: Which::All }) => {
                 write!(f, "no verified copy of it in archive `{archive}`")
             }
+            Self::Unadopted(archive) => write!(f, "{}", unadopted_text(archive)),
             Self::Unreachable { archive, cause } => {
                 write!(f, "archive `{archive}` can't be reached: {}", excerpt(cause, QUOTED_CHARACTERS))
             }

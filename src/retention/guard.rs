@@ -76,7 +76,7 @@ impl ListingDrop {
 }
 
 /// Whether `part` is more than `percent` of `whole`.
-fn is_beyond(part: u64, whole: u64, percent: u8) -> bool {
+pub(crate) fn is_beyond(part: u64, whole: u64, percent: u8) -> bool {
     u128::from(part) * 100 > u128::from(percent) * u128::from(whole)
 }
 

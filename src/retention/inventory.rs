@@ -25,6 +25,9 @@ pub struct Inventory {
     pub holds: BTreeMap<SnapshotId, Hold>,
     /// What each archive that an enabled policy names holds.
     pub archives: BTreeMap<ArchiveName, Copies>,
+    /// An archive that others used, while this program remembers nothing: it may have lost its holds and all else that
+    /// keeps snapshots, so nothing is deleted.
+    pub unadopted: Option<ArchiveName>,
     /// Whether this machine's clock can be trusted.
     pub clock: ClockSkew,
     /// The failed ones that are remembered; of any other the age is counted from when it was taken.
@@ -46,6 +49,7 @@ impl Inventory {
             coming: HashSet::new(),
             holds: BTreeMap::new(),
             archives: BTreeMap::new(),
+            unadopted: None,
             clock: ClockSkew::OnPaper,
             failed: BTreeMap::new(),
             paused: BTreeMap::new(),

@@ -11,7 +11,7 @@ pub mod change_guard;
 mod combine;
 pub mod deciding_keys;
 mod expiry;
-mod export_gate;
+pub(crate) mod export_gate;
 pub(crate) mod grouping;
 pub mod guard;
 pub mod inventory;

@@ -1,14 +1,14 @@
 //! Exports the snapshots that the policy wants in its archives and that are not there yet.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{self, BoxFuture, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tracing::{info, warn};
 
 use crate::archive::manifest::{Manifest, TemplateRecord};
@@ -21,9 +21,10 @@ use crate::archive::transfer::throttle::Throttle;
 use crate::exoscale::client::ZoneClient;
 use crate::policy::name::ArchiveName;
 use crate::policy::{Export, Policy, Which};
+use crate::run::archive_presence::{Presence, is_still_there};
 use crate::run::context::Runner;
 use crate::run::downloads::{HowFar, RunningDownload};
-use crate::run::list::Catalogues;
+use crate::run::list::Listing;
 use crate::run::plan::{PlannedAction, ZonePlan};
 use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
@@ -49,7 +50,7 @@ struct Missing<'a> {
 
 /// Adds up the progress of a download; with the position of the download in the image.
 #[derive(Default)]
-struct TransferCounter(Mutex<(Transfer, u64)>);
+struct TransferCounter(std::sync::Mutex<(Transfer, u64)>);
 
 impl TransferCounter {
     /// Counts, and returns the bytes that were received so far.
@@ -99,7 +100,9 @@ pub(crate) async fn export(
     plans: &[&ZonePlan],
 ) -> Vec<Step> {
     let throttle = export.bandwidth_limit.map(|limit| Throttle::new(limit.get()));
-    let exporter = Exporter { runner, recorder, policy, export, throttle: throttle.as_ref() };
+    let marked = Mutex::default();
+    let exporter =
+        Exporter { runner, recorder, policy, export, throttle: throttle.as_ref(), marked: &marked };
     let mut missing: Vec<Missing<'_>> = plans.iter().flat_map(|plan| missing(export, plan)).collect();
     missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
     let mut exports: Vec<BoxFuture<'_, _>> = Vec::new();
@@ -117,6 +120,8 @@ struct Exporter<'a> {
     policy: &'a Policy,
     export: &'a Export,
     throttle: Option<&'a Throttle>,
+    /// The archives that got their marker in this run, or why not.
+    marked: &'a Mutex<BTreeMap<ArchiveName, Result<(), String>>>,
 }
 
 /// A step whose intent is in the audit log, so that its archive may get the image.
@@ -182,7 +187,7 @@ impl<'a> Exporter<'a> {
             // An export may take hours, so its begin is logged as well.
             let (name, id) = (printable(&snapshot.name), snapshot.id);
             info!(zone.name = %zone, snapshot.id = %id, "exporting snapshot {name} into archive {archive}");
-            match self.begin(archive, &image).await {
+            match self.begin(missing.plan, archive, &image).await {
                 Ok(Begin::Stored(copy)) => drop(result.send(Ok(done(&copy, None)))),
                 Ok(Begin::Missing(output)) => {
                     outputs.push(output);
@@ -243,11 +248,35 @@ impl<'a> Exporter<'a> {
         }
     }
 
+    /// Has the marker of an archive written, once in this run.
+    async fn mark(&self, name: &ArchiveName) -> Result<(), String> {
+        let mut marked = self.marked.lock().await;
+        if let Some(known) = marked.get(name) {
+            return known.clone();
+        }
+        let result = self.runner.mark_archive(name).await;
+        let result =
+            result.map_err(|why| format!("nothing is stored in archive {name}, which gets no marker: {why}"));
+        marked.insert(name.clone(), result.clone());
+        result
+    }
+
     /// Makes an archive ready. Another policy, or `once` beside the daemon, may be storing the same image: then waits, and
     /// finds its copy, or stores one after all.
-    async fn begin(&self, name: &ArchiveName, image: &ImageToStore) -> Result<Begin, String> {
+    async fn begin(
+        &self,
+        plan: &ZonePlan,
+        name: &ArchiveName,
+        image: &ImageToStore,
+    ) -> Result<Begin, String> {
         let archive = self.runner.archives.get(name);
         let archive = archive.ok_or_else(|| format!("archive {name} is not configured"))?;
+        if plan.listing.presence(name) == Some(&Presence::FirstUse) {
+            self.mark(name).await?;
+        } else if let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) {
+            // Its disk may have been unmounted since: then it would be stored on the disk below.
+            is_still_there(archive, catalogue).await?;
+        }
         loop {
             match archive.begin(image).await {
                 Err(StoreError::Busy { .. }) if self.recorder.refusal(Action::Export).is_none() => {
@@ -282,9 +311,12 @@ pub(crate) fn planned(export: &Export, plan: &ZonePlan) -> Vec<PlannedAction> {
 
 /// The policy's archives that cannot be read, each as a sentence. Nothing is exported into them, and nothing is deleted
 /// that needs a copy there, so each is a failure of the zone.
-pub(crate) fn unreadable(export: &Export, catalogues: &Catalogues) -> Vec<String> {
-    let failure = |name: &ArchiveName| match catalogues.get(name)? {
-        Ok(_) => None,
+pub(crate) fn unreadable(export: &Export, listing: &Listing) -> Vec<String> {
+    let failure = |name: &ArchiveName| match listing.catalogues.get(name)? {
+        Ok(_) => match listing.presence(name)? {
+            Presence::Closed(reason) => Some(format!("archive {name}: {reason}")),
+            Presence::Known | Presence::FirstUse | Presence::Unadopted => None,
+        },
         Err(reason) => {
             Some(format!("nothing is exported into archive {name}, since it cannot be read: {reason}"))
         }

@@ -9,8 +9,10 @@ use futures_util::future::{FutureExt as _, join, join_all};
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::retention::export_gate::unadopted_text;
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory, Missing, Ownership};
 use crate::retention::memory::Memory;
+use crate::run::archive_presence::{Looker, Presence};
 use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::Subject;
@@ -34,6 +36,10 @@ pub struct Listing {
     pub warnings: Vec<String>,
     /// What the last accepted run of the policy rested on here; empty if there was none.
     pub(crate) memory: Memory,
+    /// How each archive that could be read stands to this state.
+    presences: BTreeMap<ArchiveName, Presence>,
+    /// Whether the state directory remembers any run.
+    pub(crate) remembers_runs: bool,
     /// Indexes in `inventory.instances`.
     instances: HashMap<InstanceId, usize>,
 }
@@ -43,6 +49,11 @@ impl Listing {
     pub fn instance_of(&self, snapshot: &Snapshot) -> Option<&Instance> {
         let index = self.instances.get(&snapshot.instance_id?)?;
         self.inventory.instances.get(*index)
+    }
+
+    /// How an archive that could be read stands to this state.
+    pub(crate) fn presence(&self, archive: &ArchiveName) -> Option<&Presence> {
+        self.presences.get(archive)
     }
 
     /// A listed snapshot, as the audit log and the report name it.
@@ -86,19 +97,35 @@ pub(crate) async fn list_zones(
     policy: &Policy,
     zones: &[ZoneName],
 ) -> Vec<Result<Listing, String>> {
-    let catalogues = catalogues(runner).await;
+    let archives = look_at_archives(runner).await;
     let mut listings: Vec<BoxFuture<'_, _>> = Vec::new();
     for zone in zones {
-        let catalogues = &catalogues;
+        let archives = &archives;
         let listing =
-            async move { complete(runner, policy, zone, cache.list(runner, zone).await?, catalogues).await };
+            async move { complete(runner, policy, zone, cache.list(runner, zone).await?, archives).await };
         listings.push(listing.boxed());
     }
     join_all(listings).await
 }
 
-/// Reads the catalogue of every archive that an enabled policy names.
-async fn catalogues(runner: &Runner) -> Catalogues {
+/// The archives that enabled policies name, as they were found.
+#[derive(Debug, Default)]
+pub struct FoundArchives {
+    catalogues: Catalogues,
+    presences: BTreeMap<ArchiveName, Presence>,
+    remembers_runs: bool,
+}
+
+impl FoundArchives {
+    /// The first that others used, where this state remembered no run.
+    fn unadopted(&self) -> Option<&ArchiveName> {
+        let mut presences = self.presences.iter();
+        presences.find(|(_, presence)| **presence == Presence::Unadopted).map(|(name, _)| name)
+    }
+}
+
+/// Reads every archive that an enabled policy names.
+async fn look_at_archives(runner: &Runner) -> FoundArchives {
     let names: BTreeSet<&ArchiveName> = runner
         .policies
         .iter()
@@ -106,20 +133,28 @@ async fn catalogues(runner: &Runner) -> Catalogues {
         .filter_map(|policy| policy.export.as_ref())
         .flat_map(|export| &export.archives)
         .collect();
+    let looker = match Looker::new(&runner.state).await {
+        Ok(looker) => looker,
+        Err(error) => {
+            let unknown = |name: &ArchiveName| (name.clone(), Err(error.clone()));
+            let catalogues = names.into_iter().map(unknown).collect();
+            return FoundArchives { catalogues, ..FoundArchives::default() };
+        }
+    };
     let mut read: Vec<BoxFuture<'_, _>> = Vec::new();
     for name in names {
-        read.push(
-            async move {
-                let catalogue = match runner.archives.get(name) {
-                    Some(archive) => archive.catalogue().await.map(Arc::new).map_err(|error| chain(&error)),
-                    None => Err("it is not configured".to_owned()),
-                };
-                (name.clone(), catalogue)
-            }
-            .boxed(),
-        );
+        let looker = &looker;
+        read.push(async move { (name.clone(), runner.look_at(looker, name).await) }.boxed());
     }
-    join_all(read).await.into_iter().collect()
+    let mut archives = FoundArchives { remembers_runs: looker.remembers_runs(), ..FoundArchives::default() };
+    for (name, found) in join_all(read).await {
+        let catalogue = found.map(|found| {
+            archives.presences.insert(name.clone(), found.presence);
+            found.catalogue
+        });
+        archives.catalogues.insert(name, catalogue);
+    }
+    archives
 }
 
 /// Lists a zone. Anything less than both listings, complete and decoded, is an error.
@@ -148,15 +183,15 @@ pub async fn complete(
     policy: &Policy,
     zone: &ZoneName,
     raw: RawListing,
-    catalogues: &Catalogues,
+    archives: &FoundArchives,
 ) -> Result<Listing, String> {
     let holds = runner.state.holds().await.map_err(|error| {
         format!("nothing is done here, since the holds cannot be read: {}", chain(&error))
     })?;
-    let copies = catalogues.iter().map(|(name, catalogue)| {
-        let copies = match catalogue {
-            Ok(catalogue) => Copies::Known(copies_in(catalogue, zone)),
-            Err(reason) => Copies::Unreachable(reason.clone()),
+    let copies = archives.catalogues.iter().map(|(name, catalogue)| {
+        let copies = match (catalogue, archives.presences.get(name)) {
+            (Err(reason), _) | (Ok(_), Some(Presence::Closed(reason))) => Copies::Unreachable(reason.clone()),
+            (Ok(catalogue), _) => Copies::Known(copies_in(catalogue, zone)),
         };
         (name.clone(), copies)
     });
@@ -171,11 +206,23 @@ pub async fn complete(
         missing: missing(&states, zone),
         holds: holds_by_snapshot(&holds),
         archives: copies.collect(),
+        unadopted: archives.unadopted().cloned(),
         clock: raw.clock,
         ..Inventory::on_paper(zone.clone(), raw.snapshots, raw.instances)
     };
     memory.add_to(&mut inventory, &runner.policies, runner.clock.now());
-    Ok(Listing { memory, ..with_warnings(inventory, catalogues.clone()) })
+    let listing = with_warnings(inventory, archives.catalogues.clone());
+    let mut warnings = listing.warnings;
+    for (name, presence) in &archives.presences {
+        match presence {
+            Presence::Closed(reason) => warnings
+                .push(format!("archive {name}: every snapshot that needs a copy there is kept: {reason}")),
+            Presence::Unadopted => warnings.push(unadopted_text(name)),
+            Presence::Known | Presence::FirstUse => {}
+        }
+    }
+    let (presences, remembers_runs) = (archives.presences.clone(), archives.remembers_runs);
+    Ok(Listing { warnings, memory, presences, remembers_runs, ..listing })
 }
 
 /// What the policy's last accepted run in the zone rested on; of a policy without such a run, that of the policy that last
@@ -278,7 +325,15 @@ pub(crate) fn with_warnings(inventory: Inventory, catalogues: Catalogues) -> Lis
             )),
         }
     }
-    Listing { inventory, catalogues, warnings, memory: Memory::default(), instances }
+    Listing {
+        inventory,
+        catalogues,
+        warnings,
+        memory: Memory::default(),
+        presences: BTreeMap::new(),
+        remembers_runs: false,
+        instances,
+    }
 }
 
 /// A lost copy is announced here, since its snapshot may be deleted: no one may look for it otherwise.

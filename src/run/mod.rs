@@ -6,6 +6,9 @@
 //! log before and after. [`report`] is the result, and [`persist`] saves what the next run needs. `retention` alone decides
 //! which snapshots are kept.
 
+pub mod archive_adopt;
+mod archive_memory;
+pub(crate) mod archive_presence;
 pub mod archive_prune;
 pub mod context;
 pub mod create;

@@ -17,6 +17,7 @@ use crate::clock::timeout;
 use crate::exoscale::wire::Quota;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
+use crate::retention::export_gate::unadopted_text;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::create::create;
@@ -88,6 +89,11 @@ impl Sequence<'_> {
         let plans = plan_zones(runner, policy, &policy.zones).await;
         let mut zones: Vec<ZoneRun> =
             policy.zones.iter().zip(plans).map(|(zone, plan)| ZoneRun::new(zone, plan)).collect();
+        // All zones of a run have the same archives.
+        let first = zones.iter_mut().find_map(|ZoneRun { plan, report }| Some((plan.as_ref()?, report)));
+        if let Some((plan, report)) = first {
+            report.failures.extend(runner.remember_archives(&plan.listing).await);
+        }
         if policy.create {
             let slot = self.options.slot.unwrap_or(started_at);
             create(runner, recorder, policy, slot, &mut zones, self.before).await;
@@ -95,8 +101,8 @@ impl Sequence<'_> {
         }
         if let Some(export) = &policy.export {
             for ZoneRun { plan, report } in &mut zones {
-                let catalogues = plan.iter().map(|plan| &plan.listing.catalogues);
-                report.failures.extend(catalogues.flat_map(|known| export::unreadable(export, known)));
+                let listings = plan.iter().map(|plan| &plan.listing);
+                report.failures.extend(listings.flat_map(|listing| export::unreadable(export, listing)));
             }
             let steps = export::export(runner, recorder, policy, export, &plans_of(&zones)).await;
             add_steps(&mut zones, steps);
@@ -154,6 +160,10 @@ impl Sequence<'_> {
         let mark = runner.state.audit_len().await;
         let plans = plan_zones(runner, policy, &names).await;
         let listed_at = runner.clock.now();
+        let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
+        if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
+            report.failures.extend(runner.accept_archives(listing).await);
+        }
         let guarded =
             guard::judge_run(runner, policy, plans, before, options.allow_deletes, &options.stop).await;
         let templates = match &policy.promote {
@@ -166,7 +176,8 @@ impl Sequence<'_> {
             let deletion = async move {
                 let guarded = guarded.map_err(|failure| report.failures.push(failure)).ok()?;
                 let seen = self.report_plan(report, &guarded, mark, [started_at, listed_at]);
-                if guarded.held.is_none() {
+                let is_unadopted = guarded.plan.listing.inventory.unadopted.is_some();
+                if guarded.held.is_none() && !is_unadopted {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
                 Some((report.zone.clone(), seen))
@@ -187,6 +198,9 @@ impl Sequence<'_> {
         let GuardedPlan { plan, held, emptied, pending, missed, is_accepted } = guarded;
         report.plan = Some(sums_of(&plan.plan));
         report.held = held.as_ref().map(ToString::to_string).or_else(|| emptied.clone());
+        if let Some(archive) = &plan.listing.inventory.unadopted {
+            report.held = Some(unadopted_text(archive));
+        }
         report.pending.clone_from(pending);
         report.warnings.extend(plan.listing.warnings.iter().cloned());
         report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));

@@ -266,27 +266,46 @@ impl AuditLog {
         from: u64,
     ) -> Result<BTreeSet<SnapshotId>, StateError> {
         let mut deleted = BTreeSet::new();
-        let file = match self.disk.open(&self.path, Open::Read, Access::Owner) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(deleted),
-            Err(error) => return Err(self.failed("open")(error)),
-        };
-        let mut offset = if file.len().map_err(self.failed("read"))? < from { 0 } else { from };
-        let mut note = |line: &[u8]| {
+        self.read_from(from, |line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
             let is_deletion =
                 line["action"] == "delete" && [INTENDED, DONE].iter().any(|word| line["outcome"] == *word);
             if is_deletion && line["zone"] == zone.as_str() {
                 deleted.extend(line["snapshot"]["id"].as_str().and_then(|id| id.parse::<SnapshotId>().ok()));
             }
+        })?;
+        Ok(deleted)
+    }
+
+    /// Whether any line says that an image was stored in the archive.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(super) fn has_export_to(&self, archive: &ArchiveName) -> Result<bool, StateError> {
+        let mut found = false;
+        self.read_from(0, |line| {
+            let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
+            found |=
+                line["action"] == "export" && line["outcome"] == DONE && line["archive"] == archive.as_str();
+        })?;
+        Ok(found)
+    }
+
+    /// Reads the lines from this byte on; all if the log is shorter than that.
+    fn read_from(&self, from: u64, mut note: impl FnMut(&[u8])) -> Result<(), StateError> {
+        let file = match self.disk.open(&self.path, Open::Read, Access::Owner) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.failed("open")(error)),
         };
+        let mut offset = if file.len().map_err(self.failed("read"))? < from { 0 } else { from };
         let mut buffer = vec![0; 64 * 1024];
         let mut begun = Vec::new();
         loop {
             let count = file.read_at(&mut buffer, offset).map_err(self.failed("read"))?;
             if count == 0 {
                 note(&begun);
-                return Ok(deleted);
+                return Ok(());
             }
             offset += count as u64;
             let mut pieces = buffer[..count].split(|byte| *byte == b'\n').peekable();

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::disk::{self, Access, Disk, Kind};
-use crate::policy::name::PolicyName;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::state::audit::{AuditLog, Line};
 use crate::state::error::StateError;
@@ -101,6 +101,15 @@ impl StateDirectory {
     ) -> Result<BTreeSet<SnapshotId>, StateError> {
         let zone = zone.clone();
         self.blocking(move |state| state.audit_log.deleted_since(&zone, from)).await
+    }
+
+    /// Whether the audit log says that an image was ever stored in the archive.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub async fn has_export_to(&self, archive: &ArchiveName) -> Result<bool, StateError> {
+        let archive = archive.clone();
+        self.blocking(move |state| state.audit_log.has_export_to(&archive)).await
     }
 
     /// Does what blocks on the blocking pool.

@@ -10,14 +10,16 @@
 //! | `daemon.lock` | which daemon works on the directory |
 //! | `holds.json` | snapshots on hold ([`holds`]) |
 //! | `allowances.json` | allowances to pass the guard ([`allowances`]) |
+//! | `archives.json` | which archives were used, and what was in them ([`archives`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
-//! | `holds.lock`, `allowances.lock` | who changes what commands change beside a running daemon |
+//! | `holds.lock`, `allowances.lock`, `archives.lock` | who changes what commands change beside a running daemon |
 //!
 //! Every file is for its owner alone, replaced in one step, and carries a version; one that root makes belongs
 //! to the directory's owner, so that a command beside the daemon takes nothing away from it. One that can't be
 //! read is an error that names it, never an empty start: an empty state would do things twice.
 
 pub mod allowances;
+pub mod archives;
 pub mod audit;
 pub mod directory;
 pub mod error;

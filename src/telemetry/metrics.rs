@@ -348,6 +348,11 @@ const METRICS: &[Metric] = &[
         Read::Archive(|stats| Some(flag(stats.error.is_none()))),
     ),
     gauge(
+        "snapwarden_archive_present",
+        "Whether the archive is there: readable, and by its marker the one that was used before.",
+        Read::Archive(|stats| Some(flag(stats.is_present))),
+    ),
+    gauge(
         "snapwarden_archive_images",
         "Verified copies in the archive whose image exists.",
         Read::Archive(|stats| readable(stats).map(|stats| number(stats.images))),

@@ -33,7 +33,7 @@ snapshots = "all"
 "#;
 
 /// The program itself over the stage's files, without any credentials.
-fn said(stage: &Stage, policies: &str, arguments: &[&str]) -> Said {
+pub(crate) fn said(stage: &Stage, policies: &str, arguments: &[&str]) -> Said {
     // Nobody listens there.
     said_beside("http://127.0.0.1:1/{zone}/v2", stage, policies, arguments)
 }

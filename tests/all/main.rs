@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
 
 mod archives;
+mod archives_not_there;
 mod client;
 mod command_line;
 mod config_files;

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::archive::catalogue::{self, Catalogue, ProblemKind, StoredCopy};
 use crate::archive::layout::{self, CopyId, Role};
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::bucket::{Bucket, ReadManifest};
@@ -25,7 +26,7 @@ use crate::clock::Clock;
 use crate::credentials::Credentials;
 use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
-use crate::transport::Transport;
+use crate::transport::{BodyError, Transport};
 
 /// Manifests that are read at once: a store answers each in some ten milliseconds, and there may be thousands.
 const READERS: usize = 8;
@@ -69,7 +70,9 @@ impl S3Archive {
     pub async fn catalogue(&self) -> Result<Catalogue, S3Error> {
         let prefix = self.bucket.prefix();
         let (mut listed, mut images) = (Vec::new(), HashMap::new());
+        let (marker_key, mut has_marker) = (self.marker_key(), false);
         let each = |object: ListedObject| {
+            has_marker |= object.key == marker_key;
             // A store may list more than was asked for: other keys do not count.
             let path = object.key.strip_prefix(prefix).and_then(layout::read_path);
             match path.and_then(|(_, _, name)| Some(layout::read_name(name.as_ref())?.1)) {
@@ -82,6 +85,8 @@ impl S3Archive {
         };
         self.bucket.client.list(each).await?;
 
+        let marker = if has_marker { self.marker().await? } else { Ok(None) };
+
         let known = std::mem::take(&mut *self.manifests());
         let mut manifests = HashMap::new();
         let complete = self.read_manifests(listed, &known, &mut manifests).await;
@@ -89,7 +94,7 @@ impl S3Archive {
             let root = self.bucket.root();
             let path = PathBuf::from(format!("{root}{prefix}"));
             let keys = manifests.keys().chain(images.keys()).filter_map(|key| key.strip_prefix(prefix));
-            catalogue::read_listed(self.name(), &path, keys, |here| {
+            catalogue::read_listed(self.name(), marker, &path, keys, |here| {
                 let Some(read) = key_of(here, &root).and_then(|key| manifests.get(key)) else {
                     return Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned()));
                 };
@@ -103,6 +108,27 @@ impl S3Archive {
         // After a failure, too: what was read before it need not be read again.
         *self.manifests() = manifests;
         catalogue
+    }
+
+    fn marker_key(&self) -> String {
+        format!("{}{MARKER_FILE}", self.bucket.prefix())
+    }
+
+    /// Reads the marker. The outer error is the store's.
+    pub(crate) async fn marker(&self) -> Result<Result<Option<Marker>, MarkerProblem>, S3Error> {
+        let max = usize::try_from(MARKER_BYTES_MAX).unwrap_or(usize::MAX);
+        Ok(match self.bucket.client.get(&self.marker_key(), max).await {
+            Ok(found) => found.map(|(bytes, _)| Marker::from_bytes(&bytes)).transpose(),
+            Err(S3Error { cause: S3Cause::Body(BodyError::TooLong { .. }), .. }) => {
+                Err(MarkerProblem::Damaged("it is too long".to_owned()))
+            }
+            Err(error) => return Err(error),
+        })
+    }
+
+    /// Writes the marker.
+    pub(crate) async fn write_marker(&self, marker: &Marker) -> Result<(), S3Error> {
+        self.bucket.client.put(&self.marker_key(), "application/json", marker.to_bytes()).await
     }
 
     /// Reads the listed manifests, but for those in `known` that have the same `ETag`.

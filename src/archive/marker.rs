@@ -1,0 +1,99 @@
+//! The marker of an archive: a small file at its root, by which an archive is told from an empty folder.
+//!
+//! Without it, a folder whose disk is not mounted looks like an archive that lost everything.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// The name of the file, below the archive's folder or its prefix.
+pub const MARKER_FILE: &str = "snapwarden-archive.json";
+
+/// The most bytes that are read of one: thousands of states fit.
+pub(super) const MARKER_BYTES_MAX: u64 = 1 << 20;
+
+const VERSION: u64 = 1;
+
+/// What the file holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Marker {
+    version: u64,
+    /// The archive's own id.
+    pub id: Uuid,
+    /// The state directories that use it.
+    #[serde(default)]
+    pub states: BTreeSet<Uuid>,
+    /// What others wrote beside, which survives a rewrite.
+    #[serde(flatten)]
+    other: Map<String, Value>,
+}
+
+/// Why a marker is there and can't be used, as the end of a sentence about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MarkerProblem {
+    /// It is not what this program writes.
+    #[error("is damaged ({0})")]
+    Damaged(String),
+    /// A later program wrote it.
+    #[error(
+        "is of version {0}, and this program knows up to {VERSION}: a later snapwarden wrote it, use that one"
+    )]
+    Later(u64),
+    /// The disk can't read it.
+    #[error("can't be read ({0})")]
+    Unreadable(String),
+}
+
+impl Marker {
+    /// The marker of an archive with this id.
+    pub fn new(id: Uuid) -> Self {
+        Self { version: VERSION, id, states: BTreeSet::new(), other: Map::new() }
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        // A map with text for keys can always be written.
+        let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, MarkerProblem> {
+        #[derive(Deserialize)]
+        struct VersionAlone {
+            version: u64,
+        }
+        let damaged = |error: serde_json::Error| MarkerProblem::Damaged(error.to_string());
+        let VersionAlone { version } = serde_json::from_slice(bytes).map_err(damaged)?;
+        if version > VERSION {
+            return Err(MarkerProblem::Later(version));
+        }
+        serde_json::from_slice(bytes).map_err(damaged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_survives_a_rewrite_with_all_that_others_wrote() {
+        let text = br#"{"version": 1, "id": "b0c0ab00-0000-4000-8000-00000000f105", "note": "ours"}"#;
+        let marker = Marker::from_bytes(text).unwrap();
+        assert!(marker.states.is_empty());
+        let again = Marker::from_bytes(&marker.to_bytes()).unwrap();
+        assert_eq!(again, marker);
+        assert!(String::from_utf8(again.to_bytes()).unwrap().contains("note"));
+    }
+
+    #[test]
+    fn damaged_and_later_ones_are_no_markers() {
+        let later = Marker::from_bytes(br#"{"version": 2, "anything": []}"#);
+        assert_eq!(later, Err(MarkerProblem::Later(2)));
+        for text in ["", "{", "[]", "{}", r#"{"version": 1}"#, r#"{"version": 1, "id": 5}"#] {
+            let problem = Marker::from_bytes(text.as_bytes()).unwrap_err();
+            assert!(matches!(problem, MarkerProblem::Damaged(_)), "{problem}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Takes an archive over: one that another state directory used, one from which copies vanished, or a new empty one.
+
+use uuid::Uuid;
+
+use crate::archive::backend::Archive;
+use crate::archive::marker::MarkerProblem;
+use crate::clock::Clock;
+use crate::randomness::{Randomness, fresh_id};
+use crate::run::archive_presence::mark;
+use crate::state::archives::Archives;
+use crate::state::directory::StateDirectory;
+use crate::text::chain;
+
+/// What was taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    /// Verified copies in the archive.
+    pub copies: usize,
+    /// Copies that this state remembered, and that are not there any more.
+    pub vanished: Vec<String>,
+    /// Whether the archive was in use, by its marker, before this state knew it.
+    pub was_foreign: bool,
+}
+
+/// Writes the marker if the archive has none that can be read, and remembers the archive as it is from now on.
+///
+/// # Errors
+/// Why it can't be taken over, as a sentence.
+pub async fn adopt(
+    state: &StateDirectory,
+    clock: &dyn Clock,
+    randomness: &dyn Randomness,
+    archive: &Archive,
+) -> Result<Adopted, String> {
+    let name = archive.name().clone();
+    let catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+    let memory = state.archives().await.map_err(|error| chain(&error))?.of(&name);
+    let found: Option<Uuid> = match catalogue.marker() {
+        Ok(marker) => marker.as_ref().map(|marker| marker.id),
+        Err(problem @ (MarkerProblem::Later(_) | MarkerProblem::Unreadable(_))) => {
+            return Err(format!("its marker {} {problem}", archive.marker_place()));
+        }
+        Err(MarkerProblem::Damaged(_)) => None,
+    };
+    let fresh = fresh_id(randomness, clock.now());
+    mark(state, clock, randomness, archive, Some(memory.id.unwrap_or(fresh))).await?;
+    let copies = catalogue.stems();
+    let adopted = Adopted {
+        copies: copies.len(),
+        vanished: catalogue.vanished(&memory.copies).into_iter().map(str::to_owned).collect(),
+        was_foreign: found.is_some() && found != memory.id,
+    };
+    let remember = move |all: &mut Archives| {
+        let memory = all.archives.entry(name).or_default();
+        memory.copies = copies;
+        memory.write_failure = None;
+    };
+    state.change_archives(clock, remember).await.map_err(|error| chain(&error))?;
+    Ok(adopted)
+}

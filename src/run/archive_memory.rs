@@ -1,0 +1,76 @@
+//! Remembers what a run found in the archives, for later runs to compare with.
+
+use std::collections::BTreeSet;
+
+use crate::policy::name::ArchiveName;
+use crate::run::archive_adopt::{Adopted, adopt};
+use crate::run::archive_presence::Presence;
+use crate::run::context::Runner;
+use crate::run::list::Listing;
+use crate::state::archives::Archives;
+use crate::text::chain;
+
+impl Runner {
+    /// Remembers the archives that were looked at, at the beginning of a run: one that has copies already gets its marker,
+    /// and one that a state without any run meets is remembered as such. Returns what failed.
+    pub(crate) async fn remember_archives(&self, listing: &Listing) -> Vec<String> {
+        let mut failures = Vec::new();
+        let was_new = !listing.remembers_runs;
+        let unknown: Vec<ArchiveName> = listing
+            .catalogues
+            .keys()
+            .filter(|name| was_new && listing.presence(name) != Some(&Presence::Known))
+            .cloned()
+            .collect();
+        if !unknown.is_empty() {
+            let remember = move |all: &mut Archives| {
+                for name in unknown {
+                    let memory = all.archives.entry(name).or_default();
+                    memory.was_new |= memory.id.is_none();
+                }
+            };
+            let remembered = self.state.change_archives(&*self.clock, remember).await;
+            failures.extend(remembered.err().map(|error| chain(&error)));
+        }
+        for (name, catalogue) in &listing.catalogues {
+            let is_used = catalogue.as_ref().is_ok_and(|catalogue| {
+                !catalogue.copies().is_empty()
+                    || !catalogue.problems().is_empty()
+                    || matches!(catalogue.marker(), Ok(Some(_)))
+            });
+            if is_used && listing.presence(name) == Some(&Presence::FirstUse) {
+                let marked = self.mark_archive(name).await;
+                failures.extend(marked.err().map(|why| format!("archive {name} gets no marker: {why}")));
+            }
+        }
+        failures
+    }
+
+    /// Remembers the copies in the archives of a listing, to find later what vanished. Returns what failed.
+    pub(crate) async fn accept_archives(&self, listing: &Listing) -> Option<String> {
+        let copies: Vec<(ArchiveName, BTreeSet<String>)> = listing
+            .catalogues
+            .iter()
+            .filter(|(name, _)| listing.presence(name) == Some(&Presence::Known))
+            .filter_map(|(name, catalogue)| Some((name.clone(), catalogue.as_ref().ok()?.stems())))
+            .collect();
+        let accept = move |all: &mut Archives| {
+            for (name, copies) in copies {
+                all.archives.entry(name).or_default().copies = copies;
+            }
+        };
+        let accepted = self.state.change_archives(&*self.clock, accept).await;
+        accepted
+            .err()
+            .map(|error| format!("the copies in the archives are not remembered: {}", chain(&error)))
+    }
+
+    /// Takes an archive over as it is: see [`adopt`].
+    ///
+    /// # Errors
+    /// Why it can't be taken over, as a sentence.
+    pub async fn adopt_archive(&self, name: &ArchiveName) -> Result<Adopted, String> {
+        let archive = self.archives.get(name).ok_or_else(|| format!("archive {name} is not configured"))?;
+        adopt(&self.state, &*self.clock, &*self.randomness, archive).await
+    }
+}

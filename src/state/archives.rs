@@ -1,0 +1,113 @@
+//! What this state directory remembers of each archive: that it used it, and what was in it.
+//!
+//! Commands change the file, also beside a running daemon, so it has a lock of its own. Reading needs none, since the
+//! file is replaced in one step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::policy::name::ArchiveName;
+use crate::snapshot::ZoneName;
+use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
+
+/// The version of the file that this program writes.
+const VERSION: u64 = 1;
+
+const FILE: &str = "archives.json";
+
+/// All archives that this state met.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Archives {
+    /// The id by which markers name this state; none until it first used an archive.
+    pub state_id: Option<Uuid>,
+    /// By name.
+    pub archives: BTreeMap<ArchiveName, ArchiveMemory>,
+}
+
+/// What is remembered of one archive.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArchiveMemory {
+    /// The id in its marker; none until it was first used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// The id for the marker that is about to be written, so that two processes write the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Uuid>,
+    /// This state remembered no run when it first looked for the archive.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub was_new: bool,
+    /// The verified copies whose images were there when that was last accepted: their paths, without an ending.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub copies: BTreeSet<String>,
+    /// The copies that were found corrupt where the archive could not be written, with the time.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub corrupt: BTreeMap<String, Timestamp>,
+    /// Why the last write failed, unless that was for want of space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_failure: Option<String>,
+    /// What the last pruning of each zone's copies rested on, in the form of `retention`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rested_on: BTreeMap<ZoneName, Value>,
+    /// Lets the next pruning pass the archive's guard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowance: Option<ArchiveAllowance>,
+}
+
+/// Lets one pruning pass an archive's guard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveAllowance {
+    /// The most copies that may be deleted.
+    pub deletes: u64,
+    /// When it was given.
+    pub given_at: Timestamp,
+}
+
+impl Archives {
+    /// What is remembered of an archive; the default if it is not known.
+    pub fn of(&self, name: &ArchiveName) -> ArchiveMemory {
+        self.archives.get(name).cloned().unwrap_or_default()
+    }
+}
+
+impl StateDirectory {
+    /// What is remembered of all archives.
+    ///
+    /// # Errors
+    /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
+    pub async fn archives(&self) -> Result<Archives, StateError> {
+        self.load(FILE, VERSION).await
+    }
+
+    /// Changes what is remembered, one process at a time, and returns the result; a change that changes nothing writes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`StateError`]; the file is as it was then, or new.
+    pub async fn change_archives<T: Send + 'static>(
+        &self,
+        clock: &dyn Clock,
+        change: impl FnOnce(&mut Archives) -> T + Send + 'static,
+    ) -> Result<T, StateError> {
+        // It takes milliseconds, so a stop need not end the waiting.
+        let never = CancellationToken::new();
+        self.change_shared("archives", clock, &never, move |state| {
+            let before: Archives = state.read(FILE, VERSION)?;
+            let mut archives = before.clone();
+            let result = change(&mut archives);
+            if archives != before {
+                state.write(FILE, VERSION, &archives)?;
+            }
+            Ok(result)
+        })
+        .await
+    }
+}

@@ -1,0 +1,258 @@
+//! An archive that is not the one that was used before: its disk is not mounted, another one is, copies vanished, or it is
+//! the state directory that is empty. Nothing is stored in it, and nothing is deleted that needs it.
+
+use std::path::{Path, PathBuf};
+
+use snapwarden::disk::{Access, Disk as _, RealDisk, create_folders, replace_file};
+use snapwarden::retention::plan::Decision;
+use snapwarden::run::list::ListingCache;
+use snapwarden::run::report::RunReport;
+use snapwarden::snapshot::SnapshotId;
+use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::holds::Hold;
+
+use crate::archives::said;
+use crate::stage::{Stage, ended, files, paths, read, steps};
+
+const MARKER: &str = "snapwarden-archive.json";
+
+/// Keeps three; the newest is exported.
+const KEEP_THREE: &str = r#"
+[policies.nightly]
+zones = ["ch-gva-2"]
+[policies.nightly.retention]
+keep_last = 3
+[policies.nightly.guard]
+max_delete_percent = 100
+settle = "0s"
+[policies.nightly.export]
+archives = ["vault"]
+"#;
+
+fn keeping(count: u32) -> String {
+    KEEP_THREE.replace("keep_last = 3", &format!("keep_last = {count}"))
+}
+
+fn exporting_all(count: u32) -> String {
+    format!("{}snapshots = \"all\"\n", keeping(count))
+}
+
+/// Takes the archive's disk away, and gives back where it is now.
+fn unmount(stage: &Stage) -> PathBuf {
+    let away = stage.folder.path().join("away");
+    RealDisk.rename(&stage.archive(), &away).unwrap();
+    away
+}
+
+fn remount(stage: &Stage, away: &Path) {
+    RealDisk.rename(away, &stage.archive()).unwrap();
+}
+
+fn remove_all(folder: &Path) {
+    for path in paths(folder) {
+        RealDisk.remove_file(&path).unwrap();
+    }
+}
+
+fn failures(report: &RunReport) -> String {
+    report.zones.iter().flat_map(|zone| &zone.failures).cloned().collect::<Vec<_>>().join("\n")
+}
+
+/// What keeps, by `plan`, each snapshot that would be deleted otherwise.
+async fn blocked(stage: &Stage, policies: &str) -> Vec<&'static str> {
+    let runner = stage.runner(policies);
+    let previews = runner.preview(&ListingCache::default(), &runner.policies[0], None).await;
+    let preview = previews.into_iter().next().unwrap().1.unwrap();
+    preview.plan.decisions.iter().filter_map(Decision::blocked_by).collect()
+}
+
+/// Nothing was exported or deleted, and the failure says all of this.
+fn is_refused(report: &RunReport, words: &[&str]) {
+    assert_eq!(
+        (steps(report, Action::Delete).len(), steps(report, Action::Export).len()),
+        (0, 0),
+        "{report:?}"
+    );
+    let failures = failures(report);
+    for word in words {
+        assert!(failures.contains(word), "`{word}` is missing: {failures}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_use_writes_the_marker_and_works_at_once() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 2, "{report:?}");
+    let marker: serde_json::Value = serde_json::from_str(&read(&stage.archive().join(MARKER))).unwrap();
+    assert_eq!(marker["version"], 1);
+    assert!(marker["id"].is_string() && marker["states"].as_array().unwrap().len() == 1, "{marker}");
+    let known: serde_json::Value = serde_json::from_str(&read(&stage.state().join("archives.json"))).unwrap();
+    assert_eq!(known["archives"]["vault"]["id"], marker["id"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_whose_disk_is_not_mounted_is_not_there() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    stage.run(&keeping(5)).await;
+    let away = unmount(&stage);
+    for folder_exists in [false, true] {
+        if folder_exists {
+            create_folders(&RealDisk, &stage.archive(), Access::Group).unwrap();
+        }
+        let report = stage.run(KEEP_THREE).await;
+        is_refused(&report, &["not mounted", MARKER, "snapwarden archive adopt vault"]);
+        assert_eq!(stage.there().len(), 5);
+        assert!(files(&stage.archive()).is_empty());
+        assert_eq!(blocked(&stage, KEEP_THREE).await, ["archive"; 2]);
+    }
+    // Another disk, with an archive of its own.
+    let other = "{\"version\": 1, \"id\": \"b0c0ab00-0000-4000-8000-00000000f105\", \"states\": []}";
+    replace_file(&RealDisk, &stage.archive().join(MARKER), other.as_bytes(), Access::Group).unwrap();
+    is_refused(&stage.run(KEEP_THREE).await, &["another archive", "adopt"]);
+
+    remove_all(&stage.archive());
+    std::fs::remove_dir(stage.archive()).unwrap();
+    remount(&stage, &away);
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 2, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_marker_that_is_damaged_or_later_closes_the_archive_and_is_named() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    stage.run(&keeping(5)).await;
+    let path = stage.archive().join(MARKER);
+    let good = read(&path);
+    for (text, word) in [("{", "damaged"), ("{\"version\": 2}", "version 2"), ("", "damaged")] {
+        replace_file(&RealDisk, &path, text.as_bytes(), Access::Group).unwrap();
+        let report = stage.run(KEEP_THREE).await;
+        is_refused(&report, &[word, path.to_str().unwrap()]);
+    }
+    replace_file(&RealDisk, &path, good.as_bytes(), Access::Group).unwrap();
+    assert_eq!(ended(&stage.run(KEEP_THREE).await, Action::Delete, StepOutcome::Done), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_from_before_markers_gets_one_and_an_empty_one_is_not_there() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    stage.run(&keeping(5)).await;
+    let as_before = || {
+        let _ = RealDisk.remove_file(&stage.archive().join(MARKER));
+        let _ = RealDisk.remove_file(&stage.state().join("archives.json"));
+    };
+    as_before();
+    assert_eq!(ended(&stage.run(&keeping(4)).await, Action::Delete, StepOutcome::Done), 1);
+    assert!(stage.archive().join(MARKER).exists());
+    as_before();
+    let away = unmount(&stage);
+    is_refused(&stage.run(KEEP_THREE).await, &["not mounted"]);
+    assert!(files(&stage.archive()).is_empty());
+    remount(&stage, &away);
+    assert_eq!(ended(&stage.run(KEEP_THREE).await, Action::Delete, StepOutcome::Done), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_was_lost_deletes_nothing_in_any_run_until_the_archive_is_adopted() {
+    let stage = Stage::new();
+    let ids: Vec<SnapshotId> = stage.instance("web-1", 6);
+    stage.run(&keeping(6)).await;
+    remove_all(&stage.state());
+    for _ in 0..2 {
+        let report = stage.run(KEEP_THREE).await;
+        assert_eq!(steps(&report, Action::Delete).len(), 0, "{report:?}");
+        let held = report.zones[0].held.as_deref().unwrap_or_default();
+        assert!(held.contains("archive adopt vault"), "{held}");
+        assert_eq!(stage.there().len(), 6);
+        assert_eq!(blocked(&stage, KEEP_THREE).await, ["archive"; 3]);
+    }
+    // Also where no policy requires a copy.
+    let optional = format!("{KEEP_THREE}required = false\n");
+    assert_eq!(steps(&stage.run(&optional).await, Action::Delete).len(), 0);
+    stage.runner(KEEP_THREE).adopt_archive(&"vault".parse().unwrap()).await.unwrap();
+    let runner = stage.runner(KEEP_THREE);
+    let hold = Hold { snapshot: ids[0], until: None, reason: None, since: stage.now() };
+    runner.state.hold(&*runner.clock, hold).await.unwrap();
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 2, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_vanish_close_the_archive_until_they_are_back_or_it_is_adopted() {
+    let stage = Stage::new();
+    stage.instance("web-1", 9);
+    stage.run(&exporting_all(9)).await;
+    let all = files(&stage.archive());
+    let stems: Vec<PathBuf> = all
+        .iter()
+        .map(|(path, _)| path.clone())
+        .filter(|path| path.extension().is_some_and(|end| end == "qcow2"))
+        .collect();
+    assert_eq!(stems.len(), 9);
+    // The seven newest, with all that is beside them.
+    for image in &stems[2..] {
+        for end in ["qcow2", "json", "qcow2.md5"] {
+            RealDisk.remove_file(&image.with_extension(end)).unwrap();
+        }
+    }
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(steps(&report, Action::Delete).len(), 0, "{report:?}");
+    assert!(failures(&report).contains("7 of 9 verified copies vanished"), "{}", failures(&report));
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(steps(&report, Action::Delete).len(), 0, "{report:?}");
+    stage.runner(KEEP_THREE).adopt_archive(&"vault".parse().unwrap()).await.unwrap();
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(failures(&report), "");
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 6, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_commands_name_what_is_missing_until_it_is_adopted() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    let policies = exporting_all(5);
+    stage.run(&policies).await;
+    let images: Vec<PathBuf> = paths(&stage.archive())
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|end| end == "qcow2"))
+        .collect();
+    for image in &images[1..] {
+        RealDisk.remove_file(image).unwrap();
+        RealDisk.remove_file(&image.with_extension("json")).unwrap();
+    }
+    let name = images[1].file_name().unwrap().to_str().unwrap();
+    for command in ["list", "verify"] {
+        let failed = said(&stage, &policies, &["archive", command]);
+        assert_eq!(failed.status, 1, "{failed:?}");
+        failed.complained(&["4 of 5 verified copies vanished", name, "archive adopt vault"]);
+        let json = said(&stage, &policies, &["archive", command, "--output", "json"]).json();
+        assert_eq!(json[0]["missing"].as_array().unwrap().len(), 4, "{json}");
+    }
+    let adopted = said(&stage, &policies, &["archive", "adopt", "vault"]);
+    assert_eq!(adopted.status, 0, "{adopted:?}");
+    adopted.has(&["taken over with 1 verified copy", name]);
+    for command in ["list", "verify"] {
+        assert_eq!(said(&stage, &policies, &["archive", command]).status, 0);
+    }
+    assert_eq!(said(&stage, &policies, &["archive", "adopt", "attic"]).status, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_marker_is_never_replaced_and_a_damaged_one_is_by_adopting() {
+    let stage = Stage::new();
+    stage.instance("web-1", 2);
+    stage.run(KEEP_THREE).await;
+    let path = stage.archive().join(MARKER);
+    replace_file(&RealDisk, &path, b"{\"version\": 2}", Access::Group).unwrap();
+    let refused = said(&stage, KEEP_THREE, &["archive", "adopt", "vault"]);
+    assert_eq!(refused.status, 1);
+    refused.complained(&["version 2", MARKER]);
+    assert_eq!(read(&path), "{\"version\": 2}");
+    replace_file(&RealDisk, &path, b"{", Access::Group).unwrap();
+    assert_eq!(said(&stage, KEEP_THREE, &["archive", "adopt", "vault"]).status, 0);
+    assert_eq!(failures(&stage.run(KEEP_THREE).await), "");
+}
