@@ -111,6 +111,10 @@ pub(crate) enum Fault {
     NoRange(usize),
     /// The answer is from behind the place asked for.
     Beyond,
+    /// The answer is from before the place asked for.
+    Before,
+    /// The answer is a part, from the place asked for to the end of the image.
+    Wide,
     /// The last byte that is sent is another.
     Flip,
     /// The promised length is too small by this much.
@@ -197,21 +201,17 @@ impl ImageSource for FakeSource {
         let offer = self.now.lock().unwrap().clone();
         Box::pin(async move {
             let mut offset = usize::try_from(offset).unwrap();
-            let changed = etag.is_some() && etag != offer.etag;
             let mut total = offer.bytes.len() as u64;
             let mut end = offer.bytes.len();
             let mut is_part = offset > 0 || until.is_some();
-            if let Some(until) = until.filter(|_| !matches!(fault, Fault::NoRange(_))) {
+            if let Some(until) = until.filter(|_| !matches!(fault, Fault::NoRange(_) | Fault::Wide)) {
                 end = end.min(usize::try_from(until).unwrap());
             }
             let mut tail: Vec<Result<Bytes, TransportError>> = Vec::new();
             let cut = || Err(TransportError::new(Reached::Unknown, "the connection broke"));
             let mut stalls = false;
-            if changed {
-                offset = 0;
-            }
             match fault {
-                Fault::Fine | Fault::Flip => {}
+                Fault::Fine | Fault::Flip | Fault::Wide => {}
                 Fault::Cut(bytes) => {
                     end = end.min(offset + bytes);
                     tail.push(cut());
@@ -229,6 +229,7 @@ impl ImageSource for FakeSource {
                 }
                 Fault::Hang => std::future::pending().await,
                 Fault::Beyond => offset += 1,
+                Fault::Before => offset = offset.saturating_sub(1_000),
                 Fault::Promise(less) => total -= less,
                 _ => return Err(refusal(fault)),
             }

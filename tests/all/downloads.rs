@@ -133,6 +133,41 @@ async fn several_connections_bring_the_image_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_range_that_is_ignored_at_any_request_makes_no_wrong_file() {
+    let policies = format!("{EXPORT}connections = 4\n");
+    for number in 0..9 {
+        let (stage, ..) = one(64);
+        stage.world.fault(Fault::on(Call::GetImage, Effect::IgnoreRange).after(number).times(1));
+        run_well(&stage, &policies, "ignored once").await;
+        let files = crate::stage::files(&stage.archive());
+        let bad = files.iter().any(|(path, _)| path.to_string_lossy().ends_with(".bad"));
+        assert_eq!((bad, asked(&stage, Call::ExportSnapshot)), (false, 1), "request {number}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_etag_after_a_renewed_address_or_a_restart_costs_nothing() {
+    for connections in [1, 4] {
+        let policies = format!("{EXPORT}connections = {connections}\n");
+        let (stage, _, bytes) = one(64);
+        stage.world.fault(Fault::on(Call::GetImage, Effect::Expire(bytes / 16)).times(1));
+        stage.world.fault(Fault::on(Call::GetImage, Effect::Etag("\"renewed\"")).after(2));
+        run_well(&stage, &policies, "renewed").await;
+        assert!(asked(&stage, Call::ExportSnapshot) == 2 || connections > 1, "a new address was asked for");
+        assert!(sent(&stage) * 100 <= bytes * 102, "{} of {bytes}", sent(&stage));
+
+        let (stage, _, bytes) = one(32);
+        stage.world.fault(Fault::on(Call::GetImage, Effect::CutBody(bytes / 8)).times(1));
+        stage.world.fault(Fault::on(Call::GetImage, Effect::status(503, "no")).after(1).times(30));
+        assert_ne!(stage.run(&policies).await.result, RunResult::Success);
+        stage.world.clear_faults();
+        stage.world.fault(Fault::on(Call::GetImage, Effect::Etag("\"restarted\"")));
+        run_well(&stage, &policies, "restarted").await;
+        assert!(sent(&stage) * 100 <= bytes * 102, "{} of {bytes}", sent(&stage));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_misbehaves_once_is_survived() {
     let cases: Vec<(&str, Effect)> = vec![
         ("a page with status 200", Effect::html()),

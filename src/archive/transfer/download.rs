@@ -275,6 +275,11 @@ impl Download<'_> {
             if !self.source.is_local() {
                 check_magic(start.received.bytes, &chunk)?;
             }
+            if let Some(end) = end.filter(|_| stream.is_part && until.is_some()) {
+                // A server may send more than was asked for; that belongs to the next request.
+                let wanted = end.saturating_sub(start.received.bytes);
+                chunk.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+            }
             start.received.bytes += chunk.len() as u64;
             if end.is_some_and(|end| start.received.bytes > end) {
                 return Err(Interruption::Changed("the server sends more bytes than it promised"));

@@ -120,6 +120,16 @@ impl PartFile {
         self.file.release(bytes);
     }
 
+    /// Waits until all is written, and forgets the places behind the first gap: they are to be written again, in order.
+    /// Returns how far it is written without a gap.
+    pub(crate) async fn forget_beyond(&self) -> u64 {
+        // Should a write have failed, the archive reports it when it is next called.
+        let _ = self.wait_idle().await;
+        let mut written = lock(&self.written);
+        written.beyond.clear();
+        written.frontier
+    }
+
     /// How far it is written without a gap.
     pub(crate) fn frontier(&self) -> u64 {
         lock(&self.written).frontier

@@ -151,7 +151,12 @@ impl<W: Worker> Queue<W> {
 
 impl<W: Worker> Drop for Queue<W> {
     fn drop(&mut self) {
-        lock(&self.core.state).items.clear();
+        // A thread that has just done the last item may have hold of the core for a moment longer. The worker is dropped
+        // here, so that what it holds (a lock) is free as soon as an idle queue is dropped.
+        let mut state = lock(&self.core.state);
+        let unused = (std::mem::take(&mut state.items), state.worker.take());
+        drop(state);
+        drop(unused);
     }
 }
 
@@ -231,6 +236,7 @@ fn process_next<W: Worker>(queues: &[Arc<Core<W>>]) {
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| W::work_together(&mut each)));
     let Ok(done) = done else {
         // Their workers are lost. The panic hook has reported it.
+        drop(each);
         for queue in busy {
             lock(&queue.state).fail(io::Error::other("the work panicked"));
         }
@@ -306,6 +312,26 @@ mod tests {
         assert_eq!(queue.wait_idle().await.unwrap_err().to_string(), "seven");
         queue.push(1, 1).await.unwrap_err();
         queue.wait_idle().await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn an_idle_queue_that_is_dropped_drops_its_worker_at_once() {
+        struct Holder(#[expect(dead_code, reason = "it is held, not read")] Arc<()>);
+        impl Worker for Holder {
+            type Item = ();
+            fn work(&mut self, (): ()) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let held = Arc::new(());
+        let queue = Queue::new(Holder(Arc::clone(&held)), 1);
+        queue.push((), 1).await.unwrap();
+        queue.wait_idle().await.unwrap();
+        // As a thread has it that did the last item and was not scheduled since.
+        let of_the_thread = Arc::clone(&queue.core);
+        drop(queue);
+        assert_eq!(Arc::strong_count(&held), 1);
+        drop(of_the_thread);
     }
 
     #[tokio::test]

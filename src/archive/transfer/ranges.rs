@@ -86,9 +86,8 @@ impl Download<'_> {
         }
         match interrupted {
             Some(Interruption::RangesIgnored) => {
-                // The single connection begins at the first gap.
-                let _ = part_file.wait_idle().await;
-                received.bytes = part_file.frontier();
+                // The single connection begins at the first gap, and receives all behind it.
+                received.bytes = part_file.forget_beyond().await;
                 Err(Interruption::RangesIgnored)
             }
             Some(interruption) => Err(interruption),

@@ -23,7 +23,8 @@ pub trait ImageSource: Send + Sync {
     }
 
     /// Opens the bytes from `offset` on, up to `until` if that is given. The stream may begin elsewhere (a server that
-    /// ignores ranges begins at 0) and end later, and says so. With `etag`, the offset is meant for the image that had it.
+    /// ignores ranges begins at 0) and end later, and says so. `etag` is that of the bytes received so far, for a source to
+    /// which another one means another image.
     ///
     /// # Errors
     /// [`SourceError`], which decides the next attempt.
@@ -59,7 +60,7 @@ impl ImageStream {
     /// A server's response, whole or in part. Whether its status is a success is for the caller to decide.
     ///
     /// # Errors
-    /// [`SourceError::Refused`] if it is a part of unknown place.
+    /// [`SourceError::Broken`] if it is a part of unknown place.
     pub fn from_response(status: StatusCode, headers: &HeaderMap, body: Body) -> Result<Self, SourceError> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let is_part = status == StatusCode::PARTIAL_CONTENT;
@@ -69,7 +70,7 @@ impl ImageStream {
                 Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
             });
             range.ok_or_else(|| {
-                SourceError::Refused(
+                SourceError::Broken(
                     "the server sends a part of the image, and does not say which part".into(),
                 )
             })?
