@@ -85,7 +85,7 @@ impl Download<'_> {
     }
 }
 
-/// Whether a connection may offer the image of which some bytes were received. Another ETag alone means nothing: a new
+/// Whether a connection may offer the image of which some bytes were received. Another `ETag` alone means nothing: a new
 /// export of the same bytes has one too, and the MD5 judges in the end.
 fn check_unchanged(received: &Received, stream: &ImageStream) -> Result<(), Interruption> {
     let total = received.image.bytes;
