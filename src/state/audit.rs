@@ -13,8 +13,8 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -199,6 +199,8 @@ pub(super) struct AuditLog {
     is_torn: AtomicBool,
     /// A line could not be made safe. Later ones would seem to be and might not, so there are none.
     is_unsafe: AtomicBool,
+    /// One line at a time: the disk reports a failed sync only once, and a line beside it would seem to be safe.
+    writing: Mutex<()>,
 }
 
 impl AuditLog {
@@ -210,6 +212,7 @@ impl AuditLog {
             path: folder.join(FILE),
             is_torn: AtomicBool::default(),
             is_unsafe: AtomicBool::default(),
+            writing: Mutex::default(),
         }
     }
 
@@ -229,6 +232,7 @@ impl AuditLog {
             Err(error) => return Err(failed(error.into())),
         };
         let text = safe_json(&json).into_owned() + "\n";
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_unsafe.load(Ordering::Relaxed) {
             return Err(StateError::Unsafe { path: self.path.clone() });
         }
