@@ -1,13 +1,17 @@
 //! Reads the structure of a qcow2 image: is it valid, and how large is the disk in it?
 //!
-//! Only the header and the first level of tables are read, while the bytes stream by: whatever the numbers in it
-//! say, nothing large is kept and nothing overflows. The format is that of QEMU's
+//! The header and the tables are read while the bytes stream by: whatever the numbers in them say, nothing large is kept
+//! and nothing overflows. Every table has to lie whole in the file, and so has every cluster with data. The format is that of QEMU's
 //! `docs/interop/qcow2.txt`; the bounds are those that QEMU sets itself (`block/qcow2.h`).
 //!
 //! Refused is what can't be restored from this file alone (a backing file, an external data file, encryption)
 //! and what this program does not know (features that a reader must understand).
 
+mod tables;
+
 use std::ops::RangeInclusive;
+
+use crate::archive::qcow2::tables::{Layout, Tables};
 
 /// The properties of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +42,7 @@ const SNAPSHOT_ENTRY_BYTES: u64 = 40;
 const HEADER_V2: usize = 72;
 const HEADER_V3: usize = 104;
 /// Version 3 plus the byte for the kind of compression.
-const HEADER_READ: usize = 112;
+pub(super) const HEADER_BYTES: usize = 112;
 
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
@@ -47,23 +51,14 @@ const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
 
-/// The bits of an L1 entry that are the offset of an L2 table.
-const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-
-/// Reads an image as its bytes stream by, and keeps only the header of them.
+/// Reads an image as its bytes stream by. Of them it keeps the header.
 #[derive(Debug, Default)]
 pub struct Checker {
     /// The bytes so far.
     bytes: u64,
     header: Header,
-    /// The entry of the L1 table that is being read.
-    l1_entry: u64,
-    /// The bytes of the L1 table so far.
-    l1_bytes: u64,
-    /// The first offset in the L1 table that is not aligned.
-    misaligned: Option<u64>,
-    /// The largest offset in the L1 table, however long that is.
-    furthest: u64,
+    /// None as long as the header is not there, or if it is not valid.
+    tables: Option<Tables>,
 }
 
 impl Checker {
@@ -71,40 +66,15 @@ impl Checker {
     pub fn update(&mut self, bytes: &[u8]) {
         let at = self.bytes;
         self.bytes += bytes.len() as u64;
-        let missing = HEADER_READ - self.header.0.len();
-        self.header.0.extend(bytes.iter().take(missing));
-        self.read_l1(at, bytes);
-    }
-
-    /// The place of the L1 table; empty as long as the header is not there, or is not valid.
-    fn l1(&self) -> (u64, u64) {
-        let (bytes, offset) = (u64::from(self.header.u32(36)) * 8, self.header.u64(40));
-        let sensible = self.header.0.len() >= HEADER_V2 && self.header.0.starts_with(&MAGIC);
-        let sensible = sensible && CLUSTER_BITS.contains(&self.header.u32(20)) && bytes <= L1_BYTES_MAX;
-        match offset.checked_add(bytes) {
-            Some(end) if sensible && offset >= HEADER_READ as u64 => (offset, end),
-            _ => (0, 0),
-        }
-    }
-
-    fn read_l1(&mut self, at: u64, bytes: &[u8]) {
-        let (from, until) = self.l1();
-        let end = at + bytes.len() as u64;
-        if end <= from || at >= until {
-            return;
-        }
-        let within = |place: u64| usize::try_from(place.clamp(at, end) - at).unwrap_or_default();
-        let cluster = 1_u64 << self.header.u32(20);
-        for byte in &bytes[within(from)..within(until)] {
-            self.l1_entry = self.l1_entry << 8 | u64::from(*byte);
-            self.l1_bytes += 1;
-            if self.l1_bytes.is_multiple_of(8) {
-                let offset = self.l1_entry & L1_OFFSET;
-                if !offset.is_multiple_of(cluster) {
-                    self.misaligned.get_or_insert(offset);
-                }
-                self.furthest = self.furthest.max(offset);
+        let missing = HEADER_BYTES - self.header.0.len();
+        if missing > 0 {
+            self.header.0.extend(bytes.iter().take(missing));
+            if self.header.0.len() == HEADER_BYTES {
+                self.tables = self.header.check(u64::MAX).ok().map(|(_, layout)| Tables::new(layout));
             }
+        }
+        if let Some(tables) = &mut self.tables {
+            tables.update(at, bytes);
         }
     }
 
@@ -113,7 +83,40 @@ impl Checker {
     /// # Errors
     /// [`Qcow2Error`] if it is not valid.
     pub fn finish(&self) -> Result<Qcow2, Qcow2Error> {
-        let (header, len) = (&self.header, self.bytes);
+        let len = self.bytes;
+        let (qcow2, layout) = self.header.check(len)?;
+        let tables = self.tables.as_ref().filter(|tables| tables.l1_bytes == layout.l1.end - layout.l1.start);
+        let Some(tables) = tables else { return outside("L1 table", layout.l1.start, len) };
+        if let Some(offset) = tables.impossible_l2.or_else(|| tables.missing_l2.first().copied()) {
+            return outside("L2 table", offset, len);
+        }
+        for (kind, references) in [("refcount block", tables.refcount_blocks), ("data cluster", tables.data)]
+        {
+            let (end, offset) = references.furthest;
+            if let Some(offset) = references.misaligned.or((end > len).then_some(offset)) {
+                return outside(kind, offset, len);
+            }
+        }
+        Ok(qcow2)
+    }
+}
+
+/// Whether an image that begins with these bytes, [`HEADER_BYTES`] of them, can be valid.
+///
+/// # Errors
+/// [`Qcow2Error`] if it cannot, whatever follows.
+pub(super) fn check_header(bytes: &[u8]) -> Result<(), Qcow2Error> {
+    Header(bytes.to_vec()).check(u64::MAX).map(drop)
+}
+
+/// The bytes of the header so far.
+#[derive(Debug, Default)]
+struct Header(Vec<u8>);
+
+impl Header {
+    /// The properties of an image of `len` bytes with this header, and the places of its tables.
+    fn check(&self, len: u64) -> Result<(Qcow2, Layout), Qcow2Error> {
+        let header = self;
         if let Some(magic) = header.0.first_chunk()
             && *magic != MAGIC
         {
@@ -187,15 +190,23 @@ impl Checker {
         if snapshots > 0 {
             inside("snapshot table", header.u64(64), snapshots * SNAPSHOT_ENTRY_BYTES)?;
         }
-        // Every L2 table begins inside the file; 0 means that there is none: zeros.
-        if self.l1_bytes != l1_size * 8 {
-            return outside("L1 table", l1_offset, len);
-        }
-        let beyond = Some(self.furthest).filter(|furthest| *furthest >= len && *furthest > 0);
-        if let Some(offset) = self.misaligned.or(beyond) {
-            return outside("L2 table", offset, len);
-        }
-        Ok(Qcow2 { version, virtual_size_bytes, dirty: features & DIRTY != 0 })
+        let layout = Layout {
+            cluster_bits,
+            has_subclusters: features & EXTENDED_L2 != 0,
+            l1: l1_offset..l1_offset + l1_size * 8,
+            refcount_table: header.u64(48)..header.u64(48) + refcount_table_bytes,
+        };
+        Ok((Qcow2 { version, virtual_size_bytes, dirty: features & DIRTY != 0 }, layout))
+    }
+
+    /// The big-endian number at `at`; zero where nothing was read.
+    fn u32(&self, at: usize) -> u32 {
+        let bytes = self.0.get(at..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from(self.u32(at)) << 32 | u64::from(self.u32(at + 4))
     }
 }
 
@@ -233,22 +244,6 @@ fn check_version_3(header: &Header, features: u64, cluster: u64, len: u64) -> Re
     Ok(())
 }
 
-/// The bytes of the header so far.
-#[derive(Debug, Default)]
-struct Header(Vec<u8>);
-
-impl Header {
-    /// The big-endian number at `at`; zero where nothing was read.
-    fn u32(&self, at: usize) -> u32 {
-        let bytes = self.0.get(at..).and_then(<[u8]>::first_chunk);
-        bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
-    }
-
-    fn u64(&self, at: usize) -> u64 {
-        u64::from(self.u32(at)) << 32 | u64::from(self.u32(at + 4))
-    }
-}
-
 fn invalid<T>(why: String) -> Result<T, Qcow2Error> {
     Err(Qcow2Error(why))
 }
@@ -262,7 +257,9 @@ fn number<T>(field: &str, value: impl Into<u64>) -> Result<T, Qcow2Error> {
 }
 
 fn outside<T>(table: &str, offset: u64, len: u64) -> Result<T, Qcow2Error> {
-    invalid(format!("the {table} at byte {offset} lies outside of the file's {len} bytes, or is not aligned"))
+    invalid(format!(
+        "the {table} at byte {offset} does not lie whole in the file's {len} bytes, or is not aligned"
+    ))
 }
 
 fn needs_other<T>(file: &str) -> Result<T, Qcow2Error> {
@@ -271,11 +268,13 @@ fn needs_other<T>(file: &str) -> Result<T, Qcow2Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::Command;
 
     use super::*;
     use crate::archive::testing::{GIB, image, put};
-    use crate::disk::{RealDisk, read_file};
+    use crate::disk::{Access, RealDisk, read_file, replace_file};
+    use crate::sim::image::{DiskShape, Image};
     use proptest::prelude::*;
 
     const LEN: usize = 5 << 16;
@@ -399,6 +398,116 @@ mod tests {
             let bytes = &bytes[..len];
             let (whole, split) = (read(bytes, LEN), read(bytes, pieces));
             prop_assert_eq!(format!("{whole:?}"), format!("{split:?}"));
+        }
+    }
+
+    /// The verdict after each cluster of these bytes, and in the middle of each.
+    fn verdicts(bytes: &[u8], cluster: usize) -> Vec<(usize, Result<Qcow2, Qcow2Error>)> {
+        let (mut checker, mut len) = (Checker::default(), 0);
+        let mut verdicts = Vec::new();
+        for piece in bytes.chunks(cluster / 2) {
+            checker.update(piece);
+            len += piece.len();
+            verdicts.push((len, checker.finish()));
+        }
+        verdicts
+    }
+
+    #[test]
+    fn an_image_cut_anywhere_inside_its_tables_or_data_is_refused() {
+        let small = DiskShape { size_gib: 10, data_clusters: 4, cluster_bits: 12 };
+        let shapes = [DiskShape::default(), small, DiskShape { data_clusters: 1500, ..small }];
+        for shape in shapes {
+            let image = Image::new(shape, 3);
+            let bytes = image.read(0..image.file_bytes());
+            let verdicts = verdicts(&bytes, 1 << shape.cluster_bits);
+            let (whole, cut) = verdicts.split_last().unwrap();
+            assert!(whole.1.is_ok(), "{shape:?}: {whole:?}");
+            for (len, verdict) in cut {
+                assert!(verdict.is_err(), "{shape:?} cut at {len}");
+            }
+            let error = cut.last().unwrap().1.as_ref().unwrap_err().to_string();
+            assert!(error.starts_with("the data cluster at byte "), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_l1_table_behind_the_tables_and_the_data_is_read_too() {
+        let shape = DiskShape { size_gib: 10, data_clusters: 1500, cluster_bits: 12 };
+        let image = Image::new(shape, 3);
+        let mut bytes = image.read(0..image.file_bytes());
+        let from = usize::try_from(u64::from_be_bytes(*bytes[40..].first_chunk().unwrap())).unwrap();
+        let l1_bytes = usize::try_from(u32::from_be_bytes(*bytes[36..].first_chunk().unwrap())).unwrap() * 8;
+        let l2 = u64::from_be_bytes(*bytes[from..].first_chunk().unwrap()) & 0x00ff_ffff_ffff_fe00;
+        // As after the disk was enlarged.
+        let end = bytes.len();
+        let l1 = bytes[from..from + l1_bytes].to_vec();
+        bytes[from..from + l1_bytes].fill(0);
+        bytes.extend(l1);
+        put(&mut bytes, 40, &(end as u64).to_be_bytes());
+        assert!(read_bytes(&bytes).is_ok(), "{:?}", read_bytes(&bytes));
+        assert!(read_bytes(&bytes[..bytes.len() - 1]).is_err());
+        // One of the L2 tables refers to a cluster behind the end.
+        let behind = (bytes.len() as u64).next_multiple_of(1 << 12);
+        put(&mut bytes, usize::try_from(l2).unwrap() + 80, &(1 << 63 | behind).to_be_bytes());
+        for piece in [1000, 4096, 1 << 20] {
+            let error = read(&bytes, piece).unwrap_err().to_string();
+            assert!(error.contains(&format!("data cluster at byte {behind}")), "{error}");
+        }
+    }
+
+    /// Runs a program of QEMU; none where it is not installed.
+    fn qemu(program: &str, arguments: &[&str]) -> Option<std::process::Output> {
+        match Command::new(program).args(arguments).output() {
+            Ok(output) => Some(output),
+            Err(error) => {
+                crate::text::skipped(format_args!("{program} does not run here: {error}"));
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_by_qemu_is_valid_whole_and_refused_wherever_qemu_img_refuses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let raw: Vec<u8> = (0..700_000_u64).map(|n| (n.wrapping_mul(n) >> 7).to_be_bytes()[7]).collect();
+        replace_file(&RealDisk, folder.path().join("raw").as_path(), &raw, Access::Owner).unwrap();
+        let kinds: [(&str, &[&str]); 9] = [
+            ("plain", &[]),
+            ("version 2", &["-o", "compat=0.10"]),
+            ("small clusters", &["-o", "cluster_size=4k"]),
+            ("smallest clusters", &["-o", "cluster_size=512"]),
+            ("compressed", &["-c"]),
+            ("compressed by zstd", &["-c", "-o", "compression_type=zstd"]),
+            ("subclusters", &["-o", "extended_l2=on,cluster_size=128k"]),
+            ("allocated before", &["-o", "preallocation=metadata"]),
+            ("enlarged, with an internal snapshot", &["-o", "cluster_size=4k"]),
+        ];
+        for (kind, options) in kinds {
+            let (source, image, cut) = (at("raw"), at("image"), at("cut"));
+            let convert = [&["convert", "-f", "raw", "-O", "qcow2"], options, &[&source, &image]].concat();
+            let Some(made) = qemu("qemu-img", &convert) else { return };
+            assert!(made.status.success(), "{kind}: {made:?}");
+            if kind.starts_with("enlarged") {
+                // The L1 table is moved behind the data, and more data follows.
+                for arguments in [&["resize", &image, "8G"][..], &["snapshot", "-c", "one", &image]] {
+                    let done = qemu("qemu-img", arguments).unwrap();
+                    assert!(done.status.success(), "{done:?}");
+                }
+                let write = ["-f", "qcow2", "-c", "write -P 7 0 100k", "-c", "write -P 8 7G 30k", &image];
+                let Some(done) = qemu("qemu-io", &write) else { continue };
+                assert!(done.status.success(), "{done:?}");
+            }
+            let bytes = read_file(&RealDisk, Path::new(&image), 1 << 30).unwrap();
+            assert!(read_bytes(&bytes).is_ok(), "{kind}: {:?}", read_bytes(&bytes));
+            for part in 1..12 {
+                let len = (bytes.len() * part / 12).next_multiple_of(512);
+                replace_file(&RealDisk, Path::new(&cut), &bytes[..len], Access::Owner).unwrap();
+                let checked = qemu("qemu-img", &["check", "-f", "qcow2", &cut]).unwrap();
+                let verdict = read_bytes(&bytes[..len]);
+                assert!(checked.status.success() || verdict.is_err(), "{kind} cut at {len}: {checked:?}");
+            }
         }
     }
 

@@ -145,7 +145,7 @@ impl Unverified {
     fn is_useless(&self) -> bool {
         match self {
             Self::Download(error) | Self::SecondDownload { source: error, .. } => {
-                matches!(error, DownloadError::Unsteady(_))
+                matches!(error, DownloadError::Unsteady(_) | DownloadError::Invalid(_))
             }
             Self::Mismatch { .. } | Self::Invalid(_) => true,
         }

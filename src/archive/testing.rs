@@ -117,6 +117,8 @@ pub(crate) enum Fault {
     Wide,
     /// The last byte that is sent is another.
     Flip,
+    /// The version in the header is another.
+    OtherVersion,
     /// The promised length is too small by this much.
     Promise(u64),
     Broken,
@@ -190,6 +192,10 @@ impl ImageSource for FakeSource {
         self.now.lock().unwrap().md5.clone()
     }
 
+    fn is_export(&self) -> bool {
+        true
+    }
+
     fn open<'a>(
         &'a self,
         offset: u64,
@@ -211,7 +217,7 @@ impl ImageSource for FakeSource {
             let cut = || Err(TransportError::new(Reached::Unknown, "the connection broke"));
             let mut stalls = false;
             match fault {
-                Fault::Fine | Fault::Flip | Fault::Wide => {}
+                Fault::Fine | Fault::Flip | Fault::OtherVersion | Fault::Wide => {}
                 Fault::Cut(bytes) => {
                     end = end.min(offset + bytes);
                     tail.push(cut());
@@ -237,6 +243,11 @@ impl ImageSource for FakeSource {
             if matches!(fault, Fault::Flip) {
                 let mut flipped = bytes.to_vec();
                 *flipped.last_mut().unwrap() ^= 1;
+                bytes = flipped.into();
+            }
+            if matches!(fault, Fault::OtherVersion) {
+                let mut flipped = bytes.to_vec();
+                put(&mut flipped, 4, &[0xff]);
                 bytes = flipped.into();
             }
             let (chunk, sent) = (self.chunk, Arc::clone(&self.sent));

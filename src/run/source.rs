@@ -133,6 +133,10 @@ impl ImageSource for ExportedImage {
         self.current().md5
     }
 
+    fn is_export(&self) -> bool {
+        true
+    }
+
     fn open<'a>(
         &'a self,
         offset: u64,

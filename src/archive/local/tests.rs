@@ -20,6 +20,7 @@ use crate::archive::transfer::throttle::Throttle;
 use crate::disk::{Access, Kind, RealDisk, read_file, replace_file};
 use crate::sim::clock::SimClock;
 use crate::sim::disk::MemoryDisk;
+use crate::sim::image::{DiskShape, Image};
 use crate::sim::randomness::SeededRandomness;
 use crate::snapshot::{Instance, Snapshot, SnapshotState};
 use crate::text::chain;
@@ -627,10 +628,10 @@ async fn bytes_are_synced_before_names_and_the_manifest_is_last() {
 
 #[tokio::test(start_paused = true)]
 async fn an_invalid_image_is_not_published_though_its_md5_is_right() {
-    let mut backed = image(LEN, 1);
-    put(&mut backed, 8, &4096_u64.to_be_bytes());
     let truncated = image(LEN, 1)[..150_000].to_vec();
-    for bytes in [backed, truncated, Vec::new()] {
+    let simulated = Image::new(DiskShape::default(), 1);
+    let cut = simulated.read(0..simulated.file_bytes() - (1 << 16));
+    for bytes in [truncated, cut, Vec::new()] {
         let bench = Bench::new();
         let error = bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap_err();
         assert!(
@@ -640,6 +641,30 @@ async fn an_invalid_image_is_not_published_though_its_md5_is_right() {
         );
         assert_eq!(bench.ends(), [".qcow2.lock"]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_header_forbids_is_refused_before_the_rest_is_fetched() {
+    let valid = image(40 << 20, 1);
+    let mut backed = valid.clone();
+    put(&mut backed, 8, &4096_u64.to_be_bytes());
+    for connections in [1, 4] {
+        for chunk in [1, 100, 10_000] {
+            let bench = Bench { connections, ..Bench::new() };
+            let mut source = FakeSource::new(Offer::of(&backed), []);
+            source.chunk = chunk;
+            let error = chain(&bench.store(&source).await.unwrap_err());
+            assert!(error.contains("by its header") && error.contains("a backing file"), "{error}");
+            let sent = source.sent.load(Ordering::Relaxed);
+            assert!(sent <= 2 * 20_000, "{sent} bytes in two attempts");
+            assert_eq!(bench.ends(), [".qcow2.lock"]);
+        }
+    }
+    // A header that was damaged on its way.
+    let (bench, valid) = (Bench::new(), image(LEN, 1));
+    let source = FakeSource::new(Offer::of(&valid), [Fault::OtherVersion]);
+    bench.store(&source).await.unwrap();
+    bench.holds(&valid).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes};
 
 use crate::archive::md5::Md5Sum;
-use crate::archive::qcow2::{MAGIC, Qcow2, Qcow2Error};
+use crate::archive::qcow2::{HEADER_BYTES, MAGIC, Qcow2, Qcow2Error, check_header};
 use crate::archive::transfer::buffer::Buffers;
 use crate::archive::transfer::connection::Download;
 use crate::archive::transfer::error::{DownloadError, Interruption, NOT_AN_IMAGE, STARTS};
@@ -59,9 +59,23 @@ struct Start {
     pieces: Option<Pieces>,
     buffers: Buffers,
     hash: Hash,
+    /// The first bytes of the image, where this start receives it from the first on.
+    header: Vec<u8>,
 }
 
 impl Start {
+    /// Refuses an image by its header, so that the rest is not received.
+    fn check_header(&mut self, chunk: &[u8]) -> Result<(), DownloadError> {
+        let missing = HEADER_BYTES - self.header.len();
+        if missing > 0 && self.header.len() as u64 == self.received.bytes {
+            self.header.extend(chunk.iter().take(missing));
+            if self.header.len() == HEADER_BYTES {
+                check_header(&self.header).map_err(DownloadError::Invalid)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Hands on the gathered bytes, as soon as they fit into the queues.
     async fn flush(&mut self, outputs: &mut Outputs) -> Result<(), DownloadError> {
         let bytes = self.buffers.take();
@@ -87,9 +101,15 @@ impl Download<'_> {
                 self.start(outputs, expected)
             };
             start.expired = number == 0 && restart;
-            if let Some(changed) = self.receive(&mut start, outputs).await? {
-                reason = changed;
-                continue;
+            match self.receive(&mut start, outputs).await {
+                Ok(None) => {}
+                Ok(Some(changed)) => {
+                    reason = changed;
+                    continue;
+                }
+                // Once more: the header may have been damaged on its way, and no MD5 can show that yet.
+                Err(DownloadError::Invalid(_)) if number == 0 => continue,
+                Err(error) => return Err(error),
             }
             if let Some(part_file) = start.hash.part_file() {
                 // Should a write have failed, the archive reports it when it is next called.
@@ -115,7 +135,15 @@ impl Download<'_> {
 
     fn start_at(&self, received: Received, hash: Hash) -> Start {
         let parallel = self.connections > 1 && hash.part_file().is_some();
-        Start { received, expired: false, parallel, pieces: None, buffers: Buffers::new(BUFFER_BYTES), hash }
+        Start {
+            received,
+            expired: false,
+            parallel,
+            pieces: None,
+            buffers: Buffers::new(BUFFER_BYTES),
+            hash,
+            header: Vec::new(),
+        }
     }
 
     /// Starts with the longest part that an earlier download left in an archive; the other archives get a copy of it.
@@ -274,6 +302,9 @@ impl Download<'_> {
             skip -= skipped as u64;
             if !self.source.is_local() {
                 check_magic(start.received.bytes, &chunk)?;
+            }
+            if self.source.is_export() {
+                start.check_header(&chunk)?;
             }
             if let Some(end) = end.filter(|_| stream.is_part && until.is_some()) {
                 // A server may send more than was asked for; that belongs to the next request.

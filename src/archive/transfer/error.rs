@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 
+use crate::archive::qcow2::Qcow2Error;
 use crate::archive::transfer::source::SourceError;
 use crate::clock::TimedOut;
 use crate::retry::MAX_ATTEMPTS;
@@ -47,6 +48,9 @@ pub enum DownloadError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// It can't be restored, whatever follows its header.
+    #[error("it is not a valid image by its header, so the rest of it was not fetched")]
+    Invalid(#[source] Qcow2Error),
     /// It changed again and again.
     #[error("give up after {STARTS} starts: {0}")]
     Unsteady(&'static str),

@@ -22,6 +22,12 @@ pub trait ImageSource: Send + Sync {
         false
     }
 
+    /// Whether the image was just exported: then its header alone may refuse it. Of a copy every byte is read, since the MD5
+    /// says whether it is damaged.
+    fn is_export(&self) -> bool {
+        false
+    }
+
     /// Opens the bytes from `offset` on, up to `until` if that is given. The stream may begin elsewhere (a server that
     /// ignores ranges begins at 0) and end later, and says so. `etag` is that of the bytes received so far, for a source to
     /// which another one means another image.
