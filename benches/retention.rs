@@ -63,6 +63,7 @@ fn inventory(snapshots: u32, now: Timestamp) -> Inventory {
         name: format!("web-{number}").into(),
         labels: BTreeMap::new(),
         template_id: None,
+        is_managed: false,
     };
     let zone = "ch-gva-2".parse().expect("a zone");
     Inventory::on_paper(zone, (0..snapshots).map(snapshot).collect(), (0..instances).map(instance).collect())

@@ -196,6 +196,8 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// The template that it was started from.
     pub template_id: Option<TemplateId>,
+    /// Whether it belongs to an instance pool or an SKS node pool.
+    pub is_managed: bool,
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Reads the policies, and the retention rules that archives share with them.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -111,7 +111,9 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
     Select {
         instances,
         exclude_instances,
-        labels: table.table("labels").texts().into_iter().collect(),
+        labels: read_labels(&table.table("labels")),
+        exclude_labels: read_labels(&table.table("exclude_labels")),
+        exclude_managed: !table.read("managed", Value::boolean).unwrap_or(true),
         snapshot_names: table
             .value("snapshot_names")
             .map(|list| list.list(Some(EMPTY_SELECTS_NOTHING), |value| read_pattern(value, NameGlob::new))),
@@ -122,6 +124,19 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
         judge_orphans: table.choice("orphans", &[("keep", false), ("apply", true)]).unwrap_or(false),
         this_machine: ThisMachine { is_selected, is_excluded, ..ThisMachine::default() },
     }
+}
+
+/// Globs of the values of labels.
+fn read_labels(table: &Table<'_>) -> BTreeMap<String, NameGlob> {
+    let glob = |value: &Value<'_>| {
+        let text = value.text()?;
+        let wrong = |reason| {
+            let fact = format!("`{}` is no pattern: {reason}", excerpt(text, 64));
+            value.wrong(fact, "write a value of the label, or a glob such as `*`")
+        };
+        NameGlob::new(text).map_or_else(wrong, Some)
+    };
+    table.each(glob).into_iter().collect()
 }
 
 /// Instances by name or id, and whether the list contains `self`.

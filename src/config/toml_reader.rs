@@ -257,14 +257,13 @@ impl<'t> Table<'t> {
         found.into_iter().map(|(_, name, table)| (name, table)).collect()
     }
 
-    /// All keys with their texts.
-    pub(super) fn texts(&self) -> Vec<(String, String)> {
+    /// All keys with what is read from their values.
+    pub(super) fn each<T>(&self, read: impl Fn(&Value<'t>) -> Option<T>) -> Vec<(String, T)> {
         let entries = self.entries.into_iter().flatten();
         entries
             .filter_map(|(key, value)| {
                 let place = self.place.child(key.get_ref(), "*", Some(value.span()));
-                let text = Value::open(place, value.get_ref()).text()?;
-                Some((key.get_ref().to_string(), text.to_owned()))
+                Some((key.get_ref().to_string(), read(&Value::open(place, value.get_ref()))?))
             })
             .collect()
     }

@@ -133,6 +133,14 @@ mod tests {
             ("labels = { backup = \"a\" }", "labels = { backup = \"b\" }", false),
             ("labels = { backup = \"a\" }", "labels = { tier = \"b\" }", true),
             ("labels = { backup = \"a\" }", "instances = [\"web-1\"]", true),
+            ("labels = { backup = \"a*\" }", "labels = { backup = \"ab\" }", true),
+            ("labels = { backup = \"a*\" }", "labels = { backup = \"b*\" }", false),
+            ("labels = { backup = \"a\" }", "exclude_labels = { backup = \"*\" }", false),
+            ("labels = { backup = \"a\" }", "exclude_labels = { backup = \"b\" }", true),
+            ("labels = { backup = \"*\" }", "exclude_labels = { backup = \"none\" }", true),
+            ("exclude_labels = { backup = \"none\" }", "exclude_labels = { backup = \"none\" }", true),
+            ("labels = { backup = \"none\" }", "exclude_labels = { backup = \"none\" }", false),
+            ("managed = false", "", true),
         ] {
             let text = policy("hourly", CREATES, &[("select", one)])
                 + &policy("weekly", CREATES, &[("select", other)]);

@@ -277,6 +277,8 @@ struct RawInstance {
     name: Option<Box<str>>,
     labels: Option<BTreeMap<String, String>>,
     template: Option<Reference<TemplateId>>,
+    /// Any form of it says that there is a manager, but for an empty one.
+    manager: Option<serde_json::Value>,
 }
 
 impl RawSnapshot {
@@ -310,6 +312,9 @@ impl RawInstance {
             name: self.name.unwrap_or_else(|| id.to_string().into()),
             labels: self.labels.unwrap_or_default(),
             template_id: self.template.and_then(|template| template.id),
+            is_managed: self.manager.is_some_and(|manager| {
+                manager.as_object().is_none_or(|fields| fields.values().any(|value| !value.is_null()))
+            }),
         })
     }
 
@@ -581,6 +586,7 @@ mod tests {
                 name: "web-1".into(),
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 template_id: Some(OTHER.parse().unwrap()),
+                is_managed: false,
             }]
         );
     }
@@ -696,6 +702,21 @@ mod tests {
         assert_eq!(&*read(format!(r#"{{"instances":[{one}]}}"#)).unwrap()[0].name, INSTANCE);
         assert!(read(format!(r#"{{"instances":[{one},{one}]}}"#)).is_err());
         assert!(read(r#"{"instances":[{"name":"web-1"}]}"#.to_owned()).is_err());
+    }
+
+    #[test]
+    fn an_instance_with_a_manager_of_any_kind_is_managed() {
+        for (manager, is_managed) in [
+            (format!(r#"{{"id":"{OTHER}","type":"instance-pool"}}"#), true),
+            (format!(r#"{{"id":"{OTHER}","type":"sks-nodepool"}}"#), true),
+            (r#"{"type":"later","more":[1]}"#.to_owned(), true),
+            (r#"{"id":null}"#.to_owned(), false),
+            ("{}".to_owned(), false),
+            ("null".to_owned(), false),
+        ] {
+            let json = format!(r#"{{"instances":[{{"id":"{INSTANCE}","manager":{manager}}}]}}"#);
+            assert_eq!(decode_instances(json.as_bytes()).unwrap()[0].is_managed, is_managed, "{manager}");
+        }
     }
 
     #[test]

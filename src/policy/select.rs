@@ -14,8 +14,12 @@ pub struct Select {
     pub instances: Option<Vec<Pattern<InstanceId>>>,
     /// Instances to exclude, by name or id.
     pub exclude_instances: Vec<Pattern<InstanceId>>,
-    /// Labels that the instance must have, with these values.
-    pub labels: BTreeMap<String, String>,
+    /// Labels that the instance must have, with values that match.
+    pub labels: BTreeMap<String, NameGlob>,
+    /// Instances to exclude that have one of these labels with a value that matches.
+    pub exclude_labels: BTreeMap<String, NameGlob>,
+    /// Whether members of instance pools and SKS node pools are excluded.
+    pub exclude_managed: bool,
     /// Snapshots by name.
     pub snapshot_names: Option<Vec<NameGlob>>,
     /// Snapshots to exclude, by name or id.
@@ -42,7 +46,7 @@ pub struct ThisMachine {
     pub id: Option<InstanceId>,
 }
 
-/// A glob over names: `*`, `?`, `[a-z]`, `{a,b}`; `*` also matches `/`, since names are not paths.
+/// A glob over names or values of labels: `*`, `?`, `[a-z]`, `{a,b}`; `*` also matches `/`, since names are not paths.
 #[derive(Debug, Clone)]
 pub struct NameGlob(GlobMatcher);
 
@@ -91,6 +95,11 @@ impl NameGlob {
             (false, true) => self.matches(other.text()),
             (false, false) => mine.starts_with(others) || others.starts_with(mine),
         }
+    }
+
+    /// Whether all that matches surely matches `other`, too.
+    fn is_within(&self, other: &Self) -> bool {
+        other.text() == "*" || self.text() == other.text() || (self.is_plain() && other.matches(self.text()))
     }
 }
 
@@ -144,9 +153,7 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
     fn is_within(&self, exclusion: &Self) -> bool {
         match (self, exclusion) {
             (Self::Id(mine), Self::Id(excluded)) => mine == excluded,
-            (Self::Name(mine), Self::Name(excluded)) => {
-                mine.text() == excluded.text() || (mine.is_plain() && excluded.matches(mine.text()))
-            }
+            (Self::Name(mine), Self::Name(excluded)) => mine.is_within(excluded),
             _ => false,
         }
     }
@@ -174,7 +181,7 @@ impl Select {
 
     /// The labels that it depends on.
     pub fn label_keys(&self) -> impl Iterator<Item = &String> {
-        self.labels.keys()
+        self.labels.keys().chain(self.exclude_labels.keys())
     }
 
     /// Whether `self` is used and not resolved.
@@ -183,8 +190,8 @@ impl Select {
     }
 
     /// Whether the policy selects this instance. One that is not listed any more (`None`) has no name and
-    /// no labels: only an id, or no condition at all, selects it. Since its name is unknown, any exclusion by
-    /// name excludes it.
+    /// no labels: only an id, or no condition at all, selects it. Since its name, its labels and its manager are unknown,
+    /// any exclusion by one of these excludes it.
     ///
     /// While `self` is not resolved it may be any instance: it selects all and excludes none, so that the policy keeps
     /// too much rather than too little from other policies. The policy itself must do nothing then; `run` ensures that.
@@ -193,22 +200,25 @@ impl Select {
         let any = |patterns: &[Pattern<InstanceId>]| {
             id.is_some_and(|id| patterns.iter().any(|pattern| pattern.matches(&id, name)))
         };
-        let labelled = |(key, value): (&String, &String)| {
-            instance.is_some_and(|instance| instance.labels.get(key) == Some(value))
+        let labelled = |instance: &Instance, (key, glob): (&String, &NameGlob)| {
+            instance.labels.get(key).is_some_and(|value| glob.matches(value))
         };
+        let excluded_unlisted = self.exclude_managed
+            || !self.exclude_labels.is_empty()
+            || self.exclude_instances.iter().any(Pattern::is_name);
+        let excluded = instance.map_or(excluded_unlisted, |instance| {
+            (self.exclude_managed && instance.is_managed)
+                || self.exclude_labels.iter().any(|label| labelled(instance, label))
+        });
         (self.this_machine.is_selected || self.instances.as_ref().is_none_or(|patterns| any(patterns)))
             && !any(&self.exclude_instances)
-            && !(instance.is_none() && self.exclude_instances.iter().any(Pattern::is_name))
-            && self.labels.iter().all(labelled)
+            && !excluded
+            && self.labels.iter().all(|label| instance.is_some_and(|instance| labelled(instance, label)))
     }
 
     /// Whether an instance may be selected by both; only what is surely different counts as such.
     pub(crate) fn may_overlap(&self, other: &Self) -> bool {
-        let differ = |(key, value): (&String, &String)| {
-            let is_plain = |text: &String| !text.contains(GLOB_CHARACTERS);
-            other.labels.get(key).is_some_and(|theirs| theirs != value && is_plain(theirs) && is_plain(value))
-        };
-        if self.labels.iter().any(differ) {
+        if self.labels_differ(other) || other.labels_differ(self) {
             return false;
         }
         match (self.left_by(other), other.left_by(self)) {
@@ -224,6 +234,14 @@ impl Select {
             (Some(left), None) | (None, Some(left)) => !left.is_empty(),
             (None, None) => true,
         }
+    }
+
+    /// Whether the other surely has other values of a label, or excludes these.
+    fn labels_differ(&self, other: &Self) -> bool {
+        self.labels.iter().any(|(key, glob)| {
+            other.labels.get(key).is_some_and(|theirs| !glob.may_meet(theirs))
+                || other.exclude_labels.get(key).is_some_and(|excluded| glob.is_within(excluded))
+        })
     }
 
     /// The patterns of `instances` that the other does not exclude, `None` among them for `self`; `None` if there is no
@@ -261,7 +279,12 @@ mod tests {
             name: name.into(),
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             template_id: None,
+            is_managed: false,
         }
+    }
+
+    fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, NameGlob> {
+        labels.iter().map(|(key, glob)| ((*key).to_owned(), NameGlob::new(glob).unwrap())).collect()
     }
 
     fn snapshot(name: &str) -> Snapshot {
@@ -309,7 +332,7 @@ mod tests {
     #[test]
     fn an_instance_is_selected_if_every_given_part_fits() {
         let web = instance("web-1", &[("backup", "nightly")]);
-        let labels = |value: &str| BTreeMap::from([("backup".to_owned(), value.to_owned())]);
+        let backup = |glob: &str| labels(&[("backup", glob)]);
         for (what, select, selected) in [
             ("nothing is given", Select::default(), true),
             ("name", Select { instances: Some(patterns(&["db-*", "web-*"])), ..Select::default() }, true),
@@ -318,19 +341,44 @@ mod tests {
             ("other id", Select { instances: Some(patterns(&[OTHER])), ..Select::default() }, false),
             ("excluded name", Select { exclude_instances: patterns(&["*-1"]), ..Select::default() }, false),
             ("excluded id", Select { exclude_instances: patterns(&[WEB]), ..Select::default() }, false),
-            ("label", Select { labels: labels("nightly"), ..Select::default() }, true),
-            ("other label", Select { labels: labels("weekly"), ..Select::default() }, false),
+            ("label", Select { labels: backup("nightly"), ..Select::default() }, true),
+            ("label by a glob", Select { labels: backup("{night,week}ly"), ..Select::default() }, true),
+            ("label that exists", Select { labels: backup("*"), ..Select::default() }, true),
+            (
+                "label that is missing",
+                Select { labels: labels(&[("tier", "*")]), ..Select::default() },
+                false,
+            ),
+            ("excluded label", Select { exclude_labels: backup("n*"), ..Select::default() }, false),
+            ("other value excluded", Select { exclude_labels: backup("none"), ..Select::default() }, true),
+            (
+                "one of two labels excluded",
+                Select { exclude_labels: labels(&[("backup", "*"), ("tier", "*")]), ..Select::default() },
+                false,
+            ),
+            (
+                "label, and another excluded",
+                Select { labels: backup("*"), exclude_labels: labels(&[("tier", "*")]), ..Select::default() },
+                true,
+            ),
+            ("not managed", Select { exclude_managed: true, ..Select::default() }, true),
+            ("other label", Select { labels: backup("weekly"), ..Select::default() }, false),
             (
                 "name, but not label",
                 Select {
                     instances: Some(patterns(&["web-*"])),
-                    labels: labels("weekly"),
+                    labels: backup("weekly"),
                     ..Select::default()
                 },
                 false,
             ),
         ] {
             assert_eq!(select.selects_instance(Some(web.id), Some(&web)), selected, "{what}");
+        }
+        let managed = Instance { is_managed: true, ..web };
+        for exclude_managed in [false, true] {
+            let select = Select { exclude_managed, ..Select::default() };
+            assert_eq!(select.selects_instance(Some(managed.id), Some(&managed)), !exclude_managed);
         }
     }
 
@@ -382,12 +430,14 @@ mod tests {
     #[test]
     fn an_instance_that_is_not_listed_has_no_name_and_no_labels() {
         let id = Some(WEB.parse().unwrap());
-        let labels = BTreeMap::from([("backup".to_owned(), "nightly".to_owned())]);
+        let any_label = || labels(&[("backup", "*")]);
         for (what, select, selected) in [
             ("nothing is given", Select::default(), true),
             ("any name", Select { instances: Some(patterns(&["*"])), ..Select::default() }, false),
             ("its id", Select { instances: Some(patterns(&[WEB])), ..Select::default() }, true),
-            ("a label", Select { labels, ..Select::default() }, false),
+            ("a label", Select { labels: any_label(), ..Select::default() }, false),
+            ("any label excluded", Select { exclude_labels: any_label(), ..Select::default() }, false),
+            ("managed excluded", Select { exclude_managed: true, ..Select::default() }, false),
             (
                 "any name excluded",
                 Select { exclude_instances: patterns(&["*-x"]), ..Select::default() },

@@ -102,9 +102,10 @@ impl<'a> Causes<'a> {
                     of_policies.entry(policy).or_default().push(number);
                     None
                 }
-                Change::Renamed { id, .. } | Change::Label { id, .. } | Change::Vanished { id, .. } => {
-                    Some(*id)
-                }
+                Change::Renamed { id, .. }
+                | Change::Managed { id, .. }
+                | Change::Label { id, .. }
+                | Change::Vanished { id, .. } => Some(*id),
                 Change::Failed(id) => instance_of.get(id).copied().flatten(),
             };
             if let Some(id) = instance {

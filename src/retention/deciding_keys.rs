@@ -52,8 +52,9 @@ pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
 }
 
 fn add_select(keys: &mut Vec<(String, Option<Value>)>, select: &Select) {
-    let Select { instances, exclude_instances, labels, snapshot_names, exclude_snapshots, .. } = select;
-    let Select { only_created, judge_orphans, this_machine, .. } = select;
+    let Select { instances, exclude_instances, labels: included, snapshot_names, exclude_snapshots, .. } =
+        select;
+    let Select { exclude_labels, exclude_managed, only_created, judge_orphans, this_machine, .. } = select;
     // This machine is the same one before and after its id is known.
     let name = |pattern: &Pattern<InstanceId>| match (pattern, this_machine.id) {
         (Pattern::Id(id), Some(this_machine)) if *id == this_machine => SELF.to_owned(),
@@ -65,14 +66,18 @@ fn add_select(keys: &mut Vec<(String, Option<Value>)>, select: &Select) {
     let are_selected = instances.is_some() || this_machine.is_selected;
     let selected = with_self(instances.as_deref().unwrap_or_default(), this_machine.is_selected);
     let excluded = with_self(exclude_instances, this_machine.is_excluded);
-    let labels: serde_json::Map<_, _> =
-        labels.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+    let labels = |labels: &BTreeMap<String, NameGlob>| {
+        let texts = labels.iter().map(|(key, glob)| (key.clone(), Value::from(glob.to_string())));
+        (!labels.is_empty()).then(|| Value::Object(texts.collect()))
+    };
     let has_some = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
     let snapshots = texts(exclude_snapshots);
     keys.extend([
         ("instances".to_owned(), are_selected.then_some(selected)),
         ("exclude_instances".to_owned(), Some(excluded).filter(has_some)),
-        ("labels".to_owned(), (!labels.is_empty()).then(|| Value::from(labels))),
+        ("labels".to_owned(), labels(included)),
+        ("exclude_labels".to_owned(), labels(exclude_labels)),
+        ("managed".to_owned(), exclude_managed.then(|| Value::from(false))),
         ("snapshot_names".to_owned(), snapshot_names.as_deref().map(texts)),
         ("exclude_snapshots".to_owned(), Some(snapshots).filter(has_some)),
         ("ownership".to_owned(), Some(Value::from(if *only_created { "created" } else { "all" }))),
@@ -187,6 +192,8 @@ fn set_key(policy: &mut Policy, name: &str, value: Option<&Value>) -> Option<()>
             (select.exclude_instances, select.this_machine.is_excluded) = instances(value)?;
         }
         "labels" => select.labels = labels(value)?,
+        "exclude_labels" => select.exclude_labels = labels(value)?,
+        "managed" => select.exclude_managed = !value.map_or(Some(true), Value::as_bool)?,
         "snapshot_names" => {
             let names = list(value, |text| NameGlob::new(text).ok())?;
             select.snapshot_names = value.is_some().then_some(names);
@@ -288,9 +295,10 @@ fn instances<Id: FromStr + PartialEq>(value: Option<&Value>) -> Option<(Vec<Patt
     Some((names.into_iter().flatten().collect(), has_self))
 }
 
-fn labels(value: Option<&Value>) -> Option<BTreeMap<String, String>> {
+fn labels(value: Option<&Value>) -> Option<BTreeMap<String, NameGlob>> {
     let Some(value) = value else { return Some(BTreeMap::new()) };
-    value.as_object()?.iter().map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+    let glob = |value: &Value| NameGlob::new(value.as_str()?).ok();
+    value.as_object()?.iter().map(|(key, value)| Some((key.clone(), glob(value)?))).collect()
 }
 
 /// Whether it is the second of these two words.

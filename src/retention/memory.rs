@@ -53,6 +53,9 @@ pub struct InstanceFacts {
     /// Its value of each label that a policy selects by; none where it lacks the label.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Option<String>>,
+    /// Whether it belonged to an instance pool or a node pool, where a policy selects by that; none if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_managed: Option<bool>,
 }
 
 /// A change, and when it was first seen.
@@ -102,6 +105,15 @@ pub enum Change {
         was: Option<String>,
         /// The present value.
         is: Option<String>,
+    },
+    /// An instance became a member of an instance pool or a node pool, or is none any more.
+    Managed {
+        /// The instance.
+        id: InstanceId,
+        /// Its present name.
+        name: String,
+        /// Whether it is one now.
+        is: bool,
     },
     /// An instance is not listed any more.
     Vanished {
@@ -205,6 +217,11 @@ impl Memory {
                         facts.labels.insert(label.clone(), was.clone());
                     }
                 }
+                Change::Managed { id, is, .. } => {
+                    if let Some(facts) = new.instances.get_mut(id) {
+                        facts.is_managed = Some(!is);
+                    }
+                }
                 Change::Vanished { id, .. } => {
                     if let Some(facts) = self.instances.get(id) {
                         new.instances.insert(*id, facts.clone());
@@ -223,14 +240,16 @@ impl Memory {
     /// A memory of the present.
     fn of(policies: &[Policy], inventory: &Inventory, at: Timestamp) -> Self {
         let policies_here = keys_of_policies(policies, inventory);
-        let here = policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
-        let labels: BTreeSet<&String> = here.flat_map(|policy| policy.select.label_keys()).collect();
+        let here = || policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
+        let labels: BTreeSet<&String> = here().flat_map(|policy| policy.select.label_keys()).collect();
+        let by_manager = here().any(|policy| policy.select.exclude_managed);
         let facts = |instance: &Instance| InstanceFacts {
             name: instance.name.to_string(),
             labels: labels
                 .iter()
                 .map(|label| ((*label).clone(), instance.labels.get(*label).map(ToString::to_string)))
                 .collect(),
+            is_managed: by_manager.then_some(instance.is_managed),
         };
         let disabled = policies.iter().filter(|policy| !policy.enabled).map(|policy| policy.name.clone());
         Self {
@@ -296,6 +315,11 @@ impl Memory {
                         }
                     }
                 }
+                Change::Managed { id, is, .. } => {
+                    if let Some(instance) = instance_mut(&mut inventory, *id) {
+                        instance.is_managed = !is;
+                    }
+                }
                 Change::Vanished { id, .. } => {
                     let facts = self.instances.get(id);
                     inventory.instances.extend(facts.map(|facts| facts.instance(*id)));
@@ -316,7 +340,13 @@ impl InstanceFacts {
     fn instance(&self, id: InstanceId) -> Instance {
         let labels = self.labels.iter();
         let labels = labels.filter_map(|(label, value)| Some((label.clone(), value.clone()?)));
-        Instance { id, name: self.name.as_str().into(), labels: labels.collect(), template_id: None }
+        Instance {
+            id,
+            name: self.name.as_str().into(),
+            labels: labels.collect(),
+            template_id: None,
+            is_managed: self.is_managed.unwrap_or(false),
+        }
     }
 }
 
@@ -372,7 +402,10 @@ fn instance_changes(remembered: &InstanceFacts, instance: &Instance) -> Vec<Chan
             is,
         })
     });
-    renamed.into_iter().chain(labels).collect()
+    let is = instance.is_managed;
+    let is_other = remembered.is_managed.is_some_and(|was| was != is);
+    let managed = is_other.then(|| Change::Managed { id, name: name.clone(), is });
+    renamed.into_iter().chain(labels).chain(managed).collect()
 }
 
 fn instance_mut(inventory: &mut Inventory, id: InstanceId) -> Option<&mut Instance> {
@@ -424,6 +457,10 @@ impl Display for Change {
                         write!(f, "{name}: label {label} was {was}, is {is}")
                     }
                 }
+            }
+            Self::Managed { name, is, .. } => {
+                let verb = if *is { "joined" } else { "left" };
+                write!(f, "{} {verb} an instance pool or node pool", printable(name))
             }
             Self::Vanished { name, .. } => write!(f, "instance {} is not listed any more", printable(name)),
             Self::Failed(id) => write!(f, "snapshot {id} turned to `error`"),

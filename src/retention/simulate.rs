@@ -168,6 +168,7 @@ pub fn imaginary_instance(policy: &Policy, zone: &ZoneName) -> (Policy, Inventor
         name: "imagined".into(),
         labels: BTreeMap::new(),
         template_id: None,
+        is_managed: false,
     };
     let inventory = Inventory::on_paper(zone.clone(), Vec::new(), vec![instance]);
     // All required copies are assumed, since there is no archive to ask.

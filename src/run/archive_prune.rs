@@ -187,6 +187,7 @@ fn inventory(zone: &ZoneName, copies: &[&StoredCopy], holds: &Holds) -> Inventor
             name: instance.name.clone().unwrap_or_default().into(),
             labels: BTreeMap::new(),
             template_id: None,
+            is_managed: false,
         });
         Snapshot {
             id: snapshot.id,

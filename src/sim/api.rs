@@ -354,6 +354,7 @@ fn instance(id: InstanceId, record: &InstanceRecord) -> Value {
         "state": "running",
         "template": { "id": record.template },
         "created-at": record.created_at,
+        "manager": record.pool.map(|pool| json!({ "id": pool, "type": "instance-pool" })),
     })
 }
 

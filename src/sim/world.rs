@@ -159,6 +159,8 @@ pub(super) struct InstanceRecord {
     pub(super) template: TemplateId,
     pub(super) disk: DiskShape,
     pub(super) created_at: Timestamp,
+    /// The instance pool that it is a member of.
+    pub(super) pool: Option<Uuid>,
     /// The `n` in the names of its snapshots.
     number: u64,
 }
@@ -281,6 +283,7 @@ impl World {
             template: template.expect("add_zone put a public template there"),
             disk: DiskShape::default(),
             created_at,
+            pool: None,
             number,
         };
         zone.instances.insert(id, record);
@@ -295,6 +298,13 @@ impl World {
     /// Makes an instance run on another template.
     pub fn set_template(&self, instance: InstanceId, template: TemplateId) {
         self.state().instance(instance).1.template = template;
+    }
+
+    /// Makes an instance a member of a new instance pool.
+    pub fn put_into_pool(&self, instance: InstanceId) {
+        let mut state = self.state();
+        let pool = state.fresh_id();
+        state.instance(instance).1.pool = Some(pool);
     }
 
     /// Gives an instance another name and other labels.

@@ -83,7 +83,9 @@ fn the_full_example_has_every_key_that_is_available() {
     assert_eq!(policy.schedule.as_ref().unwrap().as_str(), "30 2 * * *");
     assert_eq!(policy.time_zone.iana_name(), Some("Europe/Zurich"));
     assert_eq!(policy.zones.len(), 2);
-    assert_eq!(policy.select.labels["backup"], "nightly");
+    assert_eq!(policy.select.labels["backup"].to_string(), "nightly");
+    assert_eq!(policy.select.exclude_labels["backup"].to_string(), "none");
+    assert!(policy.select.exclude_managed);
     assert_eq!(policy.select.instances.as_ref().map(Vec::len), Some(2));
     assert_eq!(retention.max_age.as_ref().unwrap().to_string(), "400d");
     assert_eq!(policy.guard.max_deletes, Some(500));

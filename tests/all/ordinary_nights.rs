@@ -138,17 +138,21 @@ async fn a_paused_policy_keeps_what_it_kept() {
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_loses_its_label_or_its_name_loses_no_snapshot_at_once() {
     let long = "[policies.long.select]\nlabels = { backup = \"long\" }\n";
+    let glob = "[policies.long.select]\nlabels = { backup = \"*\" }\n";
+    let unless = "[policies.long.select]\nexclude_labels = { lost = \"*\" }\n";
     let named = "[policies.long.select]\ninstances = [\"db-*\"]\n";
-    for select in [long, named] {
+    let unmanaged = "[policies.long.select]\nmanaged = false\n";
+    for select in [long, glob, unless, named, unmanaged] {
         let stage = Stage::new();
         let instance = stage.world.add_instance(&stage.zone, "db-1", &[("backup", "long")]);
         stage.days(instance, (0..14).rev());
         let both =
             [pruning("all", "keep_last = 5"), pruning("long", "keep_last = 14"), select.to_owned()].concat();
         assert_eq!(deleted(&stage.run(&both).await), 0);
-        stage.world.rename_instance(instance, "web-9", &[]);
+        stage.world.rename_instance(instance, "web-9", &[("lost", "")]);
+        stage.world.put_into_pool(instance);
         let report = stage.run(&both).await;
-        assert_eq!(deleted(&report), 0);
+        assert_eq!(deleted(&report), 0, "{select}");
         assert!(pending(&report).contains("9 snapshots"), "{}", pending(&report));
         stage.step(SignedDuration::from_hours(20));
         assert_eq!(deleted(&stage.run(&both).await), 9);

@@ -1,6 +1,7 @@
 //! Rules, their composition, and the numbered edge cases.
 
 use super::*;
+use crate::policy::select::NameGlob;
 use crate::retention::guard::{WholeRun, ZoneCase, hold};
 use crate::retention::verdict::{CopyNeeded, Rule};
 
@@ -493,7 +494,7 @@ fn point_27_orphans_are_kept_unless_they_are_to_be_judged() {
         &["keep keep_last", "keep policy", "ignore orphan"],
     );
 
-    policy.select.labels = [("backup".to_owned(), "nightly".to_owned())].into();
+    policy.select.labels = [("backup".to_owned(), NameGlob::new("nightly").unwrap())].into();
     assert_decided(&[policy], &zone, now(), &["-", "-", "-"]);
 }
 
@@ -505,9 +506,9 @@ fn policy2() -> Policy {
 fn point_27_an_instance_that_lost_its_label_is_not_touched() {
     let mut zone = aged(&[1, 2, 3]);
     let mut policy = nightly().with(keep_last(1));
-    policy.select.labels = [("backup".to_owned(), "nightly".to_owned())].into();
+    policy.select.labels = [("backup".to_owned(), NameGlob::new("nightly").unwrap())].into();
     assert_decided(std::slice::from_ref(&policy), &zone, now(), &["-", "-", "-"]);
-    zone.instances[0].labels.clone_from(&policy.select.labels);
+    zone.instances[0].labels = [("backup".to_owned(), "nightly".to_owned())].into();
     let expected = ["keep keep_last", "delete keep", "delete keep"];
     assert_decided(&[policy], &zone, now(), &expected);
 }

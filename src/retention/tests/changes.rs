@@ -1,6 +1,7 @@
 //! The change guard: what a change alone would delete stays until the change has settled.
 
 use super::*;
+use crate::policy::select::NameGlob;
 use crate::retention::change_guard::keep_pending;
 use crate::retention::memory::Memory;
 use crate::retention::verdict::Rule;
@@ -112,21 +113,29 @@ fn a_policy_that_is_renamed_or_replaced_still_counts_until_that_has_settled() {
 #[test]
 fn what_an_instance_was_called_and_labelled_counts_until_that_has_settled() {
     let long = |select: Select| Policy { select, ..policy("long").with(keep_last(5)) };
-    let labelled = Select { labels: [("backup".into(), "long".into())].into(), ..Select::default() };
+    let glob = |text: &str| [("backup".to_owned(), NameGlob::new(text).unwrap())].into();
+    let unless = Select { exclude_labels: glob("[!l]*"), ..Select::default() };
+    let unmanaged = Select { exclude_managed: true, ..Select::default() };
+    let labelled = Select { labels: glob("l*"), ..Select::default() };
     let named = Select { instances: Some(vec![Pattern::new("db-*").unwrap()]), ..Select::default() };
-    for (select, expected) in
-        [(labelled, "db-1 lost the label backup=long"), (named, "instance db-1 is called web-9 now")]
-    {
+    for (select, expected) in [
+        (labelled, "db-1 lost the label backup=long"),
+        (unless, "db-1: label backup was long, is none"),
+        (unmanaged, "db-1 joined an instance pool or node pool"),
+        (named, "instance db-1 is called web-9 now"),
+    ] {
         let policies = [policy("all").with(keep_last(1)), long(select)];
         let mut zone = inventory((0..6).map(|day| snap("db-1", days_ago(day))));
         zone.instances = vec![instance("db-1")];
         zone.instances[0].labels.insert("backup".into(), "long".into());
         let (plan, memory) = run(&policies, &zone, &Memory::default(), now());
         assert_eq!(deleted(&plan), [6]);
-        if expected.contains("label") {
-            zone.instances[0].labels.clear();
-        } else {
-            zone.instances[0].name = "web-9".into();
+        let changed = &mut zone.instances[0];
+        match expected.split_once("label") {
+            Some(("db-1 lost the ", _)) => changed.labels.clear(),
+            Some(_) => drop(changed.labels.insert("backup".into(), "none".into())),
+            None if expected.contains("joined") => changed.is_managed = true,
+            None => changed.name = "web-9".into(),
         }
         let (plan, memory) = run(&policies, &zone, &memory, now());
         assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![2, 3, 4, 5]));
@@ -134,6 +143,22 @@ fn what_an_instance_was_called_and_labelled_counts_until_that_has_settled() {
         let (plan, _) = run(&policies, &zone, &memory, hours_later(20));
         assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
     }
+}
+
+#[test]
+fn a_memory_from_before_managed_instances_were_told_apart_makes_no_change() {
+    let zone = days(3);
+    let (_, memory) = run(&[policy("p").with(keep_last(4))], &zone, &Memory::default(), now());
+    let text = serde_json::to_string(&memory).unwrap();
+    for word in ["managed", "exclude_labels"] {
+        assert!(!text.contains(word), "{text}");
+    }
+    let mut select = policy("p").with(keep_last(4));
+    select.select.exclude_managed = true;
+    let (plan, memory) = run(&[select], &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![]));
+    assert!(memory.changes.iter().all(|seen| seen.change.to_string().starts_with("policy p: managed ")));
+    assert!(memory.instances.values().all(|facts| facts.is_managed == Some(false)));
 }
 
 #[test]

@@ -78,7 +78,13 @@ fn in_state(state: &str, snapshot: Snapshot) -> Snapshot {
 }
 
 fn instance(name: &str) -> Instance {
-    Instance { id: instance_id(name), name: name.into(), labels: BTreeMap::new(), template_id: None }
+    Instance {
+        id: instance_id(name),
+        name: name.into(),
+        labels: BTreeMap::new(),
+        template_id: None,
+        is_managed: false,
+    }
 }
 
 /// A zone with these snapshots, numbered from 1 as their ids; `web-1` and `web-2` are listed.
