@@ -126,6 +126,17 @@ impl Archive {
         }
     }
 
+    /// Whether a copy of the catalogue still counts.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub async fn has(&self, copy: &StoredCopy) -> Result<bool, ArchiveError> {
+        match self {
+            Self::Local(archive) => Ok(archive.has(copy).await),
+            Self::S3(archive) => Ok(archive.has(copy).await?),
+        }
+    }
+
     /// Updates the manifest of a copy, if it is still the one in `copy`; removes the image of one that is pruned.
     ///
     /// # Errors

@@ -165,13 +165,40 @@ impl Catalogue {
         self.problems.iter().filter(|problem| problem.kind != ProblemKind::NoManifest)
     }
 
+    /// The copies that count as such: those whose images are there, and those that the archive's retention removed while
+    /// an intact one of the same instance is there that is at least as new. Without that, nothing could be restored.
+    pub(crate) fn counting(&self) -> impl Iterator<Item = &StoredCopy> {
+        let mut intact = None;
+        // They are in the order of zone and instance, newest first.
+        self.copies.iter().filter(move |copy| {
+            let of = (&copy.manifest.zone, copy.manifest.instance.id);
+            if copy.manifest.pruned_at.is_none() {
+                intact = Some(of);
+            }
+            intact == Some(of)
+        })
+    }
+
     /// The copy without which `snapshot` may not be deleted: of itself for [`Which::All`], of it or a newer one of its
     /// instance for [`Which::Newest`].
     pub fn proof(&self, snapshot: &Snapshot, of: Which) -> Option<VerifiedCopy> {
-        self.copies
-            .iter()
-            .map(|copy| VerifiedCopy::new(&self.archive, &copy.manifest))
-            .find(|copy| copy.covers(snapshot, of))
+        self.evidence(snapshot, of).map(|(copy, _)| VerifiedCopy::new(&self.archive, &copy.manifest))
+    }
+
+    /// That copy, and the one whose image is there that makes it count; mostly it is the same.
+    pub(crate) fn evidence(&self, snapshot: &Snapshot, of: Which) -> Option<(&StoredCopy, &StoredCopy)> {
+        let covers =
+            |copy: &&StoredCopy| VerifiedCopy::new(&self.archive, &copy.manifest).covers(snapshot, of);
+        let copy = self.counting().find(covers)?;
+        let is_of_same = |other: &&StoredCopy| {
+            (&other.manifest.zone, other.manifest.instance.id)
+                == (&copy.manifest.zone, copy.manifest.instance.id)
+        };
+        let intact = match copy.manifest.pruned_at {
+            None => copy,
+            Some(_) => self.unpruned().find(is_of_same)?,
+        };
+        Some((copy, intact))
     }
 }
 

@@ -137,6 +137,16 @@ impl LocalArchive {
         .await
     }
 
+    /// Whether the copy still counts.
+    pub(super) async fn has(&self, copy: &StoredCopy) -> bool {
+        let (Self { path, disk, .. }, manifest) = (self.clone(), copy.manifest.clone());
+        blocking(move || {
+            let here = CopyPaths::new(&path, &manifest.id()).manifest();
+            catalogue::read_copy(&*disk, &path, &here).is_ok_and(|found| found.image == manifest.image)
+        })
+        .await
+    }
+
     /// Updates the manifest of a copy, and removes the image of one that is pruned.
     pub(super) async fn update_manifest(
         &self,

@@ -289,9 +289,11 @@ pub async fn prune(
     archives.retain(|name, _| retention(name).is_some());
     let state = assemble::state(&config, &seams, if dry_run { Use::Reading } else { Use::Changing })?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
-        let Some(retention) = retention(name) else { return Ok(Vec::new()) };
+        let Some(rules) = config.archive_rules.get(name) else { return Ok(Vec::new()) };
+        let Some(retention) = rules.retention.clone() else { return Ok(Vec::new()) };
+        let guard = rules.guard.clone();
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
-        let pruner = ArchivePruner { state: state.clone(), clock, archive, retention };
+        let pruner = ArchivePruner { state: state.clone(), clock, archive, retention, guard };
         prune_one(&config, &seams, &pruner, dry_run).await
     };
     let results = each(&archives, names, "nothing is pruned: ", output, work).await;

@@ -19,8 +19,10 @@ use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::select::Select;
 use crate::policy::{Guard, OnStart, Policy, Retention};
 use crate::retention;
+use crate::retention::export_gate::unadopted_text;
 use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::verdict::Verdict;
+use crate::run::archive_presence::{Looker, Presence};
 use crate::run::context::Runner;
 use crate::run::list::holds_by_snapshot;
 use crate::run::report::Step;
@@ -40,6 +42,7 @@ pub struct ArchivePruner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) archive: Arc<Archive>,
     pub(crate) retention: Retention,
+    pub(crate) guard: Guard,
 }
 
 impl ArchivePruner {
@@ -51,7 +54,14 @@ impl ArchivePruner {
         &self,
         zones: Option<&[ZoneName]>,
     ) -> Result<Vec<(StoredCopy, StepFacts)>, String> {
-        let catalogue = self.archive.catalogue().await.map_err(|error| chain(&error))?;
+        let looker = Looker::new(&self.state).await?;
+        let found = looker.look(&self.archive, &self.guard).await?;
+        match found.presence {
+            Presence::Closed(why) => return Err(why),
+            Presence::Unadopted => return Err(unadopted_text(self.archive.name())),
+            Presence::Known | Presence::FirstUse => {}
+        }
+        let catalogue = found.catalogue;
         let holds = self.holds().await?;
         let mut all = copies_to_prune(&catalogue, &self.retention, &holds, self.clock.now())?;
         all.retain(|(_, facts)| zones.is_none_or(|zones| zones.contains(&facts.zone)));
@@ -211,7 +221,23 @@ impl Runner {
             clock: Arc::clone(&self.clock),
             archive: Arc::clone(self.archives.get(name)?),
             retention: self.archive_rules.get(name)?.retention.clone()?,
+            guard: self.archive_rules.get(name)?.guard.clone(),
         })
+    }
+
+    /// Whether this machine's clock is right, by the listings of the run and at this moment: hours may have passed.
+    async fn is_clock_right(&self, policy: &Policy, zones: &[ZoneRun]) -> bool {
+        let is_right = |skew: ClockSkew| match skew {
+            ClockSkew::Known(skew) => skew.unsigned_abs() <= policy.guard.max_clock_skew,
+            ClockSkew::Unknown | ClockSkew::OnPaper => false,
+        };
+        let mut plans = zones.iter().filter_map(|zone| zone.plan.as_ref());
+        if !plans.all(|plan| is_right(plan.listing.inventory.clock)) {
+            return false;
+        }
+        let Some(zone) = policy.zones.first() else { return false };
+        let now = self.client.clock_skew(zone).await;
+        is_right(now.ok().flatten().map_or(ClockSkew::Unknown, ClockSkew::Known))
     }
 
     /// Prunes each archive that this run stored something in, in the run's zones. Nothing is pruned where deletions were
@@ -221,14 +247,13 @@ impl Runner {
         let exports =
             steps.filter(|step| (step.facts.action, step.outcome) == (Action::Export, StepOutcome::Done));
         let stored: BTreeSet<ArchiveName> = exports.filter_map(|step| step.facts.archive.clone()).collect();
-        let is_right = |clock: ClockSkew| match clock {
-            ClockSkew::Known(skew) => skew.unsigned_abs() <= policy.guard.max_clock_skew,
-            ClockSkew::Unknown | ClockSkew::OnPaper => false,
-        };
-        let mut plans = zones.iter().filter_map(|zone| zone.plan.as_ref());
-        let refusal = if zones.iter().any(|zone| zone.report.held.is_some()) {
+        let refusal = if stored.is_empty() {
+            None
+        } else if zones.iter().any(|zone| zone.report.held.is_some()) {
             Some("deletions are blocked by the guard")
-        } else if !plans.all(|plan| is_right(plan.listing.inventory.clock)) {
+        } else if zones.iter().any(|zone| zone.report.plan.is_none()) {
+            Some("a zone could not be listed for deletions")
+        } else if !self.is_clock_right(policy, zones).await {
             Some("this machine's clock may be wrong")
         } else {
             None

@@ -9,6 +9,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
 use crate::retention::verdict::{CopyNeeded, Verdict};
+use crate::run::archive_presence::is_still_there;
 use crate::run::context::Runner;
 use crate::run::list::Listing;
 use crate::run::plan::ZonePlan;
@@ -54,7 +55,7 @@ async fn delete_if_unchanged(
     planned: &Snapshot,
     listing: &Listing,
 ) -> Result<Done, StepError> {
-    let permit = permit(needed, planned, listing)?;
+    let permit = permit(runner, needed, planned, listing).await?;
     let Some(now) = client.get_snapshot(planned.id).await? else {
         return Ok(already_deleted());
     };
@@ -100,8 +101,14 @@ async fn delete(
     client.delete_snapshot(snapshot.id).await
 }
 
-/// Collects the copies that the plan says are needed.
-fn permit(needed: &[CopyNeeded], snapshot: &Snapshot, listing: &Listing) -> Result<DeletePermit, StepError> {
+/// Collects the copies that the plan says are needed, if they are there at this moment: the archive may have vanished since
+/// the listing.
+async fn permit(
+    runner: &Runner,
+    needed: &[CopyNeeded],
+    snapshot: &Snapshot,
+    listing: &Listing,
+) -> Result<DeletePermit, StepError> {
     let mut copies = Vec::new();
     for needed in needed {
         let lacking = |why: &str| {
@@ -115,6 +122,15 @@ fn permit(needed: &[CopyNeeded], snapshot: &Snapshot, listing: &Listing) -> Resu
             Some(Err(reason)) => return Err(lacking(&format!(": {reason}"))),
             None => return Err(lacking("")),
         };
+        let archive = runner.archives.get(&needed.archive).ok_or_else(|| lacking(""))?;
+        is_still_there(archive, catalogue).await.map_err(|why| lacking(&format!(": {why}")))?;
+        let (copy, intact) = catalogue.evidence(snapshot, needed.of).ok_or_else(|| lacking(""))?;
+        for copy in [copy, intact] {
+            let has = archive.has(copy).await.map_err(|error| lacking(&format!(": {}", chain(&error))))?;
+            if !has {
+                return Err(lacking(": it vanished since the plan"));
+            }
+        }
         copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(|| lacking(""))?);
     }
     Ok(DeletePermit { _copies: copies })

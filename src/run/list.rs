@@ -348,8 +348,7 @@ fn damaged(name: &ArchiveName, catalogue: &Catalogue) -> Option<String> {
 
 fn copies_in(catalogue: &Catalogue, zone: &ZoneName) -> Vec<ArchivedCopy> {
     catalogue
-        .copies()
-        .iter()
+        .counting()
         .map(|copy| &copy.manifest)
         .filter(|manifest| manifest.zone == *zone)
         .map(|manifest| ArchivedCopy {

@@ -2,11 +2,15 @@
 //! the state directory that is empty. Nothing is stored in it, and nothing is deleted that needs it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use snapwarden::clock::Clock as _;
 use snapwarden::disk::{Access, Disk as _, RealDisk, create_folders, replace_file};
 use snapwarden::retention::plan::Decision;
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::RunReport;
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::SnapshotId;
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::holds::Hold;
@@ -255,4 +259,66 @@ async fn a_later_marker_is_never_replaced_and_a_damaged_one_is_by_adopting() {
     replace_file(&RealDisk, &path, b"{", Access::Group).unwrap();
     assert_eq!(said(&stage, KEEP_THREE, &["archive", "adopt", "vault"]).status, 0);
     assert_eq!(failures(&stage.run(KEEP_THREE).await), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pruned_copy_counts_only_beside_an_intact_one_that_is_at_least_as_new() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    stage.days(instance, (0..5).rev());
+    let policies = exporting_all(5)
+        .replace("[policies.nightly]\n", "[archives.vault.retention]\nkeep_last = 1\n[policies.nightly]\n");
+    stage.run(&policies).await;
+    let images: Vec<PathBuf> = paths(&stage.archive())
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|end| end == "qcow2"))
+        .collect();
+    assert_eq!(images.len(), 1);
+    // The only image is lost, and the next export fails.
+    RealDisk.remove_file(&images[0]).unwrap();
+    stage.world.fault(Fault::on(Call::ExportSnapshot, Effect::status(403, "no")).times(100));
+    let report = stage.run(&policies.replace("keep_last = 5", "keep_last = 2")).await;
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 0, "{report:?}");
+    assert_eq!(stage.there().len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_that_vanishes_in_the_delete_phase_keeps_the_rest() {
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    stage.run(&keeping(10)).await;
+    stage.world.clear_log();
+    stage.world.set_operations_take(Duration::from_mins(1));
+    let vanishes = async {
+        while stage.world.changes().is_empty() {
+            stage.clock.sleep(Duration::from_secs(1)).await;
+        }
+        unmount(&stage);
+    };
+    let policies = keeping(2);
+    let (report, ()) = tokio::join!(stage.run(&policies), vanishes);
+    assert!((1..=4).contains(&ended(&report, Action::Delete, StepOutcome::Done)), "{report:?}");
+    assert!(stage.there().len() >= 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_are_pruned_by_the_clock_and_the_listing_of_that_moment() {
+    for listing_fails in [false, true] {
+        let stage = Stage::new();
+        let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+        stage.days(instance, (0..5).rev());
+        let policies = exporting_all(5).replace(
+            "[policies.nightly]\n",
+            "[archives.vault.retention]\nkeep_last = 1\n[policies.nightly]\n",
+        );
+        if listing_fails {
+            stage.world.fault(Fault::on(Call::ListSnapshots, Effect::status(403, "no")).after(1).times(100));
+        } else {
+            let skew = Effect::DateSkew(jiff::SignedDuration::from_hours(9000));
+            stage.world.fault(Fault::on(Call::ListZones, skew).times(100));
+        }
+        let report = stage.run(&policies).await;
+        assert_eq!(ended(&report, Action::Export, StepOutcome::Done), 5, "{report:?}");
+        assert!(steps(&report, Action::PruneCopy).is_empty(), "{report:?}");
+    }
 }

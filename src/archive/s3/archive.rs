@@ -187,6 +187,12 @@ impl S3Archive {
         Ok(Begin::Missing(Output::new(bucket.name.clone(), image, Box::new(sink))))
     }
 
+    /// Whether the copy still counts.
+    pub(crate) async fn has(&self, copy: &StoredCopy) -> Result<bool, S3Error> {
+        let found = self.bucket.existing(&copy.manifest.id()).await?.verified;
+        Ok(found.is_some_and(|found| found.image == copy.manifest.image))
+    }
+
     /// The image of a copy, to be read again or restored.
     pub fn image(&self, copy: &StoredCopy) -> StoredImage {
         let manifest = &copy.manifest;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::archive::local::LocalArchive;
-use crate::disk::RealDisk;
+use crate::disk::{Access, RealDisk, replace_file};
 use crate::policy::Count;
 use crate::retention::tests::no_rules;
 use crate::sim::clock::SimClock;
@@ -41,11 +41,24 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk);
         let state = StateDirectory::open(disk.clone(), &folder.path().join("state")).unwrap();
+        // It remembers a run, so the copies are not those of a lost state.
+        let runs = r#"{"version": 1, "zones": {}, "last": {"run_id": "b0c0ab00-0000-4000-8000-00000000f105", "result": "success",
+            "started_at": "2026-11-01T00:00:00Z", "finished_at": "2026-11-01T00:00:00Z"}}"#;
+        let path = folder.path().join("state/runs-nightly.json");
+        replace_file(&RealDisk, &path, runs.as_bytes(), Access::Owner).unwrap();
         let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
         let path = folder.path().join("vault");
         let vault = LocalArchive::new("vault".parse().unwrap(), path, disk, clock.clone());
         let archive = Arc::new(Archive::Local(vault));
-        Self { folder, pruner: ArchivePruner { state, clock, archive, retention } }
+        let guard = Guard {
+            max_deletes: None,
+            max_delete_percent: 50,
+            max_listing_drop_percent: 50,
+            max_clock_skew: std::time::Duration::from_mins(5),
+            settle: std::time::Duration::ZERO,
+            expect_newest: None,
+        };
+        Self { folder, pruner: ArchivePruner { state, clock, archive, retention, guard } }
     }
 
     fn path(&self, instance: &str, day: u8, end: &str) -> PathBuf {
