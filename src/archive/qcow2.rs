@@ -27,7 +27,16 @@ pub struct Qcow2 {
 /// Why a file is not a valid qcow2 image.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Qcow2Error(String);
+pub struct Qcow2Error(String, Cause);
+
+/// What a [`Qcow2Error`] may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The image was made like that.
+    Made,
+    /// A number makes no sense, so the bytes may have been damaged on their way.
+    Nonsense,
+}
 
 /// The first bytes of every image.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -101,12 +110,16 @@ impl Checker {
     }
 }
 
-/// Whether an image that begins with these bytes, [`HEADER_BYTES`] of them, can be valid.
+/// Whether an image that begins with these bytes, [`HEADER_BYTES`] of them, can be restored. Numbers that make no sense are
+/// left to the MD5, which shows whether the bytes were damaged on their way.
 ///
 /// # Errors
 /// [`Qcow2Error`] if it cannot, whatever follows.
 pub(super) fn check_header(bytes: &[u8]) -> Result<(), Qcow2Error> {
-    Header(bytes.to_vec()).check(u64::MAX).map(drop)
+    match Header(bytes.to_vec()).check(u64::MAX) {
+        Err(error) if error.1 == Cause::Made => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The bytes of the header so far.
@@ -245,7 +258,7 @@ fn check_version_3(header: &Header, features: u64, cluster: u64, len: u64) -> Re
 }
 
 fn invalid<T>(why: String) -> Result<T, Qcow2Error> {
-    Err(Qcow2Error(why))
+    Err(Qcow2Error(why, Cause::Made))
 }
 
 fn short<T>(len: u64) -> Result<T, Qcow2Error> {
@@ -253,13 +266,15 @@ fn short<T>(len: u64) -> Result<T, Qcow2Error> {
 }
 
 fn number<T>(field: &str, value: impl Into<u64>) -> Result<T, Qcow2Error> {
-    invalid(format!("the header says {field} = {}, which is not valid", value.into()))
+    let why = format!("the header says {field} = {}, which is not valid", value.into());
+    Err(Qcow2Error(why, Cause::Nonsense))
 }
 
 fn outside<T>(table: &str, offset: u64, len: u64) -> Result<T, Qcow2Error> {
-    invalid(format!(
+    let why = format!(
         "the {table} at byte {offset} does not lie whole in the file's {len} bytes, or is not aligned"
-    ))
+    );
+    Err(Qcow2Error(why, Cause::Nonsense))
 }
 
 fn needs_other<T>(file: &str) -> Result<T, Qcow2Error> {

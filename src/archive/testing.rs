@@ -117,8 +117,8 @@ pub(crate) enum Fault {
     Wide,
     /// The last byte that is sent is another.
     Flip,
-    /// The version in the header is another.
-    OtherVersion,
+    /// The header names a backing file.
+    OtherHeader,
     /// The promised length is too small by this much.
     Promise(u64),
     Broken,
@@ -217,7 +217,7 @@ impl ImageSource for FakeSource {
             let cut = || Err(TransportError::new(Reached::Unknown, "the connection broke"));
             let mut stalls = false;
             match fault {
-                Fault::Fine | Fault::Flip | Fault::OtherVersion | Fault::Wide => {}
+                Fault::Fine | Fault::Flip | Fault::OtherHeader | Fault::Wide => {}
                 Fault::Cut(bytes) => {
                     end = end.min(offset + bytes);
                     tail.push(cut());
@@ -245,9 +245,9 @@ impl ImageSource for FakeSource {
                 *flipped.last_mut().unwrap() ^= 1;
                 bytes = flipped.into();
             }
-            if matches!(fault, Fault::OtherVersion) {
+            if matches!(fault, Fault::OtherHeader) {
                 let mut flipped = bytes.to_vec();
-                put(&mut flipped, 4, &[0xff]);
+                put(&mut flipped, 8, &[0, 1]);
                 bytes = flipped.into();
             }
             let (chunk, sent) = (self.chunk, Arc::clone(&self.sent));

@@ -663,7 +663,7 @@ async fn what_the_header_forbids_is_refused_before_the_rest_is_fetched() {
     }
     // A header that was damaged on its way.
     let (bench, valid) = (Bench::new(), image(LEN, 1));
-    let source = FakeSource::new(Offer::of(&valid), [Fault::OtherVersion]);
+    let source = FakeSource::new(Offer::of(&valid), [Fault::OtherHeader]);
     bench.store(&source).await.unwrap();
     bench.holds(&valid).await;
 }
