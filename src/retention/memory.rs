@@ -28,6 +28,9 @@ const NAMED_CHANGES: usize = 3;
 /// What the last accepted run of a policy in a zone rested on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
+    /// When the run began.
+    #[serde(default)]
+    pub at: Option<Timestamp>,
     /// The deciding keys of each policy of the zone.
     pub policies: BTreeMap<PolicyName, BTreeMap<String, Value>>,
     /// When each policy was first found disabled that still is.
@@ -63,6 +66,9 @@ pub struct InstanceFacts {
 pub struct Seen {
     /// When the run began that first saw it.
     pub since: Timestamp,
+    /// The last run before that of the policy that remembers it: then the change was not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
     /// The change.
     pub change: Change,
 }
@@ -143,6 +149,32 @@ impl Memory {
         inventory.paused = paused.map(|policy| (policy.name.clone(), found(policy))).collect();
     }
 
+    /// Lets a change begin anew that a later memory, of another policy that ran in the meantime, shows to have been taken
+    /// back then.
+    pub fn forget_interrupted(&mut self, later: &Self) {
+        self.changes.retain(|seen| {
+            let was_there = match &seen.change {
+                Change::Key { policy, key, was, .. } => {
+                    later.policies.get(policy).is_some_and(|keys| keys.get(key) == was.as_ref())
+                }
+                Change::PolicyGone(policy) => later.policies.contains_key(policy),
+                Change::Renamed { id, was, .. } => {
+                    later.instances.get(id).is_some_and(|instance| instance.name == *was)
+                }
+                Change::Label { id, label, was, .. } => {
+                    let labels = later.instances.get(id).map(|instance| &instance.labels);
+                    labels.is_some_and(|labels| labels.get(label) == Some(was))
+                }
+                Change::Vanished { id, .. } => later.instances.contains_key(id),
+                Change::Failed(id) => later.good.contains(id),
+            };
+            match later.changes.iter().find(|other| other.change == seen.change) {
+                Some(other) => other.not_before.is_none_or(|not_before| not_before < seen.since),
+                None => !was_there,
+            }
+        });
+    }
+
     /// Every difference to the present, with the time at which it was first seen: `at` if that is now.
     pub fn differences(&self, policies: &[Policy], inventory: &Inventory, at: Timestamp) -> Vec<Seen> {
         let mut changes = Vec::new();
@@ -164,7 +196,11 @@ impl Memory {
         let failed = inventory.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Error);
         let failed = failed.filter(|snapshot| self.good.contains(&snapshot.id));
         changes.extend(failed.map(|snapshot| Change::Failed(snapshot.id)));
-        changes.into_iter().map(|change| Seen { since: self.since(&change, at), change }).collect()
+        let seen = |change: Change| match self.changes.iter().find(|seen| seen.change == change) {
+            Some(seen) => Seen { since: seen.since.min(at), ..seen.clone() },
+            None => Seen { since: at, not_before: self.at, change },
+        };
+        changes.into_iter().map(seen).collect()
     }
 
     /// The differences to the present that have not settled at `at`.
@@ -233,6 +269,7 @@ impl Memory {
                 }
             }
         }
+        new.at = Some(at);
         new.changes = unsettled;
         new
     }
@@ -253,6 +290,7 @@ impl Memory {
         };
         let disabled = policies.iter().filter(|policy| !policy.enabled).map(|policy| policy.name.clone());
         Self {
+            at: None,
             paused: disabled.filter(|name| policies_here.contains_key(name)).map(|name| (name, at)).collect(),
             policies: policies_here,
             instances: inventory.instances.iter().map(|instance| (instance.id, facts(instance))).collect(),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join, join_all};
+use serde_json::Value;
 
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
@@ -16,7 +17,6 @@ use crate::run::archive_presence::{Looker, Presence};
 use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::Subject;
-use crate::state::error::StateError;
 use crate::state::holds::{self, Holds};
 use crate::state::last_runs::LastRuns;
 use crate::state::policy_state::{Creation, Owner, PolicyState};
@@ -231,24 +231,43 @@ async fn remembered(runner: &Runner, policy: &Policy, zone: &ZoneName) -> Result
     let failed = |why: String| {
         format!("nothing is done here, since what the last run rested on cannot be read: {why}")
     };
-    let unreadable = |error: StateError| failed(chain(&error));
-    let mut runs =
-        vec![(policy.name.clone(), runner.state.last_runs(&policy.name).await.map_err(unreadable)?)];
-    let has_memory = |runs: &LastRuns| runs.zones.get(zone).is_some_and(|zone| zone.rested_on.is_some());
-    if !has_memory(&runs[0].1) {
-        runs = runner.state.all_last_runs().await.map_err(unreadable)?;
-    }
-    let memories = runs.into_iter().filter_map(|(name, mut runs)| Some((name, runs.zones.remove(zone)?)));
-    let of_zone = memories.filter_map(|(name, memory)| Some((name, memory.last_run_at, memory.rested_on?)));
-    let Some((name, _, memory)) = of_zone.max_by_key(|(_, last_run_at, _)| *last_run_at) else {
-        return Ok(Memory::default());
+    let read = |name: &PolicyName, memory: Value| {
+        serde_json::from_value::<Memory>(memory).map_err(|error| {
+            failed(format!(
+                "`rested_on` of zone {zone} in runs-{name}.json in the state directory: {error}; if nothing else helps, \
+                 remove that key: then changes since that run are not found"
+            ))
+        })
     };
-    serde_json::from_value(memory).map_err(|error| {
-        failed(format!(
-            "`rested_on` of zone {zone} in runs-{name}.json in the state directory: {error}; if nothing else helps, \
-             remove that key: then changes since that run are not found"
-        ))
-    })
+    let of_zone = |mut runs: LastRuns| {
+        let memory = runs.zones.remove(zone)?;
+        Some((memory.last_run_at, memory.rested_on?))
+    };
+    let own = runner.state.last_runs(&policy.name).await.map_err(|error| failed(chain(&error)))?;
+    let mut last = match of_zone(own) {
+        Some((at, own)) => Some((at, read(&policy.name, own)?)),
+        None => None,
+    };
+    if last.as_ref().is_some_and(|(_, own)| own.changes.is_empty()) {
+        return Ok(last.map(|(_, own)| own).unwrap_or_default());
+    }
+    // Those of others, in the order of their runs: they show what was there in the meantime.
+    let all = runner.state.all_last_runs().await.map_err(|error| failed(chain(&error)))?;
+    let others = all.into_iter().filter(|(name, _)| *name != policy.name);
+    let mut others: Vec<_> = others.filter_map(|(name, runs)| Some((name, of_zone(runs)?))).collect();
+    others.sort_by_key(|(_, (at, _))| *at);
+    let has_own = last.is_some();
+    for (name, (at, other)) in others {
+        match &mut last {
+            Some((own_at, own)) if has_own => {
+                if at > *own_at {
+                    own.forget_interrupted(&read(&name, other)?);
+                }
+            }
+            _ => last = Some((at, read(&name, other)?)),
+        }
+    }
+    Ok(last.map(|(_, memory)| memory).unwrap_or_default())
 }
 
 /// The holds as `retention` reads them.

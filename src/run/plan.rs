@@ -92,10 +92,11 @@ impl ZonePlan {
         let Self { listing: Listing { inventory, memory, .. }, plan, unsettled } = self;
         let from_start = |seen: &Seen| Seen { since: seen.since.min(started_at), ..seen.clone() };
         if is_accepted {
-            memory.renewed(policies, inventory, plan.at, unsettled.iter().map(from_start).collect())
+            let unsettled = unsettled.iter().map(from_start).collect();
+            Memory { at: Some(started_at), ..memory.renewed(policies, inventory, plan.at, unsettled) }
         } else {
             let seen = memory.differences(policies, inventory, plan.at);
-            Memory { changes: seen.iter().map(from_start).collect(), ..memory.clone() }
+            Memory { at: Some(started_at), changes: seen.iter().map(from_start).collect(), ..memory.clone() }
         }
     }
 

@@ -813,7 +813,7 @@ pub(crate) fn used(disk: &MemoryDisk, folder: &Path) -> u64 {
     entries
         .map(|entry| match entry.kind {
             Kind::Folder => used(disk, &folder.join(entry.name)),
-            _ => disk.metadata(&folder.join(entry.name)).unwrap().len,
+            _ => disk.metadata(&folder.join(entry.name)).map_or(0, |found| found.len),
         })
         .sum()
 }

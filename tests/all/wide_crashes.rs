@@ -46,7 +46,36 @@ const COPIES_KEPT: usize = 2;
 const SEEDS: u64 = 8;
 const DAYS: u64 = 12;
 
-fn config() -> Arc<Config> {
+/// What an operator does to the configuration for a day, and takes back before it has settled. Nothing may be lost by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Edit {
+    None,
+    Mistyped,
+    Renamed,
+    Removed,
+    Paused,
+}
+
+impl Edit {
+    const ALL: [Self; 4] = [Self::Mistyped, Self::Renamed, Self::Removed, Self::Paused];
+
+    fn make(self, policies: &str) -> String {
+        match self {
+            Self::None => policies.to_owned(),
+            Self::Mistyped => policies.replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
+            Self::Renamed => policies
+                .replace("policies.weekly", "policies.monthly")
+                .replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
+            Self::Removed => {
+                let end = policies.find("[policies.weekly]").unwrap();
+                policies[..end].to_owned()
+            }
+            Self::Paused => policies.replace("[policies.weekly]", "[policies.weekly]\nenabled = false"),
+        }
+    }
+}
+
+fn config(edit: Edit) -> Arc<Config> {
     let policies = format!(
         r#"
 [archives.vault.retention]
@@ -75,6 +104,7 @@ keep_last = {WEEKLY_KEEPS}
 max_delete_percent = 100
 "#
     );
+    let policies = edit.make(&policies);
     let config = config::parse(&config_text(Path::new(FOLDER), &policies), "test.toml", None);
     Arc::new(config.unwrap_or_else(|found| panic!("{found}")))
 }
@@ -123,7 +153,7 @@ impl Play {
         let disk = MemoryDisk::new();
         disk.create_dir_all(Path::new(FOLDER), Access::Owner).unwrap();
         disk.sync_dir(Path::new("/")).unwrap();
-        let config = config();
+        let config = config(Edit::None);
         Self {
             world,
             clock,
@@ -185,7 +215,7 @@ impl Play {
         if let Some(runner) = self.runner(Use::Changing) {
             let options = RunOptions { slot: Some(slot), ..RunOptions::default() };
             let both = async {
-                for policy in &runner.policies {
+                for policy in runner.policies.iter().filter(|policy| policy.enabled) {
                     reports.extend(runner.run(policy, &options).await);
                 }
             };
@@ -333,9 +363,21 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
     let dice = Dice(SeededRandomness::new(seed));
     let mut play = Play::new(seed);
     play.remember_images();
+    // The first night is quiet: before it there is nothing to compare with.
+    play.clock.step(SignedDuration::from_hours(24));
+    let first = play.night(whole_second(play.clock.now()), Duration::MAX).await;
+    play.disk = play.disk.crash();
+    play.check(&first, &format!("seed {seed}, the first night")).await;
+    let mut edit = Edit::None;
+    let mut was_seen = true;
     for day in 0..DAYS {
-        let context = &format!("seed {seed}, day {day}");
         play.clock.step(SignedDuration::from_hours(24));
+        // Never for two days: by then it has settled. And not before a run has seen that the last one was taken back.
+        let may_edit = edit == Edit::None && was_seen;
+        edit = if may_edit && dice.one_in(2) { *dice.any(&Edit::ALL) } else { Edit::None };
+        was_seen = false;
+        play.config = config(edit);
+        let context = &format!("seed {seed}, day {day}, {edit:?}");
         if dice.one_in(3) {
             play.change_holds(&dice).await;
         }
@@ -369,9 +411,12 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             play.disk = dice.any(&[Death::Crash, Death::Kill, Death::Chance(seed + day)]).of(&play.disk);
             play.disk.set_capacity(None);
             play.world.clear_faults();
+            was_seen |= night.reports.len() == 2
+                && night.reports.iter().all(|report| report.result == RunResult::Success);
             play.check(&night, context).await;
         }
     }
+    play.config = config(Edit::None);
     for days_left in (0..2).rev() {
         let context = &format!("seed {seed}, {days_left} quiet days to go");
         play.clock.step(SignedDuration::from_hours(24));

@@ -234,6 +234,29 @@ fn with_settle_switched_off_an_edit_counts_at_once() {
 }
 
 #[test]
+fn a_change_that_was_taken_back_while_the_policy_did_not_run_begins_anew() {
+    let (nightly, daily) = (policy("nightly").with(keep_last(5)), policy("daily").with(keep_last(2)));
+    let zone = days(6);
+    let (_, of_nightly) = run(std::slice::from_ref(&nightly), &zone, &Memory::default(), now());
+    let (_, mut of_daily) = run(std::slice::from_ref(&daily), &zone, &of_nightly, now());
+    assert_eq!(of_daily.changes.len(), 1);
+    // The name from before is back for days, and then gone again.
+    let (_, of_nightly) = run(std::slice::from_ref(&nightly), &zone, &of_nightly, hours_later(24));
+    let (plan, _) = run(std::slice::from_ref(&daily), &zone, &of_daily, hours_later(120));
+    assert_eq!(pending(&plan), [0; 0], "its own memory alone does not know");
+    // Another policy has seen the change by now; it knows that it was not there before.
+    let both = [policy("hourly").with(keep_last(5)), daily.clone()];
+    let (_, of_hourly) = run(&[both[0].clone(), nightly.clone()], &zone, &Memory::default(), hours_later(96));
+    let (_, of_hourly) = run(&both, &zone, &of_hourly, hours_later(119));
+    let mut seen_by_both = of_daily.clone();
+    seen_by_both.forget_interrupted(&of_hourly);
+    assert!(seen_by_both.changes.is_empty());
+    of_daily.forget_interrupted(&of_nightly);
+    let (plan, _) = run(std::slice::from_ref(&daily), &zone, &of_daily, hours_later(120));
+    assert_eq!(pending(&plan), [3, 4, 5]);
+}
+
+#[test]
 fn a_memory_that_this_version_cannot_read_is_an_error() {
     let zone = days(5);
     let (_, mut memory) = run(&[policy("p").with(keep_last(4))], &zone, &Memory::default(), now());
