@@ -181,7 +181,8 @@ fn archived(folder: &Path) -> BTreeMap<String, std::path::PathBuf> {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         (name.split_once('.').map_or(name.clone(), |(_, end)| end.to_owned()), path)
     };
-    paths(&folder.join("vault")).into_iter().map(named).collect()
+    let is_of_image = |path: &std::path::PathBuf| !path.ends_with("snapwarden-archive.json");
+    paths(&folder.join("vault")).into_iter().filter(is_of_image).map(named).collect()
 }
 
 /// Kills until the image is there, at random moments of the time that one download takes; then it must be right, and must
