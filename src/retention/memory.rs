@@ -166,6 +166,9 @@ impl Memory {
                     labels.is_some_and(|labels| labels.get(label) == Some(was))
                 }
                 Change::Vanished { id, .. } => later.instances.contains_key(id),
+                Change::Managed { id, is, .. } => {
+                    later.instances.get(id).is_some_and(|instance| instance.is_managed == Some(!is))
+                }
                 Change::Failed(id) => later.good.contains(id),
             };
             match later.changes.iter().find(|other| other.change == seen.change) {
