@@ -347,15 +347,18 @@ fn good(zone: &Zone, id: SnapshotId) -> Result<&SnapshotRecord, Refusal> {
 }
 
 fn instance(id: InstanceId, record: &InstanceRecord) -> Value {
-    json!({
+    let mut instance = json!({
         "id": id,
         "name": record.name,
         "labels": record.labels,
         "state": "running",
         "template": { "id": record.template },
         "created-at": record.created_at,
-        "manager": record.pool.map(|pool| json!({ "id": pool, "type": "instance-pool" })),
-    })
+    });
+    if let Some(pool) = record.pool {
+        instance["manager"] = json!({ "id": pool, "type": "instance-pool" });
+    }
+    instance
 }
 
 fn operation(id: OperationId, operation: &Operation) -> Value {

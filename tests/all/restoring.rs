@@ -568,7 +568,7 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     assert_eq!(made.checksum.as_ref(), Some(&db.2));
     assert_eq!(fetch(&made).await, db.2);
     assert!(text.out.contains(&format!("create NAME --zone ch-gva-2 --template {}", made.id)), "{text:?}");
-    assert_eq!(bucket_server.keys().len(), 6);
+    assert_eq!(bucket_server.keys().len(), 7);
     let listed =
         program(folder.path(), &variables, &["archive", "list", "offsite", "--output", "json"]).await;
     assert_eq!(listed.json()[0]["images"].as_array().unwrap().len(), 2, "{listed:?}");
