@@ -7,13 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::policy::name::ArchiveName;
-use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 
@@ -54,21 +52,6 @@ pub struct ArchiveMemory {
     /// Why the last write failed, unless that was for want of space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_failure: Option<String>,
-    /// What the last pruning of each zone's copies rested on, in the form of `retention`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub rested_on: BTreeMap<ZoneName, Value>,
-    /// Lets the next pruning pass the archive's guard.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub allowance: Option<ArchiveAllowance>,
-}
-
-/// Lets one pruning pass an archive's guard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArchiveAllowance {
-    /// The most copies that may be deleted.
-    pub deletes: u64,
-    /// When it was given.
-    pub given_at: Timestamp,
 }
 
 impl Archives {
