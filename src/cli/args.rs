@@ -117,7 +117,7 @@ pub enum Command {
     /// of type `s3`: a copy from a local archive is stored there first. The template gets the boot mode and the login
     /// settings of the instance's original template.
     Restore(Restore),
-    /// Put a snapshot on hold: no policy deletes it; needs no credentials, works while the daemon runs
+    /// Put a snapshot on hold: no policy deletes it; an unknown one is refused, or taken with a warning if zones and archives can't be asked; works while the daemon runs
     Hold(Hold),
     /// Release a snapshot from its hold; needs no credentials, works while the daemon runs
     Unhold {

@@ -546,7 +546,9 @@ async fn holds_are_put_shown_and_taken_away_without_credentials() {
     let (first, second) = (ids[4].to_string(), ids[3].to_string());
     let stranger = async |arguments: &[&str]| {
         let said = end_of(play.stranger(arguments)).await;
-        assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
+        let warned = arguments.contains(&"hold");
+        assert_eq!((said.status, said.err.contains("was not checked")), (0, warned), "{said:?}");
+        assert!(warned || said.err.is_empty(), "{said:?}");
         said
     };
     assert_eq!(stranger(&["holds"]).await.out, "no snapshot is on hold\n");
@@ -577,6 +579,37 @@ async fn holds_are_put_shown_and_taken_away_without_credentials() {
     assert_eq!(taken, format!("snapshot {second} is no longer on hold (previously forever)\n"));
     assert_eq!(play.run(&["once"]).await.status, 0);
     assert_eq!(play.there(), [ids[4], ids[1], ids[0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_of_an_unknown_snapshot_is_refused_unless_that_cannot_be_asked() {
+    let (play, ids) = Play::five(PRUNE).await;
+    let said = play.run(&["hold", NIL]).await;
+    assert_eq!(said.status, 2, "{said:?}");
+    said.complained(&[NIL, "is not in zone ch-gva-2"]);
+    assert!(!is_there(&play.path("state")), "nothing was written");
+    let known = play.run(&["hold", &ids[0].to_string()]).await;
+    assert_eq!((known.status, known.err.as_str()), (0, ""), "{known:?}");
+    play.world
+        .fault(Fault::on(Call::ListSnapshots, Effect::status(403, "Forbidden by role policy for compute")));
+    let unasked = play.run(&["hold", NIL]).await;
+    assert_eq!(unasked.status, 0, "{unasked:?}");
+    unasked.complained(&["zone ch-gva-2", "was not checked"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_also_looks_for_the_snapshot_in_archives_if_these_are_there() {
+    let (play, ids) =
+        Play::five(&format!("{PRUNE}[policies.nightly.export]\narchives = [\"vault\"]\n")).await;
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    play.world.remove_snapshot(ids[0]);
+    let known = play.run(&["hold", &ids[0].to_string()]).await;
+    assert_eq!((known.status, known.err.as_str()), (0, ""), "{known:?}");
+    play.run(&["hold", NIL]).await.refused(2, &["is not in zone ch-gva-2, archive vault"]);
+    RealDisk.rename(&play.path("vault"), &play.path("away")).unwrap();
+    let unasked = play.run(&["hold", NIL]).await;
+    assert_eq!(unasked.status, 0, "{unasked:?}");
+    unasked.complained(&["archive vault: it is not there", "was not checked"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
