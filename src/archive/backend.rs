@@ -101,10 +101,10 @@ impl Archive {
                 .write_marker(marker)
                 .await
                 .map_err(|error| SinkError::disk("write", &archive.path().join(MARKER_FILE), error)),
-            Self::S3(archive) => archive.write_marker(marker).await.map_err(|error| SinkError::Remote {
-                doing: format!("write the marker of {}", archive.place()),
-                source: error.into(),
-            }),
+            Self::S3(archive) => archive
+                .write_marker(marker)
+                .await
+                .map_err(|error| error.into_sink_error(format!("write the marker of {}", archive.place()))),
         }
     }
 
@@ -121,7 +121,7 @@ impl Archive {
                     return StoreError::Busy { image: archive.place() };
                 }
                 let doing = format!("begin to store in {}", archive.place());
-                StoreError::Sink(SinkError::Remote { doing, source: error.into() })
+                StoreError::Sink(error.into_sink_error(doing))
             }),
         }
     }

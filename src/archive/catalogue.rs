@@ -27,6 +27,8 @@ pub struct Catalogue {
     archive: ArchiveName,
     marker: Result<Option<Marker>, MarkerProblem>,
     copies: Vec<StoredCopy>,
+    /// Those that were found corrupt, although the archive does not say so.
+    unmarked: Vec<(StoredCopy, Timestamp)>,
     problems: Vec<Problem>,
 }
 
@@ -141,18 +143,24 @@ impl Catalogue {
         remembered.iter().map(String::as_str).filter(|stem| !explained.contains(*stem)).collect()
     }
 
-    /// Copies that were found corrupt, where the archive could not be written to say so, do not count.
-    pub(crate) fn exclude_corrupt(&mut self, corrupt: &BTreeMap<String, Timestamp>) {
-        let since = |copy: &StoredCopy| corrupt.get(&copy.stem()).copied();
-        let (bad, good) = std::mem::take(&mut self.copies)
-            .into_iter()
-            .partition(|copy| copy.manifest.pruned_at.is_none() && since(copy).is_some());
-        self.copies = good;
-        for copy in &bad as &Vec<StoredCopy> {
-            let problem = since(copy).map(ProblemKind::Corrupt);
-            self.problems.extend(problem.map(|kind| Problem { path: copy.image.clone(), kind }));
+    /// Copies that were found corrupt, where the archive could not be written to say so, do not count; `corrupt_since`
+    /// knows of them.
+    pub(crate) fn exclude_corrupt(&mut self, corrupt_since: impl Fn(&StoredCopy) -> Option<Timestamp>) {
+        for copy in std::mem::take(&mut self.copies) {
+            match corrupt_since(&copy).filter(|_| copy.manifest.pruned_at.is_none()) {
+                Some(since) => {
+                    self.add_problem(copy.image.clone(), ProblemKind::Corrupt(since));
+                    self.unmarked.push((copy, since));
+                }
+                None => self.copies.push(copy),
+            }
         }
         self.problems.sort_by(|a, b| a.path.cmp(&b.path));
+    }
+
+    /// The copies that were found corrupt, although the archive does not say so, with the time.
+    pub(crate) fn unmarked(&self) -> &[(StoredCopy, Timestamp)] {
+        &self.unmarked
     }
 
     /// The copies whose image should be there.
@@ -276,7 +284,8 @@ pub(super) fn read_listed<'a>(
 
 impl Catalogue {
     fn empty(archive: &ArchiveName, marker: Result<Option<Marker>, MarkerProblem>) -> Self {
-        Self { archive: archive.clone(), marker, copies: Vec::new(), problems: Vec::new() }
+        let (copies, unmarked, problems) = (Vec::new(), Vec::new(), Vec::new());
+        Self { archive: archive.clone(), marker, copies, unmarked, problems }
     }
 
     fn sorted(mut self) -> Self {

@@ -165,7 +165,7 @@ impl LocalArchive {
             })?;
             let files = CopyFiles::lock(archive.disk, paths).map_err(|error| match error {
                 StoreError::Busy { image } => UpdateError::Busy { image },
-                error => UpdateError::Archive(error.into()),
+                error => UpdateError::Archive(error),
             })?;
             let updated = if files.read_copy(&archive.path).as_ref() == Some(&before) {
                 files.update_manifest(&before, update).map_err(failed)

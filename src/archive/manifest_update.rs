@@ -1,10 +1,10 @@
 //! Later findings about a copy, and its removal: a new manifest replaces the old one.
 
-use std::error::Error;
-
 use jiff::Timestamp;
 
 use crate::archive::manifest::Manifest;
+use crate::archive::store::StoreError;
+use crate::archive::transfer::sink::SinkError;
 
 /// A change of a copy's manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,5 +48,15 @@ pub enum UpdateError {
     },
     /// The archive failed: either nothing changed, or the manifest is the new one.
     #[error(transparent)]
-    Archive(#[from] Box<dyn Error + Send + Sync>),
+    Archive(#[from] StoreError),
+}
+
+impl UpdateError {
+    /// What the archive could not write, unless that was for want of space.
+    pub(crate) fn failed_write(&self) -> Option<&SinkError> {
+        match self {
+            Self::Archive(error) => error.failed_write(),
+            Self::Busy { .. } | Self::Changed { .. } => None,
+        }
+    }
 }

@@ -95,6 +95,21 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// What the archive could not write, unless that was for want of space.
+    pub(crate) fn failed_write(&self) -> Option<&SinkError> {
+        match self {
+            Self::Sink(error) if !error.is_full() => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the archive lacks space.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Sink(error) if error.is_full())
+    }
+}
+
 fn kept(bad: Option<&PathBuf>) -> String {
     bad.map_or_else(String::new, |bad| {
         format!(" (bytes with a wrong MD5 are kept as {} for you to look at)", shown(bad))

@@ -2,9 +2,10 @@
 //!
 //! A good copy gets a new `verified_at`. A corrupt one is marked in its manifest, and no longer counts; its image stays as it
 //! is. One that can't be read is neither: nothing is marked, and it is reported. So are the problems that the catalogue
-//! finds by itself (an image that is missing or has another length).
+//! finds by itself (an image that is missing or has another length). Where the archive can't be written, the caller has to
+//! remember what was found.
 
-use crate::archive::backend::{Archive, ArchiveError};
+use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest::Manifest;
@@ -23,10 +24,34 @@ use crate::text::chain;
 pub enum Outcome {
     /// Every byte is as it was.
     Good,
-    /// It no longer counts, for this reason.
+    /// Its bytes have changed, for this reason, so it must not count any more.
     Corrupt(String),
     /// It could not be read, or the result could not be written, for this reason.
     Failed(String),
+}
+
+/// The result for one copy, and whether the archive has it.
+#[derive(Debug)]
+pub struct Verified {
+    /// The result.
+    pub outcome: Outcome,
+    /// Why the result could not be written into the manifest; none also if nothing was to be written.
+    pub(crate) unwritten: Option<UpdateError>,
+}
+
+impl Verified {
+    fn new(outcome: Outcome) -> Self {
+        Self { outcome, unwritten: None }
+    }
+
+    fn unwritten(outcome: Outcome, error: UpdateError) -> Self {
+        Self { outcome, unwritten: Some(error) }
+    }
+
+    /// Whether the manifest has the result.
+    pub(crate) fn is_written(&self) -> bool {
+        self.unwritten.is_none() && !matches!(self.outcome, Outcome::Failed(_))
+    }
 }
 
 /// The result for an archive.
@@ -45,35 +70,24 @@ impl Verification {
     }
 }
 
-/// Reads a share of an archive's images again, in percent, at least one; those come first whose last verification is oldest.
-/// `report` is called for each as soon as it is done.
-///
-/// # Errors
-/// [`ArchiveError`] if the archive can't be read; nothing was verified then.
-pub async fn verify_archive(
-    archive: &Archive,
-    percent: u64,
-    clock: &dyn Clock,
-    randomness: &dyn Randomness,
-    report: &(dyn Fn(&StoredCopy, &Outcome) + Send + Sync),
-) -> Result<Verification, ArchiveError> {
-    let catalogue = archive.catalogue().await?;
-    let problems = catalogue.damaged().cloned().collect();
-    let mut verification = Verification { copies: Vec::new(), problems };
-    for copy in due(&catalogue, percent) {
-        let outcome = verify(archive, &copy, clock, randomness).await;
-        report(&copy, &outcome);
-        verification.copies.push((copy, outcome));
+impl Verification {
+    /// One of this archive, of which no image was read yet.
+    pub(crate) fn of(catalogue: &Catalogue) -> Self {
+        // Those are read again.
+        let unmarked: Vec<_> = catalogue.unmarked().iter().map(|(copy, _)| &copy.image).collect();
+        let problems = catalogue.damaged().filter(|problem| !unmarked.contains(&&problem.path));
+        Self { copies: Vec::new(), problems: problems.cloned().collect() }
     }
-    Ok(verification)
 }
 
-/// The copies that are read next.
-fn due(catalogue: &Catalogue, percent: u64) -> Vec<StoredCopy> {
+/// The copies to read next: a share of an archive's images, in percent, at least one; those come first whose last
+/// verification is oldest. In addition those that were found corrupt where the archive does not say so.
+pub(crate) fn due(catalogue: &Catalogue, percent: u64) -> Vec<StoredCopy> {
     let mut copies: Vec<StoredCopy> = catalogue.unpruned().cloned().collect();
     copies.sort_by_key(|copy| (copy.manifest.verified_at, copy.manifest.snapshot.id));
     let share = (copies.len() as u64).saturating_mul(percent).div_ceil(100);
     copies.truncate(usize::try_from(share).unwrap_or(usize::MAX));
+    copies.extend(catalogue.unmarked().iter().map(|(copy, _)| copy.clone()));
     copies
 }
 
@@ -83,32 +97,35 @@ pub async fn verify(
     copy: &StoredCopy,
     clock: &dyn Clock,
     randomness: &dyn Randomness,
-) -> Outcome {
+) -> Verified {
     let (source, hashers) = (archive.image(copy), Hashers::default());
     let reader = CopyReader { clock, randomness, hashers: &hashers };
     // Without an output the image is hashed, and not kept.
     let compared = match reader.download(&*source).fetch(&mut Outputs::default(), false).await {
         Ok(fetched) => compare(&fetched, &copy.manifest),
-        Err(error) => return Outcome::Failed(format!("it can't be read: {}", chain(&error))),
+        Err(error) => {
+            return Verified::new(Outcome::Failed(format!("it can't be read: {}", chain(&error))));
+        }
     };
     let now = clock.now();
     match compared {
         Ok(()) => match archive.update_manifest(copy, ManifestUpdate::Verified(now)).await {
-            Ok(()) => Outcome::Good,
+            Ok(()) => Verified::new(Outcome::Good),
             Err(error) => {
-                Outcome::Failed(format!("it is good, but its manifest can't be updated: {}", chain(&error)))
+                let why = format!("it is good, but its manifest can't be updated: {}", chain(&error));
+                Verified::unwritten(Outcome::Failed(why), error)
             }
         },
         Err(reason) => match archive.update_manifest(copy, ManifestUpdate::Corrupt(now)).await {
-            Ok(()) => Outcome::Corrupt(reason),
+            Ok(()) => Verified::new(Outcome::Corrupt(reason)),
             // The change may be the reason; the bytes that are there now were not read.
             Err(error @ UpdateError::Changed { .. }) => {
-                Outcome::Failed(format!("{reason}, but {}", chain(&error)))
+                Verified::unwritten(Outcome::Failed(format!("{reason}, but {}", chain(&error))), error)
             }
-            Err(error) => Outcome::Corrupt(format!(
-                "{reason}; its manifest can't be updated, so it still counts: {}",
-                chain(&error)
-            )),
+            Err(error) => {
+                let why = format!("{reason}; its manifest can't be updated: {}", chain(&error));
+                Verified::unwritten(Outcome::Corrupt(why), error)
+            }
         },
     }
 }
@@ -133,9 +150,7 @@ pub fn describe(archive: &ArchiveName, copy: &StoredCopy, outcome: &Outcome) -> 
     let image = shown(&copy.image);
     match outcome {
         Outcome::Good => None,
-        Outcome::Corrupt(why) => {
-            Some(format!("archive {archive}: {image} is CORRUPT: {why}; the copy does not count any more"))
-        }
+        Outcome::Corrupt(why) => Some(format!("archive {archive}: {image} is CORRUPT: {why}")),
         Outcome::Failed(why) => Some(format!("archive {archive}: {image} is not verified: {why}")),
     }
 }

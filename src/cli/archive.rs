@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
-use crate::archive::verify::{Outcome, Verification, describe, verify_archive};
+use crate::archive::verify::{Outcome, Verification, describe};
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
@@ -21,8 +21,9 @@ use crate::policy::name::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
 use crate::run::archive_adopt::{self, Adopted};
-use crate::run::archive_presence::{Found, Looker, Presence};
+use crate::run::archive_presence::{Looker, exclude_corrupt};
 use crate::run::archive_prune::ArchivePruner;
+use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::step::Recorder;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{StepFacts, StepOutcome};
@@ -114,10 +115,7 @@ async fn alert(
         }
     };
     let alert = match looker.look(archive, &rules.guard).await {
-        Ok(Found { presence: Presence::Closed(text), vanished, .. }) if !vanished.is_empty() => {
-            Alert { text: Some(text), missing: vanished }
-        }
-        Ok(_) => Alert::default(),
+        Ok(found) => Alert { text: found.presence.closed().map(str::to_owned), missing: found.vanished },
         Err(text) => Alert { text: Some(text), missing: Vec::new() },
     };
     if let Some(text) = &alert.text {
@@ -139,7 +137,11 @@ pub async fn show(
     output: Output,
 ) -> Exit {
     let read = async |_: &_, archive: &Arc<Archive>| {
-        let catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+        let mut catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+        // If it can't be read, the alert says so.
+        if let Ok(archives) = state.archives().await {
+            exclude_corrupt(&mut catalogue, &archives.of(archive.name()));
+        }
         Ok(Listed { catalogue, alert: alert(archive, rules, state, output).await })
     };
     let results = each(archives, names, "", output, read).await;
@@ -228,8 +230,9 @@ pub async fn verify(
                 output.complain(&line);
             }
         };
-        let verified = verify_archive(archive, percent, &*seams.clock, &*seams.randomness, &report).await;
-        let verified = verified.map_err(|error| chain(&error))?;
+        let (clock, randomness) = (&*seams.clock, &*seams.randomness);
+        let work = ArchiveVerifier { state: &state, clock, randomness, archive };
+        let verified = work.verify(percent, &report).await?;
         for problem in sentences(&verified.problems) {
             output.complain(&format!("archive {name}: {problem}"));
         }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::archive::backend::Archive;
-use crate::archive::verify::{describe, verify_archive};
+use crate::archive::verify::describe;
 use crate::clock::timeout;
 use crate::config::sections::ServerSettings;
 use crate::daemon::server::BindError;
@@ -517,14 +517,14 @@ async fn verify_one(runner: &Runner, archive: &Archive, percent: u64) {
             error!("{line}");
         }
     };
-    match verify_archive(archive, percent, &*runner.clock, &*runner.randomness, &report).await {
+    match runner.verifier(archive).verify(percent, &report).await {
         Ok(verified) => {
             for problem in &verified.problems {
                 error!("archive {name}: {}", problem.describe());
             }
             info!("archive {name}: {} verified", counted(verified.copies.len(), "image"));
         }
-        Err(error) => error!("archive {name} is not verified: {}", chain(&error)),
+        Err(error) => error!("archive {name} is not verified: {error}"),
     }
 }
 

@@ -94,6 +94,14 @@ pub enum RestoreError {
         #[source]
         source: Box<S3Error>,
     },
+    /// The bucket on the way to a template is not the archive that was used before, or it can't get its marker.
+    #[error("store it in archive `{archive}`: {why}")]
+    NotThere {
+        /// The bucket's archive.
+        archive: ArchiveName,
+        /// The cause, with what to do.
+        why: String,
+    },
     /// A copy is unreadable or damaged; another archive's copy may serve.
     #[error(transparent)]
     Copy(ReadError),

@@ -157,7 +157,10 @@ async fn stored_in(
     }
     let reader =
         CopyReader { clock: &*runner.clock, randomness: &*runner.randomness, hashers: &runner.hashers };
-    info!("storing the image in archive {} first", bucket.name());
+    let name = bucket.name();
+    let ready = runner.make_ready(name).await;
+    ready.map_err(|why| RestoreError::NotThere { archive: name.clone(), why })?;
+    info!("storing the image in archive {name} first");
     let restored = copy_first_good(copies, reader, Destination::Bucket(bucket)).await?;
     let id = restored.used.copy.manifest.snapshot.id;
     // Read from the bucket: if it had a copy before, its manifest may be of another export.

@@ -38,7 +38,7 @@ impl Runner {
                     || !catalogue.problems().is_empty()
                     || matches!(catalogue.marker(), Ok(Some(_)))
             });
-            if is_used && listing.presence(name) == Some(&Presence::FirstUse) {
+            if is_used && listing.presence(name).is_some_and(Presence::is_first_use) {
                 let marked = self.mark_archive(name).await;
                 failures.extend(marked.err().map(|why| format!("archive {name} gets no marker: {why}")));
             }

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::Catalogue;
+use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::marker::{MARKER_FILE, Marker};
 use crate::archive::stats::ArchiveStats;
+use crate::archive::transfer::sink::SinkError;
 use crate::clock::Clock;
 use crate::policy::Guard;
 use crate::policy::name::ArchiveName;
@@ -33,8 +35,31 @@ pub(crate) enum Presence {
     FirstUse,
     /// It is the one that was used before, but nothing may be deleted that needs a copy in it, for this reason.
     Closed(String),
+    /// The last write to it failed, so nothing may be deleted that needs a copy in it. It is still written to: a write that
+    /// succeeds ends this.
+    WriteFailed {
+        /// As the end of a sentence about it, with what to do.
+        why: String,
+        /// Whether it had not been used before.
+        is_first_use: bool,
+    },
     /// Others used it, and this state remembered no run when it first looked: it may have lost everything.
     Unadopted,
+}
+
+impl Presence {
+    /// Why nothing may be deleted that needs a copy in it, if so.
+    pub(crate) fn closed(&self) -> Option<&str> {
+        match self {
+            Self::Closed(why) | Self::WriteFailed { why, .. } => Some(why),
+            Self::Known | Self::FirstUse | Self::Unadopted => None,
+        }
+    }
+
+    /// Whether it gets its marker before anything is stored in it.
+    pub(crate) fn is_first_use(&self) -> bool {
+        matches!(self, Self::FirstUse | Self::WriteFailed { is_first_use: true, .. })
+    }
 }
 
 /// Looks at archives as this state remembers them.
@@ -78,15 +103,16 @@ impl Looker {
             Presence::Known => catalogue.vanished(&memory.copies).into_iter().map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        catalogue.exclude_corrupt(&memory.corrupt);
+        exclude_corrupt(&mut catalogue, &memory);
         let (dropped, all) = (vanished.len() as u64, memory.copies.len() as u64);
         let is_drop = dropped > VERY_FEW && is_beyond(dropped, all, guard.max_listing_drop_percent);
-        let presence = if is_drop {
-            Presence::Closed(vanished_text(archive, &vanished, memory.copies.len()))
-        } else if let (Some(why), Presence::Known) = (&memory.write_failure, &presence) {
-            Presence::Closed(format!("the last write to it failed, so its copies are in doubt: {why}"))
-        } else {
-            presence
+        let presence = match (presence, memory.write_failure) {
+            _ if is_drop => Presence::Closed(vanished_text(archive, &vanished, memory.copies.len())),
+            (presence @ (Presence::Known | Presence::FirstUse), Some(why)) => Presence::WriteFailed {
+                why: write_failed_text(archive, &why),
+                is_first_use: presence == Presence::FirstUse,
+            },
+            (presence, _) => presence,
         };
         let vanished = if is_drop { vanished } else { Vec::new() };
         Ok(Found { catalogue: Arc::new(catalogue), presence, vanished })
@@ -134,6 +160,26 @@ impl Looker {
     }
 }
 
+/// Copies that this state knows to be corrupt do not count, also where the archive could not be written to say so.
+pub(crate) fn exclude_corrupt(catalogue: &mut Catalogue, memory: &ArchiveMemory) {
+    catalogue.exclude_corrupt(|copy| corrupt_since(memory, copy));
+}
+
+/// Since when this state knows a copy to be corrupt, if it does.
+pub(crate) fn corrupt_since(memory: &ArchiveMemory, copy: &StoredCopy) -> Option<Timestamp> {
+    let known = memory.corrupt.get(&copy.stem())?;
+    (known.verified_at == copy.manifest.verified_at).then_some(known.since)
+}
+
+fn write_failed_text(archive: &Archive, why: &str) -> String {
+    let name = archive.name();
+    format!(
+        "the last write to it failed, so its copies are in doubt: {why}. Once that is mended, the next write that succeeds \
+         ends this, such as an export or `snapwarden archive verify {name}`; to accept it as it is: snapwarden archive \
+         adopt {name}"
+    )
+}
+
 fn missing_text(archive: &Archive, adopt: &str) -> String {
     format!(
         "it is not there: images were stored in it, and {} has no {MARKER_FILE}: is its disk not mounted? Mount it; {adopt}",
@@ -173,6 +219,23 @@ pub(crate) async fn is_still_there(archive: &Archive, catalogue: &Catalogue) -> 
     ))
 }
 
+/// Remembers that a write to an archive succeeded, or why it failed.
+///
+/// # Errors
+/// Why that can't be remembered, as a sentence.
+pub(crate) async fn remember_write(
+    state: &StateDirectory,
+    clock: &dyn Clock,
+    archive: &ArchiveName,
+    failure: Option<String>,
+) -> Result<(), String> {
+    let change = move |memory: &mut ArchiveMemory| memory.write_failure.clone_from(&failure);
+    let changed = state.change_archive(clock, archive, change).await;
+    changed.map_err(|error| {
+        format!("how a write to archive {archive} ended is not remembered: {}", chain(&error))
+    })
+}
+
 /// Writes the marker if the archive has none yet, with this state among those that use it, and remembers it.
 ///
 /// # Errors
@@ -205,7 +268,12 @@ pub(crate) async fn mark(
     let mut marker = found.clone().unwrap_or_else(|| Marker::new(id.unwrap_or(reserved)));
     marker.states.insert(state_id);
     if found.as_ref() != Some(&marker) {
-        archive.write_marker(&marker).await.map_err(|error| chain(&error))?;
+        let written = archive.write_marker(&marker).await;
+        let failure = written.as_ref().err().map(|error| chain(error));
+        if !written.as_ref().is_err_and(SinkError::is_full) {
+            remember_write(state, clock, &name, failure).await?;
+        }
+        written.map_err(|error| chain(&error))?;
     }
     let id = marker.id;
     let remember = move |all: &mut Archives| {
@@ -227,8 +295,18 @@ impl Runner {
         }
     }
 
+    /// Looks whether something may be stored in an archive, which gets its marker if it is used for the first time.
+    ///
+    /// # Errors
+    /// Why nothing may be stored there, as a sentence.
+    pub(crate) async fn make_ready(&self, name: &ArchiveName) -> Result<(), String> {
+        let looker = Looker::new(&self.state).await?;
+        let found = self.look_at(&looker, name).await?;
+        if found.presence.is_first_use() { self.mark_archive(name).await } else { Ok(()) }
+    }
+
     /// Looks at an archive, for metrics and status.
-    pub(crate) async fn archive_stats(&self, archive: &Archive) -> ArchiveStats {
+    pub async fn archive_stats(&self, archive: &Archive) -> ArchiveStats {
         let free_bytes = archive.free_bytes().await;
         let found = match Looker::new(&self.state).await {
             Ok(looker) => self.look_at(&looker, archive.name()).await,

@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
-use crate::archive::manifest_update::ManifestUpdate;
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::clock::Clock;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::select::Select;
@@ -22,7 +22,7 @@ use crate::retention;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::verdict::Verdict;
-use crate::run::archive_presence::{Looker, Presence};
+use crate::run::archive_presence::{Looker, Presence, remember_write};
 use crate::run::context::Runner;
 use crate::run::list::holds_by_snapshot;
 use crate::run::report::Step;
@@ -57,7 +57,7 @@ impl ArchivePruner {
         let looker = Looker::new(&self.state).await?;
         let found = looker.look(&self.archive, &self.guard).await?;
         match found.presence {
-            Presence::Closed(why) => return Err(why),
+            Presence::Closed(why) | Presence::WriteFailed { why, .. } => return Err(why),
             Presence::Unadopted => return Err(unadopted_text(self.archive.name())),
             Presence::Known | Presence::FirstUse => {}
         }
@@ -92,6 +92,11 @@ impl ArchivePruner {
             return Err(StepError::skipped("its snapshot has been put on hold since the plan"));
         }
         let pruned = self.archive.update_manifest(copy, ManifestUpdate::Pruned(now)).await;
+        let failure = pruned.as_ref().err().and_then(UpdateError::failed_write).map(|error| chain(error));
+        if pruned.is_ok() || failure.is_some() {
+            let remembered = remember_write(&self.state, &*self.clock, self.archive.name(), failure).await;
+            remembered.map_err(StepError::failed)?;
+        }
         pruned.map(|()| Done::default()).map_err(|error| StepError::failed(chain(&error)))
     }
 }
@@ -240,13 +245,22 @@ impl Runner {
         is_right(now.ok().flatten().map_or(ClockSkew::Unknown, ClockSkew::Known))
     }
 
-    /// Prunes each archive that this run stored something in, in the run's zones. Nothing is pruned where deletions were
-    /// blocked, or where this machine's clock is not known to be right: a wrong clock makes every copy old.
-    pub(super) async fn prune_archives(&self, policy: &Policy, recorder: &Recorder, zones: &mut [ZoneRun]) {
+    /// Prunes each archive that this run stored something in, or that is `full`, in the run's zones. Nothing is pruned
+    /// where deletions were blocked, or where this machine's clock is not known to be right: a wrong clock makes every
+    /// copy old.
+    pub(super) async fn prune_archives(
+        &self,
+        policy: &Policy,
+        recorder: &Recorder,
+        zones: &mut [ZoneRun],
+        full: BTreeSet<ArchiveName>,
+    ) {
         let steps = zones.iter().flat_map(|zone| &zone.report.steps);
         let exports =
             steps.filter(|step| (step.facts.action, step.outcome) == (Action::Export, StepOutcome::Done));
-        let stored: BTreeSet<ArchiveName> = exports.filter_map(|step| step.facts.archive.clone()).collect();
+        let mut stored: BTreeSet<ArchiveName> =
+            exports.filter_map(|step| step.facts.archive.clone()).collect();
+        stored.extend(full);
         let refusal = if stored.is_empty() {
             None
         } else if zones.iter().any(|zone| zone.report.held.is_some()) {

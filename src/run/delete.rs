@@ -9,7 +9,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
 use crate::retention::verdict::{CopyNeeded, Verdict};
-use crate::run::archive_presence::is_still_there;
+use crate::run::archive_presence::{corrupt_since, is_still_there};
 use crate::run::context::Runner;
 use crate::run::list::Listing;
 use crate::run::plan::ZonePlan;
@@ -101,8 +101,8 @@ async fn delete(
     client.delete_snapshot(snapshot.id).await
 }
 
-/// Collects the copies that the plan says are needed, if they are there at this moment: the archive may have vanished since
-/// the listing.
+/// Collects the copies that the plan says are needed, if they are there at this moment: since the listing the archive may
+/// have vanished, or a write to it may have failed, or a verification may have found them corrupt.
 async fn permit(
     runner: &Runner,
     needed: &[CopyNeeded],
@@ -111,27 +111,35 @@ async fn permit(
 ) -> Result<DeletePermit, StepError> {
     let mut copies = Vec::new();
     for needed in needed {
-        let lacking = |why: &str| {
-            StepError::skipped(format!(
-                "archive {} has no verified copy, which a policy requires{why}",
-                needed.archive
-            ))
+        let blocked = |blocked_by, why: &str| {
+            let message =
+                format!("archive {} has no verified copy, which a policy requires{why}", needed.archive);
+            StepError { blocked_by: Some(blocked_by), ..StepError::blocked(message) }
         };
+        let closed = |why: String| blocked("archive", &format!(": {why}"));
+        let lacking = || blocked("export", "");
         let catalogue = match listing.catalogues.get(&needed.archive) {
             Some(Ok(catalogue)) => catalogue,
-            Some(Err(reason)) => return Err(lacking(&format!(": {reason}"))),
-            None => return Err(lacking("")),
+            Some(Err(reason)) => return Err(closed(reason.clone())),
+            None => return Err(lacking()),
         };
-        let archive = runner.archives.get(&needed.archive).ok_or_else(|| lacking(""))?;
-        is_still_there(archive, catalogue).await.map_err(|why| lacking(&format!(": {why}")))?;
-        let (copy, intact) = catalogue.evidence(snapshot, needed.of).ok_or_else(|| lacking(""))?;
+        let archive = runner.archives.get(&needed.archive).ok_or_else(lacking)?;
+        is_still_there(archive, catalogue).await.map_err(closed)?;
+        let archives = runner.state.archives().await.map_err(|error| closed(chain(&error)))?;
+        let memory = archives.of(&needed.archive);
+        if let Some(why) = &memory.write_failure {
+            return Err(closed(format!("the last write to it failed: {why}")));
+        }
+        let (copy, intact) = catalogue.evidence(snapshot, needed.of).ok_or_else(lacking)?;
         for copy in [copy, intact] {
-            let has = archive.has(copy).await.map_err(|error| lacking(&format!(": {}", chain(&error))))?;
-            if !has {
-                return Err(lacking(": it vanished since the plan"));
+            if corrupt_since(&memory, copy).is_some() {
+                return Err(blocked("export", ": it was found corrupt since the plan"));
+            }
+            if !archive.has(copy).await.map_err(|error| closed(chain(&error)))? {
+                return Err(blocked("export", ": it vanished since the plan"));
             }
         }
-        copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(|| lacking(""))?);
+        copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(lacking)?);
     }
     Ok(DeletePermit { _copies: copies })
 }

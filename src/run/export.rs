@@ -11,7 +11,10 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex, oneshot};
 use tracing::{info, warn};
 
+use crate::archive::backend::Archive;
+use crate::archive::catalogue::Catalogue;
 use crate::archive::manifest::{Manifest, TemplateRecord};
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::store::{self, ImageToStore, StoreError};
 use crate::archive::transfer::connection::Download;
@@ -21,7 +24,7 @@ use crate::archive::transfer::throttle::Throttle;
 use crate::exoscale::client::ZoneClient;
 use crate::policy::name::ArchiveName;
 use crate::policy::{Export, Policy, Which};
-use crate::run::archive_presence::{Presence, is_still_there};
+use crate::run::archive_presence::{Presence, is_still_there, remember_write};
 use crate::run::context::Runner;
 use crate::run::downloads::{HowFar, RunningDownload};
 use crate::run::list::Listing;
@@ -91,25 +94,26 @@ impl TransferCounter {
 }
 
 /// Stores in each archive of the policy what it lacks, each snapshot by one download. The instance whose newest verified
-/// copy is oldest comes first.
+/// copy is oldest comes first. Returns the steps, and the archives that are full.
 pub(crate) async fn export(
     runner: &Runner,
     recorder: &Recorder,
     policy: &Policy,
     export: &Export,
     plans: &[&ZonePlan],
-) -> Vec<Step> {
+) -> (Vec<Step>, BTreeSet<ArchiveName>) {
     let throttle = export.bandwidth_limit.map(|limit| Throttle::new(limit.get()));
-    let marked = Mutex::default();
-    let exporter =
-        Exporter { runner, recorder, policy, export, throttle: throttle.as_ref(), marked: &marked };
+    let (marked, full) = (Mutex::default(), Mutex::default());
+    let throttle = throttle.as_ref();
+    let exporter = Exporter { runner, recorder, policy, export, throttle, marked: &marked, full: &full };
     let mut missing: Vec<Missing<'_>> = plans.iter().flat_map(|plan| missing(export, plan)).collect();
     missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
     let mut exports: Vec<BoxFuture<'_, _>> = Vec::new();
     for missing in missing {
         exports.push(exporter.export(missing).boxed());
     }
-    stream::iter(exports).buffer_unordered(export.concurrency.get()).concat().await
+    let steps = stream::iter(exports).buffer_unordered(export.concurrency.get()).concat().await;
+    (steps, full.into_inner())
 }
 
 /// What all exports of a run share.
@@ -122,6 +126,8 @@ struct Exporter<'a> {
     throttle: Option<&'a Throttle>,
     /// The archives that got their marker in this run, or why not.
     marked: &'a Mutex<BTreeMap<ArchiveName, Result<(), String>>>,
+    /// The archives that had no space for an image.
+    full: &'a Mutex<BTreeSet<ArchiveName>>,
 }
 
 /// A step whose intent is in the audit log, so that its archive may get the image.
@@ -242,10 +248,37 @@ impl<'a> Exporter<'a> {
         for (archive, stored) in stored {
             let Some(result) = results.remove(&archive) else { continue };
             drop(result.send(match stored {
-                Ok(copy) => Ok(done(&copy, operation_id)),
-                Err(error) => Err(StepError { operation_id, ..StepError::failed(chain(&error)) }),
+                Ok(copy) => {
+                    // If this can't be remembered, the archive stays closed until the next write.
+                    let _ = self.remember(&archive, None).await;
+                    Ok(done(&copy, operation_id))
+                }
+                Err(error) => {
+                    let message = self.failed(&archive, &error).await;
+                    Err(StepError { operation_id, ..StepError::failed(message) })
+                }
             }));
         }
+    }
+
+    async fn remember(&self, archive: &ArchiveName, failure: Option<String>) -> Result<(), String> {
+        remember_write(&self.runner.state, &*self.runner.clock, archive, failure).await
+    }
+
+    /// Remembers why an archive could not be written, since a disk that fails may have lost older copies, too. Returns
+    /// the whole message.
+    async fn failed(&self, archive: &ArchiveName, error: &StoreError) -> String {
+        let mut message = chain(error);
+        if error.is_full() {
+            self.full.lock().await.insert(archive.clone());
+        }
+        if let Some(failure) = error.failed_write().map(|error| chain(error))
+            && let Err(why) = self.remember(archive, Some(failure)).await
+        {
+            self.recorder.stop_deletions();
+            message = format!("{message}; {why}");
+        }
+        message
     }
 
     /// Has the marker of an archive written, once in this run.
@@ -271,20 +304,47 @@ impl<'a> Exporter<'a> {
     ) -> Result<Begin, String> {
         let archive = self.runner.archives.get(name);
         let archive = archive.ok_or_else(|| format!("archive {name} is not configured"))?;
-        if plan.listing.presence(name) == Some(&Presence::FirstUse) {
+        if plan.listing.presence(name).is_some_and(Presence::is_first_use) {
             self.mark(name).await?;
         } else if let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) {
             // Its disk may have been unmounted since: then it would be stored on the disk below.
             is_still_there(archive, catalogue).await?;
+        }
+        if let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) {
+            self.mark_corrupt(archive, catalogue, image).await?;
         }
         loop {
             match archive.begin(image).await {
                 Err(StoreError::Busy { .. }) if self.recorder.refusal(Action::Export).is_none() => {
                     self.runner.clock.sleep(BUSY_POLL).await;
                 }
-                begun => return begun.map_err(|error| chain(&error)),
+                Err(error) => return Err(self.failed(name, &error).await),
+                Ok(begun) => return Ok(begun),
             }
         }
+    }
+
+    /// A corrupt copy that the archive could not be written to mark would pass there for a good one, and not be replaced.
+    async fn mark_corrupt(
+        &self,
+        archive: &Archive,
+        catalogue: &Catalogue,
+        image: &ImageToStore,
+    ) -> Result<(), String> {
+        let mut unmarked = catalogue.unmarked().iter();
+        let Some((copy, since)) = unmarked.find(|(copy, _)| copy.manifest.snapshot.id == image.snapshot.id)
+        else {
+            return Ok(());
+        };
+        let why = match archive.update_manifest(copy, ManifestUpdate::Corrupt(*since)).await {
+            // One that has changed was stored or marked by another process.
+            Ok(()) | Err(UpdateError::Changed { .. }) => return Ok(()),
+            Err(UpdateError::Archive(error)) => self.failed(archive.name(), &error).await,
+            Err(error @ UpdateError::Busy { .. }) => chain(&error),
+        };
+        Err(format!(
+            "the corrupt copy that is there cannot be marked as such, so it cannot be replaced: {why}"
+        ))
     }
 }
 
@@ -315,11 +375,22 @@ pub(crate) fn unreadable(export: &Export, listing: &Listing) -> Vec<String> {
     let failure = |name: &ArchiveName| match listing.catalogues.get(name)? {
         Ok(_) => match listing.presence(name)? {
             Presence::Closed(reason) => Some(format!("archive {name}: {reason}")),
-            Presence::Known | Presence::FirstUse | Presence::Unadopted => None,
+            // An export may end that the last write failed.
+            Presence::WriteFailed { .. } | Presence::Known | Presence::FirstUse | Presence::Unadopted => None,
         },
         Err(reason) => {
             Some(format!("nothing is exported into archive {name}, since it cannot be read: {reason}"))
         }
+    };
+    export.archives.iter().filter_map(failure).collect()
+}
+
+/// The policy's archives to which the last write failed, each as a sentence: a failure of the run, also if it had nothing
+/// to export into them.
+pub(crate) fn write_failed(export: &Export, listing: &Listing) -> Vec<String> {
+    let failure = |name: &ArchiveName| match listing.presence(name)? {
+        Presence::WriteFailed { why, .. } => Some(format!("archive {name}: {why}")),
+        _ => None,
     };
     export.archives.iter().filter_map(failure).collect()
 }

@@ -190,8 +190,11 @@ pub async fn complete(
     })?;
     let copies = archives.catalogues.iter().map(|(name, catalogue)| {
         let copies = match (catalogue, archives.presences.get(name)) {
-            (Err(reason), _) | (Ok(_), Some(Presence::Closed(reason))) => Copies::Unreachable(reason.clone()),
-            (Ok(catalogue), _) => Copies::Known(copies_in(catalogue, zone)),
+            (Err(reason), _) => Copies::Unreachable(reason.clone()),
+            (Ok(catalogue), presence) => match presence.and_then(Presence::closed) {
+                Some(reason) => Copies::Unreachable(reason.to_owned()),
+                None => Copies::Known(copies_in(catalogue, zone)),
+            },
         };
         (name.clone(), copies)
     });
@@ -214,12 +217,9 @@ pub async fn complete(
     let listing = with_warnings(inventory, archives.catalogues.clone());
     let mut warnings = listing.warnings;
     for (name, presence) in &archives.presences {
-        match presence {
-            Presence::Closed(reason) => warnings
-                .push(format!("archive {name}: every snapshot that needs a copy there is kept: {reason}")),
-            Presence::Unadopted => warnings.push(unadopted_text(name)),
-            Presence::Known | Presence::FirstUse => {}
-        }
+        let closed = |why| format!("archive {name}: every snapshot that needs a copy there is kept: {why}");
+        warnings.extend(presence.closed().map(closed));
+        warnings.extend((*presence == Presence::Unadopted).then(|| unadopted_text(name)));
     }
     let (presences, remembers_runs) = (archives.presences.clone(), archives.remembers_runs);
     Ok(Listing { warnings, memory, presences, remembers_runs, ..listing })

@@ -115,6 +115,9 @@ pub struct Step {
     pub facts: StepFacts,
     /// How it ended.
     pub outcome: StepOutcome,
+    /// What keeps the snapshot of a deletion that was blocked, as `plan` calls it; none if the platform was busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_by: Option<&'static str>,
     /// An error, or what else is worth knowing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -138,10 +141,11 @@ pub struct Transfer {
 }
 
 impl Step {
-    /// Whether it was not begun because the program was stopping, the configuration had changed, or it was too late.
+    /// Whether it was not begun because the program was stopping, the configuration had changed, it was too late, or the
+    /// state could not be written.
     pub fn was_stopped(&self) -> bool {
-        let refused =
-            self.message.as_deref().is_some_and(|message| [STOPPED, LATE, CHANGED].contains(&message));
+        let refusals = [STOPPED, LATE, CHANGED, IN_DOUBT];
+        let refused = self.message.as_deref().is_some_and(|message| refusals.contains(&message));
         self.outcome == StepOutcome::Skipped && refused
     }
 }
@@ -155,6 +159,10 @@ pub(crate) const LATE: &str = "not begun: the run's deadline has passed";
 /// The message of a step that was not begun because another configuration was loaded.
 pub(crate) const CHANGED: &str =
     "not begun: the configuration has changed since the run began, so the next run decides";
+
+/// The message of a deletion that was not begun because the state directory could not be written.
+pub(crate) const IN_DOUBT: &str =
+    "not begun: that an archive could not be written could not be remembered, so its copies are in doubt";
 
 /// The steps of a run, counted by action and outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

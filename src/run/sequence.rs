@@ -5,7 +5,7 @@
 //! Work that goes on at the same time is put into lists of boxed futures. Closures that lend what they capture would do
 //! as well, but then the compiler cannot see that a run may move between threads, as the daemon's do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -15,6 +15,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::clock::timeout;
 use crate::exoscale::wire::Quota;
+use crate::policy::name::ArchiveName;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
@@ -99,20 +100,23 @@ impl Sequence<'_> {
             create(runner, recorder, policy, slot, &mut zones, self.before).await;
             self.plan_again_where_created(&mut zones).await;
         }
+        let mut full: BTreeSet<ArchiveName> = BTreeSet::new();
         if let Some(export) = &policy.export {
             for ZoneRun { plan, report } in &mut zones {
                 let listings = plan.iter().map(|plan| &plan.listing);
                 report.failures.extend(listings.flat_map(|listing| export::unreadable(export, listing)));
             }
-            let steps = export::export(runner, recorder, policy, export, &plans_of(&zones)).await;
+            let (steps, without_space) =
+                export::export(runner, recorder, policy, export, &plans_of(&zones)).await;
             add_steps(&mut zones, steps);
+            full = without_space;
         }
         if let Some(promote) = &policy.promote {
             let steps = promote::promote(runner, recorder, policy, promote, &plans_of(&zones)).await;
             add_steps(&mut zones, steps);
         }
         let seen = self.delete(&mut zones, started_at).await;
-        runner.prune_archives(policy, recorder, &mut zones).boxed().await;
+        runner.prune_archives(policy, recorder, &mut zones, full).boxed().await;
         let times = [started_at, runner.clock.now()];
         let quotas = self.quotas().await;
         let zones = zones.into_iter().map(|zone| zone.report).collect();
@@ -163,6 +167,8 @@ impl Sequence<'_> {
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
             report.failures.extend(runner.accept_archives(listing).await);
+            let exports = policy.export.iter();
+            report.failures.extend(exports.flat_map(|export| export::write_failed(export, listing)));
         }
         let guarded =
             guard::judge_run(runner, policy, plans, before, options.allow_deletes, &options.stop).await;

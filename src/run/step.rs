@@ -16,7 +16,7 @@ use crate::exoscale::error::ApiError;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
-use crate::run::report::{CHANGED, LATE, STOPPED, Step};
+use crate::run::report::{CHANGED, IN_DOUBT, LATE, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};
 use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use crate::state::directory::StateDirectory;
@@ -32,6 +32,8 @@ pub struct Recorder {
     run_id: Uuid,
     stop: CancellationToken,
     changed: ConfigurationChanged,
+    /// Cancelled once no deletion may rest any more on what is remembered.
+    in_doubt: CancellationToken,
     /// From then on, by the clock's elapsed time, no create, export or promotion is begun.
     late_from: Option<Duration>,
 }
@@ -52,6 +54,8 @@ pub struct Done {
 pub struct StepError {
     /// Any outcome but `Done`.
     pub(crate) outcome: StepOutcome,
+    /// What keeps the snapshot of a deletion that is blocked, as `plan` calls it; none if the platform is busy.
+    pub(crate) blocked_by: Option<&'static str>,
     /// The API's operation, if there was one.
     pub(crate) operation_id: Option<OperationId>,
     pub(crate) message: String,
@@ -59,17 +63,18 @@ pub struct StepError {
 
 impl StepError {
     pub(crate) fn failed(message: impl Into<String>) -> Self {
-        Self { outcome: StepOutcome::Failed, operation_id: None, message: message.into() }
+        let outcome = StepOutcome::Failed;
+        Self { outcome, blocked_by: None, operation_id: None, message: message.into() }
     }
 
     /// For a step that must not be begun.
     pub(crate) fn skipped(message: impl Into<String>) -> Self {
-        Self { outcome: StepOutcome::Skipped, operation_id: None, message: message.into() }
+        Self { outcome: StepOutcome::Skipped, ..Self::failed(message) }
     }
 
     /// For a deletion that the next run may well do.
     pub(crate) fn blocked(message: impl Into<String>) -> Self {
-        Self { outcome: StepOutcome::Blocked, operation_id: None, message: message.into() }
+        Self { outcome: StepOutcome::Blocked, ..Self::failed(message) }
     }
 
     /// A deletion that failed is only blocked if the snapshot is busy, in use or in conflict.
@@ -110,6 +115,7 @@ impl Recorder {
             run_id,
             stop,
             changed: ConfigurationChanged::default(),
+            in_doubt: CancellationToken::new(),
             late_from: None,
         }
     }
@@ -123,6 +129,11 @@ impl Recorder {
         &self.stop
     }
 
+    /// No deletion begins any more, since something that could keep a snapshot could not be remembered.
+    pub(crate) fn stop_deletions(&self) {
+        self.in_doubt.cancel();
+    }
+
     /// Why no step of this kind is begun any more, if so. Deletions are begun however late it is.
     pub fn refusal(&self, action: Action) -> Option<&'static str> {
         let adds = match action {
@@ -133,6 +144,8 @@ impl Recorder {
             Some(STOPPED)
         } else if self.changed.policy.is_cancelled() || !adds && self.changed.deletions.is_cancelled() {
             Some(CHANGED)
+        } else if !adds && self.in_doubt.is_cancelled() {
+            Some(IN_DOUBT)
         } else if adds && self.late_from.is_some_and(|late| self.clock.elapsed() >= late) {
             Some(LATE)
         } else {
@@ -145,7 +158,8 @@ impl Recorder {
     where
         W: Future<Output = Result<Done, StepError>>,
     {
-        let mut step = Step { facts: intent, outcome: StepOutcome::Skipped, message: None, transfer: None };
+        let outcome = StepOutcome::Skipped;
+        let mut step = Step { facts: intent, outcome, blocked_by: None, message: None, transfer: None };
         if let Some(refusal) = self.refusal(step.facts.action) {
             step.message = Some(refusal.to_owned());
             return step;
@@ -167,6 +181,7 @@ impl Recorder {
             }
             Err(error) => {
                 step.outcome = error.outcome;
+                step.blocked_by = error.blocked_by;
                 step.message = Some(error.message);
                 error.operation_id
             }

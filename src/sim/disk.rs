@@ -78,6 +78,8 @@ struct Shared {
     locked: Vec<Arc<Mutex<Inode>>>,
     capacity: Option<u64>,
     failures: Vec<Failure>,
+    /// What can't be changed, with all below it.
+    unwritable: BTreeMap<PathBuf, io::ErrorKind>,
     /// How many more changing calls succeed.
     changes_left: Option<u64>,
 }
@@ -111,6 +113,8 @@ impl fmt::Debug for Inode {
 
 struct Failure {
     call: DiskCall,
+    /// Only of this file.
+    path: Option<PathBuf>,
     /// Calls of this kind until it happens.
     in_calls: u64,
     kind: io::ErrorKind,
@@ -119,6 +123,8 @@ struct Failure {
 #[derive(Debug)]
 struct MemoryFile {
     disk: MemoryDisk,
+    /// By which it was opened.
+    path: PathBuf,
     inode: Arc<Mutex<Inode>>,
     writable: bool,
 }
@@ -156,6 +162,7 @@ impl MemoryDisk {
             locked: Vec::new(),
             capacity: None,
             failures: Vec::new(),
+            unwritable: BTreeMap::new(),
             changes_left: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)), life: 0 }
@@ -169,7 +176,22 @@ impl MemoryDisk {
     /// Makes the `nth` call of this kind from now (1 is the next) fail with `kind`, without effect but for a
     /// failed [`DiskCall::Sync`]: what was not safe by then never will be, although later syncs succeed.
     pub fn fail(&self, call: DiskCall, nth: u64, kind: io::ErrorKind) {
-        self.shared().failures.push(Failure { call, in_calls: nth.max(1), kind });
+        self.shared().failures.push(Failure { call, path: None, in_calls: nth.max(1), kind });
+    }
+
+    /// Makes the next call of this kind on this file fail with `kind`; of those on open files alone and of renames.
+    pub fn fail_at(&self, call: DiskCall, path: &Path, kind: io::ErrorKind) {
+        self.shared().failures.push(Failure { call, path: Some(path.to_owned()), in_calls: 1, kind });
+    }
+
+    /// From now on every change of this file or folder, and of all below it, fails with `kind`; without one, none does any
+    /// more.
+    pub fn set_unwritable(&self, path: &Path, kind: Option<io::ErrorKind>) {
+        let mut shared = self.shared();
+        match kind {
+            Some(kind) => drop(shared.unwritable.insert(path.to_owned(), kind)),
+            None => drop(shared.unwritable.remove(path)),
+        }
     }
 
     /// Lets `changes` more calls that change something through; from then on every call fails, as if the
@@ -202,6 +224,7 @@ impl MemoryDisk {
         shared.life += 1;
         shared.locked.clear();
         shared.failures.clear();
+        shared.unwritable.clear();
         shared.changes_left = None;
         for folder in shared.folders.values_mut() {
             if survives() {
@@ -249,6 +272,10 @@ impl MemoryDisk {
 
     /// The checks that every call makes first.
     fn begin(&self, call: DiskCall) -> io::Result<MutexGuard<'_, Shared>> {
+        self.begin_at(call, None)
+    }
+
+    fn begin_at(&self, call: DiskCall, path: Option<&Path>) -> io::Result<MutexGuard<'_, Shared>> {
         let mut shared = self.shared();
         if shared.life != self.life {
             return Err(io::Error::other("this process is dead"));
@@ -259,7 +286,10 @@ impl MemoryDisk {
             _ => {}
         }
         let mut failed = None;
-        for failure in shared.failures.iter_mut().filter(|failure| failure.call == call) {
+        let is_meant = |failure: &&mut Failure| {
+            failure.call == call && (failure.path.is_none() || failure.path.as_deref() == path)
+        };
+        for failure in shared.failures.iter_mut().filter(is_meant) {
             failure.in_calls -= 1;
             if failure.in_calls == 0 {
                 failed = Some(failure.kind);
@@ -274,6 +304,13 @@ impl MemoryDisk {
 }
 
 impl Shared {
+    fn may_change(&self, path: &Path) -> io::Result<()> {
+        match self.unwritable.iter().find(|(unwritable, _)| path.starts_with(unwritable)) {
+            Some((_, kind)) => Err(io::Error::new(*kind, "an injected failure")),
+            None => Ok(()),
+        }
+    }
+
     fn folder(&mut self, path: &Path) -> io::Result<&mut Folder> {
         if self.folders.contains_key(path) {
             return self.folders.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into());
@@ -363,8 +400,12 @@ fn absolute(path: &Path) -> io::Result<PathBuf> {
 
 impl Disk for MemoryDisk {
     fn open(&self, path: &Path, how: Open, _access: Access) -> io::Result<Box<dyn DiskFile>> {
-        let inode = self.begin(DiskCall::Open)?.open(&absolute(path)?, how)?;
-        Ok(Box::new(MemoryFile { disk: self.clone(), inode, writable: how != Open::Read }))
+        let (mut shared, path) = (self.begin(DiskCall::Open)?, absolute(path)?);
+        if how != Open::Read {
+            shared.may_change(&path)?;
+        }
+        let inode = shared.open(&path, how)?;
+        Ok(Box::new(MemoryFile { disk: self.clone(), path, inode, writable: how != Open::Read }))
     }
 
     fn append(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
@@ -392,6 +433,7 @@ impl Disk for MemoryDisk {
                 Some(Node::File(_)) if folder == path => return Err(io::ErrorKind::AlreadyExists.into()),
                 Some(Node::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
                 None => {
+                    shared.may_change(folder)?;
                     shared.folder(parent)?.names.insert(name.to_owned(), Node::Folder);
                     shared.folders.insert(folder.to_owned(), Folder::default());
                 }
@@ -401,8 +443,10 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut shared = self.begin(DiskCall::Rename)?;
         let (from, to) = (absolute(from)?, absolute(to)?);
+        let mut shared = self.begin_at(DiskCall::Rename, Some(&from))?;
+        shared.may_change(&from)?;
+        shared.may_change(&to)?;
         let inode = shared.file(&from)?;
         match shared.node(&to) {
             Ok(Node::Folder) => return Err(io::ErrorKind::IsADirectory.into()),
@@ -421,6 +465,7 @@ impl Disk for MemoryDisk {
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut shared = self.begin(DiskCall::Remove)?;
         let path = absolute(path)?;
+        shared.may_change(&path)?;
         shared.file(&path)?;
         let (folder, name) = split(&path).ok_or(io::ErrorKind::IsADirectory)?;
         shared.folder(folder)?.names.remove(name);
@@ -457,7 +502,9 @@ impl Disk for MemoryDisk {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
         let mut shared = self.begin(DiskCall::Lock)?;
-        let inode = shared.open(&absolute(path)?, Open::UpdateOrCreate)?;
+        let path = absolute(path)?;
+        shared.may_change(&path)?;
+        let inode = shared.open(&path, Open::UpdateOrCreate)?;
         if shared.locked.iter().any(|held| Arc::ptr_eq(held, &inode)) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -476,7 +523,8 @@ fn kind_of(node: &Node) -> Kind {
 impl MemoryFile {
     /// The checks of every call that changes the bytes.
     fn begin_change(&self, call: DiskCall) -> io::Result<MutexGuard<'_, Shared>> {
-        let shared = self.disk.begin(call)?;
+        let shared = self.disk.begin_at(call, Some(&self.path))?;
+        shared.may_change(&self.path)?;
         if self.writable { Ok(shared) } else { Err(rustix::io::Errno::BADF.into()) }
     }
 }
@@ -526,7 +574,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        match self.disk.begin(DiskCall::Sync) {
+        match self.disk.begin_at(DiskCall::Sync, Some(&self.path)) {
             Ok(_alive) => {
                 let mut contents = lock(&self.inode);
                 if !contents.lossy {
@@ -820,6 +868,20 @@ mod tests {
         disk.fail(DiskCall::List, 2, io::ErrorKind::PermissionDenied);
         let mut results = (0..3).map(|_| disk.list(Path::new("/srv")).is_ok());
         assert_eq!([results.next(), results.next(), results.next()], [Some(true), Some(false), Some(true)]);
+    }
+
+    #[test]
+    fn what_is_unwritable_can_be_read_and_the_rest_be_written() {
+        let disk = memory();
+        let file = write(&disk, Path::new(FILE), b"old");
+        disk.set_unwritable(Path::new(FILE), Some(io::ErrorKind::ReadOnlyFilesystem));
+        let refused = file.write_all_at(b"new", 0).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        assert!(disk.remove_file(Path::new(FILE)).is_err());
+        assert_eq!(found(&disk).unwrap(), b"old");
+        write(&disk, Path::new("/srv/other"), b"x");
+        disk.set_unwritable(Path::new(FILE), None);
+        file.write_all_at(b"new", 0).unwrap();
     }
 
     #[test]

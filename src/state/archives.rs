@@ -46,12 +46,21 @@ pub struct ArchiveMemory {
     /// The verified copies whose images were there when that was last accepted: their paths, without an ending.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub copies: BTreeSet<String>,
-    /// The copies that were found corrupt where the archive could not be written, with the time.
+    /// The copies that were found corrupt where the archive could not be written to say so.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub corrupt: BTreeMap<String, Timestamp>,
+    pub corrupt: BTreeMap<String, CorruptCopy>,
     /// Why the last write failed, unless that was for want of space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_failure: Option<String>,
+}
+
+/// A copy that was found corrupt where the archive could not be written to say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorruptCopy {
+    /// When it was first found so.
+    pub since: Timestamp,
+    /// The last verification in its manifest then. One that was stored or verified anew since has another, and counts.
+    pub verified_at: Timestamp,
 }
 
 impl Archives {
@@ -68,6 +77,26 @@ impl StateDirectory {
     /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
     pub async fn archives(&self) -> Result<Archives, StateError> {
         self.load(FILE, VERSION).await
+    }
+
+    /// Changes what is remembered of one archive. A change that changes nothing writes nothing, and waits for nobody.
+    ///
+    /// # Errors
+    /// [`StateError`]; the file is as it was then, or new.
+    pub async fn change_archive(
+        &self,
+        clock: &dyn Clock,
+        name: &ArchiveName,
+        change: impl Fn(&mut ArchiveMemory) + Send + 'static,
+    ) -> Result<(), StateError> {
+        let before = self.archives().await?.of(name);
+        let mut after = before.clone();
+        change(&mut after);
+        if after == before {
+            return Ok(());
+        }
+        let name = name.clone();
+        self.change_archives(clock, move |all| change(all.archives.entry(name).or_default())).await
     }
 
     /// Changes what is remembered, one process at a time, and returns the result; a change that changes nothing writes

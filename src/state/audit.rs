@@ -83,7 +83,7 @@ pub enum StepOutcome {
     Done,
     /// It was not, or not wholly.
     Failed,
-    /// The platform was busy with it; the next run tries again.
+    /// The platform was busy with it, or an archive did not confirm a copy that it needs; the next run tries again.
     Blocked,
     /// It was not begun.
     Skipped,

@@ -521,15 +521,16 @@ fn is_unmatched(zone: &ZoneModel) -> bool {
 fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
     let plan = zone.memory.plan.clone().unwrap_or_default();
     let guarded = if zone.memory.held.is_some() { plan.delete } else { 0 };
+    let late = |reason| zone.blocked.get(reason).copied().unwrap_or_default();
     [
         ("hold", plan.blocked_by_hold),
         ("policy", plan.blocked_by_policy),
         ("paused", plan.blocked_by_paused),
         ("source", plan.blocked_by_source),
-        ("export", plan.blocked_by_export),
-        ("archive", plan.blocked_by_archive),
+        ("export", plan.blocked_by_export + late("export")),
+        ("archive", plan.blocked_by_archive + late("archive")),
         ("change", plan.pending),
-        ("busy", zone.busy),
+        ("busy", late("busy")),
         ("guard", guarded),
     ]
 }

@@ -92,8 +92,8 @@ pub(super) struct PolicyModel {
 pub(super) struct ZoneModel {
     /// As in the state directory, but without the accepted listing.
     pub(super) memory: ZoneMemory,
-    /// Deletions of the last run for which the platform was too busy.
-    pub(super) busy: u64,
+    /// Deletions of the last run that were blocked only when they were to begin, by the reason.
+    pub(super) blocked: Counts,
 }
 
 impl Model {
@@ -234,8 +234,12 @@ impl ZoneModel {
 
     pub(super) fn fold(&mut self, report: &ZoneReport, at: Timestamp) {
         self.memory = persist::after(std::mem::take(&mut self.memory), report, at);
-        let busy = |step: &&Step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked;
-        self.busy = report.steps.iter().filter(busy).count() as u64;
+        let is_blocked =
+            |step: &&Step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked;
+        self.blocked.clear();
+        for step in report.steps.iter().filter(is_blocked) {
+            count(&mut self.blocked, step.blocked_by.unwrap_or("busy"));
+        }
     }
 }
 

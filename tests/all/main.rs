@@ -3,6 +3,7 @@
 
 mod archives;
 mod archives_not_there;
+mod archives_unwritten;
 mod client;
 mod command_line;
 mod config_files;

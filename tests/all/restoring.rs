@@ -573,6 +573,16 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
         program(folder.path(), &variables, &["archive", "list", "offsite", "--output", "json"]).await;
     assert_eq!(listed.json()[0]["images"].as_array().unwrap().len(), 2, "{listed:?}");
 
+    // Elsewhere the archive is not there, so nothing is stored.
+    let elsewhere = config.replace("prefix = \"re/store/\"", "prefix = \"elsewhere/\"");
+    write(&folder.path().join("snapwarden.toml"), elsewhere.as_bytes());
+    let arguments = ["restore", "--zone", "ch-gva-2", &db.1.to_string(), "--to-template", "db-3"];
+    let refused = program(folder.path(), &variables, &arguments).await;
+    assert_eq!(refused.status, 1, "{refused:?}");
+    assert!(refused.err.contains("archive `offsite`: it is not there"), "{refused:?}");
+    assert_eq!(bucket_server.keys().len(), 7);
+    write(&folder.path().join("snapwarden.toml"), config.as_bytes());
+
     // From the bucket to a file, as well.
     let said =
         program(folder.path(), &variables, &["restore", &web.1.to_string(), "--to", "web.qcow2"]).await;

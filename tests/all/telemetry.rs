@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::archive::stats::ArchiveStats;
-use snapwarden::disk::{Access, RealDisk, replace_file};
+use snapwarden::clock::Clock as _;
+use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::exoscale::client::Observer as _;
 use snapwarden::policy::Policy;
 use snapwarden::policy::name::{ArchiveName, PolicyName};
@@ -297,6 +298,27 @@ async fn a_download_that_breaks_and_one_that_lies_are_counted() {
     assert_eq!(value(&telemetry, "export_checksum_mismatches_total{policy=\"nightly\"}"), Some(2.0));
     assert_eq!(value(&telemetry, "exports_total{policy=\"nightly\",result=\"failed\"}"), Some(1.0));
     assert_eq!(value(&telemetry, "export_duration_seconds_count{policy=\"nightly\"}"), Some(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletions_that_the_second_look_at_an_archive_keeps_are_counted_as_those_of_the_plan() {
+    let stage = Stage::new();
+    stage.instance("web-1", 20);
+    stage.world.set_operations_take(Duration::from_mins(1));
+    let (telemetry, runner) = observed(&stage, NIGHTLY);
+    let vanishes = async {
+        while !stage.world.changes().iter().any(|change| change.call == Call::DeleteSnapshot) {
+            stage.clock.sleep(Duration::from_secs(1)).await;
+        }
+        RealDisk.rename(&stage.archive(), &stage.folder.path().join("away")).unwrap();
+    };
+    let (report, ()) = tokio::join!(run(&telemetry, &runner), vanishes);
+    let kept = u32::try_from(stage.there().len() - 10).unwrap();
+    assert!(kept > 0, "{report:?}");
+    for (reason, expected) in [("archive", kept), ("busy", 0)] {
+        let series = format!("blocked_deletes{{policy=\"nightly\",reason=\"{reason}\",zone=\"ch-gva-2\"}}");
+        assert_eq!(value(&telemetry, &series), Some(f64::from(expected)), "{report:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -222,7 +222,8 @@ impl S3Archive {
         let Some(_lock) = bucket.lock(&key) else {
             return Err(UpdateError::Busy { image });
         };
-        let refused = |error: S3Error| UpdateError::Archive(error.into());
+        let refused =
+            |error: S3Error| UpdateError::Archive(error.into_sink_error("update the manifest").into());
         let existing = bucket.existing(&id).await.map_err(refused)?;
         if existing.verified.as_ref() != Some(&copy.manifest) {
             return Err(UpdateError::Changed { image });

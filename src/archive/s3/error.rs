@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::archive::transfer::sink::SinkError;
 use crate::clock::TimedOut;
 use crate::text::printable;
 use crate::transport::{BodyError, TransportError};
@@ -26,6 +27,12 @@ impl S3Error {
     /// Whether nothing was sent, since this process is storing the same image already.
     pub fn is_busy(&self) -> bool {
         matches!(self.cause, S3Cause::Busy)
+    }
+
+    /// The same as an error of an archive that was to be written.
+    pub(crate) fn into_sink_error(self, doing: impl Into<String>) -> SinkError {
+        let is_full = matches!(&self.cause, S3Cause::Refused { status, code, .. } if is_full(*status, code));
+        SinkError::Remote { doing: doing.into(), is_full, source: Box::new(self) }
     }
 
     pub(super) fn status(&self) -> Option<StatusCode> {
@@ -101,6 +108,12 @@ fn in_brackets(code: &str, message: &str) -> String {
     if text.is_empty() { text } else { format!(" ({})", printable(&text)) }
 }
 
+/// Whether a store has no space left, in all or for this bucket. Several stores have codes of their own.
+fn is_full(status: StatusCode, code: &str) -> bool {
+    status == StatusCode::INSUFFICIENT_STORAGE
+        || ["QuotaExceeded", "InsufficientStorage", "StorageFull"].iter().any(|word| code.ends_with(word))
+}
+
 /// What to do about a refusal.
 fn hint(status: StatusCode, code: &str) -> &'static str {
     match (code, status.as_u16()) {
@@ -109,7 +122,7 @@ fn hint(status: StatusCode, code: &str) -> &'static str {
         }
         ("RequestTimeTooSkewed", _) => "; set this machine's clock",
         ("NoSuchBucket", _) => "; create the bucket, or correct `bucket`, `endpoint` and `region`",
-        ("QuotaExceeded" | "InsufficientStorage", _) | (_, 507) => "; free some space in the bucket",
+        _ if is_full(status, code) => "; free some space in the bucket",
         ("AuthorizationHeaderMalformed" | "PermanentRedirect" | "TemporaryRedirect", _)
         | (_, 301 | 307 | 308) => "; the bucket is elsewhere: correct `endpoint` and `region`",
         (_, 403) => "; the archive's key must be allowed to list, read, write and delete in this bucket",
@@ -122,7 +135,7 @@ impl S3Cause {
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Refused { status, code, .. } => {
-                status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED && status.as_u16() != 507
+                status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED && !is_full(*status, code)
                     || matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
                     || matches!(
                         &**code,

@@ -889,7 +889,7 @@ async fn scene_with_an_image() -> (Scene, Archive, StoredCopy, Bytes) {
 }
 
 async fn verify_one(archive: &Archive, copy: &StoredCopy) -> Outcome {
-    verify::verify(archive, copy, &TestClock::at("2026-11-20T00:00:00Z"), &NoRandomness).await
+    verify::verify(archive, copy, &TestClock::at("2026-11-20T00:00:00Z"), &NoRandomness).await.outcome
 }
 
 #[tokio::test(start_paused = true)]
@@ -915,6 +915,46 @@ async fn a_bucket_that_can_not_be_read_marks_nothing() {
     store.state().objects.remove(&key(".qcow2"));
     assert!(matches!(verify_one(&archive, &copy).await, Outcome::Failed(_)));
     assert_eq!(manifest(&store), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_lacks_space_is_full_and_any_other_refusal_is_a_failed_write() {
+    for (effect, is_full) in [
+        (refuse(507, "InsufficientStorage"), true),
+        (refuse(507, ""), true),
+        (refuse(403, "QuotaExceeded"), true),
+        (refuse(400, "XMinioAdminBucketQuotaExceeded"), true),
+        (refuse(507, "XMinioStorageFull"), true),
+        (refuse(403, "AccessDenied"), false),
+        (refuse(503, "SlowDown"), false),
+        (Effect::Cut, false),
+        (Effect::Hang, false),
+    ] {
+        let (Scene { store, archive }, shared, copy, image) = scene_with_an_image().await;
+        store.always("put .json", effect.clone());
+        let update = shared.update_manifest(&copy, ManifestUpdate::Corrupt(NOW.parse().unwrap())).await;
+        assert_eq!(update.unwrap_err().failed_write().is_none(), is_full, "{effect:?}");
+        store.state().objects.clear();
+        let error = self::store(&archive, &image).await.unwrap_err();
+        assert_eq!(error.is_full(), is_full, "{effect:?}: {}", chain(&error));
+        assert_eq!(chain(&error).contains("free some space in the bucket"), is_full, "{}", chain(&error));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn corruption_that_a_bucket_does_not_let_be_noted_is_told_apart() {
+    let (Scene { store, .. }, archive, copy, image) = scene_with_an_image().await;
+    let mut flipped = image.to_vec();
+    flipped[9 * MIB - 1] ^= 1;
+    store.put(&key(".qcow2"), Bytes::from(flipped));
+    store.always("put .json", refuse(403, "AccessDenied"));
+    let (clock, randomness) = (TestClock::at(NOW), NoRandomness);
+    let verified = verify::verify(&archive, &copy, &clock, &randomness).await;
+    assert!(
+        matches!(&verified.outcome, Outcome::Corrupt(why) if why.contains("AccessDenied")),
+        "{verified:?}"
+    );
+    assert!(!verified.is_written() && verified.unwritten.unwrap().failed_write().is_some());
 }
 
 #[tokio::test(start_paused = true)]

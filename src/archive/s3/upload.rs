@@ -268,7 +268,7 @@ impl Drop for S3Sink {
 }
 
 fn sink_error(error: S3Error) -> SinkError {
-    SinkError::Remote { doing: "store in the bucket".to_owned(), source: Box::new(error) }
+    error.into_sink_error("store in the bucket")
 }
 
 impl Sink for S3Sink {

@@ -470,8 +470,9 @@ async fn a_copy_is_verified_again_and_one_bit_makes_it_count_no_more() {
         let (fixture, bytes) = (&*fixture, image(LEN, 1));
         let copy = stored_copy(fixture, &bytes).await;
         let later = TestClock::at("2026-12-01T00:00:00Z");
-        let verify =
-            async |copy: &StoredCopy| verify::verify(fixture.archive(), copy, &later, &NoRandomness).await;
+        let verify = async |copy: &StoredCopy| {
+            verify::verify(fixture.archive(), copy, &later, &NoRandomness).await.outcome
+        };
         assert_eq!(verify(&copy).await, Outcome::Good);
         let again = catalogue(fixture).await.copies()[0].clone();
         let verified_at = "2026-12-01T00:00:00Z".parse().unwrap();

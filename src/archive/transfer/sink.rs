@@ -153,6 +153,8 @@ pub enum SinkError {
     Remote {
         /// The action that failed, and on what.
         doing: String,
+        /// Whether it has no space left.
+        is_full: bool,
         /// The reason.
         #[source]
         source: Box<dyn Error + Send + Sync>,
@@ -166,6 +168,15 @@ impl SinkError {
     pub(crate) fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         if is_full(&source) { Self::Full { doing, path, source } } else { Self::Disk { doing, path, source } }
+    }
+
+    /// Whether nothing is wrong but that the archive lacks space.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } | Self::Full { .. } => true,
+            Self::Remote { is_full, .. } => *is_full,
+            Self::Disk { .. } | Self::Length { .. } => false,
+        }
     }
 }
 
