@@ -55,6 +55,7 @@ fn inventory(snapshots: u32, now: Timestamp) -> Inventory {
             created_at,
             state: SnapshotState::Exported,
             size_gib: Some(50),
+            application_consistent: None,
             instance_id: Some(instance_id(instance)),
         }
     };

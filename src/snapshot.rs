@@ -183,6 +183,8 @@ pub struct Snapshot {
     pub size_gib: Option<u64>,
     /// The instance whose disk it is; the API may leave it out.
     pub instance_id: Option<InstanceId>,
+    /// Whether programs in the instance were made to write their data before; none if the API does not say.
+    pub application_consistent: Option<bool>,
 }
 
 /// An instance, as listed.

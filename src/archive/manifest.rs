@@ -4,7 +4,8 @@
 //! {
 //!   "version": 1,
 //!   "zone": "ch-gva-2",
-//!   "snapshot": { "id": "…", "name": "…", "created_at": "2026-11-01T02:30:00Z", "state": "exported", "size_gib": 10 },
+//!   "snapshot": { "id": "…", "name": "…", "created_at": "2026-11-01T02:30:00Z", "state": "exported", "size_gib": 10,
+//!                 "application_consistent": true },
 //!   "instance": { "id": "…", "name": "web-1", "labels": { "backup": "nightly" } },
 //!   "image": { "file": "20261101T023000Z-….qcow2", "bytes": 1, "md5": "…", "qcow2_version": 3, "virtual_size_bytes": 10737418240 },
 //!   "exported_at": "…", "verified_at": "…",
@@ -84,6 +85,8 @@ pub struct SnapshotRecord {
     pub state: String,
     /// The size of the disk in GiB.
     pub size_gib: Option<u64>,
+    /// Whether it is application-consistent; none if that is not known.
+    pub application_consistent: Option<bool>,
 }
 
 /// The instance, as it was listed; without a name if it was no longer listed.

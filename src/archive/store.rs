@@ -281,6 +281,7 @@ fn manifest(
             created_at: snapshot.created_at,
             state: cut(snapshot.state.as_str()),
             size_gib: snapshot.size_gib,
+            application_consistent: snapshot.application_consistent,
         },
         instance: InstanceRecord {
             id: id.instance_id,

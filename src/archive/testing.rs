@@ -63,6 +63,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
             created_at,
             state: "exported".to_owned(),
             size_gib: Some(10),
+            application_consistent: None,
         },
         instance: InstanceRecord {
             id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),

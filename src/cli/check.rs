@@ -173,6 +173,7 @@ async fn try_zone(runner: &Runner, zone: &ZoneName, policies: &[&Policy]) -> Vec
         (true, "list-snapshots", client.list_snapshots().map_ok(drop).boxed()),
         (true, "list-instances", client.list_instances().map_ok(drop).boxed()),
         (creates || prunes || exports, "get-snapshot", client.get_snapshot(snapshot).map_ok(drop).boxed()),
+        (creates, "get-instance", client.get_instance(InstanceId(nothing)).map_ok(drop).boxed()),
         (creates, "get-quota", client.get_quota("snapshot").map_ok(drop).boxed()),
         (creates, "create-snapshot", client.create_snapshot(InstanceId(nothing)).map_ok(drop).boxed()),
         (prunes, "delete-snapshot", client.delete_snapshot(snapshot).map_ok(drop).boxed()),

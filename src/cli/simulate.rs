@@ -452,6 +452,7 @@ fn wanted(retention: Option<&Retention>, rule: Rule) -> String {
             equals(retention.keep_within_each.get(period).as_ref().map(ToString::to_string))
         }
         Rule::MinKeep => equals(Some(retention.min_keep.to_string())),
+        Rule::MinKeepConsistent => equals(Some(retention.min_keep_consistent.to_string())),
         Rule::NoKeepRule => "no keep rule".to_owned(),
         Rule::Policy => "another policy".to_owned(),
         _ => String::new(),

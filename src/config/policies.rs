@@ -174,6 +174,7 @@ pub(super) fn read_retention(table: &Table<'_>) -> Option<Retention> {
         max_age: span("max_age"),
         max_count: rule("max_count").and_then(|value| value.count()),
         min_keep: read_min_keep(table),
+        min_keep_consistent: table.number("min_keep_consistent", 0..=u32::MAX.into()).unwrap_or(0),
         failed_after: table.read("failed_after", Value::span),
     };
     if table.is_there() && !has_rule.get() {

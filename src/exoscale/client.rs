@@ -23,8 +23,8 @@ use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::pace::Pace;
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};
 use crate::exoscale::wire::{
-    self, DecodeError, Deleted, ListedSnapshots, Operation, PromoteRequest, Quota, RegisterRequest,
-    SnapshotDetails, Template, Zone,
+    self, DecodeError, Deleted, InstanceDetails, ListedSnapshots, Operation, PromoteRequest, Quota,
+    RegisterRequest, SnapshotDetails, Template, Zone,
 };
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, retry_after};
@@ -236,7 +236,7 @@ impl ZoneClient {
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn get_instance(&self, id: InstanceId) -> Result<Option<Instance>, ApiError> {
+    pub async fn get_instance(&self, id: InstanceId) -> Result<Option<InstanceDetails>, ApiError> {
         let path = ["instance", &id.to_string()];
         self.read_if_any(&ApiRequest::get("get-instance", &path), wire::decode_instance).await
     }

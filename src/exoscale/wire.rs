@@ -84,6 +84,15 @@ pub struct SnapshotDetails {
     pub export: Option<ExportInfo>,
 }
 
+/// An instance, and what only a request for it alone gives.
+#[derive(Debug, Clone)]
+pub struct InstanceDetails {
+    /// The instance.
+    pub instance: Instance,
+    /// Whether its snapshots are meant to be application-consistent; none if the answer does not say.
+    pub application_consistent: Option<bool>,
+}
+
 /// Where an exported image can be fetched for a while.
 #[derive(Debug, Clone)]
 pub struct ExportInfo {
@@ -255,6 +264,11 @@ fn if_not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     Ok(Option::<i64>::deserialize(deserializer)?.and_then(|number| u64::try_from(number).ok()))
 }
 
+/// A flag; anything else is as good as none, since nothing else of an answer should be lost for it.
+fn if_flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    Ok(Option::<serde_json::Value>::deserialize(deserializer)?.and_then(|value| value.as_bool()))
+}
+
 fn or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(if_not_negative(deserializer)?.unwrap_or_default())
 }
@@ -269,6 +283,8 @@ struct RawSnapshot {
     #[serde(default, deserialize_with = "if_not_negative")]
     size: Option<u64>,
     instance: Option<RawInstance>,
+    #[serde(default, deserialize_with = "if_flag")]
+    application_consistent: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -279,6 +295,8 @@ struct RawInstance {
     template: Option<Reference<TemplateId>>,
     /// Any form of it says that there is a manager, but for an empty one.
     manager: Option<serde_json::Value>,
+    #[serde(default, rename = "application-consistent-snapshot-enabled", deserialize_with = "if_flag")]
+    application_consistent: Option<bool>,
 }
 
 impl RawSnapshot {
@@ -299,6 +317,7 @@ impl RawSnapshot {
             state: SnapshotState::from(self.state.unwrap_or_default().as_str()),
             size_gib: self.size,
             instance_id,
+            application_consistent: self.application_consistent,
         };
         Ok((snapshot, self.instance.and_then(RawInstance::named)))
     }
@@ -383,8 +402,11 @@ pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<SnapshotDetails, DecodeErr
     Ok(SnapshotDetails { snapshot, export })
 }
 
-pub(super) fn decode_instance(bytes: &[u8]) -> Result<Instance, DecodeError> {
-    one(bytes, RawInstance::checked)
+pub(super) fn decode_instance(bytes: &[u8]) -> Result<InstanceDetails, DecodeError> {
+    one(bytes, |raw: RawInstance| {
+        let application_consistent = raw.application_consistent;
+        Ok(InstanceDetails { instance: raw.checked()?, application_consistent })
+    })
 }
 
 pub(super) fn decode_operation(bytes: &[u8]) -> Result<RawOperation, DecodeError> {
@@ -563,6 +585,7 @@ mod tests {
                 created_at: "2026-11-01T02:30:00Z".parse().unwrap(),
                 state: SnapshotState::Unknown("".into()),
                 size_gib: None,
+                application_consistent: None,
                 instance_id: None,
             }]
         );
@@ -607,6 +630,29 @@ mod tests {
         assert_eq!(names(&sparse, &fat), ["web-1"]);
         assert_eq!(names(&fat, &sparse), ["web-1"]);
         assert_eq!(names("{}", "null"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_flag_that_is_none_is_unknown_and_nothing_else_is_lost() {
+        for (json, expected) in [
+            (r#","application-consistent":true"#, Some(true)),
+            (r#","application-consistent":false"#, Some(false)),
+            (r#","application-consistent":null"#, None),
+            (r#","application-consistent":"yes""#, None),
+            (r#","application-consistent":1"#, None),
+            (r#","application-consistent":{"a":[true]}"#, None),
+            ("", None),
+        ] {
+            let json =
+                format!(r#"{{"snapshots":[{{"id":"{ID}","created-at":"2026-11-01T02:30:00Z"{json}}}]}}"#);
+            let listed = snapshots(&json).unwrap().snapshots;
+            assert_eq!((listed.len(), listed[0].application_consistent), (1, expected), "{json}");
+        }
+        for (json, expected) in [("true", Some(true)), ("false", Some(false)), ("\"on\"", None)] {
+            let json = format!(r#"{{"id":"{INSTANCE}","application-consistent-snapshot-enabled":{json}}}"#);
+            let details = decode_instance(json.as_bytes()).unwrap();
+            assert_eq!(details.application_consistent, expected, "{json}");
+        }
     }
 
     #[test]

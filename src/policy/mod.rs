@@ -85,6 +85,8 @@ pub struct Retention {
     pub max_count: Option<NonZeroU32>,
     /// How many of the newest good ones are kept whatever the rules say.
     pub min_keep: u32,
+    /// How many of the newest good ones that are application-consistent are kept whatever the rules say.
+    pub min_keep_consistent: u32,
     /// Failed ones that are older are deleted, once a newer good one exists; without it, they are left alone.
     pub failed_after: Option<Span>,
 }

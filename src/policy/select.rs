@@ -294,6 +294,7 @@ mod tests {
             created_at: jiff::Timestamp::UNIX_EPOCH,
             state: SnapshotState::Exported,
             size_gib: None,
+            application_consistent: None,
             instance_id: None,
         }
     }

@@ -20,6 +20,8 @@ use crate::snapshot::InstanceId;
 /// The word for the instance that this program runs on, among names of instances.
 const SELF: &str = "self";
 
+const MIN_KEEP_CONSISTENT: &str = "min_keep_consistent";
+
 /// How many templates stay per instance.
 pub(crate) const PROMOTE_KEEP: &str = "promote.keep";
 
@@ -87,7 +89,7 @@ fn add_select(keys: &mut Vec<(String, Option<Value>)>, select: &Select) {
 
 fn add_retention(keys: &mut Vec<(String, Option<Value>)>, retention: &Retention) {
     let Retention { keep_last, keep_within, keep, keep_within_each, keep_oldest, .. } = retention;
-    let Retention { max_age, max_count, min_keep, failed_after, .. } = retention;
+    let Retention { max_age, max_count, min_keep, min_keep_consistent, failed_after, .. } = retention;
     let count = |count: &Count| match count {
         Count::Of(count) => Value::from(count.get()),
         Count::All => Value::from("all"),
@@ -101,6 +103,10 @@ fn add_retention(keys: &mut Vec<(String, Option<Value>)>, retention: &Retention)
         ("max_age".to_owned(), max_age.as_ref().map(span)),
         ("max_count".to_owned(), max_count.map(|count| Value::from(count.get()))),
         ("min_keep".to_owned(), Some(Value::from(*min_keep))),
+        (
+            MIN_KEEP_CONSISTENT.to_owned(),
+            (*min_keep_consistent > 0).then(|| Value::from(*min_keep_consistent)),
+        ),
         ("failed_after".to_owned(), failed_after.as_ref().map(span)),
     ]);
     for period in Period::ALL {
@@ -233,6 +239,9 @@ fn set_retention_key(table: Option<&mut Retention>, name: &str, value: Option<&V
         "max_age" => table.max_age = optional(value, parsed)?,
         "max_count" => table.max_count = optional(value, number)?,
         "min_keep" => table.min_keep = value.map_or(Some(1), |value| value.as_u64()?.try_into().ok())?,
+        MIN_KEEP_CONSISTENT => {
+            table.min_keep_consistent = value.map_or(Some(0), |value| value.as_u64()?.try_into().ok())?;
+        }
         "failed_after" => table.failed_after = optional(value, parsed)?,
         _ => {
             let period_of = |prefix: &str| {
@@ -260,6 +269,7 @@ fn no_rules() -> Retention {
         max_age: None,
         max_count: None,
         min_keep: 1,
+        min_keep_consistent: 0,
         failed_after: None,
     }
 }

@@ -43,6 +43,9 @@ pub struct Memory {
     /// The listed snapshots that failed, with the time at which they were first found so.
     #[serde(default)]
     pub failed: BTreeMap<SnapshotId, Failed>,
+    /// The listed snapshots that were application-consistent, where a policy has `min_keep_consistent`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub consistent: BTreeSet<SnapshotId>,
     /// When each change was first seen that has not settled yet.
     #[serde(default)]
     pub changes: Vec<Seen>,
@@ -133,8 +136,8 @@ pub enum Change {
 }
 
 impl Memory {
-    /// Adds what is remembered of the snapshots that failed and of the policies that are paused. `at` is the time of what
-    /// is found so for the first time.
+    /// Adds what is remembered of the snapshots that failed or were application-consistent, and of the policies that are
+    /// paused. `at` is the time of what is found so for the first time.
     pub fn add_to(&self, inventory: &mut Inventory, policies: &[Policy], at: Timestamp) {
         for snapshot in inventory.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Error) {
             let id = snapshot.id;
@@ -143,6 +146,12 @@ impl Memory {
                 was_good: self.good.contains(&id),
             });
             inventory.failed.insert(id, failed);
+        }
+        // How a snapshot was taken does not change: an answer that says otherwise, or lacks it, deletes nothing.
+        for snapshot in &mut inventory.snapshots {
+            if self.consistent.contains(&snapshot.id) {
+                snapshot.application_consistent = Some(true);
+            }
         }
         let paused = policies.iter().filter(|policy| !policy.enabled);
         let found = |policy: &Policy| self.paused.get(&policy.name).copied().unwrap_or(at);
@@ -283,6 +292,9 @@ impl Memory {
         let here = || policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
         let labels: BTreeSet<&String> = here().flat_map(|policy| policy.select.label_keys()).collect();
         let by_manager = here().any(|policy| policy.select.exclude_managed);
+        let keeps_consistent = here().any(|policy| {
+            policy.retention.as_ref().is_some_and(|retention| retention.min_keep_consistent > 0)
+        });
         let facts = |instance: &Instance| InstanceFacts {
             name: instance.name.to_string(),
             labels: labels
@@ -304,6 +316,12 @@ impl Memory {
                 .map(|snapshot| snapshot.id)
                 .collect(),
             failed: inventory.failed.clone(),
+            consistent: inventory
+                .snapshots
+                .iter()
+                .filter(|snapshot| keeps_consistent && snapshot.application_consistent == Some(true))
+                .map(|snapshot| snapshot.id)
+                .collect(),
             changes: Vec::new(),
         }
     }

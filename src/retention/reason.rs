@@ -53,6 +53,10 @@ pub(crate) enum Reason {
         place: u32,
         of: u32,
     },
+    MinKeepConsistent {
+        place: u32,
+        of: u32,
+    },
     OnHold(Arc<Hold>),
     /// Another policy keeps it, by this rule.
     OtherPolicy(Arc<PolicyName>, Rule),
@@ -111,6 +115,7 @@ impl Reason {
             Self::Oldest(rule) => Some(*rule),
             Self::NoKeepRule | Self::NoRetention => Some(Rule::NoKeepRule),
             Self::MinKeep { .. } => Some(Rule::MinKeep),
+            Self::MinKeepConsistent { .. } => Some(Rule::MinKeepConsistent),
             _ => None,
         }
     }
@@ -164,6 +169,12 @@ impl Display for ReasonText<'_> {
             Reason::NoRetention => f.write_str("the policy has no retention table: it prunes nothing"),
             Reason::MinKeep { place, of } => {
                 write!(f, "newest {place} of {of} that are always kept (min_keep)")
+            }
+            Reason::MinKeepConsistent { place, of } => {
+                write!(
+                    f,
+                    "newest {place} of {of} application-consistent ones that are always kept (min_keep_consistent)"
+                )
             }
             Reason::OnHold(hold) => on_hold(f, hold),
             Reason::OtherPolicy(policy, Rule::NoKeepRule) => {

@@ -241,6 +241,7 @@ struct Source {
     id: InstanceId,
     name: Box<str>,
     size_gib: Option<u64>,
+    application_consistent: Option<bool>,
 }
 
 impl<'a> Timeline<'a> {
@@ -258,11 +259,18 @@ impl<'a> Timeline<'a> {
             }
         }
         let size_of = |id| sizes.get(&id).map(|(_, size)| *size).or(simulation.size_gib);
+        // As the newest one was; without any, as a policy hopes that asks for it.
+        let consistency = |id| {
+            let of_it = inventory.snapshots.iter().filter(|snapshot| snapshot.instance_id == Some(id));
+            let flags = of_it.filter_map(|one| Some((one.created_at, one.application_consistent?)));
+            Some(flags.max().is_none_or(|(_, is_consistent)| is_consistent))
+        };
         let sources: Vec<Source> = selected
             .map(|instance| Source {
                 id: instance.id,
                 name: instance.name.clone(),
                 size_gib: size_of(instance.id),
+                application_consistent: consistency(instance.id),
             })
             .collect();
         // Snapshots that are being created will exist; those that are being deleted will not.
@@ -356,6 +364,7 @@ impl<'a> Timeline<'a> {
                 state: SnapshotState::Exported,
                 size_gib: source.size_gib,
                 instance_id: Some(source.id),
+                application_consistent: source.application_consistent,
             });
             self.known.push(Known::default());
         }
@@ -551,6 +560,7 @@ mod tests {
             created_at: at(taken),
             state: SnapshotState::Exported,
             size_gib: Some(50),
+            application_consistent: None,
             instance_id: Some(id),
         });
         inventory.snapshots = snapshots.collect();

@@ -44,6 +44,8 @@ pub enum Rule {
     NoKeepRule,
     /// Kept: among the newest good ones that are kept whatever the rules say.
     MinKeep,
+    /// Kept: among the newest good and application-consistent ones that are kept whatever the rules say.
+    MinKeepConsistent,
     /// Kept, though the policy would delete it: it is on hold.
     Hold,
     /// Kept, though the policy would delete it: a copy that it requires is missing.
@@ -101,6 +103,7 @@ impl Rule {
             Self::KeepWithinEach(Period::Year) => "keep_within_yearly",
             Self::NoKeepRule => "none",
             Self::MinKeep => "min_keep",
+            Self::MinKeepConsistent => "min_keep_consistent",
             Self::Hold => "hold",
             Self::Policy => "policy",
             Self::Change => "change",

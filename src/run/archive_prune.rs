@@ -211,6 +211,7 @@ fn inventory(zone: &ZoneName, copies: &[&StoredCopy], holds: &Holds) -> Inventor
             state: SnapshotState::Exported,
             size_gib: snapshot.size_gib,
             instance_id: Some(instance.id),
+            application_consistent: snapshot.application_consistent,
         }
     };
     let snapshots = copies.iter().map(snapshot).collect();

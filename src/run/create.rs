@@ -86,6 +86,45 @@ pub(crate) async fn create(
     }
 }
 
+/// Warns of the snapshots of this run that are not application-consistent although their instance asks for it: the
+/// platform takes them all the same, and says no word. The plans are of a listing that has these snapshots.
+pub(crate) async fn warn_of_inconsistent(runner: &Runner, zones: &mut [ZoneRun]) {
+    for ZoneRun { plan, report } in zones {
+        let Some(plan) = plan else { continue };
+        let steps = report.steps.iter().filter(|step| step.facts.action == Action::Create);
+        let taken: HashSet<SnapshotId> = steps.filter_map(|step| step.facts.snapshot.id).collect();
+        let listed = plan.listing.inventory.snapshots.iter();
+        let inconsistent: Vec<(&Snapshot, InstanceId)> = listed
+            .filter(|one| taken.contains(&one.id) && one.application_consistent == Some(false))
+            .filter_map(|one| Some((one, one.instance_id?)))
+            .collect();
+        let client = runner.client.zone(plan.zone());
+        let mut asked: Vec<BoxFuture<'_, _>> = Vec::new();
+        for (snapshot, instance) in inconsistent {
+            let client = &client;
+            asked.push(async move { (snapshot, client.get_instance(instance).await) }.boxed());
+        }
+        let answers: Vec<_> = stream::iter(asked).buffered(runner.concurrency.get()).collect().await;
+        let failed = answers.iter().find_map(|(_, answer)| answer.as_ref().err());
+        report.warnings.extend(failed.map(|error| {
+            let error = chain(error);
+            format!("whether instances ask for application-consistent snapshots cannot be read: {error}")
+        }));
+        for (snapshot, answer) in answers {
+            let Ok(Some(details)) = answer else { continue };
+            if details.application_consistent == Some(true) {
+                report.warnings.push(format!(
+                    "snapshot {} ({}) of instance {} is not application-consistent, although the instance asks for it: \
+                     does its guest agent (qemu-guest-agent) run?",
+                    printable(&snapshot.name),
+                    snapshot.id,
+                    printable(&details.instance.name),
+                ));
+            }
+        }
+    }
+}
+
 /// Remembers the snapshots that could not be taken: while one is missing, no policy deletes any of its instance. A zone in
 /// which that cannot be remembered is left alone for the rest of the run.
 async fn note_missing(memory: &PolicyMemory<'_>, policy: &Policy, slot: Timestamp, zones: &mut [ZoneRun]) {

@@ -179,6 +179,8 @@ fn difference(planned: &Snapshot, now: &Snapshot) -> Option<String> {
         Some(format!("its name was `{}` and is `{}`", printable(&planned.name), printable(&now.name)))
     } else if planned.instance_id != now.instance_id {
         Some("it belongs to another instance now".to_owned())
+    } else if planned.application_consistent != Some(true) && now.application_consistent == Some(true) {
+        Some("it is said to be application-consistent now".to_owned())
     } else {
         None
     }
@@ -204,6 +206,7 @@ mod tests {
             created_at: Timestamp::UNIX_EPOCH,
             state: SnapshotState::Exported,
             size_gib: Some(10),
+            application_consistent: None,
             instance_id: Some(InstanceId(Uuid::from_u128(2))),
         };
         assert_eq!(difference(&planned, &planned), None);
@@ -213,6 +216,7 @@ mod tests {
             ("taken", Snapshot { created_at: later, ..planned.clone() }),
             ("name", Snapshot { name: "b".into(), ..planned.clone() }),
             ("instance", Snapshot { instance_id: Some(InstanceId(Uuid::nil())), ..planned.clone() }),
+            ("consistent", Snapshot { application_consistent: Some(true), ..planned.clone() }),
         ] {
             let difference = difference(&planned, &now).unwrap_or_default();
             assert!(difference.contains(word), "{word}: {difference}");

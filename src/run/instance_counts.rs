@@ -31,6 +31,9 @@ pub(crate) fn count(policy: &Policy, plan: &ZonePlan) -> Vec<InstanceCounts> {
             let at = snapshot.created_at;
             counts.newest_at = counts.newest_at.max(Some(at));
             counts.oldest_at = Some(counts.oldest_at.map_or(at, |oldest| oldest.min(at)));
+            if snapshot.application_consistent == Some(true) {
+                counts.newest_consistent_at = counts.newest_consistent_at.max(Some(at));
+            }
         } else if snapshot.state.is_in_flight() {
             counts.in_flight += 1;
         } else if snapshot.state == SnapshotState::Error {

@@ -195,6 +195,7 @@ pub(crate) fn add_coming(
             state: SnapshotState::Exported,
             size_gib: None,
             instance_id: Some(instance.id),
+            application_consistent: None,
         })
         .collect();
     inventory.coming.extend(coming.iter().map(|snapshot| snapshot.id));

@@ -21,7 +21,7 @@ use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::context::{RunOptions, Runner};
-use crate::run::create::create;
+use crate::run::create::{create, warn_of_inconsistent};
 use crate::run::delete::delete_snapshots;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan};
@@ -99,6 +99,7 @@ impl Sequence<'_> {
             let slot = self.options.slot.unwrap_or(started_at);
             create(runner, recorder, policy, slot, &mut zones, self.before).await;
             self.plan_again_where_created(&mut zones).await;
+            warn_of_inconsistent(runner, &mut zones).await;
         }
         let mut full: BTreeSet<ArchiveName> = BTreeSet::new();
         if let Some(export) = &policy.export {

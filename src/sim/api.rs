@@ -169,6 +169,7 @@ impl ApiRequest<'_> {
         let mut whole = instance(id, record);
         whole["snapshots"] = snapshots.map(|snapshot| json!({ "id": snapshot.id })).collect();
         whole["disk-size"] = record.disk.size_gib.into();
+        whole["application-consistent-snapshot-enabled"] = record.asks_for_consistency.into();
         Ok(whole)
     }
 
@@ -180,8 +181,10 @@ impl ApiRequest<'_> {
             "created-at": found.created_at,
             "state": found.state.as_str(),
             "size": found.size_gib,
-            "application-consistent": false,
         });
+        if let Some(is_consistent) = found.application_consistent {
+            json["application-consistent"] = is_consistent.into();
+        }
         // Sparse, whatever the schema says: the id alone.
         if let Some(instance) = found.instance_id {
             json["instance"] = json!({ "id": instance });

@@ -161,6 +161,10 @@ pub(super) struct InstanceRecord {
     pub(super) created_at: Timestamp,
     /// The instance pool that it is a member of.
     pub(super) pool: Option<Uuid>,
+    /// Whether it asks for application-consistent snapshots.
+    pub(super) asks_for_consistency: bool,
+    /// Whether its guest agent works: without it the platform takes other snapshots, and says no word.
+    has_agent: bool,
     /// The `n` in the names of its snapshots.
     number: u64,
 }
@@ -284,6 +288,8 @@ impl World {
             disk: DiskShape::default(),
             created_at,
             pool: None,
+            asks_for_consistency: false,
+            has_agent: false,
             number,
         };
         zone.instances.insert(id, record);
@@ -305,6 +311,19 @@ impl World {
         let mut state = self.state();
         let pool = state.fresh_id();
         state.instance(instance).1.pool = Some(pool);
+    }
+
+    /// Says whether an instance asks for application-consistent snapshots, and whether its guest agent works: its later
+    /// snapshots are so if both are.
+    pub fn set_consistency(&self, instance: InstanceId, is_asked_for: bool, has_agent: bool) {
+        let mut state = self.state();
+        let record = state.instance(instance).1;
+        (record.asks_for_consistency, record.has_agent) = (is_asked_for, has_agent);
+    }
+
+    /// Sets whether a snapshot is application-consistent; without a value the API does not say.
+    pub fn set_consistent(&self, snapshot: SnapshotId, is_consistent: Option<bool>) {
+        self.state().snapshot(snapshot).snapshot.application_consistent = is_consistent;
     }
 
     /// Gives an instance another name and other labels.
@@ -505,6 +524,7 @@ impl State {
             state,
             size_gib: Some(record.disk.size_gib),
             instance_id: Some(instance),
+            application_consistent: Some(record.asks_for_consistency && record.has_agent),
         };
         let image = Arc::new(Image::new(record.disk, seed));
         let record = SnapshotRecord { snapshot, image, export: None, template: record.template };

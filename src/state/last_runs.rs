@@ -110,6 +110,9 @@ pub struct InstanceCounts {
     pub newest_at: Option<Timestamp>,
     /// When the oldest good one was taken.
     pub oldest_at: Option<Timestamp>,
+    /// When the newest good one was taken that is application-consistent.
+    #[serde(default)]
+    pub newest_consistent_at: Option<Timestamp>,
     /// When the newest one was taken of which each of the policy's archives has a verified copy.
     pub newest_verified_at: BTreeMap<ArchiveName, Timestamp>,
 }
@@ -156,6 +159,7 @@ impl InstanceCounts {
             other: 0,
             newest_at: None,
             oldest_at: None,
+            newest_consistent_at: None,
             newest_verified_at: BTreeMap::new(),
         }
     }

@@ -289,6 +289,11 @@ const METRICS: &[Metric] = &[
         Read::Instance(|instance| instance.oldest_at.map(seconds)),
     ),
     gauge(
+        "snapwarden_snapshot_newest_consistent_timestamp_seconds",
+        "When the newest good and application-consistent snapshot of the instance was taken; absent if there is none.",
+        Read::Instance(|instance| instance.newest_consistent_at.map(seconds)),
+    ),
+    gauge(
         "snapwarden_export_newest_verified_timestamp_seconds",
         "When the newest snapshot of the instance was taken of which the archive has a verified copy.",
         Read::InstanceBy("archive", |instance, add| {

@@ -774,7 +774,9 @@ async fn a_plan_of_files_needs_no_network_and_prints_what_scripts_rely_on() {
     assert_eq!(policies[0]["held"], Value::Null);
     let decisions = policies[0]["decisions"].as_array().unwrap();
     for decision in decisions {
-        assert_eq!(keys(decision), ["blocked_by", "expires_at", "reasons", "rule", "snapshot", "verdict"]);
+        let expected =
+            ["application_consistent", "blocked_by", "expires_at", "reasons", "rule", "snapshot", "verdict"];
+        assert_eq!(keys(decision), expected);
         assert_eq!(
             keys(&decision["snapshot"]),
             ["created_at", "id", "instance_id", "instance_name", "name", "size_gib", "state"]

@@ -7,6 +7,7 @@ mod archives_unwritten;
 mod client;
 mod command_line;
 mod config_files;
+mod consistency;
 mod crashes;
 mod creation;
 mod daemon;

@@ -130,6 +130,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
             created_at: of.created_at,
             state: "exported".to_owned(),
             size_gib: Some(10),
+            application_consistent: None,
         },
         instance: InstanceRecord { id: of.instance_id, name: None, labels: BTreeMap::new() },
         image: ImageRecord {

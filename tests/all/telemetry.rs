@@ -47,6 +47,7 @@ const METRICS: &[&str] = &[
     "blocked_deletes",
     "snapshots",
     "snapshot_newest_timestamp_seconds",
+    "snapshot_newest_consistent_timestamp_seconds",
     "snapshot_oldest_timestamp_seconds",
     "export_newest_verified_timestamp_seconds",
     "snapshot_deletes_total",
@@ -136,6 +137,7 @@ fn tally(name: &str) -> InstanceCounts {
         other: 0,
         newest_at: Some(at(NOW)),
         oldest_at: Some(at("2026-10-01T00:00:00.5Z")),
+        newest_consistent_at: Some(at("2026-10-01T00:00:00.5Z")),
         newest_verified_at: BTreeMap::from([("vault".parse().unwrap(), at(NOW))]),
     }
 }
@@ -347,6 +349,7 @@ async fn after_a_restart_the_last_runs_are_there_before_any_run() {
     let oldest = "snapshot_oldest_timestamp_seconds{instance_id=\"9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec\",\
                   instance_name=\"web-1\",policy=\"nightly\",zone=\"ch-gva-2\"}";
     assert_eq!(value(&telemetry, oldest), Some(1_790_812_800.5));
+    assert_eq!(value(&telemetry, &oldest.replace("oldest", "newest_consistent")), Some(1_790_812_800.5));
     let last = telemetry.status_json().policies["nightly"].last.clone().unwrap();
     assert_eq!((last.result.as_str(), last.finished_at), ("held", at(NOW)));
 }

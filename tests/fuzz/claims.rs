@@ -70,6 +70,7 @@ fn written(listed: &ListedSnapshots) -> Value {
         json!({
             "id": snapshot.id, "name": snapshot.name, "created-at": snapshot.created_at,
             "state": snapshot.state.as_str(), "size": snapshot.size_gib, "instance": instance.map(whole),
+            "application-consistent": snapshot.application_consistent,
         })
     });
     json!({ "snapshots": snapshots.collect::<Vec<_>>() })

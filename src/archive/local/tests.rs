@@ -131,6 +131,7 @@ fn snapshot(number: u8, created_at: &str) -> Snapshot {
         created_at: created_at.parse().unwrap(),
         state: SnapshotState::Exported,
         size_gib: Some(10),
+        application_consistent: None,
         instance_id: Some(INSTANCE.parse().unwrap()),
     }
 }

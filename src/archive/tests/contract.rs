@@ -106,6 +106,7 @@ fn snapshot(number: u16, created_at: &str) -> Snapshot {
         created_at: created_at.parse().unwrap(),
         state: SnapshotState::Exported,
         size_gib: Some(10),
+        application_consistent: None,
         instance_id: Some(INSTANCE.parse().unwrap()),
     }
 }

@@ -93,6 +93,7 @@ fn snapshot(number: u8) -> Snapshot {
         created_at: format!("2026-11-{number:02}T02:30:00.5Z").parse().unwrap(),
         state: SnapshotState::Exported,
         size_gib: Some(10),
+        application_consistent: None,
         instance_id: Some(INSTANCE.parse().unwrap()),
     }
 }

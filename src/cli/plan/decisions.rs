@@ -22,6 +22,7 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
         let planned = planned.as_ref().ok()?;
         let decisions = decided(planned).map(|(decision, snapshot)| {
             let mut json = decision_json(decision, planned.held.is_some());
+            json["application_consistent"] = json!(snapshot.application_consistent);
             json["snapshot"] = snapshot_json(planned, snapshot);
             json
         });

@@ -187,8 +187,13 @@ fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
         plain(taken(snapshot.created_at, is_coming)),
         plain(until),
         plain(called(&snapshot.name, is_coming)),
-        plain(why(decision)),
+        plain(why(decision) + consistency(snapshot)),
     ]
+}
+
+/// Said of those that are: most are not.
+fn consistency(snapshot: &Snapshot) -> &'static str {
+    if snapshot.application_consistent == Some(true) { "; application-consistent" } else { "" }
 }
 
 /// A verdict for people: a deletion must be obvious even without colors.

@@ -20,6 +20,7 @@ pub(crate) enum Opinion {
 pub(crate) struct Candidate {
     pub(crate) created_at: Timestamp,
     pub(crate) periods: Periods,
+    pub(crate) is_consistent: bool,
     pub(crate) opinion: Opinion,
     /// The last instant at which a rule keeps it; the end of time if that does not depend on its age.
     pub(crate) kept_until: Timestamp,
@@ -31,10 +32,15 @@ pub(crate) struct Candidate {
 
 impl Candidate {
     /// One that no rule keeps yet. `reasons` is an empty list, passed in so that its memory is used again.
-    pub(crate) fn new(created_at: Timestamp, periods: Periods, mut reasons: Vec<Reason>) -> Self {
+    pub(crate) fn new(
+        created_at: Timestamp,
+        periods: Periods,
+        is_consistent: bool,
+        mut reasons: Vec<Reason>,
+    ) -> Self {
         reasons.push(Reason::NotWanted);
         let opinion = Opinion::Deletes(Rule::NotWanted);
-        Self { created_at, periods, opinion, kept_until: Timestamp::MIN, reasons, keeping: 0 }
+        Self { created_at, periods, is_consistent, opinion, kept_until: Timestamp::MIN, reasons, keeping: 0 }
     }
 
     pub(crate) fn is_kept(&self) -> bool {

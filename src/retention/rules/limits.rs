@@ -1,4 +1,5 @@
-//! The limits, which delete even what keep rules keep, and `min_keep`, which keeps even what limits delete.
+//! The limits, which delete even what keep rules keep, and `min_keep` and `min_keep_consistent`, which keep even what
+//! limits delete.
 
 use std::num::NonZeroU32;
 
@@ -38,11 +39,25 @@ pub(crate) fn max_count(newest_first: &mut [Candidate], max: NonZeroU32) {
 /// `min_keep = N`: the newest N are kept, whatever the rules say.
 pub(crate) fn min_keep(newest_first: &mut [Candidate], count: u32) {
     for (place, candidate) in (1..=count).zip(newest_first) {
-        let reason = Reason::MinKeep { place, of: count };
-        if candidate.is_kept() {
-            candidate.reasons.push(reason);
-        } else {
-            candidate.opinion = Opinion::Keeps(Rule::MinKeep);
+        keep_always(candidate, Rule::MinKeep, Reason::MinKeep { place, of: count });
+    }
+}
+
+/// `min_keep_consistent = N`: the newest N that are application-consistent are kept, whatever the rules say.
+pub(crate) fn min_keep_consistent(newest_first: &mut [Candidate], count: u32) {
+    let consistent = newest_first.iter_mut().filter(|candidate| candidate.is_consistent);
+    for (place, candidate) in (1..=count).zip(consistent) {
+        keep_always(candidate, Rule::MinKeepConsistent, Reason::MinKeepConsistent { place, of: count });
+    }
+}
+
+fn keep_always(candidate: &mut Candidate, rule: Rule, reason: Reason) {
+    match candidate.opinion {
+        // Before the word that it would be deleted otherwise.
+        Opinion::Keeps(Rule::MinKeep) => candidate.reasons.insert(1, reason),
+        Opinion::Keeps(_) => candidate.reasons.push(reason),
+        _ => {
+            candidate.opinion = Opinion::Keeps(rule);
             candidate.reasons.splice(0..0, [reason, Reason::OtherwiseDeleted]);
         }
     }

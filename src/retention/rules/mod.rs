@@ -1,7 +1,7 @@
 //! The rules of one policy, applied one after the other to the snapshots of an instance, newest first.
 //!
 //! Only good snapshots are candidates. First the keep rules: what any of them keeps is kept. Then the limits `max_age`
-//! and `max_count`, which delete all the same; then `min_keep`, which keeps all the same. Holds, required copies and
+//! and `max_count`, which delete all the same; then `min_keep` and `min_keep_consistent`, which keep all the same. Holds, required copies and
 //! other policies are not considered here.
 
 pub(crate) mod candidate;
@@ -32,7 +32,7 @@ use crate::retention::rules::keep_last::keep_last;
 use crate::retention::rules::keep_within::keep_within;
 use crate::retention::rules::keep_within_hourly_to_yearly::keep_newest_of_each_within;
 use crate::retention::rules::kept_during::kept_during;
-use crate::retention::rules::limits::{max_age, max_count, min_keep};
+use crate::retention::rules::limits::{max_age, max_count, min_keep, min_keep_consistent};
 use crate::retention::verdict::Rule;
 use crate::snapshot::Snapshot;
 
@@ -169,7 +169,8 @@ impl<'a> PolicyRules<'a> {
             if is_coming || is_counted && !is_foreign && orphan.is_none() {
                 let periods = self.calendar.periods(entry.created_at);
                 let reasons = std::mem::take(&mut assessment.reasons);
-                self.candidates.push(Candidate::new(entry.created_at, periods, reasons));
+                let is_consistent = snapshot.application_consistent == Some(true);
+                self.candidates.push(Candidate::new(entry.created_at, periods, is_consistent, reasons));
                 self.places.push(place);
                 continue;
             }
@@ -223,11 +224,12 @@ impl<'a> PolicyRules<'a> {
             max_count(list, max);
         }
         min_keep(list, table.min_keep);
+        min_keep_consistent(list, table.min_keep_consistent);
     }
 
     fn note_candidates(&mut self, group: &Group<'_>, inventory: &Inventory, with_expiry: bool) -> u64 {
         if let Some(table) = self.policy.retention.as_ref().filter(|_| with_expiry) {
-            let ranges = kept_during(&self.candidates, table.max_count, table.min_keep);
+            let ranges = kept_during(&self.candidates, table);
             for (range, place) in ranges.zip(&self.places) {
                 if let Some(assessment) = self.assessments.get_mut(*place) {
                     assessment.kept_during = range;

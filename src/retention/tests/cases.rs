@@ -89,6 +89,101 @@ fn rules_compose() {
 }
 
 #[test]
+fn min_keep_consistent_keeps_the_newest_that_are_so_whatever_the_rules_say() {
+    let keeping = |count: u32, rules: Retention| Retention { min_keep_consistent: count, ..rules };
+    let (kept, unwanted) = ("keep min_keep_consistent", "delete keep");
+    let cases: [(&str, Retention, &[i64], &[&str]); 9] = [
+        ("none by default", keep_last(1), &[3], &["keep keep_last", unwanted, unwanted, unwanted]),
+        (
+            "an older one stays",
+            keeping(1, keep_last(1)),
+            &[3, 4],
+            &["keep keep_last", unwanted, kept, unwanted],
+        ),
+        ("so many", keeping(2, keep_last(1)), &[3, 4], &["keep keep_last", unwanted, kept, kept]),
+        ("as there are", keeping(9, keep_last(1)), &[4], &["keep keep_last", unwanted, unwanted, kept]),
+        (
+            "one that is kept anyway takes a place",
+            keeping(1, keep_last(1)),
+            &[1, 4],
+            &["keep keep_last", unwanted, unwanted, unwanted],
+        ),
+        (
+            "also beyond max_age",
+            keeping(1, max_age("2d")),
+            &[3],
+            &["keep none", "keep none", kept, "delete max_age"],
+        ),
+        (
+            "and beyond max_count, where it takes no place of another",
+            keeping(1, Retention { max_count: count(2), ..no_rules() }),
+            &[4],
+            &["keep none", "keep none", "delete max_count", kept],
+        ),
+        (
+            "min_keep comes first",
+            keeping(1, Retention { min_keep: 2, ..max_age("1h") }),
+            &[2],
+            &["keep min_keep", "keep min_keep", "delete max_age", "delete max_age"],
+        ),
+        (
+            "without any that is so nothing is kept",
+            keeping(1, keep_last(1)),
+            &[],
+            &["keep keep_last", unwanted, unwanted, unwanted],
+        ),
+    ];
+    for (name, rules, consistent_days, expected) in cases {
+        let zone = inventory((1..=4).map(|day| match snap("web-1", days_ago(day)) {
+            one if consistent_days.contains(&day) => consistent(one),
+            // Where the API does not say, it is none.
+            one if day == 2 => Snapshot { application_consistent: None, ..one },
+            one => one,
+        }));
+        assert_eq!(shown(&plan_of(&[nightly().with(rules)], &zone, now()), &zone), expected, "{name}");
+    }
+}
+
+#[test]
+fn min_keep_consistent_counts_good_ones_of_each_instance_and_says_so() {
+    let rules = Retention { min_keep_consistent: 1, ..keep_last(1) };
+    let zone = inventory([
+        snap("web-1", days_ago(1)),
+        in_state("error", consistent(snap("web-1", days_ago(2)))),
+        consistent(snap("web-1", days_ago(3))),
+        consistent(snap("web-1", days_ago(4))),
+        snap("web-2", days_ago(1)),
+        consistent(snap("web-2", days_ago(5))),
+        consistent(snap("web-2", days_ago(-1))),
+    ]);
+    let plan = plan_of(&[nightly().with(rules)], &zone, now());
+    assert_eq!(
+        shown(&plan, &zone),
+        [
+            "keep keep_last",
+            "ignore state",
+            "keep min_keep_consistent",
+            "delete keep",
+            "keep keep_last",
+            "keep min_keep_consistent",
+            "ignore future",
+        ]
+    );
+    let one = decision(&plan, 3);
+    let reasons: Vec<String> = one.reasons().map(|reason| reason.to_string()).collect();
+    assert_eq!(
+        reasons,
+        [
+            "newest 1 of 1 application-consistent ones that are always kept (min_keep_consistent)",
+            "otherwise it would be deleted",
+            "no keep rule wants it",
+            "number 2 from the newest (keep_last = 1)",
+        ]
+    );
+    assert_eq!((one.expires_at, one.blocked_by()), (None, None));
+}
+
+#[test]
 fn each_instance_is_judged_for_itself() {
     let zone = inventory([
         snap("web-1", days_ago(1)),

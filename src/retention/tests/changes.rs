@@ -67,6 +67,45 @@ fn an_edit_waits_until_it_has_settled() {
 }
 
 #[test]
+fn one_that_was_application_consistent_stays_so_whatever_a_later_answer_says() {
+    let policies = [policy("nightly").with(Retention { min_keep_consistent: 1, ..keep_last(1) })];
+    let mut zone = days(4);
+    zone.snapshots[2] = consistent(zone.snapshots[2].clone());
+    let (plan, memory) = run(&policies, &zone, &Memory::default(), now());
+    assert_eq!((deleted(&plan), memory.consistent.len()), (vec![2, 4], 1));
+    for flag in [None, Some(false)] {
+        zone.snapshots[2].application_consistent = flag;
+        let (plan, memory) = run(&policies, &zone, &memory, now());
+        assert_eq!((deleted(&plan), memory.consistent.len()), (vec![2, 4], 1), "{flag:?}");
+    }
+    // A newer one takes its place.
+    zone.snapshots[0] = consistent(zone.snapshots[0].clone());
+    let (plan, memory) = run(&policies, &zone, &memory, now());
+    assert_eq!((deleted(&plan), memory.consistent.len()), (vec![2, 3, 4], 2));
+    // Where no policy asks, nothing is remembered.
+    let (_, memory) = run(&[policy("nightly").with(keep_last(1))], &zone, &memory, hours_later(30));
+    assert!(!serde_json::to_string(&memory).unwrap().contains("\"min_keep_consistent\":0"));
+}
+
+#[test]
+fn taking_min_keep_consistent_away_has_to_settle() {
+    let before = [policy("nightly").with(Retention { min_keep_consistent: 2, ..keep_last(1) })];
+    let after = [policy("nightly").with(keep_last(1))];
+    let mut zone = days(4);
+    for index in [2, 3] {
+        zone.snapshots[index] = consistent(zone.snapshots[index].clone());
+    }
+    let (plan, memory) = run(&before, &zone, &Memory::default(), now());
+    assert_eq!(deleted(&plan), [2]);
+    let (plan, memory) = run(&after, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![2], vec![3, 4]));
+    assert!(why(&plan).contains("min_keep_consistent was 2, is not set"), "{}", why(&plan));
+    let (plan, memory) = run(&after, &zone, &memory, hours_later(20));
+    assert_eq!(deleted(&plan), [2, 3, 4]);
+    assert_eq!(memory.consistent.len(), 0);
+}
+
+#[test]
 fn an_edit_of_an_hourly_policy_takes_effect_although_ranks_move() {
     let (before, after) = ([policy("hourly").with(keep_last(48))], [policy("hourly").with(keep_last(24))]);
     let zone_at = |hour: i64| inventory((0..60 + hour).map(|age| snap("web-1", hours_later(hour - age))));

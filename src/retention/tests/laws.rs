@@ -72,10 +72,11 @@ fn by_period<T: Clone + std::fmt::Debug>(
 fn retentions() -> impl Strategy<Value = Retention> {
     let wanted =
         (of(counts()), of(spans()), by_period(counts().boxed()), by_period(spans().boxed()), any::<bool>());
-    let limits = (of(spans()), of(limits()), 0..3_u32, of(spans()));
+    let minima = (0..3_u32, prop_oneof![2 => Just(0), 1 => 1..3_u32]);
+    let limits = (of(spans()), of(limits()), minima, of(spans()));
     (wanted, limits).prop_map(|(wanted, limits)| {
         let (keep_last, keep_within, keep, keep_within_each, keep_oldest) = wanted;
-        let (max_age, max_count, min_keep, failed_after) = limits;
+        let (max_age, max_count, (min_keep, min_keep_consistent), failed_after) = limits;
         Retention {
             keep_last,
             keep_within,
@@ -85,6 +86,7 @@ fn retentions() -> impl Strategy<Value = Retention> {
             max_age,
             max_count,
             min_keep,
+            min_keep_consistent,
             failed_after,
         }
     })
@@ -133,11 +135,14 @@ fn snapshots(moment: Timestamp) -> impl Strategy<Value = Snapshot> {
     ];
     let off = prop_oneof![3 => Just(0), 1 => -1..=1_i64].prop_map(SignedDuration::from_nanos);
     let instances = prop_oneof![8 => 0..2_usize, 2 => 2..4_usize];
-    (instances, states, taken, off, 0..10_u8).prop_map(move |(instance, state, taken, off, name)| {
+    let flags = select(vec![None, Some(false), Some(true)]);
+    let facts = (instances, states, taken, off, 0..10_u8, flags);
+    facts.prop_map(move |(instance, state, taken, off, name, application_consistent)| {
         let instance = INSTANCES[instance];
         let snapshot = in_state(state, snap(instance, moment - taken + off));
         Snapshot {
             name: format!("{name}").into(),
+            application_consistent,
             instance_id: snapshot.instance_id.filter(|_| !instance.is_empty()),
             ..snapshot
         }
@@ -370,6 +375,7 @@ proptest! {
             }),
             keep_oldest: rules.keep_oldest || more.keep_oldest,
             min_keep: rules.min_keep + more.min_keep,
+            min_keep_consistent: rules.min_keep_consistent + more.min_keep_consistent,
             ..rules.clone()
         };
         let fewer = deleted_by(&policy, wider, &zone, moment);
@@ -398,12 +404,12 @@ proptest! {
     }
 
     #[test]
-    fn the_newest_min_keep_good_ones_never_go(policies in councils(), (moment, zone) in scenes()) {
+    fn the_newest_min_keep_and_min_keep_consistent_good_ones_never_go(policies in councils(), (moment, zone) in scenes()) {
         let gone = deleted_ids(&policies, &zone, moment);
-        let pruning = policies.iter().filter_map(|policy| Some((policy, policy.retention.as_ref()?.min_keep)));
-        for (policy, min_keep) in pruning {
+        let pruning = policies.iter().filter_map(|policy| Some((policy, policy.retention.as_ref()?)));
+        for (policy, table) in pruning {
             for instance in &zone.instances {
-                let mut good: Vec<(Timestamp, SnapshotId)> = zone
+                let mut good: Vec<(Timestamp, SnapshotId, bool)> = zone
                     .snapshots
                     .iter()
                     .filter(|snapshot| {
@@ -414,10 +420,12 @@ proptest! {
                             && snapshot.state.is_good()
                             && snapshot.created_at <= moment + SignedDuration::from_mins(5)
                     })
-                    .map(|snapshot| (snapshot.created_at, snapshot.id))
+                    .map(|one| (one.created_at, one.id, one.application_consistent == Some(true)))
                     .collect();
                 good.sort_unstable();
-                for (_, id) in good.iter().rev().take(min_keep as usize) {
+                let newest = good.iter().rev().take(table.min_keep as usize);
+                let consistent = good.iter().rev().filter(|(.., is_consistent)| *is_consistent);
+                for (_, id, _) in newest.chain(consistent.take(table.min_keep_consistent as usize)) {
                     prop_assert!(!gone.contains(id));
                 }
             }

@@ -70,7 +70,12 @@ fn snap(instance: &str, created_at: Timestamp) -> Snapshot {
         state: SnapshotState::Exported,
         size_gib: Some(10),
         instance_id: Some(instance_id(instance)),
+        application_consistent: Some(false),
     }
+}
+
+fn consistent(snapshot: Snapshot) -> Snapshot {
+    Snapshot { application_consistent: Some(true), ..snapshot }
 }
 
 fn in_state(state: &str, snapshot: Snapshot) -> Snapshot {
@@ -153,6 +158,7 @@ pub(crate) fn no_rules() -> Retention {
         max_age: None,
         max_count: None,
         min_keep: 0,
+        min_keep_consistent: 0,
         failed_after: None,
     }
 }

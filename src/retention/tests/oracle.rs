@@ -281,6 +281,7 @@ fn judged(table: &Retention, good: &[&Snapshot], zone: &TimeZone, now: Timestamp
 
     let mut opinions = Vec::new();
     let mut held = 0;
+    let mut consistent = 0;
     for (place, snapshot) in good.iter().enumerate() {
         let is_too_old = table.max_age.as_ref().is_some_and(|limit| is_older(snapshot, limit, zone, now));
         let opinion = match wanting[place].first() {
@@ -296,8 +297,12 @@ fn judged(table: &Retention, good: &[&Snapshot], zone: &TimeZone, now: Timestamp
             }
         };
         let is_protected = place < table.min_keep as usize;
+        let is_consistent = snapshot.application_consistent == Some(true);
+        consistent += u32::from(is_consistent);
+        let is_needed = is_consistent && consistent <= table.min_keep_consistent;
         opinions.push(match opinion {
             Opinion::LetsGo(_) if is_protected => Opinion::Keeps(Rule::MinKeep),
+            Opinion::LetsGo(_) if is_needed => Opinion::Keeps(Rule::MinKeepConsistent),
             opinion => opinion,
         });
     }
