@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
@@ -14,15 +15,15 @@ use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
-use crate::config::policies::MAX_CLOCK_SKEW;
 use crate::config::sections::Config;
-use crate::policy::ArchiveRules;
 use crate::policy::name::ArchiveName;
+use crate::policy::{ArchiveRules, Guard};
 use crate::randomness::fresh_id;
 use crate::retention::guard::readable;
 use crate::run::archive_adopt::{self, Adopted};
 use crate::run::archive_presence::{Looker, exclude_corrupt};
 use crate::run::archive_prune::ArchivePruner;
+use crate::run::archive_retention::CopyDecision;
 use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::step::Recorder;
 use crate::snapshot::ZoneName;
@@ -264,7 +265,9 @@ pub async fn verify(
 /// A copy that the archive's retention does not keep.
 struct PrunedCopy {
     facts: StepFacts,
-    /// `None` for a dry run.
+    /// What keeps it all the same.
+    blocked_by: Option<&'static str>,
+    /// `None` for a dry run, and if something keeps it.
     outcome: Option<StepOutcome>,
     message: Option<String>,
 }
@@ -292,23 +295,27 @@ pub async fn prune(
     archives.retain(|name, _| retention(name).is_some());
     let state = assemble::state(&config, &seams, if dry_run { Use::Reading } else { Use::Changing })?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
-        let Some(rules) = config.archive_rules.get(name) else { return Ok(Vec::new()) };
-        let Some(retention) = rules.retention.clone() else { return Ok(Vec::new()) };
-        let guard = rules.guard.clone();
+        let Some(rules) = config.archive_rules.get(name).cloned() else { return Ok(Pruning::default()) };
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
-        let pruner = ArchivePruner { state: state.clone(), clock, archive, retention, guard };
+        let policies = config.policies.clone();
+        let pruner = ArchivePruner { state: state.clone(), clock, archive, rules, policies };
         prune_one(&config, &seams, &pruner, dry_run).await
     };
     let results = each(&archives, names, "nothing is pruned: ", output, work).await;
-    let fields = |copies: Option<&Vec<PrunedCopy>>| {
-        let copies = copies.into_iter().flatten().map(|PrunedCopy { facts, outcome, message }| {
+    let fields = |pruning: Option<&Pruning>| {
+        let copies = pruning.into_iter().flat_map(|pruning| &pruning.copies);
+        let copies = copies.map(|PrunedCopy { facts, blocked_by, outcome, message }| {
             let StepFacts { zone, snapshot, rule, reasons, .. } = facts;
-            json!({ "zone": zone, "snapshot": snapshot, "rule": rule, "reasons": reasons, "outcome": outcome, "message": message })
+            json!({
+                "zone": zone, "snapshot": snapshot, "rule": rule, "reasons": reasons, "blocked_by": blocked_by,
+                "outcome": outcome, "message": message,
+            })
         });
-        json!({ "dry_run": dry_run, "copies": copies.collect::<Value>() })
+        let notes = pruning.map_or_else(Vec::new, |pruning| pruning.blocked.clone());
+        json!({ "dry_run": dry_run, "copies": copies.collect::<Value>(), "blocked": notes })
     };
-    let text = |(name, result): &(&ArchiveName, Result<Vec<PrunedCopy>, String>)| {
-        render_pruned(name, result.as_deref().unwrap_or_default(), dry_run, output)
+    let text = |(name, result): &(&ArchiveName, Result<Pruning, String>)| {
+        result.as_ref().map_or_else(|_| String::new(), |done| render_pruned(name, done, dry_run, output))
     };
     let none = "no archive has a retention: every copy is kept\n".to_owned();
     output.show(
@@ -316,35 +323,59 @@ pub async fn prune(
         || if results.is_empty() { none } else { results.iter().map(text).collect() },
     );
     let is_bad = |copy: &PrunedCopy| copy.outcome == Some(StepOutcome::Failed);
-    Ok(exit_of(&results, |copies| !copies.iter().any(is_bad)))
+    let is_blocked = |(_, pruning): &(&ArchiveName, Result<Pruning, String>)| {
+        pruning.as_ref().is_ok_and(|pruning| !pruning.blocked.is_empty())
+    };
+    let held = if !dry_run && results.iter().any(is_blocked) { Exit::Held } else { Exit::Done };
+    Ok(held.worse(exit_of(&results, |pruning| !pruning.copies.iter().any(is_bad))))
 }
 
-/// The copies to prune of one archive, or why none is pruned.
+/// What was pruned of an archive, or would be.
+#[derive(Default)]
+struct Pruning {
+    copies: Vec<PrunedCopy>,
+    /// What the guard keeps, in sentences, and how to let it pass.
+    blocked: Vec<String>,
+}
+
+/// Prunes an archive, or shows what would be pruned.
 async fn prune_one(
     config: &Config,
     seams: &Seams,
     pruner: &ArchivePruner,
     dry_run: bool,
-) -> Result<Vec<PrunedCopy>, String> {
-    let planned = pruner.plan(None).await?;
-    let zone = planned.first().map(|(_, facts)| facts.zone.clone());
-    let (Some(zone), false) = (zone, dry_run) else {
-        let copies = planned.into_iter();
-        return Ok(copies.map(|(_, facts)| PrunedCopy { facts, outcome: None, message: None }).collect());
+) -> Result<Pruning, String> {
+    let plan = pruner.plan(None, &[]).await?;
+    let zone = plan.deletions().next().map(|copy| copy.facts.zone.clone());
+    let (plan, steps) = match zone.filter(|_| !dry_run) {
+        Some(zone) => {
+            let guard = &pruner.rules.guard;
+            trust_the_clock(config, seams, guard, &zone).await?;
+            let run_id = fresh_id(&*seams.randomness, seams.clock.now());
+            let recorder = Recorder::manual(pruner.state.clone(), pruner.clock.clone(), run_id);
+            // A signal ends the process.
+            pruner.prune(&recorder, None, &CancellationToken::new()).await?
+        }
+        None => (plan, Vec::new()),
     };
-    trust_the_clock(config, seams, &zone).await?;
-    let run_id = fresh_id(&*seams.randomness, seams.clock.now());
-    let recorder = Recorder::manual(pruner.state.clone(), pruner.clock.clone(), run_id);
-    let steps = pruner.prune(&recorder, None).await?.into_iter();
-    Ok(steps
-        .map(|step| PrunedCopy { facts: step.facts, outcome: Some(step.outcome), message: step.message })
-        .collect())
+    let mut steps = steps.into_iter();
+    let mut copies = Vec::new();
+    for CopyDecision { facts, blocked_by, .. } in plan.decisions {
+        let step = if blocked_by.is_none() { steps.next() } else { None };
+        let (outcome, message) = step.map_or((None, None), |step| (Some(step.outcome), step.message));
+        copies.push(PrunedCopy { facts, blocked_by, outcome, message });
+    }
+    Ok(Pruning { copies, blocked: plan.held.into_values().chain(plan.pending.into_values()).collect() })
 }
 
 /// A wrong clock makes every copy look old. So it is compared with the API's clock here, as in a run.
-async fn trust_the_clock(config: &Config, seams: &Seams, zone: &ZoneName) -> Result<(), String> {
-    let max =
-        config.policies.iter().map(|policy| policy.guard.max_clock_skew).min().unwrap_or(MAX_CLOCK_SKEW);
+async fn trust_the_clock(
+    config: &Config,
+    seams: &Seams,
+    guard: &Guard,
+    zone: &ZoneName,
+) -> Result<(), String> {
+    let max = guard.max_clock_skew;
     let why = match assemble::client(config, None, seams).clock_skew(zone).await {
         Ok(Some(skew)) if skew.unsigned_abs() <= max => return Ok(()),
         Ok(Some(skew)) => {
@@ -358,11 +389,14 @@ async fn trust_the_clock(config: &Config, seams: &Seams, zone: &ZoneName) -> Res
     Err(format!("ages are unreliable, since this machine's clock {why}"))
 }
 
-fn render_pruned(name: &ArchiveName, copies: &[PrunedCopy], dry_run: bool, output: Output) -> String {
+fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: Output) -> String {
+    let Pruning { copies, blocked } = pruning;
     let head = if dry_run { "would be deleted" } else { "to delete" };
-    let mut text = format!("archive {name}: {} {head}\n", counted(copies.len(), "copy"));
+    let deletions = copies.iter().filter(|copy| copy.blocked_by.is_none()).count();
+    let mut text = format!("archive {name}: {} {head}\n", counted(deletions, "copy"));
     let row = |copy: &PrunedCopy| -> Row {
         let (word, tone) = match copy.outcome {
+            None if copy.blocked_by.is_some() => ("kept", Tone::Dim),
             None => ("would be deleted", Tone::Bad),
             Some(StepOutcome::Done) => ("deleted", Tone::Bad),
             Some(StepOutcome::Failed) => ("FAILED", Tone::Bad),
@@ -381,6 +415,9 @@ fn render_pruned(name: &ArchiveName, copies: &[PrunedCopy], dry_run: bool, outpu
     if !copies.is_empty() {
         let head = &["RESULT", "ZONE", "INSTANCE", "TAKEN", "WHY"];
         text.push_str(&output.table(head, copies.iter().map(row).collect()));
+    }
+    for why in blocked {
+        text.push_str(&output.note("BLOCKED:", Tone::Bad, why));
     }
     text
 }

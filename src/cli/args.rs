@@ -309,16 +309,23 @@ pub struct Hold {
 
 /// Arguments of `allow`.
 #[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
 pub struct Allow {
     /// The policy
-    #[arg(value_name = "POLICY")]
-    pub policy: PolicyName,
+    #[arg(value_name = "POLICY", required_unless_present = "archive", conflicts_with = "archive")]
+    pub policy: Option<PolicyName>,
     /// The most deletions that its next run may make; the guard still blocks a larger run
     #[arg(value_name = "N")]
     pub deletes: u64,
+    /// Instead of a policy: the next pruning of this archive's copies
+    #[arg(long, value_name = "ARCHIVE")]
+    pub archive: Option<ArchiveName>,
     /// Allow only this zone, with up to N deletions there
     #[arg(long)]
     pub zone: Option<ZoneName>,
+    /// How long it stays allowed [default: 7 days, or a day after the next run if that is later]
+    #[arg(long = "for", value_name = "SPAN")]
+    pub lasts: Option<Span>,
 }
 
 /// The subcommands of `archive`.

@@ -181,23 +181,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_of_an_archive_that_does_nothing_is_refused() {
-        let text = |key: &str| {
-            format!(
-                "[archives.vault]\ntype = \"local\"\npath = \"/srv\"\n[archives.vault.guard]\n{key}\n\
-                 [policies.p]\nzones = [\"ch-gva-2\"]\n"
-            )
-        };
-        assert!(parse(&text("max_listing_drop_percent = 20"), "a.toml", None).is_ok());
-        for key in
-            ["max_deletes = 5", "max_delete_percent = 20", "settle = \"1h\"", "max_clock_skew = \"1m\""]
-        {
-            let refused = parse(&text(key), "a.toml", None).unwrap_err().to_string();
-            assert!(refused.contains(key.split(' ').next().unwrap()), "{key}: {refused}");
-        }
-    }
-
-    #[test]
     fn the_full_example_shows_every_key_that_is_available() {
         let example = include_str!("../../config/full.toml");
         let shown = |key: &str| {

@@ -201,20 +201,7 @@ fn read_min_keep(table: &Table<'_>) -> u32 {
     min_keep
 }
 
-/// Only the key that is obeyed: a limit that is taken and does nothing would be trusted.
-pub(super) fn read_archive_guard(table: &Table<'_>) -> Guard {
-    let max = table.number("max_listing_drop_percent", 0..=100);
-    Guard {
-        max_deletes: None,
-        max_delete_percent: MAX_DELETE_PERCENT,
-        max_listing_drop_percent: max.unwrap_or(MAX_LISTING_DROP_PERCENT),
-        max_clock_skew: MAX_CLOCK_SKEW,
-        settle: SETTLE,
-        expect_newest: None,
-    }
-}
-
-fn read_guard(table: &Table<'_>) -> Guard {
+pub(super) fn read_guard(table: &Table<'_>) -> Guard {
     let percent = |key| table.number(key, 0..=100);
     Guard {
         max_deletes: table.number("max_deletes", 0..=u64::MAX),

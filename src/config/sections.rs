@@ -323,7 +323,7 @@ fn read_archive_rules(table: &Table<'_>) -> ArchiveRules {
     let schedule = verify.required("schedule", "write when, such as `schedule = \"0 5 * * 0\"`");
     let percent = verify.number("percent", 1..=100).unwrap_or(VERIFY_PERCENT);
     let verify = schedule.and_then(|value| value.schedule()).map(|schedule| VerifyPlan { schedule, percent });
-    ArchiveRules { retention, verify, guard: policies::read_archive_guard(&table.table("guard")) }
+    ArchiveRules { retention, verify, guard: policies::read_guard(&table.table("guard")) }
 }
 
 fn read_archive(table: &Table<'_>) -> Option<ArchiveSettings> {

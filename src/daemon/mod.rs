@@ -35,6 +35,7 @@ use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
 use crate::run::report::{RunReport, RunResult};
+use crate::state::allowances::AllowanceOf;
 use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
 use crate::state::schedules::Schedules;
@@ -548,7 +549,7 @@ async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, St
     state.all_created().await?;
     let mut all = HashMap::new();
     for Policy { name, .. } in &runner.policies {
-        state.allowances(name).await?;
+        state.allowances(&AllowanceOf::Policy(name.clone())).await?;
         state.policy_state(name).await?;
         all.insert(name.clone(), state.last_runs(name).await?);
     }

@@ -22,7 +22,7 @@ use crate::randomness::fresh_id;
 use crate::restore::copy::{Destination, copy_first_good};
 use crate::restore::error::RestoreError;
 use crate::restore::find::ArchivedCopy;
-use crate::run::archive_prune::subject_of;
+use crate::run::archive_retention::subject_of;
 use crate::run::context::Runner;
 use crate::run::promote::look;
 use crate::run::report::Step;

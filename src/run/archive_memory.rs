@@ -1,13 +1,14 @@
 //! Remembers what a run found in the archives, for later runs to compare with.
 
-use std::collections::BTreeSet;
-
 use crate::policy::name::ArchiveName;
+use crate::retention::guard::is_clock_trusted;
 use crate::run::archive_adopt::{Adopted, adopt};
 use crate::run::archive_presence::Presence;
+use crate::run::archive_retention::remember;
 use crate::run::context::Runner;
 use crate::run::list::Listing;
-use crate::state::archives::Archives;
+use crate::snapshot::ZoneName;
+use crate::state::archives::{ArchiveMemory, Archives};
 use crate::text::chain;
 
 impl Runner {
@@ -46,23 +47,40 @@ impl Runner {
         failures
     }
 
-    /// Remembers the copies in the archives of a listing, to find later what vanished. Returns what failed.
-    pub(crate) async fn accept_archives(&self, listing: &Listing) -> Option<String> {
-        let copies: Vec<(ArchiveName, BTreeSet<String>)> = listing
-            .catalogues
-            .iter()
-            .filter(|(name, _)| listing.presence(name) == Some(&Presence::Known))
-            .filter_map(|(name, catalogue)| Some((name.clone(), catalogue.as_ref().ok()?.stems())))
-            .collect();
-        let accept = move |all: &mut Archives| {
-            for (name, copies) in copies {
-                all.archives.entry(name).or_default().copies = copies;
+    /// Remembers the copies in the archives of a listing, to find later what vanished, and by which rules they stay in these
+    /// zones. Returns what failed.
+    pub(crate) async fn accept_archives(&self, listing: &Listing, zones: &[ZoneName]) -> Vec<String> {
+        let now = self.clock.now();
+        let mut seen = Vec::new();
+        for (name, catalogue) in &listing.catalogues {
+            if listing.presence(name) != Some(&Presence::Known) {
+                continue;
             }
+            let (Ok(catalogue), Some(rules)) = (catalogue, self.archive_rules.get(name)) else { continue };
+            let id = catalogue.marker().as_ref().ok().and_then(|marker| Some(marker.as_ref()?.id));
+            // A clock in doubt must not make a change look older than it is.
+            let is_trusted = is_clock_trusted(&rules.guard, listing.inventory.clock);
+            let zones = if is_trusted { zones.to_vec() } else { Vec::new() };
+            seen.push((name.clone(), id, catalogue.stems(), rules.clone(), zones));
+        }
+        let accept = move |all: &mut Archives| {
+            let mut failures = Vec::new();
+            for (name, id, copies, rules, zones) in seen {
+                let mut memory = ArchiveMemory { id, copies, ..all.of_marked(&name, id) };
+                for zone in zones {
+                    match remember(&name, &rules, &memory, &zone, now) {
+                        Ok(rested_on) => memory.rested_on.extend(rested_on.map(|memory| (zone, memory))),
+                        Err(why) => failures.push(why),
+                    }
+                }
+                all.archives.insert(name, memory);
+            }
+            failures
         };
-        let accepted = self.state.change_archives(&*self.clock, accept).await;
-        accepted
-            .err()
-            .map(|error| format!("the copies in the archives are not remembered: {}", chain(&error)))
+        match self.state.change_archives(&*self.clock, accept).await {
+            Ok(failures) => failures,
+            Err(error) => vec![format!("the copies in the archives are not remembered: {}", chain(&error))],
+        }
     }
 
     /// Takes an archive over as it is: see [`adopt`].

@@ -77,6 +77,8 @@ pub(crate) struct Found {
     pub(crate) presence: Presence,
     /// The remembered copies that vanished without a mark, if they are too many.
     pub(crate) vanished: Vec<String>,
+    /// What the state remembers of it.
+    pub(crate) memory: ArchiveMemory,
 }
 
 impl Looker {
@@ -97,7 +99,8 @@ impl Looker {
     /// Why it can't be read or is not there, as the end of a sentence about it.
     pub(crate) async fn look(&self, archive: &Archive, guard: &Guard) -> Result<Found, String> {
         let mut catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
-        let memory = self.archives.of(archive.name());
+        let id = catalogue.marker().as_ref().ok().and_then(|marker| Some(marker.as_ref()?.id));
+        let memory = self.archives.of_marked(archive.name(), id);
         let presence = self.presence(archive, &memory, &catalogue).await?;
         let vanished: Vec<String> = match &presence {
             Presence::Known => catalogue.vanished(&memory.copies).into_iter().map(str::to_owned).collect(),
@@ -106,7 +109,7 @@ impl Looker {
         exclude_corrupt(&mut catalogue, &memory);
         let (dropped, all) = (vanished.len() as u64, memory.copies.len() as u64);
         let is_drop = dropped > VERY_FEW && is_beyond(dropped, all, guard.max_listing_drop_percent);
-        let presence = match (presence, memory.write_failure) {
+        let presence = match (presence, memory.write_failure.clone()) {
             _ if is_drop => Presence::Closed(vanished_text(archive, &vanished, memory.copies.len())),
             (presence @ (Presence::Known | Presence::FirstUse), Some(why)) => Presence::WriteFailed {
                 why: write_failed_text(archive, &why),
@@ -115,7 +118,7 @@ impl Looker {
             (presence, _) => presence,
         };
         let vanished = if is_drop { vanished } else { Vec::new() };
-        Ok(Found { catalogue: Arc::new(catalogue), presence, vanished })
+        Ok(Found { catalogue: Arc::new(catalogue), presence, vanished, memory })
     }
 
     async fn presence(

@@ -362,6 +362,7 @@ pub(crate) fn planned(export: &Export, plan: &ZonePlan) -> Vec<PlannedAction> {
     let all = missing(export, plan).into_iter().flat_map(|Missing { snapshot, archives, .. }| {
         archives.into_iter().map(move |archive| PlannedAction {
             action: Action::Export,
+            archive: Some(archive.clone()),
             snapshot: plan.listing.subject(snapshot),
             why: why(export.snapshots, archive),
         })

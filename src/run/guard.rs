@@ -15,7 +15,7 @@ use crate::retention::memory::settles_at;
 use crate::run::context::Runner;
 use crate::run::plan::ZonePlan;
 use crate::snapshot::{InstanceId, SnapshotId};
-use crate::state::allowances::Allowance;
+use crate::state::allowances::{Allowance, AllowanceOf};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
@@ -48,8 +48,8 @@ pub(crate) async fn preview(
     }
     let read = async {
         let before = runner.state.last_runs(&policy.name).await?;
-        let allowances = runner.state.allowances(&policy.name).await?;
-        Ok::<_, StateError>((before, valid(allowances, policy, runner.clock.now())))
+        let allowances = runner.state.allowances(&AllowanceOf::Policy(policy.name.clone())).await?;
+        Ok::<_, StateError>((before, valid(allowances, &[policy], runner.clock.now())))
     };
     match read.await {
         Ok((before, allowances)) => judge(runner, policy, plans, &before, &allowances, None).await,
@@ -70,9 +70,10 @@ pub(crate) async fn judge_run(
     if policy.retention.is_none() || plans.iter().all(Result::is_err) {
         return unguarded(plans);
     }
-    match runner.state.take_allowances(&policy.name, &*runner.clock, stop).await {
+    let of = AllowanceOf::Policy(policy.name.clone());
+    match runner.state.take_allowances(&of, &*runner.clock, stop).await {
         Ok(allowances) => {
-            let allowances = valid(allowances, policy, runner.clock.now());
+            let allowances = valid(allowances, &[policy], runner.clock.now());
             judge(runner, policy, plans, before, &allowances, by_caller).await
         }
         Err(error) => fail(plans, &error),
@@ -80,21 +81,22 @@ pub(crate) async fn judge_run(
 }
 
 /// The allowances that have not ended.
-fn valid(mut allowances: Vec<Allowance>, policy: &Policy, now: Timestamp) -> Vec<Allowance> {
-    allowances.retain(|allowance| now <= ends_at(allowance, policy));
+pub(crate) fn valid(mut allowances: Vec<Allowance>, policies: &[&Policy], now: Timestamp) -> Vec<Allowance> {
+    allowances.retain(|allowance| now <= ends_at(allowance, policies));
     allowances
 }
 
-/// When an allowance ends: after a week, or a day after the policy's next run if that is later, since a run may be late.
-/// Who gave it knew the situation of those days.
-pub(crate) fn ends_at(allowance: &Allowance, policy: &Policy) -> Timestamp {
+/// When an allowance ends that these policies use up: when its giver said, else after a week, or a day after the next run
+/// of all of them if that is later, since a run may be late. Who gave it knew the situation of those days.
+pub(crate) fn ends_at(allowance: &Allowance, policies: &[&Policy]) -> Timestamp {
     let days = |from: Timestamp, days: i64| {
         from.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
     };
-    let schedule = policy.schedule.as_ref();
-    let next_run = schedule.and_then(|schedule| schedule.next_after(allowance.given_at, &policy.time_zone));
+    let next_run =
+        |policy: &&Policy| policy.schedule.as_ref()?.next_after(allowance.given_at, &policy.time_zone);
+    let next_run = policies.iter().filter_map(next_run).max();
     let week = days(allowance.given_at, 7);
-    next_run.map_or(week, |next_run| week.max(days(next_run, 1)))
+    allowance.ends_at.unwrap_or_else(|| next_run.map_or(week, |next_run| week.max(days(next_run, 1))))
 }
 
 /// Judges plans over listings that have no past, such as those from files.

@@ -10,6 +10,7 @@ pub mod archive_adopt;
 mod archive_memory;
 pub(crate) mod archive_presence;
 pub mod archive_prune;
+pub mod archive_retention;
 pub mod archive_verify;
 pub mod context;
 pub mod create;

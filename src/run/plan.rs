@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
+use crate::policy::name::ArchiveName;
 use crate::policy::{Policy, Which};
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention;
@@ -36,6 +37,8 @@ pub struct ZonePlan {
 pub struct PlannedAction {
     /// Either `Export` or `Promote`.
     pub action: Action,
+    /// Where an export goes.
+    pub archive: Option<ArchiveName>,
     /// The snapshot that it is done to; without an id if the run would take the snapshot first.
     pub snapshot: Subject,
     /// A sentence for people.

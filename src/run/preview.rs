@@ -1,22 +1,26 @@
 //! Shows what a run would do. Nothing is changed.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use crate::policy::Policy;
+use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
 use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
 use crate::retention::plan::PolicyPlan;
+use crate::run::archive_retention::CopyDecision;
 use crate::run::context::Runner;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan, ends_at};
 use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, with_warnings};
 use crate::run::persist;
-use crate::run::plan::{PlannedAction, add_coming, decide};
+use crate::run::plan::{PlannedAction, ZonePlan, add_coming, decide};
 use crate::run::promote;
 use crate::run::self_instance;
 use crate::snapshot::ZoneName;
-use crate::state::allowances::Allowance;
+use crate::state::allowances::{Allowance, AllowanceOf};
 use crate::text::chain;
 
 /// What a run of a policy would do in a zone.
@@ -34,6 +38,10 @@ pub struct Preview {
     pub allowances: Vec<(Allowance, Timestamp)>,
     /// The exports and promotions before deleting.
     pub actions: Vec<PlannedAction>,
+    /// The copies that the archives' own retention does not keep, after those exports.
+    pub copies: Vec<CopyDecision>,
+    /// Which of these copies the guards of the archives keep, in sentences.
+    pub copies_blocked: Vec<String>,
 }
 
 /// A zone, and what a run would do there, or why that is unknown.
@@ -65,14 +73,41 @@ impl Runner {
             };
             previews.push((zone.clone(), preview));
         }
+        runner.add_copies(policy, &mut previews).await;
         previews
+    }
+
+    /// Adds what the retention of the policy's archives says of the copies in them.
+    async fn add_copies(&self, policy: &Policy, previews: &mut [ZonePreview]) {
+        let archives: BTreeSet<&ArchiveName> =
+            policy.export.iter().flat_map(|export| &export.archives).collect();
+        for (archive, pruner) in archives.into_iter().filter_map(|name| Some((name, self.pruner(name)?))) {
+            let mut coming = Vec::new();
+            for (zone, preview) in &*previews {
+                let actions = preview.iter().flat_map(|preview| &preview.actions);
+                let exports = actions.filter(|action| action.archive.as_ref() == Some(archive));
+                coming.extend(exports.map(|action| (zone.clone(), action.snapshot.clone())));
+            }
+            // An archive that cannot be read has its own warning.
+            let Ok(mut plan) = pruner.plan(Some(&policy.zones), &coming).await else { continue };
+            for (zone, preview) in &mut *previews {
+                let Ok(preview) = preview else { continue };
+                let decisions = plan.decisions.iter().filter(|decision| decision.facts.zone == *zone);
+                preview.copies.extend(decisions.cloned());
+                preview
+                    .copies_blocked
+                    .extend(plan.held.remove(zone).into_iter().chain(plan.pending.remove(zone)));
+                preview.listing.warnings.extend(plan.warnings.remove(zone).unwrap_or_default());
+            }
+        }
     }
 
     async fn preview_zone(&self, policy: &Policy, guarded: GuardedPlan, at: Timestamp) -> Preview {
         let GuardedPlan { mut plan, held, pending, .. } = guarded;
         let now = self.clock.now();
-        let allowances = self.state.allowances(&policy.name).await.unwrap_or_default().into_iter();
-        let allowances = allowances.map(|allowance| (ends_at(&allowance, policy), allowance));
+        let of = AllowanceOf::Policy(policy.name.clone());
+        let allowances = self.state.allowances(&of).await.unwrap_or_default().into_iter();
+        let allowances = allowances.map(|allowance| (ends_at(&allowance, &[policy]), allowance));
         let allowances = allowances.filter(|(ends_at, allowance)| {
             now <= *ends_at && allowance.zone.as_ref().is_none_or(|zone| zone == plan.zone())
         });
@@ -96,7 +131,9 @@ impl Runner {
         for action in &mut actions {
             action.snapshot.id = action.snapshot.id.filter(|id| !coming.contains(id));
         }
-        Preview { listing: plan.listing, plan: plan.plan, held, pending, allowances, actions }
+        let (copies, copies_blocked) = (Vec::new(), Vec::new());
+        let ZonePlan { listing, plan, .. } = plan;
+        Preview { listing, plan, held, pending, allowances, actions, copies, copies_blocked }
     }
 }
 
@@ -125,6 +162,8 @@ pub fn preview_offline(
             pending,
             allowances: Vec::new(),
             actions: Vec::new(),
+            copies: Vec::new(),
+            copies_blocked: Vec::new(),
         })
     });
     zones.into_iter().zip(previews).collect()

@@ -108,7 +108,8 @@ pub(crate) async fn planned(
 ) -> Result<Vec<PlannedAction>, StateError> {
     let settled = settled(&PolicyMemory::read(runner, policy).await?).await;
     let all = candidates(policy, promote, plan, &settled).into_iter().map(|(name, candidate)| {
-        PlannedAction { action: Action::Promote, snapshot: candidate.subject, why: why(&name) }
+        let (action, snapshot) = (Action::Promote, candidate.subject);
+        PlannedAction { action, archive: None, snapshot, why: why(&name) }
     });
     Ok(all.collect())
 }

@@ -100,6 +100,7 @@ pub fn sums_of(plan: &PolicyPlan) -> PlanSums {
             Some("source") => sums.blocked_by_source += 1,
             Some("export") => sums.blocked_by_export += 1,
             Some("archive") => sums.blocked_by_archive += 1,
+            Some("guard") => sums.blocked_by_guard += 1,
             Some("change") => sums.pending += 1,
             _ => {}
         }

@@ -117,7 +117,7 @@ impl Sequence<'_> {
             add_steps(&mut zones, steps);
         }
         let seen = self.delete(&mut zones, started_at).await;
-        runner.prune_archives(policy, recorder, &mut zones, full).boxed().await;
+        runner.prune_archives(policy, recorder, &mut zones, full, &self.options.stop).boxed().await;
         let times = [started_at, runner.clock.now()];
         let quotas = self.quotas().await;
         let zones = zones.into_iter().map(|zone| zone.report).collect();
@@ -167,7 +167,7 @@ impl Sequence<'_> {
         let listed_at = runner.clock.now();
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
-            report.failures.extend(runner.accept_archives(listing).await);
+            report.failures.extend(runner.accept_archives(listing, &names).await);
             let exports = policy.export.iter();
             report.failures.extend(exports.flat_map(|export| export::write_failed(export, listing)));
         }
@@ -203,7 +203,11 @@ impl Sequence<'_> {
         [started_at, listed_at]: [Timestamp; 2],
     ) -> SeenZone {
         let GuardedPlan { plan, held, emptied, pending, missed, is_accepted } = guarded;
-        report.plan = Some(sums_of(&plan.plan));
+        let mut sums = sums_of(&plan.plan);
+        if held.is_some() || plan.listing.inventory.unadopted.is_some() {
+            sums.blocked_by_guard += sums.delete;
+        }
+        report.plan = Some(sums);
         report.held = held.as_ref().map(ToString::to_string).or_else(|| emptied.clone());
         if let Some(archive) = &plan.listing.inventory.unadopted {
             report.held = Some(unadopted_text(archive));

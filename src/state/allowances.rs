@@ -1,4 +1,4 @@
-//! Allowances: each lets the next run of a policy pass the guard, once.
+//! Allowances: each lets the next run of a policy, or the next pruning of an archive, pass the guard, once.
 //!
 //! A command changes the file, also beside a running daemon, so it has a lock of its own.
 //! Reading needs none, since the file is replaced in one step.
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::policy::name::PolicyName;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
@@ -24,11 +24,22 @@ struct Allowances {
     allowances: Vec<Allowance>,
 }
 
+/// Whose guard it lets pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllowanceOf {
+    /// In the next run of this policy.
+    Policy(PolicyName),
+    /// In the next pruning of this archive.
+    Archive(ArchiveName),
+}
+
 /// Lets one run pass the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowance {
-    /// For the next run of this policy.
-    pub policy: PolicyName,
+    /// For which policy or archive.
+    #[serde(flatten)]
+    pub of: AllowanceOf,
     /// For this zone alone; without it, for the run as a whole.
     #[serde(default)]
     pub zone: Option<ZoneName>,
@@ -36,20 +47,23 @@ pub struct Allowance {
     pub deletes: u64,
     /// When it was given.
     pub given_at: Timestamp,
+    /// When it ends, if that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<Timestamp>,
 }
 
 impl StateDirectory {
-    /// The allowances for the policy's next run; they stay.
+    /// The allowances for the next run of a policy, or the next pruning of an archive; they stay.
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
-    pub async fn allowances(&self, policy: &PolicyName) -> Result<Vec<Allowance>, StateError> {
+    pub async fn allowances(&self, of: &AllowanceOf) -> Result<Vec<Allowance>, StateError> {
         let mut all: Allowances = self.load(FILE, VERSION).await?;
-        all.allowances.retain(|allowance| allowance.policy == *policy);
+        all.allowances.retain(|allowance| allowance.of == *of);
         Ok(all.allowances)
     }
 
-    /// Gives an allowance, and returns the one for the same policy and zone that it replaces.
+    /// Gives an allowance, and returns the one of the same and for the same zone that it replaces.
     ///
     /// # Errors
     /// [`StateError`]; the allowances are as they were then, or new.
@@ -62,8 +76,7 @@ impl StateDirectory {
         let never = CancellationToken::new();
         self.change_shared("allowances", clock, &never, move |state| {
             let mut all: Allowances = state.read(FILE, VERSION)?;
-            let is_same =
-                |other: &Allowance| other.policy == allowance.policy && other.zone == allowance.zone;
+            let is_same = |other: &Allowance| other.of == allowance.of && other.zone == allowance.zone;
             let place = all.allowances.iter().position(is_same);
             let replaced = place.map(|place| all.allowances.remove(place));
             all.allowances.push(allowance);
@@ -73,26 +86,26 @@ impl StateDirectory {
         .await
     }
 
-    /// Takes the allowances for the policy's run: once they are returned they are removed, also after a crash.
+    /// Takes the allowances for a run or a pruning: once they are returned they are removed, also after a crash.
     ///
     /// # Errors
     /// [`StateError`]: then nothing is allowed, since it might be allowed twice.
     pub async fn take_allowances(
         &self,
-        policy: &PolicyName,
+        of: &AllowanceOf,
         clock: &dyn Clock,
         stop: &CancellationToken,
     ) -> Result<Vec<Allowance>, StateError> {
         // Hardly ever is there one, and a run without changes nothing here. One that comes a moment later is for
         // the next run.
-        if self.allowances(policy).await?.is_empty() {
+        if self.allowances(of).await?.is_empty() {
             return Ok(Vec::new());
         }
-        let policy = policy.clone();
+        let of = of.clone();
         self.change_shared("allowances", clock, stop, move |state| {
             let all: Allowances = state.read(FILE, VERSION)?;
             let (taken, allowances): (Vec<_>, Vec<_>) =
-                all.allowances.into_iter().partition(|allowance| allowance.policy == policy);
+                all.allowances.into_iter().partition(|allowance| allowance.of == of);
             state.write(FILE, VERSION, &Allowances { allowances })?;
             Ok(taken)
         })
@@ -131,13 +144,13 @@ mod tests {
         CancellationToken::new()
     }
 
-    fn name(text: &str) -> PolicyName {
-        text.parse().unwrap()
+    fn name(policy: &str) -> AllowanceOf {
+        AllowanceOf::Policy(policy.parse().unwrap())
     }
 
     fn leave(policy: &str, zone: Option<&str>, deletes: u64) -> Allowance {
         let zone = zone.map(|zone| zone.parse().unwrap());
-        Allowance { policy: name(policy), zone, deletes, given_at: Timestamp::UNIX_EPOCH }
+        Allowance { of: name(policy), zone, deletes, given_at: Timestamp::UNIX_EPOCH, ends_at: None }
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::policy::name::ArchiveName;
+use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 
@@ -52,6 +54,9 @@ pub struct ArchiveMemory {
     /// Why the last write failed, unless that was for want of space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_failure: Option<String>,
+    /// By zone, what the last accepted pruning rested on; what it means is for `retention` to say.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rested_on: BTreeMap<ZoneName, Value>,
 }
 
 /// A copy that was found corrupt where the archive could not be written to say so.
@@ -67,6 +72,14 @@ impl Archives {
     /// What is remembered of an archive; the default if it is not known.
     pub fn of(&self, name: &ArchiveName) -> ArchiveMemory {
         self.archives.get(name).cloned().unwrap_or_default()
+    }
+
+    /// What is remembered of an archive with this id in its marker. One that is not known by that name has only been renamed
+    /// in the configuration if another one has its id.
+    pub fn of_marked(&self, name: &ArchiveName, id: Option<Uuid>) -> ArchiveMemory {
+        let own = self.of(name);
+        let other = || self.archives.values().find(|memory| memory.id == id).cloned();
+        if own.id.is_some() || id.is_none() { own } else { other().unwrap_or(own) }
     }
 }
 

@@ -87,6 +87,8 @@ pub struct PlanSums {
     pub blocked_by_paused: u64,
     /// Of the kept ones: a newer snapshot of their instance is missing, and else to delete.
     pub blocked_by_source: u64,
+    /// To delete, or kept of an instance that lost all its snapshots: the guard blocks them.
+    pub blocked_by_guard: u64,
     /// Of the kept ones: to delete once a change has settled.
     pub pending: u64,
 }

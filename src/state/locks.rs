@@ -135,7 +135,7 @@ mod tests {
         use std::os::unix::fs::{MetadataExt as _, chown};
 
         use crate::sim::clock::SimClock;
-        use crate::state::allowances::Allowance;
+        use crate::state::allowances::{Allowance, AllowanceOf};
 
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
@@ -149,7 +149,16 @@ mod tests {
         let hold = Hold { snapshot, until: None, reason: None, since: given_at };
         state.hold(&clock, hold).await.unwrap();
         state
-            .allow(&clock, Allowance { policy: policy.clone(), zone: None, deletes: 1, given_at })
+            .allow(
+                &clock,
+                Allowance {
+                    of: AllowanceOf::Policy(policy.clone()),
+                    zone: None,
+                    deletes: 1,
+                    given_at,
+                    ends_at: None,
+                },
+            )
             .await
             .unwrap();
         drop(state.lock_policy(&policy).await.unwrap());

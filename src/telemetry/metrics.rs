@@ -525,7 +525,6 @@ fn is_unmatched(zone: &ZoneModel) -> bool {
 /// How many snapshots stay although the policy would delete them, by the reason.
 fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
     let plan = zone.memory.plan.clone().unwrap_or_default();
-    let guarded = if zone.memory.held.is_some() { plan.delete } else { 0 };
     let late = |reason| zone.blocked.get(reason).copied().unwrap_or_default();
     [
         ("hold", plan.blocked_by_hold),
@@ -536,7 +535,7 @@ fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
         ("archive", plan.blocked_by_archive + late("archive")),
         ("change", plan.pending),
         ("busy", late("busy")),
-        ("guard", guarded),
+        ("guard", plan.blocked_by_guard),
     ]
 }
 

@@ -20,6 +20,8 @@ use crate::stage::{Said, Stage, ended, files, steps};
 const KEEP_TWO: &str = r#"
 [archives.vault.retention]
 keep_last = 2
+[archives.vault.guard]
+settle = "0s"
 [policies.nightly]
 zones = ["ch-gva-2"]
 [policies.nightly.retention]

@@ -233,7 +233,7 @@ async fn every_kind_of_write_closes_the_gate_and_a_full_disk_does_not() {
 #[tokio::test(start_paused = true)]
 async fn a_full_archive_prunes_itself() {
     let policies = keeping(10)
-        .replace("[policies.nightly]\n", "[archives.vault.retention]\nkeep_last = 2\n[policies.nightly]\n")
+        .replace("[policies.nightly]\n", "[archives.vault.retention]\nkeep_last = 2\n[archives.vault.guard]\nsettle = \"0s\"\n[policies.nightly]\n")
         + "snapshots = \"all\"\n";
     let loose = policies.replace("keep_last = 2", "keep_last = 9");
     let play = Play::with(&loose).await;

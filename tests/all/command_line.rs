@@ -20,6 +20,7 @@ use snapwarden::sim::http_server::Served;
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::state::allowances::AllowanceOf;
 use snapwarden::state::directory::StateDirectory;
 
 use crate::stage::{NIGHTLY, Said, files, read};
@@ -647,7 +648,7 @@ async fn an_allowance_lets_one_run_pass_and_needs_no_credentials() {
     assert_eq!(play.run(&["once"]).await.status, 0);
     assert_eq!(play.there(), [ids[1], ids[0]]);
     let left = StateDirectory::at(std::sync::Arc::new(RealDisk), &play.path("state"));
-    assert!(left.allowances(&"nightly".parse().unwrap()).await.unwrap().is_empty());
+    assert!(left.allowances(&AllowanceOf::Policy("nightly".parse().unwrap())).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{InstanceId, SnapshotState};
-use snapwarden::state::allowances::Allowance;
+use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
@@ -35,7 +35,13 @@ fn pending(report: &RunReport) -> &str {
 
 async fn allow(stage: &Stage, policy: &str, deletes: u64) {
     let directory = StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap();
-    let given = Allowance { policy: policy.parse().unwrap(), zone: None, deletes, given_at: stage.now() };
+    let given = Allowance {
+        of: AllowanceOf::Policy(policy.parse().unwrap()),
+        zone: None,
+        deletes,
+        given_at: stage.now(),
+        ends_at: None,
+    };
     directory.allow(&stage.clock, given).await.unwrap();
 }
 

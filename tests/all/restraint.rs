@@ -16,7 +16,7 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{SnapshotId, SnapshotState};
-use snapwarden::state::allowances::Allowance;
+use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
@@ -59,7 +59,13 @@ async fn accepted(stage: &Stage) -> usize {
 
 async fn allow(stage: &Stage, zone: bool, deletes: u64) {
     let zone = zone.then(|| stage.zone.clone());
-    let given = Allowance { policy: "nightly".parse().unwrap(), zone, deletes, given_at: stage.now() };
+    let given = Allowance {
+        of: AllowanceOf::Policy("nightly".parse().unwrap()),
+        zone,
+        deletes,
+        given_at: stage.now(),
+        ends_at: None,
+    };
     state(stage).allow(&stage.clock, given).await.unwrap();
 }
 
@@ -175,7 +181,13 @@ async fn leave_to_pass_the_guard_is_for_one_run() {
         assert!(preview[0].1.as_ref().unwrap().held.is_none(), "a preview judges by what a run would take");
         assert_eq!(stage.run(&policy).await.result, RunResult::Success, "{gone}");
         assert_eq!(accepted(&stage).await, stage.there().len());
-        assert!(state(&stage).allowances(&"nightly".parse().unwrap()).await.unwrap().is_empty());
+        assert!(
+            state(&stage)
+                .allowances(&AllowanceOf::Policy("nightly".parse().unwrap()))
+                .await
+                .unwrap()
+                .is_empty()
+        );
     }
 }
 
@@ -234,7 +246,10 @@ async fn a_policy_that_deletes_nothing_has_no_guard() {
     allow(&stage, false, 0).await;
     assert_eq!(stage.run(policy).await.result, RunResult::Success);
     assert_eq!(accepted(&stage).await, 0);
-    assert_eq!(state(&stage).allowances(&"nightly".parse().unwrap()).await.unwrap().len(), 1);
+    assert_eq!(
+        state(&stage).allowances(&AllowanceOf::Policy("nightly".parse().unwrap())).await.unwrap().len(),
+        1
+    );
 }
 
 #[tokio::test(start_paused = true)]

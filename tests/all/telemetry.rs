@@ -148,7 +148,13 @@ fn remembered(zone: &ZoneName, name: &str) -> LastRuns {
         last_run_at: Some(at(NOW)),
         last_success_at: Some(at("2026-10-31T12:00:00Z")),
         held: Some("too many".to_owned()),
-        plan: Some(PlanSums { keep: 5, delete: 7, blocked_by_hold: 2, ..PlanSums::default() }),
+        plan: Some(PlanSums {
+            keep: 5,
+            delete: 7,
+            blocked_by_hold: 2,
+            blocked_by_guard: 7,
+            ..PlanSums::default()
+        }),
         instances: vec![tally(name)],
         ..ZoneMemory::default()
     };

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
+use crate::run::archive_retention::CopyDecision;
 use crate::run::preview::Preview;
 use crate::snapshot::{Snapshot, ZoneName};
 
@@ -29,12 +30,27 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
         let held = planned.held.as_ref().map(ToString::to_string);
         let decisions = decisions.collect::<Value>();
         let mut json = json!({ "policy": name, "zone": zone, "held": held, "decisions": decisions });
+        if !planned.copies.is_empty() {
+            json["copies"] = planned.copies.iter().map(copy_json).collect();
+        }
         if let Some(pending) = &planned.pending {
             json["pending"] = json!(pending);
         }
         Some(json)
     });
     json!({ "at": at, "policies": policies.collect::<Value>() })
+}
+
+/// A copy that an archive's retention does not keep.
+fn copy_json(CopyDecision { facts, blocked_by, .. }: &CopyDecision) -> Value {
+    json!({
+        "archive": facts.archive,
+        "snapshot": facts.snapshot,
+        "verdict": if blocked_by.is_some() { Verdict::Keep.as_str() } else { Verdict::Delete.as_str() },
+        "rule": facts.rule,
+        "reasons": facts.reasons,
+        "blocked_by": blocked_by,
+    })
 }
 
 /// `is_held` is whether the guard blocks all deletions of the plan.

@@ -13,6 +13,7 @@ use crate::retention::inventory::ClockSkew;
 use crate::retention::plan::Decision;
 use crate::retention::reason::ReasonText;
 use crate::retention::verdict::{Rule, Verdict};
+use crate::run::archive_retention::CopyDecision;
 use crate::run::preview::Preview;
 use crate::run::report::sums_of;
 use crate::snapshot::Snapshot;
@@ -98,6 +99,22 @@ fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Out
         let head = ["ACTION", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows.collect()));
     }
+    if !planned.copies.is_empty() {
+        let rows = planned.copies.iter().map(|CopyDecision { facts, blocked_by, .. }| {
+            let (word, tone) =
+                if blocked_by.is_some() { ("keep", Tone::Good) } else { ("delete", Tone::Bad) };
+            vec![
+                (word.to_owned(), tone),
+                plain(facts.archive.as_ref().map(ToString::to_string).unwrap_or_default()),
+                plain(instance(facts.snapshot.instance_name.as_deref())),
+                plain(taken(facts.snapshot.created_at, false)),
+                plain(facts.reasons.join("; ")),
+            ]
+        });
+        text.push_str("\n  copies that the archives' retention does not keep:\n");
+        let head = ["VERDICT", "ARCHIVE", "INSTANCE", "TAKEN", "WHY"];
+        text.push_str(&output.indented_table(&head, rows.collect()));
+    }
     for warning in &planned.listing.warnings {
         text.push('\n');
         text.push_str(&output.note("note:", Tone::Dim, warning));
@@ -136,6 +153,9 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
     }
     if let Some(pending) = &planned.pending {
         text.push_str(&output.note("PENDING:", Tone::Bad, pending));
+    }
+    for blocked in &planned.copies_blocked {
+        text.push_str(&output.note("BLOCKED:", Tone::Bad, blocked));
     }
     if let Some(held) = &planned.held {
         text.push_str(&output.note("BLOCKED:", Tone::Bad, &format!("by the guard: {held}")));

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::*;
 use crate::archive::local::LocalArchive;
 use crate::disk::{Access, RealDisk, replace_file};
-use crate::policy::Count;
+use crate::policy::{Count, Retention};
 use crate::retention::tests::no_rules;
 use crate::sim::clock::SimClock;
 use crate::state::holds;
@@ -58,7 +58,8 @@ impl Bench {
             settle: std::time::Duration::ZERO,
             expect_newest: None,
         };
-        Self { folder, pruner: ArchivePruner { state, clock, archive, retention, guard } }
+        let rules = ArchiveRules { retention: Some(retention), verify: None, guard };
+        Self { folder, pruner: ArchivePruner { state, clock, archive, rules, policies: Vec::new() } }
     }
 
     fn path(&self, instance: &str, day: u8, end: &str) -> PathBuf {
@@ -86,7 +87,7 @@ impl Bench {
 
     async fn prune(&self) -> Vec<Step> {
         let recorder = Recorder::manual(self.pruner.state.clone(), self.pruner.clock.clone(), Uuid::nil());
-        self.pruner.prune(&recorder, None).await.unwrap()
+        self.pruner.prune(&recorder, None, &CancellationToken::new()).await.unwrap().1
     }
 
     /// The days whose images are there.
@@ -193,13 +194,13 @@ async fn in_doubt_nothing_is_pruned() {
     // Nobody can tell what is held.
     let holds = bench.folder.path().join("state/holds.json");
     std::fs::write(&holds, b"{").unwrap();
-    assert!(bench.pruner.plan(None).await.is_err());
+    assert!(bench.pruner.plan(None, &[]).await.is_err());
     std::fs::remove_file(&holds).unwrap();
     // An archive that is no folder.
     let vault = bench.folder.path().join("vault");
     std::fs::rename(&vault, bench.folder.path().join("away")).unwrap();
     std::fs::write(&vault, b"").unwrap();
-    assert!(bench.pruner.plan(None).await.is_err());
+    assert!(bench.pruner.plan(None, &[]).await.is_err());
     std::fs::remove_file(&vault).unwrap();
     std::fs::rename(bench.folder.path().join("away"), &vault).unwrap();
     // Two copies of one snapshot.

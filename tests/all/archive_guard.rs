@@ -1,0 +1,247 @@
+//! The guard of an archive: copies that only an edit would delete wait, limits block, and an allowance lets it pass.
+
+use jiff::SignedDuration;
+use snapwarden::run::list::ListingCache;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::state::allowances::{Allowance, AllowanceOf};
+use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
+
+use crate::archives::said;
+use crate::stage::{Stage, ended, files};
+
+/// Every snapshot is exported and kept; the archive has these tables.
+fn exporting(archive: &str) -> String {
+    format!(
+        "{archive}\n[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.export]\narchives = [\"vault\"]\n\
+         snapshots = \"all\"\n"
+    )
+}
+
+fn keeping(rules: &str) -> String {
+    exporting(&format!("[archives.vault.retention]\n{rules}"))
+}
+
+fn guarded(rules: &str, guard: &str) -> String {
+    exporting(&format!("[archives.vault.retention]\n{rules}\n[archives.vault.guard]\n{guard}"))
+}
+
+fn images(stage: &Stage) -> usize {
+    images_in(stage, "vault")
+}
+
+fn images_in(stage: &Stage, folder: &str) -> usize {
+    let all = files(&stage.folder.path().join(folder));
+    all.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "qcow2")).count()
+}
+
+fn pruned(report: &RunReport) -> usize {
+    ended(report, Action::PruneCopy, StepOutcome::Done)
+}
+
+fn pending(report: &RunReport) -> &str {
+    assert_eq!(report.result, RunResult::Success, "{:?}", report.zones);
+    report.zones[0].pending.as_deref().unwrap_or_else(|| panic!("nothing is pending: {:?}", report.zones))
+}
+
+/// Takes a snapshot, so that the next run stores something and looks at the archive.
+fn another(stage: &Stage) {
+    let instance = stage.world.snapshots(&stage.zone)[0].instance_id.unwrap();
+    stage.days(instance, 0..1);
+}
+
+async fn allow(stage: &Stage, deletes: u64) {
+    let directory = StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap();
+    let of = AllowanceOf::Archive("vault".parse().unwrap());
+    let given = Allowance { of, zone: None, deletes, given_at: stage.now(), ends_at: None };
+    directory.allow(&stage.clock, given).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edited_retention_deletes_no_copy_at_once_and_says_when_it_will() {
+    let stage = Stage::new();
+    stage.instance("web-1", 12);
+    stage.run(&keeping("keep_last = 30")).await;
+    assert_eq!(images(&stage), 12);
+    let edited = keeping("keep_last = 3");
+
+    // The plan says so beforehand, also to those who run nothing.
+    let runner = stage.runner(&edited);
+    let preview = runner.preview(&ListingCache::default(), &runner.policies[0], None).await;
+    let preview = preview[0].1.as_ref().unwrap();
+    assert_eq!(preview.copies.iter().filter(|copy| copy.blocked_by == Some("change")).count(), 9);
+    assert!(preview.copies_blocked[0].contains("keep_last was 30, is 3"), "{:?}", preview.copies_blocked);
+    assert!(preview.copies.iter().all(|copy| copy.blocked_by.is_some()));
+
+    another(&stage);
+    let report = stage.run(&edited).await;
+    assert_eq!((pruned(&report), images(&stage)), (0, 13));
+    let text = pending(&report);
+    for part in [
+        "archive vault",
+        "10 copies",
+        "archive vault: keep_last was 30, is 3",
+        "2026-11-02T08:00:",
+        "snapwarden allow --archive vault 10",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // By then there are more than ten, and the limit has its say.
+    stage.step(SignedDuration::from_hours(20));
+    another(&stage);
+    let report = stage.run(&edited).await;
+    assert_eq!((report.result, images(&stage)), (RunResult::Held, 14), "{report:?}");
+    allow(&stage, 12).await;
+    another(&stage);
+    let report = stage.run(&edited).await;
+    assert_eq!((report.zones[0].pending.as_deref(), images(&stage)), (None, 3), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allowance_counts_for_pending_copies_alone_and_accepts_the_change() {
+    let stage = Stage::new();
+    stage.instance("web-1", 12);
+    stage.run(&keeping("keep_last = 12")).await;
+    let edited = keeping("keep_last = 8");
+    for (allowed, images_left) in [(None, 12), (Some(3), 12), (Some(4), 8)] {
+        if let Some(allowed) = allowed {
+            allow(&stage, allowed).await;
+        }
+        another(&stage);
+        stage.run(&edited).await;
+        assert_eq!(images(&stage), images_left, "{allowed:?}");
+    }
+    another(&stage);
+    let report = stage.run(&edited).await;
+    assert_eq!((report.zones[0].pending.as_deref(), images(&stage)), (None, 8), "the change is accepted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retention_where_there_was_none_and_another_name_are_changes_too() {
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    stage.run(&exporting("")).await;
+    another(&stage);
+    let report = stage.run(&keeping("keep_last = 2")).await;
+    assert!(pending(&report).contains("keep_last was not set, is 2"), "{report:?}");
+    assert_eq!(images(&stage), 11);
+
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    let called = |name: &str, rules: &str| {
+        let place = stage.folder.path().join("kept");
+        let place = format!("[archives.{name}]\ntype = \"local\"\npath = {place:?}\n");
+        format!("{place}{}", keeping(rules).replace("vault", name))
+    };
+    stage.run(&called("attic", "keep_last = 10")).await;
+    another(&stage);
+    let report = stage.run(&called("store", "keep_last = 2")).await;
+    assert!(pending(&report).contains("archive store: keep_last was 10, is 2"), "{report:?}");
+    assert_eq!((pruned(&report), images_in(&stage, "kept")), (1, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_block_all_copies_of_a_zone_until_their_number_is_allowed() {
+    let settled = "settle = \"0s\"\n";
+    for (guard, why) in [
+        ("max_deletes = 12", "13 copies would be deleted, more than max_deletes = 12"),
+        ("", "13 of 16 would be deleted, more than max_delete_percent = 50"),
+    ] {
+        let stage = Stage::new();
+        stage.instance("web-1", 15);
+        stage.run(&keeping("keep_last = 20")).await;
+        another(&stage);
+        let edited = guarded("keep_last = 3", &format!("{settled}{guard}"));
+        let report = stage.run(&edited).await;
+        assert_eq!((report.result, images(&stage)), (RunResult::Held, 16), "{report:?}");
+        let held = report.zones[0].held.as_deref().unwrap();
+        assert!(held.contains(why) && held.contains("snapwarden allow --archive vault 13"), "{held}");
+        allow(&stage, 13).await;
+        stage.step(SignedDuration::from_hours(8 * 24));
+        another(&stage);
+        stage.run(&edited).await;
+        assert_eq!(images(&stage), 17, "the allowance has ended");
+        allow(&stage, 14).await;
+        another(&stage);
+        assert_eq!(pruned(&stage.run(&edited).await), 0, "a larger plan stays blocked");
+        allow(&stage, 16).await;
+        another(&stage);
+        stage.run(&edited).await;
+        assert_eq!(images(&stage), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_deleted_of_an_instance_whose_newest_copy_is_too_old() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    let db = stage.world.add_instance(&stage.zone, "db-1", &[]);
+    let rules = guarded("max_age = \"6d\"\nmin_keep = 1", "expect_newest = \"36h\"");
+    stage.run(&rules).await;
+    assert_eq!(images(&stage), 5);
+    stage.step(SignedDuration::from_hours(3 * 24));
+    let today = -3..-2;
+    stage.days(db, today.clone());
+    let report = stage.run(&rules).await;
+    assert_eq!((pruned(&report), images(&stage)), (0, 6));
+    let text = pending(&report);
+    assert!(
+        text.contains("its newest verified copy is of") && text.contains("archive vault expects"),
+        "{text}"
+    );
+    assert!(report.zones[0].warnings.iter().any(|warning| warning.contains("expect_newest")));
+    let web = stage.world.snapshots(&stage.zone)[0].instance_id.unwrap();
+    stage.days(web, today);
+    assert!(pruned(&stage.run(&rules).await) > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_hand_the_guard_is_asked_as_well() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    stage.run(&keeping("keep_last = 5")).await;
+    let edited = keeping("keep_last = 2");
+    let looked = said(&stage, &edited, &["archive", "prune", "--dry-run", "--output", "json"]);
+    let copies = looked.json()[0]["copies"].clone();
+    assert_eq!((looked.status, copies.as_array().unwrap().len()), (0, 3), "{}", looked.err);
+    assert!(copies.as_array().unwrap().iter().all(|copy| copy["blocked_by"] == "change"));
+    let refused = said(&stage, &edited, &["archive", "prune"]);
+    assert_eq!((refused.status, images(&stage)), (3, 5), "{}", refused.err);
+    assert!(refused.out.contains("keep_last was 5, is 2"), "{}", refused.out);
+    for (arguments, status) in [
+        (&["allow", "--archive", "vault", "3"][..], 0),
+        (&["allow", "--archive", "vault", "3", "--for", "12h"], 0),
+        (&["allow", "--archive", "attic", "3"], 2),
+        (&["allow", "--archive", "vault", "nightly", "3"], 2),
+        (&["allow", "3"], 2),
+    ] {
+        assert_eq!(said(&stage, &edited, arguments).status, status, "{arguments:?}");
+    }
+    another(&stage);
+    let kept = exporting("");
+    assert_eq!(said(&stage, &kept, &["allow", "--archive", "vault", "3"]).status, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_this_version_cannot_read_delete_no_copy() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    stage.run(&keeping("keep_last = 5")).await;
+    let path = stage.state().join("archives.json");
+    let text = crate::stage::read(&path).replace("keep_last", "keep_lunar");
+    snapwarden::disk::replace_file(
+        &snapwarden::disk::RealDisk,
+        &path,
+        text.as_bytes(),
+        snapwarden::disk::Access::Owner,
+    )
+    .unwrap();
+    another(&stage);
+    let report = stage.run(&keeping("keep_last = 2")).await;
+    assert_eq!((pruned(&report), images(&stage)), (0, 6));
+    let failures = report.zones[0].failures.join("\n");
+    assert!(
+        failures.contains("keep_lunar") && failures.contains("can't be read by this version"),
+        "{failures}"
+    );
+}
