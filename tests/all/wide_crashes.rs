@@ -5,6 +5,7 @@
 //! `SNAPWARDEN_SEEDS=1000` plays more of it, `SNAPWARDEN_SEED=7` plays one of it again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use snapwarden::clock::{self, Clock as _};
 use snapwarden::config;
 use snapwarden::config::sections::Config;
 use snapwarden::credentials::Credentials;
-use snapwarden::disk::{Access, Disk as _, Kind, read_file};
+use snapwarden::disk::{Access, Disk as _, Kind, Open, read_file};
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
@@ -29,6 +30,7 @@ use snapwarden::sim::image::Image;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::state::audit::StepOutcome;
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
 
@@ -124,6 +126,8 @@ struct Play {
     images: BTreeMap<SnapshotId, Arc<Image>>,
     on_hold: BTreeSet<SnapshotId>,
     copies: BTreeMap<InstanceId, BTreeSet<CopyKey>>,
+    /// The snapshots whose copies have rotted in the archive.
+    rotten: BTreeSet<SnapshotId>,
     audit_log: String,
 }
 
@@ -164,6 +168,7 @@ impl Play {
             images: BTreeMap::new(),
             on_hold: BTreeSet::new(),
             copies: BTreeMap::new(),
+            rotten: BTreeSet::new(),
             audit_log: String::new(),
         }
     }
@@ -205,6 +210,35 @@ impl Play {
             self.state().hold(&self.clock, hold).await.unwrap();
             self.on_hold.insert(snapshot);
         }
+    }
+
+    /// All copies of an instance rot, the archive's disk becomes read-only, and a verification finds the one and can note it
+    /// nowhere but in the state.
+    async fn rot(&mut self, dice: &Dice) {
+        let runner = self.runner(Use::Changing).unwrap();
+        let archive = runner.archives.values().next().unwrap();
+        let mut copies = archive.catalogue().await.unwrap().copies().to_vec();
+        copies.retain(|copy| copy.manifest.pruned_at.is_none());
+        let instances: Vec<InstanceId> = copies.iter().map(|copy| copy.manifest.instance.id).collect();
+        if instances.is_empty() {
+            return;
+        }
+        let instance = *dice.any(&instances);
+        for copy in copies.iter().filter(|copy| copy.manifest.instance.id == instance) {
+            if !self.rotten.insert(copy.manifest.snapshot.id) {
+                continue;
+            }
+            let file = self.disk.open(&copy.image, Open::Update, Access::Group).unwrap();
+            let last = file.len().unwrap() - 1;
+            let mut byte = [0];
+            file.read_at(&mut byte, last).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], last).unwrap();
+            file.sync().unwrap();
+        }
+        self.copies.remove(&instance);
+        let read_only = Some(ErrorKind::ReadOnlyFilesystem);
+        self.disk.set_unwritable(&Path::new(FOLDER).join("vault"), read_only);
+        runner.verifier(archive).verify(100, &|_, _| {}).await.unwrap();
     }
 
     /// Both policies at once, in a process of its own, which is killed after `limit`.
@@ -299,7 +333,11 @@ impl Play {
             let bytes = read_file(&self.disk, &copy.image, 1 << 30);
             let bytes = bytes.unwrap_or_else(|error| panic!("{context}\n{image}: {error}"));
             let truth: Md5Sum = self.images[&snapshot.id].md5().parse().unwrap();
+            if self.rotten.contains(&snapshot.id) && md5_of(&bytes) != truth {
+                continue;
+            }
             assert_eq!(md5_of(&bytes), truth, "{context}\nwrong bytes: {image}");
+            self.rotten.remove(&snapshot.id);
             let of_instance = found.entry(copy.manifest.instance.id).or_default();
             of_instance.insert((snapshot.created_at, snapshot.id));
         }
@@ -319,6 +357,12 @@ impl Play {
             assert_eq!(report.result, RunResult::Success, "{context}\n{report:#?}");
         }
         assert_eq!(night.reports.len(), 2, "{context}");
+        // An operation that never ends keeps its snapshot busy for ever.
+        let steps = night.reports.iter().flat_map(|report| &report.zones).flat_map(|zone| &zone.steps);
+        let busy: BTreeSet<SnapshotId> = steps
+            .filter(|step| step.outcome == StepOutcome::Blocked && step.blocked_by.is_none())
+            .filter_map(|step| step.facts.snapshot.id)
+            .collect();
         for (instance, keeps) in &self.instances {
             let mut of_instance = self.snapshots();
             of_instance
@@ -328,7 +372,8 @@ impl Play {
             assert!(newest.created_at >= night.slot, "{context}\nno snapshot was created: {of_instance:?}");
             let key = (newest.created_at, newest.id);
             assert_eq!(self.copies[instance].last(), Some(&key), "{context}\nno copy of {newest:?}");
-            let left = of_instance.iter().skip(*keeps).find(|snapshot| !self.on_hold.contains(&snapshot.id));
+            let may_stay = |id: &SnapshotId| self.on_hold.contains(id) || busy.contains(id);
+            let left = of_instance.iter().skip(*keeps).find(|snapshot| !may_stay(&snapshot.id));
             assert!(left.is_none(), "{context}\nshould be deleted: {left:?}");
             let held = |copy: &&CopyKey| self.on_hold.contains(&copy.1);
             let copies = self.copies[instance].iter().rev().skip(COPIES_KEPT).find(|copy| !held(copy));
@@ -385,6 +430,10 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
         let slot = whole_second(play.clock.now());
         for attempt in 0..=dice.below(3) {
             let context = &format!("{context}, attempt {attempt}");
+            // Before anything else goes wrong: what nothing could be written down of is not known.
+            if dice.one_in(6) {
+                play.rot(&dice).await;
+            }
             let pause = Effect::Slow(Duration::from_millis(500 + dice.below(3000)));
             play.world.fault(Fault::on(Call::GetImage, pause));
             for _ in 0..dice.below(3) {
