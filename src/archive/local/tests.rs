@@ -131,7 +131,7 @@ fn snapshot(number: u8, created_at: &str) -> Snapshot {
         created_at: created_at.parse().unwrap(),
         state: SnapshotState::Exported,
         size_gib: Some(10),
-        application_consistent: None,
+        application_consistent: Some(true),
         instance_id: Some(INSTANCE.parse().unwrap()),
     }
 }
@@ -213,7 +213,8 @@ async fn the_manifest_says_all_that_a_restore_needs() {
         "name": "web-1_ROOT-12_20261101023000",
         "created_at": "2026-11-01T02:30:00.25Z",
         "state": "exported",
-        "size_gib": 10
+        "size_gib": 10,
+        "application_consistent": true
       },
       "instance": {
         "id": "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec",
