@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use secrecy::{ExposeSecret as _, SecretString};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::StoredCopy;
@@ -22,6 +22,7 @@ use crate::randomness::fresh_id;
 use crate::restore::copy::{Destination, copy_first_good};
 use crate::restore::error::RestoreError;
 use crate::restore::find::ArchivedCopy;
+use crate::run::archive_presence::remember_write;
 use crate::run::archive_retention::subject_of;
 use crate::run::context::Runner;
 use crate::run::promote::look;
@@ -161,7 +162,18 @@ async fn stored_in(
     let ready = runner.make_ready(name).await;
     ready.map_err(|why| RestoreError::NotThere { archive: name.clone(), why })?;
     info!("storing the image in archive {name} first");
-    let restored = copy_first_good(copies, reader, Destination::Bucket(bucket)).await?;
+    let restored = copy_first_good(copies, reader, Destination::Bucket(bucket)).await;
+    let failure = match &restored {
+        Ok(_) => Some(None),
+        Err(RestoreError::Destination(error)) if !error.is_full() => Some(Some(chain(error))),
+        Err(_) => None,
+    };
+    if let Some(failure) = failure
+        && let Err(why) = remember_write(&runner.state, &*runner.clock, name, failure).await
+    {
+        warn!("{why}");
+    }
+    let restored = restored?;
     let id = restored.used.copy.manifest.snapshot.id;
     // Read from the bucket: if it had a copy before, its manifest may be of another export.
     let catalogue = bucket
