@@ -1,19 +1,20 @@
 //! The change guard: deletions that only a change brought about wait until the change has settled.
 //!
-//! The plan is made twice over the same listing: as things are, and with the unsettled changes taken back. What only the
-//! first would delete is kept as pending.
+//! The plan is made several times over the same listing: as things are, and as they were before the changes that have not
+//! settled. What not all of them delete is kept as pending.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
+use crate::retention::change::{Change, Seen, describe, settles_at};
 use crate::retention::combine::{combine, rules_for};
 use crate::retention::expiry::first_second_from;
 use crate::retention::inventory::Inventory;
-use crate::retention::memory::{Change, Memory, Seen, describe, settles_at};
+use crate::retention::memory::{Memory, is_overfull};
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::reason::{ChangeText, Reason};
 use crate::retention::sources::keep_where_missing;
@@ -37,30 +38,76 @@ pub fn keep_pending(
     if unsettled.is_empty() || plan.deletes == 0 {
         return Ok(unsettled);
     }
-    let (policies, before) = memory.take_back(&unsettled, policies, inventory)?;
-    let plans = combine(&mut rules_for(&policies, &before, plan.at), &before, plan.at, false).policies;
-    let mut without = plans.into_iter().find(|other| other.policy == plan.policy);
-    if let Some(without) = &mut without {
-        keep_where_missing(without, &policies, &before);
-    }
-    let decisions = without.iter().flat_map(|plan| &plan.decisions);
-    let without: HashMap<u32, &Decision> = decisions.map(|decision| (decision.index, decision)).collect();
-    let mut causes = Causes::new(&unsettled, inventory, &plan.policy, policy.guard.settle);
-    for decision in plan.decisions.iter_mut().filter(|decision| decision.verdict == Verdict::Delete) {
-        let without = without.get(&decision.index).copied();
-        if without.is_some_and(|without| without.verdict == Verdict::Delete) {
-            continue;
+    let mut waiting = Waiting::new();
+    if is_overfull(&unsettled, inventory) {
+        let mut causes = Causes::new(&unsettled, inventory, &plan.policy, policy.guard.settle);
+        let text = causes.all();
+        waiting.extend(deletions(plan).map(|(place, _)| (place, text.clone())));
+    } else {
+        for state in memory.former_states(&unsettled) {
+            let (policies, before) = memory.take_back(&state, policies, inventory)?;
+            let without = plan_of(&plan.policy, &policies, &before, plan.at);
+            let mut causes = Causes::new(&state.back, inventory, &plan.policy, policy.guard.settle);
+            kept_without(plan, without.as_ref(), inventory, &mut causes, &mut waiting);
         }
+    }
+    for (place, change) in waiting {
+        let Some(decision) = plan.decisions.get_mut(place) else { continue };
         let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
         plan.deletes -= 1;
         plan.good_deletes -= u64::from(inventory.was_good(snapshot));
         plan.pending += 1;
-        let change = causes.of(snapshot.instance_id, without);
         decision.expires_at =
             change.settles_at.and_then(|at| Timestamp::from_second(first_second_from(at)).ok());
         decision.keep(Rule::Change, Reason::Change(change));
     }
     Ok(unsettled)
+}
+
+/// Why deletions wait, by their places in the plan.
+type Waiting = BTreeMap<usize, Arc<ChangeText>>;
+
+fn deletions(plan: &PolicyPlan) -> impl Iterator<Item = (usize, &Decision)> {
+    let decisions = plan.decisions.iter().enumerate();
+    decisions.filter(|(_, decision)| decision.verdict == Verdict::Delete)
+}
+
+/// The plan of one policy; none if it is none of these.
+fn plan_of(
+    name: &PolicyName,
+    policies: &[Policy],
+    inventory: &Inventory,
+    at: Timestamp,
+) -> Option<PolicyPlan> {
+    let plans = combine(&mut rules_for(policies, inventory, at), inventory, at, false).policies;
+    let mut plan = plans.into_iter().find(|plan| plan.policy == *name)?;
+    keep_where_missing(&mut plan, policies, inventory);
+    Some(plan)
+}
+
+/// Adds what the plan deletes, and the one `without` changes does not; of several causes the one that lasts longest.
+fn kept_without(
+    plan: &PolicyPlan,
+    without: Option<&PolicyPlan>,
+    inventory: &Inventory,
+    causes: &mut Causes<'_>,
+    waiting: &mut Waiting,
+) {
+    let decisions = without.into_iter().flat_map(|plan| &plan.decisions);
+    let without: HashMap<u32, &Decision> = decisions.map(|decision| (decision.index, decision)).collect();
+    for (place, decision) in deletions(plan) {
+        let without = without.get(&decision.index).copied();
+        if without.is_some_and(|without| without.verdict == Verdict::Delete) {
+            continue;
+        }
+        let Some(snapshot) = inventory.snapshots.get(decision.index as usize) else { continue };
+        let cause = causes.of(snapshot.instance_id, without);
+        let end = |cause: &ChangeText| cause.settles_at.unwrap_or(Timestamp::MAX);
+        match waiting.get(&place) {
+            Some(known) if end(known) >= end(&cause) => {}
+            _ => drop(waiting.insert(place, cause)),
+        }
+    }
 }
 
 /// Keeps what the plan deletes of instances that lost all the snapshots that they had.
@@ -129,10 +176,15 @@ impl<'a> Causes<'a> {
         }
         let of_policies = keeping.iter().filter_map(|name| self.of_policies.get(*name)).flatten();
         let of_instance = instance.and_then(|id| self.of_instances.get(&id)).into_iter().flatten();
-        let mut numbers: BTreeSet<usize> = of_policies.chain(of_instance).copied().collect();
-        if numbers.is_empty() {
-            numbers = (0..self.unsettled.len()).collect();
-        }
+        let numbers: BTreeSet<usize> = of_policies.chain(of_instance).copied().collect();
+        if numbers.is_empty() { self.all() } else { self.text(numbers) }
+    }
+
+    fn all(&mut self) -> Arc<ChangeText> {
+        self.text((0..self.unsettled.len()).collect())
+    }
+
+    fn text(&mut self, numbers: BTreeSet<usize>) -> Arc<ChangeText> {
         let (unsettled, settle) = (self.unsettled, self.settle);
         let text = |numbers: &BTreeSet<usize>| {
             let seen = || numbers.iter().filter_map(|number| unsettled.get(*number));

@@ -20,7 +20,17 @@ use crate::snapshot::InstanceId;
 /// The word for the instance that this program runs on, among names of instances.
 const SELF: &str = "self";
 
-const MIN_KEEP_CONSISTENT: &str = "min_keep_consistent";
+/// How many application-consistent ones are always kept.
+pub(crate) const MIN_KEEP_CONSISTENT: &str = "min_keep_consistent";
+
+/// Whether a policy runs.
+pub(crate) const ENABLED: &str = "enabled";
+
+/// Whether members of pools are selected.
+pub(crate) const MANAGED: &str = "managed";
+
+/// The labels by which instances are selected or excluded.
+pub(crate) const LABEL_KEYS: [&str; 2] = ["labels", "exclude_labels"];
 
 /// How many templates stay per instance.
 pub(crate) const PROMOTE_KEEP: &str = "promote.keep";
@@ -31,7 +41,7 @@ pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
     let Policy { name: _, enabled, schedule: _, time_zone, jitter: _, on_start: _, deadline: _, .. } = policy;
     let Policy { create, zones: _, select, retention, guard, export, promote, .. } = policy;
     let mut keys = vec![
-        ("enabled".to_owned(), Some(Value::from(*enabled))),
+        (ENABLED.to_owned(), Some(Value::from(*enabled))),
         ("timezone".to_owned(), Some(Value::from(time_zone.iana_name().unwrap_or("UTC")))),
         ("create".to_owned(), Some(Value::from(*create))),
     ];
@@ -79,7 +89,7 @@ fn add_select(keys: &mut Vec<(String, Option<Value>)>, select: &Select) {
         ("exclude_instances".to_owned(), Some(excluded).filter(has_some)),
         ("labels".to_owned(), labels(included)),
         ("exclude_labels".to_owned(), labels(exclude_labels)),
-        ("managed".to_owned(), exclude_managed.then(|| Value::from(false))),
+        (MANAGED.to_owned(), exclude_managed.then(|| Value::from(false))),
         ("snapshot_names".to_owned(), snapshot_names.as_deref().map(texts)),
         ("exclude_snapshots".to_owned(), Some(snapshots).filter(has_some)),
         ("ownership".to_owned(), Some(Value::from(if *only_created { "created" } else { "all" }))),
@@ -185,7 +195,7 @@ fn set_key(policy: &mut Policy, name: &str, value: Option<&Value>) -> Option<()>
                 promote.keep = keep;
             }
         }
-        "enabled" => policy.enabled = value?.as_bool()?,
+        ENABLED => policy.enabled = value?.as_bool()?,
         "create" => policy.create = value?.as_bool()?,
         "guard.expect_newest" => policy.guard.expect_newest = optional(value, parsed)?,
         "timezone" => policy.time_zone = TimeZone::get(value?.as_str()?).ok()?,
@@ -199,7 +209,7 @@ fn set_key(policy: &mut Policy, name: &str, value: Option<&Value>) -> Option<()>
         }
         "labels" => select.labels = labels(value)?,
         "exclude_labels" => select.exclude_labels = labels(value)?,
-        "managed" => select.exclude_managed = !value.map_or(Some(true), Value::as_bool)?,
+        MANAGED => select.exclude_managed = !value.map_or(Some(true), Value::as_bool)?,
         "snapshot_names" => {
             let names = list(value, |text| NameGlob::new(text).ok())?;
             select.snapshot_names = value.is_some().then_some(names);

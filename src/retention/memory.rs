@@ -2,28 +2,29 @@
 //!
 //! A plan rests on more than time: on the keys of all policies, on the names and labels of instances, and on which
 //! snapshots are good. A change in any of these can make deletions that the operator did not intend. So each change has
-//! to settle: until then it is taken back for a second plan, and what only the first plan deletes is kept.
+//! to settle: until then it is taken back for another plan, and what not every plan deletes is kept. The changes are
+//! remembered one by one, so that a value counts, too, that was in force only between two of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::{self, Display};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
-use crate::retention::deciding_keys::{deciding_keys, policy_of_keys, set_deciding_keys};
+use crate::retention::change::{Change, Seen, Subject, settles_at};
+use crate::retention::deciding_keys::{
+    ENABLED, LABEL_KEYS, MANAGED, MIN_KEEP_CONSISTENT, deciding_keys, policy_of_keys, set_deciding_keys,
+};
 use crate::retention::inventory::{Failed, Inventory};
 use crate::snapshot::{Instance, InstanceId, SnapshotId, SnapshotState};
-use crate::text::{counted, excerpt, printable};
 
-/// The most characters that a reason repeats of a value.
-const QUOTED_CHARACTERS: usize = 80;
+/// The most values that are remembered of what has changed more than once, beside one for each instance.
+const MOST_FORMER: usize = 256;
 
-/// The most changes that are named one by one.
-const NAMED_CHANGES: usize = 3;
+type Keys = BTreeMap<String, Value>;
 
 /// What the last accepted run of a policy in a zone rested on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -32,8 +33,8 @@ pub struct Memory {
     #[serde(default)]
     pub at: Option<Timestamp>,
     /// The deciding keys of each policy of the zone.
-    pub policies: BTreeMap<PolicyName, BTreeMap<String, Value>>,
-    /// When each policy was first found disabled that still is.
+    pub policies: BTreeMap<PolicyName, Keys>,
+    /// When each policy was first found disabled that still is, unless a change of that has not settled.
     #[serde(default)]
     pub paused: BTreeMap<PolicyName, Timestamp>,
     /// The listed instances.
@@ -46,7 +47,7 @@ pub struct Memory {
     /// The listed snapshots that were application-consistent, where a policy has `min_keep_consistent`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub consistent: BTreeSet<SnapshotId>,
-    /// When each change was first seen that has not settled yet.
+    /// The changes that have not settled yet, in their order; several if a key has been edited more than once.
     #[serde(default)]
     pub changes: Vec<Seen>,
 }
@@ -62,77 +63,6 @@ pub struct InstanceFacts {
     /// Whether it belonged to an instance pool or a node pool, where a policy selects by that; none if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub is_managed: Option<bool>,
-}
-
-/// A change, and when it was first seen.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Seen {
-    /// When the run began that first saw it.
-    pub since: Timestamp,
-    /// The last run before that of the policy that remembers it: then the change was not there yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_before: Option<Timestamp>,
-    /// The change.
-    pub change: Change,
-}
-
-/// One difference between a memory and the present.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Change {
-    /// A deciding key of a policy has another value.
-    Key {
-        /// The policy.
-        policy: PolicyName,
-        /// Its key.
-        key: String,
-        /// The remembered value; none if the key was not set.
-        was: Option<Value>,
-        /// The present value; none if the key is not set.
-        is: Option<Value>,
-    },
-    /// A policy does not exist any more, or not in this zone.
-    PolicyGone(PolicyName),
-    /// An instance has another name.
-    Renamed {
-        /// The instance.
-        id: InstanceId,
-        /// Its remembered name.
-        was: String,
-        /// Its present name.
-        is: String,
-    },
-    /// An instance has another value of a label, or lost or got the label.
-    Label {
-        /// The instance.
-        id: InstanceId,
-        /// Its present name.
-        name: String,
-        /// The label.
-        label: String,
-        /// The remembered value.
-        was: Option<String>,
-        /// The present value.
-        is: Option<String>,
-    },
-    /// An instance became a member of an instance pool or a node pool, or is none any more.
-    Managed {
-        /// The instance.
-        id: InstanceId,
-        /// Its present name.
-        name: String,
-        /// Whether it is one now.
-        is: bool,
-    },
-    /// An instance is not listed any more.
-    Vanished {
-        /// The instance.
-        id: InstanceId,
-        /// Its remembered name.
-        name: String,
-    },
-    /// A good snapshot failed.
-    Failed(SnapshotId),
 }
 
 impl Memory {
@@ -154,68 +84,136 @@ impl Memory {
             }
         }
         let paused = policies.iter().filter(|policy| !policy.enabled);
-        let found = |policy: &Policy| self.paused.get(&policy.name).copied().unwrap_or(at);
+        let found = |policy: &Policy| self.paused_at(&policy.name, &self.changes).unwrap_or(at).min(at);
         inventory.paused = paused.map(|policy| (policy.name.clone(), found(policy))).collect();
+    }
+
+    /// When a policy was found disabled that still was after these changes, as far as that is remembered.
+    fn paused_at(&self, policy: &PolicyName, changes: &[Seen]) -> Option<Timestamp> {
+        let enabled = Subject::Key(policy, ENABLED);
+        let last = changes.iter().rfind(|seen| seen.change.subject() == enabled);
+        let Some(Seen { since, change: Change::Key { is, .. }, .. }) = last else {
+            return self.paused.get(policy).copied();
+        };
+        (*is == Some(Value::Bool(false))).then_some(*since)
     }
 
     /// Lets a change begin anew that a later memory, of another policy that ran in the meantime, shows to have been taken
     /// back then.
     pub fn forget_interrupted(&mut self, later: &Self) {
-        self.changes.retain(|seen| {
-            let was_there = match &seen.change {
-                Change::Key { policy, key, was, .. } => {
-                    later.policies.get(policy).is_some_and(|keys| keys.get(key) == was.as_ref())
-                }
-                Change::PolicyGone(policy) => later.policies.contains_key(policy),
-                Change::Renamed { id, was, .. } => {
-                    later.instances.get(id).is_some_and(|instance| instance.name == *was)
-                }
-                Change::Label { id, label, was, .. } => {
-                    let labels = later.instances.get(id).map(|instance| &instance.labels);
-                    labels.is_some_and(|labels| labels.get(label) == Some(was))
-                }
-                Change::Vanished { id, .. } => later.instances.contains_key(id),
-                Change::Managed { id, is, .. } => {
-                    later.instances.get(id).is_some_and(|instance| instance.is_managed == Some(!is))
-                }
-                Change::Failed(id) => later.good.contains(id),
-            };
-            match later.changes.iter().find(|other| other.change == seen.change) {
-                Some(other) => other.not_before.is_none_or(|not_before| not_before < seen.since),
-                None => !was_there,
+        let others = latest(&later.changes);
+        let is_interrupted = |seen: &Seen| match others.get(&seen.change.subject()) {
+            Some(other) => {
+                !other.change.has_same_end(&seen.change)
+                    || other.not_before.is_some_and(|not_before| not_before >= seen.since)
             }
-        });
+            None => later.rests_on_start_of(&seen.change),
+        };
+        let interrupted: Vec<Change> = latest(&self.changes)
+            .into_values()
+            .filter(|seen| is_interrupted(seen))
+            .map(|seen| seen.change.clone())
+            .collect();
+        for change in interrupted {
+            match change.reversed() {
+                Some(change) => {
+                    let since = later.at.unwrap_or(Timestamp::MIN);
+                    self.changes.push(Seen { since, not_before: self.at, change });
+                }
+                None => self.changes.retain(|seen| seen.change != change),
+            }
+        }
+        self.changes.sort_by_key(|seen| seen.since);
     }
 
-    /// Every difference to the present, with the time at which it was first seen: `at` if that is now.
+    /// Whether the settled values are those before a change.
+    fn rests_on_start_of(&self, change: &Change) -> bool {
+        let instance = |id: &InstanceId| self.instances.get(id);
+        match change {
+            Change::Key { policy, key, was, .. } => {
+                self.policies.get(policy).is_some_and(|keys| keys.get(key) == was.as_ref())
+            }
+            Change::PolicyGone(policy) => self.policies.contains_key(policy),
+            Change::Renamed { id, was, .. } => instance(id).is_some_and(|facts| facts.name == *was),
+            Change::Label { id, label, was, .. } => {
+                instance(id).is_some_and(|facts| facts.labels.get(label) == Some(was))
+            }
+            Change::Vanished { id, .. } => self.instances.contains_key(id),
+            Change::Managed { id, is, .. } => instance(id).is_some_and(|facts| facts.is_managed == Some(!is)),
+            Change::Failed(id) => self.good.contains(id),
+        }
+    }
+
+    /// The keys and facts as the last run found them; of a policy or an instance that was not there any more, the last
+    /// ones that are known.
+    fn last_found(&self) -> (BTreeMap<PolicyName, Keys>, BTreeMap<InstanceId, InstanceFacts>) {
+        let (mut policies, mut instances) = (self.policies.clone(), self.instances.clone());
+        for Seen { change, .. } in &self.changes {
+            match change {
+                Change::Key { policy, key, is, .. } => {
+                    set_key(policies.entry(policy.clone()).or_default(), key, is.as_ref());
+                }
+                Change::Renamed { id, is, .. } => {
+                    if let Some(facts) = instances.get_mut(id) {
+                        facts.name.clone_from(is);
+                    }
+                }
+                Change::Label { id, label, is, .. } => {
+                    if let Some(facts) = instances.get_mut(id) {
+                        facts.labels.insert(label.clone(), is.clone());
+                    }
+                }
+                Change::Managed { id, is, .. } => {
+                    if let Some(facts) = instances.get_mut(id) {
+                        facts.is_managed = Some(*is);
+                    }
+                }
+                Change::PolicyGone(_) | Change::Vanished { .. } | Change::Failed(_) => {}
+            }
+        }
+        (policies, instances)
+    }
+
+    /// The remembered changes, and each difference between what the last run found and the present, first seen `at`.
     pub fn differences(&self, policies: &[Policy], inventory: &Inventory, at: Timestamp) -> Vec<Seen> {
-        let mut changes = Vec::new();
+        let (last_policies, last_instances) = self.last_found();
+        let mut found = Vec::new();
         let present = keys_of_policies(policies, inventory);
-        for (name, remembered) in &self.policies {
+        for (name, last) in &last_policies {
             match present.get(name) {
-                None => changes.push(Change::PolicyGone(name.clone())),
-                Some(present) => changes.extend(key_changes(name, remembered, present)),
+                None => found.push(Change::PolicyGone(name.clone())),
+                Some(present) => found.extend(key_changes(name, last, present)),
             }
         }
         let listed: HashMap<InstanceId, &Instance> =
             inventory.instances.iter().map(|instance| (instance.id, instance)).collect();
-        for (id, remembered) in &self.instances {
+        for (id, last) in &last_instances {
             match listed.get(id) {
-                None => changes.push(Change::Vanished { id: *id, name: remembered.name.clone() }),
-                Some(instance) => changes.extend(instance_changes(remembered, instance)),
+                None => found.push(Change::Vanished { id: *id, name: last.name.clone() }),
+                Some(instance) => found.extend(instance_changes(last, instance)),
             }
         }
         let failed = inventory.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Error);
         let failed = failed.filter(|snapshot| self.good.contains(&snapshot.id));
-        changes.extend(failed.map(|snapshot| Change::Failed(snapshot.id)));
-        let seen = |change: Change| match self.changes.iter().find(|seen| seen.change == change) {
-            Some(seen) => Seen { since: seen.since.min(at), ..seen.clone() },
-            None => Seen { since: at, not_before: self.at, change },
-        };
-        changes.into_iter().map(seen).collect()
+        found.extend(failed.map(|snapshot| Change::Failed(snapshot.id)));
+
+        // What is only there or not is found again as long as it lasts.
+        let losses = |change: &&Change| change.is_loss();
+        let lasting: HashSet<Subject<'_>> = found.iter().filter(losses).map(Change::subject).collect();
+        let is_over = |change: &Change| change.is_loss() && !lasting.contains(&change.subject());
+        let known: HashSet<Subject<'_>> = self.changes.iter().map(|seen| seen.change.subject()).collect();
+        let is_known = |change: &Change| change.is_loss() && known.contains(&change.subject());
+        let before = self.changes.iter().filter(|seen| !is_over(&seen.change));
+        let before = before.map(|seen| Seen { since: seen.since.min(at), ..seen.clone() });
+        let new = found.iter().filter(|change| !is_known(change));
+        let new = new.map(|change| Seen { since: at, not_before: self.at, change: change.clone() });
+        let mut changes: Vec<Seen> = before.chain(new).collect();
+        changes.sort_by_key(|seen| seen.since);
+        forget_former(&mut changes, most_former(inventory) + 1);
+        changes
     }
 
-    /// The differences to the present that have not settled at `at`.
+    /// The changes that have not settled at `at`.
     pub fn unsettled(
         &self,
         policies: &[Policy],
@@ -228,7 +226,7 @@ impl Memory {
         seen
     }
 
-    /// The memory after a run that began at `at`: of the present, except for the changes that are `unsettled`.
+    /// The memory after a run that began at `at`: of the present, except for what the `unsettled` changes are about.
     #[must_use]
     pub fn renewed(
         &self,
@@ -237,165 +235,302 @@ impl Memory {
         at: Timestamp,
         unsettled: Vec<Seen>,
     ) -> Self {
-        let mut new = Self::of(policies, inventory, at);
-        for (name, since) in &mut new.paused {
-            *since = self.paused.get(name).copied().unwrap_or(*since);
-        }
-        for Seen { change, .. } in &unsettled {
-            match change {
-                Change::Key { policy, key, was, .. } => {
-                    let keys = new.policies.entry(policy.clone()).or_default();
-                    match was {
-                        Some(was) => drop(keys.insert(key.clone(), was.clone())),
-                        None => drop(keys.remove(key)),
+        let (last_policies, last_instances) = self.last_found();
+        let mut new_policies = keys_of_policies(policies, inventory);
+        let subjects: BTreeSet<Subject<'_>> = unsettled.iter().map(|seen| seen.change.subject()).collect();
+        for subject in &subjects {
+            match subject {
+                Subject::Policy(name) => {
+                    let last = last_policies.get(*name).map(|keys| ((*name).clone(), keys.clone()));
+                    new_policies.extend(last);
+                }
+                Subject::Key(name, key) => {
+                    let before = self.policies.get(*name).and_then(|keys| keys.get(*key));
+                    if let Some(keys) = new_policies.get_mut(*name) {
+                        set_key(keys, key, before);
                     }
                 }
-                Change::PolicyGone(name) => {
-                    if let Some(keys) = self.policies.get(name) {
-                        new.policies.insert(name.clone(), keys.clone());
-                    }
-                }
-                Change::Renamed { id, was, .. } => {
-                    if let Some(facts) = new.instances.get_mut(id) {
-                        facts.name.clone_from(was);
-                    }
-                }
-                Change::Label { id, label, was, .. } => {
-                    if let Some(facts) = new.instances.get_mut(id) {
-                        facts.labels.insert(label.clone(), was.clone());
-                    }
-                }
-                Change::Managed { id, is, .. } => {
-                    if let Some(facts) = new.instances.get_mut(id) {
-                        facts.is_managed = Some(!is);
-                    }
-                }
-                Change::Vanished { id, .. } => {
-                    if let Some(facts) = self.instances.get(id) {
-                        new.instances.insert(*id, facts.clone());
-                    }
-                }
-                Change::Failed(id) => {
-                    new.good.insert(*id);
-                    new.failed.remove(id);
-                }
+                _ => {}
             }
         }
-        new.at = Some(at);
-        new.changes = unsettled;
-        new
-    }
-
-    /// A memory of the present.
-    fn of(policies: &[Policy], inventory: &Inventory, at: Timestamp) -> Self {
-        let policies_here = keys_of_policies(policies, inventory);
-        let here = || policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
-        let labels: BTreeSet<&String> = here().flat_map(|policy| policy.select.label_keys()).collect();
-        let by_manager = here().any(|policy| policy.select.exclude_managed);
-        let keeps_consistent = here().any(|policy| {
-            policy.retention.as_ref().is_some_and(|retention| retention.min_keep_consistent > 0)
-        });
+        let labels = selecting_labels(policies, inventory, new_policies.values(), &unsettled);
+        let has_key = |key: &str| {
+            new_policies.values().any(|keys| keys.contains_key(key))
+                || subjects
+                    .iter()
+                    .any(|subject| matches!(subject, Subject::Key(_, changed) if *changed == key))
+        };
+        let (by_manager, keeps_consistent) = (has_key(MANAGED), has_key(MIN_KEEP_CONSISTENT));
         let facts = |instance: &Instance| InstanceFacts {
             name: instance.name.to_string(),
             labels: labels
                 .iter()
-                .map(|label| ((*label).clone(), instance.labels.get(*label).map(ToString::to_string)))
+                .map(|label| (label.clone(), instance.labels.get(label).map(ToString::to_string)))
                 .collect(),
             is_managed: by_manager.then_some(instance.is_managed),
         };
-        let disabled = policies.iter().filter(|policy| !policy.enabled).map(|policy| policy.name.clone());
-        Self {
-            at: None,
-            paused: disabled.filter(|name| policies_here.contains_key(name)).map(|name| (name, at)).collect(),
-            policies: policies_here,
+        let is_good = |id: &SnapshotId| !inventory.coming.contains(id);
+        let good = inventory.snapshots.iter().filter(|snapshot| snapshot.state.is_good());
+        let consistent = inventory
+            .snapshots
+            .iter()
+            .filter(|snapshot| keeps_consistent && snapshot.application_consistent == Some(true));
+        let mut new = Self {
+            at: Some(at),
+            policies: new_policies,
+            paused: inventory.paused.clone(),
             instances: inventory.instances.iter().map(|instance| (instance.id, facts(instance))).collect(),
-            good: inventory
-                .snapshots
-                .iter()
-                .filter(|snapshot| snapshot.state.is_good() && !inventory.coming.contains(&snapshot.id))
-                .map(|snapshot| snapshot.id)
-                .collect(),
+            good: good.map(|snapshot| snapshot.id).filter(is_good).collect(),
             failed: inventory.failed.clone(),
-            consistent: inventory
-                .snapshots
-                .iter()
-                .filter(|snapshot| keeps_consistent && snapshot.application_consistent == Some(true))
-                .map(|snapshot| snapshot.id)
-                .collect(),
+            consistent: consistent.map(|snapshot| snapshot.id).collect(),
             changes: Vec::new(),
+        };
+        new.paused.retain(|name, _| new.policies.contains_key(name));
+        for subject in &subjects {
+            match subject {
+                Subject::Policy(name) | Subject::Key(name, ENABLED) => match self.paused.get(*name) {
+                    Some(since) => drop(new.paused.insert((*name).clone(), *since)),
+                    None => drop(new.paused.remove(*name)),
+                },
+                Subject::Key(..) => {}
+                Subject::Snapshot(id) => {
+                    new.good.insert(*id);
+                    new.failed.remove(id);
+                }
+                Subject::Instance(id) => {
+                    new.instances.extend(last_instances.get(id).map(|facts| (*id, facts.clone())));
+                }
+                Subject::Name(id) | Subject::Label(id, _) | Subject::Managed(id) => {
+                    if let (Some(facts), Some(before)) = (new.instances.get_mut(id), self.instances.get(id)) {
+                        facts.restore(*subject, before);
+                    }
+                }
+            }
         }
+        new.changes = unsettled;
+        new
     }
 
     fn since(&self, change: &Change, at: Timestamp) -> Timestamp {
         self.changes.iter().find(|seen| seen.change == *change).map_or(at, |seen| seen.since.min(at))
     }
 
-    /// The policies and the inventory as they would be without these changes.
+    /// The different states in which things were, according to these changes: as it is remembered, and before each change.
+    pub(crate) fn former_states<'c>(&self, changes: &'c [Seen]) -> Vec<FormerState<'c>> {
+        let mut states = vec![FormerState { back: self.back_to_memory(changes), staying: &[] }];
+        for place in first_of_runs(changes) {
+            let (staying, later) = changes.split_at(place);
+            let Some(time) = later.first().map(|seen| seen.since) else { continue };
+            let mut back: BTreeMap<Subject<'_>, Seen> = BTreeMap::new();
+            for seen in later {
+                let mut all = Seen { since: time, ..seen.clone() };
+                if let Some(earlier) = back.get(&seen.change.subject()) {
+                    all.change.begin_with(&earlier.change);
+                }
+                back.insert(seen.change.subject(), all);
+            }
+            let back = back.into_values().filter(|seen| !seen.change.is_none()).collect();
+            states.push(FormerState { back, staying });
+        }
+        let mut different: Vec<FormerState<'_>> = Vec::new();
+        for state in states {
+            if !state.back.is_empty() && !different.iter().any(|known| known.is_same(&state)) {
+                different.push(state);
+            }
+        }
+        different
+    }
+
+    /// For each thing that has changed, the change from what is remembered, since it changed last.
+    fn back_to_memory(&self, changes: &[Seen]) -> Vec<Seen> {
+        let mut back: BTreeMap<Subject<'_>, Seen> = BTreeMap::new();
+        for seen in changes {
+            let mut all = seen.clone();
+            let facts = |id: &InstanceId| self.instances.get(id);
+            match &mut all.change {
+                Change::Key { policy, key, was, .. } => {
+                    *was = self.policies.get(policy).and_then(|keys| keys.get(key)).cloned();
+                }
+                Change::Renamed { id, was, .. } => {
+                    *was = facts(id).map_or_else(|| was.clone(), |facts| facts.name.clone());
+                }
+                Change::Label { id, label, was, .. } => {
+                    *was = facts(id).and_then(|facts| facts.labels.get(label)).cloned().flatten();
+                }
+                Change::Managed { id, was, .. } => {
+                    *was = facts(id).and_then(|facts| facts.is_managed).unwrap_or(*was);
+                }
+                Change::PolicyGone(_) | Change::Vanished { .. } | Change::Failed(_) => {}
+            }
+            back.insert(seen.change.subject(), all);
+        }
+        back.into_values().filter(|seen| !seen.change.is_none()).collect()
+    }
+
+    /// The policies and the inventory as they were in a former state.
     ///
     /// # Errors
     /// Why a remembered policy cannot be read.
-    pub fn take_back(
+    pub(crate) fn take_back(
         &self,
-        changes: &[Seen],
+        state: &FormerState<'_>,
         policies: &[Policy],
         inventory: &Inventory,
     ) -> Result<(Vec<Policy>, Inventory), String> {
+        let (last_policies, last_instances) = self.last_found();
         let mut policies = policies.to_vec();
         let mut inventory = inventory.clone();
-        for Seen { change, .. } in changes {
+        let mut keys: BTreeMap<&PolicyName, BTreeMap<&str, Option<&Value>>> = BTreeMap::new();
+        let mut paused = BTreeSet::new();
+        let changes = || state.back.iter().map(|seen| &seen.change);
+        for change in changes() {
             match change {
-                Change::Key { policy: name, key, was, .. } => {
-                    let is_it = |policy: &&mut Policy| policy.name == *name;
-                    if let Some(policy) = policies.iter_mut().find(is_it) {
-                        set_deciding_keys(policy, std::iter::once((key.as_str(), was.as_ref())))
-                            .map_err(|key| unreadable(name, &key))?;
-                    }
+                Change::Key { policy, key, was, .. } => {
+                    keys.entry(policy).or_default().insert(key, was.as_ref());
+                    paused.extend((key == ENABLED).then_some(policy));
                 }
                 Change::PolicyGone(name) => {
-                    let keys = self.policies.get(name);
-                    let policy = keys.map(|keys| policy_of_keys(name.clone(), keys)).transpose();
-                    let mut policy = policy.map_err(|key| unreadable(name, &key))?;
-                    if let Some(policy) = &mut policy {
+                    let last = last_policies.get(name).map(|keys| policy_of_keys(name.clone(), keys));
+                    let mut last = last.transpose().map_err(|key| unreadable(name, &key))?;
+                    if let Some(policy) = &mut last {
                         policy.zones.push(inventory.zone.clone());
                     }
                     policies.retain(|policy| policy.name != *name);
-                    policies.extend(policy);
-                }
-                Change::Renamed { id, was, .. } => {
-                    if let Some(instance) = instance_mut(&mut inventory, *id) {
-                        instance.name = was.as_str().into();
-                    }
-                }
-                Change::Label { id, label, was, .. } => {
-                    if let Some(instance) = instance_mut(&mut inventory, *id) {
-                        match was {
-                            Some(was) => drop(instance.labels.insert(label.clone(), was.clone())),
-                            None => drop(instance.labels.remove(label)),
-                        }
-                    }
-                }
-                Change::Managed { id, is, .. } => {
-                    if let Some(instance) = instance_mut(&mut inventory, *id) {
-                        instance.is_managed = !is;
-                    }
+                    policies.extend(last);
+                    paused.insert(name);
                 }
                 Change::Vanished { id, .. } => {
-                    let facts = self.instances.get(id);
+                    let facts = last_instances.get(id);
                     inventory.instances.extend(facts.map(|facts| facts.instance(*id)));
                 }
-                Change::Failed(id) => {
-                    let is_it = |snapshot: &&mut crate::snapshot::Snapshot| snapshot.id == *id;
-                    if let Some(snapshot) = inventory.snapshots.iter_mut().find(is_it) {
-                        snapshot.state = SnapshotState::Exported;
-                    }
-                }
+                Change::Renamed { .. }
+                | Change::Label { .. }
+                | Change::Managed { .. }
+                | Change::Failed(_) => {}
             }
+        }
+        for (name, keys) in keys {
+            if let Some(policy) = policies.iter_mut().find(|policy| policy.name == *name) {
+                set_deciding_keys(policy, keys.into_iter()).map_err(|key| unreadable(name, &key))?;
+            }
+        }
+        for name in paused {
+            match self.paused_at(name, state.staying) {
+                Some(at) => drop(inventory.paused.insert(name.clone(), at)),
+                None => drop(inventory.paused.remove(name)),
+            }
+        }
+        let mut instances: HashMap<InstanceId, &mut Instance> =
+            inventory.instances.iter_mut().map(|instance| (instance.id, instance)).collect();
+        for change in changes() {
+            if let Some(instance) = change.instance().and_then(|id| instances.get_mut(&id)) {
+                change.take_back_from(instance);
+            }
+        }
+        let failed: HashSet<SnapshotId> = changes()
+            .filter_map(|change| if let Change::Failed(id) = change { Some(*id) } else { None })
+            .collect();
+        for snapshot in inventory.snapshots.iter_mut().filter(|snapshot| failed.contains(&snapshot.id)) {
+            snapshot.state = SnapshotState::Exported;
         }
         Ok((policies, inventory))
     }
 }
 
+/// A state in which things were.
+#[derive(Debug)]
+pub(crate) struct FormerState<'c> {
+    /// The changes to be taken back, at most one of each thing.
+    pub(crate) back: Vec<Seen>,
+    /// Those before them.
+    staying: &'c [Seen],
+}
+
+impl FormerState<'_> {
+    fn is_same(&self, other: &Self) -> bool {
+        let mut pairs = self.back.iter().zip(&other.back);
+        self.back.len() == other.back.len() && pairs.all(|(one, other)| one.change == other.change)
+    }
+}
+
+/// Whether more values are remembered of what has changed more than once than can be tried one by one.
+pub(crate) fn is_overfull(changes: &[Seen], inventory: &Inventory) -> bool {
+    former(changes) > most_former(inventory)
+}
+
+fn most_former(inventory: &Inventory) -> usize {
+    MOST_FORMER + inventory.instances.len()
+}
+
+/// How many changes were not the last one of the same thing.
+fn former(changes: &[Seen]) -> usize {
+    changes.len() - latest(changes).len()
+}
+
+/// The last change of each thing.
+fn latest(changes: &[Seen]) -> HashMap<Subject<'_>, &Seen> {
+    changes.iter().map(|seen| (seen.change.subject(), seen)).collect()
+}
+
+/// Where in a list of changes those begin that one run saw first. The clock may have been set back between two runs.
+fn first_of_runs(changes: &[Seen]) -> Vec<usize> {
+    let mut places = Vec::new();
+    let mut since = None;
+    let mut of_run = HashSet::new();
+    for (place, seen) in changes.iter().enumerate() {
+        if since != Some(seen.since) || of_run.contains(&seen.change.subject()) {
+            places.push(place);
+            since = Some(seen.since);
+            of_run.clear();
+        }
+        of_run.insert(seen.change.subject());
+    }
+    places
+}
+
+/// Forgets what was repeated since, and, beyond the number that may stay, the oldest of those that were not the last.
+fn forget_former(changes: &mut Vec<Seen>, may_stay: usize) {
+    let mut places: HashMap<Subject<'_>, Vec<usize>> = HashMap::new();
+    for (place, seen) in changes.iter().enumerate() {
+        places.entry(seen.change.subject()).or_default().push(place);
+    }
+    let change = |place: &usize| changes.get(*place).map(|seen| &seen.change);
+    let mut former = BTreeSet::new();
+    let mut repeated = BTreeSet::new();
+    for places in places.values() {
+        for (number, place) in places.iter().enumerate().take(places.len() - 1) {
+            let is_repeated = places.iter().skip(number + 1).any(|later| change(later) == change(place));
+            if is_repeated {
+                repeated.insert(*place)
+            } else {
+                former.insert(*place)
+            };
+        }
+    }
+    let excess = former.len().saturating_sub(may_stay);
+    repeated.extend(former.into_iter().take(excess));
+    let mut place = 0;
+    changes.retain(|_| {
+        place += 1;
+        !repeated.contains(&(place - 1))
+    });
+}
+
 impl InstanceFacts {
+    /// Takes over what the memory before has of one thing.
+    fn restore(&mut self, subject: Subject<'_>, before: &Self) {
+        match subject {
+            Subject::Name(_) => self.name.clone_from(&before.name),
+            Subject::Label(_, label) => {
+                if let Some(value) = before.labels.get(label) {
+                    self.labels.insert(label.to_owned(), value.clone());
+                }
+            }
+            Subject::Managed(_) => self.is_managed = before.is_managed,
+            _ => {}
+        }
+    }
+
     fn instance(&self, id: InstanceId) -> Instance {
         let labels = self.labels.iter();
         let labels = labels.filter_map(|(label, value)| Some((label.clone(), value.clone()?)));
@@ -409,11 +544,6 @@ impl InstanceFacts {
     }
 }
 
-/// When a change that was first seen then has settled; never beyond the calendar.
-pub(crate) fn settles_at(since: Timestamp, settle: Duration) -> Option<Timestamp> {
-    since.checked_add(SignedDuration::try_from(settle).ok()?).ok()
-}
-
 fn unreadable(policy: &PolicyName, key: &str) -> String {
     format!(
         "the remembered key `{key}` of policy {policy} can't be read by this version: go back to the version that wrote \
@@ -421,19 +551,12 @@ fn unreadable(policy: &PolicyName, key: &str) -> String {
     )
 }
 
-fn keys_of_policies(
-    policies: &[Policy],
-    inventory: &Inventory,
-) -> BTreeMap<PolicyName, BTreeMap<String, Value>> {
+fn keys_of_policies(policies: &[Policy], inventory: &Inventory) -> BTreeMap<PolicyName, Keys> {
     let here = policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
     here.map(|policy| (policy.name.clone(), deciding_keys(policy))).collect()
 }
 
-fn key_changes(
-    policy: &PolicyName,
-    remembered: &BTreeMap<String, Value>,
-    present: &BTreeMap<String, Value>,
-) -> Vec<Change> {
+fn key_changes(policy: &PolicyName, remembered: &Keys, present: &Keys) -> Vec<Change> {
     let keys: BTreeSet<&String> = remembered.keys().chain(present.keys()).collect();
     keys.into_iter()
         .map(|key| (key, remembered.get(key), present.get(key)))
@@ -462,67 +585,33 @@ fn instance_changes(remembered: &InstanceFacts, instance: &Instance) -> Vec<Chan
         })
     });
     let is = instance.is_managed;
-    let is_other = remembered.is_managed.is_some_and(|was| was != is);
-    let managed = is_other.then(|| Change::Managed { id, name: name.clone(), is });
+    let was = remembered.is_managed.filter(|was| *was != is);
+    let managed = was.map(|was| Change::Managed { id, name: name.clone(), was, is });
     renamed.into_iter().chain(labels).chain(managed).collect()
 }
 
-fn instance_mut(inventory: &mut Inventory, id: InstanceId) -> Option<&mut Instance> {
-    inventory.instances.iter_mut().find(|instance| instance.id == id)
+fn set_key(keys: &mut Keys, key: &str, value: Option<&Value>) {
+    match value {
+        Some(value) => drop(keys.insert(key.to_owned(), value.clone())),
+        None => drop(keys.remove(key)),
+    }
 }
 
-/// The changes as one text; several snapshots that failed are counted.
-pub(crate) fn describe<'c>(changes: impl Iterator<Item = &'c Change>) -> String {
-    let (failed, others): (Vec<&Change>, Vec<&Change>) =
-        changes.partition(|change| matches!(change, Change::Failed(_)));
-    let mut texts: Vec<String> = others.iter().take(NAMED_CHANGES).map(ToString::to_string).collect();
-    if others.len() > NAMED_CHANGES {
-        texts.push(counted(others.len() - NAMED_CHANGES, "other change"));
-    }
-    if !failed.is_empty() {
-        texts.push(format!("{} turned to `error`", counted(failed.len(), "snapshot")));
-    }
-    texts.join("; ")
-}
-
-impl Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |value: &Option<Value>| {
-            value.as_ref().map_or("not set".to_owned(), |value| {
-                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                excerpt(&text, QUOTED_CHARACTERS).clone()
-            })
-        };
-        match self {
-            Self::Key { policy, key, was, is } if key == "enabled" && was != is => {
-                let is_paused = is.as_ref().and_then(Value::as_bool) == Some(false);
-                write!(f, "policy {policy} is {}", if is_paused { "paused" } else { "not paused any more" })
-            }
-            Self::Key { policy, key, was, is } => {
-                write!(f, "policy {policy}: {key} was {}, is {}", shown(was), shown(is))
-            }
-            Self::PolicyGone(policy) => write!(f, "policy {policy} is gone"),
-            Self::Renamed { was, is, .. } => {
-                write!(f, "instance {} is called {} now", printable(was), printable(is))
-            }
-            Self::Label { name, label, was, is, .. } => {
-                let (name, label) = (printable(name), printable(label));
-                match (was, is) {
-                    (Some(was), None) => write!(f, "{name} lost the label {label}={}", printable(was)),
-                    (None, Some(is)) => write!(f, "{name} got the label {label}={}", printable(is)),
-                    (was, is) => {
-                        let [was, is] =
-                            [was, is].map(|value| printable(value.as_deref().unwrap_or_default()));
-                        write!(f, "{name}: label {label} was {was}, is {is}")
-                    }
-                }
-            }
-            Self::Managed { name, is, .. } => {
-                let verb = if *is { "joined" } else { "left" };
-                write!(f, "{} {verb} an instance pool or node pool", printable(name))
-            }
-            Self::Vanished { name, .. } => write!(f, "instance {} is not listed any more", printable(name)),
-            Self::Failed(id) => write!(f, "snapshot {id} turned to `error`"),
-        }
-    }
+/// The labels by which policies select instances, or did before changes that have not settled.
+fn selecting_labels<'k>(
+    policies: &[Policy],
+    inventory: &Inventory,
+    remembered: impl Iterator<Item = &'k Keys>,
+    unsettled: &[Seen],
+) -> BTreeSet<String> {
+    let here = policies.iter().filter(|policy| policy.zones.contains(&inventory.zone));
+    let mut labels: BTreeSet<String> = here.flat_map(|policy| policy.select.label_keys()).cloned().collect();
+    let remembered = remembered.flat_map(|keys| LABEL_KEYS.iter().filter_map(|key| keys.get(*key)));
+    let changed = unsettled.iter().filter_map(|seen| match &seen.change {
+        Change::Key { key, was, .. } if LABEL_KEYS.contains(&key.as_str()) => was.as_ref(),
+        _ => None,
+    });
+    let values = remembered.chain(changed).filter_map(Value::as_object);
+    labels.extend(values.flat_map(|values| values.keys().cloned()));
+    labels
 }

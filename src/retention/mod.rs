@@ -7,6 +7,7 @@
 
 mod age;
 mod calendar;
+pub mod change;
 pub mod change_guard;
 mod combine;
 pub mod deciding_keys;

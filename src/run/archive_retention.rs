@@ -91,7 +91,7 @@ struct ZoneCopies<'a> {
     inventory: Inventory,
     plan: PolicyPlan,
     memory: Memory,
-    unsettled: Vec<retention::memory::Seen>,
+    unsettled: Vec<retention::change::Seen>,
 }
 
 impl Judged<'_> {

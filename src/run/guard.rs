@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::policy::Policy;
+use crate::retention::change::settles_at;
 use crate::retention::change_guard::keep_emptied;
 use crate::retention::guard::{self, Held, ListingDrop, VERY_FEW, WholeRun, ZoneCase};
-use crate::retention::memory::settles_at;
 use crate::run::context::Runner;
 use crate::run::plan::ZonePlan;
 use crate::snapshot::{InstanceId, SnapshotId};

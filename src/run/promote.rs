@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::wire::Deleted;
@@ -17,8 +18,8 @@ use crate::exoscale::wire::{PromoteRequest, Template};
 use crate::policy::template_name::TemplateNameValues;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
+use crate::retention::change::Change;
 use crate::retention::deciding_keys::PROMOTE_KEEP;
-use crate::retention::memory::Change;
 use crate::run::context::Runner;
 use crate::run::plan::{PlannedAction, ZonePlan};
 use crate::run::policy_memory::PolicyMemory;
@@ -391,17 +392,25 @@ pub(crate) async fn prune_templates(
     Ok(steps)
 }
 
-/// How many templates stay per instance: the larger number while a change of `keep` has not settled; none if all did.
-fn settled_keep(keep: NonZeroU32, policy: &Policy, plan: &ZonePlan) -> Option<NonZeroU32> {
-    let before = plan.unsettled.iter().find_map(|seen| match &seen.change {
+/// How many templates stay per instance: the larger number of those that `keep` was while a change of it has not settled; none if all did.
+fn settled_keep<'p>(keep: NonZeroU32, policy: &Policy, plan: &'p ZonePlan) -> Option<NonZeroU32> {
+    let was = |change: &'p Change| match change {
         Change::Key { policy: name, key, was, .. } if *name == policy.name && key == PROMOTE_KEEP => {
-            Some(was)
+            Some(was.as_ref())
         }
         _ => None,
-    });
-    let Some(before) = before else { return Some(keep) };
-    let before = before.as_ref()?.as_u64()?.try_into().ok().and_then(NonZeroU32::new)?;
-    Some(keep.max(before))
+    };
+    let mut former: Vec<Option<&Value>> =
+        plan.unsettled.iter().filter_map(|seen| was(&seen.change)).collect();
+    if !former.is_empty() {
+        let remembered = plan.listing.memory.policies.get(&policy.name);
+        former.extend(remembered.map(|keys| keys.get(PROMOTE_KEEP)));
+    }
+    let mut largest = keep;
+    for before in former {
+        largest = largest.max(before?.as_u64()?.try_into().ok().and_then(NonZeroU32::new)?);
+    }
+    Some(largest)
 }
 
 /// Why a template is not deleted, however many there are.

@@ -84,6 +84,43 @@ async fn a_typo_that_is_mended_within_the_time_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_kept_in_the_meantime_alone_is_not_deleted_at_once() {
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    let with = |daily: u32| pruning("nightly", &format!("keep_daily = {daily}"));
+    let gitops = with(10);
+    stage.run(&gitops).await;
+    stage.step(SignedDuration::from_hours(1));
+    // An operator needs five more, and the next day's synchronisation takes that back before it has settled.
+    stage.run(&with(15)).await;
+    stage.days(instance_of(&stage), (10..15).rev());
+    let [raised, reverted] = [stage.run(&with(15)).await, stage.run(&gitops).await];
+    assert_eq!((deleted(&raised), deleted(&reverted), stage.there().len()), (0, 0, 15));
+    let text = pending(&reverted);
+    for part in ["5 snapshots", "keep_daily was 15, is 10", "2026-11-02T09:00:00Z", "allow nightly 5"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    stage.step(SignedDuration::from_hours(19));
+    assert_eq!(deleted(&stage.run(&gitops).await), 0);
+    stage.step(SignedDuration::from_hours(1));
+    assert_eq!(deleted(&stage.run(&gitops).await), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_most_templates_that_were_kept_in_the_meantime_stay_for_now() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let keep = |number: u32| PROMOTING.replace("keep = 4", &format!("keep = {number}"));
+    promote_daily(&stage, 2, instance, &keep(2)).await;
+    promote_daily(&stage, 1, instance, &keep(4)).await;
+    stage.run(&keep(2)).await;
+    assert_eq!(templates(&stage).len(), 3);
+    stage.step(SignedDuration::from_hours(20));
+    stage.run(&keep(2)).await;
+    assert_eq!(templates(&stage).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_allowance_counts_for_what_is_pending_alone_and_accepts_the_changes() {
     let stage = Stage::new();
     stage.instance("web-1", 20);

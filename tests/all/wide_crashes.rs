@@ -44,6 +44,9 @@ const NIGHTLY_KEEPS: usize = 3;
 const WEEKLY_KEEPS: usize = 5;
 const COPIES_KEPT: usize = 2;
 
+/// How many more `weekly` keeps for a day.
+const MORE: usize = 3;
+
 /// How many fortnights are played, unless more are asked for.
 const SEEDS: u64 = 8;
 const DAYS: u64 = 12;
@@ -56,10 +59,12 @@ enum Edit {
     Renamed,
     Removed,
     Paused,
+    /// What is kept by it stays after the next edit, too, until that has settled.
+    Raised,
 }
 
 impl Edit {
-    const ALL: [Self; 4] = [Self::Mistyped, Self::Renamed, Self::Removed, Self::Paused];
+    const ALL: [Self; 5] = [Self::Mistyped, Self::Renamed, Self::Removed, Self::Paused, Self::Raised];
 
     fn make(self, policies: &str) -> String {
         match self {
@@ -73,6 +78,10 @@ impl Edit {
                 policies[..end].to_owned()
             }
             Self::Paused => policies.replace("[policies.weekly]", "[policies.weekly]\nenabled = false"),
+            Self::Raised => policies.replace(
+                &format!("keep_last = {WEEKLY_KEEPS}"),
+                &format!("keep_last = {}", WEEKLY_KEEPS + MORE),
+            ),
         }
     }
 }
@@ -121,6 +130,8 @@ struct Play {
     zones: [ZoneName; 2],
     /// Every instance, and how many of its snapshots the policies keep.
     instances: BTreeMap<InstanceId, usize>,
+    /// How many more of a database no run may delete today.
+    more: usize,
     disk: MemoryDisk,
     config: Arc<Config>,
     images: BTreeMap<SnapshotId, Arc<Image>>,
@@ -163,6 +174,7 @@ impl Play {
             clock,
             zones,
             instances,
+            more: 0,
             disk,
             config,
             images: BTreeMap::new(),
@@ -279,7 +291,9 @@ impl Play {
             };
             let newer: BTreeSet<SnapshotId> =
                 night.before.iter().chain(&after).filter(is_newer).map(|other| other.id).collect();
-            assert!(newer.len() >= self.instances[&instance], "{context}\ndeleted too early: {snapshot:?}");
+            let keeps = self.instances[&instance];
+            let keeps = if keeps == WEEKLY_KEEPS { keeps + self.more } else { keeps };
+            assert!(newer.len() >= keeps, "{context}\ndeleted too early: {snapshot:?}");
             let newest_copy = self.copies.get(&instance).and_then(BTreeSet::last);
             assert!(newest_copy >= Some(&key), "{context}\ndeleted without a verified copy: {snapshot:?}");
         }
@@ -417,10 +431,13 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
     let mut was_seen = true;
     for day in 0..DAYS {
         play.clock.step(SignedDuration::from_hours(24));
-        // Never for two days: by then it has settled. And not before a run has seen that the last one was taken back.
-        let may_edit = edit == Edit::None && was_seen;
+        // Never for two days: by then it has settled. And not before a run has seen that the last one was taken back. But
+        // another edit may follow at once on one that kept more.
+        let may_edit = was_seen && matches!(edit, Edit::None | Edit::Raised);
+        let was_raised = was_seen && edit == Edit::Raised;
         edit = if may_edit && dice.one_in(2) { *dice.any(&Edit::ALL) } else { Edit::None };
         was_seen = false;
+        play.more = if was_raised || edit == Edit::Raised { MORE } else { 0 };
         play.config = config(edit);
         let context = &format!("seed {seed}, day {day}, {edit:?}");
         if dice.one_in(3) {
@@ -465,6 +482,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             play.check(&night, context).await;
         }
     }
+    play.more = if was_seen && edit == Edit::Raised { MORE } else { 0 };
     play.config = config(Edit::None);
     for days_left in (0..2).rev() {
         let context = &format!("seed {seed}, {days_left} quiet days to go");
@@ -473,6 +491,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
         let night = play.night(slot, Duration::MAX).await;
         play.disk = play.disk.crash();
         play.check(&night, context).await;
+        play.more = 0;
         if days_left == 0 {
             play.check_end(&night, context);
         }

@@ -132,9 +132,126 @@ fn edits_do_not_restart_each_other_and_one_that_is_taken_back_is_forgotten() {
     assert_eq!(pending(&plan), [2, 3, 4], "only keep_last is still taken back");
     assert!(why(&plan).contains("keep_last was 4, is 1"), "{}", why(&plan));
     let (plan, memory) = run(&[policy("p").with(table(4, "1d"))], &zone, &memory, hours_later(21));
-    assert!(pending(&plan).is_empty() && memory.changes.is_empty());
+    assert_eq!(pending(&plan), [0; 0]);
     let (plan, _) = run(&[policy("p").with(table(1, "1d"))], &zone, &memory, hours_later(31));
     assert_eq!(pending(&plan), [2, 3, 4], "and begins anew");
+}
+
+#[test]
+fn a_value_that_was_in_force_in_the_meantime_counts_until_it_has_been_replaced_for_that_long() {
+    let zone = days(6);
+    let with = |last| [policy("p").with(keep_last(last))];
+    for (first, last) in [(2, 2), (3, 2), (4, 2)] {
+        let (_, memory) = run(&with(first), &zone, &Memory::default(), now());
+        let (plan, memory) = run(&with(5), &zone, &memory, now());
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![]), "keeping more counts at once");
+        let (plan, memory) = run(&with(last), &zone, &memory, hours_later(5));
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![3, 4, 5]), "{first}");
+        let expected = format!("keep_last was 5, is {last}: deleted only since then, so not before");
+        let fifth = plan.decisions.iter().find(|decision| decision.index == 4).unwrap();
+        let text = fifth.reasons().next().unwrap().to_string();
+        assert!(text.contains(&format!("{expected} {}", hours_later(25))), "{text}");
+        assert_eq!(fifth.expires_at, Some(hours_later(25)));
+        let (plan, memory) = run(&with(last), &zone, &memory, hours_later(25) - nanosecond());
+        assert_eq!(pending(&plan), [3, 4, 5]);
+        let (plan, memory) = run(&with(last), &zone, &memory, hours_later(25));
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![3, 4, 5, 6], vec![]));
+        assert!(memory.changes.is_empty());
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_between_two_edits_makes_them_no_single_one() {
+    let zone = days(6);
+    let with = |last| [policy("p").with(keep_last(last))];
+    let (_, memory) = run(&with(2), &zone, &Memory::default(), hours_later(-1));
+    let (_, memory) = run(&with(5), &zone, &memory, now());
+    let (plan, memory) = run(&with(2), &zone, &memory, now() - SignedDuration::from_mins(4));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![3, 4, 5]));
+    let (plan, _) = run(&with(2), &zone, &memory, hours_later(19));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![3, 4, 5]));
+}
+
+#[test]
+fn a_lower_value_begins_anew_when_it_is_edited_and_one_in_between_that_kept_less_holds_nothing() {
+    let zone = days(6);
+    let with = |last| [policy("p").with(keep_last(last))];
+    let (_, memory) = run(&with(5), &zone, &Memory::default(), now());
+    let (_, memory) = run(&with(1), &zone, &memory, now());
+    let (plan, memory) = run(&with(3), &zone, &memory, hours_later(10));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![4, 5]));
+    let (plan, memory) = run(&with(3), &zone, &memory, hours_later(30) - nanosecond());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![4, 5]));
+    let (plan, _) = run(&with(3), &zone, &memory, hours_later(30));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![4, 5, 6], vec![]));
+}
+
+#[test]
+fn keys_that_kept_something_only_together_count_together() {
+    let table = |last, max: Option<u32>| {
+        let max_count = max.and_then(NonZeroU32::new);
+        [policy("p").with(Retention { max_count, ..keep_last(last) })]
+    };
+    let zone = days(6);
+    let (_, memory) = run(&table(5, Some(2)), &zone, &Memory::default(), now());
+    let (plan, memory) = run(&table(5, None), &zone, &memory, now());
+    assert_eq!(deleted(&plan), [6]);
+    let (plan, memory) = run(&table(2, None), &zone, &memory, hours_later(5));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![3, 4, 5]), "as they were from 0 to 5 hours");
+    let (plan, _) = run(&table(2, None), &zone, &memory, hours_later(25));
+    assert_eq!(deleted(&plan), [3, 4, 5, 6]);
+}
+
+#[test]
+fn a_key_that_is_edited_all_the_time_does_not_hold_what_another_edit_deletes() {
+    let other =
+        |spare: u32| policy("other").with(Retention { max_count: NonZeroU32::new(spare), ..keep_last(1) });
+    let zone = days(6);
+    let both = |last, spare| [policy("p").with(keep_last(last)), other(spare)];
+    let (_, mut memory) = run(&both(4, 7), &zone, &Memory::default(), now());
+    for step in 0..=125 {
+        let at = now() + SignedDuration::from_mins(10 * i64::from(step));
+        let (plan, next) = run(&both(2, 8 + step), &zone, &memory, at);
+        memory = next;
+        let expected = if step < 120 { vec![3, 4] } else { vec![] };
+        assert_eq!(pending(&plan), expected, "in step {step}");
+    }
+    let size = serde_json::to_string(&memory).unwrap().len();
+    assert!(size < 40_000, "{size} bytes");
+}
+
+#[test]
+fn more_changes_than_are_remembered_hold_everything() {
+    let mut zone = days(6);
+    zone.instances.truncate(1);
+    let with = |last| [policy("p").with(keep_last(last))];
+    let (_, mut memory) = run(&with(2), &zone, &Memory::default(), now());
+    let minutes = |step: u32| now() + SignedDuration::from_mins(step.into());
+    for step in 0..300 {
+        let (plan, next) = run(&with(10 + step), &zone, &memory, minutes(step));
+        assert_eq!(deleted(&plan), [0; 0]);
+        memory = next;
+    }
+    let (plan, memory) = run(&with(1), &zone, &memory, minutes(300));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![2, 3, 4, 5, 6]));
+    let size = serde_json::to_string(&memory).unwrap().len();
+    assert!(size < 60_000, "{size} bytes");
+    let (plan, _) = run(&with(1), &zone, &memory, minutes(300 + 20 * 60));
+    assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_key_that_goes_to_and_fro_is_remembered_once_for_each_value() {
+    let zone = days(6);
+    let with = |last| [policy("p").with(keep_last(last))];
+    let (_, mut memory) = run(&with(4), &zone, &Memory::default(), now());
+    for hour in 1..60 {
+        let last = if hour % 2 == 0 { 4 } else { 2 };
+        let (plan, next) = run(&with(last), &zone, &memory, hours_later(hour));
+        memory = next;
+        assert_eq!(deleted(&plan), [5, 6], "in hour {hour}");
+        assert!(memory.changes.len() <= 3, "{:?}", memory.changes);
+    }
 }
 
 #[test]
@@ -182,6 +299,98 @@ fn what_an_instance_was_called_and_labelled_counts_until_that_has_settled() {
         let (plan, _) = run(&policies, &zone, &memory, hours_later(20));
         assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
     }
+}
+
+#[test]
+fn what_an_instance_was_called_and_labelled_in_the_meantime_counts_too() {
+    let glob = |text: &str| [("backup".to_owned(), NameGlob::new(text).unwrap())].into();
+    let labelled = Select { labels: glob("long"), ..Select::default() };
+    let unless = Select { exclude_labels: glob("none"), ..Select::default() };
+    let unmanaged = Select { exclude_managed: true, ..Select::default() };
+    let named = Select { instances: Some(vec![Pattern::new("db-*").unwrap()]), ..Select::default() };
+    let is_selected = |select: &Select, instance: &mut Instance, is: bool| {
+        if select.exclude_managed {
+            instance.is_managed = !is;
+        } else if select.instances.is_some() {
+            instance.name = if is { "db-1" } else { "web-9" }.into();
+        } else {
+            let value = if is { "long" } else { "none" };
+            instance.labels.insert("backup".into(), value.into());
+        }
+    };
+    for select in [labelled, unless, unmanaged, named] {
+        let long = Policy { select: select.clone(), ..policy("long").with(keep_last(5)) };
+        let policies = [policy("all").with(keep_last(1)), long];
+        let mut zone = inventory((0..6).map(|day| snap("db-1", days_ago(day))));
+        zone.instances = vec![instance("db-1")];
+        is_selected(&select, &mut zone.instances[0], false);
+        let (plan, memory) = run(&policies, &zone, &Memory::default(), now());
+        assert_eq!(deleted(&plan), [2, 3, 4, 5, 6], "{select:?}");
+        is_selected(&select, &mut zone.instances[0], true);
+        let (plan, memory) = run(&policies, &zone, &memory, now());
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![]));
+        is_selected(&select, &mut zone.instances[0], false);
+        let (plan, memory) = run(&policies, &zone, &memory, hours_later(5));
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![2, 3, 4, 5]), "{select:?}");
+        assert!(why(&plan).contains(&hours_later(25).to_string()), "{}", why(&plan));
+        let (plan, _) = run(&policies, &zone, &memory, hours_later(25));
+        assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+    }
+}
+
+#[test]
+fn a_policy_of_the_meantime_counts_as_it_was_until_its_end_has_settled() {
+    let all = policy("all").with(keep_last(1));
+    let long = |last| policy("long").with(keep_last(last));
+    let zone = days(6);
+    for edited in [5, 3] {
+        let (plan, memory) = run(std::slice::from_ref(&all), &zone, &Memory::default(), now());
+        assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+        let (_, memory) = run(&[all.clone(), long(5)], &zone, &memory, now());
+        // Removed, or edited first.
+        let (_, memory) = run(&[all.clone(), long(edited)], &zone, &memory, hours_later(2));
+        let (plan, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(5));
+        assert_eq!(pending(&plan), [2, 3, 4, 5]);
+        let (plan, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(22) - nanosecond());
+        assert_eq!(deleted(&plan), [6]);
+        let (plan, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(25) - nanosecond());
+        assert_eq!(pending(&plan), (2..=edited).collect::<Vec<u32>>(), "as long as it was edited so");
+        let (plan, _) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(25));
+        assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+    }
+    // One that was there before, kept more for some hours, and is removed then.
+    let (_, memory) = run(&[all.clone(), long(2)], &zone, &Memory::default(), now());
+    let (_, memory) = run(&[all.clone(), long(5)], &zone, &memory, now());
+    let mut memory = memory;
+    for hour in [5, 6, 21, 22] {
+        let (plan, next) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(hour));
+        memory = next;
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![6], vec![2, 3, 4, 5]), "in hour {hour}");
+        let kept = memory.policies.values().filter_map(|keys| keys["keep_last"].as_u64()).max();
+        assert_eq!(kept, Some(if hour < 20 { 2 } else { 5 }), "one value settles before the policy");
+    }
+    let (plan, _) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(25));
+    assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_label_is_remembered_as_long_as_the_policy_that_selected_by_it() {
+    let glob = [("tier".to_owned(), NameGlob::new("gold").unwrap())].into();
+    let select = Select { labels: glob, ..Select::default() };
+    let all = policy("all").with(keep_last(1));
+    let both = [all.clone(), Policy { select, ..policy("long").with(keep_last(5)) }];
+    let mut zone = days(6);
+    zone.instances[0].labels.insert("tier".into(), "gold".into());
+    let (_, memory) = run(&both, &zone, &Memory::default(), now());
+    let (plan, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(1));
+    assert_eq!(pending(&plan), [2, 3, 4, 5]);
+    zone.instances[0].labels.clear();
+    let (plan, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(2));
+    assert_eq!(pending(&plan), [2, 3, 4, 5]);
+    let (plan, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(21));
+    assert_eq!(pending(&plan), [0; 0], "the policy would have selected nothing without its label");
+    let (_, memory) = run(std::slice::from_ref(&all), &zone, &memory, hours_later(22));
+    assert!(memory.instances.values().all(|facts| facts.labels.is_empty()), "{:?}", memory.instances);
 }
 
 #[test]
@@ -258,6 +467,65 @@ fn a_policy_is_paused_and_goes_on_without_losing_anything() {
         let kept = plan.decisions.iter().find(|decision| decision.index == 3).unwrap();
         assert_eq!(kept.blocked_by(), Some("paused"));
     }
+}
+
+/// A policy that keeps what is younger than three days, beside one that keeps only the newest. It was paused `days` days
+/// ago.
+fn paused_days_ago(days: i64, zone: &Inventory) -> ([Policy; 2], [Policy; 2], Memory) {
+    let all = policy("all").with(keep_last(1));
+    let short = policy("short").with(Retention { keep_within: Some(span("3d")), ..no_rules() });
+    let paused = [all.clone(), Policy { enabled: false, ..short.clone() }];
+    let enabled = [all, short];
+    let (_, memory) = run(&enabled, zone, &Memory::default(), days_ago(days));
+    let (_, memory) = run(&paused, zone, &memory, days_ago(days));
+    let (plan, memory) = run(&paused, zone, &memory, now());
+    let kept: Vec<u32> = (2..=6).filter(|place| (3..=6).contains(place)).collect();
+    let frozen = plan.decisions.iter().filter(|one| one.blocked_by() == Some("paused"));
+    let mut frozen: Vec<u32> = frozen.map(|one| one.index + 1).collect();
+    frozen.sort_unstable();
+    assert_eq!((frozen, deleted(&plan)), (kept, vec![2]));
+    (paused, enabled, memory)
+}
+
+#[test]
+fn what_a_paused_policy_kept_waits_when_it_is_enabled_or_removed() {
+    // Snapshots of today, and of 1, 2, 3, 4 and 5 days before today; paused two days ago.
+    let zone = days(6);
+    let (paused, enabled, memory) = paused_days_ago(2, &zone);
+    let kept = [3, 4, 5, 6];
+    // Enabled again: it speaks of the new ones, too, and of those that it kept then it would keep two.
+    let (plan, on) = run(&enabled, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![5, 6]));
+    // Paused again after five hours: both that which it kept then and that which it keeps now stay.
+    let (plan, off) = run(&paused, &zone, &on, hours_later(5));
+    assert_eq!(deleted(&plan), [0; 0]);
+    let (plan, off) = run(&paused, &zone, &off, hours_later(19));
+    assert_eq!(deleted(&plan), [0; 0]);
+    let (plan, _) = run(&paused, &zone, &off, hours_later(25));
+    assert_eq!(deleted(&plan), [4, 5, 6], "it was paused anew after five hours, and keeps what it kept then");
+    let (plan, _) = run(&enabled, &zone, &on, hours_later(20));
+    assert_eq!(deleted(&plan), [4, 5, 6]);
+    // Removed while it was paused.
+    let (plan, removed) = run(&paused[..1], &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![2], kept.to_vec()));
+    let (plan, removed) = run(&paused[..1], &zone, &removed, hours_later(19));
+    assert_eq!(pending(&plan), kept);
+    let (plan, _) = run(&paused[..1], &zone, &removed, hours_later(20));
+    assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_policy_that_is_paused_enabled_and_paused_keeps_what_it_ever_kept() {
+    let zone = days(6);
+    let on = [policy("all").with(keep_last(1)), policy("nightly").with(keep_last(4))];
+    let off = [on[0].clone(), Policy { enabled: false, ..on[1].clone() }];
+    let (_, mut memory) = run(&on, &zone, &Memory::default(), now());
+    for (hour, policies) in [(0, &off), (2, &on), (4, &off), (24, &off), (48, &off)] {
+        let (plan, next) = run(policies, &zone, &memory, hours_later(hour));
+        memory = next;
+        assert_eq!((deleted(&plan), pending(&plan)), (vec![5, 6], vec![]), "after {hour} hours");
+    }
+    assert_eq!(memory.paused.values().collect::<Vec<_>>(), [&hours_later(4)]);
 }
 
 #[test]
