@@ -576,6 +576,21 @@ mod tests {
         there.map(|life| life.snapshot.created_at).collect()
     }
 
+    #[test]
+    fn new_snapshots_are_application_consistent_if_the_newest_is() {
+        let rules = Retention { keep_last: of(1), min_keep_consistent: 1, ..no_rules() };
+        let policy = policy("0 2 * * *", "UTC", rules);
+        for (flag, stays) in [(Some(true), false), (None, false), (Some(false), true)] {
+            let mut zone = zone_with(&["2026-11-01T02:00:00Z", "2026-11-02T02:00:00Z"]);
+            zone.snapshots[0].application_consistent = Some(true);
+            zone.snapshots[1].application_consistent = flag;
+            let forecast = over(&policy, zone, "2026-11-02T12:00:00Z", "2026-11-06T00:00:00Z").unwrap();
+            let left = there(&forecast, at("2026-11-05T12:00:00Z"));
+            assert_eq!(left.len(), 1 + usize::from(stays), "{flag:?}: {left:?}");
+            assert_eq!(left.contains(&at("2026-11-01T02:00:00Z")), stays, "{flag:?}");
+        }
+    }
+
     /// What was never pruned is judged like what was pruned all along: the engine over the whole history, at any
     /// moment, wants exactly what the play has left.
     #[test]

@@ -2,6 +2,8 @@
 //! named.
 
 use jiff::SignedDuration;
+use serde_json::json;
+use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::RunResult;
 use snapwarden::sim::call::Call;
@@ -9,6 +11,7 @@ use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::InstanceId;
 use snapwarden::state::audit::{Action, StepOutcome};
 
+use crate::archives::said;
 use crate::stage::{Stage, ended, files};
 
 const NIGHTLY: &str = r#"
@@ -139,4 +142,44 @@ async fn copies_are_kept_by_it_as_well() {
             && path.to_string_lossy().contains(&ids[1].to_string())
     });
     assert_eq!(images.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_says_which_are_consistent() {
+    let stage = Stage::new();
+    let id = |number: u32| format!("b0c0ef2c-106a-4f3c-a5aa-00000000000{number}");
+    let entry = |number: u32, flag: &str| {
+        format!(
+            r#"{{"id":"{}","name":"{number}","created-at":"2026-11-0{number}T02:30:00Z","state":"exported",
+                "application-consistent":{flag},"instance":{{"id":"9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec"}}}}"#,
+            id(number)
+        )
+    };
+    let entries = [
+        entry(1, "true"),
+        entry(2, "false"),
+        entry(3, "null"),
+        entry(4, "\"?\""),
+        // Kept by another rule.
+        entry(5, "true"),
+    ];
+    let path = stage.folder.path().join("snapshots.json");
+    let body = format!(r#"{{"snapshots":[{}]}}"#, entries.join(","));
+    replace_file(&RealDisk, &path, body.as_bytes(), Access::Owner).unwrap();
+    let policies = NIGHTLY
+        .replace("create = true", "create = false")
+        .replace("consistent = 1", "consistent = 2")
+        .replace("ownership = \"all\"", "");
+    let plan = ["plan", "--at", "2026-11-05T12:00:00Z", "--snapshots", path.to_str().unwrap()];
+    let text = said(&stage, &policies, &plan);
+    text.has(&[
+        "also min_keep, min_keep_consistent; application-consistent",
+        "2 application-consistent ones",
+    ]);
+    assert_eq!(text.out.matches("; application-consistent").count(), 1, "{}", text.out);
+    let json = said(&stage, &policies, &[&plan[..], &["--output", "json"]].concat()).json();
+    let decisions = json["policies"][0]["decisions"].as_array().unwrap();
+    let flags: Vec<_> = decisions.iter().map(|one| one["application_consistent"].clone()).collect();
+    assert_eq!(flags, [json!(true), json!(null), json!(null), json!(false), json!(true)]);
+    assert_eq!(decisions[4]["rule"], "min_keep_consistent");
 }

@@ -26,6 +26,8 @@ const LINE_WIDTH: usize = 98;
 /// A timeline does not become more readable beyond this width.
 const LINE_WIDTH_MAX: usize = 120;
 
+const CONSISTENT: &str = "application-consistent";
+
 /// The most reasons in the table beside the first; JSON has all of them.
 const MORE_REASONS_MAX: usize = 5;
 
@@ -207,13 +209,14 @@ fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
         plain(taken(snapshot.created_at, is_coming)),
         plain(until),
         plain(called(&snapshot.name, is_coming)),
-        plain(why(decision) + consistency(snapshot)),
+        plain(with_consistency(why(decision), snapshot)),
     ]
 }
 
-/// Said of those that are: most are not.
-fn consistency(snapshot: &Snapshot) -> &'static str {
-    if snapshot.application_consistent == Some(true) { "; application-consistent" } else { "" }
+/// Says of a snapshot that it is application-consistent: most are not.
+fn with_consistency(why: String, snapshot: &Snapshot) -> String {
+    let is_said = snapshot.application_consistent != Some(true) || why.contains(CONSISTENT);
+    if is_said { why } else { format!("{why}; {CONSISTENT}") }
 }
 
 /// A verdict for people: a deletion must be obvious even without colors.
