@@ -3,6 +3,7 @@
 //! An empty folder may be an archive's first use, or the place at which its disk is not mounted. In doubt the archive is
 //! not there: nothing is stored in it, and whatever needs a copy there is kept.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -19,8 +20,9 @@ use crate::policy::name::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention::guard::{VERY_FEW, is_beyond};
 use crate::run::context::Runner;
-use crate::state::archives::{ArchiveMemory, Archives};
+use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy};
 use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 use crate::text::{chain, counted};
 
 /// How many copies that vanished are named.
@@ -165,12 +167,12 @@ impl Looker {
 
 /// Copies that this state knows to be corrupt do not count, also where the archive could not be written to say so.
 pub(crate) fn exclude_corrupt(catalogue: &mut Catalogue, memory: &ArchiveMemory) {
-    catalogue.exclude_corrupt(|copy| corrupt_since(memory, copy));
+    catalogue.exclude_corrupt(|copy| corrupt_since(&memory.corrupt, copy));
 }
 
 /// Since when this state knows a copy to be corrupt, if it does.
-pub(crate) fn corrupt_since(memory: &ArchiveMemory, copy: &StoredCopy) -> Option<Timestamp> {
-    let known = memory.corrupt.get(&copy.stem())?;
+pub(crate) fn corrupt_since(corrupt: &BTreeMap<String, CorruptCopy>, copy: &StoredCopy) -> Option<Timestamp> {
+    let known = corrupt.get(&copy.stem())?;
     (known.verified_at == copy.manifest.verified_at).then_some(known.since)
 }
 
@@ -232,9 +234,14 @@ pub(crate) async fn remember_write(
     archive: &ArchiveName,
     failure: Option<String>,
 ) -> Result<(), String> {
-    let change = move |memory: &mut ArchiveMemory| memory.write_failure.clone_from(&failure);
-    let changed = state.change_archive(clock, archive, change).await;
-    changed.map_err(|error| {
+    let remembered = async {
+        if state.doubts(archive).await?.write_failure == failure {
+            return Ok(());
+        }
+        let change = move |memory: &mut ArchiveMemory| memory.write_failure.clone_from(&failure);
+        state.change_archive(clock, archive, change).await
+    };
+    remembered.await.map_err(|error: StateError| {
         format!("how a write to archive {archive} ended is not remembered: {}", chain(&error))
     })
 }

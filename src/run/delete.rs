@@ -125,14 +125,13 @@ async fn permit(
         };
         let archive = runner.archives.get(&needed.archive).ok_or_else(lacking)?;
         is_still_there(archive, catalogue).await.map_err(closed)?;
-        let archives = runner.state.archives().await.map_err(|error| closed(chain(&error)))?;
-        let memory = archives.of(&needed.archive);
-        if let Some(why) = &memory.write_failure {
+        let doubts = runner.state.doubts(&needed.archive).await.map_err(|error| closed(chain(&error)))?;
+        if let Some(why) = &doubts.write_failure {
             return Err(closed(format!("the last write to it failed: {why}")));
         }
         let (copy, intact) = catalogue.evidence(snapshot, needed.of).ok_or_else(lacking)?;
         for copy in [copy, intact] {
-            if corrupt_since(&memory, copy).is_some() {
+            if corrupt_since(&doubts.corrupt, copy).is_some() {
                 return Err(blocked("export", ": it was found corrupt since the plan"));
             }
             if !archive.has(copy).await.map_err(|error| closed(chain(&error)))? {

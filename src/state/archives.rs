@@ -16,6 +16,7 @@ use crate::policy::name::ArchiveName;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
+use crate::state::file;
 
 /// The version of the file that this program writes.
 const VERSION: u64 = 1;
@@ -68,6 +69,23 @@ pub struct CorruptCopy {
     pub verified_at: Timestamp,
 }
 
+/// What puts the copies in an archive in doubt, as [`ArchiveMemory`] has it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Doubts {
+    /// The copies that were found corrupt where the archive could not be written to say so.
+    pub corrupt: BTreeMap<String, CorruptCopy>,
+    /// Why the last write failed, unless that was for want of space.
+    pub write_failure: Option<String>,
+}
+
+/// The file without all that grows with the number of copies.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DoubtsAlone {
+    archives: BTreeMap<ArchiveName, Doubts>,
+}
+
 impl Archives {
     /// What is remembered of an archive; the default if it is not known.
     pub fn of(&self, name: &ArchiveName) -> ArchiveMemory {
@@ -90,6 +108,16 @@ impl StateDirectory {
     /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
     pub async fn archives(&self) -> Result<Archives, StateError> {
         self.load(FILE, VERSION).await
+    }
+
+    /// What puts the copies in an archive in doubt at this moment: it is asked for often.
+    ///
+    /// # Errors
+    /// As [`Self::archives`].
+    pub async fn doubts(&self, name: &ArchiveName) -> Result<Doubts, StateError> {
+        let read = self
+            .blocking(|state| file::read_part::<DoubtsAlone>(&*state.disk, &state.path.join(FILE), VERSION));
+        Ok(read.await?.archives.remove(name).unwrap_or_default())
     }
 
     /// Changes what is remembered of one archive. A change that changes nothing writes nothing, and waits for nobody.

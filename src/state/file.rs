@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, Access, Disk};
@@ -19,11 +19,28 @@ struct Versioned<T> {
     state: T,
 }
 
+#[derive(Deserialize)]
+struct VersionAlone {
+    version: u64,
+}
+
 /// Reads a state file; what was never written is the default.
 ///
 /// # Errors
 /// A file that can't be read, is damaged, or was written by a later program.
 pub(super) fn read<T>(disk: &dyn Disk, path: &Path, known: u64) -> Result<T, StateError>
+where
+    T: Default + DeserializeOwned,
+{
+    let state = read_part::<Option<Versioned<T>>>(disk, path, known)?;
+    Ok(state.map(|versioned| versioned.state).unwrap_or_default())
+}
+
+/// Reads those fields of a state file that `T` names: the others cost little.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_part<T>(disk: &dyn Disk, path: &Path, known: u64) -> Result<T, StateError>
 where
     T: Default + DeserializeOwned,
 {
@@ -38,11 +55,11 @@ where
         column: source.column(),
         source,
     };
-    let found = serde_json::from_slice::<Versioned<IgnoredAny>>(&bytes).map_err(damaged)?.version;
+    let found = serde_json::from_slice::<VersionAlone>(&bytes).map_err(damaged)?.version;
     if found > known {
         return Err(StateError::FromTheFuture { path: path.to_owned(), found, known });
     }
-    Ok(serde_json::from_slice::<Versioned<T>>(&bytes).map_err(damaged)?.state)
+    serde_json::from_slice(&bytes).map_err(damaged)
 }
 
 /// Writes a state file; after a crash at any moment it holds the old or the new, whole.
