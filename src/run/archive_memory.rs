@@ -9,30 +9,34 @@ use crate::run::context::Runner;
 use crate::run::list::Listing;
 use crate::snapshot::ZoneName;
 use crate::state::archives::{ArchiveMemory, Archives};
+use crate::state::error::StateError;
+use crate::state::last_runs::LastRuns;
 use crate::text::chain;
 
 impl Runner {
-    /// Remembers the archives that were looked at, at the beginning of a run: one that has copies already gets its marker,
-    /// and one that a state without any run meets is remembered as such. Returns what failed.
-    pub(crate) async fn remember_archives(&self, listing: &Listing) -> Vec<String> {
-        let mut failures = Vec::new();
-        let was_new = !listing.remembers_runs;
-        let unknown: Vec<ArchiveName> = listing
-            .catalogues
-            .keys()
-            .filter(|name| was_new && listing.presence(name) != Some(&Presence::Known))
-            .cloned()
-            .collect();
-        if !unknown.is_empty() {
-            let remember = move |all: &mut Archives| {
-                for name in unknown {
-                    let memory = all.archives.entry(name).or_default();
-                    memory.was_new |= memory.id.is_none();
-                }
-            };
-            let remembered = self.state.change_archives(&*self.clock, remember).await;
-            failures.extend(remembered.err().map(|error| chain(&error)));
+    /// Remembers that this state knew none of the archives before its first run: it may have lost everything. That must be
+    /// on disk before anything of the run is: the next run finds a state that remembers one.
+    ///
+    /// # Errors
+    /// [`StateError`]: then the run must not begin.
+    pub(crate) async fn remember_new_archives(&self, last_runs: &LastRuns) -> Result<(), StateError> {
+        let is_first = |runs: &LastRuns| runs.last.is_none();
+        if !is_first(last_runs) || !self.state.all_last_runs().await?.iter().all(|(_, runs)| is_first(runs)) {
+            return Ok(());
         }
+        let names: Vec<ArchiveName> = self.archives.keys().cloned().collect();
+        let remember = move |all: &mut Archives| {
+            for name in names {
+                let memory = all.archives.entry(name).or_default();
+                memory.was_new |= memory.id.is_none();
+            }
+        };
+        self.state.change_archives(&*self.clock, remember).await
+    }
+
+    /// Gives its marker to each archive of a listing that has copies already. Returns what failed.
+    pub(crate) async fn mark_used_archives(&self, listing: &Listing) -> Vec<String> {
+        let mut failures = Vec::new();
         for (name, catalogue) in &listing.catalogues {
             let is_used = catalogue.as_ref().is_ok_and(|catalogue| {
                 !catalogue.copies().is_empty()

@@ -158,11 +158,6 @@ impl Looker {
             }
         }
     }
-
-    /// Whether the state directory remembers any run.
-    pub(crate) fn remembers_runs(&self) -> bool {
-        self.remembers_runs
-    }
 }
 
 /// Copies that this state knows to be corrupt do not count, also where the archive could not be written to say so.

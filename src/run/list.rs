@@ -38,8 +38,6 @@ pub struct Listing {
     pub(crate) memory: Memory,
     /// How each archive that could be read stands to this state.
     presences: BTreeMap<ArchiveName, Presence>,
-    /// Whether the state directory remembers any run.
-    pub(crate) remembers_runs: bool,
     /// Indexes in `inventory.instances`.
     instances: HashMap<InstanceId, usize>,
 }
@@ -113,7 +111,6 @@ pub(crate) async fn list_zones(
 pub struct FoundArchives {
     catalogues: Catalogues,
     presences: BTreeMap<ArchiveName, Presence>,
-    remembers_runs: bool,
 }
 
 impl FoundArchives {
@@ -146,7 +143,7 @@ async fn look_at_archives(runner: &Runner) -> FoundArchives {
         let looker = &looker;
         read.push(async move { (name.clone(), runner.look_at(looker, name).await) }.boxed());
     }
-    let mut archives = FoundArchives { remembers_runs: looker.remembers_runs(), ..FoundArchives::default() };
+    let mut archives = FoundArchives::default();
     for (name, found) in join_all(read).await {
         let catalogue = found.map(|found| {
             archives.presences.insert(name.clone(), found.presence);
@@ -221,8 +218,8 @@ pub async fn complete(
         warnings.extend(presence.closed().map(closed));
         warnings.extend((*presence == Presence::Unadopted).then(|| unadopted_text(name)));
     }
-    let (presences, remembers_runs) = (archives.presences.clone(), archives.remembers_runs);
-    Ok(Listing { warnings, memory, presences, remembers_runs, ..listing })
+    let presences = archives.presences.clone();
+    Ok(Listing { warnings, memory, presences, ..listing })
 }
 
 /// What the policy's last accepted run in the zone rested on; of a policy without such a run, that of the policy that last
@@ -350,7 +347,6 @@ pub(crate) fn with_warnings(inventory: Inventory, catalogues: Catalogues) -> Lis
         warnings,
         memory: Memory::default(),
         presences: BTreeMap::new(),
-        remembers_runs: false,
         instances,
     }
 }

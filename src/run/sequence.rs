@@ -54,6 +54,7 @@ impl Runner {
         // Before anything else, since a run that forgets what was done must not delete.
         self.state.policy_state(&policy.name).await?;
         let before = self.state.last_runs(&policy.name).await?;
+        self.remember_new_archives(&before).await?;
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
         // Boxed, since it is too large for the stacks of its callers.
@@ -93,7 +94,7 @@ impl Sequence<'_> {
         // All zones of a run have the same archives.
         let first = zones.iter_mut().find_map(|ZoneRun { plan, report }| Some((plan.as_ref()?, report)));
         if let Some((plan, report)) = first {
-            report.failures.extend(runner.remember_archives(&plan.listing).await);
+            report.failures.extend(runner.mark_used_archives(&plan.listing).await);
         }
         if policy.create {
             let slot = self.options.slot.unwrap_or(started_at);

@@ -92,12 +92,22 @@ impl Archives {
         self.archives.get(name).cloned().unwrap_or_default()
     }
 
-    /// What is remembered of an archive with this id in its marker. One that is not known by that name has only been renamed
-    /// in the configuration if another one has its id.
+    /// What is remembered of an archive with this id in its marker. One that the configuration calls by another name now is
+    /// the same archive: what the last pruning rested on is then known by the name of that time.
     pub fn of_marked(&self, name: &ArchiveName, id: Option<Uuid>) -> ArchiveMemory {
         let own = self.of(name);
-        let other = || self.archives.values().find(|memory| memory.id == id).cloned();
-        if own.id.is_some() || id.is_none() { own } else { other().unwrap_or(own) }
+        if id.is_none() || own.id.is_some_and(|own| Some(own) != id) {
+            return own;
+        }
+        let same = || self.archives.values().filter(|memory| memory.id == id);
+        let mut memory = if own.id.is_some() { own } else { same().next().cloned().unwrap_or(own) };
+        let at = |value: &Value| value.get("at").and_then(|at| Timestamp::deserialize(at).ok());
+        for (zone, rested_on) in same().flat_map(|memory| &memory.rested_on) {
+            if memory.rested_on.get(zone).is_none_or(|known| at(known) < at(rested_on)) {
+                memory.rested_on.insert(zone.clone(), rested_on.clone());
+            }
+        }
+        memory
     }
 }
 

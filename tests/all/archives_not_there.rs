@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::StatusCode;
 use snapwarden::clock::Clock as _;
 use snapwarden::disk::{Access, Disk as _, RealDisk, create_folders, replace_file};
 use snapwarden::retention::plan::Decision;
@@ -183,6 +184,24 @@ async fn a_state_that_was_lost_deletes_nothing_in_any_run_until_the_archive_is_a
     runner.state.hold(&*runner.clock, hold).await.unwrap();
     let report = stage.run(KEEP_THREE).await;
     assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 2, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_state_is_known_as_such_also_where_its_first_run_fails() {
+    for call in [Call::ListSnapshots, Call::ListInstances] {
+        let stage = Stage::new();
+        stage.instance("web-1", 6);
+        stage.run(&keeping(6)).await;
+        remove_all(&stage.state());
+        let refused =
+            Effect::Answer { status: StatusCode::FORBIDDEN, content_type: "text/plain", body: String::new() };
+        stage.world.fault(Fault::on(call, refused));
+        stage.run(KEEP_THREE).await;
+        stage.world.clear_faults();
+        let report = stage.run(KEEP_THREE).await;
+        assert_eq!(stage.there().len(), 6, "{call:?}: {report:?}");
+        assert!(report.zones[0].held.as_deref().unwrap_or_default().contains("archive adopt vault"));
+    }
 }
 
 #[tokio::test(start_paused = true)]

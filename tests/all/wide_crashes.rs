@@ -51,9 +51,10 @@ const MORE: usize = 3;
 const SEEDS: u64 = 8;
 const DAYS: u64 = 12;
 
-/// What an operator does to the configuration for a day, and takes back before it has settled. Nothing may be lost by it.
+/// What happens to a day: an edit of the configuration that is taken back before it has settled, or a volume that is not
+/// mounted. Nothing may be lost by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Edit {
+enum Mishap {
     None,
     Mistyped,
     Renamed,
@@ -61,32 +62,65 @@ enum Edit {
     Paused,
     /// What is kept by it stays after the next edit, too, until that has settled.
     Raised,
+    CopiesMistyped,
+    ArchiveRenamed,
+    ArchiveNotMounted,
+    StateNotMounted,
 }
 
-impl Edit {
-    const ALL: [Self; 5] = [Self::Mistyped, Self::Renamed, Self::Removed, Self::Paused, Self::Raised];
+impl Mishap {
+    const ALL: [Self; 9] = [
+        Self::Mistyped,
+        Self::Renamed,
+        Self::Removed,
+        Self::Paused,
+        Self::Raised,
+        Self::CopiesMistyped,
+        Self::ArchiveRenamed,
+        Self::ArchiveNotMounted,
+        Self::StateNotMounted,
+    ];
 
-    fn make(self, policies: &str) -> String {
+    fn edit(self, config: &str) -> String {
+        let fewer_copies = |text: &str| text.replace(&format!("keep_last = {COPIES_KEPT}"), "keep_last = 1");
         match self {
-            Self::None => policies.to_owned(),
-            Self::Mistyped => policies.replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
-            Self::Renamed => policies
+            Self::None | Self::ArchiveNotMounted | Self::StateNotMounted => config.to_owned(),
+            Self::Mistyped => config.replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
+            Self::Renamed => config
                 .replace("policies.weekly", "policies.monthly")
                 .replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
             Self::Removed => {
-                let end = policies.find("[policies.weekly]").unwrap();
-                policies[..end].to_owned()
+                let end = config.find("[policies.weekly]").unwrap();
+                config[..end].to_owned()
             }
-            Self::Paused => policies.replace("[policies.weekly]", "[policies.weekly]\nenabled = false"),
-            Self::Raised => policies.replace(
+            Self::Paused => config.replace("[policies.weekly]", "[policies.weekly]\nenabled = false"),
+            Self::Raised => config.replace(
                 &format!("keep_last = {WEEKLY_KEEPS}"),
                 &format!("keep_last = {}", WEEKLY_KEEPS + MORE),
             ),
+            Self::CopiesMistyped => fewer_copies(config),
+            Self::ArchiveRenamed => fewer_copies(config)
+                .replace("archives.vault", "archives.store")
+                .replace("archives = [\"vault\"]", "archives = [\"store\"]"),
+        }
+    }
+
+    /// The folder that is not there.
+    fn missing(self) -> Option<&'static str> {
+        match self {
+            Self::ArchiveNotMounted => Some("vault"),
+            Self::StateNotMounted => Some("state"),
+            _ => None,
         }
     }
 }
 
-fn config(edit: Edit) -> Arc<Config> {
+/// The folder that a process finds at the path of the missing one: an empty one.
+fn in_place_of(folder: &str, day: u64) -> String {
+    format!("{folder}-not-mounted-{day}")
+}
+
+fn config(mishap: Mishap, day: u64) -> Arc<Config> {
     let policies = format!(
         r#"
 [archives.vault.retention]
@@ -115,8 +149,12 @@ keep_last = {WEEKLY_KEEPS}
 max_delete_percent = 100
 "#
     );
-    let policies = edit.make(&policies);
-    let config = config::parse(&config_text(Path::new(FOLDER), &policies), "test.toml", None);
+    let mut text = mishap.edit(&config_text(Path::new(FOLDER), &policies));
+    if let Some(folder) = mishap.missing() {
+        text = text
+            .replace(&format!("{FOLDER}/{folder}\""), &format!("{FOLDER}/{}\"", in_place_of(folder, day)));
+    }
+    let config = config::parse(&text, "test.toml", None);
     Arc::new(config.unwrap_or_else(|found| panic!("{found}")))
 }
 
@@ -140,6 +178,8 @@ struct Play {
     /// The snapshots whose copies have rotted in the archive.
     rotten: BTreeSet<SnapshotId>,
     audit_log: String,
+    /// Where the configuration has the state at the moment.
+    state_folder: String,
 }
 
 /// The runs of both policies, and the world before them.
@@ -168,7 +208,7 @@ impl Play {
         let disk = MemoryDisk::new();
         disk.create_dir_all(Path::new(FOLDER), Access::Owner).unwrap();
         disk.sync_dir(Path::new("/")).unwrap();
-        let config = config(Edit::None);
+        let config = config(Mishap::None, 0);
         Self {
             world,
             clock,
@@ -182,6 +222,7 @@ impl Play {
             copies: BTreeMap::new(),
             rotten: BTreeSet::new(),
             audit_log: String::new(),
+            state_folder: "state".to_owned(),
         }
     }
 
@@ -209,6 +250,18 @@ impl Play {
 
     fn state(&self) -> StateDirectory {
         StateDirectory::open(Arc::new(self.disk.clone()), &Path::new(FOLDER).join("state")).unwrap()
+    }
+
+    /// While a volume is not mounted, nothing is deleted, and nothing is stored in its place.
+    fn check_missing(&self, night: &Night, mishap: Mishap, context: &str) {
+        if mishap == Mishap::ArchiveNotMounted {
+            let stored = self.files(Path::new(FOLDER), ".qcow2");
+            let stored = stored.iter().find(|path| path.to_string_lossy().contains("not-mounted"));
+            assert!(stored.is_none(), "{context}\nstored in place of the archive: {stored:?}");
+        }
+        let after: BTreeSet<SnapshotId> = self.snapshots().iter().map(|snapshot| snapshot.id).collect();
+        let deleted = night.before.iter().find(|snapshot| !after.contains(&snapshot.id));
+        assert!(deleted.is_none(), "{context}\ndeleted: {deleted:?}");
     }
 
     /// Puts a snapshot on hold, or ends a hold.
@@ -273,9 +326,18 @@ impl Play {
     }
 
     /// What must hold on the disk that survived, and in the world.
-    async fn check(&mut self, night: &Night, context: &str) {
+    async fn check(&mut self, night: &Night, mishap: Mishap, context: &str) {
         let context = &format!("{context}\n{:#?}", night.reports);
-        self.check_copies(context).await;
+        if mishap.missing().is_some() {
+            self.check_missing(night, mishap, context);
+        }
+        if mishap != Mishap::ArchiveNotMounted {
+            let before = self.copies.clone();
+            self.check_copies(context).await;
+            let is_pruned = mishap == Mishap::StateNotMounted
+                && before.iter().any(|(instance, copies)| !copies.is_subset(&self.copies[instance]));
+            assert!(!is_pruned, "{context}\ncopies were deleted by a state that remembers nothing");
+        }
         let after = self.snapshots();
         let there: BTreeSet<SnapshotId> = after.iter().map(|snapshot| snapshot.id).collect();
 
@@ -312,7 +374,7 @@ impl Play {
 
     /// Each change that was requested had been written down before.
     fn check_audit_log(&mut self, context: &str) {
-        let path = Path::new(FOLDER).join("state/audit.jsonl");
+        let path = Path::new(FOLDER).join(&self.state_folder).join("audit.jsonl");
         let log = String::from_utf8(read_file(&self.disk, &path, 1 << 30).unwrap_or_default()).unwrap();
         assert!(log.starts_with(&self.audit_log), "{context}\nolder lines are missing");
         let lines = log[self.audit_log.len()..].lines().filter_map(|line| serde_json::from_str(line).ok());
@@ -395,14 +457,14 @@ impl Play {
         }
     }
 
-    /// The journals of downloads that were interrupted.
-    fn journals(&self, folder: &Path) -> Vec<PathBuf> {
+    /// The files below a folder whose names have this end.
+    fn files(&self, folder: &Path, end: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for entry in self.disk.list(folder).unwrap_or_default() {
             let path = folder.join(&entry.name);
             if entry.kind == Kind::Folder {
-                found.extend(self.journals(&path));
-            } else if path.to_string_lossy().ends_with(".part.json") {
+                found.extend(self.files(&path, end));
+            } else if path.to_string_lossy().ends_with(end) {
                 found.push(path);
             }
         }
@@ -426,29 +488,32 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
     play.clock.step(SignedDuration::from_hours(24));
     let first = play.night(whole_second(play.clock.now()), Duration::MAX).await;
     play.disk = play.disk.crash();
-    play.check(&first, &format!("seed {seed}, the first night")).await;
-    let mut edit = Edit::None;
+    play.check(&first, Mishap::None, &format!("seed {seed}, the first night")).await;
+    let mut mishap = Mishap::None;
     let mut was_seen = true;
     for day in 0..DAYS {
         play.clock.step(SignedDuration::from_hours(24));
         // Never for two days: by then it has settled. And not before a run has seen that the last one was taken back. But
         // another edit may follow at once on one that kept more.
-        let may_edit = was_seen && matches!(edit, Edit::None | Edit::Raised);
-        let was_raised = was_seen && edit == Edit::Raised;
-        edit = if may_edit && dice.one_in(2) { *dice.any(&Edit::ALL) } else { Edit::None };
+        let may_happen = was_seen && matches!(mishap, Mishap::None | Mishap::Raised);
+        let was_raised = was_seen && mishap == Mishap::Raised;
+        mishap = if may_happen && dice.one_in(2) { *dice.any(&Mishap::ALL) } else { Mishap::None };
         was_seen = false;
-        play.more = if was_raised || edit == Edit::Raised { MORE } else { 0 };
-        play.config = config(edit);
-        let context = &format!("seed {seed}, day {day}, {edit:?}");
+        play.more = if was_raised || mishap == Mishap::Raised { MORE } else { 0 };
+        play.config = config(mishap, day);
+        let context = &format!("seed {seed}, day {day}, {mishap:?}");
         if dice.one_in(3) {
             play.change_holds(&dice).await;
         }
+        let is_lost = mishap == Mishap::StateNotMounted;
+        let audit_log = is_lost.then(|| std::mem::take(&mut play.audit_log));
+        play.state_folder = if is_lost { in_place_of("state", day) } else { "state".to_owned() };
         // The same slot again after each crash, as the daemon does.
         let slot = whole_second(play.clock.now());
         for attempt in 0..=dice.below(3) {
             let context = &format!("{context}, attempt {attempt}");
             // Before anything else goes wrong: what nothing could be written down of is not known.
-            if dice.one_in(6) {
+            if mishap.missing().is_none() && dice.one_in(6) {
                 play.rot(&dice).await;
             }
             let pause = Effect::Slow(Duration::from_millis(500 + dice.below(3000)));
@@ -466,7 +531,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
                 play.disk.stop_after(dice.below(160));
             }
             let limit = if dice.one_in(2) { dice.seconds(90) } else { Duration::MAX };
-            let journals = play.journals(Path::new(FOLDER)).len();
+            let journals = play.files(Path::new(FOLDER), ".part.json").len();
             let night = play.night(slot, limit).await;
             let partial = play.world.log().into_iter().filter(|exchange| {
                 exchange.call == Call::GetImage && exchange.status().is_some_and(|status| status == 206)
@@ -479,18 +544,22 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             play.world.clear_faults();
             was_seen |= night.reports.len() == 2
                 && night.reports.iter().all(|report| report.result == RunResult::Success);
-            play.check(&night, context).await;
+            play.check(&night, mishap, context).await;
+        }
+        if let Some(of_before) = audit_log {
+            play.audit_log = of_before;
+            "state".clone_into(&mut play.state_folder);
         }
     }
-    play.more = if was_seen && edit == Edit::Raised { MORE } else { 0 };
-    play.config = config(Edit::None);
+    play.more = if was_seen && mishap == Mishap::Raised { MORE } else { 0 };
+    play.config = config(Mishap::None, 0);
     for days_left in (0..2).rev() {
         let context = &format!("seed {seed}, {days_left} quiet days to go");
         play.clock.step(SignedDuration::from_hours(24));
         let slot = whole_second(play.clock.now());
         let night = play.night(slot, Duration::MAX).await;
         play.disk = play.disk.crash();
-        play.check(&night, context).await;
+        play.check(&night, Mishap::None, context).await;
         play.more = 0;
         if days_left == 0 {
             play.check_end(&night, context);
