@@ -190,14 +190,35 @@ impl Catalogue {
     /// The copy without which `snapshot` may not be deleted: of itself for [`Which::All`], of it or a newer one of its
     /// instance for [`Which::Newest`].
     pub fn proof(&self, snapshot: &Snapshot, of: Which) -> Option<VerifiedCopy> {
-        self.evidence(snapshot, of).map(|(copy, _)| VerifiedCopy::new(&self.archive, &copy.manifest))
+        self.evidence(snapshot, of, None).map(|(copy, _)| VerifiedCopy::new(&self.archive, &copy.manifest))
+    }
+
+    /// That copy, or else one of its instance that was exported at `or_since` or later.
+    pub(crate) fn proof_or_since(
+        &self,
+        snapshot: &Snapshot,
+        of: Which,
+        or_since: Option<Timestamp>,
+    ) -> Option<VerifiedCopy> {
+        let evidence = self.evidence(snapshot, of, or_since);
+        evidence.map(|(copy, _)| VerifiedCopy::new(&self.archive, &copy.manifest))
     }
 
     /// That copy, and the one whose image is there that makes it count; mostly it is the same.
-    pub(crate) fn evidence(&self, snapshot: &Snapshot, of: Which) -> Option<(&StoredCopy, &StoredCopy)> {
-        let covers =
-            |copy: &&StoredCopy| VerifiedCopy::new(&self.archive, &copy.manifest).covers(snapshot, of);
-        let copy = self.counting().find(covers)?;
+    pub(crate) fn evidence(
+        &self,
+        snapshot: &Snapshot,
+        of: Which,
+        or_since: Option<Timestamp>,
+    ) -> Option<(&StoredCopy, &StoredCopy)> {
+        let verified = |copy: &StoredCopy| VerifiedCopy::new(&self.archive, &copy.manifest);
+        let covering = self.counting().find(|copy| verified(copy).covers(snapshot, of));
+        let since = || {
+            let since = or_since.filter(|_| of == Which::Newest)?;
+            // The newest of the instance that was.
+            self.counting().find(|copy| verified(copy).is_of_run_since(snapshot, since))
+        };
+        let copy = covering.or_else(since)?;
         let is_of_same = |other: &&StoredCopy| {
             (&other.manifest.zone, other.manifest.instance.id)
                 == (&copy.manifest.zone, copy.manifest.instance.id)

@@ -17,6 +17,7 @@ pub struct VerifiedCopy {
     snapshot_id: SnapshotId,
     instance_id: InstanceId,
     created_at: Timestamp,
+    exported_at: Option<Timestamp>,
     bytes: u64,
     warnings: Vec<String>,
 }
@@ -28,6 +29,7 @@ impl VerifiedCopy {
             snapshot_id: manifest.snapshot.id,
             instance_id: manifest.instance.id,
             created_at: manifest.snapshot.created_at,
+            exported_at: manifest.exported_at,
             bytes: manifest.image.bytes,
             warnings: manifest.warnings.clone(),
         }
@@ -71,5 +73,10 @@ impl VerifiedCopy {
                 && (self.created_at, self.snapshot_id) > (snapshot.created_at, snapshot.id)
         };
         self.snapshot_id == snapshot.id || (of == Which::Newest && newer())
+    }
+
+    /// Whether this copy is of the same instance as `snapshot`, and its export began at `since` or later.
+    pub(super) fn is_of_run_since(&self, snapshot: &Snapshot, since: Timestamp) -> bool {
+        snapshot.instance_id == Some(self.instance_id) && self.exported_at.is_some_and(|at| at >= since)
     }
 }

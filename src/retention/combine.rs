@@ -73,8 +73,13 @@ pub(crate) fn combine(
             if policies.get(own).is_none_or(|rules| rules.paused_at.is_some()) {
                 continue;
             }
+            // Newest first.
+            let mut newer_stays = false;
             for (place, entry) in group.entries.iter().enumerate() {
-                verdicts.extend(zone.decide(policies, own, place, entry, &mut reasons));
+                let decided = zone.decide(policies, own, place, entry, newer_stays, &mut reasons);
+                let is_deleted = decided.as_ref().is_some_and(|decided| decided.verdict == Verdict::Delete);
+                newer_stays |= entry.is_good && !is_deleted && entry.created_at <= latest_counted(now);
+                verdicts.extend(decided);
             }
             let prunes = policies.get(own).is_some_and(PolicyRules::prunes);
             let mut instance_reasons = Vec::with_capacity(reasons.len());
@@ -158,6 +163,7 @@ impl Zone<'_> {
         own: usize,
         place: usize,
         entry: &Entry,
+        newer_stays: bool,
         all_reasons: &mut Vec<Reason>,
     ) -> Option<Decided> {
         let snapshot = self.inventory.snapshots.get(entry.index as usize)?;
@@ -166,9 +172,9 @@ impl Zone<'_> {
         let mut copies = None;
         let is_judged = matches!(opinion, Opinion::Keeps(_) | Opinion::Deletes(_));
         if is_judged && opinion != Opinion::Keeps(Rule::Create) && policies.get(own)?.prunes() {
-            protection = self.protection(policies, own, place, entry, snapshot);
+            protection = self.protection(policies, own, place, entry, snapshot, newer_stays);
             if matches!(opinion, Opinion::Deletes(_)) && protection.is_empty() {
-                copies = self.copies_needed(policies, place, entry);
+                copies = self.copies_needed(policies, place, entry, snapshot);
             }
         }
         let reasons = policies.get_mut(own)?.reasons_mut(place)?;
@@ -201,20 +207,22 @@ impl Zone<'_> {
         place: usize,
         entry: &Entry,
         snapshot: &Snapshot,
+        newer_stays: bool,
     ) -> Vec<(Rule, Reason)> {
         let mut protection = Vec::new();
+        let passes = |requirement: &Requirement| requirement.passes(snapshot, newer_stays);
         let unmet = |requirement: &Requirement| (Rule::Export, Reason::Unmet(requirement.unmet.clone()));
         if let Some(hold) = self.hold(snapshot) {
             protection.push((Rule::Hold, Reason::OnHold(Arc::new(hold.clone()))));
         }
         let own_requirements = self.requirements_of(own, entry);
-        protection.extend(own_requirements.iter().filter(|one| !one.passes(snapshot)).map(|one| unmet(one)));
+        protection.extend(own_requirements.iter().filter(|one| !passes(one)).map(|one| unmet(one)));
         let mut of_others: Vec<&Arc<Requirement>> = Vec::new();
         for (number, rules, opinion) in deciding(policies, place) {
             if number == own {
                 continue;
             }
-            let missing = self.requirements_of(number, entry).iter().filter(|one| !one.passes(snapshot));
+            let missing = self.requirements_of(number, entry).iter().filter(|one| !passes(one));
             let keeping = match opinion {
                 Opinion::Keeps(rule) | Opinion::Ignores(rule) if rules.prunes() => Some(rule),
                 _ => missing.clone().next().map(|_| Rule::Export),
@@ -259,13 +267,14 @@ impl Zone<'_> {
         policies: &[PolicyRules<'_>],
         place: usize,
         entry: &Entry,
+        snapshot: &Snapshot,
     ) -> Option<Arc<Vec<CopyNeeded>>> {
         if self.requirements.iter().all(Vec::is_empty) {
             return None;
         }
         let requirements =
             deciding(policies, place).flat_map(|(number, ..)| self.requirements_of(number, entry));
-        let needed = copies_needed(requirements);
+        let needed = copies_needed(requirements, snapshot);
         if needed.is_empty() {
             return None;
         }
@@ -297,7 +306,7 @@ impl Zone<'_> {
         let mut from = first_second_from(self.now);
         for arrival in arrivals.into_iter().chain([i64::MAX]) {
             kept.retain(|kept| {
-                let expiry = self.first_unkept(policies, group, kept.place, from);
+                let expiry = self.first_unkept(policies, kept, group, from);
                 let Some(expiry) = expiry.filter(|expiry| *expiry < arrival) else { return true };
                 let decision = plans.get_mut(kept.own).and_then(|plan| plan.decisions.get_mut(kept.decision));
                 if let Some(decision) = decision {
@@ -319,10 +328,14 @@ impl Zone<'_> {
     fn first_unkept(
         &self,
         policies: &[PolicyRules<'_>],
+        kept: &Kept,
         group: &Group<'_>,
-        place: usize,
         from: i64,
     ) -> Option<i64> {
+        let place = kept.place;
+        // The newest one that its policy judges; if it is that itself, it does not expire.
+        let retention = policies.get(kept.own).and_then(|rules| rules.policy.retention.as_ref());
+        let newer_stays = retention.is_some_and(|retention| retention.min_keep > 0);
         let entry = group.entries.get(place)?;
         let snapshot = self.inventory.snapshots.get(entry.index as usize)?;
         let mut second = match self.hold(snapshot) {
@@ -338,7 +351,7 @@ impl Zone<'_> {
                     next = range.end;
                 }
                 for requirement in self.requirements_of(number, entry) {
-                    next = next.max(requirement.passes_from(snapshot));
+                    next = requirement.passes_from(snapshot, newer_stays, next);
                 }
             }
             if next == i64::MAX {

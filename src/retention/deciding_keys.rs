@@ -32,13 +32,16 @@ pub(crate) const MANAGED: &str = "managed";
 /// The labels by which instances are selected or excluded.
 pub(crate) const LABEL_KEYS: [&str; 2] = ["labels", "exclude_labels"];
 
+/// When a policy runs: it decides until when the copy of the last due run counts, where the policy does not prune.
+const SCHEDULE: &str = "schedule";
+
 /// How many templates stay per instance.
 pub(crate) const PROMOTE_KEEP: &str = "promote.keep";
 
 /// The deciding keys that a policy has. Its zones are not among them: they decide whether it is a policy of a zone at all.
 pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
     // Each field by name, so that a new one cannot be forgotten here.
-    let Policy { name: _, enabled, schedule: _, time_zone, jitter: _, on_start: _, deadline: _, .. } = policy;
+    let Policy { name: _, enabled, schedule, time_zone, jitter: _, on_start: _, deadline: _, .. } = policy;
     let Policy { create, zones: _, select, retention, guard, export, promote, .. } = policy;
     let mut keys = vec![
         (ENABLED.to_owned(), Some(Value::from(*enabled))),
@@ -56,6 +59,10 @@ pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
         let which = if *snapshots == Which::All { "all" } else { "newest" };
         keys.push(("export.snapshots".to_owned(), Some(Value::from(which))));
         keys.push(("export.required".to_owned(), Some(Value::from(*required))));
+    }
+    let decides = export.as_ref().is_some_and(|export| export.required && export.snapshots == Which::Newest);
+    if let (true, None, Some(schedule)) = (decides, retention, schedule) {
+        keys.push((SCHEDULE.to_owned(), Some(Value::from(schedule.as_str()))));
     }
     if let Some(keep) = promote.as_ref().and_then(|promote| promote.keep) {
         keys.push((PROMOTE_KEEP.to_owned(), Some(Value::from(keep.get()))));
@@ -196,6 +203,7 @@ fn set_key(policy: &mut Policy, name: &str, value: Option<&Value>) -> Option<()>
             }
         }
         ENABLED => policy.enabled = value?.as_bool()?,
+        SCHEDULE => policy.schedule = optional(value, parsed)?,
         "create" => policy.create = value?.as_bool()?,
         "guard.expect_newest" => policy.guard.expect_newest = optional(value, parsed)?,
         "timezone" => policy.time_zone = TimeZone::get(value?.as_str()?).ok()?,

@@ -25,6 +25,16 @@ pub(crate) struct Requirement {
     /// Why it keeps the snapshots for which it does not pass.
     pub(crate) unmet: Arc<Unmet>,
     copies: Arc<CopyIndex>,
+    /// Those that have the copy of the last due run of a policy that does not prune.
+    up_to_date: Option<UpToDate>,
+}
+
+/// The instances of which the newest snapshot was exported by the last due run of a policy, or since.
+#[derive(Debug)]
+struct UpToDate {
+    instances: HashSet<InstanceId>,
+    /// The second at which the policy is due again; then they are not up to date any more.
+    until: i64,
 }
 
 /// Why a requirement is not met.
@@ -71,8 +81,12 @@ pub(crate) fn requirements<'p>(
 ) -> Vec<Vec<Arc<Requirement>>> {
     let mut indexes: HashMap<ArchiveName, Arc<CopyIndex>> = HashMap::new();
     let mut known: Vec<Arc<Requirement>> = Vec::new();
-    let mut requirement = |copy: CopyNeeded| {
-        if let Some(requirement) = known.iter().find(|requirement| requirement.copy == copy) {
+    let mut requirement = |(policy, mut copy): (&Policy, CopyNeeded)| {
+        let mut up_to_date = None;
+        if let Some((at, found)) = up_to_date_for(policy, &copy, inventory, now) {
+            copy.or_since = Some(at);
+            up_to_date = Some(found);
+        } else if let Some(requirement) = known.iter().find(|requirement| requirement.copy == copy) {
             return requirement.clone();
         }
         let index = || Arc::new(CopyIndex::new(inventory.archives.get(&copy.archive), now));
@@ -83,8 +97,9 @@ pub(crate) fn requirements<'p>(
             }
             CopyIndex::Assumed | CopyIndex::Known { .. } => Unmet::Missing(copy.clone()),
         };
-        let requirement = Arc::new(Requirement { copy, unmet: Arc::new(unmet), copies });
-        known.push(requirement.clone());
+        let is_shared = up_to_date.is_none();
+        let requirement = Arc::new(Requirement { copy, unmet: Arc::new(unmet), copies, up_to_date });
+        known.extend(is_shared.then(|| requirement.clone()));
         requirement
     };
     let unadopted = inventory.unadopted.as_ref().map(|archive| Arc::new(Requirement::unadopted(archive)));
@@ -94,31 +109,90 @@ pub(crate) fn requirements<'p>(
 }
 
 /// Also of a policy without a retention table: a copy that is required is required of all that prune.
-fn required(policy: &Policy) -> impl Iterator<Item = CopyNeeded> + '_ {
+fn required(policy: &Policy) -> impl Iterator<Item = (&Policy, CopyNeeded)> {
     let export = policy.export.as_ref().filter(|export| export.required);
-    export.into_iter().flat_map(|export| {
-        export.archives.iter().map(|archive| CopyNeeded { archive: archive.clone(), of: export.snapshots })
+    export.into_iter().flat_map(move |export| {
+        let copy = |archive: &ArchiveName| CopyNeeded {
+            archive: archive.clone(),
+            of: export.snapshots,
+            or_since: None,
+        };
+        export.archives.iter().map(move |archive| (policy, copy(archive)))
     })
+}
+
+/// When a policy was last due that exports the newest snapshots and does not prune, and the instances of which an archive
+/// has the copy of that run. Such a policy would otherwise keep all that others take until it is due again.
+///
+/// None of a policy that is paused or has no schedule: its next run is not known.
+fn up_to_date_for(
+    policy: &Policy,
+    copy: &CopyNeeded,
+    inventory: &Inventory,
+    now: Timestamp,
+) -> Option<(Timestamp, UpToDate)> {
+    if !policy.enabled || policy.retention.is_some() || copy.of != Which::Newest {
+        return None;
+    }
+    let Some(Copies::Known(copies)) = inventory.archives.get(&copy.archive) else { return None };
+    let schedule = policy.schedule.as_ref()?;
+    let last_due = schedule.last_until(now, Timestamp::UNIX_EPOCH, &policy.time_zone)?;
+    let until = schedule.next_after(now, &policy.time_zone).map_or(i64::MAX, first_second_from);
+    let mut exported: HashMap<InstanceId, (Timestamp, SnapshotId)> = HashMap::new();
+    for copy in copies {
+        let is_of_run = copy.exported_at.is_some_and(|at| (last_due..=now).contains(&at));
+        if is_of_run && counted_from(copy.created_at) <= now {
+            let newest = exported.entry(copy.instance_id).or_insert((copy.created_at, copy.snapshot_id));
+            *newest = (*newest).max((copy.created_at, copy.snapshot_id));
+        }
+    }
+    // An older one could have been exported since for another reason.
+    for snapshot in &inventory.snapshots {
+        let Some(id) = snapshot.instance_id else { continue };
+        let was_there = snapshot.created_at <= last_due && inventory.was_good(snapshot);
+        let is_newer = exported.get(&id).is_some_and(|newest| (snapshot.created_at, snapshot.id) > *newest);
+        if was_there && is_newer && policy.select.selects_snapshot(snapshot) {
+            exported.remove(&id);
+        }
+    }
+    Some((last_due, UpToDate { instances: exported.into_keys().collect(), until }))
 }
 
 impl Requirement {
     /// One that no copy meets.
     fn unadopted(archive: &ArchiveName) -> Self {
         Self {
-            copy: CopyNeeded { archive: archive.clone(), of: Which::All },
+            copy: CopyNeeded { archive: archive.clone(), of: Which::All, or_since: None },
             unmet: Arc::new(Unmet::Unadopted(archive.clone())),
             copies: Arc::new(CopyIndex::Unreachable("".into())),
+            up_to_date: None,
         }
     }
 
-    /// Whether a snapshot may be deleted as far as this copy is concerned.
-    pub(crate) fn passes(&self, snapshot: &Snapshot) -> bool {
-        self.passes_from(snapshot) == i64::MIN
+    /// Whether a snapshot may be deleted as far as this copy is concerned. `newer_stays`: a newer good one of its instance
+    /// is not deleted.
+    pub(crate) fn passes(&self, snapshot: &Snapshot, newer_stays: bool) -> bool {
+        self.is_up_to_date(snapshot, newer_stays).is_some() || self.has_copy_from(snapshot) == i64::MIN
     }
 
-    /// The first second at which it passes if nothing comes or changes: the first of all if it does now, the last of all
-    /// if it never does.
-    pub(crate) fn passes_from(&self, snapshot: &Snapshot) -> i64 {
+    /// The first second, `from` or later, at which it passes if nothing comes or changes; the last of all if it never does.
+    pub(crate) fn passes_from(&self, snapshot: &Snapshot, newer_stays: bool, from: i64) -> i64 {
+        match self.is_up_to_date(snapshot, newer_stays) {
+            Some(until) if from < until => from,
+            _ => from.max(self.has_copy_from(snapshot)),
+        }
+    }
+
+    /// Until when the last due run's copy of its instance is enough for a snapshot, if it is.
+    fn is_up_to_date(&self, snapshot: &Snapshot, newer_stays: bool) -> Option<i64> {
+        let up_to_date = self.up_to_date.as_ref().filter(|_| newer_stays)?;
+        let is_included = snapshot.instance_id.is_some_and(|id| up_to_date.instances.contains(&id));
+        is_included.then_some(up_to_date.until)
+    }
+
+    /// The first second at which there is a copy of the snapshot or of a newer one, as it is required, if nothing comes or
+    /// changes: the first of all if it is there now, the last of all if it never is.
+    fn has_copy_from(&self, snapshot: &Snapshot) -> i64 {
         match &*self.copies {
             CopyIndex::Unreachable(_) => i64::MAX,
             CopyIndex::Assumed => i64::MIN,
@@ -140,13 +214,23 @@ impl Requirement {
 
 /// The copies to verify for these requirements, one for each archive; a copy of the snapshot itself is also one of it or
 /// a newer one.
-pub(crate) fn copies_needed<'r>(requirements: impl Iterator<Item = &'r Arc<Requirement>>) -> Vec<CopyNeeded> {
+pub(crate) fn copies_needed<'r>(
+    requirements: impl Iterator<Item = &'r Arc<Requirement>>,
+    snapshot: &Snapshot,
+) -> Vec<CopyNeeded> {
     let mut copies: Vec<CopyNeeded> = Vec::new();
-    for needed in requirements.map(|requirement| &requirement.copy) {
+    for requirement in requirements {
+        let mut needed = requirement.copy.clone();
+        needed.or_since = needed.or_since.filter(|_| requirement.has_copy_from(snapshot) != i64::MIN);
         match copies.iter_mut().find(|copy| copy.archive == needed.archive) {
-            Some(copy) if needed.of == Which::All => copy.of = Which::All,
-            Some(_) => {}
-            None => copies.push(needed.clone()),
+            Some(copy) => {
+                if needed.of == Which::All {
+                    copy.of = Which::All;
+                }
+                // The later one is enough for both; where one policy has more than that, all do.
+                copy.or_since = copy.or_since.zip(needed.or_since).map(|(one, other)| one.max(other));
+            }
+            None => copies.push(needed),
         }
     }
     copies
@@ -190,10 +274,12 @@ pub(crate) fn unadopted_text(archive: &ArchiveName) -> String {
 impl Display for Unmet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing(CopyNeeded { archive, of: Which::Newest }) => {
-                write!(f, "no verified copy of it or a newer one in archive `{archive}`")
+            Self::Missing(CopyNeeded { archive, of: Which::Newest, or_since }) => {
+                write!(f, "no verified copy of it or a newer one in archive `{archive}`")?;
+                let Some(at) = or_since else { return Ok(()) };
+                write!(f, ", nor of its instance's newest one since a policy was last to export it, at {at}")
             }
-            Self::Missing(CopyNeeded { archive, of: Which::All }) => {
+            Self::Missing(CopyNeeded { archive, of: Which::All, .. }) => {
                 write!(f, "no verified copy of it in archive `{archive}`")
             }
             Self::Unadopted(archive) => write!(f, "{}", unadopted_text(archive)),

@@ -142,4 +142,6 @@ pub struct ArchivedCopy {
     pub instance_id: InstanceId,
     /// When the snapshot was taken.
     pub created_at: Timestamp,
+    /// When its export began; none if that is not known.
+    pub exported_at: Option<Timestamp>,
 }

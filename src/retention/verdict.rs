@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display};
 
+use jiff::Timestamp;
+
 use crate::policy::name::ArchiveName;
 use crate::policy::{Period, Which};
 
@@ -23,6 +25,9 @@ pub struct CopyNeeded {
     pub archive: ArchiveName,
     /// Of the snapshot itself (`All`), or of it or a newer one of its instance (`Newest`).
     pub of: Which,
+    /// Or else of any snapshot of its instance, exported at this time or later: when the policy that requires it was last
+    /// due, if that does not prune.
+    pub or_since: Option<Timestamp>,
 }
 
 /// The rule that decided a verdict: a closed list, for scripts and metrics.

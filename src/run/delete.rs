@@ -129,7 +129,7 @@ async fn permit(
         if let Some(why) = &doubts.write_failure {
             return Err(closed(format!("the last write to it failed: {why}")));
         }
-        let (copy, intact) = catalogue.evidence(snapshot, needed.of).ok_or_else(lacking)?;
+        let (copy, intact) = catalogue.evidence(snapshot, needed.of, needed.or_since).ok_or_else(lacking)?;
         for copy in [copy, intact] {
             if corrupt_since(&doubts.corrupt, copy).is_some() {
                 return Err(blocked("export", ": it was found corrupt since the plan"));
@@ -138,7 +138,8 @@ async fn permit(
                 return Err(blocked("export", ": it vanished since the plan"));
             }
         }
-        copies.push(catalogue.proof(snapshot, needed.of).ok_or_else(lacking)?);
+        let proof = catalogue.proof_or_since(snapshot, needed.of, needed.or_since);
+        copies.push(proof.ok_or_else(lacking)?);
     }
     Ok(DeletePermit { _copies: copies })
 }

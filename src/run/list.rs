@@ -370,6 +370,7 @@ fn copies_in(catalogue: &Catalogue, zone: &ZoneName) -> Vec<ArchivedCopy> {
             snapshot_id: manifest.snapshot.id,
             instance_id: manifest.instance.id,
             created_at: manifest.snapshot.created_at,
+            exported_at: manifest.exported_at,
         })
         .collect()
 }

@@ -215,6 +215,39 @@ async fn required_copies_are_required_of_a_policy_that_only_prunes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_weekly_export_lets_others_prune_until_it_has_missed_a_run() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let weekly = "[policies.weekly]\nzones = [\"ch-gva-2\"]\nschedule = \"0 4 * * 0\"\n\
+                  [policies.weekly.export]\narchives = [\"vault\"]\n";
+    let both = [pruning("often", "keep_last = 6"), weekly.to_owned()].concat();
+    let run_weekly = async || {
+        let runner = stage.runner(&both);
+        runner.run(&runner.policies[1], &RunOptions::default()).await.unwrap().result
+    };
+    // Every four hours for four weeks, from Sunday noon on; it is due on Sundays at four.
+    for step in 0..168 {
+        stage.world.add_snapshot(instance, stage.now());
+        if matches!(step, 0 | 40 | 82 | 124 | 166) {
+            if step == 82 {
+                stage.world.fault(Fault::on(Call::ExportSnapshot, Effect::status(403, "no")));
+            }
+            let expected = if step == 82 { RunResult::Partial } else { RunResult::Success };
+            assert_eq!(run_weekly().await, expected, "step {step}");
+            stage.world.clear_faults();
+        }
+        let report = stage.run(&both).await;
+        let expected = match step {
+            0..82 => 6.min(step + 1),
+            82..124 => step - 75,
+            _ => 6,
+        };
+        assert_eq!(stage.there().len(), expected, "step {step}: {:?}", report.zones);
+        stage.step(SignedDuration::from_hours(4));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn snapshots_that_fail_for_an_hour_are_not_deleted_for_their_age() {
     let stage = Stage::new();
     let ids = stage.instance("web-1", 60);

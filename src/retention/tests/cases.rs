@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::policy::select::NameGlob;
+use crate::retention::deciding_keys::deciding_keys;
 use crate::retention::guard::{WholeRun, ZoneCase, hold};
 use crate::retention::verdict::{CopyNeeded, Rule};
 
@@ -250,6 +251,107 @@ fn a_copy_that_is_required_is_required_of_all_that_prune() {
     let plans = plan(&policies, &zone, now());
     assert_eq!(shown(&plans.policies[0], &zone), ["keep keep_last", "delete keep"]);
     assert_eq!(decision(&plans.policies[0], 2).copies().len(), 1, "and proved before deleting");
+}
+
+/// Noon of today, Wednesday, and of the five days before; a weekly export was last due on Sunday at four, thus after the
+/// fifth.
+fn a_week() -> (Inventory, Policy) {
+    let weekly = policy("weekly").requiring(&["vault"], Which::Newest);
+    let schedule = Some("0 4 * * 0".parse().unwrap());
+    (inventory((0..6).map(|day| snap("web-1", days_ago(day)))), Policy { schedule, ..weekly })
+}
+
+/// A copy of the snapshot with this number, whose export began then.
+fn exported(zone: &Inventory, number: usize, exported_at: Option<&str>) -> Copies {
+    let Copies::Known(mut copies) = zone.copies(&[number]) else { panic!() };
+    copies[0].exported_at = exported_at.map(at);
+    Copies::Known(copies)
+}
+
+#[test]
+fn a_weekly_export_blocks_pruning_only_until_its_last_due_run_has_its_copy() {
+    let (zone, weekly) = a_week();
+    let in_time = Some("2026-09-13T04:10:00Z");
+    let prune = policy("prune").with(keep_last(1));
+    for (copies, expected) in [
+        (exported(&zone, 5, in_time), &[2, 3, 4, 5, 6][..]),
+        (exported(&zone, 4, Some("2026-09-14T04:00:00Z")), &[2, 3, 4, 5, 6]),
+        // It missed its last run; the copy is of that before, or of an unknown one, or dated in the future.
+        (exported(&zone, 5, Some("2026-09-13T03:59:59Z")), &[5, 6]),
+        (exported(&zone, 5, None), &[5, 6]),
+        (exported(&zone, 5, Some("2026-09-16T12:00:01Z")), &[5, 6]),
+        // An older one than there was when it was due.
+        (exported(&zone, 6, in_time), &[6]),
+        (Copies::Known(Vec::new()), &[]),
+        (Copies::Unreachable("x".to_owned()), &[]),
+    ] {
+        let zone = zone.clone().archive("vault", copies);
+        let plan = plan_of(&[prune.clone(), weekly.clone()], &zone, now());
+        assert_eq!(deleted(&plan), expected, "{:?}", zone.archives);
+        let since = decision(&plan, 2).copies().first().map(|copy| copy.or_since);
+        assert!(since.is_none_or(|since| since == Some(at("2026-09-13T04:00:00Z"))));
+        assert!(decision(&plan, 6).copies().iter().all(|copy| copy.or_since.is_none()));
+    }
+    // Half an hour after it is due again, its last copy is too old.
+    let later = at("2026-09-20T04:30:00Z");
+    let zone = zone.clone().archive("vault", exported(&zone, 5, in_time));
+    let plan = plan_of(&[prune.clone(), weekly.clone()], &zone, later);
+    assert_eq!(deleted(&plan), [5, 6]);
+    let texts: Vec<String> = decision(&plan, 2).reasons().map(|reason| reason.to_string()).collect();
+    let expected = "no verified copy of it or a newer one in archive `vault`, nor of its instance's newest one since a policy \
+                    was last to export it, at 2026-09-20T04:00:00Z";
+    assert!(texts.iter().any(|text| text == expected), "{texts:?}");
+    // Also for an instance that was never exported, and not for one that the policy does not select.
+    let mut other = zone.clone();
+    other.snapshots.iter_mut().take(4).for_each(|snap| snap.instance_id = Some(instance_id("web-2")));
+    assert_eq!(deleted(&plan_of(&[prune.clone(), weekly.clone()], &other, now())), [6]);
+    assert_eq!(deleted(&plan_of(&[prune, weekly.only("web-1")], &other, now())), [2, 3, 4, 6]);
+}
+
+#[test]
+fn gates_of_policies_that_prune_are_paused_or_have_no_schedule_or_want_all_stay_as_they_are() {
+    let (zone, weekly) = a_week();
+    let zone = zone.clone().archive("vault", exported(&zone, 5, Some("2026-09-13T04:10:00Z")));
+    let prune = policy("prune").with(keep_last(1));
+    for (other, expected) in [
+        (Policy { enabled: false, ..weekly.clone() }, &[5, 6][..]),
+        (Policy { schedule: None, ..weekly.clone() }, &[5, 6]),
+        (weekly.clone().with(keep_last(1)), &[5, 6]),
+        (weekly.clone().requiring(&["vault"], Which::All), &[5]),
+    ] {
+        assert_eq!(deleted(&plan_of(&[prune.clone(), other], &zone, now())), expected);
+    }
+    // Two that require a copy in the same archive: the stricter one counts.
+    let daily = prune.clone().requiring(&["vault"], Which::Newest);
+    assert_eq!(deleted(&plan_of(&[daily, weekly.clone()], &zone, now())), [5, 6]);
+    // The newest of all does not go without a copy, whatever the rules say.
+    let none = Retention { max_age: Some(span("1h")), min_keep: 0, ..no_rules() };
+    let plan =
+        plan_of(&[policy("prune").with(none), weekly.clone()], &zone, now() + SignedDuration::from_hours(2));
+    assert_eq!((deleted(&plan), decision(&plan, 1).rule), (vec![2, 3, 4, 5, 6], Rule::Policy));
+    // When it is due decides, so an edit of that has to settle.
+    let key = |policy: &Policy| deciding_keys(policy).get("schedule").cloned();
+    assert_eq!(key(&weekly), Some("0 4 * * 0".into()));
+    assert_eq!(key(&weekly.with(keep_last(1))), None);
+}
+
+#[test]
+fn what_a_weekly_export_lets_pass_expires_before_it_is_due_again_or_not_at_all() {
+    let (zone, weekly) = a_week();
+    let zone = zone.clone().archive("vault", exported(&zone, 5, Some("2026-09-13T04:10:00Z")));
+    let rules = Retention { keep_within: Some(span("6d")), min_keep: 1, ..no_rules() };
+    let prune = policy("prune").with(rules);
+    let policies = [prune, weekly];
+    let plan = plan_of(&policies, &zone, now());
+    let expiry: Vec<_> = (1..=6).map(|number| decision(&plan, number).expires_at).collect();
+    let noon_of = |day: i8| Some(at(&format!("2026-09-{day}T12:00:01Z")));
+    assert_eq!(expiry, [None, None, None, noon_of(19), noon_of(18), noon_of(17)]);
+    for (number, expires_at) in (1..).zip(expiry) {
+        let Some(expires_at) = expires_at else { continue };
+        assert!(deleted(&plan_of(&policies, &zone, expires_at)).contains(&number));
+        let before = expires_at - SignedDuration::from_secs(1);
+        assert!(!deleted(&plan_of(&policies, &zone, before)).contains(&number));
+    }
 }
 
 #[test]
@@ -674,7 +776,7 @@ fn point_35_a_required_copy_that_is_missing_keeps() {
     assert_eq!(shown(&plan, &zone), ["keep keep_last", "keep export", "delete keep", "delete keep"]);
     assert_eq!(words(&plan, 2)[0], "no verified copy of it or a newer one in archive `vault`");
     assert_eq!(decision(&plan, 2).expires_at, None);
-    let needed = CopyNeeded { archive: "vault".parse().unwrap(), of: Which::Newest };
+    let needed = CopyNeeded { archive: "vault".parse().unwrap(), of: Which::Newest, or_since: None };
     assert_eq!(*decision(&plan, 4).copies(), [needed]);
 
     let all = nightly().with(keep_last(1)).requiring(&["vault"], Which::All);
@@ -740,8 +842,8 @@ fn point_35_what_all_policies_require_must_be_proved() {
         assert_eq!(
             copies,
             [
-                CopyNeeded { archive: "offsite".parse().unwrap(), of: Which::All },
-                CopyNeeded { archive: "vault".parse().unwrap(), of: Which::All },
+                CopyNeeded { archive: "offsite".parse().unwrap(), of: Which::All, or_since: None },
+                CopyNeeded { archive: "vault".parse().unwrap(), of: Which::All, or_since: None },
             ]
         );
         assert!(decision(plan, 1).copies().is_empty());

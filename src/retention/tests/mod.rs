@@ -114,7 +114,8 @@ impl Inventory {
     fn copies(&self, numbers: &[usize]) -> Copies {
         let copy = |number: &usize| {
             let Snapshot { id, created_at, instance_id, .. } = self.snapshots[*number - 1];
-            ArchivedCopy { snapshot_id: id, created_at, instance_id: instance_id.unwrap() }
+            let instance_id = instance_id.unwrap();
+            ArchivedCopy { snapshot_id: id, created_at, instance_id, exported_at: Some(created_at) }
         };
         Copies::Known(numbers.iter().map(copy).collect())
     }
