@@ -348,7 +348,8 @@ async fn a_run_that_cannot_be_remembered_has_failed() {
     disk.create_dir_all(stage.folder.path(), Access::Owner).unwrap();
     stage.instance("web-1", 20);
     let runner = stage.runner(PRUNE);
-    disk.fail(DiskCall::Rename, 1, std::io::ErrorKind::Other);
+    // The first file is archives.json, before the run begins.
+    disk.fail(DiskCall::Rename, 2, std::io::ErrorKind::Other);
     let report = begun(&runner).await.unwrap();
     assert_eq!(report.result, RunResult::Partial);
     assert!(report.zones[0].failures[0].contains("runs-nightly.json"), "{:?}", report.zones);
