@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
-use snapwarden::disk::{Access, RealDisk, replace_file};
+use serde_json::Value;
+use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
@@ -13,7 +14,7 @@ use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::policy_state::{Creation, Owner};
 
-use crate::stage::{Stage, ended, read, steps};
+use crate::stage::{Stage, ended, paths, read, steps};
 
 /// As people write it: each policy is meant to keep its own.
 const TWO: &str = r#"
@@ -209,4 +210,89 @@ async fn one_taken_by_hand_beside_a_lost_answer_is_never_ours() {
     }
     assert!(there(&stage).contains(&theirs));
     assert_eq!(there(&stage).len(), 3 + 1, "the newest three of its own, and theirs");
+}
+
+/// Two policies as people wrote them for the version before, whose `created` meant what any policy took.
+const MONTH: &str = r#"
+[policies.hourly]
+zones = ["ch-gva-2"]
+create = true
+[policies.hourly.retention]
+keep_last = 24
+[policies.nightly]
+zones = ["ch-gva-2"]
+create = true
+[policies.nightly.retention]
+keep_daily = 7
+"#;
+
+/// Turns the state into that of the version before, which knew neither owners nor what a run rested on.
+fn forget_what_is_new(stage: &Stage) {
+    fn strip(value: &mut Value) {
+        const NEW: [&str; 9] = [
+            "owner",
+            "missing",
+            "rested_on",
+            "missed",
+            "of_instances",
+            "pending",
+            "blocked_by_paused",
+            "blocked_by_source",
+            "blocked_by_guard",
+        ];
+        match value {
+            Value::Object(map) => {
+                map.retain(|key, _| !NEW.contains(&key.as_str()));
+                map.values_mut().for_each(strip);
+            }
+            Value::Array(list) => {
+                list.retain(|one| one.get("owner").is_none_or(|owner| owner == "this_policy"));
+                list.iter_mut().for_each(strip);
+            }
+            _ => {}
+        }
+    }
+    for path in paths(&stage.state()) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name == "archives.json" {
+            RealDisk.remove_file(&path).unwrap();
+        } else if path.extension().is_some_and(|end| end == "json") {
+            let mut json: Value = serde_json::from_str(&read(&path)).unwrap();
+            strip(&mut json);
+            replace_file(&RealDisk, &path, json.to_string().as_bytes(), Access::Owner).unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_deletes_nothing_that_the_version_before_kept_and_holds_nothing_for_long() {
+    let (stage, _) = zone();
+    let mut too_many_since: Option<i64> = None;
+    for hour in 0..24 * 16 {
+        if hour == 24 * 11 {
+            forget_what_is_new(&stage);
+        }
+        run(&stage, MONTH, "hourly").await;
+        if hour % 24 == 2 {
+            stage.step(SignedDuration::from_mins(10));
+            run(&stage, MONTH, "nightly").await;
+            stage.step(SignedDuration::from_mins(50));
+        } else {
+            stage.step(HOUR);
+        }
+        if hour < 24 * 11 {
+            continue;
+        }
+        // The version before kept the newest 24 of all, and the newest of each of 7 days.
+        let mut all = stage.world.snapshots(&stage.zone);
+        all.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.created_at));
+        let days: BTreeSet<String> =
+            all.iter().map(|snapshot| snapshot.created_at.strftime("%F").to_string()).collect();
+        assert!(all.len() >= 24 + 5, "hour {hour}: {} are left", all.len());
+        assert!(days.len() >= 7, "hour {hour}: of {days:?}");
+        // Those that are kept longer are a few of the last day, and never for longer than a change takes to settle.
+        let before = 24 + 7;
+        too_many_since = (all.len() > before + 2).then(|| too_many_since.unwrap_or(hour));
+        assert!(too_many_since.is_none_or(|since| hour - since <= 20), "hour {hour}: {} are left", all.len());
+    }
 }
