@@ -195,11 +195,12 @@ pub async fn adopt(global: &Global, name: &ArchiveName, output: Output) -> Resul
 
 fn render_adopted(name: &ArchiveName, adopted: &Adopted) -> String {
     let copies = counted(adopted.copies, "verified copy");
-    let mut text = format!("archive {name}: taken over with {copies}; snapwarden stores and deletes again\n");
+    let mut text = String::new();
     for stem in &adopted.vanished {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "not there any more: {stem}.qcow2");
     }
+    let _ = writeln!(text, "archive {name}: taken over with {copies}; snapwarden stores and deletes again");
     if adopted.was_foreign {
         text.push_str(
             "Another state directory used it. If yours was lost, so were the holds and which snapshots snapwarden made: \

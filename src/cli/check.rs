@@ -20,6 +20,8 @@ use crate::exoscale::error::ErrorKind;
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
 use crate::randomness::fresh_id;
+use crate::retention::export_gate::unadopted_text;
+use crate::run::archive_presence::{Looker, Presence};
 use crate::run::context::Runner;
 use crate::schedule::Schedule;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
@@ -143,10 +145,15 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
         let error = runner.metadata.this_machine().await.err().map(|error| chain(&error));
         tried.push(Tried { place: "this machine".to_owned(), what: "self", error });
     }
+    let looker = Looker::new(&runner.state).await;
     for name in archives {
-        let error = match runner.archives.get(name) {
-            Some(archive) => archive.catalogue().await.err().map(|error| chain(&error)),
-            None => Some("it is not configured".to_owned()),
+        let error = match &looker {
+            Ok(looker) => match runner.look_at(looker, name).await.map(|found| found.presence) {
+                Ok(Presence::Closed(why) | Presence::WriteFailed { why, .. }) | Err(why) => Some(why),
+                Ok(Presence::Unadopted) => Some(unadopted_text(name)),
+                Ok(Presence::Known | Presence::FirstUse) => None,
+            },
+            Err(error) => Some(error.clone()),
         };
         tried.push(Tried { place: format!("archive {name}"), what: "read", error });
     }

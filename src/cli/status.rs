@@ -206,7 +206,14 @@ fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
         }
         (Some(failure), _) => (format!("FAILED: {failure}"), Tone::Bad),
         (None, Some(held)) => (format!("BLOCKED by the guard: {held}"), Tone::Bad),
-        (None, None) => plain(""),
+        (None, None) => {
+            let pending = known.plan.as_ref().map_or(0, |plan| plan.pending + plan.blocked_by_source);
+            plain(if pending == 0 {
+                String::new()
+            } else {
+                format!("{pending} pending: see `snapwarden plan`")
+            })
+        }
     };
     [plain(zone), moment(known.last_success_at, "(never)"), plain(plan), note]
 }

@@ -29,10 +29,16 @@ pub enum RestoreError {
     },
     /// No archive has a copy of the instance.
     #[error(
-        "no archive has a verified copy of an instance with the id or name `{}`: `snapwarden archive list` shows the copies that exist",
-        printable(.0)
+        "no archive has a verified copy of an instance with the id or name `{}`{}: `snapwarden archive list` shows the copies that exist",
+        printable(.name),
+        listed(.notes)
     )]
-    NoInstance(String),
+    NoInstance {
+        /// The id or the name that was asked for.
+        name: String,
+        /// Facts that explain it, each a sentence.
+        notes: Vec<String>,
+    },
     /// Several instances have the name.
     #[error("{} instances have the name `{}`: give the id of one of them{}", .instances.len(), printable(.name), listed(.instances))]
     AmbiguousInstance {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
+use crate::archive::marker::MARKER_FILE;
 use crate::policy::name::ArchiveName;
 use crate::restore::error::RestoreError;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
@@ -93,9 +94,29 @@ impl ArchiveIndex {
         if found.is_empty() { Err(RestoreError::NoCopy { id, notes: self.notes(id) }) } else { Ok(found) }
     }
 
+    fn no_instance(&self, name: &str) -> RestoreError {
+        RestoreError::NoInstance { name: name.to_owned(), notes: self.not_mounted() }
+    }
+
+    /// The archives that look as if their disks were not mounted, each as a sentence.
+    fn not_mounted(&self) -> Vec<String> {
+        let is_empty = |catalogue: &Catalogue| {
+            matches!(catalogue.marker(), Ok(None))
+                && catalogue.copies().is_empty()
+                && catalogue.problems().is_empty()
+        };
+        let empty = self.catalogues.iter().filter(|(_, catalogue)| is_empty(catalogue));
+        let sentence = |(archive, _): &(Arc<Archive>, Catalogue)| {
+            let (name, place) = (archive.name(), archive.place());
+            format!("archive {name} is empty, {place} has no {MARKER_FILE}: is its disk not mounted?")
+        };
+        empty.map(sentence).collect()
+    }
+
     /// Facts that explain why a snapshot has no copy.
     fn notes(&self, id: SnapshotId) -> Vec<String> {
         let mut notes = self.unreadable();
+        notes.extend(self.not_mounted());
         let id_text = id.to_string();
         for (archive, catalogue) in &self.catalogues {
             let name = archive.name();
@@ -127,7 +148,7 @@ impl ArchiveIndex {
             (None, Some(before), Some((oldest, _))) => {
                 Err(RestoreError::NoneBefore { instance_id, before, oldest: *oldest })
             }
-            _ => Err(RestoreError::NoInstance(instance.to_owned())),
+            _ => Err(self.no_instance(instance)),
         }
     }
 
@@ -147,7 +168,7 @@ impl ArchiveIndex {
         }
         match (named.len(), named.first_key_value()) {
             (1, Some((id, _))) => Ok(*id),
-            (_, None) => Err(RestoreError::NoInstance(text.to_owned())),
+            (_, None) => Err(self.no_instance(text)),
             _ => {
                 let line = |(id, (zone, taken)): (&InstanceId, &(&ZoneName, Timestamp))| {
                     format!("{id} in zone {zone}, its newest copy is of {taken}")

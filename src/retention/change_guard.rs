@@ -57,8 +57,7 @@ pub fn keep_pending(
         plan.deletes -= 1;
         plan.good_deletes -= u64::from(inventory.was_good(snapshot));
         plan.pending += 1;
-        decision.expires_at =
-            change.settles_at.and_then(|at| Timestamp::from_second(first_second_from(at)).ok());
+        decision.expires_at = change.settles_at;
         decision.keep(Rule::Change, Reason::Change(change));
     }
     Ok(unsettled)
@@ -191,9 +190,14 @@ impl<'a> Causes<'a> {
             let ends: Option<Vec<Timestamp>> = seen().map(|seen| settles_at(seen.since, settle)).collect();
             ChangeText {
                 text: describe(seen().map(|seen| &seen.change)),
-                settles_at: ends.and_then(|ends| ends.into_iter().max()),
+                settles_at: ends.and_then(|ends| ends.into_iter().max()).map(whole_second),
             }
         };
         self.texts.entry(numbers).or_insert_with_key(|numbers| Arc::new(text(numbers))).clone()
     }
+}
+
+/// The first whole second from then on: fractions are of no use to people.
+fn whole_second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(first_second_from(at)).unwrap_or(Timestamp::MAX)
 }

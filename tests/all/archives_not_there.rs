@@ -112,6 +112,9 @@ async fn an_archive_whose_disk_is_not_mounted_is_not_there() {
         assert_eq!(stage.there().len(), 5);
         assert!(files(&stage.archive()).is_empty());
         assert_eq!(blocked(&stage, KEEP_THREE).await, ["archive"; 2]);
+        let file = stage.folder.path().join("web-1.qcow2").display().to_string();
+        let latest = said(&stage, KEEP_THREE, &["restore", "--latest", "web-1", "--to", &file]);
+        latest.refused(1, &["archive vault is empty", "is its disk not mounted?"]);
     }
     // Another disk, with an archive of its own.
     let other = "{\"version\": 1, \"id\": \"b0c0ab00-0000-4000-8000-00000000f105\", \"states\": []}";

@@ -151,7 +151,12 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
     for (allowance, ends_at) in &planned.allowances {
         let whole = if allowance.zone.is_none() { "in all its zones" } else { "in this zone" };
         let deletes = usize::try_from(allowance.deletes).unwrap_or(usize::MAX);
-        let _ = writeln!(text, "  allowed until {ends_at}: {} {whole}", counted(deletes, "deletion"));
+        let _ = writeln!(
+            text,
+            "  allowed until {}: {} {whole}",
+            to_the_second(*ends_at),
+            counted(deletes, "deletion")
+        );
     }
     if let Some(pending) = &planned.pending {
         text.push_str(&output.note("PENDING:", Tone::Bad, pending));
