@@ -7,7 +7,7 @@ use crate::archive::marker::MarkerProblem;
 use crate::clock::Clock;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::archive_presence::mark;
-use crate::state::archives::Archives;
+use crate::state::archives::{ArchiveMemory, Archives};
 use crate::state::directory::StateDirectory;
 use crate::text::chain;
 
@@ -34,7 +34,6 @@ pub async fn adopt(
 ) -> Result<Adopted, String> {
     let name = archive.name().clone();
     let catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
-    let memory = state.archives().await.map_err(|error| chain(&error))?.of(&name);
     let found: Option<Uuid> = match catalogue.marker() {
         Ok(marker) => marker.as_ref().map(|marker| marker.id),
         Err(problem @ (MarkerProblem::Later(_) | MarkerProblem::Unreadable(_))) => {
@@ -42,18 +41,22 @@ pub async fn adopt(
         }
         Err(MarkerProblem::Damaged(_)) => None,
     };
-    let fresh = fresh_id(randomness, clock.now());
-    mark(state, clock, randomness, archive, Some(memory.id.unwrap_or(fresh))).await?;
+    let memory = state.archives().await.map_err(|error| chain(&error))?.of_marked(&name, found);
     let copies = catalogue.stems();
+    // A new disk is another archive: the old one may come back, beside it or in its place.
+    let is_same = memory.copies.is_empty() || memory.copies.iter().any(|copy| copies.contains(copy));
+    let known = memory.id.filter(|_| is_same);
+    let id = known.unwrap_or_else(|| fresh_id(randomness, clock.now()));
+    mark(state, clock, randomness, archive, Some(id)).await?;
     let adopted = Adopted {
         copies: copies.len(),
         vanished: catalogue.vanished(&memory.copies).into_iter().map(str::to_owned).collect(),
         was_foreign: found.is_some() && found != memory.id,
     };
     let remember = move |all: &mut Archives| {
-        let memory = all.archives.entry(name).or_default();
-        memory.copies = copies;
-        memory.write_failure = None;
+        let id = all.of(&name).id;
+        all.archives
+            .insert(name, ArchiveMemory { id, copies, write_failure: None, was_new: false, ..memory });
     };
     state.change_archives(clock, remember).await.map_err(|error| chain(&error))?;
     Ok(adopted)

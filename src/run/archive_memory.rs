@@ -1,5 +1,7 @@
 //! Remembers what a run found in the archives, for later runs to compare with.
 
+use std::collections::BTreeSet;
+
 use crate::policy::name::ArchiveName;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::archive_adopt::{Adopted, adopt};
@@ -67,6 +69,7 @@ impl Runner {
             let zones = if is_trusted { zones.to_vec() } else { Vec::new() };
             seen.push((name.clone(), id, catalogue.stems(), rules.clone(), zones));
         }
+        let configured: BTreeSet<ArchiveName> = self.archives.keys().cloned().collect();
         let accept = move |all: &mut Archives| {
             let mut failures = Vec::new();
             for (name, id, copies, rules, zones) in seen {
@@ -77,7 +80,7 @@ impl Runner {
                         Err(why) => failures.push(why),
                     }
                 }
-                all.archives.insert(name, memory);
+                all.accept(name, memory, &configured);
             }
             failures
         };

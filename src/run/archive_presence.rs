@@ -69,7 +69,6 @@ impl Presence {
 pub(crate) struct Looker {
     state: StateDirectory,
     archives: Archives,
-    remembers_runs: bool,
 }
 
 /// An archive as it was found.
@@ -90,9 +89,7 @@ impl Looker {
     /// Why that is unknown, as a sentence.
     pub(crate) async fn new(state: &StateDirectory) -> Result<Self, String> {
         let archives = state.archives().await.map_err(|error| chain(&error))?;
-        let runs = state.all_last_runs().await.map_err(|error| chain(&error))?;
-        let remembers_runs = runs.iter().any(|(_, runs)| runs.last.is_some());
-        Ok(Self { state: state.clone(), archives, remembers_runs })
+        Ok(Self { state: state.clone(), archives })
     }
 
     /// Reads an archive, and judges what was found.
@@ -131,7 +128,7 @@ impl Looker {
     ) -> Result<Presence, String> {
         let (name, place) = (archive.name(), archive.marker_place());
         let adopt = format!("if this is the right archive, take it over: snapwarden archive adopt {name}");
-        let was_new = memory.was_new || (memory.id.is_none() && !self.remembers_runs);
+        let was_new = memory.was_new || (memory.id.is_none() && !self.remembers_runs().await?);
         let marker = catalogue.marker().as_ref().map_err(|problem| {
             format!(
                 "its marker {place} {problem}; look at that file, and restore it from a backup or another copy; {adopt}"
@@ -152,11 +149,17 @@ impl Looker {
             }
             (None, None) => {
                 // From before there were markers.
-                let used =
-                    self.remembers_runs && self.state.has_export_to(name).await.map_err(|e| chain(&e))?;
+                let used = self.remembers_runs().await?
+                    && self.state.has_export_to(name).await.map_err(|e| chain(&e))?;
                 if used { Err(missing_text(archive, &adopt)) } else { Ok(Presence::FirstUse) }
             }
         }
+    }
+
+    /// Whether the state directory remembers any run. Asked for where an archive is not known, since it reads a lot.
+    async fn remembers_runs(&self) -> Result<bool, String> {
+        let runs = self.state.all_last_runs().await.map_err(|error| chain(&error))?;
+        Ok(runs.iter().any(|(_, runs)| runs.last.is_some()))
     }
 }
 

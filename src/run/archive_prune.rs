@@ -96,7 +96,8 @@ impl ArchivePruner {
         self.state.holds().await.map_err(|error| format!("the holds cannot be read: {}", chain(&error)))
     }
 
-    /// Prunes the copies in these zones or in all, each recorded before and after. The allowances are used up.
+    /// Prunes the copies in these zones or in all, each recorded before and after. If some are blocked, the allowances are used
+    /// up.
     ///
     /// # Errors
     /// Why nothing was begun, as a sentence.
@@ -106,8 +107,12 @@ impl ArchivePruner {
         zones: Option<&[ZoneName]>,
         stop: &CancellationToken,
     ) -> Result<(CopyPlan, Vec<Step>), String> {
-        let allowances = self.state.take_allowances(&self.allowed(), &*self.clock, stop).await;
-        let plan = self.plan_with(zones, &[], allowances.map_err(|error| chain(&error))?).await?;
+        let mut plan = self.plan_with(zones, &[], Vec::new()).await?;
+        // Where nothing is blocked, an allowance stays for the pruning that needs it.
+        if !plan.held.is_empty() || !plan.pending.is_empty() {
+            let allowances = self.state.take_allowances(&self.allowed(), &*self.clock, stop).await;
+            plan = self.plan_with(zones, &[], allowances.map_err(|error| chain(&error))?).await?;
+        }
         // Before anything is pruned: else a change could seem to be new again for ever.
         let (name, memories) = (self.archive.name().clone(), plan.memories.clone());
         let remember =

@@ -92,22 +92,30 @@ impl Archives {
         self.archives.get(name).cloned().unwrap_or_default()
     }
 
-    /// What is remembered of an archive with this id in its marker. One that the configuration calls by another name now is
-    /// the same archive: what the last pruning rested on is then known by the name of that time.
+    /// What is remembered of an archive with this id in its marker. One that was not used by that name yet may be known by
+    /// the name that the configuration had for it before.
     pub fn of_marked(&self, name: &ArchiveName, id: Option<Uuid>) -> ArchiveMemory {
-        let own = self.of(name);
-        if id.is_none() || own.id.is_some_and(|own| Some(own) != id) {
-            return own;
-        }
-        let same = || self.archives.values().filter(|memory| memory.id == id);
-        let mut memory = if own.id.is_some() { own } else { same().next().cloned().unwrap_or(own) };
-        let at = |value: &Value| value.get("at").and_then(|at| Timestamp::deserialize(at).ok());
-        for (zone, rested_on) in same().flat_map(|memory| &memory.rested_on) {
-            if memory.rested_on.get(zone).is_none_or(|known| at(known) < at(rested_on)) {
-                memory.rested_on.insert(zone.clone(), rested_on.clone());
+        let mut own = self.of(name);
+        let other = self.archives.values().find(|memory| id.is_some() && memory.id == id);
+        match other {
+            Some(other) if own.id.is_none() => {
+                // A verification by the new name may have been the first to look.
+                let mut memory = other.clone();
+                memory.corrupt.append(&mut own.corrupt);
+                memory.write_failure = own.write_failure.or(memory.write_failure);
+                memory
             }
+            _ => own,
         }
-        memory
+    }
+
+    /// Replaces what is remembered of an archive. Names of it that are not configured any more are forgotten: by such a name it
+    /// would be remembered as it was then, if it came back.
+    pub fn accept(&mut self, name: ArchiveName, memory: ArchiveMemory, configured: &BTreeSet<ArchiveName>) {
+        let id = memory.id;
+        self.archives
+            .retain(|other, memory| configured.contains(other) || memory.id.is_none() || memory.id != id);
+        self.archives.insert(name, memory);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::state::error::StateError;
 /// A zone of a million snapshots stays far below this.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Versioned<T> {
     version: u64,
     #[serde(flatten)]
@@ -32,8 +32,8 @@ pub(super) fn read<T>(disk: &dyn Disk, path: &Path, known: u64) -> Result<T, Sta
 where
     T: Default + DeserializeOwned,
 {
-    let state = read_part::<Option<Versioned<T>>>(disk, path, known)?;
-    Ok(state.map(|versioned| versioned.state).unwrap_or_default())
+    // Without the version as a part of the type: serde would hold a flattened state in memory twice.
+    Ok(read_part::<Option<T>>(disk, path, known)?.unwrap_or_default())
 }
 
 /// Reads those fields of a state file that `T` names: the others cost little.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
 
 mod archive_guard;
+mod archive_names;
 mod archives;
 mod archives_not_there;
 mod archives_unwritten;
