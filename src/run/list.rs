@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join, join_all};
-use serde_json::Value;
 
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
@@ -18,7 +17,7 @@ use crate::run::context::Runner;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::Subject;
 use crate::state::holds::{self, Holds};
-use crate::state::last_runs::LastRuns;
+use crate::state::last_runs::{LastRuns, Unparsed};
 use crate::state::policy_state::{Creation, Owner, PolicyState};
 use crate::text::{chain, counted, printable};
 
@@ -228,8 +227,8 @@ async fn remembered(runner: &Runner, policy: &Policy, zone: &ZoneName) -> Result
     let failed = |why: String| {
         format!("nothing is done here, since what the last run rested on cannot be read: {why}")
     };
-    let read = |name: &PolicyName, memory: Value| {
-        serde_json::from_value::<Memory>(memory).map_err(|error| {
+    let read = |name: &PolicyName, memory: Unparsed| {
+        memory.parse::<Memory>().map_err(|error| {
             failed(format!(
                 "`rested_on` of zone {zone} in runs-{name}.json in the state directory: {error}; if nothing else helps, \
                  remove that key: then changes since that run are not found"

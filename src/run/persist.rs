@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
 
 use crate::policy::Policy;
 use crate::run::context::Runner;
@@ -12,7 +11,7 @@ use crate::run::plan::ZonePlan;
 use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
-use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, MissedFromListing, ZoneMemory};
+use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, MissedFromListing, Unparsed, ZoneMemory};
 use crate::text::{chain, counted};
 
 /// What the delete phase found in a zone, for the next run to compare with.
@@ -21,7 +20,7 @@ pub(crate) struct SeenZone {
     /// Its listing, if that was accepted.
     pub(crate) accepted: Option<AcceptedListing>,
     /// What the plan rested on, unless the clock was in doubt.
-    pub(crate) rested_on: Option<Value>,
+    pub(crate) rested_on: Option<Unparsed>,
     /// What the listing lacked, if it was not accepted for that.
     pub(crate) missed: Option<MissedFromListing>,
 }

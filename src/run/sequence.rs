@@ -37,7 +37,7 @@ use crate::run::zone_run::{ZoneRun, add_steps};
 use crate::snapshot::{SnapshotState, ZoneName};
 use crate::state::audit::StepOutcome;
 use crate::state::error::StateError;
-use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing};
+use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing, Unparsed};
 use crate::text::chain;
 
 /// The quotas are for metrics alone, so the end of a run does not wait longer for them.
@@ -228,7 +228,7 @@ impl Sequence<'_> {
         // A clock in doubt must not make a change look older than it is.
         let is_trusted = is_clock_trusted(&self.policy.guard, plan.listing.inventory.clock);
         let memory = is_trusted.then(|| plan.memory(&self.runner.policies, started_at, accepted.is_some()));
-        let rested_on = memory.and_then(|memory| serde_json::to_value(memory).ok());
+        let rested_on = memory.and_then(|memory| Unparsed::of(&memory));
         let before = self.before.zones.get(plan.zone()).and_then(|zone| zone.missed.as_ref());
         let since = before.filter(|before| before.ids == *missed).map_or(started_at, |before| before.since);
         let missed = MissedFromListing { since: since.min(started_at), ids: missed.clone() };

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
 use crate::policy::name::{ArchiveName, PolicyName};
@@ -38,6 +39,32 @@ pub struct LastRun {
     pub result: String,
 }
 
+/// A part of a state file whose form another module knows. It is long, and most readers do not need it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Unparsed(Box<RawValue>);
+
+impl Unparsed {
+    /// In the form in which it is saved; none for what JSON cannot express.
+    pub fn of(value: &impl Serialize) -> Option<Self> {
+        to_raw_value(value).ok().map(Self)
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// JSON of another form.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.0.get())
+    }
+}
+
+impl PartialEq for Unparsed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
 /// The last runs of a policy in one zone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ZoneMemory {
@@ -59,7 +86,7 @@ pub struct ZoneMemory {
     pub accepted: Option<AcceptedListing>,
     /// What that run rested on, in the form of `retention`: later changes are found by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rested_on: Option<Value>,
+    pub rested_on: Option<Unparsed>,
     /// What the last listing lacked, if it was not accepted for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<MissedFromListing>,
