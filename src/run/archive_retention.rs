@@ -4,10 +4,8 @@
 //! that does not count as a copy, are neither counted nor deleted.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -15,9 +13,10 @@ use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::select::Select;
-use crate::policy::{ArchiveRules, OnStart, Policy};
+use crate::policy::{ArchiveRules, Policy};
 use crate::retention;
 use crate::retention::change_guard::keep_pending;
+use crate::retention::deciding_keys::policy_of_keys;
 use crate::retention::guard::{self, Limit, ListingDrop, WholeRun, ZoneCase};
 use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::memory::Memory;
@@ -266,7 +265,7 @@ impl Judged<'_> {
                 format!("{deletes} of {good} would be deleted, more than max_delete_percent = {max}")
             }
             Limit::Deletes { max } => format!("{all} would be deleted, more than max_deletes = {max}"),
-            // Whoever asks for the plan compares the clocks, and a copy that vanished closes the archive.
+            // The clocks are compared before this, and a copy that vanished closes the archive: neither is a case here.
             Limit::ClockSkew { .. } | Limit::NoClock | Limit::ListingDrop { .. } => "in doubt".to_owned(),
         };
         format!(
@@ -289,7 +288,7 @@ impl ZoneCopies<'_> {
 /// None if it would only have another time.
 ///
 /// # Errors
-/// Why it cannot be told, as a sentence.
+/// Why the memory before cannot be read, as a sentence.
 pub(crate) fn remember(
     archive: &ArchiveName,
     rules: &ArchiveRules,
@@ -347,21 +346,12 @@ pub fn subject_of(manifest: &Manifest) -> Subject {
 fn policy(zone: &ZoneName, rules: &ArchiveRules) -> Result<Policy, String> {
     let name: PolicyName = COPIES.parse().map_err(|error| format!("{COPIES}: {error}"))?;
     Ok(Policy {
-        name,
-        enabled: true,
-        schedule: None,
-        time_zone: TimeZone::UTC,
-        jitter: Duration::ZERO,
-        on_start: OnStart::Wait,
-        deadline: None,
-        create: false,
         zones: vec![zone.clone()],
         // Copies outlive their instances: that is their purpose.
         select: Select { judge_orphans: true, ..Select::default() },
         retention: rules.retention.clone(),
         guard: rules.guard.clone(),
-        export: None,
-        promote: None,
+        ..policy_of_keys(name, &BTreeMap::new())?
     })
 }
 
@@ -384,7 +374,7 @@ fn inventory<'s>(
             is_managed: false,
         });
         snapshots.push(Snapshot {
-            // One that is still to be taken has no id yet, and nobody asks for it here.
+            // One that is still to be taken has no id yet; here only its age counts.
             id: subject.id.unwrap_or(SnapshotId(Uuid::nil())),
             name: subject.name.clone().into(),
             created_at: subject.created_at,
