@@ -22,7 +22,7 @@ use crate::retention::verdict::Rule;
 use crate::run::list::{FoundArchives, complete, list};
 use crate::run::self_instance;
 use crate::snapshot::{InstanceId, ZoneName};
-use crate::text::{counted, excerpt, printable};
+use crate::text::{chain, counted, excerpt, printable};
 
 /// The disk size of an imagined instance.
 const IMAGINED_GIB: u64 = 10;
@@ -96,7 +96,9 @@ async fn listed(
     let runner = assemble::runner(config, credentials, seams, Use::Reading)?;
     let failed = |failure| Refusal::failed(format!("policy {}, zone {zone}: {failure}", policy.name));
     let seen = list(&runner, zone).await.map_err(failed)?;
-    let listed = complete(&runner, policy, zone, seen, &FoundArchives::default()).await.map_err(failed)?;
+    let before = runner.state.last_runs(&policy.name).await.map_err(|error| failed(chain(&error)))?;
+    let archives = FoundArchives::default();
+    let listed = complete(&runner, policy, &before, zone, seen, &archives).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
     Ok(Inventory { archives, ..listed.inventory })
 }

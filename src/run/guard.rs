@@ -17,7 +17,6 @@ use crate::run::plan::ZonePlan;
 use crate::snapshot::{InstanceId, SnapshotId};
 use crate::state::allowances::{Allowance, AllowanceOf};
 use crate::state::directory::StateDirectory;
-use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
 use crate::text::{chain, counted, printable};
 
@@ -42,17 +41,16 @@ pub(crate) async fn preview(
     runner: &Runner,
     policy: &Policy,
     plans: Vec<Result<ZonePlan, String>>,
+    before: &LastRuns,
 ) -> Vec<Result<GuardedPlan, String>> {
     if policy.retention.is_none() {
         return unguarded(plans);
     }
-    let read = async {
-        let before = runner.state.last_runs(&policy.name).await?;
-        let allowances = runner.state.allowances(&AllowanceOf::Policy(policy.name.clone())).await?;
-        Ok::<_, StateError>((before, valid(allowances, &[policy], runner.clock.now())))
-    };
-    match read.await {
-        Ok((before, allowances)) => judge(runner, policy, plans, &before, &allowances, None).await,
+    match runner.state.allowances(&AllowanceOf::Policy(policy.name.clone())).await {
+        Ok(allowances) => {
+            let allowances = valid(allowances, &[policy], runner.clock.now());
+            judge(runner, policy, plans, before, &allowances, None).await
+        }
         Err(error) => fail(plans, &error),
     }
 }

@@ -92,14 +92,17 @@ pub(crate) async fn list_zones(
     runner: &Runner,
     cache: &ListingCache,
     policy: &Policy,
+    before: &LastRuns,
     zones: &[ZoneName],
 ) -> Vec<Result<Listing, String>> {
     let archives = look_at_archives(runner).await;
     let mut listings: Vec<BoxFuture<'_, _>> = Vec::new();
     for zone in zones {
         let archives = &archives;
-        let listing =
-            async move { complete(runner, policy, zone, cache.list(runner, zone).await?, archives).await };
+        let listing = async move {
+            let raw = cache.list(runner, zone).await?;
+            complete(runner, policy, before, zone, raw, archives).await
+        };
         listings.push(listing.boxed());
     }
     join_all(listings).await
@@ -177,6 +180,7 @@ pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String
 pub async fn complete(
     runner: &Runner,
     policy: &Policy,
+    before: &LastRuns,
     zone: &ZoneName,
     raw: RawListing,
     archives: &FoundArchives,
@@ -194,7 +198,7 @@ pub async fn complete(
         };
         (name.clone(), copies)
     });
-    let memory = remembered(runner, policy, zone).await?;
+    let memory = remembered(runner, policy, before, zone).await?;
     // After the listing, so that they include everything listed.
     let states = runner.state.all_policy_states().await.map_err(|error| {
         let error = chain(&error);
@@ -223,11 +227,16 @@ pub async fn complete(
 
 /// What the policy's last accepted run in the zone rested on; of a policy without such a run, that of the policy that last
 /// ran there, since a new policy may be an old one by another name.
-async fn remembered(runner: &Runner, policy: &Policy, zone: &ZoneName) -> Result<Memory, String> {
+async fn remembered(
+    runner: &Runner,
+    policy: &Policy,
+    before: &LastRuns,
+    zone: &ZoneName,
+) -> Result<Memory, String> {
     let failed = |why: String| {
         format!("nothing is done here, since what the last run rested on cannot be read: {why}")
     };
-    let read = |name: &PolicyName, memory: Unparsed| {
+    let read = |name: &PolicyName, memory: &Unparsed| {
         memory.parse::<Memory>().map_err(|error| {
             failed(format!(
                 "`rested_on` of zone {zone} in runs-{name}.json in the state directory: {error}; if nothing else helps, \
@@ -239,8 +248,8 @@ async fn remembered(runner: &Runner, policy: &Policy, zone: &ZoneName) -> Result
         let memory = runs.zones.remove(zone)?;
         Some((memory.last_run_at, memory.rested_on?))
     };
-    let own = runner.state.last_runs(&policy.name).await.map_err(|error| failed(chain(&error)))?;
-    let mut last = match of_zone(own) {
+    let own = before.zones.get(zone).and_then(|own| Some((own.last_run_at, own.rested_on.as_ref()?)));
+    let mut last = match own {
         Some((at, own)) => Some((at, read(&policy.name, own)?)),
         None => None,
     };
@@ -257,10 +266,10 @@ async fn remembered(runner: &Runner, policy: &Policy, zone: &ZoneName) -> Result
         match &mut last {
             Some((own_at, own)) if has_own => {
                 if at > *own_at {
-                    own.forget_interrupted(&read(&name, other)?);
+                    own.forget_interrupted(&read(&name, &other)?);
                 }
             }
-            _ => last = Some((at, read(&name, other)?)),
+            _ => last = Some((at, read(&name, &other)?)),
         }
     }
     Ok(last.map(|(_, memory)| memory).unwrap_or_default())

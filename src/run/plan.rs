@@ -20,6 +20,7 @@ use crate::run::list::{Listing, ListingCache, list_zones};
 use crate::run::self_instance;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
+use crate::state::last_runs::LastRuns;
 use crate::text::counted;
 
 /// A zone's listing, and what the policies decide about it.
@@ -133,9 +134,10 @@ impl ZonePlan {
 pub(crate) async fn plan_zones(
     runner: &Runner,
     policy: &Policy,
+    before: &LastRuns,
     zones: &[ZoneName],
 ) -> Vec<Result<ZonePlan, String>> {
-    let listings = list_zones(runner, &ListingCache::default(), policy, zones).await;
+    let listings = list_zones(runner, &ListingCache::default(), policy, before, zones).await;
     let now = runner.clock.now();
     listings.into_iter().map(|listing| decide(&runner.policies, policy, listing?, now)).collect()
 }

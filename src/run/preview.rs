@@ -21,6 +21,7 @@ use crate::run::promote;
 use crate::run::self_instance;
 use crate::snapshot::ZoneName;
 use crate::state::allowances::{Allowance, AllowanceOf};
+use crate::state::last_runs::LastRuns;
 use crate::text::chain;
 
 /// What a run of a policy would do in a zone.
@@ -57,18 +58,26 @@ impl Runner {
     ) -> Vec<ZonePreview> {
         let (runner, policy) = self_instance::resolve(self, policy).await;
         let (runner, policy) = (&*runner, &*policy);
-        let listings = list_zones(runner, cache, policy, &policy.zones).await;
+        let before = match runner.state.last_runs(&policy.name).await {
+            Ok(before) => before,
+            Err(error) => {
+                let why =
+                    format!("nothing is planned, since the last runs cannot be read: {}", chain(&error));
+                return policy.zones.iter().map(|zone| (zone.clone(), Err(why.clone()))).collect();
+            }
+        };
+        let listings = list_zones(runner, cache, policy, &before, &policy.zones).await;
         let at = at.unwrap_or_else(|| runner.clock.now());
         let plans = listings.into_iter().map(|listing| {
             let mut listing = listing?;
             add_coming(policy, &mut listing.inventory, at, &*runner.randomness);
             decide(&runner.policies, policy, listing, at)
         });
-        let guarded = guard::preview(runner, policy, plans.collect()).await;
+        let guarded = guard::preview(runner, policy, plans.collect(), &before).await;
         let mut previews = Vec::new();
         for (zone, guarded) in policy.zones.iter().zip(guarded) {
             let preview = match guarded {
-                Ok(guarded) => Ok(runner.preview_zone(policy, guarded, at).await),
+                Ok(guarded) => Ok(runner.preview_zone(policy, guarded, &before, at).await),
                 Err(failure) => Err(failure),
             };
             previews.push((zone.clone(), preview));
@@ -102,7 +111,13 @@ impl Runner {
         }
     }
 
-    async fn preview_zone(&self, policy: &Policy, guarded: GuardedPlan, at: Timestamp) -> Preview {
+    async fn preview_zone(
+        &self,
+        policy: &Policy,
+        guarded: GuardedPlan,
+        before: &LastRuns,
+        at: Timestamp,
+    ) -> Preview {
         let GuardedPlan { mut plan, held, pending, .. } = guarded;
         let now = self.clock.now();
         let of = AllowanceOf::Policy(policy.name.clone());
@@ -112,11 +127,7 @@ impl Runner {
             now <= *ends_at && allowance.zone.as_ref().is_none_or(|zone| zone == plan.zone())
         });
         let allowances = allowances.map(|(ends_at, allowance)| (allowance, ends_at)).collect();
-        // A damaged state file is for a run to report.
-        if let Ok(before) = self.state.last_runs(&policy.name).await {
-            let overdue = persist::overdue_in(policy, &before, &plan, at);
-            plan.listing.warnings.extend(overdue);
-        }
+        plan.listing.warnings.extend(persist::overdue_in(policy, before, &plan, at));
         let mut actions = Vec::new();
         if let Some(export) = &policy.export {
             actions.extend(export::planned(export, &plan));

@@ -88,7 +88,7 @@ impl Sequence<'_> {
     async fn run(&self) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
         let started_at = runner.clock.now();
-        let plans = plan_zones(runner, policy, &policy.zones).await;
+        let plans = plan_zones(runner, policy, self.before, &policy.zones).await;
         let mut zones: Vec<ZoneRun> =
             policy.zones.iter().zip(plans).map(|(zone, plan)| ZoneRun::new(zone, plan)).collect();
         // All zones of a run have the same archives.
@@ -132,7 +132,7 @@ impl Sequence<'_> {
             zones.iter_mut().filter(|zone| zone.plan.is_some() && zone.report.steps.iter().any(is_begun));
         let changed: Vec<&mut ZoneRun> = changed.collect();
         let names: Vec<ZoneName> = changed.iter().map(|zone| zone.report.zone.clone()).collect();
-        let plans = plan_zones(self.runner, self.policy, &names).await;
+        let plans = plan_zones(self.runner, self.policy, self.before, &names).await;
         for (zone, plan) in changed.into_iter().zip(plans) {
             zone.set_plan(plan);
         }
@@ -164,7 +164,7 @@ impl Sequence<'_> {
         let names: Vec<ZoneName> = locked.iter().map(|(report, _)| report.zone.clone()).collect();
         // Before the listing, so that every deletion since the listing is in the log after this mark.
         let mark = runner.state.audit_len().await;
-        let plans = plan_zones(runner, policy, &names).await;
+        let plans = plan_zones(runner, policy, before, &names).await;
         let listed_at = runner.clock.now();
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
