@@ -19,6 +19,13 @@ macro_rules! id {
         #[serde(transparent)]
         pub struct $name(pub Uuid);
 
+        impl $name {
+            /// Its first 8 characters, for tables: commands take them for the id.
+            pub fn short(self) -> String {
+                format!("{:08x}", self.0.as_u128() >> 96)
+            }
+        }
+
         impl Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.hyphenated().fmt(f)
@@ -211,6 +218,13 @@ mod tests {
         let state = SnapshotState::from("hibernating");
         assert_eq!(state.as_str(), "hibernating");
         assert!(!state.is_good() && !state.is_in_flight());
+    }
+
+    #[test]
+    fn a_short_id_is_how_the_id_begins() {
+        for id in ["01b1c9d9-0b43-4b23-9b2f-6f7f4b2a9a01", "00000000-0000-4000-8000-000000000001"] {
+            assert_eq!(id.parse::<SnapshotId>().unwrap().short(), id[..8]);
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use jiff::Timestamp;
 
+use crate::cli::when::When;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::span::Span;
 use crate::restore::template::BootMode;
@@ -159,9 +159,11 @@ pub struct Plan {
     /// The policies to plan [default: all enabled ones]
     #[arg(value_name = "POLICY")]
     pub policies: Vec<PolicyName>,
-    /// Plan as of this time instead of now, such as 2027-01-31T00:00:00Z
+    /// Plan as of this time instead of now, such as 2027-01-31T00:00:00Z or `in 30d`
+    ///
+    /// A date (midnight UTC) is a time, too, and so are `now`, `yesterday`, and a span back such as 36h or `2 days ago`.
     #[arg(long, value_name = "TIME")]
-    pub at: Option<Timestamp>,
+    pub at: Option<When>,
     /// Use the body of a list-snapshots response in a file; needs no network, credentials or state
     ///
     /// Without `ZONE=` the file is for the policy's first zone. All its snapshots count as created by snapwarden.
@@ -206,9 +208,9 @@ pub struct Simulate {
     /// How far to simulate, such as 90d, 2y or 1y6mo
     #[arg(long = "for", value_name = "SPAN")]
     pub length: Span,
-    /// The start, such as 2027-01-31T00:00:00Z
-    #[arg(long, value_name = "now|TIME", default_value = "now")]
-    pub from: Start,
+    /// The start, such as 2027-01-31T00:00:00Z, a date (midnight UTC), `now`, `yesterday` or a span back, such as 30d
+    #[arg(long, value_name = "TIME", default_value = "now")]
+    pub from: When,
     /// The zone [default: the policy's first one]
     #[arg(long)]
     pub zone: Option<ZoneName>,
@@ -227,22 +229,6 @@ pub struct Simulate {
     /// One instance with a disk of 10 GiB is assumed, and no other policies.
     #[arg(long, conflicts_with = "snapshots")]
     pub empty: bool,
-}
-
-/// The start of a simulation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// The current time.
-    Now,
-    /// This time.
-    At(Timestamp),
-}
-
-impl std::str::FromStr for Start {
-    type Err = jiff::Error;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "now" { Ok(Self::Now) } else { text.parse().map(Self::At) }
-    }
 }
 
 /// Arguments of `promote`.
@@ -273,9 +259,12 @@ pub struct Restore {
     /// Restore the newest copy of this instance, given by ID or name
     #[arg(long, value_name = "INSTANCE", group = "copy")]
     pub latest: Option<String>,
-    /// Only snapshots taken before this time, such as 2027-01-31T00:00:00Z
+    /// Only snapshots taken before this time, such as 2027-01-31T00:00:00Z or `2 days ago`
+    ///
+    /// A date (midnight UTC, thus without that day) is a time, too, and so are `yesterday` (when it began, UTC) and a span
+    /// back such as 36h.
     #[arg(long, value_name = "TIME", requires = "latest", conflicts_with = "snapshot")]
-    pub before: Option<Timestamp>,
+    pub before: Option<When>,
     /// Write this new file
     #[arg(long, value_name = "FILE", group = "destination")]
     pub to: Option<PathBuf>,
@@ -299,9 +288,9 @@ pub struct Hold {
     /// The ID of the snapshot
     #[arg(value_name = "SNAPSHOT")]
     pub snapshot: SnapshotId,
-    /// The end of the hold, such as 2027-01-31T00:00:00Z [default: no end]
+    /// The end of the hold, such as 2027-01-31T00:00:00Z, a date (midnight UTC), or a span from now, such as 30d [default: no end]
     #[arg(long, value_name = "TIME")]
-    pub until: Option<Timestamp>,
+    pub until: Option<When>,
     /// The reason, shown by `holds` and `plan`
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

@@ -30,7 +30,8 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
-    if let Some(until) = hold.until.filter(|until| *until <= now) {
+    let until = hold.until.as_ref().map(|until| until.ahead_of(to_the_second(now))).transpose()?;
+    if let Some(until) = until.filter(|until| *until <= now) {
         let text = format!("--until {until} is in the past: give a future time, or leave it out for no end");
         return Err(Refusal::usage(text));
     }
@@ -50,7 +51,7 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
         )),
     }
     let state = assemble::state(&config, &seams, Use::Changing)?;
-    let new = Hold { snapshot: hold.snapshot, until: hold.until, reason: hold.reason.clone(), since: now };
+    let new = Hold { snapshot: hold.snapshot, until, reason: hold.reason.clone(), since: now };
     let replaced = state.hold(&*seams.clock, new.clone()).await?;
     let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
     output.show(|| &new, || format!("snapshot {} is on hold {}{before}\n", new.snapshot, terms(&new)));

@@ -23,6 +23,7 @@ pub mod run;
 pub mod signals;
 pub mod simulate;
 pub mod status;
+pub mod when;
 
 use std::process::ExitCode;
 use std::time::Duration;

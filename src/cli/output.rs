@@ -110,9 +110,10 @@ impl Output {
         let _ = io::stderr().lock().write_all(safe.as_bytes());
     }
 
-    /// The width of the terminal in columns, if stdout is one.
+    /// The width of the terminal in columns, if stdout is one; else `$COLUMNS`, if that is set.
     pub fn width(self) -> Option<usize> {
-        Table::new().width().map(usize::from)
+        let given = || std::env::var("COLUMNS").ok()?.parse::<usize>().ok();
+        Table::new().width().map(usize::from).or_else(given)
     }
 
     /// A table with an optional head, as wide as its contents, but not wider than the terminal.
@@ -123,8 +124,9 @@ impl Output {
             table.set_header(head.to_vec());
         }
         // Tables may be indented by two columns, and end with a gap of two.
-        if let Some(width) = table.width() {
-            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.saturating_sub(2));
+        if let Some(width) = self.width() {
+            let width = u16::try_from(width.saturating_sub(2)).unwrap_or(u16::MAX);
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
         }
         if self.wants_color(io::stdout().is_terminal()) {
             table.enforce_styling();

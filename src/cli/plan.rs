@@ -26,7 +26,9 @@ use crate::run::preview::preview_offline;
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
-    let at = plan.at.unwrap_or_else(|| seams.clock.now());
+    let now = seams.clock.now();
+    let given_at = plan.at.as_ref().map(|at| at.back_from(now)).transpose()?;
+    let at = given_at.unwrap_or(now);
     let mut planner = Planner { plan, seams, at, files: Files::default(), listings: ListingCache::default() };
     let Some(candidate) = &plan.candidate else {
         let policies = assemble::chosen(&config, &plan.policies)?;
@@ -35,7 +37,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         }
         check_files(&policies, &plan.snapshots)?;
         check_files(&policies, &plan.instances)?;
-        let all = planner.plan(&config, &policies, plan.at).await?;
+        let all = planner.plan(&config, &policies, given_at).await?;
         let exit = complain("", &all, output);
         let plans = all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?)));
         output.show(|| decisions::json(at, &all), || table::render(plans, at, output));

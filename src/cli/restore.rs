@@ -12,7 +12,7 @@ use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, to_the_second};
 use crate::cli::promote::{check_template_name, described, done};
 use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
@@ -59,7 +59,11 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
     let seams = Seams::real();
     let wanted = match (&restore.snapshot, &restore.latest) {
         (Some(id), _) => Wanted::Snapshot(*id),
-        (None, Some(instance)) => Wanted::Latest { instance: instance.clone(), before: restore.before },
+        (None, Some(instance)) => {
+            let now = to_the_second(seams.clock.now());
+            let before = restore.before.as_ref().map(|before| before.back_from(now)).transpose()?;
+            Wanted::Latest { instance: instance.clone(), before }
+        }
         (None, None) => {
             return Err(Refusal::usage("give a snapshot, or an instance with `--latest`"));
         }

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 use serde_json::{Value, json};
 
-use crate::cli::args::{Global, Simulate, Start, ZoneFile};
+use crate::cli::args::{Global, Simulate, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, plain, to_the_second};
@@ -54,10 +54,7 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
     let policy = assemble::policy(&config, &simulate.policy)?;
     let zone = assemble::zone_of(policy, simulate.zone.as_ref())?;
     let seams = Seams::real();
-    let from = match simulate.from {
-        Start::Now => to_the_second(seams.clock.now()),
-        Start::At(at) => at,
-    };
+    let from = simulate.from.back_from(to_the_second(seams.clock.now()))?;
     let until = simulate.length.after(from, &policy.time_zone).ok_or_else(|| {
         let text = format!("{} after {from} is beyond the end of the calendar", simulate.length);
         Refusal::usage(text)

@@ -494,7 +494,7 @@ async fn wrong_usage_exits_with_2_before_anything_is_touched() {
         (vec!["once", "--frobnicate"], vec!["--frobnicate"]),
         (vec!["frobnicate"], vec!["frobnicate"]),
         (vec!["archive", "list", "attic"], vec!["no archive `attic`"]),
-        (vec!["plan", "--at", "yesterday"], vec!["yesterday"]),
+        (vec!["plan", "--at", "tuesday"], vec!["tuesday", "2 days ago", "midnight UTC"]),
         (vec!["plan", "--instances", "x.json"], vec!["--snapshots"]),
         (vec!["promote", "web-1", "--zone", "ch-gva-2", "--name", "x"], vec!["web-1"]),
         (vec!["hold", "web-1"], vec!["web-1"]),

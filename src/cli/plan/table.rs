@@ -83,7 +83,7 @@ fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Out
         let _ = writeln!(text, "\n  {}: {}", title(planned, first), plan_sums(&sums));
         let _ = writeln!(text, "  {}", timeline(group, at, output));
         let rows = group.iter().map(|(decision, snapshot)| row(decision, snapshot, at)).collect();
-        let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "SNAPSHOT", "WHY"];
+        let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "ID", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows));
     }
     if !planned.actions.is_empty() {
@@ -213,6 +213,7 @@ fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
         plain(age(snapshot.created_at, at, is_coming)),
         plain(taken(snapshot.created_at, is_coming)),
         plain(until),
+        plain(if is_coming { "-".to_owned() } else { snapshot.id.short() }),
         plain(called(&snapshot.name, is_coming)),
         plain(with_consistency(why(decision), snapshot)),
     ]
