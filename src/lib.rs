@@ -13,7 +13,7 @@
 //! config │ retention │ exoscale │ archive │ state
 //!                                configuration file │ decisions (pure) │ API client │ exported images │ state on
 //!                                disk: none imports another
-//! policy · schedule · snapshot · text         data types; no I/O
+//! policy · schedule · snapshot · lookup · text    data types; no I/O
 //! clock · disk · randomness · transport       the four seams: a small trait and its real implementation each
 //! retry · lock · credentials                  when a failed attempt is repeated; waiting for a lock; where keys are
 //!                                found
@@ -32,6 +32,7 @@ pub mod daemon;
 pub mod disk;
 pub mod exoscale;
 pub mod lock;
+pub mod lookup;
 pub mod picture;
 pub mod policy;
 pub mod randomness;

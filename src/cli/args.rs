@@ -8,7 +8,7 @@ use crate::cli::when::When;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::span::Span;
 use crate::restore::template::BootMode;
-use crate::snapshot::{SnapshotId, ZoneName};
+use crate::snapshot::ZoneName;
 use crate::telemetry::logging;
 
 /// Creates, prunes, exports, verifies and promotes snapshots of Exoscale Compute instances.
@@ -121,9 +121,9 @@ pub enum Command {
     Hold(Hold),
     /// Release a snapshot from its hold; needs no credentials, works while the daemon runs
     Unhold {
-        /// The ID of the snapshot
+        /// The ID of the snapshot, the first 8 characters or more of it, or its name
         #[arg(value_name = "SNAPSHOT")]
-        snapshot: SnapshotId,
+        snapshot: String,
     },
     /// List the snapshots on hold; changes nothing
     Holds,
@@ -234,9 +234,9 @@ pub struct Simulate {
 /// Arguments of `promote`.
 #[derive(Debug, Args)]
 pub struct Promote {
-    /// The ID of the snapshot
+    /// The ID of the snapshot, the first 8 characters or more of it, or its name
     #[arg(value_name = "SNAPSHOT")]
-    pub snapshot: SnapshotId,
+    pub snapshot: String,
     /// The zone of the snapshot
     #[arg(long)]
     pub zone: ZoneName,
@@ -253,10 +253,10 @@ pub struct Promote {
 #[command(group = clap::ArgGroup::new("copy").required(true))]
 #[command(group = clap::ArgGroup::new("destination").required(true))]
 pub struct Restore {
-    /// The ID of the snapshot
+    /// The ID of the snapshot, the first 8 characters or more of it, or its name
     #[arg(value_name = "SNAPSHOT", group = "copy")]
-    pub snapshot: Option<SnapshotId>,
-    /// Restore the newest copy of this instance, given by ID or name
+    pub snapshot: Option<String>,
+    /// Restore the newest copy of this instance, given by its ID, the first 8 characters or more of it, or its name
     #[arg(long, value_name = "INSTANCE", group = "copy")]
     pub latest: Option<String>,
     /// Only snapshots taken before this time, such as 2027-01-31T00:00:00Z or `2 days ago`
@@ -285,9 +285,9 @@ pub struct Restore {
 /// Arguments of `hold`.
 #[derive(Debug, Args)]
 pub struct Hold {
-    /// The ID of the snapshot
+    /// The ID of the snapshot, the first 8 characters or more of it, or its name
     #[arg(value_name = "SNAPSHOT")]
-    pub snapshot: SnapshotId,
+    pub snapshot: String,
     /// The end of the hold, such as 2027-01-31T00:00:00Z, a date (midnight UTC), or a span from now, such as 30d [default: no end]
     #[arg(long, value_name = "TIME")]
     pub until: Option<When>,

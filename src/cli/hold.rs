@@ -1,28 +1,20 @@
 //! `hold`, `unhold` and `holds`: snapshots that no policy deletes.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use futures_util::future::join_all;
+use jiff::Timestamp;
 use serde_json::json;
 
-use crate::archive::backend::Archive;
 use crate::cli::args::{self, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
+use crate::cli::once::instance;
 use crate::cli::output::{Output, Row, plain, to_the_second};
-use crate::clock::timeout;
-use crate::config::sections::Config;
-use crate::run::archive_presence::{Found, Looker, Presence};
-use crate::snapshot::{SnapshotId, ZoneName};
-use crate::state::directory::StateDirectory;
-use crate::state::holds::Hold;
-use crate::text::{chain, printable};
+use crate::cli::survey::{IDS_ARE_SHOWN, Survey};
+use crate::lookup::{self, Kind, Known, LookupError};
+use crate::snapshot::SnapshotId;
+use crate::state::holds::{About, Hold};
+use crate::text::{excerpt, printable};
 
-/// How long zones and archives may take to say whether they know a snapshot.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(20);
-
-/// Puts a snapshot on hold. One that no zone and no archive knows is refused; if that can't be asked, it is taken.
+/// Puts a snapshot on hold. One that no zone and no archive knows is refused; if that can't be asked, a whole id is taken.
 ///
 /// # Errors
 /// [`Refusal`] if the snapshot is unknown, or the state cannot be changed.
@@ -36,105 +28,95 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
         return Err(Refusal::usage(text));
     }
     let reading = assemble::state(&config, &seams, Use::Reading)?;
-    match look_for(hold.snapshot, &config, &seams, &reading).await {
-        Known::Yes => {}
-        Known::No(places) => {
-            let text = format!(
-                "snapshot {} is not in {places}: check the id; `snapwarden plan` and `snapwarden archive list` show ids",
-                hold.snapshot
-            );
-            return Err(Refusal::usage(text));
-        }
-        Known::Maybe(why) => output.complain(&format!(
-            "warning: whether snapshot {} exists was not checked ({why}); it is put on hold all the same",
-            hold.snapshot
-        )),
+    let mut survey = Survey::default();
+    survey.ask_zones(&config, &seams).await;
+    let whole = lookup::whole_id(&hold.snapshot).map(SnapshotId);
+    if whole.is_none_or(|id| survey.listed(id).is_none()) {
+        survey.ask_archives(&config, &seams, &reading).await;
     }
+    let holds = reading.holds().await?.holds;
+    let known = survey.snapshots().chain(holds.iter().map(known));
+    let snapshot = lookup::find(Kind::Snapshot, &hold.snapshot, known);
+    let snapshot = snapshot.map(SnapshotId).map_err(|error| survey.not_found(&error))?;
+    let about = about(snapshot, &survey);
+    if about.is_none() && survey.unasked.is_empty() {
+        let places = survey.asked();
+        let text = format!("snapshot {snapshot} is not in {places}: check the id; {IDS_ARE_SHOWN}");
+        return Err(Refusal::usage(text));
+    }
+    if about.is_none() {
+        let why = survey.unasked.join("; ");
+        output.complain(&format!(
+            "warning: whether snapshot {snapshot} exists was not checked ({why}); it is put on hold all the same"
+        ));
+    }
+    let about = about.or_else(|| holds.into_iter().find(|hold| hold.snapshot == snapshot)?.about);
     let state = assemble::state(&config, &seams, Use::Changing)?;
-    let new = Hold { snapshot: hold.snapshot, until, reason: hold.reason.clone(), since: now };
+    let new = Hold { snapshot, until, reason: hold.reason.clone(), since: now, about };
     let replaced = state.hold(&*seams.clock, new.clone()).await?;
     let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
-    output.show(|| &new, || format!("snapshot {} is on hold {}{before}\n", new.snapshot, terms(&new)));
+    output.show(|| &new, || format!("{} is on hold {}{before}\n", described(&new), terms(&new)));
     Ok(Exit::Done)
 }
 
-/// Whether a snapshot exists.
-enum Known {
-    Yes,
-    /// In none of these places.
-    No(String),
-    /// Why that is not known.
-    Maybe(String),
+/// What is known of a snapshot; none if no zone and no archive knows it.
+fn about(id: SnapshotId, survey: &Survey) -> Option<About> {
+    let listed = survey.listed(id).map(|(listing, snapshot)| About {
+        zone: listing.zone.clone(),
+        name: snapshot.name.to_string(),
+        created_at: snapshot.created_at,
+        instance_name: listing.instance_of(snapshot).map(|instance| instance.name.to_string()),
+    });
+    let copied = || {
+        let (_, copy) = survey.copies_of(id).next()?;
+        Some(About {
+            zone: copy.manifest.zone.clone(),
+            name: copy.manifest.snapshot.name.clone(),
+            created_at: copy.manifest.snapshot.created_at,
+            instance_name: copy.manifest.instance.name.clone(),
+        })
+    };
+    listed.or_else(copied)
 }
 
-/// Looks for a snapshot in the zones of all policies, then in all archives.
-async fn look_for(snapshot: SnapshotId, config: &Config, seams: &Seams, state: &StateDirectory) -> Known {
-    let zones: BTreeSet<&ZoneName> = config.policies.iter().flat_map(|policy| &policy.zones).collect();
-    if zones.is_empty() {
-        return Known::Maybe("no policy has a zone".to_owned());
+/// A snapshot on hold, as it is looked up.
+fn known(hold: &Hold) -> Known {
+    let about = hold.about.as_ref();
+    Known {
+        id: hold.snapshot.0,
+        name: about.map(|about| about.name.clone()),
+        zone: about.map(|about| about.zone.clone()),
+        taken_at: about.map(|about| about.created_at),
     }
-    let credentials = match assemble::credentials(config) {
-        Ok(credentials) => credentials,
-        Err(refusal) => return Known::Maybe(refusal.text),
-    };
-    let client = assemble::client(config, Some(credentials), seams);
-    let in_zone = async |zone: &ZoneName| {
-        let listed = client.zone(zone).list_snapshots().await;
-        let (listed, _) = listed.map_err(|error| format!("zone {zone}: {}", chain(&error)))?;
-        Ok(listed.snapshots.iter().any(|listed| listed.id == snapshot))
-    };
-    // As a run looks at them: one whose disk is not mounted, or that lost copies, can't be asked.
-    let in_archive = async |archive: &Archive| {
-        let name = archive.name();
-        let because = |why: String| format!("archive {name}: {why}");
-        let Some(rules) = config.archive_rules.get(name) else { return Ok(false) };
-        let looker = Looker::new(state).await.map_err(because)?;
-        let Found { catalogue, presence, .. } = looker.look(archive, &rules.guard).await.map_err(because)?;
-        match (catalogue.problems().first(), presence) {
-            _ if catalogue.copies().iter().any(|copy| copy.manifest.snapshot.id == snapshot) => Ok(true),
-            (_, Presence::Closed(why)) => Err(because(why)),
-            (Some(problem), _) => Err(because(problem.describe())),
-            (None, _) => Ok(false),
-        }
-    };
-    let look = async {
-        let mut answers = join_all(zones.iter().map(|zone| in_zone(zone))).await;
-        if !answers.contains(&Ok(true)) {
-            match assemble::archives(config, seams) {
-                Ok(archives) => {
-                    answers.extend(join_all(archives.values().map(|archive| in_archive(archive))).await);
-                }
-                Err(refusal) => answers.push(Err(refusal.text)),
-            }
-        }
-        answers
-    };
-    let Ok(answers) = timeout(&*seams.clock, LOOK_WAIT_MAX, look).await else {
-        return Known::Maybe(format!("no answer for {} s", LOOK_WAIT_MAX.as_secs()));
-    };
-    if answers.contains(&Ok(true)) {
-        return Known::Yes;
-    }
-    let unanswered: Vec<String> = answers.into_iter().filter_map(Result::err).collect();
-    if !unanswered.is_empty() {
-        return Known::Maybe(unanswered.join("; "));
-    }
-    let zones = zones.iter().map(|zone| format!("zone {zone}"));
-    let archives = config.archives.keys().map(|archive| format!("archive {archive}"));
-    Known::No(zones.chain(archives).collect::<Vec<_>>().join(", "))
 }
 
-/// Releases a snapshot. One that is not on hold is no error.
+/// Releases a snapshot. One that is not on hold is no error. Of several with a name, the only one on hold is meant; nothing
+/// is asked unless none on hold has it.
 ///
 /// # Errors
-/// [`Refusal`] if the state cannot be changed.
-pub async fn unhold(global: &Global, snapshot: SnapshotId, output: Output) -> Result<Exit, Refusal> {
+/// [`Refusal`] if the snapshot is unknown, or the state cannot be changed.
+pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
+    let reading = assemble::state(&config, &seams, Use::Reading)?;
+    let holds = reading.holds().await?.holds;
+    let snapshot = match lookup::find(Kind::Snapshot, text, holds.iter().map(known)) {
+        Ok(id) => id,
+        Err(several @ LookupError::Several { .. }) => return Err(Refusal::usage(several.to_string())),
+        // Holds of earlier versions have no names.
+        Err(LookupError::Unknown { .. }) => {
+            let mut survey = Survey::default();
+            survey.ask_zones(&config, &seams).await;
+            survey.ask_archives(&config, &seams, &reading).await;
+            let found = lookup::find(Kind::Snapshot, text, survey.snapshots());
+            found.map_err(|error| survey.not_found(&error))?
+        }
+    };
+    let snapshot = SnapshotId(snapshot);
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let was = state.unhold(&*seams.clock, snapshot).await?;
     let text = match &was {
-        Some(was) => format!("snapshot {snapshot} is no longer on hold (previously {})\n", terms(was)),
+        Some(was) => format!("{} is no longer on hold (previously {})\n", described(was), terms(was)),
         None => format!(
             "snapshot {snapshot} was not on hold, so nothing changed; `snapwarden holds` lists the holds\n"
         ),
@@ -154,20 +136,36 @@ pub async fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
     let mut holds = state.holds().await?.holds;
     let now = seams.clock.now();
     holds.retain(|hold| hold.counts_at(now));
-    let head = &["SNAPSHOT", "SINCE", "UNTIL", "REASON"];
-    let rows: Vec<Row> = holds.iter().map(row).collect();
+    let is_narrow = output.is_narrow();
+    let rows = holds.iter().map(|hold| (row(hold, is_narrow), hold.reason.clone().unwrap_or_default()));
+    let rows: Vec<(Row, String)> = rows.collect();
     let none = "no snapshot is on hold\n".to_owned();
-    output.show(|| &holds, || if rows.is_empty() { none } else { output.table(head, rows) });
+    let head = &["SNAPSHOT", "INSTANCE", "TAKEN", "SINCE", "UNTIL"];
+    let table = || output.table_with_text(head, rows, "REASON");
+    output.show(|| &holds, || if holds.is_empty() { none } else { table() });
     Ok(Exit::Done)
 }
 
-fn row(hold: &Hold) -> Row {
+fn row(hold: &Hold, is_narrow: bool) -> Row {
+    // Without seconds if there is little space.
+    let time = |at: Timestamp| {
+        if is_narrow { at.strftime("%Y-%m-%d").to_string() } else { to_the_second(at).to_string() }
+    };
+    let about = hold.about.as_ref();
+    let instance = about.map_or_else(|| "-".to_owned(), |about| instance(about.instance_name.as_deref()));
     vec![
-        plain(hold.snapshot.to_string()),
-        plain(to_the_second(hold.since).to_string()),
-        plain(hold.until.map_or_else(|| "forever".to_owned(), |until| until.to_string())),
-        plain(hold.reason.clone().unwrap_or_default()),
+        plain(if is_narrow { hold.snapshot.short() } else { hold.snapshot.to_string() }),
+        plain(if is_narrow { excerpt(&instance, 24) } else { instance }),
+        plain(about.map_or_else(|| "-".to_owned(), |about| time(about.created_at))),
+        plain(time(hold.since)),
+        plain(hold.until.map_or_else(|| "forever".to_owned(), time)),
     ]
+}
+
+/// `snapshot 9ee8… (web-1_ROOT-1_20261101023000)`.
+fn described(hold: &Hold) -> String {
+    let name = hold.about.as_ref().map(|about| format!(" ({})", printable(&about.name)));
+    format!("snapshot {}{}", hold.snapshot, name.unwrap_or_default())
 }
 
 /// `until 2027-01-01T00:00:00Z: an audit`, or `forever`.

@@ -23,6 +23,7 @@ pub mod run;
 pub mod signals;
 pub mod simulate;
 pub mod status;
+mod survey;
 pub mod when;
 
 use std::process::ExitCode;
@@ -86,7 +87,7 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
         Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
-        Command::Unhold { snapshot } => on_runtime(hold::unhold(global, *snapshot, output)),
+        Command::Unhold { snapshot } => on_runtime(hold::unhold(global, snapshot, output)),
         Command::Holds => on_runtime(hold::holds(global, output)),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command } => match command {

@@ -158,8 +158,7 @@ impl Output {
     /// A table indented by two columns, without the names of snapshots where they do not fit.
     pub fn indented_table(self, head: &[&str], mut rows: Vec<Row>) -> String {
         let mut head = head.to_vec();
-        let is_narrow = self.width().is_some_and(|width| width < NAMES_MIN_WIDTH);
-        if let Some(names) = head.iter().position(|word| *word == "SNAPSHOT").filter(|_| is_narrow) {
+        if let Some(names) = head.iter().position(|word| *word == "SNAPSHOT").filter(|_| self.is_narrow()) {
             head.remove(names);
             for row in &mut rows {
                 row.remove(names);
@@ -170,6 +169,38 @@ impl Output {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "  {line}");
         }
+        text
+    }
+
+    /// Whether the terminal is too narrow for everything.
+    pub fn is_narrow(self) -> bool {
+        self.width().is_some_and(|width| width < NAMES_MIN_WIDTH)
+    }
+
+    /// A table whose rows end with a text of any length: a last column where there is space for it, else lines below the
+    /// row.
+    pub fn table_with_text(self, head: &[&str], rows: Vec<(Row, String)>, last: &str) -> String {
+        if !self.is_narrow() {
+            let rows = rows.into_iter().map(|(mut row, text)| {
+                row.push(plain(text));
+                row
+            });
+            return self.table(&[head, &[last]].concat(), rows.collect());
+        }
+        let (rows, texts): (Vec<Row>, Vec<String>) = rows.into_iter().unzip();
+        let table = self.table(head, rows);
+        let mut text = String::new();
+        // A row that does not fit has several lines, and then the texts stand below the table.
+        let are_single = table.lines().count() == texts.len() + 1;
+        let mut texts = texts
+            .into_iter()
+            .map(|text| if text.is_empty() { text } else { self.note("", Tone::Plain, &text) });
+        for (number, line) in table.lines().enumerate() {
+            text.push_str(line);
+            text.push('\n');
+            text.extend(if are_single && number > 0 { texts.next() } else { None });
+        }
+        text.extend(texts);
         text
     }
 

@@ -6,10 +6,13 @@ use crate::cli::args::{Global, Promote};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
+use crate::cli::survey::known;
 use crate::exoscale::wire::PromoteRequest;
+use crate::lookup::{self, Kind};
+use crate::run::context::Runner;
 use crate::run::promote::promote_manually;
 use crate::run::report::Step;
-use crate::snapshot::TemplateId;
+use crate::snapshot::{SnapshotId, TemplateId, ZoneName};
 use crate::state::audit::{StepFacts, StepOutcome};
 use crate::text::printable;
 
@@ -50,14 +53,26 @@ pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Resu
         description: promote.description.clone(),
         ..PromoteRequest::default()
     };
-    let step = promote_manually(&runner, &promote.zone, promote.snapshot, &request)
-        .await
-        .map_err(Refusal::failed)?;
-    let template_id = done(step, &format!("promote snapshot {}", promote.snapshot))?.template_id;
-    let Promote { snapshot, zone, name, .. } = promote;
+    let snapshot = &snapshot_in_zone(&runner, &promote.zone, &promote.snapshot).await?;
+    let step =
+        promote_manually(&runner, &promote.zone, *snapshot, &request).await.map_err(Refusal::failed)?;
+    let template_id = done(step, &format!("promote snapshot {snapshot}"))?.template_id;
+    let Promote { zone, name, .. } = promote;
     output.show(
         || json!({ "zone": zone, "snapshot_id": snapshot, "template_id": template_id, "template_name": name }),
         || format!("{} in zone {zone}\n", described(template_id, name)),
     );
     Ok(Exit::Done)
+}
+
+/// The snapshot of a zone that the text means. For a whole id nothing is asked.
+async fn snapshot_in_zone(runner: &Runner, zone: &ZoneName, text: &str) -> Result<SnapshotId, Refusal> {
+    if let Some(id) = lookup::whole_id(text) {
+        return Ok(SnapshotId(id));
+    }
+    let (listed, _) = runner.client.zone(zone).list_snapshots().await?;
+    let known = listed.snapshots.iter().map(|snapshot| known(zone, snapshot));
+    lookup::find(Kind::Snapshot, text, known)
+        .map(SnapshotId)
+        .map_err(|error| Refusal::usage(format!("zone {zone}: {error}")))
 }

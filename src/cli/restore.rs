@@ -1,5 +1,6 @@
 //! `restore`: a verified copy to a file or to a template.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,13 +16,16 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, to_the_second};
 use crate::cli::promote::{check_template_name, described, done};
 use crate::cli::signals::StopSignals;
+use crate::cli::survey::Survey;
 use crate::config::sections::Config;
+use crate::lookup::{self, Kind, LookupError};
 use crate::policy::name::ArchiveName;
 use crate::restore::copy::{Destination, Restored, copy_first_good};
+use crate::restore::error::RestoreError;
 use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
 use crate::restore::template::{NewTemplate, to_template};
-use crate::snapshot::TemplateId;
-use crate::text::printable;
+use crate::snapshot::{InstanceId, SnapshotId, TemplateId};
+use crate::text::{chain, printable};
 
 /// What was restored, for programs; `made` are the fields of the file or the template.
 fn json(manifest: &Manifest, archive: &ArchiveName, passed_over: &[String], made: Value) -> Value {
@@ -58,7 +62,7 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
     let mut config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let wanted = match (&restore.snapshot, &restore.latest) {
-        (Some(id), _) => Wanted::Snapshot(*id),
+        (Some(text), _) => Wanted::Snapshot(text.clone()),
         (None, Some(instance)) => {
             let now = to_the_second(seams.clock.now());
             let before = restore.before.as_ref().map(|before| before.back_from(now)).transpose()?;
@@ -79,7 +83,10 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         _ => None,
     };
     let index = read_archives(&mut config, restore.archive.as_ref(), &seams).await?;
-    let copies = index.find(&wanted)?;
+    let copies = match index.find(&wanted) {
+        Ok(copies) => copies,
+        Err(error) => return Err(without_copy(&error, &wanted, &config, &seams).await),
+    };
     for unreadable in index.unreadable() {
         output.complain(&unreadable);
     }
@@ -139,6 +146,52 @@ async fn read_archives(
         index.add_unreadable(name, refusal.text);
     }
     Ok(index)
+}
+
+/// Why there is no copy to restore, and whether the snapshot itself still exists, which could be promoted.
+async fn without_copy(error: &RestoreError, wanted: &Wanted, config: &Config, seams: &Seams) -> Refusal {
+    let mut text = chain(error);
+    let is_missing = matches!(
+        error,
+        RestoreError::NoCopy { .. } | RestoreError::NothingNamed { .. } | RestoreError::NoneBefore { .. }
+    );
+    if is_missing {
+        let mut survey = Survey::default();
+        survey.ask_zones(config, seams).await;
+        let found = match wanted {
+            Wanted::Snapshot(text) => {
+                let found = lookup::find(Kind::Snapshot, text, survey.snapshots());
+                found.map(|id| survey.listed(SnapshotId(id)))
+            }
+            Wanted::Latest { instance, before } => {
+                let found = lookup::find(Kind::Instance, instance, survey.instances());
+                found.map(|id| survey.newest_of(InstanceId(id), *before))
+            }
+        };
+        // Writing to a String cannot fail.
+        let _ = match found {
+            Ok(Some((listing, snapshot))) => write!(
+                text,
+                "\nsnapshot {} ({}), taken {}, still exists in zone {zone} and has no copy. To make a template of it:\n  \
+                 snapwarden promote {} --zone {zone} --name NAME",
+                snapshot.id,
+                printable(&snapshot.name),
+                to_the_second(snapshot.created_at),
+                snapshot.id,
+                zone = listing.zone,
+            ),
+            Err(several @ LookupError::Several { .. }) => write!(text, "\nin the zones, {several}"),
+            _ if survey.unasked.is_empty() => {
+                write!(text, "\nno such snapshot exists any more in {}", survey.asked())
+            }
+            _ => write!(
+                text,
+                "\nwhether the snapshot itself still exists is not known: {}",
+                survey.unasked.join("; ")
+            ),
+        };
+    }
+    Refusal::failed(text)
 }
 
 async fn to_file(

@@ -9,6 +9,7 @@ use crate::archive::copy_reader::ReadError;
 use crate::archive::s3::error::S3Error;
 use crate::archive::transfer::sink::{SinkError, shown};
 use crate::exoscale::error::ApiError;
+use crate::lookup::{Kind, LookupError};
 use crate::policy::name::ArchiveName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::printable;
@@ -27,26 +28,24 @@ pub enum RestoreError {
         /// Facts that explain it, each a sentence.
         notes: Vec<String>,
     },
-    /// No archive has a copy of the instance.
+    /// No archive has a copy of anything that is named so.
     #[error(
-        "no archive has a verified copy of an instance with the id or name `{}`{}: `snapwarden archive list` shows the copies that exist",
-        printable(.name),
+        "no archive has a verified copy of {} with the id or name `{}`{}: `snapwarden archive list` shows the copies that exist",
+        match .kind { Kind::Snapshot => "a snapshot", Kind::Instance => "an instance" },
+        printable(.text),
         listed(.notes)
     )]
-    NoInstance {
-        /// The id or the name that was asked for.
-        name: String,
+    NothingNamed {
+        /// What was looked for.
+        kind: Kind,
+        /// What the user gave.
+        text: String,
         /// Facts that explain it, each a sentence.
         notes: Vec<String>,
     },
-    /// Several instances have the name.
-    #[error("{} instances have the name `{}`: give the id of one of them{}", .instances.len(), printable(.name), listed(.instances))]
-    AmbiguousInstance {
-        /// The name.
-        name: String,
-        /// Each as a line.
-        instances: Vec<String>,
-    },
+    /// Several snapshots or instances are named so.
+    #[error(transparent)]
+    Ambiguous(LookupError),
     /// Every copy of the instance is too new.
     #[error("instance {instance_id} has no verified copy from before {before}: the oldest is from {oldest}")]
     NoneBefore {

@@ -8,19 +8,20 @@ use jiff::Timestamp;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::marker::MARKER_FILE;
+use crate::lookup::{self, Kind, Known, LookupError};
 use crate::policy::name::ArchiveName;
 use crate::restore::error::RestoreError;
-use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::snapshot::{InstanceId, SnapshotId};
 use crate::text::chain;
 
 /// Which copy to restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// A copy of this snapshot.
-    Snapshot(SnapshotId),
+    /// A copy of this snapshot: its id, the beginning of that, or its name in the manifests.
+    Snapshot(String),
     /// A copy of the newest snapshot of an instance.
     Latest {
-        /// The instance's id, or its name in the manifests.
+        /// The instance's id, the beginning of that, or its name in the manifests.
         instance: String,
         /// Only snapshots taken before this time.
         before: Option<Timestamp>,
@@ -84,7 +85,7 @@ impl ArchiveIndex {
     /// [`RestoreError`] if there is none.
     pub fn find(&self, wanted: &Wanted) -> Result<Vec<ArchivedCopy>, RestoreError> {
         let id = match wanted {
-            Wanted::Snapshot(id) => *id,
+            Wanted::Snapshot(text) => self.snapshot(text)?,
             Wanted::Latest { instance, before } => self.latest(instance, *before)?,
         };
         let matching = self.copies().filter(|(_, copy)| copy.manifest.snapshot.id == id);
@@ -94,8 +95,25 @@ impl ArchiveIndex {
         if found.is_empty() { Err(RestoreError::NoCopy { id, notes: self.notes(id) }) } else { Ok(found) }
     }
 
-    fn no_instance(&self, name: &str) -> RestoreError {
-        RestoreError::NoInstance { name: name.to_owned(), notes: self.not_mounted() }
+    /// The snapshot that the text means, also if its copy was pruned.
+    fn snapshot(&self, text: &str) -> Result<SnapshotId, RestoreError> {
+        let copies = self.catalogues.iter().flat_map(|(_, catalogue)| catalogue.copies());
+        let known = copies.map(|copy| Known {
+            id: copy.manifest.snapshot.id.0,
+            name: Some(copy.manifest.snapshot.name.clone()),
+            zone: Some(copy.manifest.zone.clone()),
+            taken_at: Some(copy.manifest.snapshot.created_at),
+        });
+        lookup::find(Kind::Snapshot, text, known).map(SnapshotId).map_err(|error| self.not_found(error))
+    }
+
+    fn not_found(&self, error: LookupError) -> RestoreError {
+        let mut notes = self.unreadable();
+        notes.extend(self.not_mounted());
+        match error {
+            LookupError::Unknown { kind, text } => RestoreError::NothingNamed { kind, text, notes },
+            several @ LookupError::Several { .. } => RestoreError::Ambiguous(several),
+        }
     }
 
     /// The archives that look as if their disks were not mounted, each as a sentence.
@@ -148,36 +166,21 @@ impl ArchiveIndex {
             (None, Some(before), Some((oldest, _))) => {
                 Err(RestoreError::NoneBefore { instance_id, before, oldest: *oldest })
             }
-            _ => Err(self.no_instance(instance)),
+            _ => {
+                let (kind, text) = (Kind::Instance, instance.to_owned());
+                Err(self.not_found(LookupError::Unknown { kind, text }))
+            }
         }
     }
 
-    /// The instance with this id, or else the only one with this name.
+    /// The instance that the text means.
     fn instance(&self, text: &str) -> Result<InstanceId, RestoreError> {
-        let manifests = || self.copies().map(|(_, copy)| &copy.manifest);
-        if let Ok(id) = text.parse::<InstanceId>()
-            && manifests().any(|manifest| manifest.instance.id == id)
-        {
-            return Ok(id);
-        }
-        let mut named: BTreeMap<InstanceId, (&ZoneName, Timestamp)> = BTreeMap::new();
-        for manifest in manifests().filter(|manifest| manifest.instance.name.as_deref() == Some(text)) {
-            let taken = manifest.snapshot.created_at;
-            let newest = named.entry(manifest.instance.id).or_insert((&manifest.zone, taken));
-            newest.1 = newest.1.max(taken);
-        }
-        match (named.len(), named.first_key_value()) {
-            (1, Some((id, _))) => Ok(*id),
-            (_, None) => Err(self.no_instance(text)),
-            _ => {
-                let line = |(id, (zone, taken)): (&InstanceId, &(&ZoneName, Timestamp))| {
-                    format!("{id} in zone {zone}, its newest copy is of {taken}")
-                };
-                Err(RestoreError::AmbiguousInstance {
-                    name: text.to_owned(),
-                    instances: named.iter().map(line).collect(),
-                })
-            }
-        }
+        let known = self.copies().map(|(_, copy)| Known {
+            id: copy.manifest.instance.id.0,
+            name: copy.manifest.instance.name.clone(),
+            zone: Some(copy.manifest.zone.clone()),
+            taken_at: Some(copy.manifest.snapshot.created_at),
+        });
+        lookup::find(Kind::Instance, text, known).map(InstanceId).map_err(|error| self.not_found(error))
     }
 }

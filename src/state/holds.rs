@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{SnapshotId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 
@@ -37,6 +37,23 @@ pub struct Hold {
     pub reason: Option<String>,
     /// When the hold began.
     pub since: Timestamp,
+    /// What the snapshot is, if that was known then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<About>,
+}
+
+/// What a snapshot on hold is: people don't recognise it by its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The snapshot's zone.
+    pub zone: ZoneName,
+    /// The snapshot's name; hostile text.
+    pub name: String,
+    /// When the snapshot was taken.
+    pub created_at: Timestamp,
+    /// The name of its instance, if that is known; hostile text.
+    #[serde(default)]
+    pub instance_name: Option<String>,
 }
 
 impl Hold {
@@ -142,7 +159,13 @@ mod tests {
     fn hold(number: u128, hours: Option<i64>) -> Hold {
         let now: Timestamp = NOW.parse().unwrap();
         let until = hours.map(|hours| now + SignedDuration::from_hours(hours));
-        Hold { snapshot: id(number), until, reason: Some("a \u{1b}[31mreason".to_owned()), since: now }
+        Hold {
+            snapshot: id(number),
+            until,
+            reason: Some("a \u{1b}[31mreason".to_owned()),
+            since: now,
+            about: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]

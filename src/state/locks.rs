@@ -146,7 +146,7 @@ mod tests {
         let clock = SimClock::starting_at(jiff::Timestamp::UNIX_EPOCH);
         let (policy, given_at): (PolicyName, _) = ("nightly".parse().unwrap(), jiff::Timestamp::UNIX_EPOCH);
         let snapshot = crate::snapshot::SnapshotId(uuid::Uuid::nil());
-        let hold = Hold { snapshot, until: None, reason: None, since: given_at };
+        let hold = Hold { snapshot, until: None, reason: None, since: given_at, about: None };
         state.hold(&clock, hold).await.unwrap();
         state
             .allow(

@@ -183,7 +183,7 @@ async fn a_state_that_was_lost_deletes_nothing_in_any_run_until_the_archive_is_a
     assert_eq!(steps(&stage.run(&optional).await, Action::Delete).len(), 0);
     stage.runner(KEEP_THREE).adopt_archive(&"vault".parse().unwrap()).await.unwrap();
     let runner = stage.runner(KEEP_THREE);
-    let hold = Hold { snapshot: ids[0], until: None, reason: None, since: stage.now() };
+    let hold = Hold { snapshot: ids[0], until: None, reason: None, since: stage.now(), about: None };
     runner.state.hold(&*runner.clock, hold).await.unwrap();
     let report = stage.run(KEEP_THREE).await;
     assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 2, "{report:?}");

@@ -32,19 +32,19 @@ const SMALL: DiskShape = DiskShape { size_gib: 10, data_clusters: 4, cluster_bit
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A policy that only prunes.
-const PRUNE: &str =
+pub(crate) const PRUNE: &str =
     "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\nmax_count = 2\n";
 
 /// An id that nothing has.
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 
 /// A zone behind a socket, and a folder with a configuration that leads there.
-struct Play {
-    world: World,
-    zone: ZoneName,
+pub(crate) struct Play {
+    pub(crate) world: World,
+    pub(crate) zone: ZoneName,
     served: Served,
     folder: tempfile::TempDir,
-    begun: Timestamp,
+    pub(crate) begun: Timestamp,
 }
 
 /// The program in an empty environment, with these arguments.
@@ -55,12 +55,12 @@ fn bare(arguments: &[&str]) -> assert_cmd::Command {
 }
 
 /// Runs a process to its end, beside the zone that it speaks with.
-async fn end_of(mut command: assert_cmd::Command) -> Said {
+pub(crate) async fn end_of(mut command: assert_cmd::Command) -> Said {
     let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     Said::of(ended)
 }
 
-fn write(path: &Path, text: &str) {
+pub(crate) fn write(path: &Path, text: &str) {
     snapwarden::disk::replace_file(&RealDisk, path, text.as_bytes(), Access::Owner).unwrap();
 }
 
@@ -69,13 +69,13 @@ fn shown(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn is_there(path: &Path) -> bool {
+pub(crate) fn is_there(path: &Path) -> bool {
     RealDisk.metadata(path).is_ok()
 }
 
 impl Play {
     /// An empty zone `ch-gva-2` whose operations are over at once.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let begun = SystemClock::start().now();
         let world = World::new(Arc::new(SimClock::starting_at(begun)), 7);
         world.set_operations_take(Duration::ZERO);
@@ -85,7 +85,7 @@ impl Play {
     }
 
     /// One instance `web-1` with a snapshot a day, five of them, and a configuration with these policies.
-    async fn five(policies: &str) -> (Self, Vec<SnapshotId>) {
+    pub(crate) async fn five(policies: &str) -> (Self, Vec<SnapshotId>) {
         let play = Self::new().await;
         let (_, ids) = play.instance("web-1", 5, 24);
         play.configure(policies);
@@ -93,18 +93,23 @@ impl Play {
     }
 
     /// An instance and its snapshots, newest first: the newest is an hour old.
-    fn instance(&self, name: &str, snapshots: i64, hours_apart: i64) -> (InstanceId, Vec<SnapshotId>) {
+    pub(crate) fn instance(
+        &self,
+        name: &str,
+        snapshots: i64,
+        hours_apart: i64,
+    ) -> (InstanceId, Vec<SnapshotId>) {
         let instance = self.world.add_instance(&self.zone, name, &[]);
         self.world.set_disk(instance, SMALL);
         let taken = |place: i64| self.begun - SignedDuration::from_hours(1 + place * hours_apart);
         (instance, (0..snapshots).map(|place| self.world.add_snapshot(instance, taken(place))).collect())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn configure(&self, policies: &str) {
+    pub(crate) fn configure(&self, policies: &str) {
         let exoscale = format!("endpoint = \"{}\"", self.served.endpoint());
         self.configure_with(&exoscale, policies);
     }
@@ -116,28 +121,28 @@ impl Play {
     }
 
     /// The program with the configuration and without credentials.
-    fn stranger(&self, arguments: &[&str]) -> assert_cmd::Command {
+    pub(crate) fn stranger(&self, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = bare(&["--config", shown(&self.path("snapwarden.toml"))]);
         command.args(arguments);
         command
     }
 
     /// The program with the configuration and the credentials.
-    fn command(&self, arguments: &[&str]) -> assert_cmd::Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = self.stranger(arguments);
         command.env("EXOSCALE_API_KEY", API_KEY).env("EXOSCALE_API_SECRET", API_SECRET);
         command
     }
 
-    async fn run(&self, arguments: &[&str]) -> Said {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Said {
         end_of(self.command(arguments)).await
     }
 
-    fn there(&self) -> Vec<SnapshotId> {
+    pub(crate) fn there(&self) -> Vec<SnapshotId> {
         self.world.snapshots(&self.zone).into_iter().map(|snapshot| snapshot.id).collect()
     }
 
-    fn audit(&self) -> Vec<Value> {
+    pub(crate) fn audit(&self) -> Vec<Value> {
         let text = read(&self.path("state/audit.jsonl"));
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -496,8 +501,6 @@ async fn wrong_usage_exits_with_2_before_anything_is_touched() {
         (vec!["archive", "list", "attic"], vec!["no archive `attic`"]),
         (vec!["plan", "--at", "tuesday"], vec!["tuesday", "2 days ago", "midnight UTC"]),
         (vec!["plan", "--instances", "x.json"], vec!["--snapshots"]),
-        (vec!["promote", "web-1", "--zone", "ch-gva-2", "--name", "x"], vec!["web-1"]),
-        (vec!["hold", "web-1"], vec!["web-1"]),
         (vec!["hold", NIL, "--until", "2026-01-01T00:00:00Z"], vec!["is in the past", "leave it out"]),
         (vec!["hold", NIL, "--until", "tomorrow"], vec!["tomorrow"]),
         (vec!["unhold"], vec!["SNAPSHOT"]),

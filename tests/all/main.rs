@@ -20,6 +20,7 @@ mod fuzz;
 mod http_port;
 mod kills;
 mod layers;
+mod names;
 mod ordinary_nights;
 mod ownership;
 mod planning;

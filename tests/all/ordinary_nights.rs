@@ -366,7 +366,7 @@ async fn a_template_that_an_instance_runs_on_or_whose_snapshot_is_on_hold_stays(
     promote_daily(&stage, 1, instance, &one).await;
     let second = stage.world.snapshots(&stage.zone)[1].id;
     let directory = StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap();
-    let hold = Hold { snapshot: second, until: None, reason: None, since: stage.now() };
+    let hold = Hold { snapshot: second, until: None, reason: None, since: stage.now(), about: None };
     directory.hold(&stage.clock, hold).await.unwrap();
     let report = promote_daily(&stage, 2, instance, &one).await;
     assert_eq!(templates(&stage), ["web-1-20261101", "web-1-20261102", "web-1-20261104"]);

@@ -268,7 +268,6 @@ async fn what_makes_no_sense_is_wrong_usage() {
         &[id, "--to", "disk", "--zone", "ch-gva-2"],
         &[id, "--before", NOW, "--to", "disk"],
         &[id, "--to-template", "golden", "--zone", "ch-gva-2", "--boot-mode", "grub"],
-        &["web-1", "--to", "disk"],
     ] {
         let said = program(folder.path(), &[], &[&["restore"], arguments].concat()).await;
         assert_eq!((said.status, &*said.out), (2, ""), "{arguments:?}: {said:?}");

@@ -41,7 +41,7 @@ fn state(stage: &Stage) -> StateDirectory {
 }
 
 fn pin(snapshot: SnapshotId, until: Option<Timestamp>) -> Hold {
-    Hold { snapshot, until, reason: Some("an audit".to_owned()), since: days_ago(1) }
+    Hold { snapshot, until, reason: Some("an audit".to_owned()), since: days_ago(1), about: None }
 }
 
 async fn runs(stage: &Stage) -> LastRuns {

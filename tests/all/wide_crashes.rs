@@ -271,7 +271,7 @@ impl Play {
         if self.on_hold.remove(&snapshot) {
             self.state().unhold(&self.clock, snapshot).await.unwrap();
         } else {
-            let hold = Hold { snapshot, until: None, reason: None, since: self.clock.now() };
+            let hold = Hold { snapshot, until: None, reason: None, since: self.clock.now(), about: None };
             self.state().hold(&self.clock, hold).await.unwrap();
             self.on_hold.insert(snapshot);
         }

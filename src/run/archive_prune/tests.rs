@@ -168,7 +168,8 @@ async fn a_held_snapshot_keeps_its_copy() {
     }
     let clock = Arc::clone(&bench.pruner.clock);
     let now = clock.now();
-    let hold = holds::Hold { snapshot: id(1).parse().unwrap(), until: None, reason: None, since: now };
+    let hold =
+        holds::Hold { snapshot: id(1).parse().unwrap(), until: None, reason: None, since: now, about: None };
     bench.pruner.state.hold(&*clock, hold).await.unwrap();
     bench.prune().await;
     assert_eq!(bench.days(WEB), [1, 3]);
