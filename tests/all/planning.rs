@@ -109,7 +109,7 @@ fn people_see_a_timeline_a_table_and_a_sum() {
     let head = said.out.lines().find(|line| line.contains("VERDICT")).unwrap();
     assert_eq!(
         head.split_whitespace().collect::<Vec<_>>(),
-        ["VERDICT", "AGE", "TAKEN", "UNTIL", "SNAPSHOT", "WHY"]
+        ["VERDICT", "AGE", "TAKEN", "UNTIL", "ID", "SNAPSHOT", "WHY"]
     );
 }
 
@@ -392,8 +392,7 @@ fn impossible_moments_and_dates_are_refused_and_the_ends_of_time_are_answered() 
         plan(&["--config", shown(&config), "--snapshots", shown(&usual), &format!("--at={at}")], "")
     };
     assert_eq!(as_of(AT).status, 0);
-    for at in ["", "yesterday", "2026-02-30T00:00:00Z", "2026-11-24", "10000-01-01T00:00:00Z", "99999999999"]
-    {
+    for at in ["", "tuesday", "2026-02-30T00:00:00Z", "2026-11-31", "10000-01-01T00:00:00Z", "99999999999"] {
         let said = as_of(at);
         assert!(said.status == 2 && said.err.contains("--at"), "{at:?}: {said:?}");
     }

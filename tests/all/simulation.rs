@@ -209,7 +209,7 @@ fn what_makes_no_sense_is_refused_and_says_why() {
         (&["nightly", "--empty"][..], "--for"),
         (&["weekly", "--for", "2y", "--empty"], "there is no policy `weekly`"),
         (&["nightly", "--for", "2", "--empty"], "has no unit"),
-        (&["nightly", "--for", "2y", "--empty", "--from", "yesterday"], "yesterday"),
+        (&["nightly", "--for", "2y", "--empty", "--from", "tuesday"], "tuesday"),
         (
             &["nightly", "--for", "2y", "--empty", "--zone", "at-vie-1"],
             "has no zone `at-vie-1`; it has ch-gva-2, de-fra-1",
