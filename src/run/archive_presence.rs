@@ -35,7 +35,7 @@ pub(crate) enum Presence {
     Known,
     /// Nothing speaks against using it for the first time.
     FirstUse,
-    /// It is the one that was used before, but nothing may be deleted that needs a copy in it, for this reason.
+    /// It is the one that was used before, but nothing may be stored in it or deleted that needs a copy in it, for this reason.
     Closed(String),
     /// The last write to it failed, so nothing may be deleted that needs a copy in it. It is still written to: a write that
     /// succeeds ends this.

@@ -375,7 +375,7 @@ pub(crate) fn planned(export: &Export, plan: &ZonePlan) -> Vec<PlannedAction> {
 pub(crate) fn unreadable(export: &Export, listing: &Listing) -> Vec<String> {
     let failure = |name: &ArchiveName| match listing.catalogues.get(name)? {
         Ok(_) => match listing.presence(name)? {
-            Presence::Closed(reason) => Some(format!("archive {name}: {reason}")),
+            Presence::Closed(reason) => Some(format!("nothing is exported into archive {name}: {reason}")),
             // An export may end that the last write failed.
             Presence::WriteFailed { .. } | Presence::Known | Presence::FirstUse | Presence::Unadopted => None,
         },
@@ -405,12 +405,16 @@ fn why(which: Which, archive: &ArchiveName) -> String {
     }
 }
 
-/// The wanted snapshots that an archive lacks. An archive that cannot be read gets nothing: its copies are unknown.
+/// The wanted snapshots that an archive lacks. One that cannot be read gets nothing: its copies are unknown. Nor does one
+/// from which copies vanished: new ones of the same snapshots would end the alert before anybody has looked.
 fn missing<'a>(export: &'a Export, plan: &'a ZonePlan) -> Vec<Missing<'a>> {
     let names: BTreeSet<&ArchiveName> = export.archives.iter().collect();
     let mut copies: Vec<(&ArchiveName, HashSet<SnapshotId>, HashMap<InstanceId, Timestamp>)> = Vec::new();
     for name in names {
         let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) else { continue };
+        if matches!(plan.listing.presence(name), Some(Presence::Closed(_))) {
+            continue;
+        }
         let (mut snapshots, mut newest) = (HashSet::new(), HashMap::new());
         for copy in catalogue.copies() {
             let Manifest { snapshot, instance, .. } = &copy.manifest;

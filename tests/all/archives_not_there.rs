@@ -1,16 +1,20 @@
 //! An archive that is not the one that was used before: its disk is not mounted, another one is, copies vanished, or it is
 //! the state directory that is empty. Nothing is stored in it, and nothing is deleted that needs it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use snapwarden::clock::Clock as _;
 use snapwarden::disk::{Access, Disk as _, RealDisk, create_folders, replace_file};
 use snapwarden::retention::plan::Decision;
+use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::RunReport;
 use snapwarden::sim::call::Call;
+use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::SnapshotId;
 use snapwarden::state::audit::{Action, StepOutcome};
@@ -207,6 +211,26 @@ async fn a_lost_state_is_known_as_such_also_where_its_first_run_fails() {
     }
 }
 
+/// If that it may be lost can't be remembered, the next run would find a state that remembers one.
+#[tokio::test(start_paused = true)]
+async fn a_lost_state_that_cannot_be_written_runs_nothing() {
+    let disk = MemoryDisk::new();
+    let stage = Stage::over(Arc::new(disk.clone()));
+    disk.create_dir_all(stage.folder.path(), Access::Owner).unwrap();
+    stage.instance("web-1", 6);
+    stage.run(&keeping(6)).await;
+    for entry in disk.list(&stage.state()).unwrap() {
+        disk.remove_file(&stage.state().join(entry.name)).unwrap();
+    }
+    disk.fail_at(DiskCall::Rename, &stage.state().join("archives.json.new"), ErrorKind::Other);
+    let runner = stage.runner(KEEP_THREE);
+    let error = runner.run(&runner.policies[0], &RunOptions::default()).await.unwrap_err();
+    assert!(error.to_string().contains("archives.json"), "{error}");
+    let report = stage.run(KEEP_THREE).await;
+    assert_eq!(stage.there().len(), 6, "{report:?}");
+    assert!(report.zones[0].held.as_deref().unwrap_or_default().contains("archive adopt vault"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn copies_that_vanish_close_the_archive_until_they_are_back_or_it_is_adopted() {
     let stage = Stage::new();
@@ -234,6 +258,28 @@ async fn copies_that_vanish_close_the_archive_until_they_are_back_or_it_is_adopt
     let report = stage.run(KEEP_THREE).await;
     assert_eq!(failures(&report), "");
     assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 6, "{report:?}");
+}
+
+/// Exports into it would bring enough copies back to end the alert before anybody has looked.
+#[tokio::test(start_paused = true)]
+async fn an_archive_that_lost_its_copies_gets_no_new_ones_until_it_is_adopted() {
+    let stage = Stage::new();
+    stage.instance("web-1", 9);
+    stage.run(&exporting_all(9)).await;
+    remove_all(&stage.archive().join("ch-gva-2"));
+    for _ in 0..2 {
+        let report = stage.run(&exporting_all(3)).await;
+        assert_eq!(
+            steps(&report, Action::Delete).len() + steps(&report, Action::Export).len(),
+            0,
+            "{report:?}"
+        );
+        assert!(failures(&report).contains("9 of 9 verified copies vanished"), "{}", failures(&report));
+        assert!(failures(&report).contains("nothing is exported"), "{}", failures(&report));
+    }
+    stage.runner(KEEP_THREE).adopt_archive(&"vault".parse().unwrap()).await.unwrap();
+    let report = stage.run(&exporting_all(9)).await;
+    assert_eq!(ended(&report, Action::Export, StepOutcome::Done), 9, "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
