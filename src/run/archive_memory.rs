@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use crate::policy::name::ArchiveName;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::archive_adopt::{Adopted, adopt};
@@ -36,9 +38,25 @@ impl Runner {
         self.state.change_archives(&*self.clock, remember).await
     }
 
-    /// Gives its marker to each archive of a listing that has copies already. Returns what failed.
+    /// Gives its marker to each archive of a listing that has copies already, and moves what is remembered of one by another
+    /// name. Returns what failed.
     pub(crate) async fn mark_used_archives(&self, listing: &Listing) -> Vec<String> {
-        let mut failures = Vec::new();
+        let ids = listing.catalogues.iter().filter_map(|(name, catalogue)| {
+            Some((name.clone(), catalogue.as_ref().ok()?.marker().as_ref().ok()?.as_ref()?.id))
+        });
+        let ids: Vec<(ArchiveName, Uuid)> = ids.collect();
+        let configured: BTreeSet<ArchiveName> = self.archives.keys().cloned().collect();
+        let rename = move |all: &mut Archives| {
+            for (name, id) in ids {
+                let memory = all.of_marked(&name, Some(id));
+                if memory.id.is_some() && all.of(&name).id.is_none() {
+                    all.accept(name, memory, &configured);
+                }
+            }
+        };
+        let renamed = self.state.change_archives(&*self.clock, rename).await;
+        let failure = |error| format!("another name of an archive is not remembered: {}", chain(&error));
+        let mut failures: Vec<String> = renamed.err().map(failure).into_iter().collect();
         for (name, catalogue) in &listing.catalogues {
             let is_used = catalogue.as_ref().is_ok_and(|catalogue| {
                 !catalogue.copies().is_empty()

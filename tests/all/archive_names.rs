@@ -202,6 +202,30 @@ async fn corruption_counts_by_the_new_name() {
     corruption(false, "attic", false, "store").await;
 }
 
+/// A write fails under one name, and the next one succeeds under another.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_succeeds_ends_the_doubts_of_another_name() {
+    let disk = MemoryDisk::new();
+    let stage = Stage::over(Arc::new(disk.clone()));
+    disk.create_dir_all(stage.folder.path(), Access::Owner).unwrap();
+    stage.instance("web-1", 9);
+    let of = |name: &str| format!("{}{}", place(&stage, name, "kept", ""), policy(name, 3));
+    stage.run(&of("attic")).await;
+    let instance = stage.world.snapshots(&stage.zone)[0].instance_id.unwrap();
+    let night = async |name: &str| {
+        stage.step(SignedDuration::from_hours(24));
+        stage.world.add_snapshot(instance, stage.now());
+        stage.run(&of(name)).await
+    };
+    night("store").await;
+    let kept = stage.folder.path().join("kept");
+    disk.set_unwritable(&kept, Some(ErrorKind::ReadOnlyFilesystem));
+    assert_eq!(deleted(&night("store").await), 0);
+    disk.set_unwritable(&kept, None);
+    let report = night("attic").await;
+    assert_eq!((deleted(&report), report.zones[0].failures.len()), (2, 0), "{report:?}");
+}
+
 /// A rename of an archive is taken back after copies expired under the other name.
 #[tokio::test(start_paused = true)]
 async fn a_name_that_was_taken_back_is_no_false_alarm() {
