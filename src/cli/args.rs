@@ -127,6 +127,17 @@ pub enum Command {
     },
     /// List the snapshots on hold; changes nothing
     Holds,
+    /// Show all that is known of one snapshot, also of one that was deleted: verdicts, copies, holds, history; changes nothing
+    ///
+    /// Where the zones or the archives can't be asked, it shows what the state directory knows, and says what was not
+    /// asked; it then exits with 1.
+    Explain {
+        /// The ID of the snapshot, the first 8 characters or more of it, or its name
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+    },
+    /// Show what was changed, when and why: the audit log; needs no credentials, changes nothing
+    History(History),
     /// Let the guard allow a policy's next run, once; needs no credentials, works while the daemon runs
     Allow(Allow),
     /// List, verify, prune or take over the copies in the archives
@@ -294,6 +305,25 @@ pub struct Hold {
     /// The reason, shown by `holds` and `plan`
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, Args)]
+pub struct History {
+    /// Only changes of this instance: its ID, the first 8 characters or more of it, or its name then
+    #[arg(long, value_name = "INSTANCE")]
+    pub instance: Option<String>,
+    /// Only changes by this policy, which may be one that is not configured any more
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<PolicyName>,
+    /// Only changes since then, such as 2027-01-31T00:00:00Z, a date (midnight UTC), `yesterday` or a span back such as 36h or `2 days ago` [default: the newest 50; with --output json all]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<When>,
+    /// Only changes of this kind, such as delete
+    #[arg(long, value_name = "ACTION", value_parser = [
+        "create", "export", "promote", "delete", "delete_template", "prune_copy", "restore",
+    ])]
+    pub action: Option<String>,
 }
 
 /// Arguments of `allow`.

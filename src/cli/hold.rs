@@ -9,9 +9,9 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::instance;
 use crate::cli::output::{Output, Row, plain, to_the_second};
 use crate::cli::survey::{IDS_ARE_SHOWN, Survey};
-use crate::lookup::{self, Kind, Known, LookupError};
+use crate::lookup::{self, Kind, LookupError};
 use crate::snapshot::SnapshotId;
-use crate::state::holds::{About, Hold};
+use crate::state::holds::Hold;
 use crate::text::{excerpt, printable};
 
 /// Puts a snapshot on hold. One that no zone and no archive knows is refused; if that can't be asked, a whole id is taken.
@@ -35,19 +35,19 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
         survey.ask_archives(&config, &seams, &reading).await;
     }
     let holds = reading.holds().await?.holds;
-    let known = survey.snapshots().chain(holds.iter().map(known));
+    let known = survey.snapshots().chain(holds.iter().map(Hold::known));
     let snapshot = lookup::find(Kind::Snapshot, &hold.snapshot, known);
     let snapshot = snapshot.map(SnapshotId).map_err(|error| survey.not_found(&error))?;
-    let about = about(snapshot, &survey);
-    if about.is_none() && survey.unasked.is_empty() {
+    let about = survey.about(snapshot);
+    let doubts = survey.doubts().join("; ");
+    if about.is_none() && doubts.is_empty() {
         let places = survey.asked();
         let text = format!("snapshot {snapshot} is not in {places}: check the id; {IDS_ARE_SHOWN}");
         return Err(Refusal::usage(text));
     }
     if about.is_none() {
-        let why = survey.unasked.join("; ");
         output.complain(&format!(
-            "warning: whether snapshot {snapshot} exists was not checked ({why}); it is put on hold all the same"
+            "warning: whether snapshot {snapshot} exists was not checked ({doubts}); it is put on hold all the same"
         ));
     }
     let about = about.or_else(|| holds.into_iter().find(|hold| hold.snapshot == snapshot)?.about);
@@ -57,37 +57,6 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
     output.show(|| &new, || format!("{} is on hold {}{before}\n", described(&new), terms(&new)));
     Ok(Exit::Done)
-}
-
-/// What is known of a snapshot; none if no zone and no archive knows it.
-fn about(id: SnapshotId, survey: &Survey) -> Option<About> {
-    let listed = survey.listed(id).map(|(listing, snapshot)| About {
-        zone: listing.zone.clone(),
-        name: snapshot.name.to_string(),
-        created_at: snapshot.created_at,
-        instance_name: listing.instance_of(snapshot).map(|instance| instance.name.to_string()),
-    });
-    let copied = || {
-        let (_, copy) = survey.copies_of(id).next()?;
-        Some(About {
-            zone: copy.manifest.zone.clone(),
-            name: copy.manifest.snapshot.name.clone(),
-            created_at: copy.manifest.snapshot.created_at,
-            instance_name: copy.manifest.instance.name.clone(),
-        })
-    };
-    listed.or_else(copied)
-}
-
-/// A snapshot on hold, as it is looked up.
-fn known(hold: &Hold) -> Known {
-    let about = hold.about.as_ref();
-    Known {
-        id: hold.snapshot.0,
-        name: about.map(|about| about.name.clone()),
-        zone: about.map(|about| about.zone.clone()),
-        taken_at: about.map(|about| about.created_at),
-    }
 }
 
 /// Releases a snapshot. One that is not on hold is no error. Of several with a name, the only one on hold is meant; nothing
@@ -100,7 +69,7 @@ pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit,
     let seams = Seams::real();
     let reading = assemble::state(&config, &seams, Use::Reading)?;
     let holds = reading.holds().await?.holds;
-    let snapshot = match lookup::find(Kind::Snapshot, text, holds.iter().map(known)) {
+    let snapshot = match lookup::find(Kind::Snapshot, text, holds.iter().map(Hold::known)) {
         Ok(id) => id,
         Err(several @ LookupError::Several { .. }) => return Err(Refusal::usage(several.to_string())),
         // Holds of earlier versions have no names.

@@ -11,6 +11,8 @@ pub mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod exit;
+pub mod explain;
+pub mod history;
 pub mod hold;
 pub mod once;
 pub mod output;
@@ -89,6 +91,8 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
         Command::Unhold { snapshot } => on_runtime(hold::unhold(global, snapshot, output)),
         Command::Holds => on_runtime(hold::holds(global, output)),
+        Command::Explain { snapshot } => on_runtime(explain::explain(global, snapshot, output)),
+        Command::History(history) => on_runtime(history::history(global, history, output)),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command } => match command {
             ArchiveCommand::List { archives } => on_runtime(archive::list(global, archives, output)),

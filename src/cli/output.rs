@@ -55,6 +55,11 @@ impl Output {
         self.format == OutputFormat::Svg
     }
 
+    /// Whether data is for programs.
+    pub fn is_json(self) -> bool {
+        self.format == OutputFormat::Json
+    }
+
     /// Whether stderr has colors.
     pub fn color_on_stderr(self) -> bool {
         self.wants_color(io::stderr().is_terminal())

@@ -7,16 +7,17 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use jiff::Timestamp;
 
-use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
+use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::cli::assemble::{self, Seams};
 use crate::cli::exit::Refusal;
 use crate::clock::timeout;
 use crate::config::sections::{ArchiveSettings, Config};
 use crate::lookup::{Known, LookupError};
 use crate::policy::name::ArchiveName;
-use crate::run::archive_presence::{Looker, Presence};
+use crate::run::archive_presence::Looker;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::state::directory::StateDirectory;
+use crate::state::holds::About;
 use crate::text::chain;
 
 /// How long a zone or an archive may take to answer.
@@ -28,6 +29,8 @@ pub(super) struct ZoneListing {
     pub(super) zone: ZoneName,
     pub(super) snapshots: Vec<Snapshot>,
     pub(super) instances: Vec<Instance>,
+    /// Whether both listings came.
+    pub(super) is_whole: bool,
 }
 
 impl ZoneListing {
@@ -88,10 +91,16 @@ impl Survey {
                 self.unasked.push(format!("zone {zone}: {}", no_answer()));
                 continue;
             };
+            let is_whole = snapshots.is_ok() && instances.is_ok();
             let error = snapshots.as_ref().err().or(instances.as_ref().err());
             self.unasked.extend(error.map(|error| format!("zone {zone}: {}", chain(error))));
             let snapshots = snapshots.map(|(listed, _)| listed.snapshots).unwrap_or_default();
-            self.zones.push(ZoneListing { zone, snapshots, instances: instances.unwrap_or_default() });
+            self.zones.push(ZoneListing {
+                zone,
+                snapshots,
+                instances: instances.unwrap_or_default(),
+                is_whole,
+            });
         }
     }
 
@@ -115,12 +124,8 @@ impl Survey {
         for (name, found) in all.keys().zip(join_all(all.iter().map(|(name, one)| look((name, one)))).await) {
             let why = match found {
                 Ok(found) => {
-                    let problem = found.catalogue.problems().first().map(Problem::describe);
                     self.archives.push(Arc::clone(&found.catalogue));
-                    match found.presence {
-                        Presence::Closed(why) => Some(why),
-                        _ => problem,
-                    }
+                    found.presence.closed().map(str::to_owned)
                 }
                 Err(why) => Some(why),
             };
@@ -145,6 +150,26 @@ impl Survey {
     /// The copies of a snapshot.
     pub(super) fn copies_of(&self, id: SnapshotId) -> impl Iterator<Item = (&ArchiveName, &StoredCopy)> {
         self.copies().filter(move |(_, copy)| copy.manifest.snapshot.id == id)
+    }
+
+    /// What a snapshot is; none if no zone and no archive knows it.
+    pub(super) fn about(&self, id: SnapshotId) -> Option<About> {
+        let listed = self.listed(id).map(|(listing, snapshot)| About {
+            zone: listing.zone.clone(),
+            name: snapshot.name.to_string(),
+            created_at: snapshot.created_at,
+            instance_name: listing.instance_of(snapshot).map(|instance| instance.name.to_string()),
+        });
+        let copied = || {
+            let (_, StoredCopy { manifest, .. }) = self.copies_of(id).next()?;
+            Some(About {
+                zone: manifest.zone.clone(),
+                name: manifest.snapshot.name.clone(),
+                created_at: manifest.snapshot.created_at,
+                instance_name: manifest.instance.name.clone(),
+            })
+        };
+        listed.or_else(copied)
     }
 
     /// Every snapshot that is listed, or that an archive has or had a copy of.
@@ -197,12 +222,33 @@ impl Survey {
         let mut text = error.to_string();
         if matches!(error, LookupError::Unknown { .. }) {
             text = format!("{text}, in {}: {IDS_ARE_SHOWN}", self.asked());
-            for why in &self.unasked {
+            for why in self.doubts() {
                 text.push_str("\n  not asked: ");
-                text.push_str(why);
+                text.push_str(&why);
             }
         }
         Refusal::usage(text)
+    }
+
+    /// Why a snapshot may exist, although no answer has it.
+    pub(super) fn doubts(&self) -> Vec<String> {
+        let first = |catalogue: &Arc<Catalogue>| {
+            Some(format!("archive {}: {}", catalogue.archive(), catalogue.problems().first()?.describe()))
+        };
+        self.unasked.iter().cloned().chain(self.archives.iter().filter_map(first)).collect()
+    }
+
+    /// The files of a snapshot that count as no copy, each a sentence.
+    pub(super) fn problems_of(&self, id: SnapshotId) -> impl Iterator<Item = String> {
+        let id = id.to_string();
+        let problems = self
+            .archives
+            .iter()
+            .flat_map(|catalogue| catalogue.problems().iter().map(|problem| (catalogue.archive(), problem)));
+        problems.filter_map(move |(archive, problem)| {
+            let is_of_it = problem.path.file_name()?.to_string_lossy().contains(&id);
+            is_of_it.then(|| format!("archive {archive}: {}", problem.describe()))
+        })
     }
 
     /// Which zones and archives were asked.

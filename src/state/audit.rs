@@ -296,7 +296,7 @@ impl AuditLog {
     }
 
     /// Reads the lines from this byte on; all if the log is shorter than that.
-    fn read_from(&self, from: u64, mut note: impl FnMut(&[u8])) -> Result<(), StateError> {
+    pub(super) fn read_from(&self, from: u64, mut note: impl FnMut(&[u8])) -> Result<(), StateError> {
         let file = match self.disk.open(&self.path, Open::Read, Access::Owner) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

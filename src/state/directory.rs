@@ -23,7 +23,7 @@ use crate::state::file;
 pub struct StateDirectory {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
-    audit_log: Arc<AuditLog>,
+    pub(super) audit_log: Arc<AuditLog>,
 }
 
 impl StateDirectory {

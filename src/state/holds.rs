@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::lookup::Known;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
@@ -57,6 +58,17 @@ pub struct About {
 }
 
 impl Hold {
+    /// The snapshot, as it is looked up.
+    pub fn known(&self) -> Known {
+        let about = self.about.as_ref();
+        Known {
+            id: self.snapshot.0,
+            name: about.map(|about| about.name.clone()),
+            zone: about.map(|about| about.zone.clone()),
+            taken_at: about.map(|about| about.created_at),
+        }
+    }
+
     /// Whether it has not ended by then.
     pub fn counts_at(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| until > now)

@@ -24,6 +24,7 @@ pub mod audit;
 pub mod directory;
 pub mod error;
 mod file;
+pub mod history;
 pub mod holds;
 pub mod last_runs;
 mod locks;

@@ -148,7 +148,7 @@ impl Play {
     }
 
     /// Everything that the zone has and the folder holds.
-    fn everything(&self) -> String {
+    pub(crate) fn everything(&self) -> String {
         let zone = (self.world.snapshots(&self.zone), self.world.templates(&self.zone));
         format!("{zone:?} {:?}", files(self.folder.path()))
     }

@@ -15,6 +15,7 @@ mod creation;
 mod daemon;
 mod demo;
 mod downloads;
+mod explaining;
 mod file_server;
 mod fuzz;
 mod http_port;

@@ -54,7 +54,7 @@ fn copy_json(CopyDecision { facts, blocked_by, .. }: &CopyDecision) -> Value {
 }
 
 /// `is_held` is whether the guard blocks all deletions of the plan.
-pub(super) fn decision_json(decision: &Decision, is_held: bool) -> Value {
+pub(crate) fn decision_json(decision: &Decision, is_held: bool) -> Value {
     let by_guard = (is_held && decision.verdict == Verdict::Delete).then_some("guard");
     json!({
         "verdict": decision.verdict.as_str(),
@@ -79,7 +79,7 @@ pub(super) fn snapshot_json(planned: &Preview, snapshot: &Snapshot) -> Value {
 }
 
 /// Every decision with its snapshot, in the plan's order.
-pub(super) fn decided(planned: &Preview) -> impl Iterator<Item = (&Decision, &Snapshot)> {
+pub(crate) fn decided(planned: &Preview) -> impl Iterator<Item = (&Decision, &Snapshot)> {
     let snapshots = &planned.listing.inventory.snapshots;
     planned
         .plan

@@ -226,7 +226,7 @@ fn with_consistency(why: String, snapshot: &Snapshot) -> String {
 }
 
 /// A verdict for people: a deletion must be obvious even without colors.
-pub(super) fn shown(verdict: Option<Verdict>) -> (&'static str, Tone) {
+pub(crate) fn shown(verdict: Option<Verdict>) -> (&'static str, Tone) {
     match verdict {
         Some(Verdict::Keep) => ("keep", Tone::Good),
         Some(Verdict::Delete) => ("DELETE", Tone::Bad),
@@ -280,7 +280,7 @@ pub(super) fn called(name: &str, is_coming: bool) -> String {
 }
 
 /// `3d 4h`, `4h 5m` or `5m`; `-` for one that the run will create.
-pub(super) fn age(created_at: Timestamp, at: Timestamp, is_coming: bool) -> String {
+pub(crate) fn age(created_at: Timestamp, at: Timestamp, is_coming: bool) -> String {
     if is_coming {
         return "-".to_owned();
     }
