@@ -195,7 +195,7 @@ impl Explained<'_> {
         let (about, instance_id) = self.about();
         let snapshot = self.survey.listed(self.id).map(|(_, snapshot)| snapshot);
         let decisions = self.decisions().map(|(name, preview, decision)| {
-            let mut json = decision_json(decision, preview.held.is_some());
+            let mut json = decision_json(preview, decision);
             json["policy"] = json!(name);
             json
         });
@@ -255,7 +255,7 @@ impl Explained<'_> {
         let (state, tone) = self.state();
         add("state", state, tone);
         for (policy, preview, decision) in self.decisions() {
-            let (verdict, tone) = shown(Some(decision.verdict));
+            let (verdict, tone) = shown(preview, decision);
             let by = match (decision.verdict, decision.expires_at) {
                 (Verdict::Keep, Some(until)) => format!(", until {until} if nothing changes"),
                 (Verdict::Delete, _) if preview.held.is_some() => ", but the guard blocks it".to_owned(),

@@ -104,7 +104,7 @@ fn selected<'a>(policy: &Policy, inventory: &'a Inventory) -> impl Iterator<Item
     instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
 }
 
-/// When the newest good snapshot of each instance was taken. What a preview adds has not been taken yet.
+/// When the newest good snapshot of each instance was taken, or would be by the run that a preview is about.
 fn newest_good(
     inventory: &Inventory,
     now: Timestamp,
@@ -115,7 +115,7 @@ fn newest_good(
     for snapshot in &inventory.snapshots {
         let Some(id) = snapshot.instance_id else { continue };
         let is_counted = snapshot.state.is_good() && snapshot.created_at <= latest;
-        if is_counted && !inventory.coming.contains(&snapshot.id) && is_meant(snapshot) {
+        if is_counted && is_meant(snapshot) {
             let at = newest.entry(id).or_insert(snapshot.created_at);
             *at = snapshot.created_at.max(*at);
         }

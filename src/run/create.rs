@@ -20,7 +20,7 @@ use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::retention::grouping::counted_from;
 use crate::run::context::Runner;
-use crate::run::plan::{ZonePlan, selected};
+use crate::run::plan::{ZonePlan, dated_ahead, selected, served};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::{STOPPED, Step, ZoneReport};
 use crate::run::step::{Done, Recorder, StepError};
@@ -225,6 +225,8 @@ impl ZoneCreator<'_> {
             Err(error) => return report.failures.push(format!("no snapshot is taken: {error}")),
         }
         let mut due = self.due(plan).await;
+        let now = self.runner.clock.now();
+        report.warnings.extend(dated_ahead(self.policy, &plan.listing.inventory, self.slot, now));
         if let Err(error) = self.note_served(plan, &due).await {
             report.failures.push(format!("it is not remembered which snapshots served this slot: {error}"));
         }
@@ -369,20 +371,17 @@ impl ZoneCreator<'_> {
         let inventory = &plan.listing.inventory;
         let now = self.runner.clock.now();
         let mut newest: BTreeMap<InstanceId, Timestamp> = BTreeMap::new();
-        let mut made: HashSet<InstanceId> = HashSet::new();
+        let mut made: HashSet<InstanceId> = served(inventory, self.slot, now).into_keys().collect();
         let mut failed: HashSet<SnapshotId> = HashSet::new();
         for snapshot in &inventory.snapshots {
             let (state, taken) = (&snapshot.state, snapshot.created_at);
             if *state == SnapshotState::Error {
                 failed.insert(snapshot.id);
             }
-            // One that is dated far ahead would stand in the way until then.
+            // One that is dated far ahead does not count until then.
             let Some(id) = snapshot.instance_id.filter(|_| counted_from(taken) <= now) else { continue };
             if state.is_good() {
                 newest.entry(id).and_modify(|newest| *newest = taken.max(*newest)).or_insert(taken);
-            }
-            if taken >= self.slot && (state.is_good() || state.is_in_flight()) {
-                made.insert(id);
             }
         }
         let memory = self.memory.own().await;

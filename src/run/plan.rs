@@ -1,6 +1,6 @@
 //! Decides for one policy what its rules say of a listing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
@@ -10,7 +10,8 @@ use crate::randomness::{Randomness, fresh_id};
 use crate::retention;
 use crate::retention::change::Seen;
 use crate::retention::change_guard;
-use crate::retention::inventory::Inventory;
+use crate::retention::grouping::counted_from;
+use crate::retention::inventory::{ArchivedCopy, Copies, Inventory};
 use crate::retention::memory::Memory;
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::sources::{keep_where_missing, late_texts};
@@ -21,7 +22,7 @@ use crate::run::self_instance;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
 use crate::state::last_runs::LastRuns;
-use crate::text::counted;
+use crate::text::{counted, printable};
 
 /// A zone's listing, and what the policies decide about it.
 #[derive(Debug)]
@@ -50,6 +51,35 @@ pub struct PlannedAction {
 impl ZonePlan {
     pub(crate) fn zone(&self) -> &ZoneName {
         &self.listing.inventory.zone
+    }
+
+    /// Decides again as if these exports had been done, which the run does before it deletes.
+    pub(crate) fn after_exports(
+        &mut self,
+        policies: &[Policy],
+        policy: &Policy,
+        exports: &[PlannedAction],
+    ) -> Result<(), String> {
+        let at = self.plan.at;
+        for PlannedAction { archive, snapshot, .. } in exports {
+            let copies =
+                archive.as_ref().and_then(|archive| self.listing.inventory.archives.get_mut(archive));
+            let ids = snapshot.id.zip(snapshot.instance_id);
+            if let (Some(Copies::Known(copies)), Some((snapshot_id, instance_id))) = (copies, ids) {
+                let created_at = snapshot.created_at;
+                copies.push(ArchivedCopy { snapshot_id, instance_id, created_at, exported_at: Some(at) });
+            }
+        }
+        (self.plan, self.unsettled) = judge(policies, policy, &self.listing, at)?;
+        Ok(())
+    }
+
+    /// The places in the listing of those that no required copy keeps: they are deleted, or wait for something else.
+    pub(crate) fn not_waiting_for_copies(&self) -> HashSet<u32> {
+        let deleted = |decision: &&Decision| {
+            decision.verdict == Verdict::Delete || matches!(decision.rule, Rule::Change | Rule::Source)
+        };
+        self.plan.decisions.iter().filter(deleted).map(|decision| decision.index).collect()
     }
 
     /// Accepts the changes that have not settled, and that snapshots are missing: what waits for them is deleted, too.
@@ -155,12 +185,23 @@ pub(crate) fn decide(
     self_instance::check(policy)?;
     let here = policies.iter().filter(|other| other.zones.contains(&listing.inventory.zone));
     listing.warnings.extend(here.filter_map(self_instance::warning));
+    listing.warnings.extend(late_texts(policy, &listing.inventory, at));
+    let (plan, unsettled) = judge(policies, policy, &listing, at)?;
+    Ok(ZonePlan { listing, plan, unsettled })
+}
+
+/// The plan, in which whatever waits for a newer snapshot or for a change to settle is kept; and the changes that have
+/// not settled.
+fn judge(
+    policies: &[Policy],
+    policy: &Policy,
+    listing: &Listing,
+    at: Timestamp,
+) -> Result<(PolicyPlan, Vec<Seen>), String> {
     let mut plan = plan_of(policies, policy, &listing.inventory, at)?;
     keep_where_missing(&mut plan, policies, &listing.inventory);
-    listing.warnings.extend(late_texts(policy, &listing.inventory, at));
     let unsettled = change_guard::keep_pending(&mut plan, policies, &listing.inventory, &listing.memory);
-    let unsettled = unsettled.map_err(|why| format!("nothing is done here: {why}"))?;
-    Ok(ZonePlan { listing, plan, unsettled })
+    Ok((plan, unsettled.map_err(|why| format!("nothing is done here: {why}"))?))
 }
 
 fn plan_of(
@@ -183,17 +224,55 @@ pub(crate) fn selected<'a>(
     instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
 }
 
-/// Adds the snapshots that a run of the policy would take first: good ones, with ids that nothing else has.
-pub(crate) fn add_coming(
+/// The instances that need no snapshot for a slot, each with one that was taken since then, or is being taken.
+pub(crate) fn served(
+    inventory: &Inventory,
+    slot: Timestamp,
+    now: Timestamp,
+) -> HashMap<InstanceId, &Snapshot> {
+    let snapshots = inventory.snapshots.iter().filter(|snapshot| snapshot.created_at >= slot);
+    snapshots
+        .filter(|snapshot| snapshot.state.is_good() || snapshot.state.is_in_flight())
+        // One that is dated far ahead would stand in the way until then.
+        .filter(|snapshot| counted_from(snapshot.created_at) <= now)
+        .filter_map(|snapshot| Some((snapshot.instance_id?, snapshot)))
+        .collect()
+}
+
+/// A warning for each selected instance of which no snapshot is taken since it has one that is dated ahead of now.
+pub(crate) fn dated_ahead(
     policy: &Policy,
-    inventory: &mut Inventory,
-    at: Timestamp,
-    randomness: &dyn Randomness,
-) {
+    inventory: &Inventory,
+    slot: Timestamp,
+    now: Timestamp,
+) -> Vec<String> {
+    let served = served(inventory, slot, now);
+    let ahead = selected(policy, inventory).filter_map(|instance| {
+        let snapshot = served.get(&instance.id).filter(|snapshot| snapshot.created_at > now)?;
+        Some(format!(
+            "instance {}: no snapshot is taken, since snapshot {} ({}) is dated {}, ahead of this machine's clock, and \
+             counts as just taken",
+            printable(&instance.name),
+            printable(&snapshot.name),
+            snapshot.id,
+            snapshot.created_at
+        ))
+    });
+    ahead.collect()
+}
+
+/// Adds the snapshots that a run of the policy would take first: good ones, with ids that nothing else has. Then none is
+/// missing that this policy could not take before.
+pub(crate) fn add_coming(policy: &Policy, listing: &mut Listing, at: Timestamp, randomness: &dyn Randomness) {
     if !policy.create {
         return;
     }
+    listing.warnings.extend(dated_ahead(policy, &listing.inventory, at, at));
+    let inventory = &mut listing.inventory;
+    inventory.missing.retain(|missing| missing.policy != policy.name);
+    let served = served(inventory, at, at);
     let coming: Vec<Snapshot> = selected(policy, inventory)
+        .filter(|instance| !served.contains_key(&instance.id))
         .map(|instance| Snapshot {
             id: SnapshotId(fresh_id(randomness, at)),
             name: "".into(),

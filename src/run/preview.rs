@@ -1,6 +1,6 @@
 //! Shows what a run would do. Nothing is changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
@@ -9,7 +9,8 @@ use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
 use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
-use crate::retention::plan::PolicyPlan;
+use crate::retention::plan::{Decision, PolicyPlan};
+use crate::retention::verdict::Verdict;
 use crate::run::archive_retention::CopyDecision;
 use crate::run::context::Runner;
 use crate::run::export;
@@ -31,6 +32,8 @@ pub struct Preview {
     pub listing: Listing,
     /// The decisions.
     pub plan: PolicyPlan,
+    /// The deletions that wait for the exports of this very run, by their places in the listing.
+    pub after_export: HashSet<u32>,
     /// Why the guard would block all deletions, if it would.
     pub held: Option<Held>,
     /// Which deletions would wait for a change to settle.
@@ -43,6 +46,14 @@ pub struct Preview {
     pub copies: Vec<CopyDecision>,
     /// Which of these copies the guards of the archives keep, in sentences.
     pub copies_blocked: Vec<String>,
+}
+
+/// The exports that a run would do in a zone.
+#[derive(Default)]
+struct Exports {
+    actions: Vec<PlannedAction>,
+    /// The places in the listing of the deletions that need none of them.
+    not_waiting: HashSet<u32>,
 }
 
 /// A zone, and what a run would do there, or why that is unknown.
@@ -68,22 +79,44 @@ impl Runner {
         };
         let listings = list_zones(runner, cache, policy, &before, &policy.zones).await;
         let at = at.unwrap_or_else(|| runner.clock.now());
-        let plans = listings.into_iter().map(|listing| {
-            let mut listing = listing?;
-            add_coming(policy, &mut listing.inventory, at, &*runner.randomness);
-            decide(&runner.policies, policy, listing, at)
-        });
-        let guarded = guard::preview(runner, policy, plans.collect(), &before).await;
+        let (mut plans, mut exports) = (Vec::new(), Vec::new());
+        for listing in listings {
+            let planned = runner.plan_with_exports(policy, listing, at);
+            let (plan, of_zone) =
+                planned.map_or_else(|why| (Err(why), None), |(plan, of)| (Ok(plan), Some(of)));
+            plans.push(plan);
+            exports.push(of_zone.unwrap_or_default());
+        }
+        let guarded = guard::preview(runner, policy, plans, &before).await;
         let mut previews = Vec::new();
-        for (zone, guarded) in policy.zones.iter().zip(guarded) {
+        for ((zone, guarded), exports) in policy.zones.iter().zip(guarded).zip(exports) {
             let preview = match guarded {
-                Ok(guarded) => Ok(runner.preview_zone(policy, guarded, &before, at).await),
+                Ok(guarded) => Ok(runner.preview_zone(policy, guarded, exports, &before, at).await),
                 Err(failure) => Err(failure),
             };
             previews.push((zone.clone(), preview));
         }
         runner.add_copies(policy, &mut previews).await;
         previews
+    }
+
+    /// The plan of the run's delete phase, as it will be after the exports.
+    fn plan_with_exports(
+        &self,
+        policy: &Policy,
+        listing: Result<Listing, String>,
+        at: Timestamp,
+    ) -> Result<(ZonePlan, Exports), String> {
+        let mut listing = listing?;
+        add_coming(policy, &mut listing, at, &*self.randomness);
+        let mut plan = decide(&self.policies, policy, listing, at)?;
+        let actions: Vec<_> =
+            policy.export.iter().flat_map(|export| export::planned(export, &plan)).collect();
+        let not_waiting = plan.not_waiting_for_copies();
+        if !actions.is_empty() {
+            plan.after_exports(&self.policies, policy, &actions)?;
+        }
+        Ok((plan, Exports { actions, not_waiting }))
     }
 
     /// Adds what the retention of the policy's archives says of the copies in them.
@@ -115,6 +148,7 @@ impl Runner {
         &self,
         policy: &Policy,
         guarded: GuardedPlan,
+        Exports { mut actions, not_waiting }: Exports,
         before: &LastRuns,
         at: Timestamp,
     ) -> Preview {
@@ -128,10 +162,11 @@ impl Runner {
         });
         let allowances = allowances.map(|(ends_at, allowance)| (allowance, ends_at)).collect();
         plan.listing.warnings.extend(persist::overdue_in(policy, before, &plan, at));
-        let mut actions = Vec::new();
-        if let Some(export) = &policy.export {
-            actions.extend(export::planned(export, &plan));
-        }
+        let is_after_export = |decision: &&Decision| {
+            decision.verdict == Verdict::Delete && !not_waiting.contains(&decision.index)
+        };
+        let after_export =
+            plan.plan.decisions.iter().filter(is_after_export).map(|decision| decision.index).collect();
         if let Some(promote) = &policy.promote {
             match promote::planned(self, policy, promote, &plan).await {
                 Ok(promotions) => actions.extend(promotions),
@@ -144,7 +179,7 @@ impl Runner {
         }
         let (copies, copies_blocked) = (Vec::new(), Vec::new());
         let ZonePlan { listing, plan, .. } = plan;
-        Preview { listing, plan, held, pending, allowances, actions, copies, copies_blocked }
+        Preview { listing, plan, after_export, held, pending, allowances, actions, copies, copies_blocked }
     }
 }
 
@@ -159,9 +194,10 @@ pub fn preview_offline(
     let policies = self_instance::offline(policies);
     let policy = policies.iter().find(|known| known.name == policy.name).unwrap_or(policy);
     let zones: Vec<ZoneName> = inventories.iter().map(|inventory| inventory.zone.clone()).collect();
-    let plans = inventories.into_iter().map(|mut inventory| {
-        add_coming(policy, &mut inventory, at, randomness);
-        decide(&policies, policy, with_warnings(inventory, Catalogues::new()), at)
+    let plans = inventories.into_iter().map(|inventory| {
+        let mut listing = with_warnings(inventory, Catalogues::new());
+        add_coming(policy, &mut listing, at, randomness);
+        decide(&policies, policy, listing, at)
     });
     let guarded = guard::judge_without_past(policy, plans.collect());
     let previews = guarded.into_iter().map(|guarded| {
@@ -169,6 +205,7 @@ pub fn preview_offline(
         Ok(Preview {
             listing: plan.listing,
             plan: plan.plan,
+            after_export: HashSet::new(),
             held,
             pending,
             allowances: Vec::new(),

@@ -24,6 +24,7 @@ mod layers;
 mod names;
 mod ordinary_nights;
 mod ownership;
+mod plan_and_once;
 mod planning;
 mod plans;
 mod points;

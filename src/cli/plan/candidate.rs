@@ -33,11 +33,14 @@ pub(super) struct Difference<'a> {
 /// A snapshot with the decision of each configuration.
 struct Pair<'a> {
     snapshot: &'a Snapshot,
-    /// The plan that knows the snapshot.
+    /// A plan that knows the snapshot.
     planned: &'a Preview,
-    now: Option<&'a Decision>,
-    candidate: Option<&'a Decision>,
+    now: Option<Side<'a>>,
+    candidate: Option<Side<'a>>,
 }
+
+/// A decision, and its plan.
+type Side<'a> = (&'a Preview, &'a Decision);
 
 /// Identifies a snapshot in both plans. One that the run will create has no id yet: its instance identifies it.
 fn key(planned: &Preview, snapshot: &Snapshot) -> (Option<SnapshotId>, Option<InstanceId>) {
@@ -68,8 +71,8 @@ pub(super) fn differences<'a>(now: &'a [PolicyInZone], candidate: &'a [PolicyInZ
 
 /// The snapshots with different verdicts, by instance, newest first.
 fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec<Pair<'a>> {
-    let mut others: HashMap<_, &Decision> = candidate.map_or_else(HashMap::new, |planned| {
-        decided(planned).map(|(decision, snapshot)| (key(planned, snapshot), decision)).collect()
+    let mut others: HashMap<_, Side<'a>> = candidate.map_or_else(HashMap::new, |planned| {
+        decided(planned).map(|(decision, snapshot)| (key(planned, snapshot), (planned, decision))).collect()
     });
     let mut pairs: Vec<Pair<'a>> = Vec::new();
     if let Some(planned) = now {
@@ -77,15 +80,15 @@ fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec
             let other = others.remove(&key(planned, snapshot));
             // What would wait for the change to settle would be deleted after that, so it is a difference.
             let result = |decision: &Decision| (decision.verdict, decision.rule == Rule::Change);
-            if other.map(result) != Some(result(decision)) {
-                pairs.push(Pair { snapshot, planned, now: Some(decision), candidate: other });
+            if other.map(|(_, other)| result(other)) != Some(result(decision)) {
+                pairs.push(Pair { snapshot, planned, now: Some((planned, decision)), candidate: other });
             }
         }
     }
     if let Some(planned) = candidate {
         for (decision, snapshot) in decided(planned) {
             if others.contains_key(&key(planned, snapshot)) {
-                pairs.push(Pair { snapshot, planned, now: None, candidate: Some(decision) });
+                pairs.push(Pair { snapshot, planned, now: None, candidate: Some((planned, decision)) });
             }
         }
     }
@@ -108,8 +111,8 @@ pub(super) fn json(at: Timestamp, differences: &[Difference<'_>]) -> Value {
     let change = |pair: &Pair<'_>| {
         json!({
             "snapshot": snapshot_json(pair.planned, pair.snapshot),
-            "now": pair.now.map(|decision| decision_json(decision, false)),
-            "candidate": pair.candidate.map(|decision| decision_json(decision, false)),
+            "now": pair.now.map(|(planned, decision)| decision_json(planned, decision)),
+            "candidate": pair.candidate.map(|(planned, decision)| decision_json(planned, decision)),
         })
     };
     let policies = differences.iter().map(|Difference { policy, zone, now, candidate, pairs }| {
@@ -145,7 +148,7 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
             text.push_str(&output.indented_table(&head, rows));
         }
         let deletes =
-            |side: Option<&Decision>| side.is_some_and(|decision| decision.verdict == Verdict::Delete);
+            |side: Option<Side<'_>>| side.is_some_and(|(_, decision)| decision.verdict == Verdict::Delete);
         let more_here = pairs.iter().filter(|pair| deletes(pair.candidate)).count();
         let fewer_here = pairs.iter().filter(|pair| deletes(pair.now)).count();
         let _ = writeln!(
@@ -175,11 +178,13 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
 
 /// A row for the change with the current reason, and one for the candidate's reason.
 fn rows(pair: &Pair<'_>, at: Timestamp) -> [Row; 2] {
-    let word = |side: Option<&Decision>| {
-        let (word, tone) = shown(side.map(|decision| decision.verdict));
+    let word = |side: Option<Side<'_>>| {
+        let (word, tone) = side.map_or(("-", Tone::Dim), |(planned, decision)| shown(planned, decision));
         (word.to_owned(), tone)
     };
-    let reason = |side: Option<&Decision>| side.map_or_else(|| "not selected".to_owned(), why);
+    let reason = |side: Option<Side<'_>>| {
+        side.map_or_else(|| "not selected".to_owned(), |(_, decision)| why(decision))
+    };
     let is_coming = pair.planned.listing.inventory.coming.contains(&pair.snapshot.id);
     let now = vec![
         word(pair.now),

@@ -22,7 +22,7 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
     let policies = all.iter().filter_map(|PolicyInZone { name, zone, planned }| {
         let planned = planned.as_ref().ok()?;
         let decisions = decided(planned).map(|(decision, snapshot)| {
-            let mut json = decision_json(decision, planned.held.is_some());
+            let mut json = decision_json(planned, decision);
             json["application_consistent"] = json!(snapshot.application_consistent);
             json["snapshot"] = snapshot_json(planned, snapshot);
             json
@@ -53,16 +53,21 @@ fn copy_json(CopyDecision { facts, blocked_by, .. }: &CopyDecision) -> Value {
     })
 }
 
-/// `is_held` is whether the guard blocks all deletions of the plan.
-pub(crate) fn decision_json(decision: &Decision, is_held: bool) -> Value {
-    let by_guard = (is_held && decision.verdict == Verdict::Delete).then_some("guard");
-    json!({
+/// A decision of this plan for programs.
+pub(crate) fn decision_json(planned: &Preview, decision: &Decision) -> Value {
+    let is_blocked = planned.held.is_some() && decision.verdict == Verdict::Delete;
+    let by_guard = is_blocked.then_some("guard");
+    let mut json = json!({
         "verdict": decision.verdict.as_str(),
         "rule": decision.rule.as_str(),
         "reasons": decision.reasons().map(|reason| reason.to_string()).collect::<Value>(),
         "expires_at": decision.expires_at,
         "blocked_by": decision.blocked_by().or(by_guard),
-    })
+    });
+    if planned.after_export.contains(&decision.index) {
+        json["after_export"] = json!(true);
+    }
+    json
 }
 
 /// A snapshot for programs; without an id if the run would take it first.

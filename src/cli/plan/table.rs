@@ -82,7 +82,7 @@ fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Out
         };
         let _ = writeln!(text, "\n  {}: {}", title(planned, first), plan_sums(&sums));
         let _ = writeln!(text, "  {}", timeline(group, at, output));
-        let rows = group.iter().map(|(decision, snapshot)| row(decision, snapshot, at)).collect();
+        let rows = group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at)).collect();
         let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "ID", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows));
     }
@@ -201,8 +201,8 @@ fn timeline(group: &[(&Decision, &Snapshot)], at: Timestamp, output: Output) -> 
     line::line(&marks, at, width)
 }
 
-fn row(decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
-    let (verdict, tone) = shown(Some(decision.verdict));
+fn row(planned: &Preview, decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
+    let (verdict, tone) = shown(planned, decision);
     let is_coming = is_coming(decision);
     let until = match decision.verdict {
         Verdict::Keep => decision.expires_at.map_or_else(|| "-".to_owned(), date),
@@ -226,12 +226,14 @@ fn with_consistency(why: String, snapshot: &Snapshot) -> String {
 }
 
 /// A verdict for people: a deletion must be obvious even without colors.
-pub(crate) fn shown(verdict: Option<Verdict>) -> (&'static str, Tone) {
-    match verdict {
-        Some(Verdict::Keep) => ("keep", Tone::Good),
-        Some(Verdict::Delete) => ("DELETE", Tone::Bad),
-        Some(Verdict::Ignore) => ("ignore", Tone::Dim),
-        None => ("-", Tone::Dim),
+pub(crate) fn shown(planned: &Preview, decision: &Decision) -> (&'static str, Tone) {
+    match decision.verdict {
+        Verdict::Keep => ("keep", Tone::Good),
+        Verdict::Delete if planned.after_export.contains(&decision.index) => {
+            ("DELETE after export", Tone::Bad)
+        }
+        Verdict::Delete => ("DELETE", Tone::Bad),
+        Verdict::Ignore => ("ignore", Tone::Dim),
     }
 }
 

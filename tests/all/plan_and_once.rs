@@ -1,0 +1,201 @@
+//! `plan` and `once` over the same random zone: the run takes, exports and deletes what the plan said beforehand.
+//!
+//! `SNAPWARDEN_SEEDS=1000` plays more of them, `SNAPWARDEN_SEED=7` plays one of them again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use snapwarden::disk::{Access, Disk as _};
+use snapwarden::retention::verdict::Verdict;
+use snapwarden::run::context::RunOptions;
+use snapwarden::run::list::ListingCache;
+use snapwarden::run::preview::Preview;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::sim::disk::MemoryDisk;
+use snapwarden::sim::randomness::SeededRandomness;
+use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState};
+use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::holds::Hold;
+
+use crate::crashes::{Dice, Repeat, TINY};
+use crate::stage::Stage;
+
+/// How many zones are played by default.
+const SEEDS: u64 = 60;
+
+/// What a run does, and what of it a plan can know.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    /// The instances of which a snapshot is taken.
+    taken: BTreeSet<InstanceId>,
+    /// Those that are there already; or else the instance.
+    exported: BTreeSet<(Option<SnapshotId>, Option<InstanceId>)>,
+    deleted: BTreeSet<SnapshotId>,
+    is_held: bool,
+    is_pending: bool,
+}
+
+fn planned(preview: &Preview) -> Changes {
+    let mut changes = Changes {
+        is_held: preview.held.is_some(),
+        is_pending: preview.pending.is_some(),
+        ..Changes::default()
+    };
+    let coming = &preview.listing.inventory.coming;
+    for decision in &preview.plan.decisions {
+        let snapshot = &preview.listing.inventory.snapshots[decision.index as usize];
+        if coming.contains(&snapshot.id) {
+            changes.taken.extend(snapshot.instance_id);
+        } else if decision.verdict == Verdict::Delete && !changes.is_held {
+            changes.deleted.insert(snapshot.id);
+        }
+    }
+    for action in preview.actions.iter().filter(|action| action.action == Action::Export) {
+        let instance = action.snapshot.instance_id.filter(|_| action.snapshot.id.is_none());
+        changes.exported.insert((action.snapshot.id, instance));
+    }
+    changes
+}
+
+fn done(report: &RunReport) -> Changes {
+    let zone = &report.zones[0];
+    let mut changes =
+        Changes { is_held: zone.held.is_some(), is_pending: zone.pending.is_some(), ..Changes::default() };
+    let mut new = BTreeSet::new();
+    for step in zone.steps.iter().filter(|step| step.outcome == StepOutcome::Done) {
+        let snapshot = &step.facts.snapshot;
+        match step.facts.action {
+            Action::Create => {
+                new.extend(snapshot.id);
+                changes.taken.extend(snapshot.instance_id);
+            }
+            Action::Export => {
+                let is_new = snapshot.id.is_some_and(|id| new.contains(&id));
+                let instance = snapshot.instance_id.filter(|_| is_new);
+                changes.exported.insert((snapshot.id.filter(|_| !is_new), instance));
+            }
+            Action::Delete => changes.deleted.extend(snapshot.id),
+            _ => {}
+        }
+    }
+    changes
+}
+
+fn retention(dice: &Dice) -> String {
+    let mut rules = Vec::new();
+    let count = |most: u64| 1 + dice.below(most);
+    for (key, most) in [("keep_last", 6), ("keep_daily", 8), ("keep_weekly", 3), ("max_count", 9)] {
+        if dice.one_in(2) {
+            rules.push(format!("{key} = {}", count(most)));
+        }
+    }
+    if rules.is_empty() || dice.one_in(3) {
+        rules.push(format!("max_age = \"{}d\"", count(20)));
+    }
+    if dice.one_in(3) {
+        rules.push(format!("min_keep = {}", count(4)));
+    }
+    rules.join("\n")
+}
+
+/// A policy that may take snapshots, export and prune.
+fn policy(name: &str, dice: &Dice, is_pruning: bool) -> String {
+    let create = if dice.one_in(2) { "create = true\n" } else { "" };
+    let mut ownership = format!("ownership = \"{}\"\n", dice.any(&["all", "created"]));
+    if create.is_empty() {
+        ownership.clear();
+    }
+    let instances = dice.any(&["[\"*\"]", "[\"a-*\"]", "[\"a-*\", \"b-*\"]"]);
+    let retention = if is_pruning {
+        format!("[policies.{name}.retention]\n{}\n", retention(dice))
+    } else {
+        String::new()
+    };
+    let percent = dice.any(&[30, 60, 100]);
+    let max_deletes = if dice.one_in(4) { "max_deletes = 5\n" } else { "" };
+    let expect_newest = if dice.one_in(4) { "expect_newest = \"36h\"\n" } else { "" };
+    let export = if dice.one_in(2) {
+        format!(
+            "[policies.{name}.export]\narchives = [\"vault\"]\nsnapshots = \"{}\"\nrequired = {}\n",
+            dice.any(&["newest", "all"]),
+            dice.below(3) > 0
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "[policies.{name}]\nzones = [\"ch-gva-2\"]\nschedule = \"30 2 * * *\"\n{create}\
+         [policies.{name}.select]\ninstances = {instances}\n{ownership}{retention}\
+         [policies.{name}.guard]\nmax_delete_percent = {percent}\n{max_deletes}{expect_newest}{export}"
+    )
+}
+
+fn furnish(stage: &Stage, dice: &Dice) {
+    for name in ["a-1", "a-2", "b-1"].iter().take(1 + usize::try_from(dice.below(3)).unwrap()) {
+        let instance = stage.world.add_instance(&stage.zone, name, &[]);
+        stage.world.set_disk(instance, TINY);
+        for _ in 0..dice.below(14) {
+            let age = SignedDuration::from_mins(i64::try_from(dice.below(40 * 24 * 60)).unwrap() + 90);
+            let snapshot = stage.world.add_snapshot(instance, stage.now() - age);
+            if dice.one_in(12) {
+                stage.world.set_state(snapshot, SnapshotState::Error);
+            }
+        }
+        if dice.one_in(6) {
+            // Dated ahead, as by a clock that differs a little.
+            stage.world.add_snapshot(instance, stage.now() + SignedDuration::from_mins(3));
+        }
+    }
+}
+
+async fn one_zone(seed: u64) {
+    let _repeat = Repeat(seed);
+    let dice = Dice(SeededRandomness::new(seed));
+    let disk = MemoryDisk::new();
+    let stage = Stage::over(Arc::new(disk.clone()));
+    disk.create_dir_all(stage.folder.path(), Access::Owner).unwrap();
+    furnish(&stage, &dice);
+    let other = policy("other", &dice, dice.one_in(2));
+    let mut policies = format!("{}{other}", policy("main", &dice, true));
+    // Some zones have a past: runs, another configuration, holds.
+    for _ in 0..dice.below(3) {
+        let runner = stage.runner(&policies);
+        for policy in &runner.policies {
+            runner.run(policy, &RunOptions::default()).await.unwrap();
+        }
+        stage.step(SignedDuration::from_hours(i64::try_from(1 + dice.below(50)).unwrap()));
+        if dice.one_in(2) {
+            policies = format!("{}{other}", policy("main", &dice, true));
+        }
+    }
+    let runner = stage.runner(&policies);
+    for snapshot in stage.there() {
+        if dice.one_in(15) {
+            let hold = Hold { snapshot, since: stage.now(), until: None, reason: None, about: None };
+            runner.state.hold(&stage.clock, hold).await.unwrap();
+        }
+    }
+    let main = &runner.policies[0];
+    assert_eq!(main.name.as_str(), "main");
+    let preview = runner.preview(&ListingCache::default(), main, None).await.remove(0).1.unwrap();
+    let planned = planned(&preview);
+    let report = runner.run(main, &RunOptions::default()).await.unwrap();
+    let context = format!("seed {seed}\n{policies}\n{:#?}", report.zones[0].steps);
+    assert!(matches!(report.result, RunResult::Success | RunResult::Held), "{context}");
+    assert_eq!(planned, done(&report), "left: the plan, right: the run; {context}");
+}
+
+#[test]
+fn a_run_does_what_its_plan_said() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("SNAPWARDEN_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SNAPWARDEN_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    for seed in seeds {
+        runtime.block_on(one_zone(seed));
+    }
+}
