@@ -109,20 +109,21 @@ enum Mishap {
 }
 
 impl Mishap {
+    /// In the order in which they come: what more is kept by one is mistyped by the next.
     const ALL: [Self; 14] = [
-        Self::Mistyped,
-        Self::Renamed,
-        Self::Removed,
         Self::Paused,
-        Self::Raised,
         Self::CopiesMistyped,
-        Self::ArchiveRenamed,
-        Self::ArchiveNotMounted,
-        Self::StateNotMounted,
-        Self::CopiesRemoved,
         Self::CreationRefused,
         Self::SnapshotsFailed,
+        Self::StateNotMounted,
+        Self::Removed,
+        Self::CopiesRemoved,
+        Self::Raised,
+        Self::Mistyped,
         Self::NoSnapshotsListed,
+        Self::ArchiveRenamed,
+        Self::Renamed,
+        Self::ArchiveNotMounted,
         Self::NoInstancesListed,
     ];
 
@@ -708,6 +709,8 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
     let first = play.night(whole_second(play.clock.now()), Duration::MAX).await;
     play.disk = play.disk.crash();
     play.check(&first, Mishap::None, false, &format!("seed {seed}, the first night")).await;
+    // All of them come, if enough seeds are played.
+    let mut mishaps = Mishap::ALL.iter().cycle().skip(usize::try_from(seed % 14).unwrap() * 3);
     let mut mishap = Mishap::None;
     let mut was_seen = true;
     let (mut more_days, mut was_found) = (0, false);
@@ -729,7 +732,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             let may_happen = was_seen && matches!(mishap, Mishap::None | Mishap::Raised);
             let (was_quiet, was_raised) =
                 (was_seen && mishap == Mishap::None, was_seen && mishap == Mishap::Raised);
-            mishap = if may_happen && dice.one_in(2) { *dice.any(&Mishap::ALL) } else { Mishap::None };
+            mishap = if may_happen && dice.one_in(2) { *mishaps.next().unwrap() } else { Mishap::None };
             play.more = if was_raised || mishap == Mishap::Raised { MORE } else { 0 };
             // An allowance for which there is no need is used up all the same.
             match mishap {
@@ -759,6 +762,9 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             // Before anything else goes wrong: what nothing could be written down of is not known.
             let may_rot = mishap.missing().is_none() && mishap != Mishap::CopiesRemoved && dice.one_in(6);
             let keeps_all = mishap.keeps_all() | (may_rot && play.rot(&dice).await);
+            if play.setup == Setup::Owners && dice.one_in(3) {
+                play.world.fault(Fault::on(Call::CreateSnapshot, Effect::CutBefore).times(3).each());
+            }
             if let Some(fault) = mishap.fault() {
                 play.world.fault(fault);
             }
@@ -794,7 +800,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             play.world.clear_faults();
             was_seen |= night.is_success();
             play.check(&night, mishap, keeps_all, context).await;
-            if play.setup == Setup::Owners && dice.one_in(4) {
+            if play.setup == Setup::Owners && dice.one_in(2) {
                 play.take_by_hand(&dice);
             }
         }
