@@ -65,6 +65,7 @@ fn inventory(snapshots: u32, now: Timestamp) -> Inventory {
         labels: BTreeMap::new(),
         template_id: None,
         is_managed: false,
+        created_at: None,
     };
     let zone = "ch-gva-2".parse().expect("a zone");
     Inventory::on_paper(zone, (0..snapshots).map(snapshot).collect(), (0..instances).map(instance).collect())

@@ -207,6 +207,8 @@ pub struct Instance {
     pub template_id: Option<TemplateId>,
     /// Whether it belongs to an instance pool or an SKS node pool.
     pub is_managed: bool,
+    /// When it was created; none if the API does not say.
+    pub created_at: Option<Timestamp>,
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::config::keys;
 use crate::config::toml_reader::{Table, Value};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::rate::parse_rate;
-use crate::policy::select::{NameGlob, Pattern, Select, ThisMachine};
+use crate::policy::select::{Exemption, NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
 use crate::policy::{ByPeriod, Export, Guard, OnStart, Policy, Promote, Retention, Which};
 use crate::snapshot::{InstanceId, ZoneName};
@@ -123,6 +123,18 @@ fn read_select(table: &Table<'_>, create: bool) -> Select {
         only_created: table.choice("ownership", &[("all", false), ("created", true)]).unwrap_or(create),
         judge_orphans: table.choice("orphans", &[("keep", false), ("apply", true)]).unwrap_or(false),
         this_machine: ThisMachine { is_selected, is_excluded, ..ThisMachine::default() },
+    }
+}
+
+/// The instances that are meant to be without a backup.
+pub(super) fn read_exemption(table: &Table<'_>) -> Exemption {
+    let instance = |value: &Value<'_>| match value.text()? {
+        SELF => value.wrong("`self` has no meaning here", "write the name or the id of the instance"),
+        _ => read_pattern(value, Pattern::new),
+    };
+    Exemption {
+        instances: table.value("exempt").map_or_else(Vec::new, |list| list.list(None, instance)),
+        labels: read_labels(&table.table("exempt_labels")),
     }
 }
 

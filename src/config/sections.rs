@@ -13,6 +13,7 @@ use crate::config::keys::KnownKeys;
 use crate::config::policies;
 use crate::config::toml_reader::{OpenFile, Place, Table, Value};
 use crate::policy::name::ArchiveName;
+use crate::policy::select::Exemption;
 use crate::policy::{ArchiveRules, Policy, VerifyPlan};
 use crate::snapshot::ZoneName;
 use crate::text::{counted, excerpt};
@@ -62,6 +63,8 @@ pub struct Config {
     pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
     /// At least one, in the order of the file; every archive that a policy names exists in `archives`.
     pub policies: Vec<Policy>,
+    /// The section `[coverage]`: the instances that are meant to be without a backup.
+    pub exempt: Exemption,
 }
 
 /// How the API is used.
@@ -146,6 +149,7 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
         archives,
         archive_rules,
         policies,
+        exempt: policies::read_exemption(&root.table("coverage")),
     }
 }
 

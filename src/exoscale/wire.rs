@@ -269,6 +269,11 @@ fn if_flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D
     Ok(Option::<serde_json::Value>::deserialize(deserializer)?.and_then(|value| value.as_bool()))
 }
 
+/// A time; anything else is as good as none.
+fn if_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    Ok(Option::<serde_json::Value>::deserialize(deserializer)?.and_then(|value| value.as_str()?.parse().ok()))
+}
+
 fn or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(if_not_negative(deserializer)?.unwrap_or_default())
 }
@@ -297,6 +302,8 @@ struct RawInstance {
     manager: Option<serde_json::Value>,
     #[serde(default, rename = "application-consistent-snapshot-enabled", deserialize_with = "if_flag")]
     application_consistent: Option<bool>,
+    #[serde(default, rename = "created-at", deserialize_with = "if_time")]
+    created_at: Option<Timestamp>,
 }
 
 impl RawSnapshot {
@@ -334,6 +341,7 @@ impl RawInstance {
             is_managed: self.manager.is_some_and(|manager| {
                 manager.as_object().is_none_or(|fields| fields.values().any(|value| !value.is_null()))
             }),
+            created_at: self.created_at,
         })
     }
 
@@ -610,6 +618,7 @@ mod tests {
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 template_id: Some(OTHER.parse().unwrap()),
                 is_managed: false,
+                created_at: None,
             }]
         );
     }
@@ -762,6 +771,19 @@ mod tests {
         ] {
             let json = format!(r#"{{"instances":[{{"id":"{INSTANCE}","manager":{manager}}}]}}"#);
             assert_eq!(decode_instances(json.as_bytes()).unwrap()[0].is_managed, is_managed, "{manager}");
+        }
+    }
+
+    #[test]
+    fn the_time_at_which_an_instance_was_created_is_read_if_it_is_one() {
+        for (text, expected) in [
+            (r#""2026-10-01T02:30:00+02:00""#, Some("2026-10-01T00:30:00Z".parse().unwrap())),
+            ("null", None),
+            ("7", None),
+            (r#""yesterday""#, None),
+        ] {
+            let json = format!(r#"{{"instances":[{{"id":"{INSTANCE}","created-at":{text}}}]}}"#);
+            assert_eq!(decode_instances(json.as_bytes()).unwrap()[0].created_at, expected, "{text}");
         }
     }
 

@@ -166,6 +166,28 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
     }
 }
 
+/// The instances that are meant to be without a backup: any of these names, ids and labels is enough.
+#[derive(Debug, Clone, Default)]
+pub struct Exemption {
+    /// By name or id.
+    pub instances: Vec<Pattern<InstanceId>>,
+    /// Labels, with values that match.
+    pub labels: BTreeMap<String, NameGlob>,
+}
+
+impl Exemption {
+    /// Whether it includes this instance.
+    pub fn includes(&self, instance: &Instance) -> bool {
+        self.instances.iter().any(|pattern| pattern.matches(&instance.id, Some(&instance.name)))
+            || self.labels.iter().any(|label| has_label(instance, label))
+    }
+}
+
+/// Whether an instance has a label with a value that matches.
+fn has_label(instance: &Instance, (key, glob): (&String, &NameGlob)) -> bool {
+    instance.labels.get(key).is_some_and(|value| glob.matches(value))
+}
+
 impl Select {
     /// Replaces `self` by this machine's id.
     pub fn resolve(&mut self, this_machine: InstanceId) {
@@ -200,20 +222,28 @@ impl Select {
         let any = |patterns: &[Pattern<InstanceId>]| {
             id.is_some_and(|id| patterns.iter().any(|pattern| pattern.matches(&id, name)))
         };
-        let labelled = |instance: &Instance, (key, glob): (&String, &NameGlob)| {
-            instance.labels.get(key).is_some_and(|value| glob.matches(value))
-        };
         let excluded_unlisted = self.exclude_managed
             || !self.exclude_labels.is_empty()
             || self.exclude_instances.iter().any(Pattern::is_name);
         let excluded = instance.map_or(excluded_unlisted, |instance| {
             (self.exclude_managed && instance.is_managed)
-                || self.exclude_labels.iter().any(|label| labelled(instance, label))
+                || self.exclude_labels.iter().any(|label| has_label(instance, label))
         });
         (self.this_machine.is_selected || self.instances.as_ref().is_none_or(|patterns| any(patterns)))
             && !any(&self.exclude_instances)
             && !excluded
-            && self.labels.iter().all(|label| instance.is_some_and(|instance| labelled(instance, label)))
+            && self.labels.iter().all(|label| instance.is_some_and(|instance| has_label(instance, label)))
+    }
+
+    /// The patterns of `instances` and `labels` that none of these instances matches, as they are written.
+    pub fn unmatched(&self, instances: &[&Instance]) -> Vec<String> {
+        let none = |is_matched: &dyn Fn(&Instance) -> bool| !instances.iter().any(|one| is_matched(one));
+        let patterns = self.instances.iter().flatten();
+        let patterns = patterns
+            .filter(|pattern| none(&|one| pattern.matches(&one.id, Some(&one.name))))
+            .map(|pattern| format!("`{pattern}` in `instances`"));
+        let labels = self.labels.iter().filter(|label| none(&|one| has_label(one, *label)));
+        patterns.chain(labels.map(|(key, glob)| format!("`{key} = \"{glob}\"` in `labels`"))).collect()
     }
 
     /// Whether an instance may be selected by both; only what is surely different counts as such.
@@ -280,6 +310,7 @@ mod tests {
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             template_id: None,
             is_managed: false,
+            created_at: None,
         }
     }
 
@@ -381,6 +412,44 @@ mod tests {
             let select = Select { exclude_managed, ..Select::default() };
             assert_eq!(select.selects_instance(Some(managed.id), Some(&managed)), !exclude_managed);
         }
+    }
+
+    #[test]
+    fn an_instance_is_exempt_by_its_name_its_id_or_a_label() {
+        let web = instance("web-1", &[("backup", "none")]);
+        for (names, keys, exempt) in [
+            (&[][..], &[][..], false),
+            (&["db-*", "web-*"], &[], true),
+            (&[WEB], &[], true),
+            (&[OTHER], &[], false),
+            (&["db-*"], &[("backup", "n*")], true),
+            (&[], &[("backup", "nightly"), ("tier", "*")], false),
+        ] {
+            let exemption = Exemption { instances: patterns(names), labels: labels(keys) };
+            assert_eq!(exemption.includes(&web), exempt, "{names:?} {keys:?}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_match_no_instance_are_named() {
+        let (web, db) = (instance("web-1", &[("backup", "nightly")]), instance("db-1", &[]));
+        let select = Select {
+            instances: Some(patterns(&["web-*", "cache-*", WEB, OTHER])),
+            labels: labels(&[("backup", "weekly"), ("tier", "*")]),
+            exclude_instances: patterns(&["nothing"]),
+            ..Select::default()
+        };
+        let of = |instances: &[&Instance]| select.unmatched(instances).len();
+        assert_eq!(
+            select.unmatched(&[&web, &db]),
+            [
+                "`cache-*` in `instances`",
+                &format!("`{OTHER}` in `instances`"),
+                "`backup = \"weekly\"` in `labels`",
+                "`tier = \"*\"` in `labels`"
+            ]
+        );
+        assert_eq!((of(&[]), Select::default().unmatched(&[]).len()), (6, 0));
     }
 
     #[test]

@@ -540,6 +540,7 @@ impl InstanceFacts {
             labels: labels.collect(),
             template_id: None,
             is_managed: self.is_managed.unwrap_or(false),
+            created_at: None,
         }
     }
 }

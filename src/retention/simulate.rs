@@ -169,6 +169,7 @@ pub fn imaginary_instance(policy: &Policy, zone: &ZoneName) -> (Policy, Inventor
         labels: BTreeMap::new(),
         template_id: None,
         is_managed: false,
+        created_at: None,
     };
     let inventory = Inventory::on_paper(zone.clone(), Vec::new(), vec![instance]);
     // All required copies are assumed, since there is no archive to ask.

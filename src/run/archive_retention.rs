@@ -372,6 +372,7 @@ fn inventory<'s>(
             labels: BTreeMap::new(),
             template_id: None,
             is_managed: false,
+            created_at: None,
         });
         snapshots.push(Snapshot {
             // One that is still to be taken has no id yet; here only its age counts.

@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::exoscale::client::Client;
 use crate::exoscale::metadata::Metadata;
 use crate::policy::name::ArchiveName;
+use crate::policy::select::Exemption;
 use crate::policy::{ArchiveRules, Policy};
 use crate::randomness::Randomness;
 use crate::run::downloads::Downloads;
@@ -41,6 +42,8 @@ pub struct Runner {
     pub randomness: Arc<dyn Randomness>,
     /// Every policy of the configuration, since each may keep a snapshot that another would delete.
     pub policies: Vec<Policy>,
+    /// The instances that are meant to be without a backup.
+    pub exempt: Exemption,
     /// Whether an image may be fetched over plain HTTP from another machine.
     pub allow_plain_http: bool,
     /// The longest wait for the head of a response.

@@ -146,6 +146,7 @@ fn to_store() -> ImageToStore {
             labels: [("backup".to_owned(), "nightly".to_owned())].into(),
             template_id: None,
             is_managed: false,
+            created_at: None,
         }),
         policy: "nightly".parse().unwrap(),
         run_id: "01932b5e-0000-7000-8000-000000000000".parse().unwrap(),

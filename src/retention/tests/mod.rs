@@ -89,6 +89,7 @@ fn instance(name: &str) -> Instance {
         labels: BTreeMap::new(),
         template_id: None,
         is_managed: false,
+        created_at: None,
     }
 }
 
