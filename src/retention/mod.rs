@@ -10,6 +10,7 @@ mod calendar;
 pub mod change;
 pub mod change_guard;
 mod combine;
+pub mod coverage;
 pub mod deciding_keys;
 mod expiry;
 pub(crate) mod export_gate;

@@ -2,6 +2,7 @@
 
 mod cases;
 mod changes;
+mod coverage;
 mod laws;
 mod oracle;
 mod points;
