@@ -112,6 +112,9 @@ pub fn render(report: &RunReport, output: Output) -> String {
         if let Some(held) = &zone.held {
             let _ = writeln!(text, "  BLOCKED by the guard: {}", printable(held));
         }
+        for missing in zone.missing.iter().chain(&zone.unmatched) {
+            let _ = writeln!(text, "  MISSING: {}", printable(missing));
+        }
         if let Some(pending) = &zone.pending {
             let _ = writeln!(text, "  PENDING: {}", printable(pending));
         }

@@ -280,17 +280,17 @@ fn find_problems(
         let problem = match inventory.archives.get(archive) {
             Some(Copies::Unreachable(why)) => Some(format!("archive {archive}: {why}")),
             Some(Copies::Known(_)) => {
-                let copied = copies.get(&instance.id).and_then(|copies| copies.get(archive)).copied();
+                let newest_copy = copies.get(&instance.id).and_then(|copies| copies.get(archive)).copied();
                 // From the oldest on; what runs skip after an outage is made up for by a newer one.
                 let first_uncopied = selected()
                     .map(|snapshot| snapshot.created_at)
-                    .take_while(|at| copied.is_none_or(|copied| *at > copied))
+                    .take_while(|at| newest_copy.is_none_or(|copy| *at > copy))
                     .last();
                 let late = first_uncopied.filter(|at| is_after(*at, expectation.grace(), now));
-                late.map(|late| match copied {
+                late.map(|late| match newest_copy {
                     None => format!("archive {archive} has no verified copy"),
-                    Some(copied) => format!(
-                        "archive {archive}: newest verified copy of {copied}, though a good snapshot is of {late}"
+                    Some(copy) => format!(
+                        "archive {archive}: newest verified copy of {copy}, though a good snapshot is of {late}"
                     ),
                 })
             }

@@ -3,7 +3,7 @@
 //! It is missing if a policy could not take it when it was last due, or if the newest good one is older than a policy
 //! expects. Otherwise each night would delete one more, until the last is older than anyone wants to go back to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -74,9 +74,13 @@ fn missing(
     texts.into_iter().map(|(id, text)| (id, Arc::new(text))).collect()
 }
 
-/// A sentence for each instance whose newest good snapshot is older than the policy expects.
+/// A sentence for each instance whose newest good snapshot is older than the policy expects. Where there is none, there is
+/// nothing that would be deleted.
 pub fn late_texts(policy: &Policy, inventory: &Inventory, now: Timestamp) -> Vec<String> {
+    let with_any: HashSet<InstanceId> =
+        inventory.snapshots.iter().filter_map(|snapshot| snapshot.instance_id).collect();
     let late = late(policy, inventory, now).into_iter();
+    let late = late.filter(|(instance, _)| with_any.contains(&instance.id));
     late.map(|(instance, text)| {
         format!("instance {}: {text}: nothing of it is deleted", printable(&instance.name))
     })

@@ -1,22 +1,41 @@
 //! Counts the snapshots and copies of each instance, for metrics and status.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use jiff::{SignedDuration, Timestamp};
 
 use crate::policy::Policy;
+use crate::policy::select::Exemption;
 use crate::retention::verdict::Rule;
 use crate::run::plan::{ZonePlan, selected};
-use crate::snapshot::{InstanceId, SnapshotState};
+use crate::snapshot::{InstanceId, SnapshotId, SnapshotState};
 use crate::state::last_runs::InstanceCounts;
 
-/// Counts the snapshots of each instance in the plan, in the plan's order; then come the instances that should have a
-/// snapshot, since the policy creates them, and have none. Snapshots without an instance are not counted.
-pub(crate) fn count(policy: &Policy, plan: &ZonePlan) -> Vec<InstanceCounts> {
+/// How long an instance that vanished is remembered: a week, so that it is seen after a holiday, too.
+const VANISHED_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Whether an instance vanished within the last week.
+pub(crate) fn is_remembered(instance: &InstanceCounts, now: Timestamp) -> bool {
+    instance.vanished_at.is_some_and(|at| now.duration_since(at) <= VANISHED_FOR)
+}
+
+/// Counts the snapshots of each instance in the plan, in the plan's order; then follow the selected instances without any,
+/// and those of the last run, `before`, that vanished. Neither snapshots without an instance are counted nor those that were
+/// `deleted` since.
+pub(crate) fn count(
+    policy: &Policy,
+    exempt: &Exemption,
+    plan: &ZonePlan,
+    deleted: &HashSet<SnapshotId>,
+    before: &[InstanceCounts],
+    now: Timestamp,
+) -> Vec<InstanceCounts> {
     let inventory = &plan.listing.inventory;
     let mut all: Vec<InstanceCounts> = Vec::new();
     // Indexes in `all`.
     let mut known: HashMap<InstanceId, usize> = HashMap::new();
     for (decision, snapshot) in plan.decided() {
-        let Some(id) = snapshot.instance_id else { continue };
+        let Some(id) = snapshot.instance_id.filter(|_| !deleted.contains(&snapshot.id)) else { continue };
         let index = *known.entry(id).or_insert_with(|| {
             let name = plan.listing.instance_of(snapshot).map(|instance| instance.name.to_string());
             all.push(InstanceCounts::of(id, name));
@@ -42,11 +61,30 @@ pub(crate) fn count(policy: &Policy, plan: &ZonePlan) -> Vec<InstanceCounts> {
             counts.other += 1;
         }
     }
-    for instance in selected(policy, inventory).filter(|_| policy.create) {
-        known.entry(instance.id).or_insert_with(|| {
+    for instance in selected(policy, inventory) {
+        let index = *known.entry(instance.id).or_insert_with(|| {
             all.push(InstanceCounts::of(instance.id, Some(instance.name.to_string())));
             all.len() - 1
         });
+        if let Some(counts) = all.get_mut(index) {
+            counts.is_listed = true;
+            counts.is_exempt = exempt.includes(instance);
+            counts.created_at = instance.created_at;
+        }
+    }
+    let listed: HashSet<InstanceId> = inventory.instances.iter().map(|instance| instance.id).collect();
+    for gone in before.iter().filter(|gone| !gone.is_exempt && !listed.contains(&gone.id)) {
+        if !gone.is_listed && !is_remembered(gone, now) {
+            continue;
+        }
+        let index = *known.entry(gone.id).or_insert_with(|| {
+            all.push(InstanceCounts::of(gone.id, None));
+            all.len() - 1
+        });
+        if let Some(counts) = all.get_mut(index) {
+            counts.name.clone_from(&gone.name);
+            counts.vanished_at = gone.vanished_at.or(Some(now));
+        }
     }
     for archive in policy.export.iter().flat_map(|export| &export.archives) {
         let Some(Ok(catalogue)) = plan.listing.catalogues.get(archive) else { continue };

@@ -67,6 +67,14 @@ pub struct RawListing {
     clock: ClockSkew,
 }
 
+impl RawListing {
+    /// The zone, of which nothing else is known.
+    pub(crate) fn on_paper(self, zone: &ZoneName) -> Inventory {
+        let inventory = Inventory::on_paper(zone.clone(), self.snapshots, self.instances);
+        Inventory { clock: self.clock, ..inventory }
+    }
+}
+
 /// What zones listed before, so that several previews are over the same listings.
 #[derive(Debug, Default)]
 pub struct ListingCache(Mutex<BTreeMap<ZoneName, RawListing>>);
@@ -124,7 +132,7 @@ impl FoundArchives {
 }
 
 /// Reads every archive that an enabled policy names.
-async fn look_at_archives(runner: &Runner) -> FoundArchives {
+pub(crate) async fn look_at_archives(runner: &Runner) -> FoundArchives {
     let names: BTreeSet<&ArchiveName> = runner
         .policies
         .iter()
@@ -173,6 +181,21 @@ pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String
     }
 }
 
+/// What each archive holds of a zone.
+pub(crate) fn archived_copies(archives: &FoundArchives, zone: &ZoneName) -> BTreeMap<ArchiveName, Copies> {
+    let copies = archives.catalogues.iter().map(|(name, catalogue)| {
+        let copies = match (catalogue, archives.presences.get(name)) {
+            (Err(reason), _) => Copies::Unreachable(reason.clone()),
+            (Ok(catalogue), presence) => match presence.and_then(Presence::closed) {
+                Some(reason) => Copies::Unreachable(reason.to_owned()),
+                None => Copies::Known(copies_in(catalogue, zone)),
+            },
+        };
+        (name.clone(), copies)
+    });
+    copies.collect()
+}
+
 /// Adds the holds, the snapshots that this program made, the copies in archives, and what the policy remembers.
 ///
 /// # Errors
@@ -188,16 +211,6 @@ pub async fn complete(
     let holds = runner.state.holds().await.map_err(|error| {
         format!("nothing is done here, since the holds cannot be read: {}", chain(&error))
     })?;
-    let copies = archives.catalogues.iter().map(|(name, catalogue)| {
-        let copies = match (catalogue, archives.presences.get(name)) {
-            (Err(reason), _) => Copies::Unreachable(reason.clone()),
-            (Ok(catalogue), presence) => match presence.and_then(Presence::closed) {
-                Some(reason) => Copies::Unreachable(reason.to_owned()),
-                None => Copies::Known(copies_in(catalogue, zone)),
-            },
-        };
-        (name.clone(), copies)
-    });
     let memory = remembered(runner, policy, before, zone).await?;
     // After the listing, so that they include everything listed.
     let states = runner.state.all_policy_states().await.map_err(|error| {
@@ -208,10 +221,9 @@ pub async fn complete(
         created: created(&states, zone),
         missing: missing(&states, zone),
         holds: holds_by_snapshot(&holds),
-        archives: copies.collect(),
+        archives: archived_copies(archives, zone),
         unadopted: archives.unadopted().cloned(),
-        clock: raw.clock,
-        ..Inventory::on_paper(zone.clone(), raw.snapshots, raw.instances)
+        ..raw.on_paper(zone)
     };
     memory.add_to(&mut inventory, &runner.policies, runner.clock.now());
     let listing = with_warnings(inventory, archives.catalogues.clone());

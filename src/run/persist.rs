@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::policy::Policy;
 use crate::run::context::Runner;
 use crate::run::plan::ZonePlan;
-use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
+use crate::run::report::{RunReport, RunResult, Step, ZoneReport, sums_of};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
 use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, MissedFromListing, Unparsed, ZoneMemory};
@@ -59,12 +59,14 @@ pub(crate) async fn persist(
 /// What is remembered of a zone after a run that ended at `at`; the accepted listing stays the same.
 pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory {
     let failure = first_failure(zone);
-    let is_success = failure.is_none() && zone.held.is_none();
+    let result = zone.result();
     let mut memory = ZoneMemory {
         last_run_at: Some(at),
-        last_success_at: if is_success { Some(at) } else { before.last_success_at },
+        last_success_at: if result == RunResult::Success { Some(at) } else { before.last_success_at },
         failure,
         held: zone.held.clone(),
+        result: Some(result.as_str().to_owned()),
+        unmatched: zone.unmatched.clone(),
         ..before
     };
     // Without a plan of this run, the last one is better than nothing.
@@ -72,6 +74,7 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
         memory.gate_since = memory.gate_since.or(Some(at)).filter(|_| plan.waiting_for_copies() > 0);
         memory.plan.clone_from(&zone.plan);
         memory.instances.clone_from(&zone.instances);
+        memory.coverage.clone_from(&zone.coverage);
     }
     memory
 }

@@ -13,6 +13,7 @@ use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::verdict::Verdict;
 use crate::run::archive_retention::CopyDecision;
 use crate::run::context::Runner;
+use crate::run::coverage;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan, ends_at};
 use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, with_warnings};
@@ -87,7 +88,12 @@ impl Runner {
             plans.push(plan);
             exports.push(of_zone.unwrap_or_default());
         }
-        let guarded = guard::preview(runner, policy, plans, &before).await;
+        let mut guarded = guard::preview(runner, policy, plans, &before).await;
+        let inventories = guarded.iter().map(|guarded| Some(&guarded.as_ref().ok()?.plan.listing.inventory));
+        let unmatched = coverage::unmatched_text(policy, inventories);
+        if let Some(first) = guarded.iter_mut().flatten().next() {
+            first.plan.listing.warnings.extend(unmatched);
+        }
         let mut previews = Vec::new();
         for ((zone, guarded), exports) in policy.zones.iter().zip(guarded).zip(exports) {
             let preview = match guarded {
@@ -162,6 +168,8 @@ impl Runner {
         });
         let allowances = allowances.map(|(ends_at, allowance)| (allowance, ends_at)).collect();
         plan.listing.warnings.extend(persist::overdue_in(policy, before, &plan, at));
+        let texts = coverage::planned_texts(self, policy, &plan, before, at);
+        plan.listing.warnings.extend(texts);
         let is_after_export = |decision: &&Decision| {
             decision.verdict == Verdict::Delete && !not_waiting.contains(&decision.index)
         };

@@ -12,7 +12,7 @@ use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::Verdict;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepFacts, StepOutcome};
-use crate::state::last_runs::{InstanceCounts, PlanSums};
+use crate::state::last_runs::{InstanceCounts, PlanSums, ZoneCoverage};
 
 /// The result of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -41,7 +41,8 @@ pub struct RunReport {
 pub enum RunResult {
     /// All was done, or nothing was to do.
     Success,
-    /// Some failed, or was not begun since the program was stopping or the deadline had passed; some was done.
+    /// Some failed, or was not begun since the program was stopping or the deadline had passed; some was done. Or an instance
+    /// has no good snapshot, or a pattern of the policy matches nothing.
     Partial,
     /// No zone could be worked in.
     Failed,
@@ -75,11 +76,19 @@ pub struct ZoneReport {
     /// The deletions that wait until a change has settled, if there are any, and how to let them pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<String>,
+    /// Which of the policy's instances have no good snapshot, though they are old enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+    /// Which of the policy's patterns match no instance in any of its zones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmatched: Option<String>,
     /// The sums of the delete phase's plan; none if the zone could not be listed.
     pub plan: Option<PlanSums>,
-    /// The snapshots of each instance at the time of the plan; for metrics, so no part of the printed report.
-    #[serde(skip)]
+    /// What each selected instance has after the run, also one without any snapshot.
     pub instances: Vec<InstanceCounts>,
+    /// How all policies together cover the zone; for metrics, so no part of the printed report.
+    #[serde(skip)]
+    pub coverage: Option<ZoneCoverage>,
     /// In the order of the phases.
     pub steps: Vec<Step>,
 }
@@ -223,10 +232,32 @@ impl ZoneReport {
             warnings: Vec::new(),
             held: None,
             pending: None,
+            missing: None,
+            unmatched: None,
             plan: None,
             instances: Vec::new(),
+            coverage: None,
             steps: Vec::new(),
         }
+    }
+
+    /// The result of the run in this zone alone.
+    pub(crate) fn result(&self) -> RunResult {
+        let failed = |step: &Step| step.outcome == StepOutcome::Failed || step.was_stopped();
+        if !self.failures.is_empty() && self.steps.is_empty() {
+            RunResult::Failed
+        } else if !self.failures.is_empty() || self.lacks_snapshots() || self.steps.iter().any(failed) {
+            RunResult::Partial
+        } else if self.held.is_some() {
+            RunResult::Held
+        } else {
+            RunResult::Success
+        }
+    }
+
+    /// Whether an instance, or a pattern, has nothing to show.
+    pub(crate) fn lacks_snapshots(&self) -> bool {
+        self.missing.is_some() || self.unmatched.is_some()
     }
 }
 
@@ -253,13 +284,12 @@ impl RunReport {
     }
 
     fn judge(&self) -> RunResult {
-        if !self.zones.is_empty()
-            && self.zones.iter().all(|zone| !zone.failures.is_empty() && zone.steps.is_empty())
-        {
+        let is_any = |result| self.zones.iter().any(|zone| zone.result() == result);
+        if !self.zones.is_empty() && self.zones.iter().all(|zone| zone.result() == RunResult::Failed) {
             RunResult::Failed
-        } else if self.sums().failed > 0 || self.steps().any(Step::was_stopped) {
+        } else if is_any(RunResult::Failed) || is_any(RunResult::Partial) {
             RunResult::Partial
-        } else if self.zones.iter().any(|zone| zone.held.is_some()) {
+        } else if is_any(RunResult::Held) {
             RunResult::Held
         } else {
             RunResult::Success

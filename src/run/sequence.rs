@@ -5,12 +5,12 @@
 //! Work that goes on at the same time is put into lists of boxed futures. Closures that lend what they capture would do
 //! as well, but then the compiler cannot see that a run may move between threads, as the daemon's do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join_all};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::clock::timeout;
@@ -21,6 +21,7 @@ use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::context::{RunOptions, Runner};
+use crate::run::coverage;
 use crate::run::create::{create, warn_of_inconsistent};
 use crate::run::delete::delete_snapshots;
 use crate::run::export;
@@ -34,8 +35,8 @@ use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
 use crate::run::self_instance;
 use crate::run::step::Recorder;
 use crate::run::zone_run::{ZoneRun, add_steps};
-use crate::snapshot::{SnapshotState, ZoneName};
-use crate::state::audit::StepOutcome;
+use crate::snapshot::{SnapshotId, SnapshotState, ZoneName};
+use crate::state::audit::{Action, StepOutcome};
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing, Unparsed};
 use crate::text::chain;
@@ -174,6 +175,9 @@ impl Sequence<'_> {
         }
         let guarded =
             guard::judge_run(runner, policy, plans, before, options.allow_deletes, &options.stop).await;
+        let inventories = guarded.iter().map(|guarded| Some(&guarded.as_ref().ok()?.plan.listing.inventory));
+        let unmatched = coverage::unmatched_text(policy, inventories);
+        let longest_gap = coverage::longest_gap(policy, listed_at);
         let templates = match &policy.promote {
             Some(promote) => Some((promote, PolicyMemory::read(runner, policy).await)),
             None => None,
@@ -181,6 +185,7 @@ impl Sequence<'_> {
         let mut deletions: Vec<BoxFuture<'_, _>> = Vec::new();
         for ((report, _), guarded) in locked.iter_mut().zip(guarded) {
             let (templates, mark) = (templates.as_ref(), mark.as_ref());
+            report.unmatched.clone_from(&unmatched);
             let deletion = async move {
                 let guarded = guarded.map_err(|failure| report.failures.push(failure)).ok()?;
                 let seen = self.report_plan(report, &guarded, mark, [started_at, listed_at]);
@@ -188,6 +193,7 @@ impl Sequence<'_> {
                 if guarded.held.is_none() && !is_unadopted {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
+                self.report_instances(report, &guarded.plan, longest_gap, listed_at);
                 Some((report.zone.clone(), seen))
             };
             deletions.push(deletion.boxed());
@@ -216,7 +222,6 @@ impl Sequence<'_> {
         report.pending.clone_from(pending);
         report.warnings.extend(plan.listing.warnings.iter().cloned());
         report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));
-        report.instances = instance_counts::count(self.policy, plan);
         let accepted = match mark {
             Ok(audit_from) => is_accepted.then(|| accepted_listing(listed_at, *audit_from, plan)),
             Err(error) => {
@@ -234,6 +239,32 @@ impl Sequence<'_> {
         let missed = MissedFromListing { since: since.min(started_at), ids: missed.clone() };
         let missed = Some(missed).filter(|_| is_trusted && accepted.is_none());
         SeenZone { accepted, rested_on, missed: missed.or_else(|| before.filter(|_| !is_trusted).cloned()) }
+    }
+
+    /// Reports what each instance has after the deletions, and which lack what they should have.
+    fn report_instances(
+        &self,
+        report: &mut ZoneReport,
+        plan: &ZonePlan,
+        longest_gap: Option<SignedDuration>,
+        listed_at: Timestamp,
+    ) {
+        let Self { runner, policy, before, .. } = self;
+        let done = report
+            .steps
+            .iter()
+            .filter(|step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Done);
+        let deleted: HashSet<SnapshotId> = done.filter_map(|step| step.facts.snapshot.id).collect();
+        let before = before.zones.get(plan.zone()).map_or(&[][..], |zone| &zone.instances);
+        let instances = instance_counts::count(policy, &runner.exempt, plan, &deleted, before, listed_at);
+        let judged = coverage::judge(policy, longest_gap, &instances, listed_at);
+        report.missing = judged.missing;
+        // With `expect_newest` the plan has said so.
+        report.warnings.extend(judged.stale.filter(|_| policy.guard.expect_newest.is_none()));
+        report.warnings.extend(coverage::vanished_text(&instances, listed_at));
+        report.instances = instances;
+        let inventory = &plan.listing.inventory;
+        report.coverage = Some(coverage::of_zone(&runner.policies, &runner.exempt, inventory, listed_at));
     }
 
     async fn delete_in(
@@ -301,6 +332,9 @@ fn log(report: &RunReport) {
         }
         for warning in &zone.warnings {
             warn!(zone.name = %zone.zone, "zone {}: {warning}", zone.zone);
+        }
+        for lacking in zone.missing.iter().chain(&zone.unmatched) {
+            warn!(zone.name = %zone.zone, "zone {}: {lacking}", zone.zone);
         }
         if let Some(pending) = &zone.pending {
             warn!(zone.name = %zone.zone, "zone {}: {pending}", zone.zone);

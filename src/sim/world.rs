@@ -301,6 +301,11 @@ impl World {
         self.state().instance(instance).1.disk = disk;
     }
 
+    /// Sets when an instance was created; at first that is when it was added.
+    pub fn set_instance_created(&self, instance: InstanceId, at: Timestamp) {
+        self.state().instance(instance).1.created_at = at;
+    }
+
     /// Makes an instance run on another template.
     pub fn set_template(&self, instance: InstanceId, template: TemplateId) {
         self.state().instance(instance).1.template = template;

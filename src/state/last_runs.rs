@@ -76,11 +76,21 @@ pub struct ZoneMemory {
     pub failure: Option<String>,
     /// Why the guard blocked the last run's deletions, if it did.
     pub held: Option<String>,
+    /// `success`, `partial`, `failed` or `held`: how the last run ended here; none before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// Which of the policy's patterns the last run found to match no instance in any of its zones, if there were such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmatched: Option<String>,
+    /// How the instances of the zone are covered by all policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<ZoneCoverage>,
     /// Since when the export gate keeps a snapshot here without a break.
     pub gate_since: Option<Timestamp>,
     /// The sums of the last plan.
     pub plan: Option<PlanSums>,
-    /// What each instance had then.
+    /// What each instance had then: every one that the policy selects, those with selected snapshots that are not listed any
+    /// more, and for a week those that vanished.
     pub instances: Vec<InstanceCounts>,
     /// The listing against which a drop is measured.
     pub accepted: Option<AcceptedListing>,
@@ -120,6 +130,22 @@ pub struct PlanSums {
     pub pending: u64,
 }
 
+/// How the instances of a zone are covered by all policies together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ZoneCoverage {
+    /// When the zone was listed.
+    pub at: Option<Timestamp>,
+    /// The instances of which an enabled policy takes or exports snapshots.
+    pub covered: u64,
+    /// The instances of which none does.
+    pub uncovered: u64,
+    /// The instances that are meant to be without a backup.
+    pub exempt: u64,
+    /// The names of the uncovered ones.
+    pub uncovered_instances: Vec<String>,
+}
+
 /// The selected snapshots of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceCounts {
@@ -144,6 +170,18 @@ pub struct InstanceCounts {
     pub newest_consistent_at: Option<Timestamp>,
     /// When the newest one was taken of which each of the policy's archives has a verified copy.
     pub newest_verified_at: BTreeMap<ArchiveName, Timestamp>,
+    /// Whether it was listed.
+    #[serde(default)]
+    pub is_listed: bool,
+    /// Whether it is meant to be without a backup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_exempt: bool,
+    /// When it was created, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    /// When a run first found that it is not listed any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vanished_at: Option<Timestamp>,
 }
 
 /// A listing that a run accepted.
@@ -190,6 +228,10 @@ impl InstanceCounts {
             oldest_at: None,
             newest_consistent_at: None,
             newest_verified_at: BTreeMap::new(),
+            is_listed: false,
+            is_exempt: false,
+            created_at: None,
+            vanished_at: None,
         }
     }
 }

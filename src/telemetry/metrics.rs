@@ -14,8 +14,9 @@ use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, TextEn
 
 use crate::archive::stats::ArchiveStats;
 use crate::policy::name::PolicyName;
+use crate::run::coverage::InstanceStates;
 use crate::run::downloads::RunningDownload;
-use crate::state::last_runs::{InstanceCounts, PlanSums};
+use crate::state::last_runs::{InstanceCounts, PlanSums, ZoneCoverage};
 use crate::telemetry::model::{Counts, Model, PolicyModel, ZoneModel};
 use crate::text::excerpt;
 
@@ -247,6 +248,43 @@ const METRICS: &[Metric] = &[
         "snapwarden_policy_unmatched",
         "Whether the policy selected nothing in the zone when it was last listed.",
         Read::Zone(|zone| Some(flag(is_unmatched(zone)))),
+    ),
+    gauge(
+        "snapwarden_policy_last_run_result",
+        "How the policy's last run ended in the zone: 0 success, also before the first run, 1 partial, 2 failed, 3 held.",
+        Read::Zone(|zone| Some(result_number(zone))),
+    ),
+    gauge(
+        "snapwarden_policy_instances",
+        "Listed instances that the policy selects and that are not exempt, by their newest good snapshot: fresh also if they are too new to have one, stale, or none; and vanished, for a week.",
+        Read::By(&["policy", "zone", "state"], |model, add| {
+            for (policy, known) in &model.policies {
+                for (zone, known) in &known.zones {
+                    let InstanceStates { fresh, stale, none, vanished } = known.states;
+                    let states = [("fresh", fresh), ("stale", stale), ("none", none), ("vanished", vanished)];
+                    for (state, count) in states {
+                        add(&[policy.as_str(), zone.as_str(), state], number(count));
+                    }
+                }
+            }
+        }),
+    ),
+    gauge(
+        "snapwarden_instances",
+        "Instances of the zone when it was last listed: covered if an enabled policy takes or exports their snapshots, exempt if they are meant to be without a backup, else uncovered.",
+        Read::By(&["zone", "state"], |model, add| {
+            for (zone, coverage) in model.coverage() {
+                let ZoneCoverage { covered, uncovered, exempt, .. } = coverage;
+                for (state, count) in [("covered", covered), ("uncovered", uncovered), ("exempt", exempt)] {
+                    add(&[zone.as_str(), state], number(count));
+                }
+            }
+        }),
+    ),
+    gauge(
+        "snapwarden_guard_allowance",
+        "The most deletions that the guard may let pass in the policy's next run, as `snapwarden allow` gave it; 0 without.",
+        Read::Policy(|policy| Some(number(policy.allowance))),
     ),
     gauge(
         "snapwarden_export_gate_oldest_timestamp_seconds",
@@ -519,7 +557,18 @@ fn encode(collector: &dyn Collector, text: &mut String) {
 
 fn is_unmatched(zone: &ZoneModel) -> bool {
     let nothing = |plan: &PlanSums| *plan == PlanSums::default();
-    zone.memory.plan.as_ref().is_some_and(nothing) && zone.memory.instances.is_empty()
+    let would_create = zone.creates && zone.memory.instances.iter().any(|instance| instance.is_listed);
+    zone.memory.plan.as_ref().is_some_and(nothing) && !would_create
+}
+
+/// The result of the last run as a number.
+fn result_number(zone: &ZoneModel) -> f64 {
+    match zone.memory.result.as_deref() {
+        Some("partial") => 1.0,
+        Some("failed") => 2.0,
+        Some("held") => 3.0,
+        _ => 0.0,
+    }
 }
 
 /// How many snapshots stay although the policy would delete them, by the reason.

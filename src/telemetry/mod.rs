@@ -133,6 +133,11 @@ impl Telemetry {
         self.of(policy, |policy| policy.status.next_run_at = at);
     }
 
+    /// How many deletions the guard may let pass in the policy's next run.
+    pub fn allowance(&self, policy: &PolicyName, deletes: u64) {
+        self.of(policy, |policy| policy.allowance = deletes);
+    }
+
     /// A run of the policy began.
     pub fn run_begun(&self, policy: &PolicyName, at: Timestamp) {
         self.of(policy, |policy| policy.status.running_since = Some(at));
@@ -163,6 +168,9 @@ impl Telemetry {
             let result = RunResult::Failed.as_str();
             count(&mut policy.runs, result);
             policy.status.last = Some(Last { started_at, finished_at: at, result: result.to_owned() });
+            for zone in policy.zones.values_mut() {
+                zone.memory.result = Some(result.to_owned());
+            }
         });
     }
 
@@ -235,7 +243,9 @@ impl Telemetry {
     /// Everything in the text format of Prometheus, version 0.0.4.
     pub fn metrics_text(&self) -> String {
         let running = self.running();
-        metrics::text(&self.model(), &running, &self.histograms)
+        let mut model = self.model();
+        model.judge(self.clock.now());
+        metrics::text(&model, &running, &self.histograms)
     }
 
     /// The answer to `/api/v1/status`.

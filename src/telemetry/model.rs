@@ -8,18 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use http::StatusCode;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::archive::stats::ArchiveStats;
 use crate::exoscale::wire::Quota;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::run::coverage::{self, InstanceStates, Judged};
 use crate::run::downloads::RunningDownload;
 use crate::run::persist;
 use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
-use crate::state::last_runs::{LastRuns, PlanSums, ZoneMemory};
+use crate::state::last_runs::{LastRuns, PlanSums, ZoneCoverage, ZoneMemory};
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 
 /// The results of `policy_runs_total`.
@@ -71,10 +72,13 @@ pub(super) struct Model {
 
 #[derive(Debug)]
 pub(super) struct PolicyModel {
+    policy: Policy,
     /// As served, but for the zones, which are filled in when it is.
     pub(super) status: PolicyStatus,
     pub(super) first_seen_at: Timestamp,
     pub(super) expected_interval: Option<Duration>,
+    /// How many deletions the guard may let pass in the next run.
+    pub(super) allowance: u64,
     /// A snapshot that is kept for longer than this only for want of a copy is an alert.
     pub(super) alert_after: Option<Duration>,
     pub(super) runs: Counts,
@@ -92,6 +96,10 @@ pub(super) struct PolicyModel {
 pub(super) struct ZoneModel {
     /// As in the state directory, but without the accepted listing.
     pub(super) memory: ZoneMemory,
+    /// How many instances have the snapshots that they should have, as judged for the last answer.
+    pub(super) states: InstanceStates,
+    /// Whether the policy takes snapshots itself.
+    pub(super) creates: bool,
     /// Deletions of the last run that were blocked only when they were to begin, by the reason.
     pub(super) blocked: Counts,
 }
@@ -99,6 +107,29 @@ pub(super) struct ZoneModel {
 impl Model {
     pub(super) fn has_zone(&self, zone: &ZoneName) -> bool {
         self.policies.values().any(|policy| policy.zones.contains_key(zone))
+    }
+
+    /// Judges all instances as of `now`, for metrics.
+    pub(super) fn judge(&mut self, now: Timestamp) {
+        for policy in self.policies.values_mut() {
+            let judged: Vec<InstanceStates> =
+                policy.zones.values().map(|zone| policy.judge(zone, now).states).collect();
+            for (zone, states) in policy.zones.values_mut().zip(judged) {
+                zone.states = states;
+            }
+        }
+    }
+
+    /// How the instances of each zone are covered, by the last listing of any policy; empty before the first.
+    pub(super) fn coverage(&self) -> BTreeMap<&ZoneName, ZoneCoverage> {
+        let mut zones: BTreeMap<&ZoneName, ZoneCoverage> = BTreeMap::new();
+        for (name, zone) in self.policies.values().flat_map(|policy| &policy.zones) {
+            let known = zones.entry(name).or_default();
+            if let Some(coverage) = zone.memory.coverage.as_ref().filter(|found| found.at > known.at) {
+                known.clone_from(coverage);
+            }
+        }
+        zones
     }
 
     /// The status as of `now`.
@@ -109,6 +140,7 @@ impl Model {
             at: Some(now),
             policies: policies.collect(),
             archives: archives.collect(),
+            zones: self.coverage().into_iter().map(|(name, zone)| (name.to_string(), zone)).collect(),
             downloads: running.into_iter().map(download_status).collect(),
             ..self.status.clone()
         }
@@ -124,7 +156,8 @@ impl PolicyModel {
     /// The policy as a configuration has it; the counters of `before` are continued.
     pub(super) fn configured(view: &PolicyView<'_>, before: Option<Self>) -> Self {
         let policy = view.policy;
-        let mut model = before.unwrap_or_else(|| Self::new(view.first_seen_at));
+        let mut model = before.unwrap_or_else(|| Self::new(policy, view.first_seen_at));
+        model.policy = policy.clone();
         model.alert_after = policy.export.as_ref().map(|export| export.alert_after);
         model.first_seen_at = view.first_seen_at;
         model.expected_interval = view.expected_interval;
@@ -143,6 +176,7 @@ impl PolicyModel {
         let mut zones_before = std::mem::take(&mut model.zones);
         for zone in &policy.zones {
             let mut known = zones_before.remove(zone).unwrap_or_default();
+            known.creates = policy.create;
             if let Some(remembered) = view.remembered.zones.get(zone) {
                 // A manual run may have been the last one.
                 if known.memory.last_run_at < remembered.last_run_at {
@@ -154,18 +188,34 @@ impl PolicyModel {
         model
     }
 
+    /// Judges the instances of a zone as of `now`: they grow stale without any run, too.
+    fn judge(&self, zone: &ZoneModel, now: Timestamp) -> Judged {
+        let gap = self.expected_interval.and_then(|span| SignedDuration::try_from(span).ok());
+        coverage::judge(&self.policy, gap, &zone.memory.instances, now)
+    }
+
     fn status(&self, now: Timestamp) -> PolicyStatus {
-        let zones =
-            self.zones.iter().map(|(name, zone)| (name.to_string(), zone.status(self.alert_after, now)));
+        let status = |zone: &ZoneModel| {
+            let judged = self.judge(zone, now);
+            let unmatched = zone.memory.unmatched.clone().filter(|_| self.policy.enabled);
+            ZoneStatus {
+                instances: judged.states,
+                problems: [unmatched, judged.missing, judged.stale].into_iter().flatten().collect(),
+                ..zone.status(self.alert_after, now)
+            }
+        };
+        let zones = self.zones.iter().map(|(name, zone)| (name.to_string(), status(zone)));
         PolicyStatus { zones: zones.collect(), ..self.status.clone() }
     }
 
-    pub(super) fn new(first_seen_at: Timestamp) -> Self {
+    fn new(policy: &Policy, first_seen_at: Timestamp) -> Self {
         Self {
+            policy: policy.clone(),
             status: PolicyStatus::default(),
             first_seen_at,
             expected_interval: None,
             alert_after: None,
+            allowance: 0,
             runs: zeros(&RUN_RESULTS),
             creates: zeros(&STEP_RESULTS),
             exports: zeros(&STEP_RESULTS),
@@ -229,6 +279,8 @@ impl ZoneModel {
             gate_since: memory.gate_since,
             gate_alert: persist::overdue(alert_after, blocked, memory.gate_since, now),
             plan: memory.plan.clone(),
+            result: memory.result.clone(),
+            ..ZoneStatus::default()
         }
     }
 

@@ -13,9 +13,11 @@
 //!     "zones": { "ch-gva-2": {
 //!       "last_run_at": "…", "last_success_at": "…", "failure": null, "held": null,
 //!       "gate_since": null, "gate_alert": null,
-//!       "plan": { "keep": 14, "delete": 1, "ignore": 0, "blocked_by_hold": 0, "blocked_by_policy": 0, "blocked_by_export": 0 }
+//!       "plan": { "keep": 14, "delete": 1, "ignore": 0, "blocked_by_hold": 0, "blocked_by_policy": 0, "blocked_by_export": 0 },
+//!       "result": "success", "instances": { "fresh": 3, "stale": 0, "none": 0, "vanished": 0 }, "problems": []
 //!     } }
 //!   } },
+//!   "zones": { "ch-gva-2": { "at": "…", "covered": 3, "uncovered": 1, "exempt": 0, "uncovered_instances": ["ci-1"] } },
 //!   "archives": { "vault": { "images": 3, "bytes": 1, "free_bytes": 1, "corrupt": 0, "verified_at": "…", "error": null } },
 //!   "downloads": [{
 //!     "policy": "nightly", "zone": "ch-gva-2", "snapshot_id": "…", "snapshot_name": "…", "instance_name": "web-1",
@@ -33,8 +35,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::stats::ArchiveStats;
+use crate::run::coverage::InstanceStates;
 use crate::run::downloads::HowFar;
-use crate::state::last_runs::{LastRun, PlanSums};
+use crate::state::last_runs::{LastRun, PlanSums, ZoneCoverage};
 
 /// The whole answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +57,8 @@ pub struct Status {
     pub policies: BTreeMap<String, PolicyStatus>,
     /// The archives of the configuration, by name, once they were read.
     pub archives: BTreeMap<String, ArchiveStats>,
+    /// How the instances of each zone are covered by all policies, by name.
+    pub zones: BTreeMap<String, ZoneCoverage>,
     /// Images that are being downloaded or verified.
     pub downloads: Vec<DownloadStatus>,
 }
@@ -131,6 +136,12 @@ pub struct ZoneStatus {
     pub gate_alert: Option<String>,
     /// The sums of the last plan.
     pub plan: Option<PlanSums>,
+    /// `success`, `partial`, `failed` or `held`: how the last run ended here.
+    pub result: Option<String>,
+    /// How many of the policy's instances have the snapshots that they should have.
+    pub instances: InstanceStates,
+    /// Which do not, and which of the policy's patterns match nothing, in sentences.
+    pub problems: Vec<String>,
 }
 
 /// An image that is being downloaded or verified.

@@ -10,6 +10,7 @@ mod client;
 mod command_line;
 mod config_files;
 mod consistency;
+mod coverage;
 mod crashes;
 mod creation;
 mod daemon;

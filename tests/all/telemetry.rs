@@ -22,7 +22,7 @@ use snapwarden::state::last_runs::{InstanceCounts, LastRun, LastRuns, PlanSums, 
 use snapwarden::telemetry::Telemetry;
 use snapwarden::telemetry::model::PolicyView;
 
-use crate::stage::{NIGHTLY, NOW, Stage, files};
+use crate::stage::{NIGHTLY, NOW, Stage, days_ago, files};
 
 /// Every metric that the contract names and that belongs to what exists.
 const METRICS: &[&str] = &[
@@ -43,6 +43,12 @@ const METRICS: &[&str] = &[
     "policy_last_success_timestamp_seconds",
     "policy_held",
     "policy_unmatched",
+    "policy_last_run_result",
+    "policy_instances",
+    "instances",
+    "guard_allowance",
+    "pending_deletes",
+    "archive_present",
     "planned_deletes",
     "blocked_deletes",
     "snapshots",
@@ -139,6 +145,10 @@ fn tally(name: &str) -> InstanceCounts {
         oldest_at: Some(at("2026-10-01T00:00:00.5Z")),
         newest_consistent_at: Some(at("2026-10-01T00:00:00.5Z")),
         newest_verified_at: BTreeMap::from([("vault".parse().unwrap(), at(NOW))]),
+        is_listed: true,
+        is_exempt: false,
+        created_at: None,
+        vanished_at: None,
     }
 }
 
@@ -499,7 +509,7 @@ async fn an_instance_that_should_have_snapshots_and_has_none_is_seen() {
     let stage = Stage::new();
     stage.instance("web-1", 0);
     stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::status(403, "no")));
-    for (create, unmatched, of_instance) in [("true", 0.0, true), ("false", 1.0, false)] {
+    for (create, unmatched) in [("true", 0.0), ("false", 1.0)] {
         let policy = format!("[policies.nightly]\nzones = [\"ch-gva-2\"]\ncreate = {create}\n");
         let (telemetry, runner) = observed(&stage, &policy);
         run(&telemetry, &runner).await;
@@ -507,8 +517,74 @@ async fn an_instance_that_should_have_snapshots_and_has_none_is_seen() {
         assert_eq!(value(&telemetry, series), Some(unmatched), "{create}");
         let text = telemetry.metrics_text();
         let good = text.lines().find(|line| line.contains("web-1") && line.contains("state=\"good\""));
-        assert_eq!(good.is_some_and(|line| line.ends_with(" 0")), of_instance, "{create}: {good:?}");
+        assert!(good.is_some_and(|line| line.ends_with(" 0")), "{create}: {good:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_are_counted_by_what_they_have_and_by_who_covers_them() {
+    let stage = Stage::new();
+    for (name, age) in
+        [("web-1", 31), ("web-2", 31), ("web-3", 31), ("web-4", 1), ("web-5", 31), ("db-1", 31), ("ci-1", 31)]
+    {
+        let id = stage.world.add_instance(&stage.zone, name, &[]);
+        stage.world.set_instance_created(id, days_ago(age));
+        match name {
+            "web-1" | "web-5" => drop(stage.days(id, [0].into_iter())),
+            "web-2" => drop(stage.days(id, [30].into_iter())),
+            _ => {}
+        }
+    }
+    let policies = "[policies.nightly]\nzones = [\"ch-gva-2\"]\nschedule = \"@daily\"\n\
+                    [policies.nightly.select]\ninstances = [\"web-*\"]\n\
+                    [policies.nightly.guard]\nexpect_newest = \"2d\"\n\
+                    [policies.nightly.export]\narchives = [\"vault\"]\n[coverage]\nexempt = [\"ci-*\"]\n";
+    let (telemetry, runner) = observed(&stage, policies);
+    let of = |telemetry: &Telemetry| {
+        let policy = ["fresh", "stale", "none", "vanished"].map(|state| {
+            let series =
+                format!("policy_instances{{policy=\"nightly\",state=\"{state}\",zone=\"ch-gva-2\"}}");
+            count(telemetry, &series)
+        });
+        let zone = ["covered", "uncovered", "exempt"]
+            .map(|state| count(telemetry, &format!("instances{{state=\"{state}\",zone=\"ch-gva-2\"}}")));
+        let result = count(telemetry, "policy_last_run_result{policy=\"nightly\",zone=\"ch-gva-2\"}");
+        (policy, zone, result)
+    };
+    // From the start.
+    assert_eq!(of(&telemetry), ([0; 4], [0; 3], 0));
+    run(&telemetry, &runner).await;
+    assert_eq!(of(&telemetry), ([3, 1, 1, 0], [5, 1, 1], 1));
+    let status = telemetry.status_json();
+    let zone = &status.policies["nightly"].zones["ch-gva-2"];
+    assert_eq!(zone.problems.len(), 2, "{zone:?}");
+    assert!(zone.problems[0].ends_with("no good snapshot: web-3"), "{zone:?}");
+    assert!(zone.problems[1].contains("web-2 (2026-10-02T12:00:00Z)"), "{zone:?}");
+    assert_eq!(status.zones["ch-gva-2"].uncovered_instances, ["db-1"]);
+
+    // They grow stale without a run, too; and a restart knows it all.
+    stage.step(SignedDuration::from_hours(49));
+    assert_eq!(of(&telemetry), ([0, 3, 2, 0], [5, 1, 1], 1));
+    let all = stage.world.snapshots(&stage.zone);
+    let web = all.last().and_then(|snapshot| snapshot.instance_id).unwrap();
+    stage.world.remove_instance(web);
+    run(&telemetry, &runner).await;
+    assert_eq!(of(&telemetry), ([0, 2, 2, 1], [4, 1, 1], 1));
+    let (again, _) = observed(&stage, policies);
+    let remembered = runner.state.last_runs(&nightly()).await.unwrap();
+    again.configure(&[view(&runner.policies[0], remembered)], &vault());
+    assert_eq!(of(&again), of(&telemetry));
+    again.run_panicked_or_refused(&nightly(), stage.now());
+    assert_eq!(of(&again).2, 2);
+    again.allowance(&nightly(), 40);
+    assert_eq!(count(&again, "guard_allowance{policy=\"nightly\"}"), 40);
+
+    // A policy that is not enabled raises no alert.
+    let paused = stage.runner(&policies.replace("zones =", "enabled = false\nzones ="));
+    let remembered = runner.state.last_runs(&nightly()).await.unwrap();
+    again.configure(&[view(&paused.policies[0], remembered)], &vault());
+    assert_eq!(of(&again).0, [0; 4]);
+    assert_eq!(again.status_json().policies["nightly"].zones["ch-gva-2"].problems, [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
