@@ -18,7 +18,7 @@ use crate::archive::proof::VerifiedCopy;
 use crate::disk::{Disk, Entry, Kind, read_file};
 use crate::policy::Which;
 use crate::policy::name::ArchiveName;
-use crate::snapshot::{Snapshot, ZoneName};
+use crate::snapshot::{InstanceId, Snapshot, ZoneName};
 use crate::text::{excerpt, printable};
 
 /// The content of an archive. Only reading an archive makes one.
@@ -47,6 +47,35 @@ impl StoredCopy {
     /// The path of its files, relative to the archive and without an ending.
     pub(crate) fn stem(&self) -> String {
         stem_of(&CopyPaths::new(Path::new(""), &self.manifest.id()).image())
+    }
+}
+
+/// Which copies are meant: by default all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CopyFilter {
+    /// Only copies of this instance.
+    pub instance: Option<InstanceId>,
+    /// Only copies of this zone's snapshots.
+    pub zone: Option<ZoneName>,
+}
+
+impl CopyFilter {
+    /// Whether a copy is meant.
+    pub(crate) fn includes(&self, manifest: &Manifest) -> bool {
+        self.instance.is_none_or(|id| id == manifest.instance.id) && self.includes_zone(&manifest.zone)
+    }
+
+    /// Whether copies of this zone are meant.
+    pub(crate) fn includes_zone(&self, zone: &ZoneName) -> bool {
+        self.zone.as_ref().is_none_or(|wanted| wanted == zone)
+    }
+
+    /// Whether a file is meant, by the folders that it is in.
+    fn includes_path(&self, path: &Path) -> bool {
+        let folders: Vec<_> = path.iter().filter_map(OsStr::to_str).collect();
+        let instance = self.instance.map(|id| id.to_string());
+        let is_in = |folder: Option<&str>| folder.is_none_or(|folder| folders.contains(&folder));
+        is_in(instance.as_deref()) && is_in(self.zone.as_ref().map(ZoneName::as_str))
     }
 }
 
@@ -156,6 +185,14 @@ impl Catalogue {
             }
         }
         self.problems.sort_by(|a, b| a.path.cmp(&b.path));
+    }
+
+    /// Leaves out the copies and problems that are not meant. What is left is not the whole archive any more: nothing may be
+    /// decided by it.
+    pub(crate) fn retain(&mut self, wanted: &CopyFilter) {
+        self.copies.retain(|copy| wanted.includes(&copy.manifest));
+        self.unmarked.retain(|(copy, _)| wanted.includes(&copy.manifest));
+        self.problems.retain(|problem| wanted.includes_path(&problem.path));
     }
 
     /// The copies that were found corrupt, although the archive does not say so, with the time.

@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::{Catalogue, Problem, StoredCopy};
+use crate::archive::catalogue::{Catalogue, CopyFilter, Problem, StoredCopy};
 use crate::archive::verify::{Outcome, Verification, describe};
-use crate::cli::args::Global;
+use crate::cli::args::{Copies, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::config::sections::Config;
+use crate::lookup::{self, Kind, Known};
 use crate::policy::name::ArchiveName;
 use crate::policy::{ArchiveRules, Guard};
 use crate::randomness::fresh_id;
@@ -26,10 +27,10 @@ use crate::run::archive_prune::ArchivePruner;
 use crate::run::archive_retention::CopyDecision;
 use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::step::Recorder;
-use crate::snapshot::ZoneName;
+use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::audit::{StepFacts, StepOutcome};
 use crate::state::directory::StateDirectory;
-use crate::text::{chain, counted, printable};
+use crate::text::{chain, counted, printable, size};
 
 /// For each archive its result, or why there is none.
 type Results<'a, T> = Vec<(&'a ArchiveName, Result<T, String>)>;
@@ -75,13 +76,47 @@ fn json<T>(results: &Results<'_, T>, fields: impl Fn(Option<&T>) -> Value) -> Va
 ///
 /// # Errors
 /// [`Refusal`] if an archive is named that is not configured.
-pub async fn list(global: &Global, names: &[ArchiveName], output: Output) -> Result<Exit, Refusal> {
+pub async fn list(
+    global: &Global,
+    names: &[ArchiveName],
+    copies: &Copies,
+    output: Output,
+) -> Result<Exit, Refusal> {
     let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
     let state = assemble::state(&config, &seams, Use::Reading)?;
-    Ok(show(&archives, &config.archive_rules, &state, names, seams.clock.now(), output).await)
+    let only = filter(copies, &archives, names).await?;
+    Ok(show(&archives, &config.archive_rules, &state, names, &only, seams.clock.now(), output).await)
+}
+
+/// The filter that the command line gives. Names are those in the manifests of the archives that are named.
+async fn filter(
+    copies: &Copies,
+    archives: &BTreeMap<ArchiveName, Arc<Archive>>,
+    names: &[ArchiveName],
+) -> Result<CopyFilter, Refusal> {
+    let Some(text) = &copies.instance else {
+        return Ok(CopyFilter { instance: None, zone: copies.zone.clone() });
+    };
+    let mut known = Vec::new();
+    if lookup::whole_id(text).is_none() {
+        for (_, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+            // One that can't be read is complained of when it is used.
+            let Ok(catalogue) = archive.catalogue().await else { continue };
+            known.extend(catalogue.copies().iter().map(|StoredCopy { manifest, .. }| Known {
+                id: manifest.instance.id.0,
+                name: manifest.instance.name.clone(),
+                zone: Some(manifest.zone.clone()),
+                taken_at: Some(manifest.snapshot.created_at),
+            }));
+        }
+    }
+    let in_zone = |known: &Known| copies.zone.is_none() || copies.zone == known.zone;
+    let instance = lookup::find(Kind::Instance, text, known.into_iter().filter(in_zone));
+    let instance = instance.map_err(|error| Refusal::usage(format!("in the archives, {error}")))?;
+    Ok(CopyFilter { instance: Some(InstanceId(instance)), zone: copies.zone.clone() })
 }
 
 /// The copies in an archive, and what is wrong with the archive as a whole.
@@ -128,12 +163,13 @@ async fn alert(
     alert
 }
 
-/// Prints the copies in the archives with these names; in all, if none is named.
+/// Prints those copies in the archives with these names that are meant; in all archives, if none is named.
 pub async fn show(
     archives: &BTreeMap<ArchiveName, Arc<Archive>>,
     rules: &BTreeMap<ArchiveName, ArchiveRules>,
     state: &StateDirectory,
     names: &[ArchiveName],
+    only: &CopyFilter,
     now: Timestamp,
     output: Output,
 ) -> Exit {
@@ -143,6 +179,7 @@ pub async fn show(
         if let Ok(archives) = state.archives().await {
             exclude_corrupt(&mut catalogue, &archives.of(archive.name()));
         }
+        catalogue.retain(only);
         Ok(Listed { catalogue, alert: alert(archive, rules, state, output).await })
     };
     let results = each(archives, names, "", output, read).await;
@@ -218,6 +255,7 @@ pub async fn verify(
     global: &Global,
     names: &[ArchiveName],
     percent: u64,
+    copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
     let config = assemble::configuration(&global.config)?;
@@ -225,6 +263,7 @@ pub async fn verify(
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams)?;
     let state = assemble::state(&config, &seams, Use::Reading)?;
+    let only = &filter(copies, &archives, names).await?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         // It may take hours, so problems are reported at once.
         let report = |copy: &StoredCopy, outcome: &Outcome| {
@@ -233,7 +272,7 @@ pub async fn verify(
             }
         };
         let (clock, randomness) = (&*seams.clock, &*seams.randomness);
-        let work = ArchiveVerifier { state: &state, clock, randomness, archive };
+        let work = ArchiveVerifier { state: &state, clock, randomness, archive, only };
         let verified = work.verify(percent, &report).await?;
         for problem in sentences(&verified.problems) {
             output.complain(&format!("archive {name}: {problem}"));
@@ -281,6 +320,7 @@ pub async fn prune(
     global: &Global,
     names: &[ArchiveName],
     dry_run: bool,
+    copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
     let config = assemble::configuration(&global.config)?;
@@ -293,13 +333,15 @@ pub async fn prune(
     }
     let seams = Seams::real();
     let mut archives = assemble::archives(&config, &seams)?;
+    let only = filter(copies, &archives, names).await?;
     archives.retain(|name, _| retention(name).is_some());
     let state = assemble::state(&config, &seams, if dry_run { Use::Reading } else { Use::Changing })?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         let Some(rules) = config.archive_rules.get(name).cloned() else { return Ok(Pruning::default()) };
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
         let policies = config.policies.clone();
-        let pruner = ArchivePruner { state: state.clone(), clock, archive, rules, policies };
+        let pruner =
+            ArchivePruner { state: state.clone(), clock, archive, rules, policies, only: only.clone() };
         prune_one(&config, &seams, &pruner, dry_run).await
     };
     let results = each(&archives, names, "nothing is pruned: ", output, work).await;
@@ -395,7 +437,7 @@ fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: O
     let head = if dry_run { "would be deleted" } else { "to delete" };
     let deletions = copies.iter().filter(|copy| copy.blocked_by.is_none()).count();
     let mut text = format!("archive {name}: {} {head}\n", counted(deletions, "copy"));
-    let row = |copy: &PrunedCopy| -> Row {
+    let row = |copy: &PrunedCopy| -> (Row, String) {
         let (word, tone) = match copy.outcome {
             None if copy.blocked_by.is_some() => ("kept", Tone::Dim),
             None => ("would be deleted", Tone::Bad),
@@ -405,17 +447,18 @@ fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: O
         };
         let StepFacts { zone, snapshot, reasons, .. } = &copy.facts;
         let id = || snapshot.instance_id.map_or_else(String::new, |id| id.to_string());
-        vec![
+        let row = vec![
             (word.to_owned(), tone),
             plain(zone.to_string()),
             plain(snapshot.instance_name.clone().unwrap_or_else(id)),
+            plain(snapshot.id.map_or_else(|| "-".to_owned(), SnapshotId::short)),
             plain(to_the_second(snapshot.created_at).to_string()),
-            plain(copy.message.clone().unwrap_or_else(|| reasons.join("; "))),
-        ]
+        ];
+        (row, copy.message.clone().unwrap_or_else(|| reasons.join("; ")))
     };
     if !copies.is_empty() {
-        let head = &["RESULT", "ZONE", "INSTANCE", "TAKEN", "WHY"];
-        text.push_str(&output.table(head, copies.iter().map(row).collect()));
+        let head = &["RESULT", "ZONE", "INSTANCE", "SNAPSHOT", "TAKEN"];
+        text.push_str(&output.table_with_text(head, copies.iter().map(row).collect(), "WHY"));
     }
     for why in blocked {
         text.push_str(&output.note("BLOCKED:", Tone::Bad, why));
@@ -495,22 +538,26 @@ fn render(name: &ArchiveName, catalogue: Option<&Catalogue>, now: Timestamp, out
     let (pruned, images): (Vec<_>, Vec<_>) =
         copies.iter().partition(|copy| copy.manifest.pruned_at.is_some());
     let bytes: u64 = images.iter().map(|copy| copy.manifest.image.bytes).sum();
-    let mut text = format!("archive {name}: {}, {bytes} bytes\n", counted(images.len(), "verified image"));
+    let mut text = format!("archive {name}: {}, {}\n", counted(images.len(), "verified image"), size(bytes));
     let row = |copy: &&StoredCopy| -> Row {
         let manifest = &copy.manifest;
         vec![
             plain(manifest.instance.name.clone().unwrap_or_else(|| manifest.instance.id.to_string())),
-            plain(manifest.snapshot.created_at.to_string()),
+            plain(manifest.zone.to_string()),
+            plain(manifest.snapshot.id.short()),
+            plain(to_the_second(manifest.snapshot.created_at).to_string()),
             plain(age(manifest.snapshot.created_at, now)),
-            plain(manifest.image.bytes.to_string()),
-            plain(to_the_second(manifest.verified_at).to_string()),
+            plain(size(manifest.image.bytes)),
+            plain(manifest.verified_at.strftime("%Y-%m-%d").to_string()),
             plain(manifest.image.md5.to_string()),
             plain(copy.image.display().to_string()),
         ]
     };
     if !images.is_empty() {
-        let head = &["INSTANCE", "TAKEN", "AGE", "BYTES", "VERIFIED", "MD5", "FILE"];
-        text.push_str(&output.table(head, images.iter().map(row).collect()));
+        let head = ["INSTANCE", "ZONE", "SNAPSHOT", "TAKEN", "AGE", "SIZE", "VERIFIED", "MD5", "FILE"];
+        // In the order in which they can be done without; JSON has them all.
+        let optional = ["FILE", "MD5", "ZONE", "AGE", "VERIFIED", "SIZE"];
+        text.push_str(&output.fitted_table(&head, images.iter().map(row).collect(), &optional));
     }
     if !pruned.is_empty() {
         let copies = counted(pruned.len(), "copy");

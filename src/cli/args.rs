@@ -347,6 +347,17 @@ pub struct Allow {
     pub lasts: Option<Span>,
 }
 
+/// Which copies are meant.
+#[derive(Debug, Args)]
+pub struct Copies {
+    /// Only copies of this instance: its ID, the first 8 characters or more of it, or its name in the archives
+    #[arg(long, value_name = "INSTANCE")]
+    pub instance: Option<String>,
+    /// Only copies of this zone's snapshots
+    #[arg(long)]
+    pub zone: Option<ZoneName>,
+}
+
 /// The subcommands of `archive`.
 #[derive(Debug, Subcommand)]
 pub enum ArchiveCommand {
@@ -355,6 +366,9 @@ pub enum ArchiveCommand {
         /// The archives [default: all]
         #[arg(value_name = "ARCHIVE")]
         archives: Vec<ArchiveName>,
+        /// The copies
+        #[command(flatten)]
+        copies: Copies,
     },
     /// Read the images again and verify their checksums
     ///
@@ -367,6 +381,9 @@ pub enum ArchiveCommand {
         /// Verify this percentage of the images of each archive, starting with the least recently verified
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
         percent: u64,
+        /// The copies
+        #[command(flatten)]
+        copies: Copies,
     },
     /// Take over an archive: one that is new and empty, one that another state directory used, or one that lost copies
     ///
@@ -381,7 +398,8 @@ pub enum ArchiveCommand {
     },
     /// Delete the copies that `[archives.NAME.retention]` does not keep, and show why
     ///
-    /// Their manifests remain, marked as pruned. Needs no API credentials, works while the daemon runs.
+    /// Their manifests remain, marked as pruned. Needs no API credentials, works while the daemon runs. With --instance or
+    /// --zone all copies are judged, as ever, and only those are deleted; allowances then stay for a pruning of all.
     Prune {
         /// The archives [default: all with a retention]
         #[arg(value_name = "ARCHIVE")]
@@ -389,6 +407,9 @@ pub enum ArchiveCommand {
         /// Only show the copies that would be deleted
         #[arg(long)]
         dry_run: bool,
+        /// The copies
+        #[command(flatten)]
+        copies: Copies,
     },
 }
 

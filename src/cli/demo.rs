@@ -18,6 +18,7 @@ use jiff::{Timestamp, ToSpan as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use crate::archive::catalogue::CopyFilter;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
@@ -118,7 +119,8 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
     }
     output.print(&heading("5. The result"));
     let now = runner.clock.now();
-    let shown = archive::show(&runner.archives, &runner.archive_rules, &runner.state, &[], now, output);
+    let all = CopyFilter::default();
+    let shown = archive::show(&runner.archives, &runner.archive_rules, &runner.state, &[], &all, now, output);
     exit = exit.worse(shown.await);
     let templates: Vec<String> = world.templates(&zone).into_iter().map(|template| template.name).collect();
     output.print(&format!(

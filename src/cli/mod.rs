@@ -95,13 +95,15 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         Command::History(history) => on_runtime(history::history(global, history, output)),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command } => match command {
-            ArchiveCommand::List { archives } => on_runtime(archive::list(global, archives, output)),
-            ArchiveCommand::Verify { archives, percent } => {
-                on_runtime(archive::verify(global, archives, *percent, output))
+            ArchiveCommand::List { archives, copies } => {
+                on_runtime(archive::list(global, archives, copies, output))
+            }
+            ArchiveCommand::Verify { archives, percent, copies } => {
+                on_runtime(archive::verify(global, archives, *percent, copies, output))
             }
             ArchiveCommand::Adopt { archive } => on_runtime(archive::adopt(global, archive, output)),
-            ArchiveCommand::Prune { archives, dry_run } => {
-                on_runtime(archive::prune(global, archives, *dry_run, output))
+            ArchiveCommand::Prune { archives, dry_run, copies } => {
+                on_runtime(archive::prune(global, archives, *dry_run, copies, output))
             }
         },
         Command::Status => on_runtime(status::status(global, output)),

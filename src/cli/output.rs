@@ -182,6 +182,29 @@ impl Output {
         self.width().is_some_and(|width| width < NAMES_MIN_WIDTH)
     }
 
+    /// A table without those of the optional columns for which there is no space; the first of them is left out first.
+    pub fn fitted_table(self, head: &[&str], mut rows: Vec<Row>, optional: &[&str]) -> String {
+        let mut head = head.to_vec();
+        let cell_width = |text: &str| printable(text).chars().count();
+        let table_width = |head: &[&str], rows: &[Row]| -> usize {
+            let column_width = |(place, word): (usize, &&str)| {
+                let cells = rows.iter().filter_map(|row| Some(cell_width(&row.get(place)?.0)));
+                cells.chain([word.len()]).max().unwrap_or_default() + 2
+            };
+            head.iter().enumerate().map(column_width).sum()
+        };
+        for column in optional {
+            if self.width().is_none_or(|width| table_width(&head, &rows) + 2 <= width) {
+                break;
+            }
+            if let Some(place) = head.iter().position(|word| word == column) {
+                head.remove(place);
+                rows.iter_mut().for_each(|row| drop(row.remove(place)));
+            }
+        }
+        self.table(&head, rows)
+    }
+
     /// A table whose rows end with a text of any length: a last column where there is space for it, else lines below the
     /// row.
     pub fn table_with_text(self, head: &[&str], rows: Vec<(Row, String)>, last: &str) -> String {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::StoredCopy;
+use crate::archive::catalogue::{CopyFilter, StoredCopy};
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::clock::Clock;
 use crate::policy::name::ArchiveName;
@@ -41,6 +41,8 @@ pub struct ArchivePruner {
     pub(crate) rules: ArchiveRules,
     /// Every policy of the configuration: allowances wait for the runs of those that export.
     pub(crate) policies: Vec<Policy>,
+    /// The copies that are pruned. All are judged, so that no more are pruned than without a filter.
+    pub(crate) only: CopyFilter,
 }
 
 impl ArchivePruner {
@@ -53,7 +55,10 @@ impl ArchivePruner {
         zones: Option<&[ZoneName]>,
         coming: &[(ZoneName, Subject)],
     ) -> Result<CopyPlan, String> {
-        let allowances = self.state.allowances(&self.allowed()).await.map_err(|error| chain(&error))?;
+        let allowances = match self.prunes_all() {
+            true => self.state.allowances(&self.allowed()).await.map_err(|error| chain(&error))?,
+            false => Vec::new(),
+        };
         self.plan_with(zones, coming, allowances).await
     }
 
@@ -85,7 +90,17 @@ impl ArchivePruner {
             allowances: &valid(allowances, &exporting, now),
             coming,
         };
-        judged.plan(zones, now)
+        let mut plan = judged.plan(zones, now)?;
+        plan.decisions.retain(|decision| self.only.includes(&decision.copy.manifest));
+        plan.held.retain(|zone, _| self.only.includes_zone(zone));
+        plan.pending.retain(|zone, _| self.only.includes_zone(zone));
+        Ok(plan)
+    }
+
+    /// Whether nothing is filtered. Only then are allowances used, and is it remembered what the plan rested on: both are
+    /// about all copies.
+    fn prunes_all(&self) -> bool {
+        self.only == CopyFilter::default()
     }
 
     fn allowed(&self) -> AllowanceOf {
@@ -109,15 +124,17 @@ impl ArchivePruner {
     ) -> Result<(CopyPlan, Vec<Step>), String> {
         let mut plan = self.plan_with(zones, &[], Vec::new()).await?;
         // Where nothing is blocked, an allowance stays for the pruning that needs it.
-        if !plan.held.is_empty() || !plan.pending.is_empty() {
+        if self.prunes_all() && !(plan.held.is_empty() && plan.pending.is_empty()) {
             let allowances = self.state.take_allowances(&self.allowed(), &*self.clock, stop).await;
             plan = self.plan_with(zones, &[], allowances.map_err(|error| chain(&error))?).await?;
         }
         // Before anything is pruned: else a change could seem to be new again for ever.
-        let (name, memories) = (self.archive.name().clone(), plan.memories.clone());
-        let remember =
-            move |all: &mut Archives| all.archives.entry(name).or_default().rested_on.extend(memories);
-        self.state.change_archives(&*self.clock, remember).await.map_err(|error| chain(&error))?;
+        if self.prunes_all() {
+            let (name, memories) = (self.archive.name().clone(), plan.memories.clone());
+            let remember =
+                move |all: &mut Archives| all.archives.entry(name).or_default().rested_on.extend(memories);
+            self.state.change_archives(&*self.clock, remember).await.map_err(|error| chain(&error))?;
+        }
         let mut steps = Vec::new();
         for CopyDecision { copy, facts, .. } in plan.deletions() {
             steps.push(recorder.step(facts.clone(), self.prune_one(copy)).await);
@@ -152,6 +169,7 @@ impl Runner {
             archive: Arc::clone(self.archives.get(name)?),
             rules: rules.clone(),
             policies: self.policies.clone(),
+            only: CopyFilter::default(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Verifies an archive again, and remembers what could not be written into it.
 
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::StoredCopy;
+use crate::archive::catalogue::{CopyFilter, StoredCopy};
 use crate::archive::manifest_update::UpdateError;
 use crate::archive::verify::{Outcome, Verification, Verified, due, verify};
 use crate::clock::Clock;
@@ -19,13 +19,18 @@ pub struct ArchiveVerifier<'a> {
     pub(crate) clock: &'a dyn Clock,
     pub(crate) randomness: &'a dyn Randomness,
     pub(crate) archive: &'a Archive,
+    /// The copies that are read again.
+    pub(crate) only: &'a CopyFilter,
 }
+
+/// Every copy.
+const ALL: CopyFilter = CopyFilter { instance: None, zone: None };
 
 impl Runner {
     /// The verifier of this archive.
     pub fn verifier<'a>(&'a self, archive: &'a Archive) -> ArchiveVerifier<'a> {
         let Self { state, clock, randomness, .. } = self;
-        ArchiveVerifier { state, clock: &**clock, randomness: &**randomness, archive }
+        ArchiveVerifier { state, clock: &**clock, randomness: &**randomness, archive, only: &ALL }
     }
 }
 
@@ -45,6 +50,7 @@ impl ArchiveVerifier<'_> {
         if let Ok(archives) = self.state.archives().await {
             exclude_corrupt(&mut catalogue, &archives.of(self.archive.name()));
         }
+        catalogue.retain(self.only);
         let mut verification = Verification::of(&catalogue);
         for copy in due(&catalogue, percent) {
             let verified = verify(self.archive, &copy, self.clock, self.randomness).await;

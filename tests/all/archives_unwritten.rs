@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use snapwarden::archive::catalogue::CopyFilter;
 use snapwarden::archive::verify::Outcome;
 use snapwarden::cli;
 use snapwarden::cli::exit::Exit;
@@ -102,7 +103,16 @@ impl Play {
         let arguments: cli::args::Arguments = arguments.unwrap();
         let output = Output::new(&arguments.global);
         let rules = &runner.archive_rules;
-        cli::archive::show(&runner.archives, rules, &runner.state, &[], self.stage.now(), output).await
+        cli::archive::show(
+            &runner.archives,
+            rules,
+            &runner.state,
+            &[],
+            &CopyFilter::default(),
+            self.stage.now(),
+            output,
+        )
+        .await
     }
 
     /// A run that would delete seven, and deletes none.

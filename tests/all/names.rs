@@ -165,3 +165,46 @@ async fn a_snapshot_without_a_copy_that_still_exists_is_named_with_the_way_to_ge
     play.world.fault(Fault::on(Call::ListSnapshots, Effect::status(403, "Forbidden by role policy")));
     play.run(&arguments).await.refused(1, &["still exists is not known", "zone ch-gva-2", "role policy"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_archives_show_and_verify_the_copies_of_one_instance() {
+    let (play, _) = Play::five(&format!("{EXPORTS}snapshots = \"all\"\n")).await;
+    let (db, _) = play.instance("a-database-of-note", 2, 24);
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    let count = async |arguments: &[&str]| {
+        let said = end_of(play.stranger(&[arguments, &["--output", "json"]].concat())).await;
+        assert_eq!(said.status, 0, "{said:?}");
+        said.json()[0]["images"].as_array().unwrap().len()
+    };
+    for command in ["list", "verify"] {
+        assert_eq!(count(&["archive", command]).await, 7);
+        assert_eq!(count(&["archive", command, "--instance", "a-database-of-note"]).await, 2);
+        assert_eq!(
+            count(&["archive", command, "vault", "--instance", &db.short(), "--zone", "ch-gva-2"]).await,
+            2
+        );
+        assert_eq!(count(&["archive", command, "--zone", "de-fra-1"]).await, 0);
+        let said = play.run(&["archive", command, "--instance", "nowhere"]).await;
+        said.refused(2, &["no instance is known", "`nowhere`"]);
+    }
+    assert_eq!(count(&["archive", "verify", "--instance", "web-1", "--percent", "40"]).await, 2);
+    play.run(&["archive", "prune", "--instance", "web-1"]).await.has(&["no archive has a retention"]);
+
+    // A terminal of 80 columns: a line a copy, and each value whole.
+    let mut narrow = play.stranger(&["archive", "list"]);
+    let said = end_of({
+        narrow.env("COLUMNS", "80");
+        narrow
+    })
+    .await;
+    let head = said.out.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(head[0..3], ["INSTANCE", "SNAPSHOT", "TAKEN"], "{}", said.out);
+    assert_eq!(said.out.lines().count(), 2 + 7, "{}", said.out);
+    assert!(said.out.lines().all(|line| line.chars().count() <= 80), "{}", said.out);
+    for snapshot in play.world.snapshots(&play.zone) {
+        let line = said.out.lines().find(|line| line.contains(&snapshot.id.short())).unwrap();
+        assert!(line.contains(&snapshot.created_at.to_string()) && line.contains("KiB"), "{line}");
+    }
+    let wide = end_of(play.stranger(&["archive", "list"])).await;
+    wide.has(&["MD5", "FILE", ".qcow2"]);
+}

@@ -13,6 +13,7 @@ use crate::disk::{Access, RealDisk, replace_file};
 use crate::policy::{Count, Retention};
 use crate::retention::tests::no_rules;
 use crate::sim::clock::SimClock;
+use crate::state::allowances::Allowance;
 use crate::state::holds;
 
 const NOW: &str = "2026-11-20T00:00:00Z";
@@ -59,7 +60,17 @@ impl Bench {
             expect_newest: None,
         };
         let rules = ArchiveRules { retention: Some(retention), verify: None, guard };
-        Self { folder, pruner: ArchivePruner { state, clock, archive, rules, policies: Vec::new() } }
+        Self {
+            folder,
+            pruner: ArchivePruner {
+                state,
+                clock,
+                archive,
+                rules,
+                policies: Vec::new(),
+                only: CopyFilter::default(),
+            },
+        }
     }
 
     fn path(&self, instance: &str, day: u8, end: &str) -> PathBuf {
@@ -209,4 +220,34 @@ async fn in_doubt_nothing_is_pruned() {
     bench.copy(DB, 1, None);
     assert!(bench.prune().await.is_empty());
     assert_eq!((bench.days(WEB), bench.days(DB)), (vec![1, 2], vec![1]));
+}
+
+#[tokio::test]
+async fn a_filter_prunes_a_part_of_what_all_would_be_and_never_more() {
+    let mut bench = Bench::new(last(1));
+    for day in [1, 2, 3] {
+        bench.copy(WEB, day, None);
+        bench.copy(DB, day + 3, None);
+    }
+    bench.pruner.only.zone = Some("de-fra-1".parse().unwrap());
+    assert!(bench.prune().await.is_empty());
+    bench.pruner.only = CopyFilter { instance: Some(DB.parse().unwrap()), zone: None };
+
+    // The guard blocks all four, so it blocks these two, and what was allowed for all stays allowed.
+    bench.pruner.rules.guard.max_deletes = Some(3);
+    let (of, clock) = (bench.pruner.allowed(), Arc::clone(&bench.pruner.clock));
+    let allowance =
+        Allowance { of: of.clone(), zone: None, deletes: 4, given_at: clock.now(), ends_at: None };
+    bench.pruner.state.allow(&*clock, allowance).await.unwrap();
+    assert!(bench.prune().await.is_empty());
+    assert_eq!(bench.pruner.plan(None, &[]).await.unwrap().held.len(), 1);
+    assert_eq!(bench.pruner.state.allowances(&of).await.unwrap().len(), 1);
+
+    bench.pruner.rules.guard.max_deletes = None;
+    assert_eq!(bench.pruner.plan(None, &[]).await.unwrap().decisions.len(), 2);
+    assert_eq!(bench.prune().await.len(), 2);
+    assert_eq!((bench.days(WEB), bench.days(DB)), (vec![1, 2, 3], vec![6]));
+    bench.pruner.only = CopyFilter::default();
+    assert_eq!(bench.prune().await.len(), 2);
+    assert_eq!((bench.days(WEB), bench.days(DB)), (vec![3], vec![6]));
 }
