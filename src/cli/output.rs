@@ -199,7 +199,9 @@ impl Output {
             }
             if let Some(place) = head.iter().position(|word| word == column) {
                 head.remove(place);
-                rows.iter_mut().for_each(|row| drop(row.remove(place)));
+                for row in &mut rows {
+                    row.remove(place);
+                }
             }
         }
         self.table(&head, rows)

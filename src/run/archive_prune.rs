@@ -55,9 +55,10 @@ impl ArchivePruner {
         zones: Option<&[ZoneName]>,
         coming: &[(ZoneName, Subject)],
     ) -> Result<CopyPlan, String> {
-        let allowances = match self.prunes_all() {
-            true => self.state.allowances(&self.allowed()).await.map_err(|error| chain(&error))?,
-            false => Vec::new(),
+        let allowances = if self.prunes_all() {
+            self.state.allowances(&self.allowed()).await.map_err(|error| chain(&error))?
+        } else {
+            Vec::new()
         };
         self.plan_with(zones, coming, allowances).await
     }
