@@ -146,6 +146,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ArchiveCommand,
     },
+    /// Show what each instance of the zones has, and what it lacks; exits with 1 if one lacks what it should have; changes nothing
+    ///
+    /// The newest good snapshot, the newest verified copy and where it is, which policies select it, and what is wrong: the
+    /// worst first. `[coverage]` in the configuration names the instances that are meant to be without a backup.
+    Coverage {
+        /// The instances: IDs, the first 8 characters or more of them, or names [default: all]
+        #[arg(value_name = "INSTANCE")]
+        instances: Vec<String>,
+    },
     /// Show the state of the running daemon; exits with 1 if something needs attention
     Status,
     /// Try snapwarden without an account: the daemon, with a simulated zone that has months of history

@@ -23,6 +23,7 @@ use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::run::archive_presence::{Looker, Presence};
 use crate::run::context::Runner;
+use crate::run::coverage::missing_text;
 use crate::schedule::Schedule;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::{chain, counted, printable};
@@ -45,10 +46,19 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
+    let mut warnings = warnings(&config);
     let online = if online {
         let credentials = assemble::credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
-        Some(try_all(&config, &runner).await)
+        let mut tried = try_all(&config, &runner).await;
+        // A zone that can't be listed is not asked again.
+        let is_unlisted = |one: &Tried| one.what.starts_with("list-") && one.error.is_some();
+        if !tried.iter().any(is_unlisted) {
+            let (instances, more) = try_instances(&config, &runner).await;
+            tried.extend(instances);
+            warnings.extend(more);
+        }
+        Some(tried)
     } else {
         None
     };
@@ -63,7 +73,6 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
         })
     };
     let path = global.config.display().to_string();
-    let warnings = warnings(&config);
     output.show(
         || json!({ "config": path, "policies": config.policies.iter().map(policy).collect::<Value>(), "online": online, "warnings": warnings }),
         || render(&path, &config.policies, online.as_deref(), &warnings, now, output),
@@ -158,6 +167,34 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
         tried.push(Tried { place: format!("archive {name}"), what: "read", error });
     }
     tried
+}
+
+/// Tests whether each instance that a policy selects has a good snapshot, and whether each of its patterns matches one. What
+/// the next run takes itself is no failure: the second list is of warnings.
+async fn try_instances(config: &Config, runner: &Runner) -> (Vec<Tried>, Vec<String>) {
+    let (mut tried, mut warnings) = (Vec::new(), Vec::new());
+    let fleet = match runner.coverage().await {
+        Ok(fleet) => fleet,
+        Err(error) => {
+            let place = "state directory".to_owned();
+            return (vec![Tried { place, what: "instances", error: Some(error) }], warnings);
+        }
+    };
+    for policy in config.policies.iter().filter(|policy| policy.enabled) {
+        let place = format!("policy {}", policy.name);
+        let unmatched = fleet.unmatched.iter().find(|(name, _)| *name == policy.name);
+        let error = unmatched.map(|(_, text)| text.clone());
+        tried.push(Tried { place: place.clone(), what: "patterns", error });
+        let missing = fleet.instances.iter().filter(|one| one.missing.contains(&policy.name));
+        let missing = missing_text(missing.map(|one| one.name.as_str()));
+        if policy.create {
+            let next = "the policy's next run takes one";
+            warnings.extend(missing.map(|text| format!("policy `{}`: {text}: {next}", policy.name)));
+        } else {
+            tried.push(Tried { place, what: "snapshots", error: missing });
+        }
+    }
+    (tried, warnings)
 }
 
 /// Tests each operation that the policies need in a zone, by the API's name of it, as a role's policy spells it.

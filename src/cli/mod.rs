@@ -8,6 +8,7 @@ pub mod archive;
 pub mod args;
 pub mod assemble;
 pub mod check;
+pub mod coverage;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod exit;
@@ -106,6 +107,7 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
                 on_runtime(archive::prune(global, archives, *dry_run, copies, output))
             }
         },
+        Command::Coverage { instances } => on_runtime(coverage::coverage(global, instances, output)),
         Command::Status => on_runtime(status::status(global, output)),
         #[cfg(feature = "demo")]
         Command::Demo { once } => on_runtime(demo::demo(*once, output, progress)),

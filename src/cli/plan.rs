@@ -5,6 +5,8 @@ pub(super) mod decisions;
 pub(super) mod files;
 pub(super) mod table;
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use crate::cli::args::{Global, Plan};
@@ -37,7 +39,13 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         }
         check_files(&policies, &plan.snapshots)?;
         check_files(&policies, &plan.instances)?;
-        let all = planner.plan(&config, &policies, given_at).await?;
+        let mut all = planner.plan(&config, &policies, given_at).await?;
+        // What all policies say of a zone is said once.
+        let mut told = BTreeSet::new();
+        for PolicyInZone { zone, planned, .. } in &mut all {
+            let Ok(preview) = planned else { continue };
+            preview.listing.warnings.retain(|warning| told.insert((zone.clone(), warning.clone())));
+        }
         let exit = complain("", &all, output);
         let plans = all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?)));
         output.show(|| decisions::json(at, &all), || table::render(plans, at, output));

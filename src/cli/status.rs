@@ -17,6 +17,8 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::clock::timeout;
+use crate::run::coverage::{InstanceStates, uncovered_text};
+use crate::state::last_runs::ZoneCoverage;
 use crate::telemetry::status::{DownloadStatus, PolicyStatus, Status, ZoneStatus};
 use crate::text::{chain, counted, printable};
 use crate::transport::{Purpose, Request, read_body};
@@ -105,13 +107,18 @@ fn attention(status: &Status) -> Vec<String> {
         lines.push(format!("the results of runs cannot be saved: {error}"));
     }
     for (name, policy) in &status.policies {
-        let failed_zones = policy.zones.values().any(|zone| zone.failure.is_some() || zone.held.is_some());
+        let is_told =
+            |zone: &ZoneStatus| zone.failure.is_some() || zone.held.is_some() || !zone.problems.is_empty();
+        let failed_zones = policy.zones.values().any(is_told);
         for (zone, known) in &policy.zones {
             if let Some(failure) = &known.failure {
                 lines.push(format!("policy {name}, zone {zone}: {failure}"));
             }
             if let Some(held) = &known.held {
                 lines.push(format!("policy {name}, zone {zone}: deletions are blocked by the guard: {held}"));
+            }
+            for problem in &known.problems {
+                lines.push(format!("policy {name}, zone {zone}: {problem}"));
             }
             if let Some(alert) = &known.gate_alert {
                 lines.push(format!("policy {name}, zone {zone}: {alert}"));
@@ -154,6 +161,12 @@ fn render(status: &Status, output: Output) -> String {
     if !status.policies.is_empty() {
         let head = &["POLICY", "NEXT RUN", "LAST RUN", "RESULT", "ZONE", "LAST SUCCESS", "PLAN", "NOTE"];
         let rows = status.policies.iter().flat_map(|(name, policy)| policy_rows(name, policy)).collect();
+        text.push('\n');
+        text.push_str(&output.table(head, rows));
+    }
+    if status.zones.values().any(|zone| zone.at.is_some()) {
+        let head = &["ZONE", "COVERED", "UNCOVERED", "EXEMPT", "NOTE"];
+        let rows = status.zones.iter().map(|(name, zone)| zone_row(name, zone)).collect();
         text.push('\n');
         text.push_str(&output.table(head, rows));
     }
@@ -208,14 +221,31 @@ fn zone_cells(zone: &str, known: &ZoneStatus) -> [(String, Tone); 4] {
         (None, Some(held)) => (format!("BLOCKED by the guard: {held}"), Tone::Bad),
         (None, None) => {
             let pending = known.plan.as_ref().map_or(0, |plan| plan.pending + plan.blocked_by_source);
-            plain(if pending == 0 {
-                String::new()
-            } else {
-                format!("{pending} pending: see `snapwarden plan`")
-            })
+            let InstanceStates { stale, none, vanished, .. } = known.instances;
+            let counts = [(none, "without snapshot"), (stale, "stale"), (vanished, "vanished")];
+            let mut notes: Vec<String> = counts
+                .iter()
+                .filter(|(count, _)| *count > 0)
+                .map(|(count, state)| format!("{count} {state}"))
+                .collect();
+            let tone = if none + stale > 0 { Tone::Bad } else { Tone::Plain };
+            if pending > 0 {
+                notes.push(format!("{pending} pending: see `snapwarden plan`"));
+            }
+            (notes.join(", "), tone)
         }
     };
     [plain(zone), moment(known.last_success_at, "(never)"), plain(plan), note]
+}
+
+fn zone_row(name: &str, zone: &ZoneCoverage) -> Row {
+    vec![
+        plain(name),
+        plain(zone.covered.to_string()),
+        plain(zone.uncovered.to_string()),
+        plain(zone.exempt.to_string()),
+        plain(uncovered_text(zone).unwrap_or_default()),
+    ]
 }
 
 fn archive_row(name: &str, archive: &ArchiveStats) -> Row {

@@ -47,6 +47,9 @@ use crate::text::{chain, counted};
 /// silent for as long as it was set back.
 const TURN: Duration = Duration::from_secs(2);
 
+/// What is done beside the daemon is seen within a minute.
+const LOOK_AGAIN: Duration = Duration::from_secs(50);
+
 /// A configuration, put together.
 #[derive(Debug)]
 pub struct Loaded {
@@ -106,6 +109,8 @@ pub struct Daemon {
     verifying: BTreeMap<ArchiveName, JoinHandle<()>>,
     stop: CancellationToken,
     status: String,
+    /// When the allowances were last read, on the clock's elapsed time.
+    allowances_read: Duration,
     /// Whether the schedules could not be saved; each turn of the loop tries again.
     unsaved: bool,
     _lock: Box<dyn DiskLock>,
@@ -148,6 +153,7 @@ impl Daemon {
             verifying: BTreeMap::new(),
             stop: CancellationToken::new(),
             status: String::new(),
+            allowances_read: Duration::ZERO,
             unsaved: false,
             _lock: lock,
         };
@@ -183,6 +189,7 @@ impl Daemon {
             counted(self.runner.policies.iter().filter(|policy| policy.enabled).count(), "policy"),
         );
         self.look_at_archives();
+        self.read_allowances().await;
         // What is new to us is known from now on, however soon we are killed.
         self.save().await;
         let due = self.timetable.look_at_start(clock.now());
@@ -203,6 +210,9 @@ impl Daemon {
             }
             if self.verify_archives(clock.now()) {
                 self.save().await;
+            }
+            if clock.elapsed().saturating_sub(self.allowances_read) >= LOOK_AGAIN {
+                self.read_allowances().await;
             }
             self.telemetry.tick(clock.now());
             self.service.alive();
@@ -285,6 +295,7 @@ impl Daemon {
         self.timetable.ended(&policy, cut_short);
         self.save().await;
         self.look_at_archives();
+        self.read_allowances().await;
         self.report_next();
     }
 
@@ -494,6 +505,14 @@ impl Daemon {
             self.verifying.insert(of_archive, running);
         }
         any
+    }
+
+    /// Reads the allowances, which are given beside the daemon, and used up by runs.
+    async fn read_allowances(&mut self) {
+        self.allowances_read = self.runner.clock.elapsed();
+        for policy in &self.runner.policies {
+            self.telemetry.allowance(&policy.name, self.runner.allowance(policy).await);
+        }
     }
 
     /// Has every archive looked at, beside everything else.

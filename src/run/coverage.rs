@@ -78,14 +78,11 @@ pub fn judge(
             }
             Freshness::None => {
                 states.none += 1;
-                missing.push(printable(&instance.name).into_owned());
+                missing.push(&*instance.name);
             }
         }
     }
-    let missing = named(&missing).map(|names| {
-        let verb = if missing.len() == 1 { "has" } else { "have" };
-        format!("{} {verb} no good snapshot: {names}", counted(missing.len(), "instance"))
-    });
+    let missing = missing_text(missing.into_iter());
     let stale = named(&stale).map(|names| {
         let of = counted(stale.len(), "instance");
         format!(
@@ -95,6 +92,14 @@ pub fn judge(
         )
     });
     Judged { states, missing, stale }
+}
+
+/// A sentence about instances without a good snapshot, if there are any.
+pub fn missing_text<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let names: Vec<String> = names.map(|name| printable(name).into_owned()).collect();
+    let verb = if names.len() == 1 { "has" } else { "have" };
+    named(&names)
+        .map(|named| format!("{} {verb} no good snapshot: {named}", counted(names.len(), "instance")))
 }
 
 /// The first names of a list, and how many more there are; none for an empty list.

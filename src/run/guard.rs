@@ -78,6 +78,15 @@ pub(crate) async fn judge_run(
     }
 }
 
+impl Runner {
+    /// The most deletions that an allowance lets pass in the policy's next run, for metrics; 0 without, or if that is unknown.
+    pub async fn allowance(&self, policy: &Policy) -> u64 {
+        let given = self.state.allowances(&AllowanceOf::Policy(policy.name.clone())).await;
+        let valid = valid(given.unwrap_or_default(), &[policy], self.clock.now());
+        valid.iter().map(|allowance| allowance.deletes).max().unwrap_or_default()
+    }
+}
+
 /// The allowances that have not ended.
 pub(crate) fn valid(mut allowances: Vec<Allowance>, policies: &[&Policy], now: Timestamp) -> Vec<Allowance> {
     allowances.retain(|allowance| now <= ends_at(allowance, policies));

@@ -1,11 +1,14 @@
 //! Which instances lack the snapshots that they should have, and who says so.
 
+use jiff::SignedDuration;
+use serde_json::json;
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::snapshot::InstanceId;
 
-use crate::stage::{Stage, days_ago};
+use crate::command_line::{Play, end_of};
+use crate::stage::{Said, Stage, days_ago};
 
 /// As in the README: it exports and prunes what others take.
 const FIVE_MINUTES: &str = r#"
@@ -152,7 +155,7 @@ async fn an_instance_that_vanished_is_told_once_and_shown_for_a_week() {
     machine(&stage, "web-1", &[0]);
     assert_eq!(stage.run(FIVE_MINUTES).await.result, RunResult::Success);
     stage.world.remove_instance(gone);
-    stage.step(jiff::SignedDuration::from_hours(24));
+    stage.step(SignedDuration::from_hours(24));
     let coverage = stage.runner(FIVE_MINUTES).coverage().await.unwrap();
     assert_eq!(
         (coverage.instances[0].name.as_str(), coverage.instances[0].state.as_str()),
@@ -166,10 +169,10 @@ async fn an_instance_that_vanished_is_told_once_and_shown_for_a_week() {
     assert!(warnings(&report).contains(text), "{report:?}");
     let counts = report.zones[0].instances.iter().find(|counts| counts.id == gone).unwrap();
     assert!(counts.vanished_at.is_some() && counts.good == 0 && !counts.newest_verified_at.is_empty());
-    stage.step(jiff::SignedDuration::from_secs(1));
+    stage.step(SignedDuration::from_secs(1));
     assert!(!warnings(&stage.run(FIVE_MINUTES).await).contains("not listed any more"));
     for (hours, is_shown) in [(7 * 24 - 1, true), (2, false)] {
-        stage.step(jiff::SignedDuration::from_hours(hours));
+        stage.step(SignedDuration::from_hours(hours));
         let coverage = stage.runner(FIVE_MINUTES).coverage().await.unwrap();
         let shown = coverage.instances.iter().find(|one| one.id == gone);
         assert_eq!(shown.is_some(), is_shown);
@@ -177,4 +180,102 @@ async fn an_instance_that_vanished_is_told_once_and_shown_for_a_week() {
         assert_eq!(problems, is_shown.then_some((Some(days_ago(0)), 1)));
     }
     assert_eq!(stage.run(FIVE_MINUTES).await.zones[0].instances.len(), 1);
+}
+
+impl Play {
+    /// A month-old machine.
+    fn machine(&self, name: &str, snapshots: i64) -> InstanceId {
+        let id = self.instance(name, snapshots, 24).0;
+        self.world.set_instance_created(id, self.begun - SignedDuration::from_hours(31 * 24));
+        id
+    }
+}
+
+/// What the program says on a terminal of 80 columns: nothing is wider.
+async fn narrow(play: &Play, arguments: &[&str]) -> Said {
+    let mut command = play.command(arguments);
+    command.env("COLUMNS", "80");
+    let said = end_of(command).await;
+    for line in said.out.lines() {
+        assert!(line.chars().count() <= 80, "`{line}` is too wide:\n{}", said.out);
+    }
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_without_any_snapshot_is_told_by_every_command() {
+    let play = Play::new().await;
+    play.configure(FIVE_MINUTES);
+    play.machine("web-1", 0);
+    let before = play.everything();
+    for (arguments, status) in [(&["plan"][..], 0), (&["check", "--online"], 1), (&["coverage"], 1)] {
+        let said = play.run(arguments).await;
+        assert_eq!(said.status, status, "{arguments:?}: {said:?}");
+        said.has(&["no good snapshot", "web-1"]);
+    }
+    assert_eq!(play.everything(), before, "looking changes nothing");
+    let said = play.run(&["once"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.has(&["policy nightly: partial", "MISSING: 1 instance has no good snapshot: web-1"]);
+    let said = play.run(&["once", "--output", "json"]).await.json();
+    assert_eq!(said[0]["zones"][0]["missing"], "1 instance has no good snapshot: web-1");
+    assert_eq!(said[0]["zones"][0]["instances"][0]["name"], "web-1");
+
+    // What the next run takes itself is no failure of the configuration.
+    play.configure(CREATING);
+    let said = play.run(&["check", "--online"]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    said.has(&["policy `nightly`: 1 instance has no good snapshot: web-1: the policy's next run takes one"]);
+    let said = play.run(&["plan"]).await;
+    assert!(said.status == 0 && !said.out.contains("no good snapshot"), "{said:?}");
+    play.configure(&CREATING.replace("web-*", "cache-*"));
+    let said = play.run(&["check", "--online"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.has(&["`cache-*` in `instances` matches no instance in ch-gva-2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coverage_shows_every_instance_the_worst_first() {
+    let play = Play::new().await;
+    let exempt = format!(
+        "{FIVE_MINUTES}[policies.nightly.select]\ninstances = [\"web-*\"]\n[coverage]\nexempt = [\"ci-*\"]\n"
+    );
+    play.configure(&exempt);
+    let ids =
+        ["web-1", "web-2", "db-1", "ci-1"].map(|name| (name, play.machine(name, i64::from(name != "web-2"))));
+    assert_eq!(play.run(&["once"]).await.status, 1);
+    let said = narrow(&play, &["coverage"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    let starts: Vec<&str> = said.out.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(starts, ["INSTANCE", "web-2", "no", "db-1", "no", "web-1", "ci-1", "4"], "{}", said.out);
+    said.has(&[
+        "1h 0m",
+        "vault",
+        "4 instances: 2 covered, 1 uncovered, 1 exempt, 0 vanished; 2 with problems",
+    ]);
+
+    let all = play.run(&["coverage", "--output", "json"]).await;
+    assert_eq!(all.status, 1);
+    let web = play.run(&["coverage", "web-1", "--output", "json"]).await;
+    assert_eq!(web.status, 0, "{web:?}");
+    let web = web.json();
+    assert_eq!(web["instances"].as_array().unwrap().len(), 1);
+    let mut one = web["instances"][0].clone();
+    let taken = one["newest_snapshot"].take();
+    assert_eq!(one["newest_copy"].take(), taken);
+    assert_eq!(
+        one,
+        json!({"zone": "ch-gva-2", "instance_id": ids[0].1, "instance_name": "web-1", "state": "covered",
+            "policies": ["nightly"], "newest_snapshot": null, "newest_copy": null, "archives": ["vault"], "problems": []})
+    );
+    let id = ids[2].1.to_string();
+    for text in [&id, &id[..8]] {
+        let said = play.run(&["coverage", text]).await;
+        assert_eq!(said.status, 1, "{said:?}");
+        said.has(&["db-1", "no policy selects it"]);
+    }
+    play.run(&["coverage", "web-9"]).await.refused(2, &["web-9"]);
+    play.run(&["coverage", "00000000-0000-0000-0000-000000000000"])
+        .await
+        .refused(2, &["no instance is known"]);
 }

@@ -12,12 +12,14 @@ use snapwarden::daemon::server;
 use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::run::downloads::{HowFar, RunningDownload};
 use snapwarden::sim::clock::SimClock;
-use snapwarden::state::last_runs::{LastRuns, PlanSums, ZoneMemory};
+use snapwarden::snapshot::InstanceId;
+use snapwarden::state::last_runs::{InstanceCounts, LastRuns, PlanSums, ZoneCoverage, ZoneMemory};
 use snapwarden::telemetry::Telemetry;
 use snapwarden::telemetry::model::PolicyView;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::stage::{NIGHTLY, NOW, config_text};
 
@@ -129,7 +131,15 @@ async fn what_needs_attention_is_said_and_exits_with_1() {
     let long_ago = NOW.parse::<jiff::Timestamp>().unwrap() - jiff::SignedDuration::from_hours(36);
     let plan = PlanSums { blocked_by_export: 2, ..PlanSums::default() };
     let blocked = ZoneMemory { gate_since: Some(long_ago), plan: Some(plan), ..well() };
-    let cases: [(ZoneMemory, Change<'_>, &str); 8] = [
+    let listed = InstanceCounts { is_listed: true, ..InstanceCounts::of(InstanceId(Uuid::nil()), None) };
+    let missing = ZoneMemory {
+        instances: vec![InstanceCounts { name: "web-\u{1b}[2K".to_owned(), ..listed }],
+        ..well()
+    };
+    let unmatched = ZoneMemory { unmatched: Some("`cache-*` matches no instance".to_owned()), ..well() };
+    let cases: [(ZoneMemory, Change<'_>, &str); 10] = [
+        (missing, &|_| (), "zone ch-gva-2: 1 instance has no good snapshot: web-\\u{1b}[2K"),
+        (unmatched, &|_| (), "policy nightly, zone ch-gva-2: `cache-*` matches no instance"),
         (blocked, &|_| (), "2 snapshots kept for want of a verified copy since"),
         (failed, &|_| (), "policy nightly, zone ch-gva-2: no \\u{1b}[31mroute"),
         (held, &|_| (), "deletions are blocked by the guard: it would delete 40 of 50"),
@@ -158,6 +168,26 @@ async fn what_needs_attention_is_said_and_exits_with_1() {
         assert_eq!(exit, 1, "{word}: {out}{err}");
         assert!(err.contains(word) && out.contains("nightly"), "{word}: {out}{err}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uncovered_instances_are_named_without_being_an_alarm() {
+    let coverage = ZoneCoverage {
+        at: Some(NOW.parse().unwrap()),
+        covered: 7,
+        uncovered: 2,
+        exempt: 3,
+        uncovered_instances: vec!["db-1".to_owned(), "ci-\u{1b}[2K".to_owned()],
+    };
+    let (address, _) = daemon(ZoneMemory { coverage: Some(coverage), ..well() }).await;
+    let (exit, out, err) = status(address, &[]).await;
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    for word in ["COVERED", "UNCOVERED", "2 instances are uncovered", "db-1, ci-\\u{1b}[2K"] {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    let (_, out, _) = status(address, &["--output", "json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["zones"]["ch-gva-2"]["uncovered"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
