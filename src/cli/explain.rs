@@ -20,7 +20,7 @@ use crate::lookup::{self, Kind};
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::retention::plan::Decision;
-use crate::retention::verdict::Verdict;
+use crate::retention::verdict::{Rule, Verdict};
 use crate::run::list::ListingCache;
 use crate::run::preview::Preview;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
@@ -256,12 +256,16 @@ impl Explained<'_> {
         add("state", state, tone);
         for (policy, preview, decision) in self.decisions() {
             let (verdict, tone) = shown(preview, decision);
+            let rule = match decision.rule {
+                Rule::NoKeepRule => String::new(),
+                rule => format!(" ({})", rule.as_str()),
+            };
             let by = match (decision.verdict, decision.expires_at) {
                 (Verdict::Keep, Some(until)) => format!(", until {until} if nothing changes"),
                 (Verdict::Delete, _) if preview.held.is_some() => ", but the guard blocks it".to_owned(),
                 _ => String::new(),
             };
-            add("policy", format!("{policy}: {verdict} ({}){by}", decision.rule.as_str()), tone);
+            add("policy", format!("{policy}: {verdict}{rule}{by}"), tone);
             for reason in decision.reasons() {
                 add("", format!("- {reason}"), Tone::Plain);
             }

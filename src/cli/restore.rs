@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::archive::backend::Archive;
@@ -16,7 +17,7 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, to_the_second};
 use crate::cli::promote::{check_template_name, described, done};
 use crate::cli::signals::StopSignals;
-use crate::cli::survey::Survey;
+use crate::cli::survey::{Survey, ZoneListing};
 use crate::config::sections::Config;
 use crate::lookup::{self, Kind, LookupError};
 use crate::policy::name::ArchiveName;
@@ -24,7 +25,7 @@ use crate::restore::copy::{Destination, Restored, copy_first_good};
 use crate::restore::error::RestoreError;
 use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
 use crate::restore::template::{NewTemplate, to_template};
-use crate::snapshot::{InstanceId, SnapshotId, TemplateId};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId, TemplateId};
 use crate::text::{chain, printable};
 
 /// What was restored, for programs; `made` are the fields of the file or the template.
@@ -90,7 +91,7 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
     for unreadable in index.unreadable() {
         output.complain(&unreadable);
     }
-    match (template, &restore.to) {
+    let exit = match (template, &restore.to) {
         (Some((template, credentials)), _) => {
             let runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
             let facts = done(to_template(&runner, &copies, &template).await?, "restore to a template")?;
@@ -113,7 +114,11 @@ pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Resu
         }
         (None, Some(file)) => to_file(&copies, file, &seams, output).await,
         (None, None) => Err(Refusal::usage("give a destination: `--to FILE` or `--to-template NAME`")),
+    }?;
+    if let (Wanted::Latest { before, .. }, Some(used)) = (&wanted, copies.first()) {
+        complain_of_newer(&used.copy.manifest, *before, &config, &seams, output).await;
     }
+    Ok(exit)
 }
 
 /// Reads the archives of the configuration, or the one that is named. An archive without credentials is removed from
@@ -170,19 +175,10 @@ async fn without_copy(error: &RestoreError, wanted: &Wanted, config: &Config, se
         };
         // Writing to a String cannot fail.
         let _ = match found {
-            Ok(Some((listing, snapshot))) => write!(
-                text,
-                "\nsnapshot {} ({}), taken {}, still exists in zone {zone} and has no copy. To make a template of it:\n  \
-                 snapwarden promote {} --zone {zone} --name NAME",
-                snapshot.id,
-                printable(&snapshot.name),
-                to_the_second(snapshot.created_at),
-                snapshot.id,
-                zone = listing.zone,
-            ),
+            Ok(Some((listing, snapshot))) => write!(text, "\n{}", still_exists(listing, snapshot)),
             Err(several @ LookupError::Several { .. }) => write!(text, "\nin the zones, {several}"),
             _ if survey.unasked.is_empty() => {
-                write!(text, "\nno such snapshot exists any more in {}", survey.asked())
+                write!(text, "\nthere is no such snapshot in {} either", survey.asked())
             }
             _ => write!(
                 text,
@@ -192,6 +188,38 @@ async fn without_copy(error: &RestoreError, wanted: &Wanted, config: &Config, se
         };
     }
     Refusal::failed(text)
+}
+
+/// A snapshot that a zone still has, and how to get it.
+fn still_exists(listing: &ZoneListing, snapshot: &Snapshot) -> String {
+    let (id, name, zone) = (snapshot.id, printable(&snapshot.name), &listing.zone);
+    let at = to_the_second(snapshot.created_at);
+    format!(
+        "snapshot {id} ({name}), taken {at}, still exists in zone {zone}. To make a template of it:\n  \
+         snapwarden promote {id} --zone {zone} --name NAME"
+    )
+}
+
+/// Says if a zone has a newer snapshot of the instance than the copy that was restored. Without credentials nothing is
+/// asked: a restore needs none.
+async fn complain_of_newer(
+    restored: &Manifest,
+    before: Option<Timestamp>,
+    config: &Config,
+    seams: &Seams,
+    output: Output,
+) {
+    if assemble::credentials(config).is_err() {
+        return;
+    }
+    let mut survey = Survey::default();
+    survey.ask_zones(config, seams).await;
+    let newest = survey.newest_of(restored.instance.id, before);
+    if let Some((listing, snapshot)) =
+        newest.filter(|(_, snapshot)| snapshot.created_at > restored.snapshot.created_at)
+    {
+        output.complain(&format!("this was not the newest: {}", still_exists(listing, snapshot)));
+    }
 }
 
 async fn to_file(

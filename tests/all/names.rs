@@ -153,13 +153,24 @@ async fn a_snapshot_without_a_copy_that_still_exists_is_named_with_the_way_to_ge
     );
     play.run(&["restore", &name, "--to", to]).await.refused(1, &["no archive has", &next]);
     play.run(&["restore", &id, "--to", to]).await.refused(1, &["no archive has", &next]);
+    // A copy that is older than what the zone has is restored, and that is said.
+    let instance = play.world.snapshots(&play.zone)[0].instance_id.unwrap();
+    let newer = play.world.add_snapshot(instance, play.begun);
+    let said = play.run(&["restore", "--latest", "web-1", "--to", to]).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    said.complained(&["not the newest", &newer.to_string(), "snapwarden promote"]);
+    RealDisk.remove_file(&play.path("disk")).unwrap();
+    let quiet = ["restore", "--latest", "web-1", "--to", to, "-q"];
+    let said = end_of(play.stranger(&quiet)).await;
+    assert_eq!((said.status, said.err.as_str()), (0, ""), "without credentials nothing is asked");
+    RealDisk.remove_file(&play.path("disk")).unwrap();
     // One that was never exported at all.
     play.instance("db-1", 1, 24);
     play.run(&["restore", "--latest", "db-1", "--to", to]).await.refused(1, &["`db-1`", "still exists"]);
     // None that is so old; and where nothing can be asked, that is said.
     let long_ago = (play.begun - SignedDuration::from_hours(24 * 9)).to_string();
     let said = play.run(&["restore", "--latest", "web-1", "--before", &long_ago, "--to", to]).await;
-    said.refused(1, &["no such snapshot exists any more in zone ch-gva-2"]);
+    said.refused(1, &["there is no such snapshot in zone ch-gva-2 either"]);
     let arguments = ["restore", "--latest", "web-1", "--before", "2 days ago", "--to", to];
     end_of(play.stranger(&arguments)).await.refused(1, &["still exists is not known", "EXOSCALE_API_KEY"]);
     play.world.fault(Fault::on(Call::ListSnapshots, Effect::status(403, "Forbidden by role policy")));
