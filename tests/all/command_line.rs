@@ -344,6 +344,10 @@ async fn no_secret_stands_in_any_output_log_or_file() {
             vec!["promote", &newest, "--zone", "ch-gva-2", "--name", "golden"],
             vec!["archive", "list"],
             vec!["archive", "list", "--output", "json"],
+            vec!["explain", &newest],
+            vec!["explain", &newest, "--output", "json"],
+            vec!["history"],
+            vec!["history", "--output", "json"],
         ] {
             let mut command = play.command(&arguments);
             command.args(flags);
@@ -378,7 +382,8 @@ async fn no_secret_stands_in_any_output_log_or_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn looking_changes_nothing() {
-    let (play, _) = Play::five(NIGHTLY).await;
+    let (play, ids) = Play::five(NIGHTLY).await;
+    let oldest = ids[4].short();
     let before = play.everything();
     for arguments in [
         vec!["plan"],
@@ -387,6 +392,11 @@ async fn looking_changes_nothing() {
         vec!["check", "--output", "json"],
         vec!["archive", "list"],
         vec!["archive", "list", "vault", "--output", "json"],
+        vec!["holds"],
+        vec!["history"],
+        vec!["history", "--output", "json"],
+        vec!["explain", &oldest],
+        vec!["explain", &oldest, "--output", "json"],
     ] {
         let said = play.run(&arguments).await;
         assert_eq!(said.status, 0, "{arguments:?}: {said:?}");
