@@ -19,7 +19,7 @@ use crate::policy::{Policy, Retention};
 use crate::retention::inventory::{Copies, Inventory};
 use crate::retention::simulate::{self, Forecast, Lifetime, Moment, Simulation, SimulationError};
 use crate::retention::verdict::Rule;
-use crate::run::list::{FoundArchives, complete, list};
+use crate::run::list::{FoundArchives, complete, list, memories};
 use crate::run::self_instance;
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::{chain, counted, excerpt, printable};
@@ -94,8 +94,9 @@ async fn listed(
     let failed = |failure| Refusal::failed(format!("policy {}, zone {zone}: {failure}", policy.name));
     let seen = list(&runner, zone).await.map_err(failed)?;
     let before = runner.state.last_runs(&policy.name).await.map_err(|error| failed(chain(&error)))?;
+    let memories = memories(&runner, policy, &before).await;
     let archives = FoundArchives::default();
-    let listed = complete(&runner, policy, &before, zone, seen, &archives).await.map_err(failed)?;
+    let listed = complete(&runner, &memories, zone, seen, &archives).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
     Ok(Inventory { archives, ..listed.inventory })
 }

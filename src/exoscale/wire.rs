@@ -307,7 +307,7 @@ struct RawInstance {
 }
 
 impl RawSnapshot {
-    fn checked(self) -> Result<(Snapshot, Option<Instance>), String> {
+    fn checked(self) -> Result<(Snapshot, Option<RawInstance>), String> {
         let name = self.name.unwrap_or_default();
         let id =
             self.id.ok_or_else(|| format!("the snapshot named `{}` has no `id`", excerpt(&name, 100)))?;
@@ -326,7 +326,7 @@ impl RawSnapshot {
             instance_id,
             application_consistent: self.application_consistent,
         };
-        Ok((snapshot, self.instance.and_then(RawInstance::named)))
+        Ok((snapshot, self.instance))
     }
 }
 
@@ -358,25 +358,27 @@ impl RawInstance {
 pub fn decode_snapshots(bytes: &[u8]) -> Result<ListedSnapshots, DecodeError> {
     let mut snapshots: Vec<Snapshot> = Vec::new();
     let mut seen = HashSet::new();
-    let mut mentioned: BTreeMap<InstanceId, Instance> = BTreeMap::new();
+    let mut mentioned: BTreeMap<InstanceId, RawInstance> = BTreeMap::new();
     each(bytes, "snapshots", |raw: RawSnapshot| {
         let (snapshot, instance) = raw.checked()?;
         if !seen.insert(snapshot.id) {
             return Err(format!("snapshot {} is listed twice", snapshot.id));
         }
-        if let Some(instance) = instance {
+        if let Some((id, instance)) = instance.and_then(|instance| Some((instance.id?, instance))) {
             // Snapshots may mention the same instance with a name or without one: the first name counts.
-            let is_named = |instance: &Instance| *instance.name != *instance.id.to_string();
-            match mentioned.get_mut(&instance.id) {
-                None => drop(mentioned.insert(instance.id, instance)),
-                Some(known) if !is_named(known) && is_named(&instance) => *known = instance,
+            match mentioned.get_mut(&id) {
+                None => drop(mentioned.insert(id, instance)),
+                Some(known) if known.name.is_none() && instance.name.is_some() => *known = instance,
                 Some(_) => {}
             }
         }
         snapshots.push(snapshot);
         Ok(())
     })?;
-    Ok(ListedSnapshots { snapshots, mentioned: mentioned.into_values().collect() })
+    Ok(ListedSnapshots {
+        snapshots,
+        mentioned: mentioned.into_values().filter_map(RawInstance::named).collect(),
+    })
 }
 
 /// Reads a body of list-instances.

@@ -34,7 +34,7 @@ pub struct Listing {
     /// Sentences for people.
     pub warnings: Vec<String>,
     /// What the last accepted run of the policy rested on here; empty if there was none.
-    pub(crate) memory: Memory,
+    pub(crate) memory: Arc<Memory>,
     /// How each archive that could be read stands to this state.
     presences: BTreeMap<ArchiveName, Presence>,
     /// Indexes in `inventory.instances`.
@@ -95,12 +95,12 @@ impl ListingCache {
     }
 }
 
-/// Lists zones; the listings are in the order of the zones. An error is why the zone cannot be judged, as a sentence.
+/// Lists zones, from the cache if there is one; the listings are in the order of the zones. An error is why the zone
+/// cannot be judged, as a sentence.
 pub(crate) async fn list_zones(
     runner: &Runner,
-    cache: &ListingCache,
-    policy: &Policy,
-    before: &LastRuns,
+    cache: Option<&ListingCache>,
+    memories: &Memories,
     zones: &[ZoneName],
 ) -> Vec<Result<Listing, String>> {
     let archives = look_at_archives(runner).await;
@@ -108,8 +108,11 @@ pub(crate) async fn list_zones(
     for zone in zones {
         let archives = &archives;
         let listing = async move {
-            let raw = cache.list(runner, zone).await?;
-            complete(runner, policy, before, zone, raw, archives).await
+            let raw = match cache {
+                Some(cache) => cache.list(runner, zone).await?,
+                None => list(runner, zone).await?,
+            };
+            complete(runner, memories, zone, raw, archives).await
         };
         listings.push(listing.boxed());
     }
@@ -202,8 +205,7 @@ pub(crate) fn archived_copies(archives: &FoundArchives, zone: &ZoneName) -> BTre
 /// Why the zone cannot be judged, as a sentence.
 pub async fn complete(
     runner: &Runner,
-    policy: &Policy,
-    before: &LastRuns,
+    memories: &Memories,
     zone: &ZoneName,
     raw: RawListing,
     archives: &FoundArchives,
@@ -211,7 +213,7 @@ pub async fn complete(
     let holds = runner.state.holds().await.map_err(|error| {
         format!("nothing is done here, since the holds cannot be read: {}", chain(&error))
     })?;
-    let memory = remembered(runner, policy, before, zone).await?;
+    let memory = memories.get(zone).cloned().unwrap_or_else(|| Ok(Arc::default()))?;
     // After the listing, so that they include everything listed.
     let states = runner.state.all_policy_states().await.map_err(|error| {
         let error = chain(&error);
@@ -235,6 +237,19 @@ pub async fn complete(
     }
     let presences = archives.presences.clone();
     Ok(Listing { warnings, memory, presences, ..listing })
+}
+
+/// What the policy's last accepted run in each of its zones rested on, or why that cannot be read.
+pub(crate) type Memories = BTreeMap<ZoneName, Result<Arc<Memory>, String>>;
+
+/// Reads them, once for a run; `before` is what the policy's last runs left.
+pub async fn memories(runner: &Runner, policy: &Policy, before: &LastRuns) -> Memories {
+    let mut memories = Memories::new();
+    for zone in &policy.zones {
+        let memory = remembered(runner, policy, before, zone).await.map(Arc::new);
+        memories.insert(zone.clone(), memory);
+    }
+    memories
 }
 
 /// What the policy's last accepted run in the zone rested on; of a policy without such a run, that of the policy that last
@@ -361,14 +376,7 @@ pub(crate) fn with_warnings(inventory: Inventory, catalogues: Catalogues) -> Lis
             )),
         }
     }
-    Listing {
-        inventory,
-        catalogues,
-        warnings,
-        memory: Memory::default(),
-        presences: BTreeMap::new(),
-        instances,
-    }
+    Listing { inventory, catalogues, warnings, memory: Arc::default(), presences: BTreeMap::new(), instances }
 }
 
 /// A lost copy is announced here, since its snapshot may be deleted: no one may look for it otherwise.

@@ -17,11 +17,10 @@ use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::sources::{keep_where_missing, late_texts};
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::context::Runner;
-use crate::run::list::{Listing, ListingCache, list_zones};
+use crate::run::list::{Listing, Memories, list_zones};
 use crate::run::self_instance;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
-use crate::state::last_runs::LastRuns;
 use crate::text::{counted, printable};
 
 /// A zone's listing, and what the policies decide about it.
@@ -131,7 +130,11 @@ impl ZonePlan {
             Memory { at: Some(started_at), ..memory.renewed(policies, inventory, plan.at, unsettled) }
         } else {
             let seen = memory.differences(policies, inventory, plan.at);
-            Memory { at: Some(started_at), changes: seen.iter().map(from_start).collect(), ..memory.clone() }
+            Memory {
+                at: Some(started_at),
+                changes: seen.iter().map(from_start).collect(),
+                ..Memory::clone(memory)
+            }
         }
     }
 
@@ -164,10 +167,10 @@ impl ZonePlan {
 pub(crate) async fn plan_zones(
     runner: &Runner,
     policy: &Policy,
-    before: &LastRuns,
+    memories: &Memories,
     zones: &[ZoneName],
 ) -> Vec<Result<ZonePlan, String>> {
-    let listings = list_zones(runner, &ListingCache::default(), policy, before, zones).await;
+    let listings = list_zones(runner, None, memories, zones).await;
     let now = runner.clock.now();
     listings.into_iter().map(|listing| decide(&runner.policies, policy, listing?, now)).collect()
 }

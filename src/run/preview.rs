@@ -16,7 +16,7 @@ use crate::run::context::Runner;
 use crate::run::coverage;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan, ends_at};
-use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, with_warnings};
+use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, memories, with_warnings};
 use crate::run::persist;
 use crate::run::plan::{PlannedAction, ZonePlan, add_coming, decide};
 use crate::run::promote;
@@ -78,7 +78,8 @@ impl Runner {
                 return policy.zones.iter().map(|zone| (zone.clone(), Err(why.clone()))).collect();
             }
         };
-        let listings = list_zones(runner, cache, policy, &before, &policy.zones).await;
+        let memories = memories(runner, policy, &before).await;
+        let listings = list_zones(runner, Some(cache), &memories, &policy.zones).await;
         let at = at.unwrap_or_else(|| runner.clock.now());
         let (mut plans, mut exports) = (Vec::new(), Vec::new());
         for listing in listings {

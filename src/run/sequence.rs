@@ -27,6 +27,7 @@ use crate::run::delete::delete_snapshots;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan};
 use crate::run::instance_counts;
+use crate::run::list::{Memories, memories};
 use crate::run::persist::{self, SeenZone};
 use crate::run::plan::{ZonePlan, plan_zones};
 use crate::run::policy_memory::PolicyMemory;
@@ -63,7 +64,8 @@ impl Runner {
             let (runner, policy) = self_instance::resolve(self, policy).await;
             let (runner, policy) = (&*runner, &*policy);
             let recorder = Recorder::new(runner, policy, run_id, options);
-            let sequence = Sequence { runner, policy, options, recorder, before: &before };
+            let memories = memories(runner, policy, &before).await;
+            let sequence = Sequence { runner, policy, options, recorder, before: &before, memories };
             let (mut report, seen) = sequence.run().await;
             persist::persist(runner, policy, before, seen, &mut report).await;
             report
@@ -82,6 +84,8 @@ struct Sequence<'a> {
     recorder: Recorder,
     /// What the policy's last run remembered.
     before: &'a LastRuns,
+    /// What that run rested on.
+    memories: Memories,
 }
 
 impl Sequence<'_> {
@@ -89,7 +93,7 @@ impl Sequence<'_> {
     async fn run(&self) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
         let started_at = runner.clock.now();
-        let plans = plan_zones(runner, policy, self.before, &policy.zones).await;
+        let plans = plan_zones(runner, policy, &self.memories, &policy.zones).await;
         let mut zones: Vec<ZoneRun> =
             policy.zones.iter().zip(plans).map(|(zone, plan)| ZoneRun::new(zone, plan)).collect();
         // All zones of a run have the same archives.
@@ -133,7 +137,7 @@ impl Sequence<'_> {
             zones.iter_mut().filter(|zone| zone.plan.is_some() && zone.report.steps.iter().any(is_begun));
         let changed: Vec<&mut ZoneRun> = changed.collect();
         let names: Vec<ZoneName> = changed.iter().map(|zone| zone.report.zone.clone()).collect();
-        let plans = plan_zones(self.runner, self.policy, self.before, &names).await;
+        let plans = plan_zones(self.runner, self.policy, &self.memories, &names).await;
         for (zone, plan) in changed.into_iter().zip(plans) {
             zone.set_plan(plan);
         }
@@ -165,7 +169,7 @@ impl Sequence<'_> {
         let names: Vec<ZoneName> = locked.iter().map(|(report, _)| report.zone.clone()).collect();
         // Before the listing, so that every deletion since the listing is in the log after this mark.
         let mark = runner.state.audit_len().await;
-        let plans = plan_zones(runner, policy, before, &names).await;
+        let plans = plan_zones(runner, policy, &self.memories, &names).await;
         let listed_at = runner.clock.now();
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
