@@ -9,7 +9,7 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::instance;
 use crate::cli::output::{Output, Row, plain, to_the_second};
 use crate::cli::survey::{IDS_ARE_SHOWN, Survey};
-use crate::lookup::{self, Kind, LookupError};
+use crate::lookup::{self, Kind, Known, LookupError};
 use crate::snapshot::SnapshotId;
 use crate::state::holds::Hold;
 use crate::text::{excerpt, printable};
@@ -69,10 +69,16 @@ pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit,
     let seams = Seams::real();
     let reading = assemble::state(&config, &seams, Use::Reading)?;
     let holds = reading.holds().await?.holds;
-    let snapshot = match lookup::find(Kind::Snapshot, text, holds.iter().map(Hold::known)) {
+    // Holds of earlier versions have no names; the audit log may.
+    let mut known: Vec<Known> = holds.iter().map(Hold::known).collect();
+    if lookup::whole_id(text).is_none() {
+        let logged = reading.known_in_history(Kind::Snapshot, text).await.unwrap_or_default();
+        let is_held = |known: &Known| holds.iter().any(|hold| hold.snapshot.0 == known.id);
+        known.extend(logged.into_iter().filter(is_held));
+    }
+    let snapshot = match lookup::find(Kind::Snapshot, text, known) {
         Ok(id) => id,
         Err(several @ LookupError::Several { .. }) => return Err(Refusal::usage(several.to_string())),
-        // Holds of earlier versions have no names.
         Err(LookupError::Unknown { .. }) => {
             let mut survey = Survey::default();
             survey.ask_zones(&config, &seams).await;

@@ -91,13 +91,21 @@ async fn a_name_of_two_snapshots_is_refused_with_both_and_nothing_is_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn holds_of_before_have_no_names_and_are_released_by_what_the_zone_says() {
-    let (play, ids) = Play::five(PRUNE).await;
-    assert_eq!(play.run(&["hold", &ids[2].to_string()]).await.status, 0);
+async fn holds_of_before_have_no_names_and_are_released_by_what_the_zone_or_the_log_says() {
+    let (play, ids) = Play::five(EXPORTS).await;
+    for id in [ids[2], ids[0]] {
+        assert_eq!(play.run(&["hold", &id.to_string()]).await.status, 0);
+    }
     let path = play.path("state/holds.json");
     let mut holds: serde_json::Value = serde_json::from_str(&crate::stage::read(&path)).unwrap();
-    holds["holds"][0].as_object_mut().unwrap().remove("about").unwrap();
+    for hold in holds["holds"].as_array_mut().unwrap() {
+        hold.as_object_mut().unwrap().remove("about").unwrap();
+    }
     crate::command_line::write(&path, &holds.to_string());
+    // It was exported, so the log has its name.
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    let said = end_of(play.stranger(&["unhold", &play.name(ids[0])])).await;
+    assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
     let said = play.run(&["unhold", &play.name(ids[2])]).await;
     said.has(&["is no longer on hold (previously forever)"]);
     let state = StateDirectory::at(std::sync::Arc::new(RealDisk), &play.path("state"));
