@@ -3,6 +3,7 @@
 pub(super) mod candidate;
 pub(super) mod decisions;
 pub(super) mod files;
+pub(super) mod keys;
 pub(super) mod table;
 
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use crate::cli::args::{Global, Plan};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
+use crate::cli::plan::candidate::Changes;
 use crate::cli::plan::decisions::PolicyInZone;
 use crate::cli::plan::files::{Files, check_files, inventories};
 use crate::config::sections::Config;
@@ -64,7 +66,10 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
     let then = planner.plan(&candidate, &then, Some(at)).await?;
     let exit = complain("now: ", &now, output).worse(complain("candidate: ", &then, output));
     let differences = candidate::differences(&now, &then);
-    output.show(|| candidate::json(at, &differences), || candidate::render(&differences, at, output));
+    let keys = keys::changed_keys(&config, &candidate);
+    let losses = keys::losses(&config, &candidate, now.iter().chain(&then));
+    let changes = Changes { keys, losses, differences };
+    output.show(|| candidate::json(at, &changes), || candidate::render(&changes, at, output));
     Ok(exit)
 }
 

@@ -15,6 +15,7 @@ pub mod sections;
 mod toml_reader;
 pub mod warnings;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use toml::de::DeTable;
 
 use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
 use crate::config::sections::{ArchiveSettings, Config};
-use crate::config::toml_reader::OpenFile;
+use crate::config::toml_reader::{OpenFile, shown_key};
 use crate::disk::{Disk, read_named_file};
 use crate::policy::name::ArchiveName;
 use crate::text::excerpt;
@@ -120,7 +121,28 @@ pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Conf
     let (table, errors) = DeTable::parse_recoverable(text);
     let unread = report_syntax(text, &errors, &file);
     let config = sections::read(&file.root(table.get_ref()), endpoint, &file, file_name);
-    file.finish(text, file_name, &unread).map_or(Ok(config), Err)
+    match file.finish(text, file_name, &unread) {
+        None => Ok(Config { written: written_keys(text), ..config }),
+        Some(diagnostics) => Err(diagnostics),
+    }
+}
+
+/// Every key of a valid file with its value.
+fn written_keys(text: &str) -> BTreeMap<String, serde_json::Value> {
+    let mut keys = BTreeMap::new();
+    // The text has been read without an error before.
+    let mut tables = vec![(String::new(), toml::from_str::<toml::Table>(text).unwrap_or_default())];
+    while let Some((path, table)) = tables.pop() {
+        for (name, value) in table {
+            let name = shown_key(&name);
+            let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+            match value {
+                toml::Value::Table(table) => tables.push((path, table)),
+                value => drop(serde_json::to_value(value).map(|value| keys.insert(path, value))),
+            }
+        }
+    }
+    keys
 }
 
 /// Reports errors of TOML syntax. Returns the parts of the text that the parser may have skipped or misread because of

@@ -63,6 +63,8 @@ pub struct Config {
     pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
     /// At least one, in the order of the file; every archive that a policy names exists in `archives`.
     pub policies: Vec<Policy>,
+    /// Every key of the file with its value, such as `policies.nightly.zones`.
+    pub written: BTreeMap<String, serde_json::Value>,
     /// The section `[coverage]`: the instances that are meant to be without a backup.
     pub exempt: Exemption,
 }
@@ -143,6 +145,7 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
     let policies = policies::read(&named_policies, &archive_names);
     check_notify(&root.table("notify"));
     Config {
+        written: BTreeMap::new(),
         exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, file),
         server: read_server(&root.table("server")),
         state_directory: root.table("state").read("directory", Value::path),

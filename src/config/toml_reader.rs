@@ -105,7 +105,7 @@ impl Place<'_> {
 }
 
 /// A key as a path shows it: in quotes where TOML wants them.
-fn shown_key(name: &str) -> String {
+pub(super) fn shown_key(name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if bare { excerpt(name, 64) } else { format!("\"{}\"", excerpt(name, 64)) }
 }

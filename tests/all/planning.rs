@@ -190,8 +190,21 @@ fn a_candidate_shows_only_what_it_would_change() {
             ["2026-08-31T02:30:00Z", "keep", "keep_monthly"],
         ]
     );
+    let of_key =
+        |key: &str, now: Value, candidate: Value| json!({ "key": key, "now": now, "candidate": candidate });
+    assert_eq!(
+        json["keys"],
+        json!([
+            of_key("policies.nightly.retention.keep_daily", json!(7), json!(5)),
+            of_key("policies.nightly.retention.keep_monthly", json!(3), json!(6)),
+            of_key("policies.nightly.schedule", json!("30 2 * * *"), Value::Null),
+        ])
+    );
+    assert_eq!(json["losses"], json!([]));
     let said = sample(&["--candidate", &file]);
     said.has(&[
+        "  ~ policies.nightly.retention.keep_daily: 7 -> 5\n",
+        "  - policies.nightly.schedule: \"30 2 * * *\" -> not set\n",
         "NOW     CANDIDATE  AGE",
         "keep    DELETE     5d 3h   2026-11-19T02:30:00Z",
         "DELETE  keep       85d 3h  2026-08-31T02:30:00Z",
@@ -201,6 +214,41 @@ fn a_candidate_shows_only_what_it_would_change() {
     assert!(!said.out.contains("policy audit"), "{said:?}");
     let same = format!("{}/tests/listings/policies.toml", env!("CARGO_MANIFEST_DIR"));
     sample(&["--candidate", &same]).has(&["no changes: every selected snapshot has the same verdict"]);
+}
+
+#[test]
+fn a_candidate_names_the_instances_that_lose_their_backups_even_if_no_verdict_changes() {
+    let desk = Desk::new();
+    let snapshots = listing(&[daily(WEB, 3, "exported"), daily(DB, 2, "exported")].concat());
+    let making = |name: &str, keys: &str, instances: &str| {
+        policy(name, &format!("create = true\n{keys}[policies.{name}.select]\ninstances = [{instances}]\n"))
+    };
+    let all = format!("\"{WEB}\", \"{DB}\"");
+    let now = making("nightly", "", &all);
+    for (candidate, expected) in [
+        (
+            making("nightly", "enabled = false\n", &all),
+            "policies.nightly: paused: 2 instances will have no new snapshots",
+        ),
+        (now.replace("create = true", "create = false"), "policies.nightly.create: removed: 2 instances"),
+        (
+            making("daily", "", &format!("\"{DB}\"")),
+            "policies.nightly: removed: 1 instance will have no new snapshots",
+        ),
+        (
+            making("nightly", "", &format!("\"{WEB}\"")),
+            "policies.nightly: selects less: 1 instance will have no",
+        ),
+        (making("daily", "", &all), ""),
+    ] {
+        let then = desk.write("then.toml", &candidate);
+        let json = desk.plan(&now, &snapshots, &["--candidate", shown(&then), "--output", "json"]).json();
+        let losses: Vec<&str> =
+            json["losses"].as_array().unwrap().iter().map(|loss| loss.as_str().unwrap()).collect();
+        assert_eq!(losses.len(), usize::from(!expected.is_empty()), "{candidate}: {losses:?}");
+        assert!(losses.iter().all(|loss| loss.starts_with(expected)), "{candidate}: {losses:?}");
+        assert_ne!(json["keys"], json!([]), "{candidate}");
+    }
 }
 
 #[test]

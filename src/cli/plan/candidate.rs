@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::cli::once::plan_sums;
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::cli::plan::decisions::{PolicyInZone, decided, decision_json, snapshot_json};
+use crate::cli::plan::keys::{self, ChangedKey};
 use crate::cli::plan::table::{age, called, shown, taken, title, why};
 use crate::policy::name::PolicyName;
 use crate::retention::plan::Decision;
@@ -106,8 +107,16 @@ fn pairs_of<'a>(now: Option<&'a Preview>, candidate: Option<&'a Preview>) -> Vec
     pairs
 }
 
-/// The differences for programs.
-pub(super) fn json(at: Timestamp, differences: &[Difference<'_>]) -> Value {
+/// All that another configuration changes.
+pub(super) struct Changes<'a> {
+    pub(super) keys: Vec<ChangedKey<'a>>,
+    /// Sentences about instances that get no backups any more.
+    pub(super) losses: Vec<String>,
+    pub(super) differences: Vec<Difference<'a>>,
+}
+
+/// The changes for programs.
+pub(super) fn json(at: Timestamp, Changes { keys, losses, differences }: &Changes<'_>) -> Value {
     let change = |pair: &Pair<'_>| {
         json!({
             "snapshot": snapshot_json(pair.planned, pair.snapshot),
@@ -124,12 +133,24 @@ pub(super) fn json(at: Timestamp, differences: &[Difference<'_>]) -> Value {
         let changes = pairs.iter().map(change).collect::<Value>();
         json!({ "policy": policy, "zone": zone, "change": word, "changes": changes })
     });
-    json!({ "at": at, "policies": policies.collect::<Value>() })
+    let policies = policies.collect::<Value>();
+    json!({ "at": at, "keys": keys::json(keys), "losses": losses, "policies": policies })
 }
 
-/// The differences as text.
-pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Output) -> String {
+/// The changes as text.
+pub(super) fn render(
+    Changes { keys, losses, differences }: &Changes<'_>,
+    at: Timestamp,
+    output: Output,
+) -> String {
     let mut text = format!("changes by the candidate, as of {}\n", to_the_second(at));
+    if !keys.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n{}", keys::render(keys));
+    }
+    for loss in losses {
+        text.push_str(&output.note("LOST:", Tone::Bad, loss));
+    }
     let (mut more, mut fewer) = (0, 0);
     for difference in differences {
         let Difference { policy, zone, now, candidate, pairs } = difference;
@@ -169,7 +190,8 @@ pub(super) fn render(differences: &[Difference<'_>], at: Timestamp, output: Outp
         fewer += fewer_here;
     }
     let _ = if differences.is_empty() {
-        writeln!(text, "\nno changes: every selected snapshot has the same verdict")
+        let what = if keys.is_empty() { "changes" } else { "verdict changes" };
+        writeln!(text, "\nno {what}: every selected snapshot has the same verdict")
     } else {
         writeln!(text, "\ntotal: {more} more to delete, {fewer} fewer to delete")
     };
