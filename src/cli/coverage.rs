@@ -25,8 +25,8 @@ pub async fn coverage(global: &Global, instances: &[String], output: Output) -> 
     let credentials = assemble::credentials(&config)?;
     let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Reading)?;
     let mut fleet = runner.coverage().await.map_err(Refusal::failed)?;
-    for (zone, failure) in &fleet.failures {
-        output.complain(&format!("zone {zone}: {failure}"));
+    for failure in &fleet.failures {
+        output.complain(failure);
     }
     choose(&mut fleet, instances)?;
     if instances.is_empty() {

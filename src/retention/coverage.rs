@@ -232,13 +232,13 @@ pub fn coverage(
         }
         all.push(covered);
     }
-    all.extend(vanished.iter().map(|gone| {
-        let mut covered = with_copies(inventory, gone.id, gone.name.clone(), &copies);
+    all.extend(vanished.iter().map(|one| {
+        let mut covered = with_copies(inventory, one.id, one.name.clone(), &copies);
         covered.state = CoverageState::Vanished;
-        covered.policies.clone_from(&gone.policies);
-        let good = good.get(&gone.id).map_or(&[][..], Vec::as_slice);
+        covered.policies.clone_from(&one.policies);
+        let good = good.get(&one.id).map_or(&[][..], Vec::as_slice);
         covered.newest_snapshot = good.first().map(|snapshot| snapshot.created_at);
-        covered.problems.push(format!("not listed any more since {}", gone.since));
+        covered.problems.push(format!("not listed any more since {}", one.since));
         covered
     }));
     all
@@ -278,7 +278,7 @@ fn find_problems(
     }
     for archive in policy.export.iter().flat_map(|export| &export.archives) {
         let problem = match inventory.archives.get(archive) {
-            Some(Copies::Unreachable(why)) => Some(format!("archive {archive}: {why}")),
+            Some(Copies::Unreachable(_)) => Some(format!("its copies in archive {archive} are not known")),
             Some(Copies::Known(_)) => {
                 let newest_copy = copies.get(&instance.id).and_then(|copies| copies.get(archive)).copied();
                 // From the oldest on; what runs skip after an outage is made up for by a newer one.

@@ -1,8 +1,9 @@
 //! Which instances lack the snapshots that they should have: for reports, previews, metrics and status. `retention` judges.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +118,7 @@ pub(crate) fn longest_gap(policy: &Policy, now: Timestamp) -> Option<SignedDurat
     policy.schedule.as_ref()?.longest_gap(now, &policy.time_zone)
 }
 
-/// A sentence about the instances that were first found to be gone at `now`.
+/// A sentence about the instances that were first found to be not listed any more at `now`.
 pub(crate) fn vanished_text(instances: &[InstanceCounts], now: Timestamp) -> Option<String> {
     let copy = |instance: &InstanceCounts| {
         let newest = instance.newest_verified_at.iter().max_by_key(|(_, at)| **at);
@@ -219,8 +220,8 @@ pub struct FleetCoverage {
     pub at: Timestamp,
     /// The instances of all zones that could be listed.
     pub instances: Vec<InstanceCoverage>,
-    /// Why a zone could not be judged.
-    pub failures: Vec<(ZoneName, String)>,
+    /// Why a zone could not be judged, or an archive not be read, in sentences.
+    pub failures: Vec<String>,
     /// Of each enabled policy of which all zones are listed: which patterns match nothing, as a sentence.
     pub unmatched: Vec<(PolicyName, String)>,
 }
@@ -238,18 +239,20 @@ impl Runner {
         let runner = &*runner;
         let archives = look_at_archives(runner).await;
         let last_runs = runner.state.all_last_runs().await.map_err(|error| chain(&error))?;
-        let mut zones: BTreeMap<&ZoneName, Result<Inventory, String>> = BTreeMap::new();
-        for zone in runner.policies.iter().flat_map(|policy| &policy.zones) {
-            if !zones.contains_key(zone) {
-                let inventory = list(runner, zone).await.map(|raw| Inventory {
-                    archives: archived_copies(&archives, zone),
-                    ..raw.on_paper(zone)
-                });
-                zones.insert(zone, inventory);
-            }
+        let names: BTreeSet<&ZoneName> = runner.policies.iter().flat_map(|policy| &policy.zones).collect();
+        let mut listings: Vec<BoxFuture<'_, _>> = Vec::new();
+        for zone in names {
+            let archives = &archives;
+            let listing = async move {
+                let raw = list(runner, zone).await?;
+                Ok(Inventory { archives: archived_copies(archives, zone), ..raw.on_paper(zone) })
+            };
+            listings.push(async move { (zone, listing.await) }.boxed());
         }
+        let zones: BTreeMap<&ZoneName, Result<Inventory, String>> =
+            join_all(listings).await.into_iter().collect();
         let at = runner.clock.now();
-        let (mut instances, mut failures) = (Vec::new(), Vec::new());
+        let (mut instances, mut failures) = (Vec::new(), archives.failures());
         for (zone, inventory) in &zones {
             match inventory {
                 Ok(inventory) => {
@@ -257,7 +260,7 @@ impl Runner {
                     let policies = &runner.policies;
                     instances.extend(coverage(policies, &runner.exempt, inventory, &vanished, at));
                 }
-                Err(failure) => failures.push(((*zone).clone(), failure.clone())),
+                Err(failure) => failures.push(format!("zone {zone}: {failure}")),
             }
         }
         // The worst first.
@@ -289,8 +292,8 @@ fn vanished(
     for (policy, runs) in last_runs.iter().filter(|(name, _)| is_enabled(name)) {
         let Some(memory) = runs.zones.get(&inventory.zone) else { continue };
         for instance in memory.instances.iter().filter(|instance| !instance.is_exempt) {
-            let is_gone = instance.is_listed || is_remembered(instance, now);
-            if !is_gone || is_listed(instance.id) {
+            let was_listed = instance.is_listed || is_remembered(instance, now);
+            if !was_listed || is_listed(instance.id) {
                 continue;
             }
             let since = instance.vanished_at.unwrap_or(now);

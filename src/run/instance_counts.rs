@@ -73,17 +73,17 @@ pub(crate) fn count(
         }
     }
     let listed: HashSet<InstanceId> = inventory.instances.iter().map(|instance| instance.id).collect();
-    for gone in before.iter().filter(|gone| !gone.is_exempt && !listed.contains(&gone.id)) {
-        if !gone.is_listed && !is_remembered(gone, now) {
+    for earlier in before.iter().filter(|earlier| !earlier.is_exempt && !listed.contains(&earlier.id)) {
+        if !earlier.is_listed && !is_remembered(earlier, now) {
             continue;
         }
-        let index = *known.entry(gone.id).or_insert_with(|| {
-            all.push(InstanceCounts::of(gone.id, None));
+        let index = *known.entry(earlier.id).or_insert_with(|| {
+            all.push(InstanceCounts::of(earlier.id, None));
             all.len() - 1
         });
         if let Some(counts) = all.get_mut(index) {
-            counts.name.clone_from(&gone.name);
-            counts.vanished_at = gone.vanished_at.or(Some(now));
+            counts.name.clone_from(&earlier.name);
+            counts.vanished_at = earlier.vanished_at.or(Some(now));
         }
     }
     for archive in policy.export.iter().flat_map(|export| &export.archives) {

@@ -127,6 +127,16 @@ pub struct FoundArchives {
 }
 
 impl FoundArchives {
+    /// Why the copies in archives are not known, in sentences.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let why = |(name, catalogue): (&ArchiveName, &Result<_, String>)| {
+            let closed = || self.presences.get(name).and_then(Presence::closed);
+            let why = catalogue.as_ref().err().map(String::as_str).or_else(closed)?;
+            Some(format!("archive {name}: {why}"))
+        };
+        self.catalogues.iter().filter_map(why).collect()
+    }
+
     /// The first that others used, where this state remembered no run.
     fn unadopted(&self) -> Option<&ArchiveName> {
         let mut presences = self.presences.iter();

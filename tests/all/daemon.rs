@@ -13,6 +13,7 @@ use snapwarden::daemon::{Daemon, DaemonError, Ending, Loaded, Order};
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::error::StateError;
 use snapwarden::telemetry::Telemetry;
 use snapwarden::transport::{Request, Response, Transport, TransportError};
@@ -268,6 +269,30 @@ async fn metrics_are_there_at_zero_go_on_over_a_restart_and_go_with_their_policy
     let (_, telemetry) = open(&stage, &one, Vec::new()).await.unwrap();
     assert_eq!(value(&telemetry, success), last, "the last success is known at once after a restart");
     assert_eq!(value(&telemetry, runs), Some(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allowance_that_is_given_beside_it_shows_within_a_minute_and_goes_with_the_run() {
+    let stage = stage_at("2026-11-01T12:00:00Z");
+    let policies = creating("schedule = \"30 12 * * *\"\n[policies.p.retention]\nkeep_last = 1");
+    let play = play(&stage, &policies).await;
+    let series = "snapwarden_guard_allowance{policy=\"p\"}";
+    until(&stage, "2026-11-01T12:01:00Z").await;
+    assert_eq!(play.value(series), Some(0.0));
+    let allowance = Allowance {
+        of: AllowanceOf::Policy("p".parse().unwrap()),
+        zone: None,
+        deletes: 40,
+        given_at: stage.now(),
+        ends_at: None,
+    };
+    stage.runner(&policies).state.allow(&stage.clock, allowance).await.unwrap();
+    until(&stage, "2026-11-01T12:02:00Z").await;
+    assert_eq!(play.value(series), Some(40.0));
+    until(&stage, "2026-11-01T12:31:00Z").await;
+    assert_eq!(taken(&stage).len(), 1);
+    assert_eq!(play.value(series), Some(0.0));
+    play.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

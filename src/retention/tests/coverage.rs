@@ -143,7 +143,10 @@ fn problems_name_the_policy_the_archive_and_the_times() {
     // The newest is not late yet.
     assert_eq!(exports(with(&[2])), [""; 0]);
     let unreachable = Copies::Unreachable("no such folder".to_owned());
-    assert_eq!(exports(zone.clone().archive("vault", unreachable)), ["archive vault: no such folder"]);
+    assert_eq!(
+        exports(zone.clone().archive("vault", unreachable)),
+        ["its copies in archive vault are not known"]
+    );
 }
 
 #[test]
