@@ -6,9 +6,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::when::When;
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::select::Pattern;
 use crate::policy::span::Span;
 use crate::restore::template::BootMode;
-use crate::snapshot::ZoneName;
+use crate::retention::verdict::Verdict;
+use crate::snapshot::{InstanceId, ZoneName};
 use crate::telemetry::logging;
 
 /// Creates, prunes, exports, verifies and promotes snapshots of Exoscale Compute instances.
@@ -194,9 +196,39 @@ pub struct Plan {
     /// Without it, every instance that a snapshot names counts as listed.
     #[arg(long, value_name = "[ZONE=]FILE", requires = "snapshots")]
     pub instances: Vec<ZoneFile>,
+    /// Show only the snapshots with this verdict; the sums are of all
+    #[arg(long, value_name = "VERDICT", conflicts_with = "candidate")]
+    pub only: Option<Only>,
+    /// Show only the snapshots of the instances with this ID or name, such as `web-*`; the sums are of all
+    #[arg(long, value_name = "GLOB", value_parser = |text: &str| Pattern::<InstanceId>::new(text), conflicts_with = "candidate")]
+    pub instance: Option<Pattern<InstanceId>>,
+    /// Show only the sums
+    #[arg(long, conflicts_with_all = ["candidate", "only", "instance"])]
+    pub summary: bool,
     /// Show only what would change with this configuration file
     #[arg(long, value_name = "FILE")]
     pub candidate: Option<PathBuf>,
+}
+
+/// A verdict of `plan`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Only {
+    /// To be deleted
+    Delete,
+    /// Kept
+    Keep,
+    /// Ignored
+    Ignore,
+}
+
+impl From<Only> for Verdict {
+    fn from(only: Only) -> Self {
+        match only {
+            Only::Delete => Self::Delete,
+            Only::Keep => Self::Keep,
+            Only::Ignore => Self::Ignore,
+        }
+    }
 }
 
 /// A file that replaces a listing of a zone.

@@ -22,6 +22,7 @@ use crate::archive::catalogue::CopyFilter;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
+use crate::cli::plan::decisions::Filter;
 use crate::cli::plan::table;
 use crate::cli::progress::Progress;
 use crate::cli::{archive, once, run};
@@ -424,7 +425,9 @@ async fn show_plan(runner: &Runner, policy: &Policy, output: Output) {
     let at = runner.clock.now();
     for (_, planned) in runner.preview(&ListingCache::default(), policy, None).await {
         match &planned {
-            Ok(planned) => output.print(&table::render([(&policy.name, planned)], at, output)),
+            Ok(planned) => {
+                output.print(&table::render([(&policy.name, planned)], &Filter::default(), at, output));
+            }
             Err(failure) => output.complain(failure),
         }
     }

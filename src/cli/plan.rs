@@ -15,11 +15,12 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::plan::candidate::Changes;
-use crate::cli::plan::decisions::PolicyInZone;
+use crate::cli::plan::decisions::{Filter, PolicyInZone};
 use crate::cli::plan::files::{Files, check_files, inventories};
 use crate::config::sections::Config;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
+use crate::retention::verdict::Verdict;
 use crate::run::list::ListingCache;
 use crate::run::preview::preview_offline;
 
@@ -50,7 +51,12 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         }
         let exit = complain("", &all, output);
         let plans = all.iter().filter_map(|one| Some((&one.name, one.planned.as_ref().ok()?)));
-        output.show(|| decisions::json(at, &all), || table::render(plans, at, output));
+        let filter = Filter {
+            only: plan.only.map(Verdict::from),
+            instances: plan.instance.clone(),
+            is_summary: plan.summary,
+        };
+        output.show(|| decisions::json(at, &all, &filter), || table::render(plans, &filter, at, output));
         return Ok(exit);
     };
     let candidate = assemble::configuration(candidate)?;

@@ -158,7 +158,7 @@ impl<Id: PartialEq + std::str::FromStr> Pattern<Id> {
         }
     }
 
-    fn matches(&self, id: &Id, name: Option<&str>) -> bool {
+    pub(crate) fn matches(&self, id: &Id, name: Option<&str>) -> bool {
         match self {
             Self::Id(wanted) => wanted == id,
             Self::Name(glob) => name.is_some_and(|name| glob.matches(name)),

@@ -159,6 +159,33 @@ fn it_is_seen_which_policy_holds_a_snapshot_and_by_which_rule() {
 }
 
 #[test]
+fn what_is_shown_can_be_filtered_and_the_sums_stay() {
+    let all = sample(&["--output", "json"]).json();
+    let decisions = |json: &Value| -> Vec<Value> {
+        let policies = json["policies"].as_array().unwrap();
+        policies.iter().flat_map(|policy| policy["decisions"].as_array().unwrap().clone()).collect()
+    };
+    for verdict in ["delete", "keep", "ignore"] {
+        let of_it = decisions(&all).into_iter().filter(|one| one["verdict"] == *verdict);
+        let shown = sample(&["--only", verdict, "--output", "json"]).json();
+        assert_eq!(decisions(&shown), of_it.collect::<Vec<_>>(), "{verdict}");
+    }
+    let of_db = decisions(&all).into_iter().filter(|one| one["snapshot"]["instance_name"] == "db-1");
+    let shown = sample(&["--instance", "db-*", "--output", "json"]).json();
+    assert_eq!(decisions(&shown), of_db.collect::<Vec<_>>());
+    let said = sample(&["nightly", "--only", "delete", "--instance", "web-*"]);
+    said.has(&["DELETE", "26 snapshots: 17 kept, 6 to delete, 3 ignored"]);
+    assert!(!said.out.contains("  keep ") && !said.out.contains("db-1 ("), "{said:?}");
+    let said = sample(&["--summary"]);
+    said.has(&["26 snapshots: 17 kept, 6 to delete, 3 ignored"]);
+    assert!(!said.out.contains("TAKEN") && !said.out.contains("timelines"), "{said:?}");
+    let json = sample(&["nightly", "--summary", "--output", "json"]).json();
+    assert_eq!((decisions(&json).len(), &json["policies"][0]["plan"]["delete"]), (0, &json!(6)), "{json:#}");
+    let refused = sample(&["--instance", "[", "--output", "json"]);
+    assert_eq!(refused.status, 2, "{refused:?}");
+}
+
+#[test]
 fn a_candidate_shows_only_what_it_would_change() {
     let file = format!("{}/tests/listings/candidate.toml", env!("CARGO_MANIFEST_DIR"));
     let json = sample(&["--candidate", &file, "--output", "json"]).json();

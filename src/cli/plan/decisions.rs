@@ -4,11 +4,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::policy::name::PolicyName;
+use crate::policy::select::Pattern;
 use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
 use crate::run::archive_retention::CopyDecision;
 use crate::run::preview::Preview;
-use crate::snapshot::{Snapshot, ZoneName};
+use crate::run::report::sums_of;
+use crate::snapshot::{InstanceId, Snapshot, ZoneName};
 
 /// The plan of a policy in a zone, or why there is none.
 pub(super) struct PolicyInZone {
@@ -17,11 +19,42 @@ pub(super) struct PolicyInZone {
     pub(super) planned: Result<Preview, String>,
 }
 
+/// Which decisions are shown; sums are of all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Filter {
+    /// Those with this verdict; all without it.
+    pub(crate) only: Option<Verdict>,
+    /// Those about snapshots of these instances; all without it.
+    pub(crate) instances: Option<Pattern<InstanceId>>,
+    /// None at all.
+    pub(crate) is_summary: bool,
+}
+
+impl Filter {
+    fn shows(&self, planned: &Preview, decision: &Decision, snapshot: &Snapshot) -> bool {
+        let name = planned.listing.instance_of(snapshot).map(|instance| &*instance.name);
+        let is_of = |pattern: &Pattern<InstanceId>| {
+            snapshot.instance_id.is_some_and(|instance| pattern.matches(&instance, name))
+        };
+        !self.is_summary
+            && self.only.is_none_or(|only| only == decision.verdict)
+            && self.instances.as_ref().is_none_or(is_of)
+    }
+}
+
+/// The decisions that are shown, each with its snapshot, in the plan's order.
+pub(super) fn filtered<'a>(
+    planned: &'a Preview,
+    filter: &'a Filter,
+) -> impl Iterator<Item = (&'a Decision, &'a Snapshot)> {
+    decided(planned).filter(move |(decision, snapshot)| filter.shows(planned, decision, snapshot))
+}
+
 /// The plans for programs.
-pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
+pub(super) fn json(at: Timestamp, all: &[PolicyInZone], filter: &Filter) -> Value {
     let policies = all.iter().filter_map(|PolicyInZone { name, zone, planned }| {
         let planned = planned.as_ref().ok()?;
-        let decisions = decided(planned).map(|(decision, snapshot)| {
+        let decisions = filtered(planned, filter).map(|(decision, snapshot)| {
             let mut json = decision_json(planned, decision);
             json["application_consistent"] = json!(snapshot.application_consistent);
             json["snapshot"] = snapshot_json(planned, snapshot);
@@ -30,7 +63,9 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone]) -> Value {
         let held = planned.held.as_ref().map(ToString::to_string);
         let decisions = decisions.collect::<Value>();
         let mut json = json!({ "policy": name, "zone": zone, "held": held, "decisions": decisions });
-        if !planned.copies.is_empty() {
+        if filter.is_summary {
+            json["plan"] = json!(sums_of(&planned.plan));
+        } else if !planned.copies.is_empty() {
             json["copies"] = planned.copies.iter().map(copy_json).collect();
         }
         if let Some(pending) = &planned.pending {

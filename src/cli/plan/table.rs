@@ -6,7 +6,7 @@ use jiff::{Timestamp, Unit};
 
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
-use crate::cli::plan::decisions::decided;
+use crate::cli::plan::decisions::{Filter, decided, filtered};
 use crate::picture::line::{self, Fate, LEGEND, date};
 use crate::policy::name::PolicyName;
 use crate::retention::inventory::ClockSkew;
@@ -34,17 +34,18 @@ const MORE_REASONS_MAX: usize = 5;
 /// All plans, and their total.
 pub(crate) fn render<'a>(
     plans: impl IntoIterator<Item = (&'a PolicyName, &'a Preview)>,
+    filter: &Filter,
     at: Timestamp,
     output: Output,
 ) -> String {
     let mut text = String::new();
     let (mut plans_made, mut blocked, mut sums) = (0, 0, PlanSums::default());
     for (policy, planned) in plans {
-        if plans_made == 0 {
+        if plans_made == 0 && !filter.is_summary {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "timelines: {LEGEND}\n");
         }
-        text.push_str(&render_one(policy, planned, at, output));
+        text.push_str(&render_one(policy, planned, filter, at, output));
         let more = sums_of(&planned.plan);
         sums.keep += more.keep;
         sums.delete += more.delete;
@@ -63,11 +64,18 @@ pub(crate) fn render<'a>(
 }
 
 /// One policy in one zone.
-fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Output) -> String {
+fn render_one(
+    policy: &PolicyName,
+    planned: &Preview,
+    filter: &Filter,
+    at: Timestamp,
+    output: Output,
+) -> String {
     let zone = &planned.listing.inventory.zone;
     let mut text = format!("policy {policy}, zone {zone}, as of {}\n", to_the_second(at));
     let all: Vec<_> = decided(planned).collect();
-    for group in all.chunk_by(|(_, one), (_, next)| one.instance_id == next.instance_id) {
+    let shown: Vec<_> = filtered(planned, filter).collect();
+    for group in shown.chunk_by(|(_, one), (_, next)| one.instance_id == next.instance_id) {
         let Some((_, first)) = group.first() else { continue };
         let count = |verdict| {
             let of_it =
@@ -86,7 +94,7 @@ fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Out
         let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "ID", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows));
     }
-    if !planned.actions.is_empty() {
+    if !planned.actions.is_empty() && !filter.is_summary {
         let rows = planned.actions.iter().map(|action| {
             let (snapshot, is_coming) = (&action.snapshot, action.snapshot.id.is_none());
             vec![
@@ -101,7 +109,7 @@ fn render_one(policy: &PolicyName, planned: &Preview, at: Timestamp, output: Out
         let head = ["ACTION", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows.collect()));
     }
-    if !planned.copies.is_empty() {
+    if !planned.copies.is_empty() && !filter.is_summary {
         let rows = planned.copies.iter().map(|CopyDecision { facts, blocked_by, .. }| {
             let (word, tone) =
                 if blocked_by.is_some() { ("keep", Tone::Good) } else { ("delete", Tone::Bad) };
