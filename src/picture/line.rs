@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 /// The meaning of the signs.
-pub const LEGEND: &str = "# keep   x delete   % keep and delete   o ignore   + to be taken   - none";
+pub const LEGEND: &str = "# keep  x delete  % keep and delete  o ignore  + to be taken  - none";
 
 /// The decision about a snapshot. Where several share a column, the last of them in this order is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -88,7 +88,7 @@ fn people_see_a_timeline_a_table_and_a_sum() {
     let said = sample(&[]);
     assert_eq!((said.status, said.err.as_str()), (0, ""), "{said:?}");
     said.has(&[
-        "timelines: # keep   x delete   % keep and delete   o ignore   + to be taken   - none\n",
+        "timelines: # keep  x delete  % keep and delete  o ignore  + to be taken  - none\n",
         "policy nightly, zone ch-gva-2, as of 2026-11-24T06:00:00Z\n",
         "\n  web-1 (9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec): 11 kept, 6 to delete, 1 ignored\n",
         "\n  2026-08-31 x-------------------------#---------------x-----#------x-----#----x#xx###### 2026-11-24\n",

@@ -177,7 +177,7 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
     } else if sums.delete > 0 {
         text.push_str(match planned.listing.inventory.clock {
             ClockSkew::OnPaper => {
-                "  the guard allows this; a run also checks its clock, and which snapshots disappeared since the last run\n"
+                "  the guard allows this; a run also checks its clock and what disappeared\n"
             }
             _ => "  the guard allows this\n",
         });
