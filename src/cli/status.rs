@@ -20,7 +20,7 @@ use crate::clock::timeout;
 use crate::run::coverage::{InstanceStates, uncovered_text};
 use crate::state::last_runs::ZoneCoverage;
 use crate::telemetry::status::{DownloadStatus, PolicyStatus, Status, ZoneStatus};
-use crate::text::{chain, counted, printable};
+use crate::text::{chain, counted, printable, size};
 use crate::transport::{Purpose, Request, read_body};
 
 /// Enough for some thousand policies with ten zones each.
@@ -159,10 +159,9 @@ fn render(status: &Status, output: Output) -> String {
     }
     text.push('\n');
     if !status.policies.is_empty() {
-        let head = &["POLICY", "NEXT RUN", "LAST RUN", "RESULT", "ZONE", "LAST SUCCESS", "PLAN", "NOTE"];
         let rows = status.policies.iter().flat_map(|(name, policy)| policy_rows(name, policy)).collect();
         text.push('\n');
-        text.push_str(&output.table(head, rows));
+        text.push_str(&policies_table(rows, output));
     }
     if status.zones.values().any(|zone| zone.at.is_some()) {
         let head = &["ZONE", "COVERED", "UNCOVERED", "EXEMPT", "NOTE"];
@@ -171,7 +170,7 @@ fn render(status: &Status, output: Output) -> String {
         text.push_str(&output.table(head, rows));
     }
     if !status.archives.is_empty() {
-        let head = &["ARCHIVE", "IMAGES", "BYTES", "FREE BYTES", "NOTE"];
+        let head = &["ARCHIVE", "IMAGES", "SIZE", "FREE", "NOTE"];
         let rows = status.archives.iter().map(|(name, archive)| archive_row(name, archive)).collect();
         text.push('\n');
         text.push_str(&output.table(head, rows));
@@ -182,6 +181,23 @@ fn render(status: &Status, output: Output) -> String {
         text.push_str(&output.table(head, status.downloads.iter().map(download_row).collect()));
     }
     text
+}
+
+/// Where the terminal is narrow, the last columns stand below each row.
+fn policies_table(rows: Vec<Row>, output: Output) -> String {
+    let head = ["POLICY", "NEXT RUN", "LAST RUN", "RESULT", "ZONE", "LAST SUCCESS", "PLAN", "NOTE"];
+    if !output.is_narrow() {
+        return output.table(&head, rows);
+    }
+    let (columns, _) = head.split_at(5);
+    let split = |mut row: Row| {
+        let mut below = row.split_off(columns.len().min(row.len())).into_iter().map(|(text, _)| text);
+        let mut texts: Vec<String> =
+            below.next().map(|at| format!("last success {at}")).into_iter().collect();
+        texts.extend(below.filter(|text| !text.is_empty()));
+        (row, texts.join(", "))
+    };
+    output.table_with_text(columns, rows.into_iter().map(split).collect(), "")
 }
 
 /// A row for each zone; the policy's own cells are in the first.
@@ -257,8 +273,8 @@ fn archive_row(name: &str, archive: &ArchiveStats) -> Row {
     vec![
         plain(name),
         plain(archive.images.to_string()),
-        plain(archive.bytes.to_string()),
-        plain(archive.free_bytes.map_or_else(String::new, |free| free.to_string())),
+        plain(size(archive.bytes)),
+        plain(archive.free_bytes.map_or_else(String::new, size)),
         note,
     ]
 }

@@ -25,6 +25,11 @@ use crate::stage::{NIGHTLY, NOW, config_text};
 
 /// How `status` ended with these arguments beside a configuration that listens there, and what it printed.
 async fn status(address: SocketAddr, arguments: &[&str]) -> (i32, String, String) {
+    status_in(address, arguments, "200").await
+}
+
+/// The same on a terminal of so many columns.
+async fn status_in(address: SocketAddr, arguments: &[&str], columns: &str) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("snapwarden.toml");
     let text = format!("[server]\nlisten = \"{address}\"\n{}", config_text(folder.path(), NIGHTLY));
@@ -32,6 +37,7 @@ async fn status(address: SocketAddr, arguments: &[&str]) -> (i32, String, String
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
     command
         .env_clear()
+        .env("COLUMNS", columns)
         .timeout(Duration::from_mins(1))
         .arg("--config")
         .arg(&file)
@@ -90,9 +96,14 @@ async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
         "2026-11-01T12:00:00Z",
         "14 kept, 1 to delete",
         "vault",
-        "4096",
+        "4.00 KiB",
     ] {
         assert!(out.contains(word), "{word}: {out}");
+    }
+    let (_, narrow, _) = status_in(address, &[], "80").await;
+    assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+    for value in ["2026-11-01T12:00:00Z", "14 kept, 1 to delete, 0 ignored", "4.00 KiB", "1.00 GiB"] {
+        assert!(narrow.contains(value), "{value} is broken: {narrow}");
     }
     let (exit, out, _) = status(address, &["--output", "json"]).await;
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
