@@ -24,6 +24,9 @@ use crate::stage::Stage;
 /// How many zones are played by default.
 const SEEDS: u64 = 60;
 
+/// Those that found something: the guard of a plan did not count what the run would take first.
+const FOUND: [u64; 1] = [612];
+
 /// What a run does, and what of it a plan can know.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Changes {
@@ -197,9 +200,9 @@ async fn one_zone(seed: u64) {
 #[test]
 fn a_run_does_what_its_plan_said() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("SNAPWARDEN_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SNAPWARDEN_SEEDS").unwrap_or(SEEDS),
+    let seeds: Vec<u64> = match number("SNAPWARDEN_SEED") {
+        Some(seed) => vec![seed],
+        None => FOUND.into_iter().chain(0..number("SNAPWARDEN_SEEDS").unwrap_or(SEEDS)).collect(),
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();

@@ -245,6 +245,7 @@ impl<'a> PolicyRules<'a> {
                 // Its time stands still.
                 assessment.kept_during = ALWAYS;
             }
+            good += 1;
             let entry = group.entries.get(place);
             let snapshot = entry.and_then(|entry| inventory.snapshots.get(entry.index as usize));
             if snapshot.is_some_and(|snapshot| is_coming(inventory, snapshot)) {
@@ -252,8 +253,6 @@ impl<'a> PolicyRules<'a> {
                 assessment.opinion = Opinion::Keeps(Rule::Create);
                 assessment.reasons.clear();
                 assessment.reasons.push(Reason::Create);
-            } else {
-                good += 1;
             }
         }
         good

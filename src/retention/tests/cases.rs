@@ -1114,7 +1114,7 @@ fn a_policy_has_no_say_about_what_is_foreign_to_it() {
 }
 
 #[test]
-fn one_that_comes_takes_the_first_place_and_is_neither_counted_nor_let_go() {
+fn one_that_comes_takes_the_first_place_is_counted_and_is_kept() {
     let create = "keep create";
     for (name, rules, expected) in [
         ("keep_last", keep_last(1), [create, "delete keep"]),
@@ -1125,7 +1125,7 @@ fn one_that_comes_takes_the_first_place_and_is_neither_counted_nor_let_go() {
         let zone = aged(&[0, 1]).made_by_us(&[2]).coming(1);
         let plan = plan_of(&[own(nightly().with(rules))], &zone, now());
         assert_eq!(shown(&plan, &zone), expected, "{name}");
-        assert_eq!((plan.good, decision(&plan, 1).expires_at), (1, None), "{name}");
+        assert_eq!((plan.good, decision(&plan, 1).expires_at), (2, None), "{name}");
     }
     // Not even a rule that is out of place here lets it go, and its name is not known yet.
     let zone = aged(&[0]).coming(1);
