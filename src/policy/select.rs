@@ -235,6 +235,11 @@ impl Select {
             && self.labels.iter().all(|label| instance.is_some_and(|instance| has_label(instance, label)))
     }
 
+    /// Whether the policy selects this listed instance.
+    pub(crate) fn selects_listed(&self, instance: &Instance) -> bool {
+        self.selects_instance(Some(instance.id), Some(instance))
+    }
+
     /// The patterns of `instances` and `labels` that none of these instances matches, as they are written.
     pub fn unmatched(&self, instances: &[&Instance]) -> Vec<String> {
         let none = |is_matched: &dyn Fn(&Instance) -> bool| !instances.iter().any(|one| is_matched(one));

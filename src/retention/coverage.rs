@@ -11,8 +11,8 @@ use crate::retention::grouping::latest_counted;
 use crate::retention::inventory::{Copies, Inventory};
 use crate::snapshot::{Instance, InstanceId, Snapshot, ZoneName};
 
-/// How long a machine may be without a snapshot where the policy has no schedule: two days, since what is run by hand or by a
-/// timer is mostly run daily.
+/// How long a machine may be without a snapshot where the policy has no schedule: two days, since commands and
+/// timers mostly run daily.
 const GRACE_WITHOUT_SCHEDULE: SignedDuration = SignedDuration::from_hours(48);
 
 /// Whether an instance is meant to have a backup, and whether any policy makes one.
@@ -72,7 +72,7 @@ pub struct InstanceCoverage {
     pub state: CoverageState,
     /// The enabled policies that select it.
     pub policies: Vec<PolicyName>,
-    /// When its newest good snapshot was taken, whoever took it.
+    /// When its newest good snapshot was taken, also if this program did not take it.
     pub newest_snapshot: Option<Timestamp>,
     /// When the newest snapshot was taken of which an archive has a verified copy.
     pub newest_copy: Option<Timestamp>,
@@ -187,15 +187,13 @@ fn selecting<'a>(
     zone: &'a ZoneName,
     instance: &'a Instance,
 ) -> impl Iterator<Item = &'a Policy> {
-    of_zone(policies, zone).filter(|policy| policy.enabled).filter(|policy| selects(policy, instance))
+    of_zone(policies, zone)
+        .filter(|policy| policy.enabled)
+        .filter(|policy| policy.select.selects_listed(instance))
 }
 
 fn of_zone<'a>(policies: &'a [Policy], zone: &'a ZoneName) -> impl Iterator<Item = &'a Policy> {
     policies.iter().filter(|policy| policy.zones.contains(zone) && !policy.select.is_in_doubt())
-}
-
-fn selects(policy: &Policy, instance: &Instance) -> bool {
-    policy.select.selects_instance(Some(instance.id), Some(instance))
 }
 
 /// Judges every listed instance of a zone, and those that vanished.
@@ -303,7 +301,9 @@ fn find_problems(
 fn why_uncovered(policies: &[Policy], zone: &ZoneName, instance: &Instance) -> String {
     let names = |are_enabled: bool| -> Vec<&str> {
         let here = of_zone(policies, zone).filter(|policy| policy.enabled == are_enabled);
-        here.filter(|policy| selects(policy, instance)).map(|policy| policy.name.as_str()).collect()
+        here.filter(|policy| policy.select.selects_listed(instance))
+            .map(|policy| policy.name.as_str())
+            .collect()
     };
     let (enabled, paused) = (names(true), names(false));
     match (&enabled[..], &paused[..]) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, ZoneName};
 
@@ -55,6 +56,11 @@ impl Inventory {
             paused: BTreeMap::new(),
             missing: Vec::new(),
         }
+    }
+
+    /// The listed instances that the policy selects.
+    pub(crate) fn selected_by<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = &'a Instance> {
+        self.instances.iter().filter(|instance| policy.select.selects_listed(instance))
     }
 
     /// Whether a snapshot is good, or was before it failed.

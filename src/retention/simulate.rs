@@ -250,7 +250,7 @@ impl<'a> Timeline<'a> {
     fn new(simulation: Simulation<'a>, mut inventory: Inventory) -> Result<Self, SimulationError> {
         let select = &simulation.policy.select;
         let selected = inventory.instances.iter();
-        let selected = selected.filter(|instance| select.selects_instance(Some(instance.id), Some(instance)));
+        let selected = selected.filter(|instance| select.selects_listed(instance));
         // Disks only grow, so the newest snapshot knows best.
         let mut sizes: BTreeMap<InstanceId, (Timestamp, u64)> = BTreeMap::new();
         for snapshot in &inventory.snapshots {

@@ -63,7 +63,8 @@ fn missing(
         {
             let is_it = |instance: &&Instance| missing.instance.is_none_or(|id| id == instance.id);
             let since = |id| newest.get(&id).is_some_and(|newest| *newest >= missing.slot);
-            for instance in selected(policy, inventory).filter(is_it).filter(|instance| !since(instance.id)) {
+            for instance in inventory.selected_by(policy).filter(is_it).filter(|instance| !since(instance.id))
+            {
                 add(instance.id, &policy.name, &not_taken(missing));
             }
         }
@@ -88,10 +89,10 @@ pub fn late_texts(policy: &Policy, inventory: &Inventory, now: Timestamp) -> Vec
 }
 
 /// The instances whose newest good snapshot is older than the policy expects, each with a text.
-fn late<'a>(policy: &Policy, inventory: &'a Inventory, now: Timestamp) -> Vec<(&'a Instance, String)> {
+fn late<'a>(policy: &'a Policy, inventory: &'a Inventory, now: Timestamp) -> Vec<(&'a Instance, String)> {
     let Some(span) = &policy.guard.expect_newest else { return Vec::new() };
     let newest = newest_good(inventory, now, |snapshot| policy.select.selects_snapshot(snapshot));
-    let late = selected(policy, inventory).filter_map(|instance| {
+    let late = inventory.selected_by(policy).filter_map(|instance| {
         let expected = format!("policy {} expects one not older than {span} (expect_newest)", policy.name);
         let Some(newest) = newest.get(&instance.id) else {
             return Some((instance, format!("it has no good snapshot, and {expected}")));
@@ -100,12 +101,6 @@ fn late<'a>(policy: &Policy, inventory: &'a Inventory, now: Timestamp) -> Vec<(&
         (now > end).then(|| (instance, format!("its newest good snapshot is of {newest}, and {expected}")))
     });
     late.collect()
-}
-
-/// The listed instances that the policy selects.
-fn selected<'a>(policy: &Policy, inventory: &'a Inventory) -> impl Iterator<Item = &'a Instance> {
-    let instances = inventory.instances.iter();
-    instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
 }
 
 /// When the newest good snapshot of each instance was taken, or would be by the run that a preview is about.

@@ -1,5 +1,6 @@
 //! Which instances lack the snapshots that they should have: for reports, previews, metrics and status. `retention` judges.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 
@@ -234,7 +235,7 @@ impl Runner {
     pub async fn coverage(&self) -> Result<FleetCoverage, String> {
         let runner = match self.policies.first() {
             Some(policy) => self_instance::resolve(self, policy).await.0,
-            None => std::borrow::Cow::Borrowed(self),
+            None => Cow::Borrowed(self),
         };
         let runner = &*runner;
         let archives = look_at_archives(runner).await;
@@ -286,14 +287,14 @@ fn vanished(
     inventory: &Inventory,
     now: Timestamp,
 ) -> Vec<VanishedInstance> {
-    let is_listed = |id: InstanceId| inventory.instances.iter().any(|instance| instance.id == id);
+    let listed: HashSet<InstanceId> = inventory.instances.iter().map(|instance| instance.id).collect();
     let is_enabled = |name: &PolicyName| policies.iter().any(|policy| policy.enabled && policy.name == *name);
     let mut all: BTreeMap<InstanceId, VanishedInstance> = BTreeMap::new();
     for (policy, runs) in last_runs.iter().filter(|(name, _)| is_enabled(name)) {
         let Some(memory) = runs.zones.get(&inventory.zone) else { continue };
         for instance in memory.instances.iter().filter(|instance| !instance.is_exempt) {
             let was_listed = instance.is_listed || is_remembered(instance, now);
-            if !was_listed || is_listed(instance.id) {
+            if !was_listed || listed.contains(&instance.id) {
                 continue;
             }
             let since = instance.vanished_at.unwrap_or(now);

@@ -20,7 +20,7 @@ use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::retention::grouping::counted_from;
 use crate::run::context::Runner;
-use crate::run::plan::{ZonePlan, dated_ahead, selected, served};
+use crate::run::plan::{ZonePlan, dated_ahead, served};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::{STOPPED, Step, ZoneReport};
 use crate::run::step::{Done, Recorder, StepError};
@@ -169,7 +169,7 @@ fn missing_in(
         results.insert(id, is_missing.then(|| missing(Some(id), cause)));
     }
     let inventory = &plan.listing.inventory;
-    let selected: HashSet<InstanceId> = selected(policy, inventory).map(|instance| instance.id).collect();
+    let selected: HashSet<InstanceId> = inventory.selected_by(policy).map(|instance| instance.id).collect();
     let is_there = |one: &MissingSnapshot| {
         let since = |snapshot: &&Snapshot| {
             snapshot.instance_id == one.instance_id
@@ -391,7 +391,7 @@ impl ZoneCreator<'_> {
             made.slot == self.slot && made.server().is_none() && !made.is_open() && !has_failed(made, &failed)
         };
         made.extend(of_zone().filter(is_made).map(|made| made.instance_id));
-        let due = selected(self.policy, inventory).filter(|instance| !made.contains(&instance.id));
+        let due = inventory.selected_by(self.policy).filter(|instance| !made.contains(&instance.id));
         let from = now.checked_sub(DATED_OFF).unwrap_or(Timestamp::MIN);
         let listed_before = |instance: &Instance| {
             let of_now = |snapshot: &&Snapshot| {
@@ -418,7 +418,7 @@ impl ZoneCreator<'_> {
             let of_slot = own.created.iter().filter(|made| made.zone == *self.zone && made.slot == self.slot);
             of_slot.map(|made| made.instance_id).collect()
         };
-        let selected = selected(self.policy, inventory).map(|instance| instance.id);
+        let selected = inventory.selected_by(self.policy).map(|instance| instance.id);
         let mut unknown: HashSet<InstanceId> =
             selected.filter(|id| !due.contains(id) && !known.contains(id)).collect();
         if unknown.is_empty() {

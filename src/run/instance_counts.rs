@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::policy::Policy;
 use crate::policy::select::Exemption;
 use crate::retention::verdict::Rule;
-use crate::run::plan::{ZonePlan, selected};
+use crate::run::plan::ZonePlan;
 use crate::snapshot::{InstanceId, SnapshotId, SnapshotState};
 use crate::state::last_runs::InstanceCounts;
 
@@ -61,7 +61,7 @@ pub(crate) fn count(
             counts.other += 1;
         }
     }
-    for instance in selected(policy, inventory) {
+    for instance in inventory.selected_by(policy) {
         let index = *known.entry(instance.id).or_insert_with(|| {
             all.push(InstanceCounts::of(instance.id, Some(instance.name.to_string())));
             all.len() - 1

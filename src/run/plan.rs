@@ -19,7 +19,7 @@ use crate::retention::verdict::{Rule, Verdict};
 use crate::run::context::Runner;
 use crate::run::list::{Listing, Memories, list_zones};
 use crate::run::self_instance;
-use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, Subject};
 use crate::text::{counted, printable};
 
@@ -218,15 +218,6 @@ fn plan_of(
     plan.next().ok_or_else(|| "the policy is not enabled, or does not include this zone".to_owned())
 }
 
-/// The listed instances that the policy selects.
-pub(crate) fn selected<'a>(
-    policy: &'a Policy,
-    inventory: &'a Inventory,
-) -> impl Iterator<Item = &'a Instance> {
-    let instances = inventory.instances.iter();
-    instances.filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
-}
-
 /// The instances that need no snapshot for a slot, each with one that was taken since then, or is being taken.
 pub(crate) fn served(
     inventory: &Inventory,
@@ -250,7 +241,7 @@ pub(crate) fn dated_ahead(
     now: Timestamp,
 ) -> Vec<String> {
     let served = served(inventory, slot, now);
-    let ahead = selected(policy, inventory).filter_map(|instance| {
+    let ahead = inventory.selected_by(policy).filter_map(|instance| {
         let snapshot = served.get(&instance.id).filter(|snapshot| snapshot.created_at > now)?;
         Some(format!(
             "instance {}: no snapshot is taken, since snapshot {} ({}) is dated {}, ahead of this machine's clock, and \
@@ -274,7 +265,8 @@ pub(crate) fn add_coming(policy: &Policy, listing: &mut Listing, at: Timestamp, 
     let inventory = &mut listing.inventory;
     inventory.missing.retain(|missing| missing.policy != policy.name);
     let served = served(inventory, at, at);
-    let coming: Vec<Snapshot> = selected(policy, inventory)
+    let coming: Vec<Snapshot> = inventory
+        .selected_by(policy)
         .filter(|instance| !served.contains_key(&instance.id))
         .map(|instance| Snapshot {
             id: SnapshotId(fresh_id(randomness, at)),

@@ -13,7 +13,7 @@ use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::excerpt;
 
-/// A change, as its last line tells it: `outcome` is `intended` if there is no other line, since it is still being made or
+/// A change, by its last line: `outcome` is `intended` if there is no other line, since it is still being made or
 /// the program was killed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
@@ -160,7 +160,7 @@ impl Gathering {
 }
 
 impl StateDirectory {
-    /// The newest changes that are wanted, at most so many. A line that can't be read does not hide the others.
+    /// The newest changes that are wanted, at most that number. A line that can't be read does not hide the others.
     ///
     /// # Errors
     /// [`StateError::File`].

@@ -94,8 +94,7 @@ fn selected<'a>(
     zones: &'a BTreeMap<&ZoneName, &Inventory>,
 ) -> impl Iterator<Item = &'a Instance> {
     let here = policy.zones.iter().filter_map(|zone| zones.get(zone));
-    here.flat_map(|inventory| &inventory.instances)
-        .filter(|instance| policy.select.selects_instance(Some(instance.id), Some(instance)))
+    here.flat_map(|inventory| inventory.selected_by(policy))
 }
 
 fn names(instances: &[&Instance]) -> String {
