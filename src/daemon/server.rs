@@ -1,25 +1,32 @@
 //! The HTTP port: read only, and bounded against slow, many and malformed clients.
 //!
-//! A connection carries one request. So none of them is idle, and the bound on
-//! the time of a connection is a bound on the time of an answer. No body is read, and no route calls the API.
+//! A connection carries one request, so the bound on the time of a connection is a bound on the time of an answer. No
+//! body is read, and no route calls the API. Neither clients that ask for nothing nor large scrapes keep a probe waiting:
+//! the former make room for newer ones, and the latter are made one at a time, beside the threads of the network.
 
+use std::collections::VecDeque;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::map_response;
+use axum::middleware::{map_request, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -27,13 +34,13 @@ use crate::clock::{Clock, timeout};
 use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
-/// Connections at once; more wait in the kernel's queue. A few scrapers and people need no more.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at once. They stay well below the 1,024 open files that a process may have by default.
+const CONNECTIONS_MAX: usize = 256;
 
 /// Between two bytes of a request's head, and for all of it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From the first byte to the last: a scrape of ten thousand series takes a hundredth of a second.
+/// From the first byte to the last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A longer head is refused. It is twice what hyper needs at least.
@@ -94,19 +101,25 @@ pub async fn serve(
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
-    let routes = routes(telemetry);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let port = Port { telemetry, clock: Arc::clone(&clock), last_scrape: Arc::default() };
+    let routes = routes(port);
+    let mut tasks = JoinSet::new();
+    let mut open: VecDeque<Connection> = VecDeque::new();
     let accept = async {
         loop {
-            // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let (routes, clock) = (routes.clone(), Arc::clone(&clock));
-                    tokio::spawn(async move {
-                        let _place = place;
-                        converse(stream, routes, &*clock).await;
-                    });
+                    while tasks.try_join_next().is_some() {}
+                    make_room(&mut open);
+                    let has_asked = Arc::new(AtomicBool::new(false));
+                    let asked = Arc::clone(&has_asked);
+                    let routes = routes.clone().layer(map_request(move |request: Request| {
+                        asked.store(true, Ordering::Relaxed);
+                        ready(request)
+                    }));
+                    let clock = Arc::clone(&clock);
+                    let task = tasks.spawn(async move { converse(stream, routes, &*clock).await });
+                    open.push_back(Connection { task, has_asked });
                 }
                 Err(error) => {
                     warn!("the HTTP port could not take a connection: {error}");
@@ -121,8 +134,26 @@ pub async fn serve(
     }
     drop(listener);
     // The end of the process cuts off slower ones.
-    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-    let _ = timeout(&*clock, STOP_WAIT_MAX, places.acquire_many(all)).await;
+    let _ = timeout(&*clock, STOP_WAIT_MAX, async { while tasks.join_next().await.is_some() {} }).await;
+}
+
+struct Connection {
+    task: AbortHandle,
+    /// Whether its request has come.
+    has_asked: Arc<AtomicBool>,
+}
+
+/// Closes one of too many connections: the oldest without a request; if all have one, the oldest of all. So a probe,
+/// whose request comes at once, is always taken.
+fn make_room(open: &mut VecDeque<Connection>) {
+    open.retain(|connection| !connection.task.is_finished());
+    if open.len() < CONNECTIONS_MAX {
+        return;
+    }
+    let idle = open.iter().position(|connection| !connection.has_asked.load(Ordering::Relaxed));
+    if let Some(closed) = open.remove(idle.unwrap_or(0)) {
+        closed.task.abort();
+    }
 }
 
 /// One request and its answer, within the time limits.
@@ -140,7 +171,16 @@ async fn converse(stream: TcpStream, routes: Router, clock: &dyn Clock) {
     }
 }
 
-fn routes(telemetry: Telemetry) -> Router {
+/// Where all answers come from.
+#[derive(Clone)]
+struct Port {
+    telemetry: Telemetry,
+    clock: Arc<dyn Clock>,
+    /// The last scrape, and when making it began, on the clock's elapsed time.
+    last_scrape: Arc<Mutex<Option<(Duration, Bytes)>>>,
+}
+
+fn routes(port: Port) -> Router {
     Router::new()
         .route("/", get(async || text(StatusCode::OK, INDEX.to_owned())))
         .route("/metrics", get(metrics))
@@ -150,7 +190,7 @@ fn routes(telemetry: Telemetry) -> Router {
         .route("/api/v1/status", get(status))
         .fallback(async || text(StatusCode::NOT_FOUND, "there is nothing here; see /\n".to_owned()))
         .layer(map_response(guarded))
-        .with_state(telemetry)
+        .with_state(port)
 }
 
 /// Headers of every answer: browsers must neither guess the type, nor embed the page, nor show an old one.
@@ -161,20 +201,42 @@ async fn guarded(mut response: Response) -> Response {
     response
 }
 
-async fn metrics(State(telemetry): State<Telemetry>) -> Response {
-    answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", telemetry.metrics_text())
+async fn metrics(State(port): State<Port>) -> Response {
+    let asked_at = port.clock.elapsed();
+    let mut last = port.last_scrape.lock().await;
+    let text = match &*last {
+        // Begun for another client while this one waited: nothing in it is older than this request.
+        Some((begun_at, text)) if *begun_at > asked_at => text.clone(),
+        _ => {
+            let begun_at = port.clock.elapsed();
+            match spawn_blocking(move || port.telemetry.metrics_text()).await {
+                Ok(made) => {
+                    let made = Bytes::from(made);
+                    *last = Some((begun_at, made.clone()));
+                    made
+                }
+                Err(error) => {
+                    return text(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        format!("there are no metrics: {error}\n"),
+                    );
+                }
+            }
+        }
+    };
+    answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
-async fn livez(State(telemetry): State<Telemetry>) -> Response {
-    health(telemetry.alive())
+async fn livez(State(port): State<Port>) -> Response {
+    health(port.telemetry.alive())
 }
 
-async fn readyz(State(telemetry): State<Telemetry>) -> Response {
-    health(telemetry.ready())
+async fn readyz(State(port): State<Port>) -> Response {
+    health(port.telemetry.ready())
 }
 
-async fn status(State(telemetry): State<Telemetry>) -> Response {
-    match serde_json::to_string_pretty(&telemetry.status_json()) {
+async fn status(State(port): State<Port>) -> Response {
+    match serde_json::to_string_pretty(&port.telemetry.status_json()) {
         Ok(json) => answer(StatusCode::OK, "application/json", format!("{}\n", safe_json(&json))),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the status is no JSON: {error}\n")),
     }
@@ -191,6 +253,6 @@ fn text(status: StatusCode, body: String) -> Response {
     answer(status, "text/plain; charset=utf-8", body)
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
-    (status, [(CONTENT_TYPE, content_type)], body).into_response()
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
+    (status, [(CONTENT_TYPE, content_type)], body.into()).into_response()
 }

@@ -11,7 +11,9 @@ use crate::run::plan::ZonePlan;
 use crate::run::report::{RunReport, RunResult, Step, ZoneReport, sums_of};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
-use crate::state::last_runs::{AcceptedListing, LastRun, LastRuns, MissedFromListing, Unparsed, ZoneMemory};
+use crate::state::last_runs::{
+    AcceptedListing, LastRun, LastRuns, MissedFromListing, PlanSums, Unparsed, ZoneMemory,
+};
 use crate::text::{chain, counted};
 
 /// What the delete phase found in a zone, for the next run to compare with.
@@ -72,7 +74,9 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
     // Without a plan of this run, the last one is better than nothing.
     if let Some(plan) = &zone.plan {
         memory.gate_since = memory.gate_since.or(Some(at)).filter(|_| plan.waiting_for_copies() > 0);
-        memory.plan.clone_from(&zone.plan);
+        let done = zone.steps.iter().filter(|step| step.has_deleted_a_snapshot()).count() as u64;
+        // What is still to come: a deletion that is done is no longer planned.
+        memory.plan = Some(PlanSums { delete: plan.delete.saturating_sub(done), ..plan.clone() });
         memory.instances.clone_from(&zone.instances);
         memory.coverage.clone_from(&zone.coverage);
     }

@@ -158,6 +158,11 @@ impl Step {
         let refused = self.message.as_deref().is_some_and(|message| refusals.contains(&message));
         self.outcome == StepOutcome::Skipped && refused
     }
+
+    /// Whether it deleted a snapshot.
+    pub(crate) fn has_deleted_a_snapshot(&self) -> bool {
+        self.facts.action == Action::Delete && self.outcome == StepOutcome::Done
+    }
 }
 
 /// The message of a step that was not begun because the program was stopping.

@@ -37,7 +37,7 @@ use crate::run::self_instance;
 use crate::run::step::Recorder;
 use crate::run::zone_run::{ZoneRun, add_steps};
 use crate::snapshot::{SnapshotId, SnapshotState, ZoneName};
-use crate::state::audit::{Action, StepOutcome};
+use crate::state::audit::StepOutcome;
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing, Unparsed};
 use crate::text::chain;
@@ -254,10 +254,7 @@ impl Sequence<'_> {
         listed_at: Timestamp,
     ) {
         let Self { runner, policy, before, .. } = self;
-        let done = report
-            .steps
-            .iter()
-            .filter(|step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Done);
+        let done = report.steps.iter().filter(|step| step.has_deleted_a_snapshot());
         let deleted: HashSet<SnapshotId> = done.filter_map(|step| step.facts.snapshot.id).collect();
         let before = before.zones.get(plan.zone()).map_or(&[][..], |zone| &zone.instances);
         let instances = instance_counts::count(policy, &runner.exempt, plan, &deleted, before, listed_at);

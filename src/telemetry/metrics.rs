@@ -10,18 +10,16 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, TextEncoder};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric as Series, MetricFamily, MetricType};
+use prometheus::{HistogramOpts, HistogramVec, TextEncoder};
 
 use crate::archive::stats::ArchiveStats;
 use crate::policy::name::PolicyName;
 use crate::run::coverage::InstanceStates;
 use crate::run::downloads::RunningDownload;
 use crate::state::last_runs::{InstanceCounts, PlanSums, ZoneCoverage};
-use crate::telemetry::model::{Counts, Model, PolicyModel, ZoneModel};
+use crate::telemetry::model::{Counts, LABEL_CHARACTERS_MAX, Model, PolicyModel, ZoneModel};
 use crate::text::excerpt;
-
-/// The longest value of a label that comes from outside; a name at Exoscale has at most 255 characters.
-const LABEL_CHARACTERS_MAX: usize = 255;
 
 /// From a run that finds nothing to do to one that exports for hours.
 const RUN_SECONDS: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0];
@@ -184,7 +182,7 @@ const METRICS: &[Metric] = &[
         "Used amount of a quota of the organization.",
         Read::By(&["resource"], |model, add| {
             for (resource, (usage, _)) in &model.quotas {
-                add(&[&named(resource)], number(*usage));
+                add(&[resource], number(*usage));
             }
         }),
     ),
@@ -194,7 +192,7 @@ const METRICS: &[Metric] = &[
         Read::By(&["resource"], |model, add| {
             for (resource, (_, limit)) in &model.quotas {
                 if let Some(limit) = limit {
-                    add(&[&named(resource)], number(*limit));
+                    add(&[resource], number(*limit));
                 }
             }
         }),
@@ -293,7 +291,7 @@ const METRICS: &[Metric] = &[
     ),
     gauge(
         "snapwarden_planned_deletes",
-        "Snapshots that the policy's last plan in the zone deletes.",
+        "Snapshots that the policy's last plan in the zone deletes and that the run has not deleted.",
         Read::Zone(|zone| Some(number(zone.memory.plan.as_ref().map_or(0, |plan| plan.delete)))),
     ),
     gauge(
@@ -529,27 +527,52 @@ fn add_some(add: Add<'_>, labels: &[&str], value: Option<f64>) {
 /// Everything as text. Each family becomes text at once, so that never all of them are in memory as values.
 pub(super) fn text(model: &Model, running: &[RunningDownload], histograms: &Histograms) -> String {
     let mut text = String::new();
-    for Metric { is_counter, name, help, read } in METRICS {
-        let (opts, labels) = (Opts::new(*name, *help), read.labels());
-        if *is_counter {
-            let counter = CounterVec::new(opts, &labels).expect("the names of our own counters are valid");
-            read.each(model, running, &mut |values, value| counter.with_label_values(values).inc_by(value));
-            encode(&counter, &mut text);
-        } else {
-            let gauge = GaugeVec::new(opts, &labels).expect("the names of our own gauges are valid");
-            read.each(model, running, &mut |values, value| gauge.with_label_values(values).set(value));
-            encode(&gauge, &mut text);
-        }
+    for metric in METRICS {
+        encode(vec![metric.family(model, running)], &mut text);
     }
-    encode(&histograms.run, &mut text);
-    encode(&histograms.export, &mut text);
-    encode(&histograms.request, &mut text);
-    encode(&ProcessCollector::for_self(), &mut text);
+    encode(histograms.run.collect(), &mut text);
+    encode(histograms.export.collect(), &mut text);
+    encode(histograms.request.collect(), &mut text);
+    encode(ProcessCollector::for_self().collect(), &mut text);
     text
 }
 
-fn encode(collector: &dyn Collector, text: &mut String) {
-    let mut families = collector.collect();
+impl Metric {
+    /// Built directly: a `GaugeVec` would hash each series only to list it once.
+    fn family(&self, model: &Model, running: &[RunningDownload]) -> MetricFamily {
+        let names = self.read.labels();
+        let mut series = Vec::new();
+        self.read.each(model, running, &mut |values, value| {
+            let label = |(name, value): (&&str, &&str)| {
+                let mut label = LabelPair::default();
+                label.set_name((*name).to_owned());
+                label.set_value((*value).to_owned());
+                label
+            };
+            let mut labels: Vec<LabelPair> = names.iter().zip(values).map(label).collect();
+            labels.sort();
+            let mut one = Series::from_label(labels);
+            if self.is_counter {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                one.set_counter(counter);
+            } else {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                one.set_gauge(gauge);
+            }
+            series.push(one);
+        });
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(if self.is_counter { MetricType::COUNTER } else { MetricType::GAUGE });
+        family.set_metric(series);
+        family
+    }
+}
+
+fn encode(mut families: Vec<MetricFamily>, text: &mut String) {
     // The encoder refuses a family without series.
     families.retain(|family| !family.get_metric().is_empty());
     TextEncoder::new().encode_utf8(&families, text).expect("valid families become text");

@@ -9,7 +9,7 @@ pub mod model;
 pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -35,7 +35,8 @@ const TICK_LATE: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     clock: Arc<dyn Clock>,
-    model: Arc<Mutex<Model>>,
+    /// Reading is shared, so that a probe does not wait for a scrape.
+    model: Arc<RwLock<Model>>,
     histograms: Histograms,
     downloads: Downloads,
 }
@@ -59,7 +60,7 @@ impl Telemetry {
         };
         Self {
             clock,
-            model: Arc::new(Mutex::new(model)),
+            model: Arc::new(RwLock::new(model)),
             histograms: Histograms::new(),
             downloads: Downloads::default(),
         }
@@ -74,8 +75,12 @@ impl Telemetry {
         self.downloads.list(self.clock.elapsed())
     }
 
-    fn model(&self) -> MutexGuard<'_, Model> {
-        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    fn model(&self) -> RwLockWriteGuard<'_, Model> {
+        self.model.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reading(&self) -> RwLockReadGuard<'_, Model> {
+        self.model.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over a configuration, at the start and at each reload. All series of its policies exist from now on;
@@ -218,7 +223,7 @@ impl Telemetry {
     /// # Errors
     /// Why not, as a sentence.
     pub fn alive(&self) -> Result<(), String> {
-        let still = self.clock.elapsed().saturating_sub(self.model().ticked);
+        let still = self.clock.elapsed().saturating_sub(self.reading().ticked);
         if still <= TICK_LATE {
             return Ok(());
         }
@@ -230,7 +235,7 @@ impl Telemetry {
     /// # Errors
     /// Why not, as a sentence.
     pub fn ready(&self) -> Result<(), String> {
-        let model = self.model();
+        let model = self.reading();
         if model.status.draining {
             Err("the program is stopping: no new run begins".to_owned())
         } else if model.configured {
@@ -243,15 +248,14 @@ impl Telemetry {
     /// Everything in the text format of Prometheus, version 0.0.4.
     pub fn metrics_text(&self) -> String {
         let running = self.running();
-        let mut model = self.model();
-        model.judge(self.clock.now());
-        metrics::text(&model, &running, &self.histograms)
+        self.model().judge(self.clock.now());
+        metrics::text(&self.reading(), &running, &self.histograms)
     }
 
     /// The answer to `/api/v1/status`.
     pub fn status_json(&self) -> Status {
         let running = self.running();
-        self.model().status(running, self.clock.now())
+        self.reading().status(running, self.clock.now())
     }
 }
 

@@ -22,6 +22,7 @@ use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
 use crate::state::last_runs::{LastRuns, PlanSums, ZoneCoverage, ZoneMemory};
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
+use crate::text::excerpt;
 
 /// The results of `policy_runs_total`.
 pub(super) const RUN_RESULTS: [&str; 5] = ["success", "partial", "failed", "held", SKIPPED];
@@ -29,6 +30,9 @@ pub(super) const SKIPPED: &str = "skipped";
 
 /// The results of all counters of steps.
 pub(super) const STEP_RESULTS: [&str; 4] = ["done", "failed", "blocked", SKIPPED];
+
+/// The longest value of a label that comes from outside; a name at Exoscale has at most 255 characters.
+pub(super) const LABEL_CHARACTERS_MAX: usize = 255;
 
 /// How often, by result; every result is there from the start.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
@@ -62,7 +66,7 @@ pub(super) struct Model {
     pub(super) archive_names: BTreeSet<ArchiveName>,
     /// Those that were read.
     pub(super) archives: BTreeMap<ArchiveName, ArchiveStats>,
-    /// Usage and limit, by resource.
+    /// Usage and limit, by resource; the name is cut for its label, so that no two series are the same.
     pub(super) quotas: BTreeMap<String, (u64, Option<u64>)>,
     /// How far this machine's clock is ahead of the API's, in seconds.
     pub(super) clock_skew: BTreeMap<ZoneName, f64>,
@@ -147,8 +151,9 @@ impl Model {
     }
 
     pub(super) fn fold_quotas(&mut self, quotas: &[Quota]) {
-        self.quotas =
-            quotas.iter().map(|quota| (quota.resource.clone(), (quota.usage, quota.limit))).collect();
+        let cut =
+            |quota: &Quota| (excerpt(&quota.resource, LABEL_CHARACTERS_MAX), (quota.usage, quota.limit));
+        self.quotas = quotas.iter().map(cut).collect();
     }
 }
 

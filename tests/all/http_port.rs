@@ -130,13 +130,43 @@ async fn a_connection_carries_one_request() {
 #[tokio::test]
 async fn two_hundred_at_once_all_get_their_answer() {
     let port = open().await;
-    // They have every place, and say nothing until they go.
-    let silent = join_all((0..64).map(|_| TcpStream::connect(port.address))).await;
-    let asking = tokio::spawn(join_all((0..136).map(move |_| get(port.address, "/livez"))));
-    assert!(silent.iter().all(Result::is_ok));
-    drop(silent);
-    let answers = asking.await.unwrap();
+    let answers = join_all((0..200).map(|_| get(port.address, "/livez"))).await;
     assert!(answers.iter().all(|answer| status_of(answer) == "200"), "{answers:?}");
+}
+
+#[tokio::test]
+async fn clients_that_ask_for_nothing_make_room_for_newer_ones_the_oldest_first() {
+    let port = open().await;
+    let mut silent = Vec::new();
+    // A hundred and twenty-eight more than may be open.
+    for _ in 0..256 + 128 {
+        silent.push(TcpStream::connect(port.address).await.unwrap());
+    }
+    assert_eq!(status_of(&get(port.address, "/livez").await), "200");
+    let mut newest = silent.split_off(129);
+    for closed in silent {
+        assert_eq!(rest(closed).await, "");
+    }
+    // Those that are left are served when they ask.
+    for stream in &mut newest {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    }
+    for stream in newest {
+        assert_eq!(status_of(&rest(stream).await), "200");
+    }
+}
+
+#[tokio::test]
+async fn sixty_scrapes_at_once_each_say_how_it_was_when_they_asked() {
+    let port = open().await;
+    let scrapes = tokio::spawn(join_all((0..60).map(move |_| get(port.address, "/metrics"))));
+    let not_reloaded = "config_last_reload_successful 0";
+    for answer in scrapes.await.unwrap() {
+        assert!(status_of(&answer) == "200" && !answer.contains(not_reloaded), "{answer}");
+    }
+    port.telemetry.reloaded(false, crate::stage::NOW.parse().unwrap());
+    let scrapes = join_all((0..60).map(|_| get(port.address, "/metrics"))).await;
+    assert!(scrapes.iter().all(|answer| answer.contains(not_reloaded)));
 }
 
 #[tokio::test(start_paused = true)]

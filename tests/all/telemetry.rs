@@ -256,6 +256,8 @@ async fn a_run_is_told_by_counters_that_begin_at_zero() {
     let deleted = ids.iter().map(Vec::len).sum::<usize>() - stage.there().len();
     assert_eq!(deleted, 20);
     assert_eq!(counted(&telemetry), [1, 0, 2, 2, 20, 0, 1, 2]);
+    // They are done, not to come.
+    assert_eq!(value(&telemetry, "planned_deletes{policy=\"nightly\",zone=\"ch-gva-2\"}"), Some(0.0));
     let success = "policy_last_success_timestamp_seconds{policy=\"nightly\",zone=\"ch-gva-2\"}";
     assert_eq!(
         value(&telemetry, success),
@@ -333,6 +335,8 @@ async fn deletions_that_the_second_look_at_an_archive_keeps_are_counted_as_those
     let (report, ()) = tokio::join!(run(&telemetry, &runner), vanishes);
     let kept = u32::try_from(stage.there().len() - 10).unwrap();
     assert!(kept > 0, "{report:?}");
+    let to_come = value(&telemetry, "planned_deletes{policy=\"nightly\",zone=\"ch-gva-2\"}");
+    assert_eq!(to_come, Some(f64::from(kept)), "{report:?}");
     for (reason, expected) in [("archive", kept), ("busy", 0)] {
         let series = format!("blocked_deletes{{policy=\"nightly\",reason=\"{reason}\",zone=\"ch-gva-2\"}}");
         assert_eq!(value(&telemetry, &series), Some(f64::from(expected)), "{report:?}");
