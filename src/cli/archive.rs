@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -418,18 +419,24 @@ async fn trust_the_clock(
     guard: &Guard,
     zone: &ZoneName,
 ) -> Result<(), String> {
-    let max = guard.max_clock_skew;
     let why = match assemble::client(config, None, seams).clock_skew(zone).await {
-        Ok(Some(skew)) if skew.unsigned_abs() <= max => return Ok(()),
-        Ok(Some(skew)) => {
-            let side = if skew.is_negative() { "behind" } else { "ahead of" };
-            let (off, max) = (readable(skew.unsigned_abs()), readable(max));
-            format!("is {off} {side} the API's, more than max_clock_skew = {max}; correct it")
-        }
-        Ok(None) => "cannot be compared with the API's, since its responses have no date".to_owned(),
-        Err(error) => format!("cannot be compared with the API's: {}", chain(&error)),
+        Ok(skew) => clock_problem(skew, guard.max_clock_skew),
+        Err(error) => Some(format!("cannot be compared with the API's: {}", chain(&error))),
     };
-    Err(format!("ages are unreliable, since this machine's clock {why}"))
+    why.map_or(Ok(()), |why| Err(format!("ages are unreliable, since this machine's clock {why}")))
+}
+
+/// What is wrong with this machine's clock, which is ahead of the API's by `skew` if that is known; as the end of a sentence.
+pub(super) fn clock_problem(skew: Option<SignedDuration>, max: Duration) -> Option<String> {
+    let Some(skew) = skew else {
+        return Some("cannot be compared with the API's, since its responses have no date".to_owned());
+    };
+    let side = if skew.is_negative() { "behind" } else { "ahead of" };
+    let (is_off, off) = (skew.unsigned_abs() > max, readable(skew.unsigned_abs()));
+    is_off.then(|| {
+        let max = readable(max);
+        format!("is {off} {side} the API's, more than max_clock_skew = {max}; correct it")
+    })
 }
 
 fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: Output) -> String {

@@ -3,20 +3,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::cli::archive::clock_problem;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain};
+use crate::config::keys::help_with;
 use crate::config::sections::Config;
 use crate::config::warnings::warnings;
-use crate::exoscale::error::ErrorKind;
+use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
 use crate::randomness::fresh_id;
@@ -28,6 +32,12 @@ use crate::schedule::Schedule;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::{chain, counted, printable};
 
+/// How long a request may take by which a zone is found to be there.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The zone that is asked for the list of zones if none of the configuration answers: the vendor's default.
+const BEST_KNOWN_ZONE: &str = "ch-gva-2";
+
 /// A test of `--online`.
 #[derive(Serialize)]
 struct Tried {
@@ -36,6 +46,12 @@ struct Tried {
     what: &'static str,
     /// The failure, if any.
     error: Option<String>,
+}
+
+impl Tried {
+    fn new(place: impl Into<String>, what: &'static str, error: Option<String>) -> Self {
+        Self { place: place.into(), what, error }
+    }
 }
 
 /// Checks the configuration.
@@ -52,8 +68,11 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
         let mut tried = try_all(&config, &runner).await;
         // A zone that can't be listed is not asked again.
-        let is_unlisted = |one: &Tried| one.what.starts_with("list-") && one.error.is_some();
-        if !tried.iter().any(is_unlisted) {
+        let lists = ["list-zones", "list-snapshots", "list-instances"];
+        if tried.iter().any(|one| one.error.is_some() && lists.contains(&one.what)) {
+            let why = "whether each instance has a good snapshot was not tried, since a zone can't be listed";
+            warnings.push(why.to_owned());
+        } else {
             let (instances, more) = try_instances(&config, &runner).await;
             tried.extend(instances);
             warnings.extend(more);
@@ -146,13 +165,10 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
             zones.entry(zone).or_default().push(policy);
         }
     }
-    let mut tried = Vec::new();
-    for (zone, policies) in zones {
-        tried.extend(try_zone(runner, zone, &policies).await);
-    }
+    let mut tried = try_zones(config, runner, zones).await;
     if config.policies.iter().any(|policy| policy.enabled && policy.select.is_in_doubt()) {
         let error = runner.metadata.this_machine().await.err().map(|error| chain(&error));
-        tried.push(Tried { place: "this machine".to_owned(), what: "self", error });
+        tried.push(Tried::new("this machine", "self", error));
     }
     let looker = Looker::new(&runner.state).await;
     for name in archives {
@@ -164,7 +180,7 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
             },
             Err(error) => Some(error.clone()),
         };
-        tried.push(Tried { place: format!("archive {name}"), what: "read", error });
+        tried.push(Tried::new(format!("archive {name}"), "read", error));
     }
     tried
 }
@@ -176,25 +192,81 @@ async fn try_instances(config: &Config, runner: &Runner) -> (Vec<Tried>, Vec<Str
     let fleet = match runner.coverage().await {
         Ok(fleet) => fleet,
         Err(error) => {
-            let place = "state directory".to_owned();
-            return (vec![Tried { place, what: "instances", error: Some(error) }], warnings);
+            return (vec![Tried::new("state directory", "instances", Some(error))], warnings);
         }
     };
     for policy in config.policies.iter().filter(|policy| policy.enabled) {
         let place = format!("policy {}", policy.name);
         let unmatched = fleet.unmatched.iter().find(|(name, _)| *name == policy.name);
         let error = unmatched.map(|(_, text)| text.clone());
-        tried.push(Tried { place: place.clone(), what: "patterns", error });
+        tried.push(Tried::new(&place, "patterns", error));
         let missing = fleet.instances.iter().filter(|one| one.missing.contains(&policy.name));
         let missing = missing_text(missing.map(|one| one.name.as_str()));
         if policy.create {
             let next = "the policy's next run takes one";
             warnings.extend(missing.map(|text| format!("policy `{}`: {text}: {next}", policy.name)));
         } else {
-            tried.push(Tried { place, what: "snapshots", error: missing });
+            tried.push(Tried::new(&place, "snapshots", missing));
         }
     }
     (tried, warnings)
+}
+
+/// Tests the zones. All are asked at once, and once alone, which zones there are: one that does not exist or does not answer
+/// is asked nothing else.
+async fn try_zones(config: &Config, runner: &Runner, zones: BTreeMap<&ZoneName, Vec<&Policy>>) -> Vec<Tried> {
+    let client = runner.client.clone().trying_once(PATIENCE);
+    let ask = |zone| client.list_zones(zone).map(move |answer| (zone, answer));
+    let mut asked: FuturesUnordered<_> = zones.keys().copied().map(ask).collect();
+    let (mut answers, mut known) = (BTreeMap::new(), Vec::new());
+    while let Some((zone, answer)) = asked.next().await {
+        if let Ok((listed, _)) = &answer {
+            known.extend(listed.iter().map(|zone| zone.name.clone()));
+        }
+        answers.insert(zone, answer);
+        let is_awaited = |zone: &&ZoneName| !answers.contains_key(zone) && known.contains(zone);
+        if !known.is_empty() && !zones.keys().any(is_awaited) {
+            break;
+        }
+    }
+    drop(asked);
+    let best_known = BEST_KNOWN_ZONE.parse().ok().filter(|zone| !zones.contains_key(zone));
+    if let Some(zone) = best_known.filter(|_| known.is_empty() && config.exoscale.endpoint.contains("{zone}"))
+        && let Ok((listed, _)) = client.list_zones(&zone).await
+    {
+        known.extend(listed.into_iter().map(|zone| zone.name));
+    }
+    known.sort();
+    known.dedup();
+
+    let mut tried = Vec::new();
+    for (zone, policies) in zones {
+        let place = format!("zone {zone}");
+        let skew = match answers.remove(zone) {
+            _ if !known.is_empty() && !known.contains(zone) => Err(no_such_zone(zone, &known)),
+            Some(Ok((_, skew))) => Ok(skew),
+            Some(Err(error)) => Err(nothing_else(&error)),
+            None => continue,
+        };
+        tried.push(Tried::new(&place, "list-zones", skew.as_ref().err().cloned()));
+        if let Ok(skew) = skew {
+            let max = policies.iter().map(|policy| policy.guard.max_clock_skew).min().unwrap_or_default();
+            let problem = clock_problem(skew, max).map(|problem| format!("this machine's clock {problem}"));
+            tried.push(Tried::new(&place, "clock", problem));
+            tried.extend(try_zone(runner, zone, &policies).await);
+        }
+    }
+    tried
+}
+
+fn no_such_zone(zone: &ZoneName, known: &[ZoneName]) -> String {
+    let known = known.iter().map(ZoneName::as_str);
+    let all = || format!("there are {}", known.clone().collect::<Vec<_>>().join(", "));
+    format!("zone `{zone}` does not exist; {}", help_with(zone.as_str(), known.clone(), all))
+}
+
+fn nothing_else(error: &ApiError) -> String {
+    format!("{}; nothing else of this zone was tried", chain(error))
 }
 
 /// Tests each operation that the policies need in a zone, by the API's name of it, as a role's policy spells it.
@@ -234,7 +306,14 @@ async fn try_zone(runner: &Runner, zone: &ZoneName, policies: &[&Policy]) -> Vec
     let mut tried = Vec::new();
     for (_, what, attempt) in attempts.into_iter().filter(|(is_needed, ..)| *is_needed) {
         let error = attempt.await.err().filter(|error| error.kind() != ErrorKind::NotFound);
-        tried.push(Tried { place: format!("zone {zone}"), what, error: error.map(|error| chain(&error)) });
+        let is_lost = |error: &ApiError| matches!(error.kind(), ErrorKind::Transport | ErrorKind::TimedOut);
+        let lost = error.as_ref().filter(|error| is_lost(error)).map(nothing_else);
+        let is_lost = lost.is_some();
+        let error = lost.or_else(|| error.map(|error| chain(&error)));
+        tried.push(Tried::new(format!("zone {zone}"), what, error));
+        if is_lost {
+            break;
+        }
     }
     tried
 }

@@ -71,7 +71,7 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
 }
 
 /// The help for a word that is not known: the candidate that it was probably meant to be, else `otherwise`.
-pub(super) fn help_with<'a>(
+pub(crate) fn help_with<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
     otherwise: impl FnOnce() -> String,

@@ -9,7 +9,7 @@
 //! finds what is valid but invites a loss.
 
 pub mod diagnostics;
-mod keys;
+pub(crate) mod keys;
 pub mod policies;
 pub mod sections;
 mod toml_reader;

@@ -27,7 +27,7 @@ use crate::exoscale::wire::{
     RegisterRequest, SnapshotDetails, Template, Zone,
 };
 use crate::randomness::Randomness;
-use crate::retry::{Attempts, REQUESTS, retry_after};
+use crate::retry::{Attempts, REQUESTS, RetryPolicy, retry_after};
 use crate::snapshot::{Instance, InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::text::printable;
 use crate::transport::{BodyError, Purpose, Reached, Request, Transport, http_date, read_body};
@@ -76,6 +76,7 @@ pub struct Client {
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     observer: Option<Arc<dyn Observer>>,
+    retry: RetryPolicy,
     pace: Arc<Pace>,
     /// Per zone, the permits for operations in flight.
     permits: Arc<Mutex<BTreeMap<ZoneName, Arc<Semaphore>>>>,
@@ -168,13 +169,22 @@ impl Client {
     ) -> Self {
         let pace = Arc::new(Pace::new(settings.requests_per_second));
         let permits = Arc::default();
-        Self { settings, credentials, transport, clock, randomness, observer: None, pace, permits }
+        let retry = REQUESTS;
+        Self { settings, credentials, transport, clock, randomness, observer: None, retry, pace, permits }
     }
 
     /// The same client with an observer.
     #[must_use]
     pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
         Self { observer: Some(observer), ..self }
+    }
+
+    /// The same client, but each request is sent once alone and takes at most `limit`.
+    #[must_use]
+    pub fn trying_once(mut self, limit: Duration) -> Self {
+        self.settings.request_timeout = self.settings.request_timeout.min(limit);
+        self.retry.max_attempts = 1;
+        self
     }
 
     /// The client of one zone.
@@ -186,12 +196,16 @@ impl Client {
         ZoneClient { client: self.clone(), zone: zone.clone(), permits: Arc::clone(permits) }
     }
 
-    /// `list-zones`, asked of one zone's API. It needs no credentials.
+    /// `list-zones`, asked of one zone's API, and how far this machine's clock is ahead of that API's, if the response has
+    /// a date. It needs no credentials.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn list_zones(&self, ask: &ZoneName) -> Result<Vec<Zone>, ApiError> {
-        self.zone(ask).read(&ApiRequest::list_zones(), wire::decode_zones).await
+    pub async fn list_zones(&self, ask: &ZoneName) -> Result<(Vec<Zone>, Option<SignedDuration>), ApiError> {
+        let (zone, request) = (self.zone(ask), ApiRequest::list_zones());
+        let (body, clock_skew) = zone.send(&request).await?;
+        let zones = wire::decode_zones(&body).map_err(|error| zone.malformed(&request, error))?;
+        Ok((zones, clock_skew))
     }
 
     /// How far this machine's clock is ahead of the API's in this zone; `None` if its response has no date. It needs no
@@ -398,7 +412,7 @@ impl ZoneClient {
     /// [`Self::send_once`] does.
     async fn send(&self, request: &ApiRequest<'_>) -> Result<(Bytes, Option<SignedDuration>), ApiError> {
         let mut perhaps_carried_out = false;
-        let mut attempts = Attempts::new(REQUESTS);
+        let mut attempts = Attempts::new(self.client.retry);
         loop {
             let failed = match self.send_once(request).await {
                 Ok(response) => return Ok(response),
@@ -733,6 +747,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_client_that_tries_once_gives_up_at_its_own_limit() {
+        let (client, script) = Script::play_to_all([Step::Silence, Step::Lost(Reached::Nothing)]);
+        let (client, zone) = (client.trying_once(Duration::from_secs(5)), "ch-gva-2".parse().unwrap());
+        assert_eq!(client.list_zones(&zone).await.unwrap_err().kind(), ErrorKind::TimedOut);
+        assert_eq!(client.list_zones(&zone).await.unwrap_err().kind(), ErrorKind::Transport);
+        assert_eq!(script.seconds(), [0, 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn each_attempt_has_a_signature_of_its_own() {
         let (zone, script) = Script::play([Step::Silence, ok(SUCCESS)]);
         zone.export_snapshot(id()).await.unwrap();
@@ -759,7 +782,7 @@ mod tests {
     async fn zones_are_listed_without_a_signature_and_templates_are_the_private_ones() {
         let (client, script) = Script::play_to_all([ok(r#"{"zones":[{"name":"de-fra-1"}]}"#), ok("{}")]);
         let ask = "ch-gva-2".parse().unwrap();
-        assert_eq!(client.list_zones(&ask).await.unwrap()[0].name.as_str(), "de-fra-1");
+        assert_eq!(client.list_zones(&ask).await.unwrap().0[0].name.as_str(), "de-fra-1");
         client.zone(&ask).list_templates().await.unwrap();
         let sent = script.sent();
         assert!(!sent[0].headers.contains_key(header::AUTHORIZATION));

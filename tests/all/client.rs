@@ -214,7 +214,7 @@ async fn zones_are_listed_without_a_signature_and_templates_by_a_signed_query() 
         .expect(1)
         .mount(&server)
         .await;
-    assert_eq!(client(&server).list_zones(&"ch-gva-2".parse().unwrap()).await.unwrap().len(), 1);
+    assert_eq!(client(&server).list_zones(&"ch-gva-2".parse().unwrap()).await.unwrap().0.len(), 1);
     assert_eq!(zone(&server).list_templates().await.unwrap(), []);
 }
 

@@ -114,7 +114,7 @@ impl Play {
         self.configure_with(&exoscale, policies);
     }
 
-    fn configure_with(&self, exoscale: &str, policies: &str) {
+    pub(crate) fn configure_with(&self, exoscale: &str, policies: &str) {
         let rest = crate::stage::config_text(self.folder.path(), policies);
         let fast = "poll_interval = \"100ms\"\nrequests_per_second = 1000";
         write(&self.path("snapwarden.toml"), &format!("[exoscale]\n{exoscale}\n{fast}\n{rest}"));

@@ -6,6 +6,7 @@ mod archive_names;
 mod archives;
 mod archives_not_there;
 mod archives_unwritten;
+mod checking;
 mod client;
 mod command_line;
 mod config_files;

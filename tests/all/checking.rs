@@ -1,0 +1,78 @@
+//! What `check --online` tries, and how it says what is wrong.
+
+use jiff::SignedDuration;
+use snapwarden::sim::call::Call;
+use snapwarden::sim::fault::{Effect, Fault};
+
+use crate::command_line::Play;
+use crate::stage::{NIGHTLY, Said};
+
+/// The result of one row of `check --online --output json`; empty if it is ok.
+fn result(said: &Said, place: &str, what: &str) -> String {
+    let checked = said.json();
+    let rows = checked["online"].as_array().unwrap();
+    let found = rows.iter().find(|row| row["where"] == place && row["what"] == what);
+    let found = found.unwrap_or_else(|| panic!("no row {place}, {what}: {checked:#}"));
+    found["error"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What was tried at a place.
+fn tried(said: &Said, place: &str) -> Vec<String> {
+    let checked = said.json();
+    let rows = checked["online"].as_array().unwrap().iter().filter(|row| row["where"] == place);
+    rows.map(|row| row["what"].as_str().unwrap().to_owned()).collect()
+}
+
+const CHECK: [&str; 4] = ["check", "--online", "--output", "json"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_does_not_exist_is_named_with_the_nearest_one_and_asked_nothing_else() {
+    let (play, _) = Play::five(&NIGHTLY.replace("\"ch-gva-2\"", "\"ch-gva2\"")).await;
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    let why = "zone `ch-gva2` does not exist; did you mean `ch-gva-2`?";
+    assert_eq!(result(&said, "zone ch-gva2", "list-zones"), why);
+    assert_eq!(tried(&said, "zone ch-gva2"), ["list-zones"]);
+    let asked: Vec<Call> = play.world.log().iter().map(|exchange| exchange.call).collect();
+    assert_eq!(asked, [Call::ListZones, Call::ListZones], "the zone itself, and the best-known one");
+
+    play.world.add_zone("de-fra-1");
+    play.world.clear_log();
+    play.configure(&NIGHTLY.replace("\"ch-gva-2\"", "\"ch-gva-2\", \"nowhere\""));
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    let why = "zone `nowhere` does not exist; there are ch-gva-2, de-fra-1";
+    assert_eq!(result(&said, "zone nowhere", "list-zones"), why);
+    assert_eq!(result(&said, "zone ch-gva-2", "list-zones"), "");
+    assert_eq!(result(&said, "zone ch-gva-2", "delete-snapshot"), "");
+    let lost = play.world.log().into_iter().filter(|exchange| exchange.zone.as_str() == "nowhere");
+    assert!(lost.count() <= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_can_not_be_reached_is_tried_once_and_has_one_line() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    // Nothing listens there.
+    play.configure_with("endpoint = \"http://127.0.0.1:1/{zone}/v2\"", NIGHTLY);
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    assert_eq!(tried(&said, "zone ch-gva-2"), ["list-zones"]);
+    let why = result(&said, "zone ch-gva-2", "list-zones");
+    assert!(why.contains("no connection") && !why.contains("attempts"), "{why}");
+    assert!(why.ends_with("; nothing else of this zone was tried"), "{why}");
+    let warnings = said.json()["warnings"].to_string();
+    assert!(warnings.contains("whether each instance has a good snapshot was not tried"), "{warnings}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_differs_from_the_apis_is_named_with_the_limit() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    assert_eq!(result(&play.run(&CHECK).await, "zone ch-gva-2", "clock"), "");
+    let skewed = Effect::DateSkew(SignedDuration::from_mins(-20));
+    play.world.fault(Fault::on(Call::ListZones, skewed));
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    let why = result(&said, "zone ch-gva-2", "clock");
+    assert!(why.starts_with("this machine's clock is 20m"), "{why}");
+    assert!(why.contains(" ahead of the API's, more than max_clock_skew = 5m"), "{why}");
+}
