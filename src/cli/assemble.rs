@@ -244,6 +244,7 @@ pub fn runner(
         clock: seams.clock.clone(),
         randomness: seams.randomness.clone(),
         policies: config.policies.clone(),
+        keep_audit: config.keep_audit.clone(),
         exempt: config.exempt.clone(),
         allow_plain_http: exoscale.allow_plain_http,
         request_timeout: exoscale.request_timeout,

@@ -64,14 +64,13 @@ pub async fn history(global: &Global, wanted: &args::History, output: Output) ->
 
 /// Names the lines that can't be read.
 pub(super) fn complain_of_damaged(damaged: &[DamagedLine], output: Output) {
-    for DamagedLine { number, why } in damaged.iter().take(DAMAGED_MAX) {
-        output.complain(&format!(
-            "line {number} of audit.jsonl can't be read, so its change is not shown: {why}"
-        ));
+    for DamagedLine { file, number, why } in damaged.iter().take(DAMAGED_MAX) {
+        let file = file.file_name().unwrap_or_default().display();
+        output.complain(&format!("line {number} of {file} can't be read, so its change is not shown: {why}"));
     }
     if damaged.len() > DAMAGED_MAX {
         let more = counted(damaged.len() - DAMAGED_MAX, "more line");
-        output.complain(&format!("{more} of audit.jsonl can't be read"));
+        output.complain(&format!("{more} of the audit log can't be read"));
     }
 }
 

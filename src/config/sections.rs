@@ -14,6 +14,7 @@ use crate::config::policies;
 use crate::config::toml_reader::{OpenFile, Place, Table, Value};
 use crate::policy::name::ArchiveName;
 use crate::policy::select::Exemption;
+use crate::policy::span::Span;
 use crate::policy::{ArchiveRules, Policy, VerifyPlan};
 use crate::snapshot::ZoneName;
 use crate::text::{counted, excerpt};
@@ -40,6 +41,9 @@ const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// All copies, unless the operator wants less to be read at once.
 const VERIFY_PERCENT: u64 = 100;
 
+/// A year, and a month to look back at it.
+const KEEP_AUDIT: Span = Span::days(400);
+
 /// This machine alone: the port has no password, so the operator decides who else may see it.
 const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9788));
 /// Well within the 90 s that systemd gives a service to stop.
@@ -57,6 +61,8 @@ pub struct Config {
     pub server: ServerSettings,
     /// `None` leaves the choice to the caller: `$STATE_DIRECTORY`, else the default.
     pub state_directory: Option<PathBuf>,
+    /// How long files of the audit log are kept after the end of their month.
+    pub keep_audit: Span,
     /// Where exports are stored, by name.
     pub archives: BTreeMap<ArchiveName, ArchiveSettings>,
     /// Retention and verification of the copies in each archive.
@@ -144,11 +150,13 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
     }
     let policies = policies::read(&named_policies, &archive_names);
     check_notify(&root.table("notify"));
+    let state = root.table("state");
     Config {
         written: BTreeMap::new(),
         exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, file),
         server: read_server(&root.table("server")),
-        state_directory: root.table("state").read("directory", Value::path),
+        state_directory: state.read("directory", Value::path),
+        keep_audit: state.read("keep_audit", Value::span).unwrap_or(KEEP_AUDIT),
         archives,
         archive_rules,
         policies,

@@ -57,6 +57,11 @@ impl FromStr for Span {
 }
 
 impl Span {
+    /// So many days of the calendar.
+    pub(crate) const fn days(days: u64) -> Self {
+        Self { years: 0, months: 0, weeks: 0, days, milliseconds: 0 }
+    }
+
     /// Reads the span of a retention rule, where the unit `m` is an error: here it is minutes, but in other tools months,
     /// and a rule of six minutes deletes what one of six months keeps.
     pub(crate) fn of_rule(text: &str) -> Result<Self, InvalidText> {

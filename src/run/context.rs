@@ -15,6 +15,7 @@ use crate::exoscale::client::Client;
 use crate::exoscale::metadata::Metadata;
 use crate::policy::name::ArchiveName;
 use crate::policy::select::Exemption;
+use crate::policy::span::Span;
 use crate::policy::{ArchiveRules, Policy};
 use crate::randomness::Randomness;
 use crate::run::downloads::Downloads;
@@ -42,6 +43,8 @@ pub struct Runner {
     pub randomness: Arc<dyn Randomness>,
     /// Every policy of the configuration, since each may keep a snapshot that another would delete.
     pub policies: Vec<Policy>,
+    /// How long files of the audit log are kept after the end of their month.
+    pub keep_audit: Span,
     /// The instances that are meant to be without a backup.
     pub exempt: Exemption,
     /// Whether an image may be fetched over plain HTTP from another machine.

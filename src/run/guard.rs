@@ -16,6 +16,7 @@ use crate::run::context::Runner;
 use crate::run::plan::ZonePlan;
 use crate::snapshot::{InstanceId, SnapshotId};
 use crate::state::allowances::{Allowance, AllowanceOf};
+use crate::state::audit::AuditMark;
 use crate::state::directory::StateDirectory;
 use crate::state::last_runs::LastRuns;
 use crate::text::{chain, counted, printable};
@@ -176,7 +177,8 @@ async fn missed(
         let all = missing.len();
         // The audit log is long, and a few missing snapshots never trip the guard.
         if all as u64 > VERY_FEW {
-            let deleted = state.deleted_since(plan.zone(), accepted.audit_from).await;
+            let from = AuditMark { month: accepted.audit_month.clone(), offset: accepted.audit_from };
+            let deleted = state.deleted_since(plan.zone(), from).await;
             let deleted = deleted.map_err(|error| undecided(&error))?;
             missing.retain(|id| !deleted.contains(id));
         }

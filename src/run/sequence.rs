@@ -37,7 +37,7 @@ use crate::run::self_instance;
 use crate::run::step::Recorder;
 use crate::run::zone_run::{ZoneRun, add_steps};
 use crate::snapshot::{SnapshotId, SnapshotState, ZoneName};
-use crate::state::audit::StepOutcome;
+use crate::state::audit::{AuditMark, StepOutcome};
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing, Unparsed};
 use crate::text::chain;
@@ -67,6 +67,13 @@ impl Runner {
             let memories = memories(runner, policy, &before).await;
             let sequence = Sequence { runner, policy, options, recorder, before: &before, memories };
             let (mut report, seen) = sequence.run().await;
+            // Not by a clock in doubt, which would remove them all.
+            if seen.values().any(|zone| zone.rested_on.is_some()) {
+                let removed = runner.state.remove_old_audit(&runner.keep_audit, runner.clock.now()).await;
+                if let Err(error) = removed {
+                    warn!("old files of the audit log stay: {}", chain(&error));
+                }
+            }
             persist::persist(runner, policy, before, seen, &mut report).await;
             report
         });
@@ -168,7 +175,7 @@ impl Sequence<'_> {
 
         let names: Vec<ZoneName> = locked.iter().map(|(report, _)| report.zone.clone()).collect();
         // Before the listing, so that every deletion since the listing is in the log after this mark.
-        let mark = runner.state.audit_len().await;
+        let mark = runner.state.audit_end().await;
         let plans = plan_zones(runner, policy, &self.memories, &names).await;
         let listed_at = runner.clock.now();
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
@@ -210,7 +217,7 @@ impl Sequence<'_> {
         &self,
         report: &mut ZoneReport,
         guarded: &GuardedPlan,
-        mark: Result<&u64, &StateError>,
+        mark: Result<&AuditMark, &StateError>,
         [started_at, listed_at]: [Timestamp; 2],
     ) -> SeenZone {
         let GuardedPlan { plan, held, emptied, pending, missed, is_accepted } = guarded;
@@ -227,7 +234,7 @@ impl Sequence<'_> {
         report.warnings.extend(plan.listing.warnings.iter().cloned());
         report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));
         let accepted = match mark {
-            Ok(audit_from) => is_accepted.then(|| accepted_listing(listed_at, *audit_from, plan)),
+            Ok(mark) => is_accepted.then(|| accepted_listing(listed_at, mark, plan)),
             Err(error) => {
                 // The older one stays: then more of the log is read, and nothing is missed.
                 report.failures.push(format!("the listing is not accepted: {}", chain(error)));
@@ -309,12 +316,13 @@ fn plans_of(zones: &[ZoneRun]) -> Vec<&ZonePlan> {
     zones.iter().filter_map(|zone| zone.plan.as_ref()).collect()
 }
 
-fn accepted_listing(at: Timestamp, audit_from: u64, plan: &ZonePlan) -> AcceptedListing {
+fn accepted_listing(at: Timestamp, mark: &AuditMark, plan: &ZonePlan) -> AcceptedListing {
     // One that is being deleted will not be missed, and the line of its deletion may be before the mark.
     let is_leaving =
         |state: &SnapshotState| matches!(state, SnapshotState::Deleting | SnapshotState::Deleted);
-    let mut accepted =
-        AcceptedListing { at, audit_from, snapshots: Vec::new(), of_instances: BTreeMap::new() };
+    let AuditMark { month: audit_month, offset: audit_from } = mark.clone();
+    let (snapshots, of_instances) = (Vec::new(), BTreeMap::new());
+    let mut accepted = AcceptedListing { at, audit_from, audit_month, snapshots, of_instances };
     let snapshots = plan.listing.inventory.snapshots.iter();
     for (place, snapshot) in (0..).zip(snapshots.filter(|snapshot| !is_leaving(&snapshot.state))) {
         accepted.snapshots.push(snapshot.id);

@@ -9,20 +9,26 @@
 //!  "created_at":"2026-09-01T02:30:00Z","instance_id":"c0ff…","instance_name":"web-1"},
 //!  "rule":"max_age","reasons":["older than 30d: …"]}
 //! ```
+//!
+//! The newest lines are in `audit.jsonl`. The first line of another month (UTC) renames that file to
+//! `audit-<month of its first line>.jsonl`, so that no file grows for ever and old ones can be removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::disk::{Access, Disk, Open, is_sync_failure};
+use crate::disk::{Access, Disk, DiskFile, Open, is_sync_failure};
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::span::Span;
 use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::error::StateError;
 use crate::text::safe_json;
@@ -189,6 +195,35 @@ pub struct Line {
 
 const FILE: &str = "audit.jsonl";
 
+/// The name of an earlier file begins so, and then comes its month.
+const EARLIER: &str = "audit-";
+
+/// A line begins so, and then comes its time.
+const LINE_BEGINS: &[u8] = b"{\"at\":\"";
+
+/// As `2026-11`.
+const MONTH_BYTES: usize = 7;
+
+/// The month of a file is looked for in so many of its first bytes: a crash may have left pieces of lines there.
+const FIRST_BYTES: usize = 64 << 10;
+
+/// A place in the log, from which it is read on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditMark {
+    /// The month of the file's first line, as `2026-11`; none if there was no file, or it was not recorded.
+    pub month: Option<String>,
+    /// In bytes.
+    pub offset: u64,
+}
+
+/// A file of the log.
+struct Part {
+    path: PathBuf,
+    /// The month of its first line, where one is readable.
+    month: Option<String>,
+    file: Box<dyn DiskFile>,
+}
+
 /// The log's file, with what this process knows about it from its own failures. Its calls block.
 #[derive(Debug)]
 pub(super) struct AuditLog {
@@ -217,8 +252,7 @@ impl AuditLog {
     }
 
     fn failed(&self, verb: &'static str) -> impl FnOnce(io::Error) -> StateError {
-        let path = self.path.clone();
-        move |source| StateError::File { verb, path, source }
+        failed(verb, &self.path)
     }
 
     /// Adds a line and returns once it is safe from a crash.
@@ -240,6 +274,7 @@ impl AuditLog {
             self.mend()?;
             self.is_torn.store(false, Ordering::Relaxed);
         }
+        self.rotate(line.at)?;
         self.disk.append(&self.path, text.as_bytes(), Access::Owner).map_err(|source| {
             self.is_torn.store(true, Ordering::Relaxed);
             self.is_unsafe.fetch_or(is_sync_failure(&source), Ordering::Relaxed);
@@ -247,30 +282,27 @@ impl AuditLog {
         })
     }
 
-    /// The length in bytes; 0 if there is none yet.
+    /// The end, from which later lines are read on.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(super) fn len(&self) -> Result<u64, StateError> {
-        match self.disk.metadata(&self.path) {
-            Ok(found) => Ok(found.len),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(self.failed("look at")(error)),
-        }
+    pub(super) fn end(&self) -> Result<AuditMark, StateError> {
+        let Some(part) = self.open(self.path.clone())? else { return Ok(AuditMark::default()) };
+        Ok(AuditMark { offset: part.file.len().map_err(self.failed("read"))?, month: part.month })
     }
 
-    /// Every snapshot of the zone that the lines from this byte on say to be deleted, or about to be; those of the
-    /// whole log if it is shorter than that, thus another one.
+    /// Every snapshot of the zone that the lines from this mark on say to be deleted, or about to be; those of the
+    /// whole log if the mark is of another one.
     ///
     /// # Errors
     /// [`StateError::File`].
     pub(super) fn deleted_since(
         &self,
         zone: &ZoneName,
-        from: u64,
+        from: &AuditMark,
     ) -> Result<BTreeSet<SnapshotId>, StateError> {
         let mut deleted = BTreeSet::new();
-        self.read_from(from, |line| {
+        self.read_from(from, |_, line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
             let is_deletion =
                 line["action"] == "delete" && [INTENDED, DONE].iter().any(|word| line["outcome"] == *word);
@@ -287,7 +319,7 @@ impl AuditLog {
     /// [`StateError::File`].
     pub(super) fn has_export_to(&self, archive: &ArchiveName) -> Result<bool, StateError> {
         let mut found = false;
-        self.read_from(0, |line| {
+        self.read_from(&AuditMark::default(), |_, line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
             found |=
                 line["action"] == "export" && line["outcome"] == DONE && line["archive"] == archive.as_str();
@@ -295,32 +327,120 @@ impl AuditLog {
         Ok(found)
     }
 
-    /// Reads the lines from this byte on; all if the log is shorter than that.
-    pub(super) fn read_from(&self, from: u64, mut note: impl FnMut(&[u8])) -> Result<(), StateError> {
-        let file = match self.disk.open(&self.path, Open::Read, Access::Owner) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.failed("open")(error)),
-        };
-        let mut offset = if file.len().map_err(self.failed("read"))? < from { 0 } else { from };
-        let mut buffer = vec![0; 64 * 1024];
-        let mut begun = Vec::new();
-        loop {
-            let count = file.read_at(&mut buffer, offset).map_err(self.failed("read"))?;
-            if count == 0 {
-                note(&begun);
-                return Ok(());
+    /// Reads the lines from this mark on, each with the file that it is in; all if the mark is of another log.
+    pub(super) fn read_from(
+        &self,
+        from: &AuditMark,
+        mut note: impl FnMut(&Path, &[u8]),
+    ) -> Result<(), StateError> {
+        let mut parts = self.parts()?;
+        let is_marked = |part: &Part| from.month.is_some() && part.month == from.month;
+        let is_only_one = from.month.is_none() && parts.len() == 1;
+        let marked = parts.iter().position(is_marked).or(is_only_one.then_some(0));
+        let mut offset = if marked.is_some() { from.offset } else { 0 };
+        for Part { path, file, .. } in parts.drain(marked.unwrap_or(0)..) {
+            let failed = || failed("read", &path);
+            if file.len().map_err(failed())? < offset {
+                offset = 0;
             }
-            offset += count as u64;
-            let mut pieces = buffer[..count].split(|byte| *byte == b'\n').peekable();
-            while let Some(piece) = pieces.next() {
-                begun.extend_from_slice(piece);
-                if pieces.peek().is_some() {
-                    note(&begun);
-                    begun.clear();
+            let mut buffer = vec![0; 64 * 1024];
+            let mut begun = Vec::new();
+            loop {
+                let count = file.read_at(&mut buffer, offset).map_err(failed())?;
+                if count == 0 {
+                    note(&path, &begun);
+                    break;
+                }
+                offset += count as u64;
+                let mut pieces = buffer[..count].split(|byte| *byte == b'\n').peekable();
+                while let Some(piece) = pieces.next() {
+                    begun.extend_from_slice(piece);
+                    if pieces.peek().is_some() {
+                        note(&path, &begun);
+                        begun.clear();
+                    }
                 }
             }
+            offset = 0;
         }
+        Ok(())
+    }
+
+    /// Removes the files of months that ended longer than `keep` ago.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(super) fn remove_old(&self, keep: &Span, now: Timestamp) -> Result<(), StateError> {
+        for (month, path) in self.earlier()? {
+            let end = first_day(&month).and_then(|first| first.last_of_month().tomorrow().ok());
+            let end = end.and_then(|end| TimeZone::UTC.to_timestamp(end.at(0, 0, 0, 0)).ok());
+            let until = end.and_then(|end| keep.after(end, &TimeZone::UTC));
+            if until.is_some_and(|until| until < now) {
+                self.disk.remove_file(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Renames the file if its first line is of another month than `at`.
+    fn rotate(&self, at: Timestamp) -> Result<(), StateError> {
+        let month_now = at.strftime("%Y-%m").to_string();
+        let is_due = |part: &Part| part.month.as_ref().is_some_and(|month| *month != month_now);
+        if !self.open(self.path.clone())?.as_ref().is_some_and(is_due) {
+            return Ok(());
+        }
+        // Another process may be renaming it: then this line goes into whichever file it finds.
+        let Ok(_lock) = self.disk.lock(&self.folder.join("audit.lock")) else { return Ok(()) };
+        let Some(Part { month: Some(month), .. }) = self.open(self.path.clone())?.filter(is_due) else {
+            return Ok(());
+        };
+        let to = self.folder.join(format!("{EARLIER}{month}.jsonl"));
+        // A clock that was wrong for a while brought the same month twice: nothing may be written over.
+        if self.disk.metadata(&to).is_ok() {
+            return Ok(());
+        }
+        self.mend()?;
+        // Some make the file append-only; then it stays as it is, and grows.
+        if self.disk.rename(&self.path, &to).is_err() {
+            return Ok(());
+        }
+        self.disk.sync_dir(&self.folder).map_err(self.failed("make safe"))
+    }
+
+    /// All files, the oldest first. They are opened while none is renamed by this process.
+    fn parts(&self) -> Result<Vec<Part>, StateError> {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = self.earlier()?.into_values();
+        let parts = earlier.chain([self.path.clone()]).map(|path| self.open(path));
+        parts.filter_map(Result::transpose).collect()
+    }
+
+    /// The files that were renamed, by their months.
+    fn earlier(&self) -> Result<BTreeMap<String, PathBuf>, StateError> {
+        let entries = match self.disk.list(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(failed("list", &self.folder)(error)),
+        };
+        let month_of = |name: &str| {
+            let month = name.strip_prefix(EARLIER)?.strip_suffix(".jsonl")?;
+            first_day(month).map(|_| month.to_owned())
+        };
+        let names = entries.iter().filter_map(|entry| entry.name.to_str());
+        Ok(names.filter_map(|name| Some((month_of(name)?, self.folder.join(name)))).collect())
+    }
+
+    /// Opens a file for reading; none if it is not there.
+    fn open(&self, path: PathBuf) -> Result<Option<Part>, StateError> {
+        let file = match self.disk.open(&path, Open::Read, Access::Owner) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        let mut first = vec![0; FIRST_BYTES];
+        let count = file.read_at(&mut first, 0).map_err(failed("read", &path))?;
+        let month = first[..count].split(|byte| *byte == b'\n').find_map(month_of_line);
+        Ok(Some(Part { path, month, file }))
     }
 
     /// Ends a line that a crash or a full disk left unfinished, so that the next one stands alone, and makes the
@@ -345,6 +465,22 @@ impl AuditLog {
         }
         Ok(())
     }
+}
+
+/// The month of a whole line.
+fn month_of_line(line: &[u8]) -> Option<String> {
+    let month = std::str::from_utf8(line.strip_prefix(LINE_BEGINS)?.get(..MONTH_BYTES)?).ok()?;
+    first_day(month).map(|_| month.to_owned())
+}
+
+/// The first day of a month such as `2026-11`; none if it is none.
+fn first_day(month: &str) -> Option<Date> {
+    format!("{month}-01").parse().ok()
+}
+
+fn failed(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::File { verb, path, source }
 }
 
 #[cfg(test)]
@@ -378,13 +514,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = AuditLog::new(Arc::new(RealDisk), folder.path());
         let zone: ZoneName = "ch-gva-2".parse().unwrap();
-        let since = |from| -> Vec<u128> {
-            let found = log.deleted_since(&zone, from).unwrap();
+        let since = |offset| -> Vec<u128> {
+            let mark = AuditMark { offset, ..log.end().unwrap() };
+            let found = log.deleted_since(&zone, &mark).unwrap();
             found.into_iter().map(|id| id.0.as_u128()).collect()
         };
-        assert_eq!((log.len().unwrap(), since(0), since(9)), (0, vec![], vec![]));
+        assert_eq!((log.end().unwrap(), since(0), since(9)), (AuditMark::default(), vec![], vec![]));
         log.append(&line(INTENDED, Action::Delete, "ch-gva-2", 1)).unwrap();
-        let from = log.len().unwrap();
+        let from = log.end().unwrap().offset;
         for (outcome, action, zone, snapshot) in [
             (INTENDED, Action::Delete, "ch-gva-2", 2),
             ("blocked", Action::Delete, "ch-gva-2", 3),
@@ -404,10 +541,74 @@ mod tests {
         let expected: Vec<u128> = std::iter::once(2).chain(100..500).collect();
         assert_eq!(since(from), expected);
         assert_eq!(since(from + 1), expected[1..], "in the middle of a line");
-        assert_eq!(since(log.len().unwrap()), [0; 0]);
+        assert_eq!(since(log.end().unwrap().offset), [0; 0]);
         let all: Vec<u128> = [1, 2].into_iter().chain(100..500).collect();
         assert_eq!(since(0), all);
-        assert_eq!(since(log.len().unwrap() + 1), all, "another log, thus all of it");
+        assert_eq!(since(log.end().unwrap().offset + 1), all, "another log, thus all of it");
+    }
+
+    fn line_at(at: &str, snapshot: u128) -> Line {
+        Line { at: at.parse().unwrap(), ..line("done", Action::Delete, "ch-gva-2", snapshot) }
+    }
+
+    #[test]
+    fn each_month_has_its_file_and_a_mark_is_found_in_whichever_it_is_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AuditLog::new(Arc::new(RealDisk), folder.path());
+        // Another process that writes to the same log.
+        let beside = AuditLog::new(Arc::new(RealDisk), folder.path());
+        let zone: ZoneName = "ch-gva-2".parse().unwrap();
+        let since = |mark: &AuditMark| -> Vec<u128> {
+            let found = log.deleted_since(&zone, mark).unwrap();
+            found.into_iter().map(|id| id.0.as_u128()).collect()
+        };
+        let before = log.end().unwrap();
+        log.append(&line_at("2026-10-31T23:59:59Z", 1)).unwrap();
+        let october = log.end().unwrap();
+        log.append(&line_at("2026-10-31T23:59:59.9Z", 2)).unwrap();
+        beside.append(&line_at("2026-11-01T00:00:00Z", 3)).unwrap();
+        let november = log.end().unwrap();
+        log.append(&line_at("2026-11-30T00:00:00Z", 4)).unwrap();
+        log.append(&line_at("2026-12-01T00:00:00Z", 5)).unwrap();
+        assert_eq!(log.earlier().unwrap().into_keys().collect::<Vec<_>>(), ["2026-10", "2026-11"]);
+        assert_eq!(
+            [since(&before), since(&october), since(&november), since(&log.end().unwrap())],
+            [vec![1, 2, 3, 4, 5], vec![2, 3, 4, 5], vec![4, 5], vec![],]
+        );
+        let unknown = AuditMark { month: Some("2026-09".to_owned()), offset: 100 };
+        assert_eq!(since(&unknown), [1, 2, 3, 4, 5], "of another log");
+
+        // A clock that is wrong for a while: nothing is written over.
+        log.append(&line_at("2026-11-15T00:00:00Z", 6)).unwrap();
+        log.append(&line_at("2026-12-02T00:00:00Z", 7)).unwrap();
+        log.append(&line_at("2026-12-03T00:00:00Z", 8)).unwrap();
+        assert_eq!(since(&before), [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn files_are_removed_when_their_month_ended_long_enough_ago() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AuditLog::new(Arc::new(RealDisk), folder.path());
+        for (at, snapshot) in
+            [("2026-09-01T00:00:00Z", 1), ("2026-10-01T00:00:00Z", 2), ("2026-12-01T00:00:00Z", 3)]
+        {
+            log.append(&line_at(at, snapshot)).unwrap();
+        }
+        // Not ours.
+        for name in ["audit-old.jsonl", "audit-2026-08.jsonl.gz"] {
+            RealDisk.append(&folder.path().join(name), b"x", Access::Owner).unwrap();
+        }
+        let keep: Span = "30d".parse().unwrap();
+        for (now, left) in [
+            ("2026-10-31T00:00:00Z", &["2026-09", "2026-10"][..]),
+            ("2026-10-31T00:00:01Z", &["2026-10"]),
+            ("2030-01-01T00:00:00Z", &[]),
+        ] {
+            log.remove_old(&keep, now.parse().unwrap()).unwrap();
+            assert_eq!(log.earlier().unwrap().into_keys().collect::<Vec<_>>(), left, "{now}");
+        }
+        assert_eq!(log.end().unwrap().month.unwrap(), "2026-12");
+        assert_eq!(RealDisk.list(folder.path()).unwrap().len(), 4, "with the lock");
     }
 
     #[test]

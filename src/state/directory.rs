@@ -5,13 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::disk::{self, Access, Disk, Kind};
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::span::Span;
 use crate::snapshot::{SnapshotId, ZoneName};
-use crate::state::audit::{AuditLog, Line};
+use crate::state::audit::{AuditLog, AuditMark, Line};
 use crate::state::error::StateError;
 use crate::state::file;
 
@@ -79,16 +81,25 @@ impl StateDirectory {
         self.blocking(move |state| state.audit_log.append(&line)).await
     }
 
-    /// The length of the audit log in bytes; 0 if there is none yet.
+    /// The end of the audit log.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub async fn audit_len(&self) -> Result<u64, StateError> {
-        self.blocking(|state| state.audit_log.len()).await
+    pub async fn audit_end(&self) -> Result<AuditMark, StateError> {
+        self.blocking(|state| state.audit_log.end()).await
     }
 
-    /// Every snapshot of a zone that we deleted, or set out to delete, by the lines of the audit log from this byte
-    /// on; by all of them if the log is shorter by now, thus another one.
+    /// Removes the files of the audit log whose month ended longer than `keep` ago. Nothing else rests on them.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub async fn remove_old_audit(&self, keep: &Span, now: Timestamp) -> Result<(), StateError> {
+        let keep = keep.clone();
+        self.blocking(move |state| state.audit_log.remove_old(&keep, now)).await
+    }
+
+    /// Every snapshot of a zone that we deleted, or set out to delete, by the lines of the audit log from this mark
+    /// on; by all of them if it is a mark of another log.
     ///
     /// A line that can't be read is passed over: its snapshot then counts as one that we did not delete.
     ///
@@ -97,10 +108,10 @@ impl StateDirectory {
     pub async fn deleted_since(
         &self,
         zone: &ZoneName,
-        from: u64,
+        from: AuditMark,
     ) -> Result<BTreeSet<SnapshotId>, StateError> {
         let zone = zone.clone();
-        self.blocking(move |state| state.audit_log.deleted_since(&zone, from)).await
+        self.blocking(move |state| state.audit_log.deleted_since(&zone, &from)).await
     }
 
     /// Whether the audit log says that an image was ever stored in the archive.

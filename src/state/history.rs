@@ -1,6 +1,7 @@
 //! The audit log, read back for people: what was changed, when, and why.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use uuid::Uuid;
 
 use crate::lookup::{Kind, Known, is_meant};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::audit::INTENDED;
+use crate::state::audit::{AuditMark, INTENDED};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::excerpt;
@@ -105,6 +106,8 @@ impl Change {
 /// A line that can't be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedLine {
+    /// Its file.
+    pub file: PathBuf,
     /// Its number in the file, from 1.
     pub number: u64,
     /// What is wrong with it.
@@ -173,10 +176,14 @@ impl StateDirectory {
             let (ended, begun) = (VecDeque::new(), HashMap::new());
             let mut gathering = Gathering { most, ended, begun, left_out: 0 };
             let mut damaged = Vec::new();
-            state.for_each_change(|number, change| match change {
-                Ok(change) if wanted(&change) => gathering.add(number, change),
-                Ok(_) => {}
-                Err(why) => damaged.push(DamagedLine { number, why }),
+            let mut number = 0;
+            state.for_each_change(|change| {
+                number += 1;
+                match change {
+                    Ok(change) if wanted(&change) => gathering.add(number, change),
+                    Ok(_) => {}
+                    Err(line) => damaged.push(line),
+                }
             })?;
             Ok(gathering.end(damaged))
         })
@@ -192,7 +199,7 @@ impl StateDirectory {
         self.blocking(move |state| {
             // One of each id and name, with the newest time.
             let mut found: BTreeMap<(Uuid, Option<String>), Known> = BTreeMap::new();
-            state.for_each_change(|_, change| {
+            state.for_each_change(|change| {
                 let known = change.ok().and_then(|change| change.known(kind));
                 let meant = known.filter(|known| is_meant(&text, known.id, known.name.as_deref()));
                 if let Some(known) = meant {
@@ -206,14 +213,18 @@ impl StateDirectory {
         .await
     }
 
-    /// Reads every line, with its number; for work that is on the blocking pool already.
-    fn for_each_change(&self, mut each: impl FnMut(u64, Result<Change, String>)) -> Result<(), StateError> {
-        let mut number = 0;
-        self.audit_log.read_from(0, |line| {
+    /// Reads every line; for work that is on the blocking pool already.
+    fn for_each_change(&self, mut each: impl FnMut(Result<Change, DamagedLine>)) -> Result<(), StateError> {
+        let (mut number, mut of) = (0, PathBuf::new());
+        self.audit_log.read_from(&AuditMark::default(), |file, line| {
+            if file != of {
+                (number, of) = (0, file.to_owned());
+            }
             number += 1;
             if !line.trim_ascii().is_empty() {
+                let damaged = |why| DamagedLine { file: file.to_owned(), number, why };
                 let read = serde_json::from_slice::<Change>(line);
-                each(number, read.map_err(|error| excerpt(&error.to_string(), 200)));
+                each(read.map_err(|error| damaged(excerpt(&error.to_string(), 200))));
             }
         })
     }

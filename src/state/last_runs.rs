@@ -191,6 +191,9 @@ pub struct AcceptedListing {
     pub at: Timestamp,
     /// The length of the audit log before the listing, in bytes: later deletions are recorded after it.
     pub audit_from: u64,
+    /// The month of the file of the audit log that has this byte; none before there was one for each month.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_month: Option<String>,
     /// Every snapshot of the zone but those that are being deleted.
     pub snapshots: Vec<SnapshotId>,
     /// Which of them are of which instance, as places in that list.

@@ -23,7 +23,7 @@ use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::state::allowances::AllowanceOf;
 use snapwarden::state::directory::StateDirectory;
 
-use crate::stage::{NIGHTLY, Said, files, read};
+use crate::stage::{NIGHTLY, Said, audit_log, files, read};
 
 /// An image of 40 KiB or so: what is tried here does not depend on its size.
 const SMALL: DiskShape = DiskShape { size_gib: 10, data_clusters: 4, cluster_bits: 12 };
@@ -143,7 +143,7 @@ impl Play {
     }
 
     pub(crate) fn audit(&self) -> Vec<Value> {
-        let text = read(&self.path("state/audit.jsonl"));
+        let text = audit_log(&RealDisk, &self.path("state")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 

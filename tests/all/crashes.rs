@@ -40,7 +40,7 @@ use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::error::StateError;
 use uuid::Uuid;
 
-use crate::stage::{NOW, config_text};
+use crate::stage::{NOW, audit_log, config_text};
 
 /// Where state and archive are; it is there and safe from the start, what is below it is not.
 const FOLDER: &str = "/srv";
@@ -411,9 +411,9 @@ impl Play {
 
     /// The audit log as it is; nothing if there is none.
     fn read_audit_log(&self) -> io::Result<String> {
-        match read_file(&self.disk, &Path::new(FOLDER).join("state/audit.jsonl"), 1 << 30) {
+        match audit_log(&self.disk, &Path::new(FOLDER).join("state")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            read => Ok(String::from_utf8(read?).unwrap()),
+            read => read,
         }
     }
 

@@ -20,7 +20,7 @@ use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
-use snapwarden::state::last_runs::{LastRuns, ZoneMemory};
+use snapwarden::state::last_runs::{LastRuns, PlanSums, ZoneMemory};
 use snapwarden::transport::{Request, Response, Transport, TransportError};
 
 use crate::stage::{NIGHTLY, Stage, days_ago, ended, steps};
@@ -273,7 +273,9 @@ async fn a_run_is_remembered_with_what_each_instance_has() {
         (zone.last_run_at, zone.last_success_at),
         (Some(report.finished_at), Some(report.finished_at))
     );
-    assert_eq!((zone.failure, zone.held, &zone.plan), (None, None, &report.zones[0].plan));
+    // Its deletions are done, not to come.
+    let plan = report.zones[0].plan.clone().map(|plan| PlanSums { delete: 0, ..plan });
+    assert_eq!((zone.failure, zone.held, &zone.plan), (None, None, &plan));
     // After the deletions; one from the future is not the newest good one.
     let told: Vec<_> = zone
         .instances
@@ -386,6 +388,41 @@ async fn a_listing_that_lost_too_much_is_not_accepted_because_the_clock_is_wrong
     let report = stage.run(&policy.replace("= 50", "= 15")).await;
     assert!(held(&report).contains("clock"), "{}", held(&report));
     assert_eq!(accepted(&stage).await, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletions_of_the_month_before_are_no_drop_and_old_months_are_removed() {
+    let (stage, _) = Stage::two_by_twenty();
+    let run = async |count: u64| {
+        let mut runner = stage.runner(&PRUNE.replace("max_count = 15", &format!("max_count = {count}")));
+        runner.keep_audit = "90d".parse().unwrap();
+        runner.run(&runner.policies[0], &RunOptions::default()).await.unwrap()
+    };
+    let earlier = || -> Vec<String> {
+        let names = RealDisk.list(&stage.state()).unwrap().into_iter();
+        let names = names.filter_map(|entry| entry.name.into_string().ok());
+        names.filter(|name| name.starts_with("audit-")).collect()
+    };
+    // Twenty-eight are deleted after the accepted listing.
+    run(6).await;
+    assert_eq!((stage.there().len(), earlier()), (12, vec![]));
+    let first_month = stage.now().strftime("%Y-%m").to_string();
+    stage.step(SignedDuration::from_hours(31 * 24));
+    let report = run(5).await;
+    assert_eq!((report.result, stage.there().len()), (RunResult::Success, 10), "{report:?}");
+    let report = run(5).await;
+    assert_eq!(report.result, RunResult::Success, "{report:?}");
+    assert_eq!(earlier(), [format!("audit-{first_month}.jsonl")]);
+
+    // A clock in doubt removes nothing.
+    stage.step(SignedDuration::from_hours(90 * 24));
+    stage
+        .world
+        .fault(Fault::on(Call::ListSnapshots, Effect::DateSkew(SignedDuration::from_hours(-24))).times(2));
+    run(5).await;
+    assert_eq!(earlier().len(), 1);
+    run(5).await;
+    assert_eq!(earlier(), [""; 0]);
 }
 
 /// Adds a line to the audit log whenever snapshots are listed, as another process may.

@@ -1,6 +1,7 @@
 //! What whole runs are played on: a simulated zone, real files in a temporary folder, and the program itself,
 //! put together from a configuration as it is for a user.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use snapwarden::cli::exit::Refusal;
 use snapwarden::clock::Clock as _;
 use snapwarden::config;
 use snapwarden::credentials::Credentials;
-use snapwarden::disk::{Disk, RealDisk};
+use snapwarden::disk::{Disk, RealDisk, read_file};
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, Step};
 use snapwarden::sim::clock::SimClock;
@@ -136,7 +137,7 @@ impl Stage {
 
     /// The lines of the audit log.
     pub(crate) fn audit(&self) -> Vec<Value> {
-        let text = read(&self.state().join("audit.jsonl"));
+        let text = audit_log(&RealDisk, &self.state()).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -156,6 +157,20 @@ pub(crate) fn config_text(folder: &Path, policies: &str) -> String {
         "[state]\ndirectory = \"{0}/state\"\n[archives.vault]\ntype = \"local\"\npath = \"{0}/vault\"\n{policies}",
         folder.display()
     )
+}
+
+/// The audit log in a state directory: the files of earlier months, then the newest. Empty if there is none.
+pub(crate) fn audit_log(disk: &dyn Disk, state: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let names = disk.list(state)?.into_iter().filter_map(|entry| entry.name.into_string().ok());
+    let earlier = names.filter(|name| name.starts_with("audit-"));
+    for name in earlier.chain(["audit.jsonl".to_owned()]) {
+        match read_file(disk, &state.join(name), 1 << 30) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            read => text.push_str(&String::from_utf8(read?).unwrap()),
+        }
+    }
+    Ok(text)
 }
 
 /// A file's text.

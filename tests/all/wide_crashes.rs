@@ -36,7 +36,7 @@ use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
 
 use crate::crashes::{Death, Dice, OPERATIONS_END, Repeat, TINY, any_disk_failure, any_fault, md5_of, used};
-use crate::stage::{NOW, config_text};
+use crate::stage::{NOW, audit_log, config_text};
 
 const FOLDER: &str = "/srv";
 
@@ -593,8 +593,7 @@ impl Play {
 
     /// Each change that was requested had been written down before.
     fn check_audit_log(&mut self, context: &str) {
-        let path = Path::new(FOLDER).join(&self.state_folder).join("audit.jsonl");
-        let log = String::from_utf8(read_file(&self.disk, &path, 1 << 30).unwrap_or_default()).unwrap();
+        let log = audit_log(&self.disk, &Path::new(FOLDER).join(&self.state_folder)).unwrap_or_default();
         assert!(log.starts_with(&self.audit_log), "{context}\nolder lines are missing");
         let lines = log[self.audit_log.len()..].lines().filter_map(|line| serde_json::from_str(line).ok());
         let intended: Vec<Value> = lines.filter(|line: &Value| line["outcome"] == "intended").collect();
