@@ -23,9 +23,9 @@ pub enum Purpose {
     Api,
     /// The bytes of an image from a presigned address, which is itself a credential: never shown.
     Image,
-    /// A request to the platform's metadata server, which is never sent through a proxy: the response would be about
-    /// the proxy's instance.
-    Metadata,
+    /// A request that is never sent through a proxy: to the platform's metadata server, whose response would be about the
+    /// proxy's instance, and to the daemon on this machine.
+    Direct,
 }
 
 /// One request.
@@ -47,7 +47,7 @@ impl Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Headers may hold a signature, and the address may be one.
         let url = match self.purpose {
-            Purpose::Api | Purpose::Metadata => self.url.path(),
+            Purpose::Api | Purpose::Direct => self.url.path(),
             Purpose::Image => "(presigned address)",
         };
         f.debug_struct("Request").field("method", &self.method).field("url", &url).finish_non_exhaustive()
@@ -162,7 +162,7 @@ pub enum BodyError {
 /// The real form: reqwest over rustls.
 ///
 /// A client for each purpose: calls of the API may share an HTTP/2 connection; images come over HTTP/1.1, one
-/// connection each, which drains a fast store in less CPU time than HTTP/2 does; the metadata server is asked
+/// connection each, which drains a fast store in less CPU time than HTTP/2 does; the metadata server and the daemon are asked
 /// directly, whatever proxy the environment names. None follows redirects, none has a total timeout: callers bound
 /// their exchanges by the clock seam. Each is made when it is first needed: reading the machine's certificates takes
 /// time, and many processes never need a client.
@@ -172,7 +172,7 @@ pub enum BodyError {
 pub struct HttpTransport {
     api: OnceLock<reqwest::Client>,
     image: OnceLock<reqwest::Client>,
-    metadata: OnceLock<reqwest::Client>,
+    direct: OnceLock<reqwest::Client>,
 }
 
 impl HttpTransport {
@@ -180,7 +180,7 @@ impl HttpTransport {
         let made = match purpose {
             Purpose::Api => &self.api,
             Purpose::Image => &self.image,
-            Purpose::Metadata => &self.metadata,
+            Purpose::Direct => &self.direct,
         };
         if let Some(client) = made.get() {
             return Ok(client);
@@ -188,7 +188,7 @@ impl HttpTransport {
         let fresh = match purpose {
             Purpose::Api => build(|| client().http2_adaptive_window(true)),
             Purpose::Image => build(|| client().http1_only().no_gzip()),
-            Purpose::Metadata => build(|| client().http1_only().no_gzip().no_proxy()),
+            Purpose::Direct => build(|| client().http1_only().no_gzip().no_proxy()),
         }?;
         // One that another thread made meanwhile is as good.
         Ok(made.get_or_init(|| fresh))

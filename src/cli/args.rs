@@ -158,6 +158,9 @@ pub enum Command {
         instances: Vec<String>,
     },
     /// Show the state of the running daemon; exits with 1 if something needs attention
+    ///
+    /// The daemon is found by its state directory, also if the configuration file is not valid or names another port by now.
+    /// Without a daemon it shows what the directory remembers, and exits with 1 if a policy has a schedule.
     Status,
     /// Try snapwarden without an account: the daemon, with a simulated zone that has months of history
     #[cfg(feature = "demo")]

@@ -199,12 +199,32 @@ pub enum Use {
 /// # Errors
 /// [`Refusal`] if it is unusable.
 pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirectory, Refusal> {
-    let configured = config.state_directory.clone().or_else(systemd_state_directory);
-    let path = configured.unwrap_or_else(|| PathBuf::from(STATE_DIRECTORY));
+    let path = state_path(config.state_directory.clone());
     match purpose {
         Use::Reading => Ok(StateDirectory::at(seams.disk.clone(), &path)),
         Use::Changing => Ok(StateDirectory::open(seams.disk.clone(), &path)?),
     }
+}
+
+fn state_path(configured: Option<PathBuf>) -> PathBuf {
+    configured.or_else(systemd_state_directory).unwrap_or_else(|| PathBuf::from(STATE_DIRECTORY))
+}
+
+/// The configuration, or a sentence that says why it cannot be used; and the state directory, for reading. If the
+/// configuration cannot be used, the directory is the one that its text names all the same, or else as [`state`] has it.
+pub fn configuration_and_state(path: &Path, seams: &Seams) -> (Result<Config, String>, StateDirectory) {
+    let (config, directory) = match configuration(path) {
+        Ok(config) => {
+            let directory = config.state_directory.clone();
+            (Ok(config), directory)
+        }
+        Err(refusal) => {
+            let first = refusal.text.lines().next().unwrap_or_default();
+            let why = format!("the configuration file is not valid: {first} (`snapwarden check` says where)");
+            (Err(why), config::state_directory_in(path))
+        }
+    };
+    (config, StateDirectory::at(seams.disk.clone(), &state_path(directory)))
 }
 
 /// A client of the API; without credentials only for public requests.

@@ -1,7 +1,9 @@
-//! `status`: the state of the running daemon.
+//! `status`: the state of the running daemon, or what the state directory remembers.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,9 +19,16 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::clock::timeout;
+use crate::config::sections::Config;
+use crate::daemon::timetable::Timetable;
 use crate::run::coverage::{InstanceStates, uncovered_text};
-use crate::state::last_runs::ZoneCoverage;
-use crate::telemetry::status::{DownloadStatus, PolicyStatus, Status, ZoneStatus};
+use crate::snapshot::ZoneName;
+use crate::state::directory::StateDirectory;
+use crate::state::last_runs::{LastRuns, ZoneCoverage, ZoneMemory};
+use crate::state::schedules::Schedules;
+use crate::telemetry::Telemetry;
+use crate::telemetry::model::PolicyView;
+use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 use crate::text::{chain, counted, printable, size};
 use crate::transport::{Purpose, Request, read_body};
 
@@ -29,30 +38,130 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The daemon answers from memory, so a slow response means that it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks the daemon of this configuration for its status, and prints it.
+/// Shows the status of the daemon on the state directory; without one that answers, what the directory remembers.
 ///
 /// # Errors
-/// [`Refusal`] if nothing answers, or something that is not snapwarden.
+/// [`Refusal`] if neither can be read.
 pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
-    let address = reachable(config.server.listen);
-    let answer = ask(&Seams::real(), address).await.map_err(Refusal::failed)?;
-    let strange = |error: serde_json::Error| {
-        let text = format!("{address} does not respond like snapwarden ({error}): {OTHER_SERVICE}");
-        Refusal::failed(text)
-    };
-    let json: Value = serde_json::from_slice(&answer).map_err(strange)?;
-    let status: Status = serde_json::from_slice(&answer).map_err(strange)?;
-    output.show(|| &json, || render(&status, output));
-    let attention = attention(&status);
+    let seams = Seams::real();
+    let (config, state) = assemble::configuration_and_state(&global.config, &seams);
+    let mut attention: Vec<String> = config.as_ref().err().cloned().into_iter().collect();
+    let config = config.as_ref().ok();
+    match answer(&seams, &state, config.map(|config| config.server.listen)).await {
+        Ok((json, status)) => {
+            output.show(|| &json, || render(&status, output));
+            attention.extend(problems(&status));
+        }
+        Err(NoAnswer::Unknown(why)) => {
+            attention.push(why);
+            return Err(Refusal::failed(attention.join("\n")));
+        }
+        Err(no_answer) => {
+            let (status, unread) = remembered(config, &state, &seams).await;
+            let is_scheduled = |policy: &PolicyStatus| policy.enabled && policy.schedule.is_some();
+            let heading = if let NoAnswer::Silent(why) = no_answer {
+                attention.push(why);
+                "the daemon on this state directory does not answer"
+            } else {
+                attention.extend(status.policies.values().any(is_scheduled).then(|| NO_DAEMON.to_owned()));
+                "no daemon runs on this state directory"
+            };
+            let heading = format!("{heading}: {}\n", printable(&state.path().to_string_lossy()));
+            output.show(|| &status, || heading + &render(&status, output));
+            attention.extend(unread);
+            attention.extend(problems(&status));
+        }
+    }
     for line in &attention {
         output.complain(line);
     }
     Ok(if attention.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
+/// Why there is no answer of a daemon.
+enum NoAnswer {
+    /// None runs.
+    NotRunning,
+    /// One runs, and for this reason does not answer.
+    Silent(String),
+    /// Whether one runs is not known, since the state directory can't be read, and none answers.
+    Unknown(String),
+}
+
+const NO_DAEMON: &str = "no policy runs by its schedule: see `systemctl status snapwarden`, or start the daemon with `snapwarden run`";
+
 /// The likely cause if the response is not the daemon's.
 const OTHER_SERVICE: &str = "another service may use the port of `listen` in `[server]`";
+
+/// The status that the daemon on this state directory gives. Where that can't be seen, as by another user or from outside
+/// its container, the one that listens as the configuration says is asked.
+async fn answer(
+    seams: &Seams,
+    state: &StateDirectory,
+    listen: Option<SocketAddr>,
+) -> Result<(Value, Status), NoAnswer> {
+    let (address, no_answer): (_, fn(String) -> NoAnswer) = match state.has_daemon().await {
+        Ok(false) => return Err(NoAnswer::NotRunning),
+        // A daemon of an older version has not said where it listens.
+        Ok(true) => (state.daemon_address().await.ok().flatten().or(listen), NoAnswer::Silent),
+        Err(error) if listen.is_none() => return Err(NoAnswer::Unknown(chain(&error))),
+        Err(_) => (listen, NoAnswer::Unknown),
+    };
+    let Some(address) = address.map(reachable) else {
+        return Err(no_answer("it has not said where it listens".to_owned()));
+    };
+    let answer = ask(seams, address).await.map_err(no_answer)?;
+    let parsed =
+        serde_json::from_slice(&answer).and_then(|json| Ok((json, serde_json::from_slice(&answer)?)));
+    parsed.map_err(|error| {
+        no_answer(format!("{address} does not respond like snapwarden ({error}): {OTHER_SERVICE}"))
+    })
+}
+
+/// What the state directory remembers, and what of it can't be read.
+async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Seams) -> (Status, Vec<String>) {
+    let now = seams.clock.now();
+    let mut unread = Vec::new();
+    let schedules = state.schedules().await.unwrap_or_else(|error| {
+        unread.push(chain(&error));
+        Schedules::default()
+    });
+    let Some(config) = config else {
+        let runs = state.all_last_runs().await.unwrap_or_else(|error| {
+            unread.push(chain(&error));
+            Vec::new()
+        });
+        let policies = runs.into_iter().map(|(name, runs)| {
+            let zone = |(zone, memory): (&ZoneName, &ZoneMemory)| {
+                (zone.to_string(), ZoneStatus::of(memory, None, now))
+            };
+            let policy = PolicyStatus {
+                enabled: true,
+                last: runs.last.as_ref().map(Last::from),
+                zones: runs.zones.iter().map(zone).collect(),
+                ..PolicyStatus::default()
+            };
+            (name.to_string(), policy)
+        });
+        let policies = policies.collect();
+        return (Status { remembered: true, at: Some(now), policies, ..Status::default() }, unread);
+    };
+    let telemetry = Telemetry::new(Arc::clone(&seams.clock), env!("CARGO_PKG_VERSION"), "");
+    let mut views = Vec::new();
+    for policy in &config.policies {
+        let runs = state.last_runs(&policy.name).await.unwrap_or_else(|error| {
+            unread.push(chain(&error));
+            LastRuns::default()
+        });
+        views.push(PolicyView::of(policy, &schedules, runs, now));
+    }
+    telemetry.configure(&views, &BTreeSet::new());
+    let timetable = Timetable::new(&config.policies, &schedules, now);
+    for policy in timetable.policies() {
+        telemetry.next_run(policy, timetable.next(policy));
+    }
+    (Status { remembered: true, ..telemetry.status_json() }, unread)
+}
 
 /// A daemon that listens on every address is reached on the loopback address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
@@ -79,7 +188,7 @@ async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
         url,
         headers: HeaderMap::new(),
         body: Bytes::new(),
-        purpose: Purpose::Api,
+        purpose: Purpose::Direct,
     };
     let exchange = async {
         let response = seams.transport.send(request).await.map_err(|error| no_daemon(chain(&error)))?;
@@ -95,18 +204,16 @@ async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
 }
 
 /// The problems that need attention, a line each.
-fn attention(status: &Status) -> Vec<String> {
+fn problems(status: &Status) -> Vec<String> {
     let mut lines = Vec::new();
     if !status.config.last_reload_successful {
-        lines.push(
-            "the configuration file could not be reloaded, the previous one is in use: see `snapwarden check`"
-                .to_owned(),
-        );
+        let why = status.config.last_reload_error.as_deref().unwrap_or("see `snapwarden check`");
+        lines.push(format!("the configuration could not be reloaded, the previous one is in use: {why}"));
     }
     if let Some(error) = &status.state_error {
         lines.push(format!("the results of runs cannot be saved: {error}"));
     }
-    for (name, policy) in &status.policies {
+    for (name, policy) in status.policies.iter().filter(|(_, policy)| policy.enabled) {
         let is_told =
             |zone: &ZoneStatus| zone.failure.is_some() || zone.held.is_some() || !zone.problems.is_empty();
         let failed_zones = policy.zones.values().any(is_told);
@@ -149,15 +256,18 @@ fn attention(status: &Status) -> Vec<String> {
 }
 
 fn render(status: &Status, output: Output) -> String {
-    let mut text = format!("snapwarden {}", printable(&status.version));
-    if status.draining {
-        text.push_str(", stopping");
+    let mut text = String::new();
+    if !status.remembered {
+        let _ = write!(text, "snapwarden {}", printable(&status.version));
+        if status.draining {
+            text.push_str(", stopping");
+        }
+        if let Some(at) = status.config.loaded_at {
+            // Writing to a String cannot fail.
+            let _ = write!(text, ", configuration loaded at {}", to_the_second(at));
+        }
+        text.push('\n');
     }
-    if let Some(at) = status.config.loaded_at {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ", configuration loaded at {}", to_the_second(at));
-    }
-    text.push('\n');
     if !status.policies.is_empty() {
         let rows = status.policies.iter().flat_map(|(name, policy)| policy_rows(name, policy)).collect();
         text.push('\n');
@@ -205,11 +315,17 @@ fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Row> {
     let next = match (policy.running_since, policy.enabled) {
         (Some(since), _) => (format!("running since {}", to_the_second(since)), Tone::Good),
         (None, false) => ("(not enabled)".to_owned(), Tone::Dim),
+        // Every policy that is known has a time zone.
+        (None, true) if policy.timezone.is_none() => moment(None, "(not known)"),
         (None, true) => moment(policy.next_run_at, "(manual)"),
     };
     let (last, result) = match &policy.last {
         Some(last) => {
-            let tone = if last.result == "success" { Tone::Good } else { Tone::Bad };
+            let tone = match (&*last.result, policy.enabled) {
+                (_, false) => Tone::Dim,
+                ("success", true) => Tone::Good,
+                (_, true) => Tone::Bad,
+            };
             (moment(Some(last.finished_at), ""), (last.result.clone(), tone))
         }
         None => (moment(None, "(never)"), plain("")),

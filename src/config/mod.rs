@@ -127,6 +127,15 @@ pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Conf
     }
 }
 
+/// The state directory that a file names, as far as it can be found there: the rest of the file may be no TOML at all.
+pub fn state_directory_in(path: &Path) -> Option<PathBuf> {
+    let text = read_named_file(path, FILE_BYTES_MAX).ok()?;
+    let (table, _) = DeTable::parse_recoverable(&text);
+    let directory =
+        table.get_ref().get("state")?.get_ref().as_table()?.get("directory")?.get_ref().as_str()?;
+    Some(PathBuf::from(directory)).filter(|directory| directory.is_absolute())
+}
+
 /// Every key of a valid file with its value.
 fn written_keys(text: &str) -> BTreeMap<String, serde_json::Value> {
     let mut keys = BTreeMap::new();

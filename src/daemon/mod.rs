@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
@@ -134,7 +134,7 @@ impl Daemon {
         service: ServiceManager,
     ) -> Result<Self, DaemonError> {
         let Loaded { runner, server } = loaded;
-        let lock = runner.state.lock_daemon().await?;
+        let lock = runner.state.lock_daemon(&*runner.clock).await?;
         let before = runner.state.schedules().await?;
         warn_of_removed(&before, &runner.policies);
         let now = runner.clock.now();
@@ -159,8 +159,11 @@ impl Daemon {
         };
         let remembered = remembered(&daemon.runner).await?;
         daemon.configure(&remembered);
-        daemon.telemetry.reloaded(true, now);
+        daemon.telemetry.reloaded(Ok(()), now);
         daemon.listener = Some(server::bind(daemon.server.listen).await?);
+        if let Err(error) = daemon.runner.state.set_daemon_address(daemon.address()).await {
+            warn!("`snapwarden status` may not find this daemon: {}", chain(&error));
+        }
         Ok(daemon)
     }
 
@@ -305,12 +308,12 @@ impl Daemon {
         let now = self.runner.clock.now();
         match self.take_over().await {
             Ok(()) => {
-                self.telemetry.reloaded(true, now);
+                self.telemetry.reloaded(Ok(()), now);
                 info!("reloaded: {} now", counted(self.runner.policies.len(), "policy"));
             }
             Err(reason) => {
-                self.telemetry.reloaded(false, now);
                 error!("not reloaded, the configuration from before stays in force: {reason}");
+                self.telemetry.reloaded(Err(reason), now);
             }
         }
         self.service.ready(&self.status_now());
@@ -409,18 +412,10 @@ impl Daemon {
     fn configure(&mut self, remembered: &HashMap<PolicyName, LastRuns>) {
         let now = self.runner.clock.now();
         let schedules = self.timetable.schedules();
-        let view = |policy| PolicyView {
-            policy,
-            first_seen_at: schedules.policies.get(&policy.name).map_or(now, |served| served.first_seen_at),
-            remembered: remembered.get(&policy.name).cloned().unwrap_or_default(),
-            expected_interval: policy
-                .schedule
-                .as_ref()
-                .filter(|_| policy.enabled)
-                .and_then(|schedule| schedule.longest_gap(now, &policy.time_zone))
-                .map(SignedDuration::unsigned_abs),
-        };
-        let views: Vec<PolicyView<'_>> = self.runner.policies.iter().map(view).collect();
+        let remembered = |policy: &Policy| remembered.get(&policy.name).cloned().unwrap_or_default();
+        let policies = self.runner.policies.iter();
+        let views: Vec<PolicyView<'_>> =
+            policies.map(|policy| PolicyView::of(policy, &schedules, remembered(policy), now)).collect();
         let archives = self.runner.archives.keys().cloned().collect();
         self.telemetry.configure(&views, &archives);
         let rules = self.runner.archive_rules.iter();

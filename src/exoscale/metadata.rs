@@ -103,7 +103,7 @@ impl Metadata {
                 url: Url::parse(INSTANCE_ID).expect("a constant address"),
                 headers: HeaderMap::new(),
                 body: Bytes::new(),
-                purpose: Purpose::Metadata,
+                purpose: Purpose::Direct,
             };
             let answer = self.transport.send(request).await.map_err(MetadataError::Silent)?;
             if answer.status != StatusCode::OK {
@@ -156,7 +156,7 @@ mod tests {
         fn send(&self, mut request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
             self.sent.fetch_add(1, Ordering::Relaxed);
             assert_eq!(request.url.as_str(), INSTANCE_ID);
-            assert_eq!(request.purpose, Purpose::Metadata);
+            assert_eq!(request.purpose, Purpose::Direct);
             let Some(to) = self.to else { return Box::pin(std::future::pending()) };
             request.url.set_ip_host(to.ip()).unwrap();
             request.url.set_port(Some(to.port())).unwrap();

@@ -24,14 +24,6 @@ const CREATION: LockWait = LockWait { poll: Duration::from_millis(50), max: Dura
 const SHARED_FILE: LockWait = LockWait { poll: Duration::from_millis(20), max: Duration::from_secs(5) };
 
 impl StateDirectory {
-    /// Makes this process the only daemon on the directory, until the value is dropped.
-    ///
-    /// # Errors
-    /// [`StateError::Locked`] if there is another one.
-    pub async fn lock_daemon(&self) -> Result<Box<dyn DiskLock>, StateError> {
-        self.try_lock("daemon.lock".to_owned(), format!("the state directory {}", self.path.display())).await
-    }
-
     /// Makes this process the only one that runs the policy, until the value is dropped.
     ///
     /// # Errors
@@ -88,7 +80,7 @@ impl StateDirectory {
         .await
     }
 
-    async fn lock(
+    pub(super) async fn lock(
         &self,
         name: &str,
         what: String,

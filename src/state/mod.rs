@@ -7,7 +7,7 @@
 //! | `runs-<name>.json` | the results of its last runs, and the listings that they accepted ([`last_runs`]) |
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
-//! | `daemon.lock` | which daemon works on the directory |
+//! | `daemon.lock`, `daemon.json` | which daemon works on the directory, and where it listens ([`daemon`]) |
 //! | `holds.json` | snapshots on hold ([`holds`]) |
 //! | `allowances.json` | allowances to pass the guard ([`allowances`]) |
 //! | `archives.json` | which archives were used, and what was in them ([`archives`]) |
@@ -21,6 +21,7 @@
 pub mod allowances;
 pub mod archives;
 pub mod audit;
+pub mod daemon;
 pub mod directory;
 pub mod error;
 mod file;

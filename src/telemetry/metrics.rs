@@ -240,7 +240,7 @@ const METRICS: &[Metric] = &[
     gauge(
         "snapwarden_policy_held",
         "Whether the guard blocked the last run's deletions in the zone.",
-        Read::Zone(|zone| Some(flag(zone.memory.held.is_some()))),
+        Read::Zone(|zone| Some(flag(zone.in_force().held.is_some()))),
     ),
     gauge(
         "snapwarden_policy_unmatched",
@@ -287,17 +287,17 @@ const METRICS: &[Metric] = &[
     gauge(
         "snapwarden_export_gate_oldest_timestamp_seconds",
         "Since when snapshots in the zone are kept only because a verified copy is missing, without a break; absent if none are.",
-        Read::Zone(|zone| zone.memory.gate_since.map(seconds)),
+        Read::Zone(|zone| zone.in_force().gate_since.map(seconds)),
     ),
     gauge(
         "snapwarden_planned_deletes",
         "Snapshots that the policy's last plan in the zone deletes and that the run has not deleted.",
-        Read::Zone(|zone| Some(number(zone.memory.plan.as_ref().map_or(0, |plan| plan.delete)))),
+        Read::Zone(|zone| Some(number(zone.in_force().plan.as_ref().map_or(0, |plan| plan.delete)))),
     ),
     gauge(
         "snapwarden_pending_deletes",
         "Snapshots that the policy's last plan in the zone keeps until a change has settled (`settle`).",
-        Read::Zone(|zone| Some(number(zone.memory.plan.as_ref().map_or(0, |plan| plan.pending)))),
+        Read::Zone(|zone| Some(number(zone.in_force().plan.as_ref().map_or(0, |plan| plan.pending)))),
     ),
     gauge(
         "snapwarden_blocked_deletes",
@@ -581,12 +581,12 @@ fn encode(mut families: Vec<MetricFamily>, text: &mut String) {
 fn is_unmatched(zone: &ZoneModel) -> bool {
     let nothing = |plan: &PlanSums| *plan == PlanSums::default();
     let would_create = zone.creates && zone.memory.instances.iter().any(|instance| instance.is_listed);
-    zone.memory.plan.as_ref().is_some_and(nothing) && !would_create
+    zone.in_force().plan.as_ref().is_some_and(nothing) && !would_create
 }
 
 /// The result of the last run as a number.
 fn result_number(zone: &ZoneModel) -> f64 {
-    match zone.memory.result.as_deref() {
+    match zone.in_force().result.as_deref() {
         Some("partial") => 1.0,
         Some("failed") => 2.0,
         Some("held") => 3.0,
@@ -596,8 +596,8 @@ fn result_number(zone: &ZoneModel) -> f64 {
 
 /// How many snapshots stay although the policy would delete them, by the reason.
 fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
-    let plan = zone.memory.plan.clone().unwrap_or_default();
-    let late = |reason| zone.blocked.get(reason).copied().unwrap_or_default();
+    let plan = zone.in_force().plan.clone().unwrap_or_default();
+    let late = |reason| zone.blocked_late(reason);
     [
         ("hold", plan.blocked_by_hold),
         ("policy", plan.blocked_by_policy),

@@ -107,13 +107,14 @@ impl Telemetry {
         model.configured = true;
     }
 
-    /// A configuration was read and taken over; or it was not, and the old one is still in use.
-    pub fn reloaded(&self, ok: bool, at: Timestamp) {
-        let mut model = self.model();
-        model.status.config.last_reload_successful = ok;
-        if ok {
-            model.status.config.loaded_at = Some(at);
+    /// A configuration was read and taken over; or it was not, because of this error, and the old one is still in use.
+    pub fn reloaded(&self, result: Result<(), String>, at: Timestamp) {
+        let config = &mut self.model().status.config;
+        config.last_reload_successful = result.is_ok();
+        if result.is_ok() {
+            config.loaded_at = Some(at);
         }
+        config.last_reload_error = result.err();
     }
 
     /// The daemon's own state was saved, or could not be, because of this error.

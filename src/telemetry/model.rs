@@ -5,6 +5,7 @@
 //! leaves no series behind.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -20,7 +21,8 @@ use crate::run::persist;
 use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
-use crate::state::last_runs::{LastRuns, PlanSums, ZoneCoverage, ZoneMemory};
+use crate::state::last_runs::{LastRun, LastRuns, ZoneCoverage, ZoneMemory};
+use crate::state::schedules::Schedules;
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 use crate::text::excerpt;
 
@@ -48,6 +50,20 @@ pub struct PolicyView<'a> {
     pub remembered: LastRuns,
     /// The longest span between two due times of its schedule; none without a schedule.
     pub expected_interval: Option<Duration>,
+}
+
+impl<'a> PolicyView<'a> {
+    /// A policy as of `now`, with the schedules that were served and its last runs.
+    pub fn of(policy: &'a Policy, schedules: &Schedules, remembered: LastRuns, now: Timestamp) -> Self {
+        let schedule = policy.schedule.as_ref().filter(|_| policy.enabled);
+        let gap = schedule.and_then(|schedule| schedule.longest_gap(now, &policy.time_zone));
+        Self {
+            policy,
+            first_seen_at: schedules.policies.get(&policy.name).map_or(now, |served| served.first_seen_at),
+            remembered,
+            expected_interval: gap.map(SignedDuration::unsigned_abs),
+        }
+    }
 }
 
 /// The whole.
@@ -104,9 +120,14 @@ pub(super) struct ZoneModel {
     pub(super) states: InstanceStates,
     /// Whether the policy takes snapshots itself.
     pub(super) creates: bool,
+    /// Whether the policy is enabled: the last run of one that is not needs no attention any more.
+    enabled: bool,
     /// Deletions of the last run that were blocked only when they were to begin, by the reason.
-    pub(super) blocked: Counts,
+    blocked: Counts,
 }
+
+/// No run.
+static NOTHING: LazyLock<ZoneMemory> = LazyLock::new(ZoneMemory::default);
 
 impl Model {
     pub(super) fn has_zone(&self, zone: &ZoneName) -> bool {
@@ -172,25 +193,33 @@ impl PolicyModel {
         status.timezone = policy.time_zone.iana_name().map(str::to_owned);
         // The schedule may have changed; the daemon's loop reports the next run.
         status.next_run_at = None;
-        if let Some(last) = &view.remembered.last {
-            // A run that could not begin is known here alone.
-            if status.last.as_ref().is_none_or(|known| known.finished_at < last.finished_at) {
-                status.last = Some(Last::from(last));
-            }
-        }
         let mut zones_before = std::mem::take(&mut model.zones);
         for zone in &policy.zones {
             let mut known = zones_before.remove(zone).unwrap_or_default();
-            known.creates = policy.create;
-            if let Some(remembered) = view.remembered.zones.get(zone) {
-                // A manual run may have been the last one.
-                if known.memory.last_run_at < remembered.last_run_at {
-                    known.memory = ZoneMemory { accepted: None, ..remembered.clone() };
-                }
-            }
+            (known.creates, known.enabled) = (policy.create, policy.enabled);
             model.zones.insert(zone.clone(), known);
         }
+        model.recall(view.remembered.clone());
         model
+    }
+
+    /// Takes over what the state directory remembers of the last runs, where it is newer: a manual one may have been the
+    /// last. Counters count the runs of this process alone.
+    pub(super) fn recall(&mut self, mut remembered: LastRuns) {
+        let known = &mut self.status.last;
+        // A run that could not begin is known here alone.
+        let is_newer =
+            |last: &LastRun| known.as_ref().is_none_or(|known| known.finished_at < last.finished_at);
+        if let Some(last) = remembered.last.filter(is_newer) {
+            *known = Some(Last::from(&last));
+        }
+        for (name, zone) in &mut self.zones {
+            let Some(remembered) = remembered.zones.remove(name) else { continue };
+            if zone.memory.last_run_at < remembered.last_run_at {
+                zone.memory = ZoneMemory { accepted: None, rested_on: None, ..remembered };
+                zone.blocked.clear();
+            }
+        }
     }
 
     /// Judges the instances of a zone as of `now`: they grow stale without any run, too.
@@ -202,11 +231,13 @@ impl PolicyModel {
     fn status(&self, now: Timestamp) -> PolicyStatus {
         let status = |zone: &ZoneModel| {
             let judged = self.judge(zone, now);
-            let unmatched = zone.memory.unmatched.clone().filter(|_| self.policy.enabled);
+            let unmatched = zone.in_force().unmatched.clone();
             ZoneStatus {
                 instances: judged.states,
                 problems: [unmatched, judged.missing, judged.stale].into_iter().flatten().collect(),
-                ..zone.status(self.alert_after, now)
+                last_run_at: zone.memory.last_run_at,
+                last_success_at: zone.memory.last_success_at,
+                ..ZoneStatus::of(zone.in_force(), self.alert_after, now)
             }
         };
         let zones = self.zones.iter().map(|(name, zone)| (name.to_string(), status(zone)));
@@ -273,20 +304,14 @@ impl PolicyModel {
 }
 
 impl ZoneModel {
-    fn status(&self, alert_after: Option<Duration>, now: Timestamp) -> ZoneStatus {
-        let memory = &self.memory;
-        let blocked = memory.plan.as_ref().map_or(0, PlanSums::waiting_for_copies);
-        ZoneStatus {
-            last_run_at: memory.last_run_at,
-            last_success_at: memory.last_success_at,
-            failure: memory.failure.clone(),
-            held: memory.held.clone(),
-            gate_since: memory.gate_since,
-            gate_alert: persist::overdue(alert_after, blocked, memory.gate_since, now),
-            plan: memory.plan.clone(),
-            result: memory.result.clone(),
-            ..ZoneStatus::default()
-        }
+    /// What the last run left to attend to; nothing of a policy that is not enabled.
+    pub(super) fn in_force(&self) -> &ZoneMemory {
+        if self.enabled { &self.memory } else { &NOTHING }
+    }
+
+    /// How many deletions of the last run were blocked for this reason only when they were to begin.
+    pub(super) fn blocked_late(&self, reason: &str) -> u64 {
+        self.blocked.get(reason).copied().filter(|_| self.enabled).unwrap_or_default()
     }
 
     pub(super) fn fold(&mut self, report: &ZoneReport, at: Timestamp) {

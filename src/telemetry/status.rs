@@ -4,7 +4,7 @@
 //! {
 //!   "version": "0.1.0", "at": "2026-11-02T08:00:00Z", "draining": false,
 //!   "state_error": null,
-//!   "config": { "last_reload_successful": true, "loaded_at": "2026-11-01T12:00:00Z" },
+//!   "config": { "last_reload_successful": true, "last_reload_error": null, "loaded_at": "2026-11-01T12:00:00Z" },
 //!   "policies": { "nightly": {
 //!     "enabled": true, "schedule": "30 2 * * *", "timezone": "Europe/Zurich",
 //!     "next_run_at": "2026-11-03T01:30:00Z", "running_since": null,
@@ -30,6 +30,7 @@
 //! The daemon may be of another version than the reader: a missing key is empty, an unknown one is ignored.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,8 @@ use serde::{Deserialize, Serialize};
 use crate::archive::stats::ArchiveStats;
 use crate::run::coverage::InstanceStates;
 use crate::run::downloads::HowFar;
-use crate::state::last_runs::{LastRun, PlanSums, ZoneCoverage};
+use crate::run::persist;
+use crate::state::last_runs::{LastRun, PlanSums, ZoneCoverage, ZoneMemory};
 
 /// The whole answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ use crate::state::last_runs::{LastRun, PlanSums, ZoneCoverage};
 pub struct Status {
     /// The program's version.
     pub version: String,
+    /// That no daemon has said this: it is what the state directory remembers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub remembered: bool,
     /// The moment of the answer.
     pub at: Option<Timestamp>,
     /// Whether it is stopping.
@@ -69,13 +74,15 @@ pub struct Status {
 pub struct ConfigStatus {
     /// Whether the last attempt to read it succeeded; if not, the previous one is in use.
     pub last_reload_successful: bool,
+    /// Why not.
+    pub last_reload_error: Option<String>,
     /// When the one in use was read.
     pub loaded_at: Option<Timestamp>,
 }
 
 impl Default for ConfigStatus {
     fn default() -> Self {
-        Self { last_reload_successful: true, loaded_at: None }
+        Self { last_reload_successful: true, last_reload_error: None, loaded_at: None }
     }
 }
 
@@ -142,6 +149,24 @@ pub struct ZoneStatus {
     pub instances: InstanceStates,
     /// Which do not, and which of the policy's patterns match nothing, in sentences.
     pub problems: Vec<String>,
+}
+
+impl ZoneStatus {
+    /// What the state directory remembers of a zone, as of `now`.
+    pub fn of(memory: &ZoneMemory, alert_after: Option<Duration>, now: Timestamp) -> Self {
+        let blocked = memory.plan.as_ref().map_or(0, PlanSums::waiting_for_copies);
+        Self {
+            last_run_at: memory.last_run_at,
+            last_success_at: memory.last_success_at,
+            failure: memory.failure.clone(),
+            held: memory.held.clone(),
+            gate_since: memory.gate_since,
+            gate_alert: persist::overdue(alert_after, blocked, memory.gate_since, now),
+            plan: memory.plan.clone(),
+            result: memory.result.clone(),
+            ..Self::default()
+        }
+    }
 }
 
 /// An image that is being downloaded or verified.

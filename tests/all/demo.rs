@@ -142,7 +142,7 @@ fn the_commands_for_a_second_terminal_work_and_ctrl_c_leaves_nothing() {
     assert_eq!(names_in(demo.folder.path()), Vec::<String>::new());
     // No daemon is left to answer.
     let status = paste(commands.iter().find(|command| command.ends_with(" status")).unwrap());
-    assert_eq!(status.status.code(), Some(78), "{status:?}");
+    assert_eq!(status.status.code(), Some(1), "{status:?}");
 
     // Not even if the signal arrives before the daemon has started, and twice.
     let mut demo = Running::start();

@@ -164,7 +164,7 @@ async fn sixty_scrapes_at_once_each_say_how_it_was_when_they_asked() {
     for answer in scrapes.await.unwrap() {
         assert!(status_of(&answer) == "200" && !answer.contains(not_reloaded), "{answer}");
     }
-    port.telemetry.reloaded(false, crate::stage::NOW.parse().unwrap());
+    port.telemetry.reloaded(Err("line 7".to_owned()), crate::stage::NOW.parse().unwrap());
     let scrapes = join_all((0..60).map(|_| get(port.address, "/metrics"))).await;
     assert!(scrapes.iter().all(|answer| answer.contains(not_reloaded)));
 }

@@ -20,7 +20,7 @@ use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use tokio::sync::mpsc;
 
 use crate::command_line::secrets;
-use crate::stage::{files, read, skipped};
+use crate::stage::{Said, files, read, skipped};
 
 /// A process that takes longer hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -329,6 +329,15 @@ async fn a_configuration_that_became_invalid_is_not_taken_over_and_a_valid_one_i
     daemon.says("shedule").await;
     assert_eq!(daemon.in_force(), (false, vec!["p".to_owned(), "q".to_owned()]));
     assert!(daemon.get("/readyz").starts_with("HTTP/1.1 200"), "the old one serves");
+    let mut status = Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+    status.env_clear().arg("--config").arg(ground.path("snapwarden.toml")).arg("status");
+    let said = Said::of(status.output().unwrap());
+    assert_eq!(said.status, 1, "{said:?}");
+    said.has(&["snapwarden", "p  ", "q  "]);
+    let both =
+        ["the configuration file is not valid: ", "the configuration could not be reloaded, the previous"];
+    said.complained(&both);
+    said.complained(&["shedule", "zones"]);
 
     ground.configure("127.0.0.1:0", &ground.path("state"), YEARLY);
     daemon.signal(Signal::HUP);

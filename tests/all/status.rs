@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::run::downloads::{HowFar, RunningDownload};
 use snapwarden::sim::clock::SimClock;
 use snapwarden::snapshot::InstanceId;
+use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::last_runs::{InstanceCounts, LastRuns, PlanSums, ZoneCoverage, ZoneMemory};
 use snapwarden::telemetry::Telemetry;
 use snapwarden::telemetry::model::PolicyView;
@@ -21,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::stage::{NIGHTLY, NOW, config_text};
+use crate::stage::{NIGHTLY, NOW, Stage, config_text};
 
 /// How `status` ended with these arguments beside a configuration that listens there, and what it printed.
 async fn status(address: SocketAddr, arguments: &[&str]) -> (i32, String, String) {
@@ -31,13 +33,25 @@ async fn status(address: SocketAddr, arguments: &[&str]) -> (i32, String, String
 /// The same on a terminal of so many columns.
 async fn status_in(address: SocketAddr, arguments: &[&str], columns: &str) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("snapwarden.toml");
     let text = format!("[server]\nlisten = \"{address}\"\n{}", config_text(folder.path(), NIGHTLY));
-    replace_file(&RealDisk, &file, text.as_bytes(), Access::Owner).unwrap();
+    status_of(folder.path(), Some(&text), arguments, &[("COLUMNS", columns)]).await
+}
+
+/// The same with this text as the configuration file in that folder, and this environment.
+async fn status_of(
+    folder: &Path,
+    text: Option<&str>,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> (i32, String, String) {
+    let file = folder.join("snapwarden.toml");
+    if let Some(text) = text {
+        replace_file(&RealDisk, &file, text.as_bytes(), Access::Owner).unwrap();
+    }
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
     command
         .env_clear()
-        .env("COLUMNS", columns)
+        .envs(environment.iter().copied())
         .timeout(Duration::from_mins(1))
         .arg("--config")
         .arg(&file)
@@ -53,9 +67,14 @@ type Change<'a> = &'a dyn Fn(&Telemetry);
 
 /// A port that tells of the policy `nightly` in this condition.
 async fn daemon(memory: ZoneMemory) -> (SocketAddr, Telemetry) {
+    daemon_of(NIGHTLY, memory).await
+}
+
+/// The same with these keys.
+async fn daemon_of(policies: &str, memory: ZoneMemory) -> (SocketAddr, Telemetry) {
     let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
     let telemetry = Telemetry::new(clock.clone(), "1.2.3", "");
-    let text = config_text(std::path::Path::new("/x"), NIGHTLY);
+    let text = config_text(Path::new("/x"), policies);
     let config = config::parse(&text, "test.toml", None).unwrap();
     let remembered = LastRuns { last: None, zones: BTreeMap::from([("ch-gva-2".parse().unwrap(), memory)]) };
     let view = PolicyView {
@@ -160,7 +179,11 @@ async fn what_needs_attention_is_said_and_exits_with_1() {
             "vault cannot be read: no such folder",
         ),
         (well(), &|telemetry| telemetry.archive(&vault, corrupt.clone()), "2 damaged files"),
-        (well(), &|telemetry| telemetry.reloaded(false, NOW.parse().unwrap()), "could not be reloaded"),
+        (
+            well(),
+            &|telemetry| telemetry.reloaded(Err("line 7 is wrong".to_owned()), NOW.parse().unwrap()),
+            "could not be reloaded, the previous one is in use: line 7 is wrong",
+        ),
         (
             well(),
             &|telemetry| telemetry.state_written(Some("disk full".to_owned())),
@@ -228,4 +251,139 @@ async fn nobody_and_somebody_else_are_told_apart() {
         assert_eq!((exit, out.as_str()), (1, ""), "{answer}");
         assert!(err.contains("another service may use the port"), "{answer}: {err}");
     }
+}
+
+/// A proxy that nothing answers on, in every spelling.
+const PROXIES: [(&str, &str); 4] = [
+    ("HTTP_PROXY", "http://127.0.0.1:1"),
+    ("http_proxy", "http://127.0.0.1:1"),
+    ("ALL_PROXY", "http://127.0.0.1:1"),
+    ("all_proxy", "http://127.0.0.1:1"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_is_found_by_its_state_directory_whatever_the_configuration_says() {
+    let (address, _) = daemon(well()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("state");
+    let state = StateDirectory::open(Arc::new(RealDisk), &directory).unwrap();
+    let clock = SimClock::starting_at(NOW.parse().unwrap());
+    let lock = state.lock_daemon(&clock).await.unwrap();
+    state.set_daemon_address(address).await.unwrap();
+
+    let moved = format!("[server]\nlisten = \"127.0.0.1:1\"\n{}", config_text(folder.path(), NIGHTLY));
+    let (exit, out, err) = status_of(folder.path(), Some(&moved), &[], &PROXIES).await;
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("14 kept, 1 to delete"), "{out}");
+
+    let environment = [("STATE_DIRECTORY", directory.to_str().unwrap())];
+    let of_file = format!("[state]\ndirectory = \"{}\"\n", directory.display());
+    for (text, environment) in [
+        (Some(format!("{of_file}[policies.nightly]\nzoness = 3\n")), &[][..]),
+        (Some(format!("{of_file}[policies.nightly\nzones = [\n")), &[]),
+        (Some("[policies.nightly]\n".to_owned()), &environment),
+        (None, &environment),
+    ] {
+        let file = folder.path().join("snapwarden.toml");
+        if text.is_none() {
+            snapwarden::disk::Disk::remove_file(&RealDisk, &file).unwrap();
+        }
+        let (exit, out, err) = status_of(folder.path(), text.as_deref(), &[], environment).await;
+        assert_eq!(exit, 1, "{text:?}: {out}{err}");
+        assert!(out.contains("14 kept, 1 to delete"), "{text:?}: {out}{err}");
+        assert!(err.starts_with("snapwarden: the configuration file is not valid: "), "{err}");
+        assert!(err.contains("`snapwarden check` says where") && err.lines().count() == 1, "{err}");
+    }
+
+    // One that ended leaves its address, and another service may have got the port.
+    drop(lock);
+    let (exit, out, err) = status_of(folder.path(), Some(&moved), &[], &[]).await;
+    assert!(out.starts_with("no daemon runs on this state directory"), "{exit}: {out}{err}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_daemon_the_state_directory_is_shown() {
+    let (stage, _) = Stage::two_by_twenty();
+    stage.run(NIGHTLY).await;
+    let text = stage.config(NIGHTLY);
+    let (exit, out, err) = status_of(stage.folder.path(), Some(&text), &[], &[("COLUMNS", "80")]).await;
+    assert_eq!((exit, err.as_str()), (0, ""), "nothing has a schedule: {out}");
+    for word in
+        ["no daemon runs on this state directory", "nightly", "(manual)", "success", "COVERED", "kept"]
+    {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    let path = stage.state().display().to_string();
+    assert!(out.lines().all(|line| line.contains(&path) || line.chars().count() <= 80), "{out}");
+
+    let text = text.replace("[policies.nightly]\n", "[policies.nightly]\nschedule = \"30 2 * * *\"\n");
+    let (exit, out, err) = status_of(stage.folder.path(), Some(&text), &[], &[]).await;
+    assert!(exit == 1 && err.contains("no policy runs by its schedule"), "{out}{err}");
+    assert!(!out.contains("(manual)"), "it is due: {out}");
+    let (_, json, _) = status_of(stage.folder.path(), Some(&text), &["--output", "json"], &[]).await;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json["remembered"], &json["policies"]["nightly"]["last"]["result"]),
+        (&true.into(), &"success".into())
+    );
+
+    let broken = format!("{text}[policies.nightly.retention]\n");
+    let (exit, out, err) = status_of(stage.folder.path(), Some(&broken), &[], &[]).await;
+    assert!(exit == 1 && err.contains("is not valid"), "{out}{err}");
+    for word in ["no daemon runs on this state directory", "nightly", "(not known)", "success", "kept"] {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    let runs = stage.state().join("runs-nightly.json");
+    replace_file(&RealDisk, &runs, b"{", Access::Owner).unwrap();
+    let (exit, out, err) = status_of(stage.folder.path(), Some(&text), &[], &[]).await;
+    assert!(exit == 1 && err.contains("runs-nightly.json is damaged"), "{out}{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_not_enabled_is_no_alert() {
+    let long_ago = NOW.parse::<jiff::Timestamp>().unwrap() - jiff::SignedDuration::from_hours(40 * 24);
+    let listed = InstanceCounts { is_listed: true, ..InstanceCounts::of(InstanceId(Uuid::nil()), None) };
+    let plan = PlanSums { blocked_by_export: 2, delete: 3, pending: 4, ..PlanSums::default() };
+    let memory = ZoneMemory {
+        failure: Some("no route".to_owned()),
+        held: Some("it would delete 40 of 50".to_owned()),
+        result: Some("failed".to_owned()),
+        unmatched: Some("`cache-*` matches no instance".to_owned()),
+        gate_since: Some(long_ago),
+        last_success_at: Some(long_ago),
+        instances: vec![listed],
+        plan: Some(plan),
+        ..well()
+    };
+    let alerts = |telemetry: &Telemetry| -> Vec<String> {
+        let text = telemetry.metrics_text();
+        let names = [
+            "policy_held{",
+            "pending_deletes{",
+            "policy_unmatched{",
+            "policy_last_run_result{",
+            "policy_instances{",
+            "planned_deletes{",
+            "blocked_deletes{",
+            "export_gate_oldest_timestamp_seconds{",
+            "policy_expected_interval_seconds{",
+        ];
+        let is_alert = |line: &&str| {
+            let name = |name: &&str| line.starts_with(&format!("snapwarden_{name}"));
+            names.iter().any(name) && !line.ends_with(" 0") && !line.contains("\"fresh\"")
+        };
+        text.lines().filter(is_alert).map(str::to_owned).collect()
+    };
+    let scheduled = NIGHTLY.replace("[policies.nightly]\n", "[policies.nightly]\nschedule = \"@daily\"\n");
+    let (address, telemetry) = daemon_of(&scheduled, memory.clone()).await;
+    assert!(alerts(&telemetry).len() >= 7, "{:#?}", alerts(&telemetry));
+    assert_eq!(status(address, &[]).await.0, 1);
+
+    let paused = scheduled.replace("[policies.nightly]\n", "[policies.nightly]\nenabled = false\n");
+    let (address, telemetry) = daemon_of(&paused, memory).await;
+    telemetry.run_panicked_or_refused(&"nightly".parse().unwrap(), NOW.parse().unwrap());
+    assert_eq!(alerts(&telemetry), [""; 0]);
+    let (exit, out, err) = status(address, &[]).await;
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("(not enabled)"), "{out}");
 }

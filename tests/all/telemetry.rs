@@ -184,7 +184,7 @@ async fn all_folded() -> Telemetry {
     stage.world.fault(Fault::on(Call::ListInstances, unavailable).times(1));
     stage.world.set_quota("snapshot", 100);
     let (telemetry, runner) = observed(&stage, NIGHTLY);
-    telemetry.reloaded(true, stage.now());
+    telemetry.reloaded(Ok(()), stage.now());
     telemetry.tick(stage.now());
     telemetry.next_run(&nightly(), Some(stage.now() + SignedDuration::from_hours(14)));
     for _ in 0..2 {
@@ -442,7 +442,7 @@ async fn what_happens_beside_runs_is_told() {
     telemetry.run_begun(&nightly(), stage.now());
     assert_eq!(telemetry.status_json().policies["nightly"].running_since, Some(stage.now()));
     telemetry.run_panicked_or_refused(&nightly(), stage.now());
-    telemetry.reloaded(false, stage.now());
+    telemetry.reloaded(Err("a line is wrong".to_owned()), stage.now());
     for (series, expected) in [
         ("policy_missed_runs_total{policy=\"nightly\"}", 3.0),
         ("policy_runs_total{policy=\"nightly\",result=\"skipped\"}", 1.0),
