@@ -16,7 +16,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::{Access as Wanted, Advice, AtFlags, OFlags};
 
 /// The kind of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +204,14 @@ pub trait Disk: Send + Sync + Debug {
     /// # Errors
     /// Any error of the disk.
     fn sync_dir(&self, folder: &Path) -> io::Result<()>;
+
+    /// Whether this process may create files in `folder`, as far as that can be known without trying.
+    ///
+    /// # Errors
+    /// Why it may not.
+    fn may_write(&self, _folder: &Path) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Bytes that we may still write on the file system of `folder`.
     ///
@@ -493,6 +501,11 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
         OpenOptions::new().read(true).open(folder)?.sync_all()
+    }
+
+    fn may_write(&self, folder: &Path) -> io::Result<()> {
+        let wanted = Wanted::WRITE_OK | Wanted::EXEC_OK;
+        Ok(rustix::fs::accessat(rustix::fs::CWD, folder, wanted, AtFlags::EACCESS)?)
     }
 
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {

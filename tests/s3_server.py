@@ -92,6 +92,10 @@ def uploads():
     return [upload["Key"] for upload in listed]
 
 
+def versions():
+    s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+
+
 for line in sys.stdin:
-    print(json.dumps({"objects": objects, "uploads": uploads}[line.strip()]()), flush=True)
+    print(json.dumps({"objects": objects, "uploads": uploads, "versions": versions}[line.strip()]()), flush=True)
 stop()

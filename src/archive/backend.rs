@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::local::LocalArchive;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
-use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem};
+use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem, ProbeSteps};
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::error::S3Error;
 use crate::archive::store::{ImageToStore, StoreError};
@@ -105,6 +105,15 @@ impl Archive {
                 .write_marker(marker)
                 .await
                 .map_err(|error| error.into_sink_error(format!("write the marker of {}", archive.place()))),
+        }
+    }
+
+    /// Finds out whether the archive can be written to, read and deleted from, by a small file that no catalogue lists. It is
+    /// for an archive that is known to be there.
+    pub(crate) async fn probe(&self) -> ProbeSteps {
+        match self {
+            Self::Local(archive) => archive.probe().await,
+            Self::S3(archive) => archive.probe().await,
         }
     }
 

@@ -22,15 +22,18 @@ use crate::archive::local::files::CopyFiles;
 use crate::archive::local::image::LocalImage;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
-use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem};
+use crate::archive::marker::{
+    MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem, PROBE, PROBE_FILE, ProbeSteps, read_back,
+};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::store::StoreError;
 use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
-use crate::disk::{Access, Disk, DiskFile, blocking, create_folders, replace_file};
+use crate::disk::{Access, Disk, DiskFile, blocking, create_folders, read_file, replace_file};
 use crate::policy::name::ArchiveName;
+use crate::text::chain;
 
 /// Left free on the file system beside an image, in bytes: for its manifest, and for other programs.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -87,6 +90,33 @@ impl LocalArchive {
         blocking(move || {
             create_folders(&*disk, &path, Access::Group)?;
             replace_file(&*disk, &path.join(MARKER_FILE), &bytes, Access::Group)
+        })
+        .await
+    }
+
+    /// Writes, reads back and deletes a small file. A folder that does not exist yet is not created: whether it could be is
+    /// asked of the nearest one above it.
+    pub(super) async fn probe(&self) -> ProbeSteps {
+        let Self { path, disk, .. } = self.clone();
+        blocking(move || {
+            let is_there = |folder: &&Path| !matches!(disk.metadata(folder), Err(error) if error.kind() == io::ErrorKind::NotFound);
+            let failed = |doing, path: &Path, error| chain(&SinkError::disk(doing, path, error));
+            let folder = path.ancestors().find(is_there).unwrap_or(&path);
+            if folder != path {
+                let allowed = disk.may_write(folder).err();
+                return vec![("write", allowed.map(|error| failed("create the archive's folder in", folder, error)))];
+            }
+            let probe = path.join(PROBE_FILE);
+            let written = replace_file(&*disk, &probe, PROBE, Access::Group).err();
+            if let Some(error) = written {
+                return vec![("write", Some(failed("write", &probe, error)))];
+            }
+            let read = read_file(&*disk, &probe, MARKER_BYTES_MAX).map(Some);
+            let read = read_back(read, |error| failed("read", &probe, error));
+            let removed = disk.remove_file(&probe).and_then(|()| disk.sync_dir(&path));
+            let removed = removed.err().filter(|error| error.kind() != io::ErrorKind::NotFound);
+            let removed = removed.map(|error| failed("delete", &probe, error));
+            vec![("write", None), ("read back", read), ("delete", removed)]
         })
         .await
     }

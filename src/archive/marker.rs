@@ -11,6 +11,31 @@ use uuid::Uuid;
 /// The name of the file, below the archive's folder or its prefix.
 pub const MARKER_FILE: &str = "snapwarden-archive.json";
 
+/// The name of the file that is written, read back and deleted beside it to find out whether that can be done. There is one name
+/// and one content, so that whatever a crash left is replaced and deleted by the next time.
+pub(super) const PROBE_FILE: &str = "snapwarden-archive.json.probe";
+
+/// What that file holds.
+pub(super) const PROBE: &[u8] = b"A test by `snapwarden check --online`. It may be deleted.\n";
+
+/// Each step of a probe by its name, with its failure. Those that were not tried are not there.
+pub(crate) type ProbeSteps = Vec<(&'static str, Option<String>)>;
+
+/// Whether what was read back of a probe is what was written, or its failure.
+pub(super) fn read_back<E>(
+    read: Result<Option<impl AsRef<[u8]>>, E>,
+    failure: impl FnOnce(E) -> String,
+) -> Option<String> {
+    match read {
+        Ok(Some(bytes)) if bytes.as_ref() == PROBE => None,
+        Ok(Some(_)) => Some(format!("{PROBE_FILE} has other bytes than were written")),
+        Ok(None) => {
+            Some(format!("{PROBE_FILE} is missing after it was written; does another `check` run right now?"))
+        }
+        Err(error) => Some(failure(error)),
+    }
+}
+
 /// The most bytes that are read of one: thousands of states fit.
 pub(super) const MARKER_BYTES_MAX: u64 = 1 << 20;
 

@@ -95,9 +95,9 @@ pub enum Command {
     },
     /// Show what a run would do with each snapshot, and why; changes nothing
     Plan(Plan),
-    /// Check the configuration file; changes nothing
+    /// Check the configuration file; changes nothing, but `--online` writes a probe into each archive and deletes it
     Check {
-        /// Also test the credentials, and each permission that the policies need
+        /// Also test the zones, the credentials, each permission that the policies need, and each archive
         #[arg(long)]
         online: bool,
     },

@@ -1,10 +1,11 @@
-//! `check`: reads the configuration, and warns where it invites a loss; `--online` also tests the permissions that the
-//! policies need.
+//! `check`: reads the configuration, and warns where it invites a loss; `--online` also tests the zones, the permissions that
+//! the policies need, and the archives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use futures_util::future::{join, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use jiff::Timestamp;
@@ -12,6 +13,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::archive::backend::Archive;
+use crate::archive::s3::archive::BucketSettings;
 use crate::cli::archive::clock_problem;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
@@ -23,20 +26,24 @@ use crate::config::warnings::warnings;
 use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
+use crate::policy::name::ArchiveName;
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
-use crate::run::archive_presence::{Looker, Presence};
+use crate::run::archive_presence::{Found, Looker, Presence};
 use crate::run::context::Runner;
 use crate::run::coverage::missing_text;
 use crate::schedule::Schedule;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
-use crate::text::{chain, counted, printable};
+use crate::text::{chain, counted, printable, size};
 
 /// How long a request may take by which a zone is found to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The zone that is asked for the list of zones if none of the configuration answers: the vendor's default.
 const BEST_KNOWN_ZONE: &str = "ch-gva-2";
+
+/// No disk is smaller, in bytes: the API's own bound. It stands for the image of an archive that has no copy yet.
+const SMALLEST_DISK: u64 = 10 << 30;
 
 /// A test of `--online`.
 #[derive(Serialize)]
@@ -46,11 +53,17 @@ struct Tried {
     what: &'static str,
     /// The failure, if any.
     error: Option<String>,
+    /// What was found, if there is more to say of it.
+    note: Option<String>,
 }
 
 impl Tried {
     fn new(place: impl Into<String>, what: &'static str, error: Option<String>) -> Self {
-        Self { place: place.into(), what, error }
+        Self { place: place.into(), what, error, note: None }
+    }
+
+    fn noted(place: impl Into<String>, what: &'static str, note: impl Into<String>) -> Self {
+        Self { note: Some(note.into()), ..Self::new(place, what, None) }
     }
 }
 
@@ -66,7 +79,8 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     let online = if online {
         let credentials = assemble::credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
-        let mut tried = try_all(&config, &runner).await;
+        let (mut tried, more) = try_all(&config, &runner).await;
+        warnings.extend(more);
         // A zone that can't be listed is not asked again.
         let lists = ["list-zones", "list-snapshots", "list-instances"];
         if tried.iter().any(|one| one.error.is_some() && lists.contains(&one.what)) {
@@ -139,9 +153,10 @@ fn render(
     text.push_str(&output.table(head, policies.iter().map(row).collect()));
     if let Some(tried) = online {
         let row = |tried: &Tried| -> Row {
-            let result = match &tried.error {
-                None => ("ok".to_owned(), Tone::Good),
-                Some(error) => (error.clone(), Tone::Bad),
+            let result = match (&tried.error, &tried.note) {
+                (Some(error), _) => (error.clone(), Tone::Bad),
+                (None, Some(note)) => (note.clone(), Tone::Plain),
+                (None, None) => ("ok".to_owned(), Tone::Good),
             };
             vec![plain(&tried.place), plain(tried.what), result]
         };
@@ -155,8 +170,8 @@ fn render(
     text
 }
 
-/// Tests everything that the enabled policies need, in every zone and archive that they name.
-async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
+/// Tests everything that the enabled policies need, in every zone and archive that they name. The second list is of warnings.
+async fn try_all(config: &Config, runner: &Runner) -> (Vec<Tried>, Vec<String>) {
     let mut zones: BTreeMap<&ZoneName, Vec<&Policy>> = BTreeMap::new();
     let mut archives = BTreeSet::new();
     for policy in config.policies.iter().filter(|policy| policy.enabled) {
@@ -165,24 +180,78 @@ async fn try_all(config: &Config, runner: &Runner) -> Vec<Tried> {
             zones.entry(zone).or_default().push(policy);
         }
     }
-    let mut tried = try_zones(config, runner, zones).await;
+    let looker = Looker::new(&runner.state).await;
+    let in_archives = archives.into_iter().map(|name| try_archive(runner, &looker, name));
+    let (mut tried, in_archives) = join(try_zones(config, runner, zones), join_all(in_archives)).await;
     if config.policies.iter().any(|policy| policy.enabled && policy.select.is_in_doubt()) {
         let error = runner.metadata.this_machine().await.err().map(|error| chain(&error));
         tried.push(Tried::new("this machine", "self", error));
     }
-    let looker = Looker::new(&runner.state).await;
-    for name in archives {
-        let error = match &looker {
-            Ok(looker) => match runner.look_at(looker, name).await.map(|found| found.presence) {
-                Ok(Presence::Closed(why) | Presence::WriteFailed { why, .. }) | Err(why) => Some(why),
-                Ok(Presence::Unadopted) => Some(unadopted_text(name)),
-                Ok(Presence::Known | Presence::FirstUse) => None,
-            },
-            Err(error) => Some(error.clone()),
-        };
-        tried.push(Tried::new(format!("archive {name}"), "read", error));
+    let mut warnings = Vec::new();
+    for (in_archive, more) in in_archives {
+        tried.extend(in_archive);
+        warnings.extend(more);
     }
-    tried
+    (tried, warnings)
+}
+
+/// Tests whether an archive is there, and can be written to, read and deleted from. One that is not there, or not adopted, is
+/// not touched.
+async fn try_archive(
+    runner: &Runner,
+    looker: &Result<Looker, String>,
+    name: &ArchiveName,
+) -> (Vec<Tried>, Vec<String>) {
+    let (place, mut warnings) = (format!("archive {name}"), Vec::new());
+    let found = match looker {
+        Ok(looker) => runner.look_at(looker, name).await,
+        Err(error) => Err(error.clone()),
+    };
+    let (error, catalogue) = match found {
+        Ok(Found { presence: Presence::Known | Presence::FirstUse, catalogue, .. }) => {
+            (None, Some(catalogue))
+        }
+        Ok(Found { presence: Presence::WriteFailed { why, .. }, catalogue, .. }) => {
+            (Some(why), Some(catalogue))
+        }
+        Ok(Found { presence: Presence::Closed(why), .. }) | Err(why) => (Some(why), None),
+        Ok(Found { presence: Presence::Unadopted, .. }) => (Some(unadopted_text(name)), None),
+    };
+    let mut tried = vec![Tried::new(&place, "read", error)];
+    let (Some(archive), Some(catalogue)) = (runner.archives.get(name), catalogue) else {
+        return (tried, warnings);
+    };
+    tried.extend(archive.probe().await.into_iter().map(|(step, error)| Tried::new(&place, step, error)));
+    if let Some(free) = archive.free_bytes().await {
+        tried.push(Tried::noted(&place, "free space", size(free)));
+        let largest = catalogue.unpruned().map(|copy| copy.manifest.image.bytes).max();
+        let needed = largest.unwrap_or(SMALLEST_DISK);
+        let least = if largest.is_some() { "its largest copy has" } else { "the smallest disk has" };
+        warnings.extend((free < needed).then(|| {
+            let (free, needed) = (size(free), size(needed));
+            format!("archive `{name}`: {free} are free, and {least} {needed}: the next export may not fit")
+        }));
+    }
+    if let Archive::S3(bucket) = &**archive {
+        let BucketSettings { versioning, object_lock } = bucket.bucket_settings().await;
+        let prunes = runner.archive_rules.get(name).is_some_and(|rules| rules.retention.is_some());
+        let keeps_versions = versioning.as_ref().is_ok_and(|status| status == "Enabled");
+        warnings.extend((prunes && keeps_versions).then(|| {
+            format!(
+                "archive `{name}`: its bucket keeps the versions of what is deleted, so pruning frees no space; let a \
+                 lifecycle rule of the bucket expire noncurrent versions"
+            )
+        }));
+        for (what, setting) in [("versioning", versioning), ("object lock", object_lock)] {
+            let note = match setting {
+                Ok(setting) if setting.is_empty() => "off".to_owned(),
+                Ok(setting) => setting,
+                Err(error) => format!("unknown: {}", chain(&error)),
+            };
+            tried.push(Tried::noted(&place, what, note));
+        }
+    }
+    (tried, warnings)
 }
 
 /// Tests whether each instance that a policy selects has a good snapshot, and whether each of its patterns matches one. What

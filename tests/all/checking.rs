@@ -1,10 +1,12 @@
 //! What `check --online` tries, and how it says what is wrong.
 
 use jiff::SignedDuration;
+use snapwarden::disk::{Access, Disk as _, RealDisk};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 
-use crate::command_line::Play;
+use crate::command_line::{Play, end_of, is_there, write};
+use crate::s3::Server;
 use crate::stage::{NIGHTLY, Said};
 
 /// The result of one row of `check --online --output json`; empty if it is ok.
@@ -75,4 +77,64 @@ async fn a_clock_that_differs_from_the_apis_is_named_with_the_limit() {
     let why = result(&said, "zone ch-gva-2", "clock");
     assert!(why.starts_with("this machine's clock is 20m"), "{why}");
     assert!(why.contains(" ahead of the API's, more than max_clock_skew = 5m"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_tried_by_a_file_that_is_not_left_there() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    let vault = play.path("vault");
+    let left = vault.join("snapwarden-archive.json.probe");
+    write(&left, "half of it");
+    let before = play.run(&["archive", "list"]).await;
+    assert_eq!(before.status, 0, "{before:?}");
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert_eq!(tried(&said, "archive vault"), ["read", "write", "read back", "delete", "free space"]);
+    assert!(!is_there(&left), "one that a crash left is cleaned up");
+    assert_eq!(play.run(&["archive", "list"]).await.out, before.out);
+
+    // Not there: nothing is written into what may be the folder below a mount.
+    RealDisk.remove_file(&vault.join("snapwarden-archive.json")).unwrap();
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    assert_eq!(tried(&said, "archive vault"), ["read"]);
+
+    // A probe that can't be replaced stands for an archive that can't be written.
+    let (play, _) = Play::five(NIGHTLY).await;
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    RealDisk.create_dir_all(&play.path("vault/snapwarden-archive.json.probe.new"), Access::Owner).unwrap();
+    let said = play.run(&CHECK).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    let why = result(&said, "archive vault", "write");
+    assert!(why.starts_with("write ") && why.contains("snapwarden-archive.json.probe"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_is_tried_and_its_versioning_is_told() {
+    let Some(mut server) = Server::start() else { return };
+    let (play, _) = Play::five("").await;
+    let bucket = format!(
+        "[archives.offsite]\ntype = \"s3\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\nbucket = \"bucket\"\n\
+         prefix = \"snapwarden/\"\n[archives.offsite.retention]\nkeep_last = 3\n",
+        server.endpoint
+    );
+    play.configure(&format!("{bucket}{}", NIGHTLY.replace("\"vault\"", "\"offsite\"")));
+    let check = || async {
+        let mut command = play.command(&CHECK);
+        command.env("AWS_ACCESS_KEY_ID", "EXO1").env("AWS_SECRET_ACCESS_KEY", "hush-hush-hush");
+        end_of(command).await
+    };
+    let said = check().await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let all = ["read", "write", "read back", "delete", "versioning", "object lock"];
+    assert_eq!(tried(&said, "archive offsite"), all);
+    assert!(server.keys().is_empty(), "{:?}", server.keys());
+    assert!(!said.json()["warnings"].to_string().contains("keeps the versions"), "{said:?}");
+
+    server.keep_versions();
+    let said = check().await;
+    assert_eq!(said.status, 0, "{said:?}");
+    let warnings = said.json()["warnings"].to_string();
+    assert!(warnings.contains("archive `offsite`: its bucket keeps the versions"), "{warnings}");
 }

@@ -75,6 +75,10 @@ impl Server {
         objects.as_object().unwrap().keys().cloned().collect()
     }
 
+    pub(crate) fn keep_versions(&mut self) {
+        self.ask("versions");
+    }
+
     /// Whether unfinished uploads can be listed there, and so be aborted.
     fn lists_uploads(&mut self) -> bool {
         self.ask("uploads").is_array()

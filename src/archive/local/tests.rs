@@ -1110,3 +1110,17 @@ async fn several_connections_leave_what_the_next_download_resumes() {
     assert!(!bench.saw(Progress::ChecksumMismatch));
     bench.holds(&bytes).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_names_a_folder_that_can_not_be_written_and_creates_none() {
+    let (disk, path) = (MemoryDisk::new(), PathBuf::from("/vault"));
+    let archive = archive_in(Path::new("/"), Arc::new(disk.clone()));
+    assert_eq!(archive.probe().await, [("write", None)]);
+    assert!(disk.metadata(&path).is_err(), "the folder is created when something is first stored");
+
+    create_folders(&disk, &path, Access::Group).unwrap();
+    disk.set_unwritable(&path, Some(io::ErrorKind::ReadOnlyFilesystem));
+    let steps = archive.probe().await;
+    let [("write", Some(failure))] = &steps[..] else { panic!("{steps:?}") };
+    assert!(failure.starts_with("write /vault/snapwarden-archive.json.probe: "), "{failure}");
+}

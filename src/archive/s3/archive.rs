@@ -12,24 +12,36 @@ use secrecy::SecretString;
 use crate::archive::catalogue::{self, Catalogue, ProblemKind, StoredCopy};
 use crate::archive::layout::{self, CopyId, Role};
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
-use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
+use crate::archive::marker::{
+    MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem, PROBE, PROBE_FILE, ProbeSteps, read_back,
+};
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::bucket::{Bucket, ReadManifest};
 use crate::archive::s3::client::{Client, S3Location};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
-use crate::archive::s3::xml::ListedObject;
+use crate::archive::s3::xml::{self, ListedObject};
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
 use crate::credentials::Credentials;
 use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
+use crate::text::chain;
 use crate::transport::{BodyError, Transport};
 
 /// Manifests that are read at once: a store answers each in some ten milliseconds, and there may be thousands.
 const READERS: usize = 8;
+
+/// What a bucket does with objects that are overwritten or deleted. Empty texts mean that it is off.
+#[derive(Debug)]
+pub(crate) struct BucketSettings {
+    /// The status of its versioning: `Enabled` or `Suspended`.
+    pub(crate) versioning: Result<String, S3Error>,
+    /// How long, and how strictly, a new object is locked.
+    pub(crate) object_lock: Result<String, S3Error>,
+}
 
 /// An archive in a bucket. Clones are one archive.
 #[derive(Debug, Clone)]
@@ -129,6 +141,29 @@ impl S3Archive {
     /// Writes the marker.
     pub(crate) async fn write_marker(&self, marker: &Marker) -> Result<(), S3Error> {
         self.bucket.client.put(&self.marker_key(), "application/json", marker.to_bytes()).await
+    }
+
+    /// Writes, reads back and deletes a small object. Each is tried whatever became of the one before.
+    pub(crate) async fn probe(&self) -> ProbeSteps {
+        let (client, key) = (&self.bucket.client, format!("{}{PROBE_FILE}", self.bucket.prefix()));
+        let written = client.put(&key, "text/plain", PROBE.to_vec()).await;
+        let read = client.get(&key, PROBE.len()).await.map(|found| found.map(|(bytes, _)| bytes));
+        let read = match read {
+            Ok(None) if written.is_err() => None,
+            read => read_back(read, |error| chain(&error)),
+        };
+        let deleted = client.delete(&key).await;
+        let failure = |done: Result<(), S3Error>| done.err().map(|error| chain(&error));
+        vec![("write", failure(written)), ("read back", read), ("delete", failure(deleted))]
+    }
+
+    /// Whether the bucket keeps what is overwritten and deleted in it, and whether it locks what is written.
+    pub(crate) async fn bucket_settings(&self) -> BucketSettings {
+        let client = &self.bucket.client;
+        BucketSettings {
+            versioning: client.setting("read the versioning of", "versioning", xml::versioning).await,
+            object_lock: client.setting("read the object lock of", "object-lock", xml::object_lock).await,
+        }
     }
 
     /// Reads the listed manifests, but for those in `known` that have the same `ETag`.

@@ -275,6 +275,19 @@ impl Client {
         }
     }
 
+    /// A setting of the bucket, as `read` finds it in the response; empty where there is none.
+    pub(super) async fn setting(
+        &self,
+        doing: &'static str,
+        name: &'static str,
+        read: impl Fn(&[u8]) -> Result<String, S3Cause>,
+    ) -> Result<String, S3Error> {
+        let mut request = S3Request::new(doing, Method::GET, "");
+        request.query = vec![(name, "")];
+        let found = self.call(&request, XML_BYTES_MAX, |_, body| read(&body)).await;
+        none_if_missing(found).map(Option::unwrap_or_default)
+    }
+
     /// The bytes of a small object, and its `ETag`; `None` if there is none.
     pub(super) async fn get(&self, key: &str, max: usize) -> Result<Option<(Bytes, String)>, S3Error> {
         let request = S3Request::new("read", Method::GET, key);

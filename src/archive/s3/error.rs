@@ -11,7 +11,7 @@ use crate::transport::{BodyError, TransportError};
 
 /// A request to a bucket that failed: the action, the object, and the cause.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing} {on}")]
+#[error("{doing} {on}{}", self.lacks())]
 pub struct S3Error {
     doing: &'static str,
     on: String,
@@ -47,6 +47,24 @@ impl S3Error {
             S3Cause::Refused { code, .. } => code,
             _ => "",
         }
+    }
+
+    /// The permission that the key seems to lack, in brackets.
+    fn lacks(&self) -> String {
+        let permission = match self.doing {
+            "list" => "s3:ListBucket",
+            "read" | "look up" => "s3:GetObject",
+            "delete" => "s3:DeleteObject",
+            "list the unfinished uploads of" => "s3:ListBucketMultipartUploads",
+            "abort the upload of" => "s3:AbortMultipartUpload",
+            "read the versioning of" => "s3:GetBucketVersioning",
+            "read the object lock of" => "s3:GetBucketObjectLockConfiguration",
+            _ => "s3:PutObject",
+        };
+        // The response to a HEAD has no body, and so no code.
+        let is_denied =
+            self.status() == Some(StatusCode::FORBIDDEN) && matches!(self.code(), "AccessDenied" | "");
+        if is_denied { format!(" (needs `{permission}`)") } else { String::new() }
     }
 
     /// Whether the object or the upload does not exist.

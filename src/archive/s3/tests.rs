@@ -972,6 +972,54 @@ async fn a_copy_in_a_bucket_that_was_pruned_meanwhile_stays_marked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_names_each_permission_that_the_key_lacks() {
+    for (on, step, permission) in [
+        ("put", "write", "s3:PutObject"),
+        ("get", "read back", "s3:GetObject"),
+        ("delete", "delete", "s3:DeleteObject"),
+    ] {
+        let scene = scene();
+        scene.store.always(on, refuse(403, "AccessDenied"));
+        let steps = scene.archive.probe().await;
+        let failed: Vec<_> = steps.iter().filter(|(_, failure)| failure.is_some()).collect();
+        let [(name, Some(failure))] = failed[..] else { panic!("{on}: {steps:?}") };
+        assert!(*name == step && failure.contains(&format!("(needs `{permission}`)")), "{failure}");
+    }
+    let scene = scene();
+    scene.store.always("list", refuse(403, "AccessDenied"));
+    let refused = chain(&scene.archive.catalogue().await.unwrap_err());
+    assert!(refused.contains("(needs `s3:ListBucket`)"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn versioning_and_locks_of_a_bucket_are_read() {
+    let settings = async |versioning: &str, lock: &str| {
+        let scene = scene();
+        scene.store.fault(
+            "get",
+            Effect::Answer(200, format!("<VersioningConfiguration>{versioning}</VersioningConfiguration>")),
+        );
+        scene.store.fault(
+            "get",
+            Effect::Answer(200, format!("<ObjectLockConfiguration>{lock}</ObjectLockConfiguration>")),
+        );
+        let settings = scene.archive.bucket_settings().await;
+        (settings.versioning.unwrap(), settings.object_lock.unwrap())
+    };
+    let (mode, days) = ("<Mode>COMPLIANCE</Mode>", "<Days>30</Days>");
+    let lock = format!("<Rule><DefaultRetention>{mode}{days}</DefaultRetention></Rule>");
+    let read = settings("<Status>Enabled</Status>", &lock).await;
+    assert_eq!(read, ("Enabled".to_owned(), "COMPLIANCE for 30 days".to_owned()));
+    let read = settings("", "").await;
+    assert_eq!(read, (String::new(), "nothing is locked by default".to_owned()));
+    let scene = scene();
+    scene.store.fault("get", Effect::Answer(200, "<VersioningConfiguration/>".to_owned()));
+    scene.store.fault("get", refuse(404, "ObjectLockConfigurationNotFoundError"));
+    let settings = scene.archive.bucket_settings().await;
+    assert_eq!((settings.versioning.unwrap(), settings.object_lock.unwrap()), Default::default());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_presigned_address_is_a_secret_that_ends() {
     let Scene { archive, .. } = scene();
     let copy = StoredCopy { manifest: manifest_of(&bytes(5)), image: PathBuf::new(), has_image: true };

@@ -157,6 +157,23 @@ pub(super) fn completed(body: &[u8]) -> Result<(), S3Cause> {
     read(body, "CompleteMultipartUploadResult", |_| Ok(()))
 }
 
+/// The status in the response to `GetBucketVersioning`; empty if it was never switched on.
+pub(super) fn versioning(body: &[u8]) -> Result<String, S3Cause> {
+    read(body, "VersioningConfiguration", |root| Ok(excerpt(child(root, "Status").unwrap_or_default(), 40)))
+}
+
+/// How new objects are locked, by the response to `GetObjectLockConfiguration`.
+pub(super) fn object_lock(body: &[u8]) -> Result<String, S3Cause> {
+    read(body, "ObjectLockConfiguration", |root| {
+        let retention = root.descendants().find(|node| node.tag_name().name() == "DefaultRetention");
+        let Some(retention) = retention else { return Ok("nothing is locked by default".to_owned()) };
+        let part = |name| child(retention, name).map(|text| excerpt(text, 40));
+        let lasts = part("Days").map(|days| format!("{days} days"));
+        let lasts = lasts.or_else(|| Some(format!("{} years", part("Years")?)));
+        Ok(format!("{} for {}", part("Mode").unwrap_or_default(), lasts.unwrap_or_default()))
+    })
+}
+
 /// The code and the message of an error; empty where the body has none.
 pub(super) fn error(body: &[u8]) -> (String, String) {
     match read(body, "", |_| Ok(())) {

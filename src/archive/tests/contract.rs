@@ -188,6 +188,26 @@ fn path(end: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_leaves_nothing_is_never_listed_and_replaces_one_that_a_crash_left() {
+    const PROBE: &str = "snapwarden-archive.json.probe";
+    for fixture in every_kind() {
+        let fixture = &*fixture;
+        store_image(fixture.archive(), &source(&image(LEN, 1))).await.unwrap();
+        let before = fixture.files();
+        for left in [false, true] {
+            if left {
+                fixture.write(PROBE, b"half of it");
+                let catalogue = catalogue(fixture).await;
+                assert_eq!((catalogue.copies().len(), catalogue.problems()), (1, &[][..]));
+            }
+            let steps = fixture.archive().probe().await;
+            assert_eq!(steps, [("write", None), ("read back", None), ("delete", None)]);
+            assert_eq!(fixture.files(), before, "left over: {left}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_is_seen_only_once_it_is_published_and_is_not_stored_again() {
     for fixture in every_kind() {
         let (fixture, bytes) = (&*fixture, image(LEN, 1));
