@@ -45,6 +45,8 @@ pub struct Metadata {
     pub kind: Kind,
     /// Its length in bytes.
     pub len: u64,
+    /// Two numbers that are others once a file is replaced or written to, such as its inode and when it was modified.
+    pub stamp: (u64, i128),
 }
 
 /// How to open a file. No form follows a symbolic link in the last place of the path.
@@ -481,7 +483,9 @@ impl Disk for RealDisk {
 
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
         let found = fs::symlink_metadata(path)?;
-        Ok(Metadata { kind: kind_of(found.file_type()), len: found.len() })
+        let modified = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+        let stamp = (found.ino(), modified);
+        Ok(Metadata { kind: kind_of(found.file_type()), len: found.len(), stamp })
     }
 
     fn resolve(&self, path: &Path) -> io::Result<PathBuf> {

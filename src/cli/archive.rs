@@ -281,6 +281,7 @@ pub async fn verify(
         Ok((verified, alert(archive, &config.archive_rules, &state, output).await))
     };
     let results = each(&archives, names, "", output, work).await;
+    show_daemon(&state, &seams, output).await;
     let fields = |result: Option<&(Verification, Alert)>| {
         let (verified, alert) = (result.map(|(verified, _)| verified), result.map(|(_, alert)| alert));
         let copies = verified.iter().flat_map(|verified| &verified.copies);
@@ -301,6 +302,16 @@ pub async fn verify(
         },
     );
     Ok(exit_of(&results, |(verified, alert)| verified.is_good() && alert.text.is_none()))
+}
+
+/// Has a daemon look at the archives, if the state directory ever met one.
+async fn show_daemon(state: &StateDirectory, seams: &Seams, output: Output) {
+    if state.archives_version().await.is_none() {
+        return;
+    }
+    if let Err(error) = state.note_manual_change(&*seams.clock).await {
+        output.complain(&format!("a running daemon sees this after its next run only: {}", chain(&error)));
+    }
 }
 
 /// A copy that the archive's retention does not keep.
@@ -346,6 +357,9 @@ pub async fn prune(
         prune_one(&config, &seams, &pruner, dry_run).await
     };
     let results = each(&archives, names, "nothing is pruned: ", output, work).await;
+    if !dry_run {
+        show_daemon(&state, &seams, output).await;
+    }
     let fields = |pruning: Option<&Pruning>| {
         let copies = pruning.into_iter().flat_map(|pruning| &pruning.copies);
         let copies = copies.map(|PrunedCopy { facts, blocked_by, outcome, message }| {

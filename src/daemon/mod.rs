@@ -29,7 +29,7 @@ use crate::config::sections::ServerSettings;
 use crate::daemon::server::BindError;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
-use crate::disk::DiskLock;
+use crate::disk::{DiskLock, Metadata};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
@@ -91,6 +91,17 @@ pub enum DaemonError {
     Port(#[from] BindError),
 }
 
+/// What was last read of what commands change beside the daemon.
+#[derive(Debug, Default)]
+struct Beside {
+    /// When, on the clock's elapsed time.
+    read_at: Duration,
+    /// Which version of the last runs of each policy.
+    runs: HashMap<PolicyName, Option<Metadata>>,
+    /// Which version of what is remembered of the archives.
+    archives: Option<Metadata>,
+}
+
 /// A daemon that is ready to run.
 pub struct Daemon {
     runner: Arc<Runner>,
@@ -109,8 +120,7 @@ pub struct Daemon {
     verifying: BTreeMap<ArchiveName, JoinHandle<()>>,
     stop: CancellationToken,
     status: String,
-    /// When the allowances were last read, on the clock's elapsed time.
-    allowances_read: Duration,
+    beside: Beside,
     /// Whether the schedules could not be saved; each turn of the loop tries again.
     unsaved: bool,
     _lock: Box<dyn DiskLock>,
@@ -153,7 +163,7 @@ impl Daemon {
             verifying: BTreeMap::new(),
             stop: CancellationToken::new(),
             status: String::new(),
-            allowances_read: Duration::ZERO,
+            beside: Beside::default(),
             unsaved: false,
             _lock: lock,
         };
@@ -191,8 +201,8 @@ impl Daemon {
             env!("CARGO_PKG_VERSION"),
             counted(self.runner.policies.iter().filter(|policy| policy.enabled).count(), "policy"),
         );
+        self.look_beside().await;
         self.look_at_archives();
-        self.read_allowances().await;
         // What is new to us is known from now on, however soon we are killed.
         self.save().await;
         let due = self.timetable.look_at_start(clock.now());
@@ -214,8 +224,8 @@ impl Daemon {
             if self.verify_archives(clock.now()) {
                 self.save().await;
             }
-            if clock.elapsed().saturating_sub(self.allowances_read) >= LOOK_AGAIN {
-                self.read_allowances().await;
+            if clock.elapsed().saturating_sub(self.beside.read_at) >= LOOK_AGAIN && self.look_beside().await {
+                self.look_at_archives();
             }
             self.telemetry.tick(clock.now());
             self.service.alive();
@@ -297,8 +307,8 @@ impl Daemon {
         }
         self.timetable.ended(&policy, cut_short);
         self.save().await;
+        self.look_beside().await;
         self.look_at_archives();
-        self.read_allowances().await;
         self.report_next();
     }
 
@@ -502,12 +512,29 @@ impl Daemon {
         any
     }
 
-    /// Reads the allowances, which are given beside the daemon, and used up by runs.
-    async fn read_allowances(&mut self) {
-        self.allowances_read = self.runner.clock.elapsed();
-        for policy in &self.runner.policies {
-            self.telemetry.allowance(&policy.name, self.runner.allowance(policy).await);
+    /// Reads what commands change beside the daemon: allowances, which runs use up, and last runs, if there are others.
+    /// Returns whether there may be anything else in the archives.
+    async fn look_beside(&mut self) -> bool {
+        let Self { runner, telemetry, beside, .. } = self;
+        beside.read_at = runner.clock.elapsed();
+        let archives = runner.state.archives_version().await;
+        let mut has_changed = archives != beside.archives;
+        beside.archives = archives;
+        for policy in &runner.policies {
+            let name = &policy.name;
+            telemetry.allowance(name, runner.allowance(policy).await);
+            let version = runner.state.last_runs_version(name).await;
+            if beside.runs.get(name) == Some(&version) {
+                continue;
+            }
+            // One that can't be read fails the policy's next run.
+            if let Ok(runs) = runner.state.last_runs(name).await {
+                telemetry.recall(name, runs);
+                beside.runs.insert(name.clone(), version);
+                has_changed = true;
+            }
         }
+        has_changed
     }
 
     /// Has every archive looked at, beside everything else.

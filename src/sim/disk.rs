@@ -480,11 +480,14 @@ impl Disk for MemoryDisk {
 
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
         let node = self.begin(DiskCall::Metadata)?.node(&absolute(path)?)?;
-        let len = match &node {
-            Node::File(inode) => lock(inode).bytes.len() as u64,
-            Node::Folder => 0,
+        let (len, stamp) = match &node {
+            Node::File(inode) => {
+                let bytes = &lock(inode).bytes;
+                (bytes.len() as u64, Arc::as_ptr(bytes).addr() as u64)
+            }
+            Node::Folder => (0, 0),
         };
-        Ok(Metadata { kind: kind_of(&node), len })
+        Ok(Metadata { kind: kind_of(&node), len, stamp: (stamp, 0) })
     }
 
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
@@ -667,7 +670,10 @@ mod tests {
                 disk.list(folder).unwrap().into_iter().map(|entry| (entry.name, entry.kind)).collect();
             assert_eq!(entries, [("a".into(), Kind::Folder), ("b".into(), Kind::File)], "{disk:?}");
             let found = disk.metadata(&folder.join("b")).unwrap();
-            assert_eq!(found, Metadata { kind: Kind::File, len: 2 });
+            assert_eq!((found.kind, found.len), (Kind::File, 2));
+            assert_eq!(disk.metadata(&folder.join("b")).unwrap(), found);
+            crate::disk::replace_file(disk, &folder.join("b"), b"34", Access::Owner).unwrap();
+            assert_ne!(disk.metadata(&folder.join("b")).unwrap().stamp, found.stamp, "another file");
             assert_eq!(disk.metadata(&folder.join("a")).unwrap().kind, Kind::Folder);
         });
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::disk::Metadata;
 use crate::policy::name::ArchiveName;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
@@ -31,6 +32,9 @@ pub struct Archives {
     pub state_id: Option<Uuid>,
     /// By name.
     pub archives: BTreeMap<ArchiveName, ArchiveMemory>,
+    /// When a command last changed what is in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<Timestamp>,
 }
 
 /// What is remembered of one archive.
@@ -126,6 +130,20 @@ impl StateDirectory {
     /// A file that can't be read, is damaged, or was written by a later program: then nothing may be deleted.
     pub async fn archives(&self) -> Result<Archives, StateError> {
         self.load(FILE, VERSION).await
+    }
+
+    /// Which version of [`Self::archives`] is there: another value once something was remembered.
+    pub async fn archives_version(&self) -> Option<Metadata> {
+        self.version_of(FILE.to_owned()).await
+    }
+
+    /// Remembers that a command changed what is in an archive, or what is known of it, for the daemon to look at.
+    ///
+    /// # Errors
+    /// [`StateError`]; the daemon then sees it after its next run.
+    pub async fn note_manual_change(&self, clock: &dyn Clock) -> Result<(), StateError> {
+        let now = clock.now();
+        self.change_archives(clock, move |all| all.changed_at = Some(now)).await
     }
 
     /// What puts the copies in an archive in doubt at this moment: it is asked for often.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::disk::{self, Access, Disk, Kind};
+use crate::disk::{self, Access, Disk, Kind, Metadata};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::span::Span;
 use crate::snapshot::{SnapshotId, ZoneName};
@@ -139,6 +139,11 @@ impl StateDirectory {
     {
         let name = name.into();
         self.blocking(move |state| state.read(&name, version)).await
+    }
+
+    /// Which version of a state file is there: another value once it was replaced; none if there is no file.
+    pub(super) async fn version_of(&self, name: String) -> Option<Metadata> {
+        self.blocking(move |state| state.disk.metadata(&state.path.join(name)).ok()).await
     }
 
     /// Replaces a state file.

@@ -24,6 +24,7 @@ use crate::run::downloads::{Downloads, RunningDownload};
 use crate::run::report::{RunReport, RunResult};
 use crate::snapshot::ZoneName;
 use crate::state::audit::StepOutcome;
+use crate::state::last_runs::LastRuns;
 use crate::telemetry::metrics::Histograms;
 use crate::telemetry::model::{Model, PolicyModel, PolicyView, SKIPPED, count};
 use crate::telemetry::status::{Last, Status};
@@ -142,6 +143,11 @@ impl Telemetry {
     /// How many deletions the guard may let pass in the policy's next run.
     pub fn allowance(&self, policy: &PolicyName, deletes: u64) {
         self.of(policy, |policy| policy.allowance = deletes);
+    }
+
+    /// The state directory has another last run of the policy: one that another process did.
+    pub fn recall(&self, policy: &PolicyName, remembered: LastRuns) {
+        self.of(policy, |policy| policy.recall(remembered));
     }
 
     /// A run of the policy began.

@@ -14,7 +14,7 @@ use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::World;
 use snapwarden::state::audit::{Action, StepOutcome};
 
-use crate::stage::{Said, Stage, ended, files, steps};
+use crate::stage::{Said, Stage, ended, files, read, steps};
 
 /// All that stays is exported, and the archive keeps two.
 const KEEP_TWO: &str = r#"
@@ -130,6 +130,11 @@ async fn where_deletions_are_held_copies_stay_as_well() {
     );
 }
 
+/// Whether the state directory says that a command changed something in an archive.
+fn is_daemon_shown(stage: &Stage) -> bool {
+    read(&stage.state().join("archives.json")).contains("\"changed_at\"")
+}
+
 #[tokio::test(start_paused = true)]
 async fn pruning_by_hand_looks_first_and_then_does_what_it_said() {
     let stage = Stage::new();
@@ -145,6 +150,7 @@ async fn pruning_by_hand_looks_first_and_then_does_what_it_said() {
     let looked = said(&stage, KEEP_TWO, &["archive", "prune", "--dry-run"]);
     assert!(looked.status == 0 && looked.out.contains("would be deleted"), "{}", looked.out);
     assert_eq!(files(&stage.archive()), before);
+    assert!(!is_daemon_shown(&stage), "nothing has changed");
     let api = Api::of_now();
     let prune = ["archive", "prune", "--output", "json"];
     for (hours, side) in [(-2, "ahead of"), (2, "behind")] {
@@ -165,6 +171,7 @@ async fn pruning_by_hand_looks_first_and_then_does_what_it_said() {
     assert_eq!((pruned.status, json[0]["copies"].as_array().unwrap().len()), (0, 2), "{}", pruned.err);
     assert!(json[0]["copies"].as_array().unwrap().iter().all(|copy| copy["outcome"] == "done"));
     assert_eq!(images(&stage), 2);
+    assert!(is_daemon_shown(&stage));
     let listed = said(&stage, KEEP_TWO, &["archive", "list", "--output", "json"]).json();
     assert_eq!(listed[0]["images"].as_array().unwrap().len(), 2);
     assert_eq!(listed[0]["pruned"].as_array().unwrap().len(), 2);
@@ -182,6 +189,7 @@ async fn corruption_is_found_told_and_healed_by_the_next_export() {
     let good = said(&stage, &policies, &["archive", "verify"]);
     assert_eq!(good.status, 0, "{}", good.err);
     assert!(good.out.contains("3 images read, 3 good"), "{}", good.out);
+    assert!(is_daemon_shown(&stage));
     let part = said(&stage, &policies, &["archive", "verify", "--percent", "34", "--output", "json"]).json();
     assert_eq!(part[0]["images"].as_array().unwrap().len(), 2);
     assert_eq!(said(&stage, &policies, &["archive", "verify", "--percent", "0"]).status, 2);

@@ -296,6 +296,63 @@ async fn an_allowance_that_is_given_beside_it_shows_within_a_minute_and_goes_wit
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_commands_do_beside_it_shows_within_a_minute() {
+    let stage = stage_at("2026-11-01T12:00:00Z");
+    let ids = stage.instance("db-1", 20);
+    let keeping = |count: u32| {
+        format!(
+            "[policies.p]\nzones = [\"ch-gva-2\"]\nschedule = \"@yearly\"\n[policies.p.select]\ninstances = [\"db-1\"]\n\
+             [policies.p.retention]\nkeep_last = {count}\n[policies.p.guard]\nmax_deletes = 5\nsettle = \"0s\"\n\
+             [policies.p.export]\narchives = [\"vault\"]\n"
+        )
+    };
+    let play = play(&stage, &keeping(16)).await;
+    stage.clock.sleep(Duration::from_secs(3)).await;
+    let zone = "{policy=\"p\",zone=\"ch-gva-2\"}";
+    let of = |name: &str| play.value(&format!("snapwarden_{name}{zone}"));
+    let starting = |name: &str| {
+        let text = play.telemetry.metrics_text();
+        let line = text.lines().find(|line| line.starts_with(&format!("snapwarden_{name}{{")));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    let runs = "snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}";
+    let images = "snapwarden_archive_images{archive=\"vault\"}";
+    assert_eq!((of("policy_last_run_timestamp_seconds"), starting("snapshots")), (None, None));
+    assert_eq!(play.value(images), Some(0.0));
+
+    let report = stage.run(&keeping(16)).await;
+    assert_eq!(report.result.as_str(), "success", "{report:?}");
+    stage.clock.sleep(Duration::from_mins(1)).await;
+    let ended = report.finished_at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64();
+    assert_eq!(of("policy_last_run_timestamp_seconds"), Some(ended));
+    assert_eq!(of("policy_last_success_timestamp_seconds"), Some(ended));
+    assert_eq!((starting("snapshots"), play.value(images)), (Some(16.0), Some(1.0)));
+    let newest = stage.world.snapshots(&stage.zone).iter().find(|one| one.id == ids[19]).unwrap().created_at;
+    let newest = newest.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64();
+    assert_eq!(starting("export_newest_verified_timestamp_seconds"), Some(newest));
+    assert_eq!(play.value(runs), Some(0.0), "it counts its own runs");
+    assert_eq!(play.telemetry.status_json().policies["p"].last.as_ref().unwrap().result, "success");
+
+    let held = stage.run(&keeping(4)).await;
+    assert_eq!(held.result.as_str(), "held", "{held:?}");
+    stage.clock.sleep(Duration::from_mins(1)).await;
+    assert_eq!((of("policy_held"), of("planned_deletes")), (Some(1.0), Some(12.0)));
+    assert_eq!(of("policy_last_success_timestamp_seconds"), Some(ended));
+
+    let files = crate::stage::files(&stage.archive());
+    let image = files.iter().find(|(path, _)| path.extension().is_some_and(|end| end == "qcow2")).unwrap();
+    let file = RealDisk.open(&image.0, snapwarden::disk::Open::Update, Access::Group).unwrap();
+    file.write_all_at(&[image.1[5000] ^ 1], 5000).unwrap();
+    let runner = stage.runner(&keeping(4));
+    let archive = runner.archives.values().next().unwrap();
+    runner.verifier(archive).verify(100, &|_, _| ()).await.unwrap();
+    runner.state.note_manual_change(&stage.clock).await.unwrap();
+    stage.clock.sleep(Duration::from_mins(1)).await;
+    assert_eq!(play.value("snapwarden_archive_corrupt_images{archive=\"vault\"}"), Some(1.0));
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn runs_in_flight_keep_their_configuration() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     stage.world.set_operations_take(Duration::from_mins(5));
