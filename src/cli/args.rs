@@ -140,6 +140,31 @@ pub enum Command {
     },
     /// Show what was changed, when and why: the audit log; needs no credentials, changes nothing
     History(History),
+    /// Pause a policy: no step of it begins any more, also of a run in flight, and what it kept stays kept; needs no credentials, works while the daemon runs
+    ///
+    /// As if `enabled = false` stood in the configuration, until `resume`, also over restarts. The deletions of other policies'
+    /// runs that have not begun stop as well: their next runs decide. Exits with 2 if there is no such policy.
+    Pause {
+        /// The policy
+        #[arg(value_name = "POLICY")]
+        policy: PolicyName,
+    },
+    /// End the pause of a policy; needs no credentials, works while the daemon runs
+    Resume {
+        /// The policy
+        #[arg(value_name = "POLICY")]
+        policy: PolicyName,
+    },
+    /// Have the daemon run a policy now; needs no credentials
+    ///
+    /// The daemon begins the run within 2 seconds, or once after the run in flight, however often it is asked for. Without a
+    /// daemon the request waits: one that starts within an hour begins the run. Exits with 0 once it is asked for, and with 2
+    /// if there is no such policy, or it is paused or not enabled.
+    Trigger {
+        /// The policy
+        #[arg(value_name = "POLICY")]
+        policy: PolicyName,
+    },
     /// Let the guard allow a policy's next run, once; needs no credentials, works while the daemon runs
     Allow(Allow),
     /// List, verify, prune or take over the copies in the archives

@@ -11,9 +11,11 @@ use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::exit::Refusal;
+use crate::cli::output::Output;
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::config::ConfigError;
+use crate::config::keys::nearest;
 use crate::config::sections::{ArchiveSettings, Config};
 use crate::credentials::Credentials;
 use crate::disk::{Disk, RealDisk};
@@ -25,6 +27,7 @@ use crate::policy::name::{ArchiveName, PolicyName};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::context::Runner;
 use crate::run::downloads::Downloads;
+use crate::run::pauses;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::transport::{HttpTransport, Transport};
@@ -85,16 +88,55 @@ pub fn chosen<'a>(config: &'a Config, names: &[PolicyName]) -> Result<Vec<&'a Po
     names.iter().map(|name| policy(config, name)).collect()
 }
 
-/// The policy with this name.
+/// The policy with this name, if it may run.
 ///
 /// # Errors
-/// [`Refusal`] if it is not in the configuration, or not enabled.
+/// [`Refusal`] if it is not in the configuration, not enabled, or paused by hand.
 pub fn policy<'a>(config: &'a Config, name: &PolicyName) -> Result<&'a Policy, Refusal> {
-    let found = config.policies.iter().find(|policy| policy.name == *name).ok_or_else(|| {
+    let found = configured(config, name)?;
+    match found.paused_text() {
+        Some(paused) => {
+            Err(Refusal::usage(format!("policy `{name}` is {paused}: `snapwarden resume {name}` ends that")))
+        }
+        None if found.enabled => Ok(found),
+        None => Err(Refusal::usage(format!("policy `{name}` is not enabled"))),
+    }
+}
+
+/// The policy with this name, whether or not it is enabled.
+///
+/// # Errors
+/// [`Refusal`] if it is not in the configuration, with the name that was probably meant.
+pub fn configured<'a>(config: &'a Config, name: &PolicyName) -> Result<&'a Policy, Refusal> {
+    config.policies.iter().find(|policy| policy.name == *name).ok_or_else(|| {
         let known: Vec<&str> = config.policies.iter().map(|policy| policy.name.as_str()).collect();
-        Refusal::usage(format!("there is no policy `{name}`; the configuration has {}", known.join(", ")))
-    })?;
-    if found.enabled { Ok(found) } else { Err(Refusal::usage(format!("policy `{name}` is not enabled"))) }
+        let meant = nearest(name.as_str(), known.iter().copied());
+        let meant = meant.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+        let known = known.join(", ");
+        Refusal::usage(format!("there is no policy `{name}`; the configuration has {known}{meant}"))
+    })
+}
+
+/// Pauses the policies of a configuration that are paused by hand.
+///
+/// # Errors
+/// [`Refusal`] if the state directory cannot be read.
+pub async fn heed_pauses(config: &mut Config, seams: &Seams) -> Result<(), Refusal> {
+    let paused = state(config, seams, Use::Reading)?.controls().await?.paused;
+    pauses::apply(&mut config.policies, &paused);
+    Ok(())
+}
+
+/// Says which policies are paused by hand, since they are left out where none is named.
+pub fn complain_of_paused(config: &Config, output: Output) {
+    for policy in &config.policies {
+        if let Some(paused) = policy.paused_text() {
+            let name = &policy.name;
+            output.complain(&format!(
+                "policy {name} is {paused}: it does not run, and what it kept stays kept; `snapwarden resume {name}` ends that"
+            ));
+        }
+    }
 }
 
 /// The zone that a command names, which must be one of the policy's; its first one if the command names none.

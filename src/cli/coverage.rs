@@ -21,9 +21,12 @@ use crate::text::counted;
 /// # Errors
 /// [`Refusal`] if nothing can be judged, or an instance is not known.
 pub async fn coverage(global: &Global, instances: &[String], output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(&global.config)?;
+    let seams = Seams::real();
+    assemble::heed_pauses(&mut config, &seams).await?;
+    assemble::complain_of_paused(&config, output);
     let credentials = assemble::credentials(&config)?;
-    let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Reading)?;
+    let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
     let mut fleet = runner.coverage().await.map_err(Refusal::failed)?;
     for failure in &fleet.failures {
         output.complain(failure);

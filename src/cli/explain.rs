@@ -106,6 +106,10 @@ async fn verdicts(
     // An archive without credentials must not keep the others from being read.
     let mut config = config.clone();
     config.archives.retain(|name, settings| assemble::archive(name, settings, seams).is_ok());
+    if let Err(refusal) = assemble::heed_pauses(&mut config, seams).await {
+        unknown.push(refusal.text);
+        return Vec::new();
+    }
     let runner = assemble::credentials(&config)
         .and_then(|credentials| assemble::runner(&config, credentials, seams, Use::Reading));
     let runner = match runner {
@@ -124,7 +128,7 @@ async fn verdicts(
         let answered = |zone: &&ZoneName| survey.zones.iter().any(|listing| listing.zone == **zone);
         let zones = policy.zones.iter().filter(answered).cloned().collect();
         let policy = Policy { zones, ..policy.clone() };
-        let previews = runner.preview(&cache, &policy, None);
+        let previews = Box::pin(runner.preview(&cache, &policy, None));
         let name = &policy.name;
         let Ok(previews) = timeout(&*seams.clock, PLAN_WAIT_MAX, previews).await else {
             unknown.push(format!("policy {name}: no plan within {} s", PLAN_WAIT_MAX.as_secs()));

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod args;
 pub mod assemble;
 pub mod check;
+pub mod controls;
 pub mod coverage;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -94,6 +95,9 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         Command::Holds => on_runtime(hold::holds(global, output)),
         Command::Explain { snapshot } => on_runtime(explain::explain(global, snapshot, output)),
         Command::History(history) => on_runtime(history::history(global, history, output)),
+        Command::Pause { policy } => on_runtime(controls::pause(global, policy, output)),
+        Command::Resume { policy } => on_runtime(controls::resume(global, policy, output)),
+        Command::Trigger { policy } => on_runtime(controls::trigger(global, policy, output)),
         Command::Allow(allow) => on_runtime(allow::allow(global, allow, output)),
         Command::Archive { command } => match command {
             ArchiveCommand::List { archives, copies } => {

@@ -31,13 +31,18 @@ pub async fn once(
     output: Output,
     progress: &Progress,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(&global.config)?;
+    let seams = Seams::real();
+    assemble::heed_pauses(&mut config, &seams).await?;
+    if policies.is_empty() {
+        assemble::complain_of_paused(&config, output);
+    }
     let policies = assemble::chosen(&config, policies)?;
     if policies.is_empty() {
         output.complain(assemble::NOTHING_ENABLED);
     }
     let credentials = assemble::credentials(&config)?;
-    let mut runner = assemble::runner(&config, credentials, &Seams::real(), Use::Changing)?;
+    let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
     runner.downloads = progress.downloads();
     let options = RunOptions { allow_deletes, stop: stop_on_signal()?, ..RunOptions::default() };
     let (exit, reports) = run_all(&runner, &policies, &options, output, progress).await;

@@ -29,8 +29,16 @@ use crate::run::preview::preview_offline;
 /// # Errors
 /// [`Refusal`] if nothing can be planned.
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
+    // Over files there is no state.
+    let has_state = plan.snapshots.is_empty();
+    if has_state {
+        assemble::heed_pauses(&mut config, &seams).await?;
+        if plan.policies.is_empty() {
+            assemble::complain_of_paused(&config, output);
+        }
+    }
     let now = seams.clock.now();
     let given_at = plan.at.as_ref().map(|at| at.back_from(now)).transpose()?;
     let at = given_at.unwrap_or(now);
@@ -59,7 +67,10 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         output.show(|| decisions::json(at, &all, &filter), || table::render(plans, &filter, at, output));
         return Ok(exit);
     };
-    let candidate = assemble::configuration(candidate)?;
+    let mut candidate = assemble::configuration(candidate)?;
+    if has_state {
+        assemble::heed_pauses(&mut candidate, &planner.seams).await?;
+    }
     let [now, then] = chosen_of_both(&config, &candidate, &plan.policies)?;
     let both = [now.clone(), then.clone()].concat();
     check_files(&both, &plan.snapshots)?;

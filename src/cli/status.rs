@@ -22,7 +22,9 @@ use crate::clock::timeout;
 use crate::config::sections::Config;
 use crate::daemon::timetable::Timetable;
 use crate::run::coverage::{InstanceStates, uncovered_text};
+use crate::run::pauses;
 use crate::snapshot::ZoneName;
+use crate::state::controls::Controls;
 use crate::state::directory::StateDirectory;
 use crate::state::last_runs::{LastRuns, ZoneCoverage, ZoneMemory};
 use crate::state::schedules::Schedules;
@@ -126,6 +128,11 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
         unread.push(chain(&error));
         Schedules::default()
     });
+    let controls = state.controls().await.unwrap_or_else(|error| {
+        unread.push(chain(&error));
+        Controls::default()
+    });
+    let paused = controls.paused;
     let Some(config) = config else {
         let runs = state.all_last_runs().await.unwrap_or_else(|error| {
             unread.push(chain(&error));
@@ -136,7 +143,8 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
                 (zone.to_string(), ZoneStatus::of(memory, None, now))
             };
             let policy = PolicyStatus {
-                enabled: true,
+                enabled: !paused.contains_key(&name),
+                paused_since: paused.get(&name).copied(),
                 last: runs.last.as_ref().map(Last::from),
                 zones: runs.zones.iter().map(zone).collect(),
                 ..PolicyStatus::default()
@@ -147,8 +155,10 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
         return (Status { remembered: true, at: Some(now), policies, ..Status::default() }, unread);
     };
     let telemetry = Telemetry::new(Arc::clone(&seams.clock), env!("CARGO_PKG_VERSION"), "");
+    let mut policies = config.policies.clone();
+    pauses::apply(&mut policies, &paused);
     let mut views = Vec::new();
-    for policy in &config.policies {
+    for policy in &policies {
         let runs = state.last_runs(&policy.name).await.unwrap_or_else(|error| {
             unread.push(chain(&error));
             LastRuns::default()
@@ -156,7 +166,7 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
         views.push(PolicyView::of(policy, &schedules, runs, now));
     }
     telemetry.configure(&views, &BTreeSet::new());
-    let timetable = Timetable::new(&config.policies, &schedules, now);
+    let timetable = Timetable::new(&policies, &schedules, now);
     for policy in timetable.policies() {
         telemetry.next_run(policy, timetable.next(policy));
     }
@@ -314,7 +324,10 @@ fn policies_table(rows: Vec<Row>, output: Output) -> String {
 fn policy_rows(name: &str, policy: &PolicyStatus) -> Vec<Row> {
     let next = match (policy.running_since, policy.enabled) {
         (Some(since), _) => (format!("running since {}", to_the_second(since)), Tone::Good),
-        (None, false) => ("(not enabled)".to_owned(), Tone::Dim),
+        (None, false) => match policy.paused_since {
+            Some(since) => (format!("paused by hand since {}", to_the_second(since)), Tone::Bad),
+            None => ("(not enabled)".to_owned(), Tone::Dim),
+        },
         // Every policy that is known has a time zone.
         (None, true) if policy.timezone.is_none() => moment(None, "(not known)"),
         (None, true) => moment(policy.next_run_at, "(manual)"),

@@ -52,7 +52,7 @@ pub(super) fn is_planned(label: &str) -> bool {
 
 /// The candidate that `word` was probably meant to be: a few edits away, fewer for a short word, or with the
 /// same beginning (`policy`, `policies`).
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let length = word.chars().count();
     if length > TYPO_MAX {
         return None;

@@ -62,6 +62,7 @@ fn read_policy(name: PolicyName, table: &Table<'_>, archives: &BTreeSet<ArchiveN
     Policy {
         name,
         enabled: table.read("enabled", Value::boolean).unwrap_or(true),
+        paused_since: None,
         schedule: table.read("schedule", Value::schedule),
         time_zone: table.read("timezone", read_time_zone).unwrap_or(TimeZone::UTC),
         zones: table.required("zones", ZONES_EXAMPLE).map_or_else(Vec::new, |zones| {

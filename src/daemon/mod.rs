@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
@@ -34,6 +34,7 @@ use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
+use crate::run::pauses;
 use crate::run::report::{RunReport, RunResult};
 use crate::state::allowances::AllowanceOf;
 use crate::state::error::StateError;
@@ -49,6 +50,9 @@ const TURN: Duration = Duration::from_secs(2);
 
 /// What is done beside the daemon is seen within a minute.
 const LOOK_AGAIN: Duration = Duration::from_secs(50);
+
+/// A run that was asked for this long before the daemon started is not begun: it would surprise.
+const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
 /// A configuration, put together.
 #[derive(Debug)]
@@ -123,6 +127,8 @@ pub struct Daemon {
     beside: Beside,
     /// Whether the schedules could not be saved; each turn of the loop tries again.
     unsaved: bool,
+    /// Why the pauses and triggers could not be read or changed at the last turn of the loop.
+    controls_error: Option<String>,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -143,8 +149,9 @@ impl Daemon {
         telemetry: Telemetry,
         service: ServiceManager,
     ) -> Result<Self, DaemonError> {
-        let Loaded { runner, server } = loaded;
+        let Loaded { mut runner, server } = loaded;
         let lock = runner.state.lock_daemon(&*runner.clock).await?;
+        pauses::apply(&mut runner.policies, &runner.state.controls().await?.paused);
         let before = runner.state.schedules().await?;
         warn_of_removed(&before, &runner.policies);
         let now = runner.clock.now();
@@ -165,6 +172,7 @@ impl Daemon {
             status: String::new(),
             beside: Beside::default(),
             unsaved: false,
+            controls_error: None,
             _lock: lock,
         };
         let remembered = remembered(&daemon.runner).await?;
@@ -207,6 +215,7 @@ impl Daemon {
         self.save().await;
         let due = self.timetable.look_at_start(clock.now());
         self.follow(due).await;
+        let started_at = clock.now();
         loop {
             tokio::select! {
                 _ = timeout(&*clock, TURN, tick.notified()) => {}
@@ -216,8 +225,10 @@ impl Daemon {
                     Some(Order::Stop) | None => break,
                 },
             }
+            let triggered = self.heed_pauses().await;
             let due = self.timetable.look(clock.now());
             self.follow(due).await;
+            self.heed_triggers(triggered, started_at).await;
             if self.unsaved {
                 self.save().await;
             }
@@ -233,6 +244,79 @@ impl Daemon {
         let ending = self.drain(&mut orders).await;
         served.cancel();
         ending
+    }
+
+    /// Pauses and resumes what was paused and resumed beside the daemon. Returns which runs were asked for, and when.
+    async fn heed_pauses(&mut self) -> BTreeMap<PolicyName, Timestamp> {
+        let controls = match self.runner.state.controls_blocking() {
+            Ok(controls) => controls,
+            Err(error) => {
+                self.controls_failed(Some(chain(&error)));
+                return BTreeMap::new();
+            }
+        };
+        if pauses::have_changed(&self.runner.policies, &controls.paused) {
+            let mut policies = self.runner.policies.clone();
+            pauses::apply(&mut policies, &controls.paused);
+            for (was, is) in self.runner.policies.iter().zip(&policies) {
+                if was.paused_since != is.paused_since {
+                    let text = is.paused_text().unwrap_or_else(|| "not paused any more".to_owned());
+                    info!(policy.name = %is.name, "policy {} is {text}", is.name);
+                }
+            }
+            self.replace_runner(Runner { policies, ..Runner::clone(&self.runner) }, &HashMap::new());
+            self.save().await;
+        }
+        if controls.triggered.is_empty() {
+            self.controls_failed(None);
+        }
+        controls.triggered
+    }
+
+    /// Begins the runs that were asked for beside the daemon. One whose policy runs waits for the end of that run.
+    async fn heed_triggers(&mut self, triggered: BTreeMap<PolicyName, Timestamp>, started_at: Timestamp) {
+        for (name, asked_at) in triggered {
+            if self.running.values().any(|(running, _)| *running == name) {
+                continue;
+            }
+            let clock = Arc::clone(&self.runner.clock);
+            match self.runner.state.take_trigger(&*clock, name.clone()).await {
+                Ok(Some(taken)) if taken == asked_at => self.controls_failed(None),
+                Ok(_) => continue,
+                Err(error) => {
+                    self.controls_failed(Some(chain(&error)));
+                    continue;
+                }
+            }
+            let policy = self.runner.policies.iter().find(|policy| policy.name == name);
+            let is_old = started_at.duration_since(asked_at) > TRIGGER_LASTS;
+            let why = match policy {
+                None => "the configuration has no such policy".to_owned(),
+                Some(policy) if !policy.enabled => {
+                    format!("it is {}", policy.paused_text().unwrap_or_else(|| "not enabled".to_owned()))
+                }
+                Some(_) if is_old => "no daemon ran for an hour after that".to_owned(),
+                Some(_) => {
+                    info!(policy.name = %name, "policy {name} runs now, as asked for at {asked_at}");
+                    let begin = self.timetable.begin_now(&name, asked_at);
+                    self.follow(begin.into_iter().collect()).await;
+                    continue;
+                }
+            };
+            warn!(policy.name = %name, "policy {name} does not run, as asked for at {asked_at}: {why}");
+        }
+    }
+
+    /// Logs once why pauses and triggers can't be heeded.
+    fn controls_failed(&mut self, error: Option<String>) {
+        if self.controls_error != error {
+            if let Some(error) = &error {
+                error!("what was paused or triggered is not known: {error}");
+            } else {
+                info!("what was paused or triggered is known again");
+            }
+        }
+        self.controls_error = error;
     }
 
     /// Carries out what the timetable says.
@@ -342,15 +426,22 @@ impl Daemon {
         }
         warn_of_removed(&self.timetable.schedules(), &runner.policies);
         self.server.shutdown_grace = server.shutdown_grace;
+        let controls = runner.state.controls().await.map_err(|error| chain(&error))?;
+        pauses::apply(&mut runner.policies, &controls.paused);
+        self.replace_runner(runner, &remembered);
+        self.save().await;
+        self.look_at_archives();
+        Ok(())
+    }
+
+    /// Has all runs from now on decide by another configuration, or by other pauses.
+    fn replace_runner(&mut self, runner: Runner, remembered: &HashMap<PolicyName, LastRuns>) {
         self.stop_what_changed(&runner);
         self.runner = Arc::new(runner);
         let now = self.runner.clock.now();
         self.timetable = Timetable::new(&self.runner.policies, &self.timetable.schedules(), now)
             .reloaded(&self.timetable, now);
-        self.configure(&remembered);
-        self.save().await;
-        self.look_at_archives();
-        Ok(())
+        self.configure(remembered);
     }
 
     /// Runs in flight decided by the configuration before. Where any deciding key is another one now, they delete no more;
@@ -377,7 +468,7 @@ impl Daemon {
             }
             warn!(
                 policy.name = %name,
-                "the run of policy {name} {}: the configuration has changed since it began",
+                "the run of policy {name} {}: the configuration, or what is paused, has changed since it began",
                 if has_changed { "begins nothing more" } else { "deletes nothing more" }
             );
         }

@@ -154,6 +154,13 @@ impl Timetable {
         }
     }
 
+    /// A run of the policy begins that was asked for at `slot`, unless one is running.
+    pub fn begin_now(&mut self, policy: &PolicyName, slot: Timestamp) -> Option<Event> {
+        let entry = self.entries.get_mut(policy).filter(|entry| !entry.running)?;
+        entry.running = true;
+        Some(Event::Begin(policy.clone(), slot))
+    }
+
     /// When the policy is next due, if it has a schedule.
     pub fn next(&self, policy: &PolicyName) -> Option<Timestamp> {
         self.entries.get(policy)?.due_at

@@ -13,6 +13,7 @@ use std::fmt::{self, Display};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::policy::name::{ArchiveName, PolicyName};
@@ -29,6 +30,8 @@ pub struct Policy {
     pub name: PolicyName,
     /// Whether it runs, and keeps its snapshots from being deleted by other policies.
     pub enabled: bool,
+    /// Since when it is paused by hand; then it is not `enabled`, whatever the configuration says.
+    pub paused_since: Option<Timestamp>,
     /// Without one it runs only manually.
     pub schedule: Option<Schedule>,
     /// For the schedule, and for days, weeks, months and years of the rules.
@@ -53,6 +56,26 @@ pub struct Policy {
     pub export: Option<Export>,
     /// Which snapshots become templates.
     pub promote: Option<Promote>,
+}
+
+impl Policy {
+    /// Pauses it as if `enabled = false` stood in the configuration, or undoes that. One that is not enabled there stays so.
+    pub fn pause(&mut self, since: Option<Timestamp>) {
+        if self.is_enabled_in_file() {
+            (self.enabled, self.paused_since) = (since.is_none(), since);
+        }
+    }
+
+    /// Whether the configuration enables it, so that it can be paused by hand.
+    pub fn is_enabled_in_file(&self) -> bool {
+        self.enabled || self.paused_since.is_some()
+    }
+
+    /// Since when it is paused by hand, for people; none if it is not.
+    pub fn paused_text(&self) -> Option<String> {
+        self.paused_since
+            .map(|since| format!("paused by hand since {}", since.strftime("%Y-%m-%dT%H:%M:%SZ")))
+    }
 }
 
 /// What to do about runs that were missed because the program or the machine was not running.

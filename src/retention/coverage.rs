@@ -299,11 +299,13 @@ fn find_problems(
 }
 
 fn why_uncovered(policies: &[Policy], zone: &ZoneName, instance: &Instance) -> String {
-    let names = |are_enabled: bool| -> Vec<&str> {
+    let names = |are_enabled: bool| -> Vec<String> {
         let here = of_zone(policies, zone).filter(|policy| policy.enabled == are_enabled);
-        here.filter(|policy| policy.select.selects_listed(instance))
-            .map(|policy| policy.name.as_str())
-            .collect()
+        let name = |policy: &Policy| match policy.paused_text() {
+            Some(paused) => format!("{} ({paused})", policy.name),
+            None => policy.name.to_string(),
+        };
+        here.filter(|policy| policy.select.selects_listed(instance)).map(name).collect()
     };
     let (enabled, paused) = (names(true), names(false));
     match (&enabled[..], &paused[..]) {

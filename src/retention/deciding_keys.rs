@@ -167,6 +167,7 @@ pub fn policy_of_keys(name: PolicyName, keys: &BTreeMap<String, Value>) -> Resul
     let mut policy = Policy {
         name,
         enabled: true,
+        paused_since: None,
         schedule: None,
         time_zone: TimeZone::UTC,
         jitter: Duration::ZERO,

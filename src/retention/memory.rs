@@ -84,7 +84,10 @@ impl Memory {
             }
         }
         let paused = policies.iter().filter(|policy| !policy.enabled);
-        let found = |policy: &Policy| self.paused_at(&policy.name, &self.changes).unwrap_or(at).min(at);
+        let found = |policy: &Policy| {
+            let known = policy.paused_since.or_else(|| self.paused_at(&policy.name, &self.changes));
+            known.unwrap_or(at).min(at)
+        };
         inventory.paused = paused.map(|policy| (policy.name.clone(), found(policy))).collect();
     }
 

@@ -501,6 +501,7 @@ mod tests {
         Policy {
             name: "nightly".parse().unwrap(),
             enabled: true,
+            paused_since: None,
             schedule: Some(schedule.parse().unwrap()),
             time_zone: TimeZone::get(zone).unwrap(),
             jitter: Duration::ZERO,

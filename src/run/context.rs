@@ -68,11 +68,12 @@ pub struct RunOptions {
     pub slot: Option<Timestamp>,
     /// Once cancelled, no new step begins; those in flight continue.
     pub stop: CancellationToken,
-    /// A configuration that was loaded since the run began.
+    /// A configuration that was loaded, or a policy that was paused or resumed, since the run began.
     pub changed: ConfigurationChanged,
 }
 
-/// Notifies a run of a configuration that was loaded since it began: it decided by the one before.
+/// Notifies a run of a configuration that was loaded, or of a policy that was paused or resumed, since it began: it decided
+/// by what was before.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigurationChanged {
     /// Once cancelled, no deletion begins: some policy decides otherwise now, and may keep what this run deletes.

@@ -1,6 +1,5 @@
 //! Which instances lack the snapshots that they should have: for reports, previews, metrics and status. `retention` judges.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 
@@ -18,6 +17,7 @@ use crate::retention::inventory::Inventory;
 use crate::run::context::Runner;
 use crate::run::instance_counts::{count, is_remembered};
 use crate::run::list::{archived_copies, list, look_at_archives};
+use crate::run::pauses;
 use crate::run::plan::ZonePlan;
 use crate::run::self_instance;
 use crate::snapshot::{Instance, InstanceId, ZoneName};
@@ -233,10 +233,12 @@ impl Runner {
     /// # Errors
     /// The state directory cannot be read, as a sentence.
     pub async fn coverage(&self) -> Result<FleetCoverage, String> {
-        let runner = match self.policies.first() {
-            Some(policy) => self_instance::resolve(self, policy).await.0,
-            None => Cow::Borrowed(self),
+        let Some(policy) = self.policies.first() else {
+            let (at, failures, unmatched) = (self.clock.now(), Vec::new(), Vec::new());
+            return Ok(FleetCoverage { at, instances: Vec::new(), failures, unmatched });
         };
+        let (runner, policy) = pauses::heed(self, policy).await.map_err(|error| chain(&error))?;
+        let (runner, _) = self_instance::resolve(&runner, &policy).await;
         let runner = &*runner;
         let archives = look_at_archives(runner).await;
         let last_runs = runner.state.all_last_runs().await.map_err(|error| chain(&error))?;

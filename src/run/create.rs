@@ -508,7 +508,7 @@ impl ZoneCreator<'_> {
                 return Ok(done);
             }
             self.forget(&asked).await?;
-            if tries == MAX_TRIES || self.recorder.refusal(Action::Create).is_some() {
+            if tries == MAX_TRIES || !matches!(self.recorder.refusal(Action::Create).await, Ok(None)) {
                 return Err(StepError::failed(format!(
                     "{}; no snapshot was made, as the listing shows",
                     chain(&error)

@@ -42,7 +42,7 @@ pub(crate) async fn delete_snapshots(runner: &Runner, recorder: &Recorder, plan:
             ..StepFacts::new(Action::Delete, plan.zone(), subject, reasons)
         };
         let needed = decision.copies();
-        let work = delete_if_unchanged(runner, &client, needed, snapshot, &plan.listing);
+        let work = delete_if_unchanged(runner, recorder, &client, needed, snapshot, &plan.listing);
         deletions.push(recorder.step(intent, work).boxed());
     }
     stream::iter(deletions).buffered(runner.concurrency.get()).collect().await
@@ -50,6 +50,7 @@ pub(crate) async fn delete_snapshots(runner: &Runner, recorder: &Recorder, plan:
 
 async fn delete_if_unchanged(
     runner: &Runner,
+    recorder: &Recorder,
     client: &ZoneClient,
     needed: &[CopyNeeded],
     planned: &Snapshot,
@@ -67,9 +68,16 @@ async fn delete_if_unchanged(
     if let Some(difference) = difference(planned, &now.snapshot) {
         return Err(StepError::skipped(format!("it has changed since the plan: {difference}")));
     }
-    // Last, so that a hold placed while the API answers still counts.
+    // Last, so that a hold or a pause placed while the API answers still counts.
     if let Some(held) = held(runner, planned.id).await? {
         return Err(StepError::skipped(held));
+    }
+    let refusal = recorder.refusal(Action::Delete).await.map_err(|error| {
+        let error = chain(&error);
+        StepError::failed(format!("not deleted, since whether policies were paused cannot be read: {error}"))
+    })?;
+    if let Some(refusal) = refusal {
+        return Err(StepError::skipped(refusal));
     }
     Ok(match delete(client, planned, permit).await.map_err(StepError::of_deletion)? {
         Deleted::Done(operation) => {

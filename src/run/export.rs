@@ -315,10 +315,13 @@ impl<'a> Exporter<'a> {
         }
         loop {
             match archive.begin(image).await {
-                Err(StoreError::Busy { .. }) if self.recorder.refusal(Action::Export).is_none() => {
+                Err(error) => {
+                    let is_refused = !matches!(self.recorder.refusal(Action::Export).await, Ok(None));
+                    if is_refused || !matches!(error, StoreError::Busy { .. }) {
+                        return Err(self.failed(name, &error).await);
+                    }
                     self.runner.clock.sleep(BUSY_POLL).await;
                 }
-                Err(error) => return Err(self.failed(name, &error).await),
                 Ok(begun) => return Ok(begun),
             }
         }

@@ -21,6 +21,7 @@ pub mod export;
 pub mod guard;
 pub mod instance_counts;
 pub mod list;
+pub mod pauses;
 pub mod persist;
 pub mod plan;
 pub mod policy_memory;

@@ -185,6 +185,9 @@ pub(crate) fn decide(
     mut listing: Listing,
     at: Timestamp,
 ) -> Result<ZonePlan, String> {
+    if let Some(paused) = policy.paused_text() {
+        return Err(format!("nothing is done here: policy {} is {paused}", policy.name));
+    }
     self_instance::check(policy)?;
     let here = policies.iter().filter(|other| other.zones.contains(&listing.inventory.zone));
     listing.warnings.extend(here.filter_map(self_instance::warning));

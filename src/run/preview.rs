@@ -17,12 +17,14 @@ use crate::run::coverage;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan, ends_at};
 use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, memories, with_warnings};
+use crate::run::pauses;
 use crate::run::persist;
 use crate::run::plan::{PlannedAction, ZonePlan, add_coming, decide};
 use crate::run::promote;
 use crate::run::self_instance;
 use crate::snapshot::ZoneName;
 use crate::state::allowances::{Allowance, AllowanceOf};
+use crate::state::error::StateError;
 use crate::state::last_runs::LastRuns;
 use crate::text::chain;
 
@@ -68,16 +70,20 @@ impl Runner {
         policy: &Policy,
         at: Option<Timestamp>,
     ) -> Vec<ZonePreview> {
-        let (runner, policy) = self_instance::resolve(self, policy).await;
-        let (runner, policy) = (&*runner, &*policy);
+        let failed = |what: &str, error: &StateError| -> Vec<ZonePreview> {
+            let why = format!("nothing is planned, since {what} cannot be read: {}", chain(error));
+            policy.zones.iter().map(|zone| (zone.clone(), Err(why.clone()))).collect()
+        };
+        let (runner, heeding) = match pauses::heed(self, policy).await {
+            Ok(paused) => paused,
+            Err(error) => return failed("the pauses", &error),
+        };
         let before = match runner.state.last_runs(&policy.name).await {
             Ok(before) => before,
-            Err(error) => {
-                let why =
-                    format!("nothing is planned, since the last runs cannot be read: {}", chain(&error));
-                return policy.zones.iter().map(|zone| (zone.clone(), Err(why.clone()))).collect();
-            }
+            Err(error) => return failed("the last runs", &error),
         };
+        let (runner, policy) = self_instance::resolve(&runner, &heeding).await;
+        let (runner, policy) = (&*runner, &*policy);
         let memories = memories(runner, policy, &before).await;
         let listings = list_zones(runner, Some(cache), &memories, &policy.zones).await;
         let at = at.unwrap_or_else(|| runner.clock.now());

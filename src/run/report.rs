@@ -171,9 +171,10 @@ pub(crate) const STOPPED: &str = "not begun: the program is stopping";
 /// The message of a step that was not begun because the run's `deadline` had passed.
 pub(crate) const LATE: &str = "not begun: the run's deadline has passed";
 
-/// The message of a step that was not begun because another configuration was loaded.
-pub(crate) const CHANGED: &str =
-    "not begun: the configuration has changed since the run began, so the next run decides";
+/// The message of a step that was not begun because another configuration was loaded, or policies are paused by hand, or are
+/// not any more.
+pub(crate) const CHANGED: &str = "not begun: the configuration has changed, or a policy was paused or resumed, since the run \
+                                  began, so the next run decides";
 
 /// The message of a deletion that was not begun because the state directory could not be written.
 pub(crate) const IN_DOUBT: &str =

@@ -28,6 +28,7 @@ use crate::run::export;
 use crate::run::guard::{self, GuardedPlan};
 use crate::run::instance_counts;
 use crate::run::list::{Memories, memories};
+use crate::run::pauses;
 use crate::run::persist::{self, SeenZone};
 use crate::run::plan::{ZonePlan, plan_zones};
 use crate::run::policy_memory::PolicyMemory;
@@ -57,11 +58,13 @@ impl Runner {
         self.state.policy_state(&policy.name).await?;
         let before = self.state.last_runs(&policy.name).await?;
         self.remember_new_archives(&before).await?;
+        let (runner, policy) = pauses::heed(self, policy).await?;
+        let (runner, policy) = (&*runner, &*policy);
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
         // Boxed, since it is too large for the stacks of its callers.
         let run = Box::pin(async {
-            let (runner, policy) = self_instance::resolve(self, policy).await;
+            let (runner, policy) = self_instance::resolve(runner, policy).await;
             let (runner, policy) = (&*runner, &*policy);
             let recorder = Recorder::new(runner, policy, run_id, options);
             let memories = memories(runner, policy, &before).await;

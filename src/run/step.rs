@@ -7,6 +7,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -32,6 +34,8 @@ pub struct Recorder {
     run_id: Uuid,
     stop: CancellationToken,
     changed: ConfigurationChanged,
+    /// By which pauses the run decides: of each policy that can be paused by hand.
+    pauses: Vec<(PolicyName, Option<Timestamp>)>,
     /// Cancelled once no deletion may rest any more on what is remembered.
     in_doubt: CancellationToken,
     /// From then on, by the clock's elapsed time, no create, export or promotion is begun.
@@ -95,11 +99,13 @@ impl From<ApiError> for StepError {
 impl Recorder {
     /// For the steps of one run, which begins now.
     pub fn new(runner: &Runner, policy: &Policy, run_id: Uuid, options: &RunOptions) -> Self {
+        let pausable = runner.policies.iter().filter(|policy| policy.is_enabled_in_file());
         let late_from = policy.deadline.map(|deadline| runner.clock.elapsed().saturating_add(deadline));
         Self {
             policy: Some(policy.name.clone()),
             stop: options.stop.clone(),
             changed: options.changed.clone(),
+            pauses: pausable.map(|policy| (policy.name.clone(), policy.paused_since)).collect(),
             late_from,
             ..Self::manual(runner.state.clone(), Arc::clone(&runner.clock), run_id)
         }
@@ -115,6 +121,7 @@ impl Recorder {
             run_id,
             stop,
             changed: ConfigurationChanged::default(),
+            pauses: Vec::new(),
             in_doubt: CancellationToken::new(),
             late_from: None,
         }
@@ -134,13 +141,25 @@ impl Recorder {
         self.in_doubt.cancel();
     }
 
-    /// Why no step of this kind is begun any more, if so. Deletions are begun however late it is.
-    pub fn refusal(&self, action: Action) -> Option<&'static str> {
+    /// Why no step of this kind is begun any more, if so. Deletions are begun however late it is. The pauses are read again.
+    ///
+    /// # Errors
+    /// [`StateError`] if the pauses cannot be read: then no step is begun either.
+    pub async fn refusal(&self, action: Action) -> Result<Option<&'static str>, StateError> {
+        if !self.pauses.is_empty() {
+            let paused = self.state.controls().await?.paused;
+            for (name, _) in self.pauses.iter().filter(|(name, since)| paused.get(name) != since.as_ref()) {
+                self.changed.deletions.cancel();
+                if self.policy.as_ref() == Some(name) {
+                    self.changed.policy.cancel();
+                }
+            }
+        }
         let adds = match action {
             Action::Create | Action::Export | Action::Promote | Action::Restore => true,
             Action::Delete | Action::DeleteTemplate | Action::PruneCopy => false,
         };
-        if self.stop.is_cancelled() {
+        Ok(if self.stop.is_cancelled() {
             Some(STOPPED)
         } else if self.changed.policy.is_cancelled() || !adds && self.changed.deletions.is_cancelled() {
             Some(CHANGED)
@@ -150,7 +169,7 @@ impl Recorder {
             Some(LATE)
         } else {
             None
-        }
+        })
     }
 
     /// Writes the intent down, does the work, writes down how it ended.
@@ -160,16 +179,19 @@ impl Recorder {
     {
         let outcome = StepOutcome::Skipped;
         let mut step = Step { facts: intent, outcome, blocked_by: None, message: None, transfer: None };
-        if let Some(refusal) = self.refusal(step.facts.action) {
-            step.message = Some(refusal.to_owned());
-            return step;
-        }
-        if let Err(error) = self.write(INTENDED, &step, None).await {
-            step.outcome = StepOutcome::Failed;
-            step.message =
-                Some(format!("not begun, since it cannot be written to the audit log: {}", chain(&error)));
-            log(&step);
-            return step;
+        // Boxed, as it would make every future that has steps too large.
+        match self.begin(&step).boxed().await {
+            Ok(None) => {}
+            Ok(Some(refusal)) => {
+                step.message = Some(refusal.to_owned());
+                return step;
+            }
+            Err(why) => {
+                step.outcome = StepOutcome::Failed;
+                step.message = Some(format!("not begun, since {why}"));
+                log(&step);
+                return step;
+            }
         }
         let operation_id = match work.await {
             Ok(done) => {
@@ -198,6 +220,18 @@ impl Recorder {
         }
         log(&step);
         step
+    }
+
+    /// Writes the intent down, unless the step must not begin.
+    async fn begin(&self, step: &Step) -> Result<Option<&'static str>, String> {
+        let refusal = self.refusal(step.facts.action).await;
+        let refusal = refusal
+            .map_err(|error| format!("whether policies were paused cannot be read: {}", chain(&error)))?;
+        if refusal.is_none() {
+            let written = self.write(INTENDED, step, None).await;
+            written.map_err(|error| format!("it cannot be written to the audit log: {}", chain(&error)))?;
+        }
+        Ok(refusal)
     }
 
     async fn write(

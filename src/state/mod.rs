@@ -10,9 +10,10 @@
 //! | `daemon.lock`, `daemon.json` | which daemon works on the directory, and where it listens ([`daemon`]) |
 //! | `holds.json` | snapshots on hold ([`holds`]) |
 //! | `allowances.json` | allowances to pass the guard ([`allowances`]) |
+//! | `controls.json` | policies that are paused by hand, or to run now ([`controls`]) |
 //! | `archives.json` | which archives were used, and what was in them ([`archives`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
-//! | `holds.lock`, `allowances.lock`, `archives.lock` | who changes what commands change beside a running daemon |
+//! | `holds.lock`, `allowances.lock`, `controls.lock`, `archives.lock` | who changes what commands change beside a running daemon |
 //!
 //! Every file is for its owner alone, replaced in one step, and carries a version; one that root makes belongs
 //! to the directory's owner, so that a command beside the daemon takes nothing away from it. One that can't be
@@ -21,6 +22,7 @@
 pub mod allowances;
 pub mod archives;
 pub mod audit;
+pub mod controls;
 pub mod daemon;
 pub mod directory;
 pub mod error;

@@ -188,7 +188,7 @@ impl PolicyModel {
         model.first_seen_at = view.first_seen_at;
         model.expected_interval = view.expected_interval;
         let status = &mut model.status;
-        status.enabled = policy.enabled;
+        (status.enabled, status.paused_since) = (policy.enabled, policy.paused_since);
         status.schedule = policy.schedule.as_ref().map(|schedule| schedule.as_str().to_owned());
         status.timezone = policy.time_zone.iana_name().map(str::to_owned);
         // The schedule may have changed; the daemon's loop reports the next run.

@@ -6,7 +6,7 @@
 //!   "state_error": null,
 //!   "config": { "last_reload_successful": true, "last_reload_error": null, "loaded_at": "2026-11-01T12:00:00Z" },
 //!   "policies": { "nightly": {
-//!     "enabled": true, "schedule": "30 2 * * *", "timezone": "Europe/Zurich",
+//!     "enabled": true, "paused_since": null, "schedule": "30 2 * * *", "timezone": "Europe/Zurich",
 //!     "next_run_at": "2026-11-03T01:30:00Z", "running_since": null,
 //!     "last": { "started_at": "…", "finished_at": "…", "result": "success" },
 //!     "missed_runs": 0,
@@ -109,6 +109,8 @@ impl From<&LastRun> for Last {
 pub struct PolicyStatus {
     /// Whether its schedule is followed.
     pub enabled: bool,
+    /// Since when it is paused by hand; then it is not enabled.
+    pub paused_since: Option<Timestamp>,
     /// Its cron line; none if all its runs are manual.
     pub schedule: Option<String>,
     /// The name of its time zone.

@@ -23,13 +23,13 @@ use tokio::task::JoinHandle;
 use crate::stage::Stage;
 
 /// A daemon at work.
-struct Play {
-    telemetry: Telemetry,
-    orders: mpsc::UnboundedSender<Order>,
+pub(crate) struct Play {
+    pub(crate) telemetry: Telemetry,
+    pub(crate) orders: mpsc::UnboundedSender<Order>,
     ended: JoinHandle<Ending>,
 }
 
-fn loaded(stage: &Stage, policies: &str) -> Loaded {
+pub(crate) fn loaded(stage: &Stage, policies: &str) -> Loaded {
     let server =
         ServerSettings { listen: "127.0.0.1:0".parse().unwrap(), shutdown_grace: Duration::from_secs(30) };
     Loaded { runner: stage.runner(policies), server }
@@ -52,11 +52,11 @@ async fn open(
     Ok((daemon, telemetry))
 }
 
-async fn play(stage: &Stage, policies: &str) -> Play {
+pub(crate) async fn play(stage: &Stage, policies: &str) -> Play {
     play_with(stage, policies, Vec::new()).await
 }
 
-async fn play_with(stage: &Stage, policies: &str, later: Vec<Result<Loaded, String>>) -> Play {
+pub(crate) async fn play_with(stage: &Stage, policies: &str, later: Vec<Result<Loaded, String>>) -> Play {
     let (daemon, telemetry) = open(stage, policies, later).await.unwrap();
     let (orders, receiver) = mpsc::unbounded_channel();
     let ended = tokio::spawn(daemon.run(receiver, Arc::new(Notify::new())));
@@ -64,14 +64,14 @@ async fn play_with(stage: &Stage, policies: &str, later: Vec<Result<Loaded, Stri
 }
 
 impl Play {
-    async fn stop(self) -> Telemetry {
+    pub(crate) async fn stop(self) -> Telemetry {
         self.orders.send(Order::Stop).unwrap();
         self.ended.await.unwrap();
         self.telemetry
     }
 
     /// The value of a series, by its whole name with labels.
-    fn value(&self, series: &str) -> Option<f64> {
+    pub(crate) fn value(&self, series: &str) -> Option<f64> {
         value(&self.telemetry, series)
     }
 }
@@ -82,14 +82,14 @@ fn value(telemetry: &Telemetry, series: &str) -> Option<f64> {
     Some(line.parse().unwrap())
 }
 
-async fn until(stage: &Stage, at: &str) {
+pub(crate) async fn until(stage: &Stage, at: &str) {
     let at: Timestamp = at.parse().unwrap();
     let left = at.duration_since(stage.now());
     stage.clock.sleep(left.unsigned_abs()).await;
 }
 
 /// Starts the play's clock at this moment, with one instance.
-fn stage_at(now: &str) -> Stage {
+pub(crate) fn stage_at(now: &str) -> Stage {
     let stage = Stage::new();
     let at: Timestamp = now.parse().unwrap();
     stage.step(at.duration_since(stage.now()));
@@ -98,11 +98,11 @@ fn stage_at(now: &str) -> Stage {
 }
 
 /// When snapshots were taken.
-fn taken(stage: &Stage) -> Vec<String> {
+pub(crate) fn taken(stage: &Stage) -> Vec<String> {
     stage.world.snapshots(&stage.zone).iter().map(|snapshot| snapshot.created_at.to_string()).collect()
 }
 
-fn creating(keys: &str) -> String {
+pub(crate) fn creating(keys: &str) -> String {
     format!("[policies.p]\nzones = [\"ch-gva-2\"]\ncreate = true\n{keys}\n")
 }
 
@@ -393,6 +393,7 @@ async fn damaged_state_is_told_before_anything_begins() {
         "policy-p.json",
         "holds.json",
         "allowances.json",
+        "controls.json",
         "policy-gone.json",
     ] {
         for damage in ["", "{}", "{\"version\": 1, \"", "{\"version\": 99}"] {
@@ -598,7 +599,7 @@ async fn a_verification_that_was_due_while_no_daemon_ran_is_made_up_for_once() {
 }
 
 /// A policy that deletes at midnight, four deletions at a time.
-fn deleting(keys: &str, rules: &str) -> String {
+pub(crate) fn deleting(keys: &str, rules: &str) -> String {
     format!(
         "[policies.p]\nzones = [\"ch-gva-2\"]\nschedule = \"@daily\"\n{keys}\n[policies.p.retention]\n{rules}\n\
          [policies.p.guard]\nmax_delete_percent = 100\n"

@@ -11,6 +11,7 @@ mod client;
 mod command_line;
 mod config_files;
 mod consistency;
+mod controls;
 mod coverage;
 mod crashes;
 mod creation;

@@ -128,6 +128,7 @@ fn policy(name: &str) -> Policy {
     Policy {
         name: name.parse().unwrap(),
         enabled: true,
+        paused_since: None,
         schedule: None,
         time_zone: TimeZone::UTC,
         jitter: Duration::ZERO,
