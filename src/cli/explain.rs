@@ -52,12 +52,16 @@ struct Explained<'a> {
 /// # Errors
 /// [`Refusal`] if nothing knows it, or several are meant.
 pub async fn explain(global: &Global, text: &str, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
-    let state = assemble::state(&config, &seams, Use::Reading)?;
+    let (config, state) = assemble::configuration_and_state(&global.config, &seams);
     let mut survey = Survey::default();
-    survey.ask_zones(&config, &seams).await;
-    survey.ask_archives(&config, &seams, &state).await;
+    match &config {
+        Ok(config) => {
+            survey.ask_zones(config, &seams).await;
+            survey.ask_archives(config, &seams, &state).await;
+        }
+        Err(why) => survey.unasked.push(format!("no zone and no archive is asked: {why}")),
+    }
     let mut unknown = survey.unasked.clone();
     let logged = state.known_in_history(Kind::Snapshot, text).await.unwrap_or_else(|error| {
         unknown.push(chain(&error));
@@ -83,7 +87,10 @@ pub async fn explain(global: &Global, text: &str, output: Output) -> Result<Exit
         History::default()
     });
     history::complain_of_damaged(&history.damaged, output);
-    let verdicts = Box::pin(verdicts(id, &config, &seams, &survey, &mut unknown)).await;
+    let verdicts = match &config {
+        Ok(config) => Box::pin(verdicts(id, config, &seams, &survey, &mut unknown)).await,
+        Err(_) => Vec::new(),
+    };
     let hold = holds.into_iter().find(|hold| hold.snapshot == id && hold.counts_at(at));
     unknown.dedup();
     let explained = Explained { id, at, survey: &survey, verdicts, hold, history, unknown };

@@ -5,7 +5,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::cli::args::{self, Global};
-use crate::cli::assemble::{self, Seams, Use};
+use crate::cli::assemble::{self, Seams};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::lookup::{self, Kind};
@@ -27,9 +27,11 @@ const NAME_WIDTH: usize = 20;
 /// # Errors
 /// [`Refusal`] if the instance is unknown, or the log cannot be read.
 pub async fn history(global: &Global, wanted: &args::History, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
-    let state = assemble::state(&config, &seams, Use::Reading)?;
+    let (config, state) = assemble::configuration_and_state(&global.config, &seams);
+    if let Err(why) = &config {
+        output.complain(why);
+    }
     let now = to_the_second(seams.clock.now());
     let since = wanted.since.as_ref().map(|since| since.back_from(now)).transpose()?;
     let instance: Option<Uuid> = match &wanted.instance {
@@ -59,7 +61,7 @@ pub async fn history(global: &Global, wanted: &args::History, output: Output) ->
         || json!(found.changes),
         || if found.changes.is_empty() { none } else { table(&found.changes, output) },
     );
-    Ok(Exit::Done)
+    Ok(if config.is_ok() { Exit::Done } else { Exit::Failed })
 }
 
 /// Names the lines that can't be read.

@@ -217,3 +217,21 @@ async fn the_newest_changes_are_shown_unless_a_time_is_given() {
     assert_eq!(play.run(&["history", "--since", "1d"]).await.out.lines().count(), 201);
     assert_eq!(play.run(&["history", "--output", "json"]).await.json().as_array().unwrap().len(), 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_is_not_valid_keeps_nobody_from_looking_back() {
+    let (play, ids) = Play::five(KEEPS_TWO).await;
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    let file = play.path("snapwarden.toml");
+    write(&file, &format!("{}\nkeep_lsat = 3\n[policies\n", read(&file)));
+    let why = "the configuration file is not valid: ";
+    let said = play.run(&["history", "--action", "delete"]).await;
+    assert!(said.status == 1 && said.out.matches("DELETED").count() == 3, "{said:?}");
+    said.complained(&[why, "`snapwarden check` says where"]);
+    let said = play.run(&["explain", &ids[3].short()]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.has(&["DELETED 20", "by policy nightly", "rule max_count"]);
+    said.complained(&["not known: no zone and no archive is asked: ", why]);
+    let unknown = play.run(&["explain", "0badc0de"]).await;
+    unknown.refused(2, &["no snapshot is known", why]);
+}
