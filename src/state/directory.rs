@@ -176,15 +176,25 @@ impl StateDirectory {
         prefix: &str,
         version: u64,
     ) -> Result<Vec<(PolicyName, T)>, StateError> {
+        let policies = self.policies_with(prefix)?.into_iter();
+        policies
+            .map(|policy| {
+                let read = self.read(&format!("{prefix}{policy}.json"), version)?;
+                Ok((policy, read))
+            })
+            .collect()
+    }
+
+    /// Every policy that has a file whose name begins so.
+    pub(super) fn policies_with(&self, prefix: &str) -> Result<Vec<PolicyName>, StateError> {
         let entries = match self.disk.list(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(StateError::File { verb: "list", path: self.path.clone(), source }),
         };
-        let names = entries.iter().filter_map(|entry| entry.name.to_str()).filter_map(|name| {
-            Some((name, name.strip_prefix(prefix)?.strip_suffix(".json")?.parse::<PolicyName>().ok()?))
-        });
-        names.map(|(file, policy)| Ok((policy, self.read(file, version)?))).collect()
+        let names = entries.iter().filter_map(|entry| entry.name.to_str());
+        let policy_of = |name: &str| name.strip_prefix(prefix)?.strip_suffix(".json")?.parse().ok();
+        Ok(names.filter_map(policy_of).collect())
     }
 
     /// [`StateDirectory::save`], for work that is on the blocking pool already.

@@ -2,8 +2,8 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `audit.jsonl` | a line before and after everything that changes something ([`audit`]) |
-//! | `policy-<name>.json` | the creations and promotions of a policy ([`policy_state`]) |
+//! | `audit.jsonl`, `audit-<month>.jsonl` | a line before and after everything that changes something ([`audit`]) |
+//! | `policy-<name>.json`, `policy-<name>.<generation>.jsonl` | the creations and promotions of a policy, and later changes of them ([`policy_state`]) |
 //! | `runs-<name>.json` | the results of its last runs, and the listings that they accepted ([`last_runs`]) |
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
@@ -14,10 +14,11 @@
 //! | `archives.json` | which archives were used, and what was in them ([`archives`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
 //! | `holds.lock`, `allowances.lock`, `controls.lock`, `archives.lock` | who changes what commands change beside a running daemon |
+//! | `audit.lock` | who begins a new month |
 //!
-//! Every file is for its owner alone, replaced in one step, and carries a version; one that root makes belongs
-//! to the directory's owner, so that a command beside the daemon takes nothing away from it. One that can't be
-//! read is an error that names it, never an empty start: an empty state would do things twice.
+//! Every file is for its owner alone. But for those of lines, each is replaced in one step and carries a version. One that
+//! root makes belongs to the directory's owner, so that a command beside the daemon takes nothing away from it. One that
+//! can't be read is an error that names it, never an empty start: an empty state would do things twice.
 
 pub mod allowances;
 pub mod archives;

@@ -1,21 +1,41 @@
 //! The creations and promotions of one policy, kept from run to run. It is read and written under the policy's lock alone.
+//!
+//! A run changes it before and after each step, and it grows with the fleet. So a change is a line at the end of
+//! `policy-<name>.<generation>.jsonl`, beside `policy-<name>.json` of that generation. Once there are more bytes of changes
+//! than of what they change, the whole is written anew, as the next generation.
 
 use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{Access, read_file};
 use crate::policy::name::PolicyName;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
+use crate::state::file;
 
-/// The version of the file that this program writes.
-const VERSION: u64 = 1;
+/// The version of the file that this program writes. The first one knew no changes beside the file.
+const VERSION: u64 = 2;
+
+/// The whole is not written anew for less than this.
+const CHANGES_BYTES: u64 = 64 << 10;
+
+/// The most bytes of changes that are read: some times what a zone of a million snapshots needs.
+const CHANGES_BYTES_MAX: u64 = 1 << 30;
 
 /// The state of one policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyState {
+    /// Which file of changes belongs to it; 0 for a file without.
+    #[serde(default)]
+    generation: u64,
+    /// The length of that file, in bytes, as this state knows it.
+    #[serde(skip)]
+    changes_len: u64,
     /// The templates that it made, and those that it set out to make.
     pub promotions: Vec<Promotion>,
     /// The snapshots that it took, and those that it set out to take.
@@ -125,21 +145,171 @@ pub struct Promotion {
     pub deleted_at: Option<Timestamp>,
 }
 
+/// What replaces a part of a list.
+#[derive(Debug, Serialize, Deserialize)]
+struct Splice<T> {
+    at: usize,
+    removed: usize,
+    added: Vec<T>,
+}
+
+/// What makes `after` of `before`, one splice after the other.
+fn splices<T: Clone + PartialEq>(mut before: &[T], after: &[T]) -> Vec<Splice<T>> {
+    let mut splices: Vec<Splice<T>> = Vec::new();
+    let mut at = 0;
+    while let Some((next, rest)) = after.get(at..).and_then(<[T]>::split_first) {
+        let found = before.iter().position(|one| one == next);
+        let (removed, added) = if let Some(removed) = found {
+            (removed, Vec::new())
+        } else {
+            // What is kept behind this one was not replaced by it.
+            let is_kept = before.first().is_none_or(|one| rest.contains(one));
+            (usize::from(!is_kept), vec![next.clone()])
+        };
+        before = &before[removed + usize::from(found.is_some())..];
+        if removed > 0 || !added.is_empty() {
+            splices.push(Splice { at, removed, added });
+        }
+        at += 1;
+    }
+    if !before.is_empty() {
+        splices.push(Splice { at, removed: before.len(), added: Vec::new() });
+    }
+    splices
+}
+
+/// Whether they could be applied.
+fn splice<T>(list: &mut Vec<T>, splices: Vec<Splice<T>>) -> bool {
+    splices.into_iter().all(|Splice { at, removed, added }| {
+        let end = at.checked_add(removed).filter(|end| *end <= list.len());
+        end.map(|end| list.splice(at..end, added)).is_some()
+    })
+}
+
+/// A line of the file of changes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Change {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    promotions: Vec<Splice<Promotion>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    created: Vec<Splice<Creation>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<Splice<MissingSnapshot>>,
+}
+
+impl Change {
+    fn between(before: &PolicyState, after: &PolicyState) -> Self {
+        Self {
+            promotions: splices(&before.promotions, &after.promotions),
+            created: splices(&before.created, &after.created),
+            missing: splices(&before.missing, &after.missing),
+        }
+    }
+
+    fn apply(self, state: &mut PolicyState) -> bool {
+        splice(&mut state.promotions, self.promotions)
+            && splice(&mut state.created, self.created)
+            && splice(&mut state.missing, self.missing)
+    }
+}
+
+/// A state file as far as its generation.
+#[derive(Default, Deserialize)]
+struct GenerationAlone {
+    #[serde(default)]
+    generation: u64,
+}
+
 impl StateDirectory {
     /// The policy's state; empty if it never ran.
     ///
     /// # Errors
     /// A file that can't be read, is damaged, or was written by a later program.
     pub async fn policy_state(&self, policy: &PolicyName) -> Result<PolicyState, StateError> {
-        self.load(file_name(policy), VERSION).await
+        let policy = policy.clone();
+        self.blocking(move |state| state.read_policy(&policy)).await
     }
 
-    /// Saves it; after a crash at any moment the file holds the old or the new, whole.
+    /// Saves what `before`, as it was read or saved last, has become; after a crash at any moment the files hold the old or
+    /// the new, whole. Returns what is saved.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub async fn set_policy_state(&self, policy: &PolicyName, state: PolicyState) -> Result<(), StateError> {
-        self.save(file_name(policy), VERSION, state).await
+    pub async fn set_policy_state(
+        &self,
+        policy: &PolicyName,
+        before: PolicyState,
+        after: PolicyState,
+    ) -> Result<PolicyState, StateError> {
+        let policy = policy.clone();
+        self.blocking(move |state| {
+            let noted = match before.generation {
+                0 => None,
+                _ => state.note_change(&policy, &before, &after).ok(),
+            };
+            if let Some(changes_len) = noted {
+                return Ok(PolicyState { generation: before.generation, changes_len, ..after });
+            }
+            // Also where a change could not be noted: what would come behind it could not be trusted.
+            let after = PolicyState { generation: before.generation + 1, changes_len: 0, ..after };
+            state.write(&file_name(&policy), VERSION, &after)?;
+            // Nothing reads it any more.
+            let _ = state.disk.remove_file(&state.changes_of(&policy, before.generation));
+            Ok(after)
+        })
+        .await
+    }
+
+    /// Adds a line to the file of changes, and returns its length then. It is an error if the file would be too long, or
+    /// holds anything else than the state that is changed, such as a line that a full disk left unfinished.
+    fn note_change(&self, policy: &PolicyName, before: &PolicyState, after: &PolicyState) -> io::Result<u64> {
+        let path = self.changes_of(policy, before.generation);
+        let mut line = serde_json::to_vec(&Change::between(before, after))?;
+        line.push(b'\n');
+        let found = match self.disk.metadata(&path) {
+            Ok(found) => found.len,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        let len = found + line.len() as u64;
+        let whole = self.disk.metadata(&self.path.join(file_name(policy)))?.len;
+        if found != before.changes_len || len > whole.max(CHANGES_BYTES) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.disk.append(&path, &line, Access::Owner)?;
+        Ok(len)
+    }
+
+    fn changes_of(&self, policy: &PolicyName, generation: u64) -> PathBuf {
+        self.path.join(format!("policy-{policy}.{generation}.jsonl"))
+    }
+
+    /// [`StateDirectory::policy_state`], for work that is on the blocking pool already.
+    fn read_policy(&self, policy: &PolicyName) -> Result<PolicyState, StateError> {
+        let name = file_name(policy);
+        loop {
+            let mut state: PolicyState = self.read(&name, VERSION)?;
+            if state.generation == 0 {
+                return Ok(state);
+            }
+            let path = self.changes_of(policy, state.generation);
+            match read_file(&*self.disk, &path, CHANGES_BYTES_MAX) {
+                Ok(changes) => {
+                    state.changes_len = apply(&changes, &mut state).map_err(|(line, source)| {
+                        StateError::Damaged { path, line, column: source.column(), source }
+                    })?;
+                    return Ok(state);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(StateError::File { verb: "read", path, source }),
+            }
+            // There is none yet, or another process wrote the whole anew in between.
+            let path = self.path.join(&name);
+            if file::read_part::<GenerationAlone>(&*self.disk, &path, VERSION)?.generation == state.generation
+            {
+                return Ok(state);
+            }
+        }
     }
 
     /// The snapshots that each policy took, for every policy that ever ran here, also one that is not configured any
@@ -157,7 +327,11 @@ impl StateDirectory {
     /// # Errors
     /// As [`StateDirectory::all_created`].
     pub async fn all_policy_states(&self) -> Result<Vec<(PolicyName, PolicyState)>, StateError> {
-        self.blocking(|state| state.read_of_policies("policy-", VERSION)).await
+        self.blocking(|state| {
+            let policies = state.policies_with("policy-")?.into_iter();
+            policies.map(|policy| Ok((policy.clone(), state.read_policy(&policy)?))).collect()
+        })
+        .await
     }
 
     /// The snapshots that this program is known to have asked for, whosever they are.
@@ -168,6 +342,21 @@ impl StateDirectory {
         let all = self.all_created().await?.into_iter().flat_map(|(_, created)| created);
         Ok(all.filter_map(|made| made.snapshot_id).collect())
     }
+}
+
+/// Applies the changes and returns their length without an unfinished line, which was never saved. The error has the
+/// number of the line that is wrong, from 1.
+fn apply(changes: &[u8], state: &mut PolicyState) -> Result<u64, (usize, serde_json::Error)> {
+    let mut len = 0;
+    let lines = changes.split_inclusive(|byte| *byte == b'\n').take_while(|line| line.ends_with(b"\n"));
+    for (number, line) in (1..).zip(lines) {
+        let change = serde_json::from_slice::<Change>(line).map_err(|error| (number, error))?;
+        if !change.apply(state) {
+            return Err((number, serde::de::Error::custom("it changes what is not there")));
+        }
+        len += line.len() as u64;
+    }
+    Ok(len)
 }
 
 fn file_name(policy: &PolicyName) -> String {
@@ -222,11 +411,131 @@ mod tests {
                 slot: Timestamp::UNIX_EPOCH,
                 cause: "403".to_owned(),
             }],
+            ..PolicyState::default()
         };
-        state(folder.path()).set_policy_state(&nightly(), remembered.clone()).await.unwrap();
-        assert_eq!(state(folder.path()).policy_state(&nightly()).await.unwrap(), remembered);
+        let saved = save(folder.path(), PolicyState::default(), remembered.clone()).await;
+        assert_eq!(
+            (&saved.created, &saved.promotions, &saved.missing),
+            (&remembered.created, &remembered.promotions, &remembered.missing)
+        );
+        assert_eq!(state(folder.path()).policy_state(&nightly()).await.unwrap(), saved);
         let created = state(folder.path()).created_snapshots().await.unwrap();
         assert_eq!(created, HashSet::from([SnapshotId(Uuid::from_u128(1))]));
+    }
+
+    async fn save(folder: &Path, before: PolicyState, after: PolicyState) -> PolicyState {
+        state(folder).set_policy_state(&nightly(), before, after).await.unwrap()
+    }
+
+    async fn read(folder: &Path) -> PolicyState {
+        state(folder).policy_state(&nightly()).await.unwrap()
+    }
+
+    fn creation(number: u128, snapshot_id: Option<u128>) -> Creation {
+        Creation {
+            zone: "ch-gva-2".parse().unwrap(),
+            instance_id: InstanceId(Uuid::from_u128(number)),
+            slot: Timestamp::UNIX_EPOCH,
+            requested_at: Timestamp::UNIX_EPOCH,
+            snapshot_id: snapshot_id.map(|id| SnapshotId(Uuid::from_u128(id))),
+            is_in_doubt: false,
+            listed_before: Vec::new(),
+            owner: Owner::ThisPolicy,
+        }
+    }
+
+    /// The bytes of all files of the policy.
+    fn bytes(folder: &Path) -> u64 {
+        let entries = RealDisk.list(folder).unwrap().into_iter();
+        let names =
+            entries.filter(|entry| entry.name.to_str().is_some_and(|name| name.starts_with("policy-")));
+        names.map(|entry| RealDisk.metadata(&folder.join(entry.name)).unwrap().len).sum()
+    }
+
+    #[tokio::test]
+    async fn a_step_writes_what_it_changes_however_much_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let created = (0..1_000).map(|number| creation(number, Some(number))).collect();
+        let state = PolicyState { created, ..PolicyState::default() };
+        let mut state = save(folder.path(), PolicyState::default(), state).await;
+        let whole = bytes(folder.path());
+        for number in 1_000..1_050 {
+            let mut asked = state.clone();
+            asked.created.push(creation(number, None));
+            state = save(folder.path(), state, asked).await;
+            let mut done = state.clone();
+            done.created.last_mut().unwrap().snapshot_id = Some(SnapshotId(Uuid::from_u128(number)));
+            state = save(folder.path(), state, done).await;
+        }
+        // In the middle, at both ends, and none.
+        let mut fewer = state.clone();
+        fewer.created.retain(|made| ![0, 77, 1_049].contains(&made.instance_id.0.as_u128()));
+        fewer.missing.clear();
+        state = save(folder.path(), state, fewer).await;
+        state = save(folder.path(), state.clone(), state).await;
+        assert_eq!(read(folder.path()).await, state);
+        assert_eq!(state.created.len(), 1_047);
+        let written = bytes(folder.path()) - whole;
+        assert!(written < 64 << 10, "{written} for 50 snapshots, beside {whole}");
+    }
+
+    #[tokio::test]
+    async fn the_whole_is_written_anew_when_changes_outgrow_it_or_can_not_be_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = PolicyState::default();
+        for number in 0..500 {
+            let mut more = state.clone();
+            more.created = vec![creation(number, None)];
+            state = save(folder.path(), state, more).await;
+        }
+        assert!(state.generation > 1, "{}", state.generation);
+        assert!(bytes(folder.path()) < 2 * CHANGES_BYTES, "{}", bytes(folder.path()));
+        assert_eq!(read(folder.path()).await, state);
+
+        // An unfinished line, and one of a process that was told that it failed.
+        for behind in ["{\"created\":{\"at\"", "{\"created\":[{\"at\":0,\"removed\":1,\"added\":[]}]}\n"] {
+            let path = folder.path().join(format!("policy-nightly.{}.jsonl", state.generation));
+            RealDisk.append(&path, behind.as_bytes(), Access::Owner).unwrap();
+            let mut more = state.clone();
+            more.created.push(creation(1, None));
+            let saved = save(folder.path(), state.clone(), more).await;
+            assert_eq!((saved.generation, read(folder.path()).await), (state.generation + 1, saved.clone()));
+            state = saved;
+            let mut more = state.clone();
+            more.created.push(creation(2, None));
+            state = save(folder.path(), state, more).await;
+            assert_eq!(read(folder.path()).await, state);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_splices_between_two_lists_make_the_second_of_the_first(
+            before in proptest::collection::vec(0_u8..6, 0..12),
+            after in proptest::collection::vec(0_u8..6, 0..12),
+        ) {
+            let mut list = before.clone();
+            proptest::prop_assert!(splice(&mut list, splices(&before, &after)));
+            proptest::prop_assert_eq!(list, after);
+        }
+    }
+
+    #[tokio::test]
+    async fn damaged_changes_are_an_error_that_names_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = save(folder.path(), PolicyState::default(), PolicyState::default()).await;
+        let mut more = state.clone();
+        more.created.push(creation(1, None));
+        save(folder.path(), state, more).await;
+        let path = folder.path().join("policy-nightly.1.jsonl");
+        for damaged in ["\n", "{\n", "{\"created\":[{\"at\":1,\"removed\":1,\"added\":[]}]}\n"] {
+            let whole = disk::read_file(&RealDisk, &path, 1 << 20).unwrap();
+            RealDisk.append(&path, damaged.as_bytes(), Access::Owner).unwrap();
+            let error = self::state(folder.path()).policy_state(&nightly()).await.unwrap_err();
+            assert!(matches!(error, StateError::Damaged { line: 2, .. }), "{damaged:?}: {error}");
+            assert!(error.to_string().contains("policy-nightly.1.jsonl"), "{error}");
+            disk::replace_file(&RealDisk, &path, &whole, Access::Owner).unwrap();
+        }
     }
 
     #[tokio::test]
@@ -267,8 +576,8 @@ mod tests {
     async fn a_file_of_a_later_program_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("policy-nightly.json");
-        disk::replace_file(&RealDisk, &path, b"{\"version\":2,\"moons\":[]}", Access::Owner).unwrap();
+        disk::replace_file(&RealDisk, &path, b"{\"version\":3,\"moons\":[]}", Access::Owner).unwrap();
         let error = state(folder.path()).policy_state(&nightly()).await.unwrap_err();
-        assert!(matches!(error, StateError::FromTheFuture { found: 2, .. }), "{error}");
+        assert!(matches!(error, StateError::FromTheFuture { found: 3, .. }), "{error}");
     }
 }

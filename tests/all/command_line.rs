@@ -1018,7 +1018,7 @@ async fn state_that_cannot_be_read_is_named_and_nothing_is_deleted() {
     for (content, words) in [
         ("{\"version\": 1, \"promo", vec!["policy-nightly.json", "damaged", "backup"]),
         ("", vec!["policy-nightly.json", "damaged"]),
-        ("{\"version\": 2, \"moons\": []}", vec!["policy-nightly.json", "version 2", "later snapwarden"]),
+        ("{\"version\": 3, \"moons\": []}", vec!["policy-nightly.json", "version 3", "later snapwarden"]),
     ] {
         let (play, _) = Play::five(&NIGHTLY.replace("max_count = 10", "max_count = 2")).await;
         RealDisk.create_dir_all(&play.path("state"), Access::Owner).unwrap();

@@ -14,7 +14,7 @@ use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::policy_state::{Creation, Owner};
 
-use crate::stage::{Stage, ended, paths, read, steps};
+use crate::stage::{Stage, ended, paths, read, rewrite_as_version_1, steps};
 
 /// As people write it: each policy is meant to keep its own.
 const TWO: &str = r#"
@@ -176,12 +176,12 @@ async fn what_was_recorded_before_owners_were_belongs_to_every_policy() {
         stage.step(HOUR);
     }
     let before = stage.there();
-    let path = stage.state().join("policy-weekly.json");
-    let mut earlier: serde_json::Value = serde_json::from_str(&read(&path)).unwrap();
-    for made in earlier["created"].as_array_mut().unwrap() {
-        assert_eq!(made.as_object_mut().unwrap().remove("owner").unwrap(), "this_policy");
-    }
-    replace_file(&RealDisk, &path, earlier.to_string().as_bytes(), Access::Owner).unwrap();
+    rewrite_as_version_1(&stage.state(), "weekly", |earlier| {
+        for made in earlier["created"].as_array_mut().unwrap() {
+            assert_eq!(made.as_object_mut().unwrap().remove("owner").unwrap(), "this_policy");
+        }
+    })
+    .await;
     let report = run(&stage, TWO, "hourly").await;
     let plan = report.zones[0].plan.clone().unwrap();
     assert_eq!((plan.keep, plan.blocked_by_policy), (5, 2), "as before, weekly keeps what it wants of them");
@@ -227,7 +227,7 @@ keep_daily = 7
 "#;
 
 /// Turns the state into that of the version before, which knew neither owners nor what a run rested on.
-fn forget_what_is_new(stage: &Stage) {
+async fn forget_what_is_new(stage: &Stage) {
     fn strip(value: &mut Value) {
         const NEW: [&str; 9] = [
             "owner",
@@ -254,6 +254,9 @@ fn forget_what_is_new(stage: &Stage) {
     }
     for path in paths(&stage.state()) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if let Some(policy) = name.strip_prefix("policy-").and_then(|name| name.strip_suffix(".json")) {
+            rewrite_as_version_1(&stage.state(), policy, |_| {}).await;
+        }
         if name == "archives.json" {
             RealDisk.remove_file(&path).unwrap();
         } else if path.extension().is_some_and(|end| end == "json") {
@@ -270,7 +273,7 @@ async fn an_upgrade_deletes_nothing_that_the_version_before_kept_and_holds_nothi
     let mut too_many_since: Option<i64> = None;
     for hour in 0..24 * 16 {
         if hour == 24 * 11 {
-            forget_what_is_new(&stage);
+            forget_what_is_new(&stage).await;
         }
         run(&stage, MONTH, "hourly").await;
         if hour % 24 == 2 {

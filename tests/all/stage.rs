@@ -13,7 +13,7 @@ use snapwarden::cli::exit::Refusal;
 use snapwarden::clock::Clock as _;
 use snapwarden::config;
 use snapwarden::credentials::Credentials;
-use snapwarden::disk::{Disk, RealDisk, read_file};
+use snapwarden::disk::{Access, Disk, RealDisk, read_file, replace_file};
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, Step};
 use snapwarden::sim::clock::SimClock;
@@ -22,6 +22,7 @@ use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, ZoneName};
 use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
 
 /// The instant at which every test begins.
 pub(crate) const NOW: &str = "2026-11-01T12:00:00Z";
@@ -157,6 +158,18 @@ pub(crate) fn config_text(folder: &Path, policies: &str) -> String {
         "[state]\ndirectory = \"{0}/state\"\n[archives.vault]\ntype = \"local\"\npath = \"{0}/vault\"\n{policies}",
         folder.display()
     )
+}
+
+/// Replaces the state of a policy by a file of the first version, which knew no changes beside it, edited.
+pub(crate) async fn rewrite_as_version_1(state: &Path, policy: &str, edit: impl FnOnce(&mut Value)) {
+    let directory = StateDirectory::at(Arc::new(RealDisk), state);
+    let whole = directory.policy_state(&policy.parse().unwrap()).await.unwrap();
+    let mut json = serde_json::to_value(&whole).unwrap();
+    json["version"] = 1.into();
+    json.as_object_mut().unwrap().remove("generation");
+    edit(&mut json);
+    let path = state.join(format!("policy-{policy}.json"));
+    replace_file(&RealDisk, &path, json.to_string().as_bytes(), Access::Owner).unwrap();
 }
 
 /// The audit log in a state directory: the files of earlier months, then the newest. Empty if there is none.

@@ -17,7 +17,7 @@ use snapwarden::sim::image::DiskShape;
 use snapwarden::snapshot::{SnapshotId, SnapshotState};
 use snapwarden::state::audit::{Action, StepOutcome};
 
-use crate::stage::{NIGHTLY, Stage, ended, steps};
+use crate::stage::{NIGHTLY, Stage, ended, rewrite_as_version_1, steps};
 
 /// Everything that a report says went wrong.
 fn said(report: &RunReport) -> String {
@@ -408,20 +408,13 @@ async fn a_promotion_remembered_from_the_end_of_time_is_no_panic() {
     stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::CutBefore).times(1));
     let policy = NIGHTLY.replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "");
     stage.run(&policy).await;
-    let path = stage.state().join("policy-nightly.json");
     for (edge, action) in
         [("9999-12-30T21:00:00Z", StepOutcome::Skipped), ("-009999-01-03T00:00:00Z", StepOutcome::Done)]
     {
-        let mut memory: serde_json::Value = serde_json::from_str(&crate::stage::read(&path)).unwrap();
-        memory["promotions"][0]["requested_at"] = json!(edge);
-        let bytes = memory.to_string();
-        snapwarden::disk::replace_file(
-            &snapwarden::disk::RealDisk,
-            &path,
-            bytes.as_bytes(),
-            snapwarden::disk::Access::Owner,
-        )
-        .unwrap();
+        rewrite_as_version_1(&stage.state(), "nightly", |memory| {
+            memory["promotions"][0]["requested_at"] = json!(edge);
+        })
+        .await;
         let report = stage.run(&policy).await;
         assert_eq!(ended(&report, Action::Promote, action), 1, "{edge}: {}", said(&report));
     }
