@@ -353,6 +353,35 @@ async fn a_configuration_that_became_invalid_is_not_taken_over_and_a_valid_one_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_reload_of_the_unit_fails_where_the_configuration_is_bad_and_the_old_one_stays() {
+    let ground = Ground::new(YEARLY).await;
+    let mut daemon = Running::ready(&ground).await;
+    let unit = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/snapwarden.service"));
+    let pid = daemon.child.id().to_string();
+    let reload = || {
+        // As systemd does it: one after the other, up to the first that fails.
+        unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).find_map(|line| {
+            let line = line
+                .replace("/usr/bin/snapwarden", env!("CARGO_BIN_EXE_snapwarden"))
+                .replace("$MAINPID", &pid);
+            let mut words = line.split(' ');
+            let mut command = Command::new(words.next().unwrap());
+            command.args(words).env("SNAPWARDEN_CONFIG", ground.path("snapwarden.toml"));
+            let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+            status.code().filter(|code| *code != 0)
+        })
+    };
+    ground.configure("127.0.0.1:0", &ground.path("state"), "[policies.q]\nzones = []\n");
+    assert_eq!(reload(), Some(78));
+    daemon.says("not reloaded").await;
+    assert_eq!(daemon.in_force(), (false, vec!["p".to_owned()]));
+    ground.configure("127.0.0.1:0", &ground.path("state"), &YEARLY.replace("policies.p", "policies.q"));
+    assert_eq!(reload(), None);
+    daemon.says("reloaded: 1 policy now").await;
+    assert_eq!(daemon.in_force(), (true, vec!["q".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_is_not_there_any_more_is_told_of_at_the_next_start() {
     let two = format!("{YEARLY}{}", YEARLY.replace("policies.p", "policies.gone"));
     let ground = Ground::new(&two).await;
