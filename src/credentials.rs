@@ -47,6 +47,8 @@ pub(crate) enum Source<'a> {
     Systemd(&'a str),
     /// In a credentials file.
     File(&'a Path),
+    /// In two files, if they exist.
+    Files { key: &'a Path, secret: &'a Path },
 }
 
 impl fmt::Display for Source<'_> {
@@ -57,6 +59,7 @@ impl fmt::Display for Source<'_> {
             Self::SystemdPair { key, secret } => write!(f, "the systemd credentials `{key}` and `{secret}`"),
             Self::Systemd(name) => write!(f, "the systemd credential `{name}`"),
             Self::File(path) => path.display().fmt(f),
+            Self::Files { key, secret } => write!(f, "{} and {}", key.display(), secret.display()),
         }
     }
 }
@@ -117,11 +120,14 @@ pub(crate) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The credentials of the first of `sources` that has any.
-    pub(crate) fn find(self, sources: &[Source<'_>]) -> Result<Credentials, CredentialsError> {
+    /// The credentials of the first of `sources` that has any, and that source.
+    pub(crate) fn find<'a, 'b>(
+        self,
+        sources: &'b [Source<'a>],
+    ) -> Result<(Credentials, &'b Source<'a>), CredentialsError> {
         for source in sources {
             if let Some(found) = self.read(source)? {
-                return found.map_err(|error| CredentialsError {
+                return found.map(|found| (found, source)).map_err(|error| CredentialsError {
                     text: format!("{} from {source}", self.purpose),
                     source: Some(error.into()),
                 });
@@ -142,6 +148,11 @@ impl Search<'_> {
             Source::Systemd(name) => return Ok(self.systemd(name)?.map(|text| parse(&text, self.is_bucket))),
             Source::SystemdPair { key, secret } => {
                 self.pair(source, (key, self.systemd(key)?), (secret, self.systemd(secret)?))?
+            }
+            Source::Files { key, secret } => {
+                let name = |path: &Path| path.display().to_string();
+                let (read_key, read_secret) = (self.file_if_any(key)?, self.file_if_any(secret)?);
+                self.pair(source, (&name(key), read_key), (&name(secret), read_secret))?
             }
             Source::Variables { key, secret, .. } | Source::NamedFiles { key, secret } => {
                 self.pair(source, (key, self.variable(key)), (secret, self.variable(secret)))?
@@ -170,18 +181,27 @@ impl Search<'_> {
     }
 
     fn unreadable(&self, path: &Path, error: io::Error) -> CredentialsError {
-        let text = format!("read {} from {}; it must be a readable text file", self.purpose, path.display());
+        let wanted = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "this user may not read it: run snapwarden as root or as a user that may"
+            }
+            _ => "it must be a readable text file",
+        };
+        let text = format!("read {} from {}; {wanted}", self.purpose, path.display());
         CredentialsError { text, source: Some(error.into()) }
     }
 
     /// One of systemd's credentials, which are files in a folder.
     fn systemd(&self, name: &str) -> Result<Option<String>, CredentialsError> {
         let Some(folder) = self.variable("CREDENTIALS_DIRECTORY") else { return Ok(None) };
-        let path = Path::new(&folder).join(name);
-        match read_named_file(&path, MAX_FILE_BYTES) {
+        self.file_if_any(&Path::new(&folder).join(name))
+    }
+
+    fn file_if_any(&self, path: &Path) -> Result<Option<String>, CredentialsError> {
+        match read_named_file(path, MAX_FILE_BYTES) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.unreadable(&path, error)),
+            Err(error) => Err(self.unreadable(path, error)),
         }
     }
 

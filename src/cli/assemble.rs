@@ -157,8 +157,17 @@ pub fn zone_of(policy: &Policy, named: Option<&ZoneName>) -> Result<ZoneName, Re
 /// # Errors
 /// [`Refusal`] that lists where they were expected.
 pub fn credentials(config: &Config) -> Result<Credentials, Refusal> {
+    found_credentials(config).map(|(credentials, _)| credentials)
+}
+
+/// Finds the credentials, and says where.
+///
+/// # Errors
+/// [`Refusal`] that lists where they were expected.
+pub fn found_credentials(config: &Config) -> Result<(Credentials, String), Refusal> {
     let environment = |name: &str| std::env::var(name).ok();
-    credentials::find(&environment, config.exoscale.credentials_file.as_deref())
+    let unit_files = credentials::UNIT_FILES.map(Path::new);
+    credentials::find(&environment, config.exoscale.credentials_file.as_deref(), unit_files)
         .map_err(|error| Refusal::bad_configuration(&error))
 }
 

@@ -77,9 +77,11 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     let now = seams.clock.now();
     let mut warnings = warnings(&config);
     let online = if online {
-        let credentials = assemble::credentials(&config)?;
+        let (credentials, place) = assemble::found_credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
-        let (mut tried, more) = try_all(&config, &runner).await;
+        let mut tried = vec![Tried::noted("this machine", "API key", format!("found in {place}"))];
+        let (all, more) = try_all(&config, &runner).await;
+        tried.extend(all);
         warnings.extend(more);
         // A zone that can't be listed is not asked again.
         let lists = ["list-zones", "list-snapshots", "list-instances"];

@@ -4,14 +4,20 @@ use std::path::Path;
 
 use crate::credentials::{Credentials, CredentialsError, Search, Source};
 
-/// Looks in the environment, among systemd's credentials, and in `credentials_file`, in this order.
+/// The files of which the service's unit makes its systemd credentials, so that a command beside the daemon uses its key.
+pub(crate) const UNIT_FILES: [&str; 2] =
+    ["/etc/snapwarden/exoscale-api-key", "/etc/snapwarden/exoscale-api-secret"];
+
+/// Looks in the environment, among systemd's credentials, in `credentials_file`, and in two files such as
+/// [`UNIT_FILES`], in this order. The text is where they were found.
 ///
 /// # Errors
 /// [`CredentialsError`], which says where it looked.
-pub fn find(
+pub(crate) fn find(
     environment: &dyn Fn(&str) -> Option<String>,
     credentials_file: Option<&Path>,
-) -> Result<Credentials, CredentialsError> {
+    [key, secret]: [&Path; 2],
+) -> Result<(Credentials, String), CredentialsError> {
     let search = Search {
         purpose: "API credentials".to_owned(),
         hint: "set `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`, or name a file with `api_key=…` and `api_secret=…` as \
@@ -26,7 +32,8 @@ pub fn find(
         Source::SystemdPair { key: "exoscale-api-key", secret: "exoscale-api-secret" },
     ];
     sources.extend(credentials_file.map(Source::File));
-    search.find(&sources)
+    sources.push(Source::Files { key, secret });
+    search.find(&sources).map(|(found, source)| (found, source.to_string()))
 }
 
 #[cfg(test)]
@@ -44,8 +51,10 @@ mod tests {
         let environment = |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         };
-        find(&environment, credentials_file)
+        find(&environment, credentials_file, NOWHERE.map(Path::new)).map(|(found, _)| found)
     }
+
+    const NOWHERE: [&str; 2] = ["/nowhere/key", "/nowhere/secret"];
 
     fn file(folder: &Path, name: &str, text: &str) -> PathBuf {
         let path = folder.join(name);
@@ -79,6 +88,28 @@ mod tests {
         assert_eq!(found(&variables), "EXO4");
         // A service with systemd credentials of its own, none of them ours.
         assert_eq!(found(&[("CREDENTIALS_DIRECTORY", "/nowhere"), ("EXOSCALE_API_KEY", "")]), "EXO4");
+    }
+
+    #[test]
+    fn the_files_of_the_unit_come_last_and_one_that_may_not_be_read_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = file(folder.path(), "credentials", "api_key=EXO4\napi_secret=s4\n");
+        let key = file(folder.path(), "exoscale-api-key", "EXO5\n");
+        let secret = folder.path().join("exoscale-api-secret");
+        let found = |credentials_file| find(&|_: &str| None, credentials_file, [&key, &secret]);
+        let half = chain(&found(None).unwrap_err());
+        assert!(half.contains("exoscale-api-secret` is missing; give both or neither"), "{half}");
+        file(folder.path(), "exoscale-api-secret", "s5\n");
+        let (credentials, place) = found(None).unwrap();
+        assert_eq!(
+            (&*credentials.key, place),
+            ("EXO5", format!("{} and {}", key.display(), secret.display()))
+        );
+        assert_eq!(found(Some(&named)).unwrap().0.key, "EXO4");
+
+        // A folder can't be read as a file by any user.
+        let unreadable = chain(&find(&|_: &str| None, None, [folder.path(), &secret]).unwrap_err());
+        assert!(unreadable.contains("; it must be a readable text file"), "{unreadable}");
     }
 
     #[test]
@@ -120,7 +151,7 @@ mod tests {
             message,
             "no API credentials found in `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`, nor in the files of \
              `EXOSCALE_API_KEY_FILE` and `EXOSCALE_API_SECRET_FILE`, nor in the systemd credentials \
-             `exoscale-api-key` and `exoscale-api-secret`; set `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`, \
+             `exoscale-api-key` and `exoscale-api-secret`, nor in /nowhere/key and /nowhere/secret; set `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`, \
              or name a file with `api_key=…` and `api_secret=…` as `credentials_file` in `[exoscale]`"
         );
         let message = chain(&find_with(&[], Some(Path::new("/nowhere/file"))).unwrap_err());

@@ -32,6 +32,8 @@ async fn a_zone_that_does_not_exist_is_named_with_the_nearest_one_and_asked_noth
     let (play, _) = Play::five(&NIGHTLY.replace("\"ch-gva-2\"", "\"ch-gva2\"")).await;
     let said = play.run(&CHECK).await;
     assert_eq!(said.status, 1, "{said:?}");
+    let found = &said.json()["online"][0]["note"];
+    assert_eq!(found, "found in `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`");
     let why = "zone `ch-gva2` does not exist; did you mean `ch-gva-2`?";
     assert_eq!(result(&said, "zone ch-gva2", "list-zones"), why);
     assert_eq!(tried(&said, "zone ch-gva2"), ["list-zones"]);

@@ -31,7 +31,7 @@ pub fn find(
         Source::Systemd(&name),
         Source::Variables { key, secret, token: Some("AWS_SESSION_TOKEN") },
     ]);
-    search.find(&sources)
+    Ok(search.find(&sources)?.0)
 }
 
 #[cfg(test)]

@@ -159,7 +159,10 @@ pub(super) fn completed(body: &[u8]) -> Result<(), S3Cause> {
 
 /// The status in the response to `GetBucketVersioning`; empty if it was never switched on.
 pub(super) fn versioning(body: &[u8]) -> Result<String, S3Cause> {
-    read(body, "VersioningConfiguration", |root| Ok(excerpt(child(root, "Status").unwrap_or_default(), 40)))
+    let status = |root: Node<'_, '_>| Ok(excerpt(child(root, "Status").unwrap_or_default(), 40));
+    // The second is how some stores name it.
+    read(body, "VersioningConfiguration", status)
+        .or_else(|_| read(body, "GetBucketVersioningResponse", status))
 }
 
 /// How new objects are locked, by the response to `GetObjectLockConfiguration`.
