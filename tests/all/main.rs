@@ -1,6 +1,7 @@
 //! Tests across modules: one binary, a module for each subject.
 #![expect(clippy::unwrap_used, reason = "a test that meets what it did not expect should panic")]
 
+mod alerts;
 mod archive_guard;
 mod archive_names;
 mod archives;
