@@ -166,7 +166,12 @@ impl StateDirectory {
         name: &str,
         version: u64,
     ) -> Result<T, StateError> {
-        file::read(&*self.disk, &self.path.join(name), version)
+        file::read(&*self.disk, &self.path.join(name), version).map_err(|error| match error {
+            StateError::File { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
+                StateError::Directory { path: self.path.clone(), source }
+            }
+            other => other,
+        })
     }
 
     /// Reads the file of each policy that has one, also of policies that are not configured any more; for work that is on
