@@ -85,6 +85,10 @@ pub enum Command {
     /// Run the daemon: policies on their schedules, and the HTTP port
     Run,
     /// Run policies once, in the foreground
+    ///
+    /// With --instance the run is limited to some instances: it is planned over all of them, as ever, but takes, exports,
+    /// promotes and deletes snapshots of these alone. The next run then compares with the last whole run, allowances stay, and
+    /// archives are not pruned. `plan --instance` shows beforehand what it would do.
     Once {
         /// The policies to run [default: all enabled ones]
         #[arg(value_name = "POLICY")]
@@ -92,6 +96,9 @@ pub enum Command {
         /// Let the guard allow up to N deletions in this run; it still blocks a larger run
         #[arg(long, value_name = "N")]
         allow_deletes: Option<u64>,
+        /// Only the instances with this ID or name, such as `web-*`
+        #[arg(long, value_name = "GLOB", value_parser = |text: &str| Pattern::<InstanceId>::new(text))]
+        instance: Option<Pattern<InstanceId>>,
     },
     /// Show what a run would do with each snapshot, and why; changes nothing
     Plan(Plan),

@@ -40,6 +40,7 @@ use crate::cli::args::{ArchiveCommand, Arguments, Command};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
+use crate::run::context::RunOptions;
 use crate::telemetry::logging;
 
 /// Runs the command that the process was given.
@@ -82,8 +83,10 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
     }
     match &arguments.command {
         Command::Run => on_runtime(run::run(global)),
-        Command::Once { policies, allow_deletes } => {
-            on_runtime(once::once(global, policies, *allow_deletes, output, progress))
+        Command::Once { policies, allow_deletes, instance } => {
+            let (allow_deletes, instances) = (*allow_deletes, instance.clone());
+            let wanted = RunOptions { allow_deletes, instances, ..RunOptions::default() };
+            on_runtime(once::once(global, policies, wanted, output, progress))
         }
         Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
         Command::Simulate(simulate) => on_runtime(simulate::simulate(global, simulate, output)),

@@ -27,7 +27,7 @@ use crate::text::{chain, printable};
 pub async fn once(
     global: &Global,
     policies: &[PolicyName],
-    allow_deletes: Option<u64>,
+    wanted: RunOptions,
     output: Output,
     progress: &Progress,
 ) -> Result<Exit, Refusal> {
@@ -44,8 +44,12 @@ pub async fn once(
     let credentials = assemble::credentials(&config)?;
     let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
     runner.downloads = progress.downloads();
-    let options = RunOptions { allow_deletes, stop: stop_on_signal()?, ..RunOptions::default() };
-    let (exit, reports) = run_all(&runner, &policies, &options, output, progress).await;
+    let options = RunOptions { stop: stop_on_signal()?, ..wanted };
+    let (mut exit, reports) = run_all(&runner, &policies, &options, output, progress).await;
+    if let Some(only) = options.instances.filter(|_| reports.iter().all(is_about_nothing)) {
+        output.complain(&format!("no instance that these policies select matches `{only}`"));
+        exit = exit.worse(Exit::Failed);
+    }
     output.show(|| &reports, || reports.iter().map(|report| render(report, output)).collect());
     Ok(exit)
 }
@@ -79,6 +83,10 @@ pub async fn run_all(
         }
     }
     (exit, reports)
+}
+
+fn is_about_nothing(report: &RunReport) -> bool {
+    report.zones.iter().all(|zone| zone.instances.is_empty())
 }
 
 fn exit_of(report: &RunReport) -> Exit {

@@ -14,11 +14,12 @@ use crate::clock::Clock;
 use crate::exoscale::client::Client;
 use crate::exoscale::metadata::Metadata;
 use crate::policy::name::ArchiveName;
-use crate::policy::select::Exemption;
+use crate::policy::select::{Exemption, Pattern};
 use crate::policy::span::Span;
 use crate::policy::{ArchiveRules, Policy};
 use crate::randomness::Randomness;
 use crate::run::downloads::Downloads;
+use crate::snapshot::InstanceId;
 use crate::state::directory::StateDirectory;
 use crate::transport::Transport;
 
@@ -70,6 +71,8 @@ pub struct RunOptions {
     pub stop: CancellationToken,
     /// A configuration that was loaded, or a policy that was paused or resumed, since the run began.
     pub changed: ConfigurationChanged,
+    /// Limits the run to these instances; it is planned over all of them, and leaves nothing to compare with.
+    pub instances: Option<Pattern<InstanceId>>,
 }
 
 /// Notifies a run of a configuration that was loaded, or of a policy that was paused or resumed, since it began: it decided

@@ -18,6 +18,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
+use crate::policy::select::Pattern;
 use crate::retention::grouping::counted_from;
 use crate::run::context::Runner;
 use crate::run::plan::{ZonePlan, dated_ahead, served};
@@ -52,12 +53,13 @@ const FOUND: &str =
 /// The longest wait for such a snapshot, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
-/// Takes a snapshot of every selected instance that has none for this slot yet; `before` is what the last run remembered.
+/// Takes a snapshot of every selected instance that has none for this slot yet, or of these alone; `before` is what the last
+/// run remembered.
 pub(crate) async fn create(
     runner: &Runner,
     recorder: &Recorder,
     policy: &Policy,
-    slot: Timestamp,
+    (slot, only): (Timestamp, Option<&Pattern<InstanceId>>),
     zones: &mut [ZoneRun],
     before: &LastRuns,
 ) {
@@ -77,12 +79,13 @@ pub(crate) async fn create(
         let zone = plan.zone();
         let client = runner.client.zone(zone);
         let accepted = before.zones.get(zone).and_then(|zone| zone.accepted.as_ref());
-        let creator = ZoneCreator { runner, recorder, policy, memory, slot, begun, zone, client, accepted };
+        let creator =
+            ZoneCreator { runner, recorder, policy, memory, slot, only, begun, zone, client, accepted };
         creations.push(async move { creator.run(plan, report).await }.boxed());
     }
     join_all(creations).await;
     if let Ok(memory) = memory {
-        note_missing(memory, policy, slot, zones).await;
+        note_missing(memory, policy, slot, only.is_none(), zones).await;
     }
 }
 
@@ -127,10 +130,21 @@ pub(crate) async fn warn_of_inconsistent(runner: &Runner, zones: &mut [ZoneRun])
 
 /// Remembers the snapshots that could not be taken: while one is missing, no policy deletes any of its instance. A zone in
 /// which that cannot be remembered is left alone for the rest of the run.
-async fn note_missing(memory: &PolicyMemory<'_>, policy: &Policy, slot: Timestamp, zones: &mut [ZoneRun]) {
+async fn note_missing(
+    memory: &PolicyMemory<'_>,
+    policy: &Policy,
+    slot: Timestamp,
+    is_whole: bool,
+    zones: &mut [ZoneRun],
+) {
     let before = memory.own().await.missing.clone();
-    let missing: Vec<MissingSnapshot> =
+    let mut missing: Vec<MissingSnapshot> =
         zones.iter().flat_map(|zone| missing_in(zone, policy, slot, &before)).collect();
+    if !is_whole {
+        // A run that is limited to some instances says nothing of a whole zone.
+        missing.retain(|one| one.instance_id.is_some());
+        missing.extend(before.iter().filter(|one| one.instance_id.is_none()).cloned());
+    }
     if missing == before {
         return;
     }
@@ -192,6 +206,8 @@ struct ZoneCreator<'a> {
     policy: &'a Policy,
     memory: &'a PolicyMemory<'a>,
     slot: Timestamp,
+    /// The instances of which one may be taken; without them all.
+    only: Option<&'a Pattern<InstanceId>>,
     /// When this began, by the clock's elapsed time: every request of an earlier process had been sent by then.
     begun: Duration,
     zone: &'a ZoneName,
@@ -399,6 +415,7 @@ impl ZoneCreator<'_> {
             };
             inventory.snapshots.iter().filter(of_now).map(|snapshot| snapshot.id).collect()
         };
+        let due = due.filter(|instance| plan.listing.is_one_of(self.only, instance.id));
         due.map(|instance| Due {
             instance,
             listed_before: listed_before(instance),
@@ -419,6 +436,7 @@ impl ZoneCreator<'_> {
             of_slot.map(|made| made.instance_id).collect()
         };
         let selected = inventory.selected_by(self.policy).map(|instance| instance.id);
+        let selected = selected.filter(|id| plan.listing.is_one_of(self.only, *id));
         let mut unknown: HashSet<InstanceId> =
             selected.filter(|id| !due.contains(id) && !known.contains(id)).collect();
         if unknown.is_empty() {

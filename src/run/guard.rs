@@ -5,14 +5,16 @@
 use std::collections::{BTreeSet, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::policy::Policy;
+use crate::policy::select::Pattern;
 use crate::retention::change::settles_at;
 use crate::retention::change_guard::keep_emptied;
 use crate::retention::guard::{self, Held, ListingDrop, VERY_FEW, WholeRun, ZoneCase};
-use crate::run::context::Runner;
+use crate::retention::plan::Decision;
+use crate::retention::verdict::{Rule, Verdict};
+use crate::run::context::{RunOptions, Runner};
 use crate::run::plan::ZonePlan;
 use crate::snapshot::{InstanceId, SnapshotId};
 use crate::state::allowances::{Allowance, AllowanceOf};
@@ -37,6 +39,24 @@ pub struct GuardedPlan {
     pub(crate) is_accepted: bool,
 }
 
+impl GuardedPlan {
+    /// Leaves what is about these instances alone, after the guard has judged the whole.
+    pub(crate) fn limit_to(&mut self, only: Option<&Pattern<InstanceId>>) {
+        if only.is_none() {
+            return;
+        }
+        self.plan.limit_to(only);
+        let decisions = &self.plan.plan.decisions;
+        let is_any = |is: fn(&Decision) -> bool| decisions.iter().any(is);
+        if !is_any(|decision| decision.verdict == Verdict::Delete) {
+            self.held = None;
+        }
+        if !is_any(|decision| matches!(decision.rule, Rule::Change | Rule::Source)) {
+            self.pending = None;
+        }
+    }
+}
+
 /// Judges as a run would that began now; the allowances are left for it.
 pub(crate) async fn preview(
     runner: &Runner,
@@ -56,21 +76,24 @@ pub(crate) async fn preview(
     }
 }
 
-/// Judges for a run, and uses up the allowances for it. `by_caller` is an allowance for this run alone.
+/// Judges for a run, and uses up the allowances for it, unless it is limited to some instances: they are for whole runs.
 pub(crate) async fn judge_run(
     runner: &Runner,
     policy: &Policy,
     plans: Vec<Result<ZonePlan, String>>,
     before: &LastRuns,
-    by_caller: Option<u64>,
-    stop: &CancellationToken,
+    options: &RunOptions,
 ) -> Vec<Result<GuardedPlan, String>> {
+    let by_caller = options.allow_deletes;
     // Where nothing can be deleted, an allowance is not used up.
     if policy.retention.is_none() || plans.iter().all(Result::is_err) {
         return unguarded(plans);
     }
+    if options.instances.is_some() {
+        return judge(runner, policy, plans, before, &[], by_caller).await;
+    }
     let of = AllowanceOf::Policy(policy.name.clone());
-    match runner.state.take_allowances(&of, &*runner.clock, stop).await {
+    match runner.state.take_allowances(&of, &*runner.clock, &options.stop).await {
         Ok(allowances) => {
             let allowances = valid(allowances, &[policy], runner.clock.now());
             judge(runner, policy, plans, before, &allowances, by_caller).await

@@ -9,6 +9,7 @@ use futures_util::future::{FutureExt as _, join, join_all};
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::select::Pattern;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::inventory::{ArchivedCopy, ClockSkew, Copies, Hold, Inventory, Missing, Ownership};
 use crate::retention::memory::Memory;
@@ -46,6 +47,12 @@ impl Listing {
     pub fn instance_of(&self, snapshot: &Snapshot) -> Option<&Instance> {
         let index = self.instances.get(&snapshot.instance_id?)?;
         self.inventory.instances.get(*index)
+    }
+
+    /// Whether the instance is one of `only`; without that all are. One that is not listed has no name.
+    pub(crate) fn is_one_of(&self, only: Option<&Pattern<InstanceId>>, id: InstanceId) -> bool {
+        let instance = self.instances.get(&id).and_then(|index| self.inventory.instances.get(*index));
+        only.is_none_or(|only| only.matches(&id, instance.map(|instance| &*instance.name)))
     }
 
     /// How an archive that could be read stands to this state.

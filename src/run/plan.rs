@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use jiff::Timestamp;
 
 use crate::policy::name::ArchiveName;
+use crate::policy::select::Pattern;
 use crate::policy::{Policy, Which};
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention;
@@ -50,6 +51,16 @@ pub struct PlannedAction {
 impl ZonePlan {
     pub(crate) fn zone(&self) -> &ZoneName {
         &self.listing.inventory.zone
+    }
+
+    /// Leaves the decisions about these instances alone, after all was decided over the whole listing.
+    pub(crate) fn limit_to(&mut self, only: Option<&Pattern<InstanceId>>) {
+        let Self { listing, plan, .. } = self;
+        plan.decisions.retain(|decision| {
+            let snapshot = listing.inventory.snapshots.get(decision.index as usize);
+            let instance = snapshot.and_then(|snapshot| snapshot.instance_id);
+            only.is_none() || instance.is_some_and(|id| listing.is_one_of(only, id))
+        });
     }
 
     /// Decides again as if these exports had been done, which the run does before it deletes.

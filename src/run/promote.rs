@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::wire::Deleted;
 use crate::exoscale::wire::{PromoteRequest, Template};
+use crate::policy::select::Pattern;
 use crate::policy::template_name::TemplateNameValues;
 use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
@@ -324,6 +325,7 @@ pub(crate) async fn prune_templates(
     recorder: &Recorder,
     promote: &Promote,
     plan: &ZonePlan,
+    only: Option<&Pattern<InstanceId>>,
 ) -> Result<Vec<Step>, String> {
     let Some(keep) = promote.keep.and_then(|keep| settled_keep(keep, memory.policy, plan)) else {
         return Ok(Vec::new());
@@ -345,7 +347,8 @@ pub(crate) async fn prune_templates(
     for promotion in &made {
         let listed_name = promotion.template_id.and_then(|id| names.get(&id));
         // People renamed it, so it is theirs by now.
-        if listed_name == Some(&promotion.template_name) {
+        let is_meant = plan.listing.is_one_of(only, promotion.instance_id);
+        if is_meant && listed_name == Some(&promotion.template_name) {
             per_instance.entry(promotion.instance_id).or_default().push(promotion);
         }
     }

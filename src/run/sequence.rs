@@ -77,7 +77,9 @@ impl Runner {
                     warn!("old files of the audit log stay: {}", chain(&error));
                 }
             }
-            persist::persist(runner, policy, before, seen, &mut report).await;
+            if options.instances.is_none() {
+                persist::persist(runner, policy, before, seen, &mut report).await;
+            }
             report
         });
         let report = run.instrument(span.clone()).await;
@@ -103,7 +105,8 @@ impl Sequence<'_> {
     async fn run(&self) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
         let started_at = runner.clock.now();
-        let plans = plan_zones(runner, policy, &self.memories, &policy.zones).await;
+        let only = self.options.instances.as_ref();
+        let plans = self.plans(&policy.zones).await;
         let mut zones: Vec<ZoneRun> =
             policy.zones.iter().zip(plans).map(|(zone, plan)| ZoneRun::new(zone, plan)).collect();
         // All zones of a run have the same archives.
@@ -113,7 +116,7 @@ impl Sequence<'_> {
         }
         if policy.create {
             let slot = self.options.slot.unwrap_or(started_at);
-            create(runner, recorder, policy, slot, &mut zones, self.before).await;
+            create(runner, recorder, policy, (slot, only), &mut zones, self.before).await;
             self.plan_again_where_created(&mut zones).await;
             warn_of_inconsistent(runner, &mut zones).await;
         }
@@ -133,11 +136,20 @@ impl Sequence<'_> {
             add_steps(&mut zones, steps);
         }
         let seen = self.delete(&mut zones, started_at).await;
-        runner.prune_archives(policy, recorder, &mut zones, full, &self.options.stop).boxed().await;
+        if only.is_none() {
+            runner.prune_archives(policy, recorder, &mut zones, full, &self.options.stop).boxed().await;
+        }
         let times = [started_at, runner.clock.now()];
         let quotas = self.quotas().await;
         let zones = zones.into_iter().map(|zone| zone.report).collect();
         (RunReport::new(recorder.run_id(), policy.name.clone(), times, zones, quotas), seen)
+    }
+
+    /// Plans for all but deletions.
+    async fn plans(&self, zones: &[ZoneName]) -> Vec<Result<ZonePlan, String>> {
+        let mut plans = plan_zones(self.runner, self.policy, &self.memories, zones).await;
+        plans.iter_mut().flatten().for_each(|plan| plan.limit_to(self.options.instances.as_ref()));
+        plans
     }
 
     /// What was created belongs into the plans for exports and promotions.
@@ -147,7 +159,7 @@ impl Sequence<'_> {
             zones.iter_mut().filter(|zone| zone.plan.is_some() && zone.report.steps.iter().any(is_begun));
         let changed: Vec<&mut ZoneRun> = changed.collect();
         let names: Vec<ZoneName> = changed.iter().map(|zone| zone.report.zone.clone()).collect();
-        let plans = plan_zones(self.runner, self.policy, &self.memories, &names).await;
+        let plans = self.plans(&names).await;
         for (zone, plan) in changed.into_iter().zip(plans) {
             zone.set_plan(plan);
         }
@@ -183,14 +195,17 @@ impl Sequence<'_> {
         let listed_at = runner.clock.now();
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
-            report.failures.extend(runner.accept_archives(listing, &names).await);
+            if options.instances.is_none() {
+                report.failures.extend(runner.accept_archives(listing, &names).await);
+            }
             let exports = policy.export.iter();
             report.failures.extend(exports.flat_map(|export| export::write_failed(export, listing)));
         }
-        let guarded =
-            guard::judge_run(runner, policy, plans, before, options.allow_deletes, &options.stop).await;
+        let mut guarded = guard::judge_run(runner, policy, plans, before, options).await;
         let inventories = guarded.iter().map(|guarded| Some(&guarded.as_ref().ok()?.plan.listing.inventory));
-        let unmatched = coverage::unmatched_text(policy, inventories);
+        let only = options.instances.as_ref();
+        let unmatched = coverage::unmatched_text(policy, inventories).filter(|_| only.is_none());
+        guarded.iter_mut().flatten().for_each(|guarded| guarded.limit_to(only));
         let longest_gap = coverage::longest_gap(policy, listed_at);
         let templates = match &policy.promote {
             Some(promote) => Some((promote, PolicyMemory::read(runner, policy).await)),
@@ -263,11 +278,12 @@ impl Sequence<'_> {
         longest_gap: Option<SignedDuration>,
         listed_at: Timestamp,
     ) {
-        let Self { runner, policy, before, .. } = self;
+        let Self { runner, policy, options, before, .. } = self;
         let done = report.steps.iter().filter(|step| step.has_deleted_a_snapshot());
         let deleted: HashSet<SnapshotId> = done.filter_map(|step| step.facts.snapshot.id).collect();
         let before = before.zones.get(plan.zone()).map_or(&[][..], |zone| &zone.instances);
-        let instances = instance_counts::count(policy, &runner.exempt, plan, &deleted, before, listed_at);
+        let mut instances = instance_counts::count(policy, &runner.exempt, plan, &deleted, before, listed_at);
+        instances.retain(|one| plan.listing.is_one_of(options.instances.as_ref(), one.id));
         let judged = coverage::judge(policy, longest_gap, &instances, listed_at);
         report.missing = judged.missing;
         // With `expect_newest` the plan has said so.
@@ -287,7 +303,8 @@ impl Sequence<'_> {
         report.steps.extend(delete_snapshots(self.runner, &self.recorder, plan).await);
         let steps = match templates {
             Some((promote, Ok(memory))) => {
-                promote::prune_templates(memory, &self.recorder, promote, plan).await
+                let only = self.options.instances.as_ref();
+                promote::prune_templates(memory, &self.recorder, promote, plan, only).await
             }
             Some((_, Err(error))) => Err(chain(error)),
             None => Ok(Vec::new()),

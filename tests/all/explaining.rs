@@ -219,6 +219,17 @@ async fn the_newest_changes_are_shown_unless_a_time_is_given() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_an_instance_that_does_not_exist_fails() {
+    let (play, _) = Play::five(KEEPS_TWO).await;
+    let said = play.run(&["once", "--instance", "cache-*"]).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    said.complained(&["no instance that these policies select matches `cache-*`"]);
+    assert_eq!(play.there().len(), 5);
+    assert_eq!(play.run(&["once", "--instance", "web-*"]).await.status, 0);
+    assert_eq!(play.there().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_is_not_valid_keeps_nobody_from_looking_back() {
     let (play, ids) = Play::five(KEEPS_TWO).await;
     assert_eq!(play.run(&["once"]).await.status, 0);

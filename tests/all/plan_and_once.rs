@@ -7,19 +7,22 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use snapwarden::disk::{Access, Disk as _};
+use snapwarden::policy::select::Pattern;
 use snapwarden::retention::verdict::Verdict;
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::preview::Preview;
-use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::run::report::{RunReport, RunResult, Step};
 use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState};
+use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::holds::Hold;
+use snapwarden::state::last_runs::LastRuns;
 
 use crate::crashes::{Dice, Repeat, TINY};
-use crate::stage::Stage;
+use crate::stage::{NIGHTLY, Stage, ended, steps};
 
 /// How many zones are played by default.
 const SEEDS: u64 = 60;
@@ -209,4 +212,54 @@ fn a_run_does_what_its_plan_said() {
     for seed in seeds {
         runtime.block_on(one_zone(seed));
     }
+}
+
+fn limited_to(pattern: &str) -> RunOptions {
+    RunOptions { instances: Some(Pattern::new(pattern).unwrap()), ..RunOptions::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_limited_to_an_instance_leaves_the_others_and_what_is_remembered_alone() {
+    let (stage, [web, db]) = Stage::two_by_twenty();
+    let policies = NIGHTLY.replace("zones = [", "create = true\nselect.ownership = \"all\"\nzones = [");
+    stage.step(SignedDuration::from_hours(1));
+    let runner = stage.runner(&policies);
+    let policy = "nightly".parse().unwrap();
+    let given_at = stage.now();
+    let of = AllowanceOf::Policy(policy);
+    let allowance = Allowance { of: of.clone(), zone: None, deletes: 40, given_at, ends_at: None };
+    runner.state.allow(&stage.clock, allowance).await.unwrap();
+    let report = stage.run_with(&policies, &limited_to("web-*")).await;
+    assert_eq!(report.result.as_str(), "success", "{report:?}");
+    for action in [Action::Create, Action::Export, Action::Promote, Action::Delete] {
+        assert!(ended(&report, action, StepOutcome::Done) > 0, "{action:?}: {report:?}");
+    }
+    let of_web = |step: &Step| step.facts.snapshot.instance_name.as_deref() == Some("web-1");
+    assert!(report.zones[0].steps.iter().all(of_web), "{report:?}");
+    assert_eq!(report.zones[0].instances.len(), 1);
+    let there = stage.there();
+    assert!(db.iter().all(|id| there.contains(id)), "nothing of the other");
+    assert_eq!(there.iter().filter(|id| !db.contains(id)).count(), 10, "{web:?}");
+    assert_eq!(runner.state.last_runs(&"nightly".parse().unwrap()).await.unwrap(), LastRuns::default());
+    assert_eq!(runner.state.allowances(&of).await.unwrap().len(), 1);
+
+    let whole = stage.run(&policies).await;
+    let deleted = steps(&whole, Action::Delete).into_iter();
+    let deleted = deleted.filter(|step| db.contains(&step.facts.snapshot.id.unwrap()));
+    assert_eq!(deleted.count(), 11, "{whole:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limited_run_is_held_by_the_guard_of_the_whole_plan_and_tells_of_its_own_alone() {
+    let (stage, _) = Stage::two_by_twenty();
+    let policies = "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\nmax_count = 10\n\
+                    [policies.nightly.guard]\nmax_deletes = 15\n";
+    let held = stage.run_with(policies, &limited_to("db-1")).await;
+    assert_eq!((held.result.as_str(), stage.there().len()), ("held", 40), "20 deletions are planned");
+    assert_eq!(held.zones[0].plan.as_ref().unwrap().delete, 10);
+    stage.world.add_instance(&stage.zone, "new-1", &[]);
+    let none = stage.run_with(policies, &limited_to("new-1")).await;
+    assert_eq!(none.result.as_str(), "success", "nothing of it is held: {none:?}");
+    let nothing = stage.run_with(policies, &limited_to("cache-*")).await;
+    assert!(nothing.zones[0].instances.is_empty() && nothing.zones[0].steps.is_empty(), "{nothing:?}");
 }
