@@ -515,9 +515,9 @@ async fn through_the_clock_changes_of_2027_it_runs_once_at_the_right_moment() {
         let told = daemon.says(" p: ").await;
         assert!(told.contains("p: success"), "{zone} {schedule}: {told}");
         let late = moment(&told).duration_since(slot);
-        // A few turns of the loop, and the run.
+        // A few turns of the loop, and the run: less than the shortest of the changes, by which a wrong moment would be off.
         assert!(
-            late >= SignedDuration::ZERO && late < SignedDuration::from_mins(10),
+            late >= SignedDuration::ZERO && late < SignedDuration::from_mins(30),
             "{zone} {schedule}: {late}"
         );
         let clock = SystemClock::start();
