@@ -18,8 +18,9 @@ pub async fn pause(global: &Global, name: &PolicyName, output: Output) -> Result
     let policy = assemble::configured(&config, name)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
-    let before = state.pause(&*seams.clock, name.clone()).await?;
-    let since = before.unwrap_or_else(|| seams.clock.now());
+    let now = to_the_second(seams.clock.now());
+    let before = state.pause(&*seams.clock, name.clone(), now).await?;
+    let since = before.unwrap_or(now);
     let (is, at) = (if before.is_some() { "was already" } else { "is" }, to_the_second(since));
     let also = if policy.enabled { "" } else { "; it is not enabled in the configuration either" };
     output.show(

@@ -33,6 +33,10 @@ pub async fn once(
 ) -> Result<Exit, Refusal> {
     let mut config = assemble::configuration(&global.config)?;
     let seams = Seams::real();
+    // Before anything is touched.
+    assemble::chosen(&config, policies)?;
+    let credentials = assemble::credentials(&config)?;
+    let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
     assemble::heed_pauses(&mut config, &seams).await?;
     if policies.is_empty() {
         assemble::complain_of_paused(&config, output);
@@ -41,8 +45,6 @@ pub async fn once(
     if policies.is_empty() {
         output.complain(assemble::NOTHING_ENABLED);
     }
-    let credentials = assemble::credentials(&config)?;
-    let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
     runner.downloads = progress.downloads();
     let options = RunOptions { stop: stop_on_signal()?, ..wanted };
     let (mut exit, reports) = run_all(&runner, &policies, &options, output, progress).await;

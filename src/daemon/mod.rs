@@ -54,6 +54,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(50);
 /// A run that was asked for this long before the daemon started is not begun: it would surprise.
 const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
+/// A clock that is corrected by less is no jump.
+const JUMP: SignedDuration = SignedDuration::from_secs(10);
+
 /// A configuration, put together.
 #[derive(Debug)]
 pub struct Loaded {
@@ -216,6 +219,7 @@ impl Daemon {
         let due = self.timetable.look_at_start(clock.now());
         self.follow(due).await;
         let started_at = clock.now();
+        let mut seen = [(clock.now(), clock.elapsed()); 2];
         loop {
             tokio::select! {
                 _ = timeout(&*clock, TURN, tick.notified()) => {}
@@ -229,7 +233,14 @@ impl Daemon {
             let due = self.timetable.look(clock.now());
             self.follow(due).await;
             self.heed_triggers(triggered, started_at).await;
-            if self.unsaved {
+            seen = [seen[1], (clock.now(), clock.elapsed())];
+            let jump = jump_text(seen);
+            if let Some(jump) = &jump {
+                warn!("{jump}");
+                // The timetable has looked at it; what is shown was computed before.
+                self.report_next();
+            }
+            if self.unsaved || jump.is_some() {
                 self.save().await;
             }
             if self.verify_archives(clock.now()) {
@@ -661,6 +672,22 @@ async fn verify_one(runner: &Runner, archive: &Archive, percent: u64) {
     }
 }
 
+/// That the wall clock jumped between two turns of the loop, if it did: how far, against the elapsed time.
+fn jump_text([(was, then), (is, now)]: [(Timestamp, Duration); 2]) -> Option<String> {
+    let passed = SignedDuration::try_from(now.saturating_sub(then)).ok()?;
+    let jump = is.duration_since(was).saturating_sub(passed);
+    if jump.abs() <= JUMP {
+        return None;
+    }
+    let (direction, cause) = if jump.is_negative() {
+        ("back", "it was set")
+    } else {
+        ("forward", "it was set, or the machine slept")
+    };
+    let (by, is) = (SignedDuration::from_secs(jump.abs().as_secs()), is.strftime("%Y-%m-%dT%H:%M:%SZ"));
+    Some(format!("this machine's clock jumped {direction} by {by:#}, to {is}: {cause}"))
+}
+
 fn runs(slots: u64) -> String {
     counted(usize::try_from(slots).unwrap_or(usize::MAX), "run")
 }
@@ -686,4 +713,32 @@ async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, St
         all.insert(name.clone(), state.last_runs(name).await?);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_of_the_clock_is_told_against_the_elapsed_time() {
+        let start: Timestamp = "2026-11-01T12:00:00Z".parse().unwrap();
+        // By how much each clock went on.
+        for (wall, elapsed, told) in [
+            (2, 2, None),
+            (0, 10, None),
+            (600, 600, None),
+            (12, 2, None),
+            (13, 2, Some("jumped forward by 11s, to 2026-11-01T12:00:13Z: it was set, or the machine slept")),
+            (-3598, 2, Some("jumped back by 1h, to 2026-11-01T11:00:02Z: it was set")),
+            (7202, 2, Some("jumped forward by 2h")),
+        ] {
+            let now = (start + SignedDuration::from_secs(wall), Duration::from_secs(5 + elapsed));
+            let text = jump_text([(start, Duration::from_secs(5)), now]);
+            let fits = match (&text, told) {
+                (Some(text), Some(told)) => text.contains(told),
+                (text, told) => text.is_none() && told.is_none(),
+            };
+            assert!(fits, "{wall} s in {elapsed} s: {text:?}");
+        }
+    }
 }

@@ -46,8 +46,8 @@ impl StateDirectory {
         self.read(FILE, VERSION)
     }
 
-    /// Pauses a policy from now on, and returns since when it was paused already: that stays. A run that was asked for does
-    /// not begin.
+    /// Pauses a policy from this moment on, and returns since when it was paused already: that stays. A run that was asked
+    /// for does not begin.
     ///
     /// # Errors
     /// [`StateError`]; the pauses are as they were then, or new.
@@ -55,12 +55,12 @@ impl StateDirectory {
         &self,
         clock: &dyn Clock,
         policy: PolicyName,
+        since: Timestamp,
     ) -> Result<Option<Timestamp>, StateError> {
-        let now = clock.now();
         self.change_controls(clock, move |controls| {
             controls.triggered.remove(&policy);
             let before = controls.paused.get(&policy).copied();
-            controls.paused.entry(policy).or_insert(now);
+            controls.paused.entry(policy).or_insert(since);
             before
         })
         .await

@@ -27,7 +27,7 @@ fn state(stage: &Stage) -> StateDirectory {
 }
 
 async fn pause(stage: &Stage, policy: &str) {
-    state(stage).pause(&stage.clock, name(policy)).await.unwrap();
+    state(stage).pause(&stage.clock, name(policy), stage.now()).await.unwrap();
 }
 
 async fn resume(stage: &Stage, policy: &str) {

@@ -444,6 +444,21 @@ async fn point_11_a_clock_that_goes_back_stops_nothing_and_repeats_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_jump_of_the_clock_the_next_run_is_shown_anew() {
+    let stage = stage_at("2026-11-03T02:00:00Z");
+    let play = play(&stage, &creating("schedule = \"30 2 * * *\"")).await;
+    let next = async || {
+        stage.clock.sleep(Duration::from_secs(5)).await;
+        play.telemetry.status_json().policies["p"].next_run_at.unwrap().to_string()
+    };
+    until(&stage, "2026-11-03T12:00:00Z").await;
+    assert_eq!(next().await, "2026-11-04T02:30:00Z");
+    stage.step(SignedDuration::from_hours(-48));
+    assert_eq!(next().await, "2026-11-02T02:30:00Z");
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_policies_that_want_one_copy_get_it_together() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     stage.instance("db-1", 1);
