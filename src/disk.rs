@@ -296,6 +296,13 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8], access: Access) 
     disk.sync_dir(&folder)
 }
 
+/// Free bytes of a folder, or of the nearest one above it while it does not exist; `None` if the disk can't say.
+pub(crate) fn free_bytes_at(disk: &dyn Disk, path: &Path) -> Option<u64> {
+    let mut answers = path.ancestors().map(|folder| disk.free_bytes(folder));
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    answers.find(|answer| !answer.as_ref().is_err_and(is_missing))?.ok()
+}
+
 /// Makes the folder and all above it that are missing, and returns once their names are safe from a crash.
 ///
 /// Each name is made safe before the next folder is made. So of those that are there already only the last may
@@ -535,6 +542,11 @@ fn kind_of(found: fs::FileType) -> Kind {
     } else {
         Kind::Other
     }
+}
+
+/// Whether every user of this machine may read a file that the operator named; not if that can't be found out.
+pub(crate) fn is_world_readable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & 0o004 != 0)
 }
 
 /// Reads a small file that the operator named (configuration, credentials, a listing), following links.

@@ -31,7 +31,7 @@ use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
-use crate::disk::{Access, Disk, DiskFile, blocking, create_folders, read_file, replace_file};
+use crate::disk::{Access, Disk, DiskFile, blocking, create_folders, free_bytes_at, read_file, replace_file};
 use crate::policy::name::ArchiveName;
 use crate::text::chain;
 
@@ -124,12 +124,7 @@ impl LocalArchive {
     /// Free bytes of the archive's folder, or of the nearest one above it while it does not exist.
     pub(crate) async fn free_bytes(&self) -> Option<u64> {
         let Self { path, disk, .. } = self.clone();
-        blocking(move || {
-            let mut answers = path.ancestors().map(|folder| disk.free_bytes(folder));
-            let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-            answers.find(|answer| !answer.as_ref().is_err_and(is_missing))?.ok()
-        })
-        .await
+        blocking(move || free_bytes_at(&*disk, &path)).await
     }
 
     /// The bytes of a copy, for reading it again.

@@ -79,6 +79,17 @@ pub enum Color {
     Never,
 }
 
+/// The part of the work that a role is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RolePart {
+    /// Create, export and promote: nothing is deleted
+    Keeper,
+    /// Delete snapshots and templates
+    Pruner,
+    /// Promote and restore
+    Restorer,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -107,6 +118,12 @@ pub enum Command {
         /// Also test the zones, the credentials, each permission that the policies need, and each archive
         #[arg(long)]
         online: bool,
+        /// Print, as JSON, the policy of a role that allows what the enabled policies need and nothing else, or a part of it
+        ///
+        /// It needs no network and no credentials. `keeper` is everything but deletions, `pruner` deletions alone, and
+        /// `restorer` what `promote` and `restore --to-template` need.
+        #[arg(long, value_name = "PART", conflicts_with = "online")]
+        print_role: Option<Option<RolePart>>,
     },
     /// Show which snapshots a policy would keep in the future, and for how long; changes nothing
     ///

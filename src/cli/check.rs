@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{join, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use futures_util::{FutureExt as _, TryFutureExt as _};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -16,13 +17,16 @@ use uuid::Uuid;
 use crate::archive::backend::Archive;
 use crate::archive::s3::archive::BucketSettings;
 use crate::cli::archive::clock_problem;
-use crate::cli::args::Global;
+use crate::cli::args::{Global, RolePart};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain};
+use crate::cli::role::{operations, role, work_of};
 use crate::config::keys::help_with;
 use crate::config::sections::Config;
 use crate::config::warnings::warnings;
+use crate::disk::is_world_readable;
+use crate::exoscale::credentials::UNIT_FILES;
 use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
@@ -41,6 +45,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The zone that is asked for the list of zones if none of the configuration answers: the vendor's default.
 const BEST_KNOWN_ZONE: &str = "ch-gva-2";
+
+/// Free space of the state directory, in bytes, below which it is warned of: a year of large runs takes less.
+const STATE_SPACE: u64 = 100 << 20;
 
 /// No disk is smaller, in bytes: the API's own bound. It stands for the image of an archive that has no copy yet.
 const SMALLEST_DISK: u64 = 10 << 30;
@@ -76,6 +83,7 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     let seams = Seams::real();
     let now = seams.clock.now();
     let mut warnings = warnings(&config);
+    warnings.extend(readable_secrets(&config));
     let online = if online {
         let (credentials, place) = assemble::found_credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
@@ -114,6 +122,35 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     );
     let failed = online.iter().flatten().any(|tried| tried.error.is_some());
     Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+/// Prints the policy of a role for the enabled policies, or for a part of their work.
+///
+/// # Errors
+/// [`Refusal`] if the configuration is unusable, or enables no policy.
+pub fn print_role(global: &Global, part: Option<RolePart>, output: Output) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(&global.config)?;
+    let enabled: Vec<&Policy> = config.policies.iter().filter(|policy| policy.enabled).collect();
+    let role = role(&enabled, part).ok_or_else(|| Refusal::usage(assemble::NOTHING_ENABLED))?;
+    output.print(&format!("{role:#}\n"));
+    Ok(Exit::Done)
+}
+
+/// Files that hold secrets, and that every user of this machine may read: those that the configuration names by these keys,
+/// those that the environment names, and those of the service's unit.
+fn readable_secrets(config: &Config) -> Vec<String> {
+    const KEYS: [&str; 4] = ["credentials_file", "url_file", "password_file", "environment_file"];
+    let is_secret = |key: &str| KEYS.iter().any(|end| key.rsplit('.').next() == Some(end));
+    let named =
+        config.written.iter().filter(|(key, _)| is_secret(key)).filter_map(|(_, value)| value.as_str());
+    let variables = ["EXOSCALE_API_KEY_FILE", "EXOSCALE_API_SECRET_FILE"].map(std::env::var);
+    let by_variables = variables.iter().flatten().map(String::as_str);
+    let paths: BTreeSet<&str> = named.chain(by_variables).chain(UNIT_FILES).collect();
+    let warn = |path: &str| {
+        let path = printable(path);
+        format!("every user of this machine may read the secret in {path}: chmod 600 {path}")
+    };
+    paths.into_iter().filter(|path| is_world_readable(Path::new(path))).map(warn).collect()
 }
 
 fn next_run(policy: &Policy, now: Timestamp) -> Option<Timestamp> {
@@ -190,6 +227,16 @@ async fn try_all(config: &Config, runner: &Runner) -> (Vec<Tried>, Vec<String>) 
         tried.push(Tried::new("this machine", "self", error));
     }
     let mut warnings = Vec::new();
+    if let Some(free) = runner.state.free_bytes().await {
+        tried.push(Tried::noted("state directory", "free space", size(free)));
+        warnings.extend((free < STATE_SPACE).then(|| {
+            let path = printable(&runner.state.path().display().to_string()).into_owned();
+            format!(
+                "the state directory {path} has {} free: a run that can't write its state stops",
+                size(free)
+            )
+        }));
+    }
     for (in_archive, more) in in_archives {
         tried.extend(in_archive);
         warnings.extend(more);
@@ -345,43 +392,35 @@ fn nothing_else(error: &ApiError) -> String {
 /// Operations that change something are tested with a new random id that does not exist: "not found" means that they are
 /// permitted, and nothing can be changed.
 async fn try_zone(runner: &Runner, zone: &ZoneName, policies: &[&Policy]) -> Vec<Tried> {
-    let any = |needs: fn(&Policy) -> bool| policies.iter().any(|policy| needs(policy));
-    let creates = any(|policy| policy.create);
-    let prunes = any(|policy| policy.retention.is_some());
-    let exports = any(|policy| policy.export.is_some());
-    let promotes = any(|policy| policy.promote.is_some());
-    let prunes_templates =
-        any(|policy| policy.promote.as_ref().is_some_and(|promote| promote.keep.is_some()));
     let nothing: Uuid = fresh_id(&*runner.randomness, runner.clock.now());
-    let (snapshot, template) = (SnapshotId(nothing), TemplateId(nothing));
+    let (instance, snapshot, template) = (InstanceId(nothing), SnapshotId(nothing), TemplateId(nothing));
     let request = PromoteRequest { name: "snapwarden check".to_owned(), ..PromoteRequest::default() };
     let client = runner.client.zone(zone);
-    let attempts = [
-        (true, "list-snapshots", client.list_snapshots().map_ok(drop).boxed()),
-        (true, "list-instances", client.list_instances().map_ok(drop).boxed()),
-        (creates || prunes || exports, "get-snapshot", client.get_snapshot(snapshot).map_ok(drop).boxed()),
-        (creates, "get-instance", client.get_instance(InstanceId(nothing)).map_ok(drop).boxed()),
-        (creates, "get-quota", client.get_quota("snapshot").map_ok(drop).boxed()),
-        (creates, "create-snapshot", client.create_snapshot(InstanceId(nothing)).map_ok(drop).boxed()),
-        (prunes, "delete-snapshot", client.delete_snapshot(snapshot).map_ok(drop).boxed()),
-        (exports, "export-snapshot", client.export_snapshot(snapshot).map_ok(drop).boxed()),
-        (promotes, "list-templates", client.list_templates().map_ok(drop).boxed()),
-        (exports, "get-template", client.get_template(template).map_ok(drop).boxed()),
-        (
-            promotes,
-            "promote-snapshot-to-template",
-            client.promote_snapshot(snapshot, &request).map_ok(drop).boxed(),
-        ),
-        (prunes_templates, "delete-template", client.delete_template(template).map_ok(drop).boxed()),
-    ];
     let mut tried = Vec::new();
-    for (_, what, attempt) in attempts.into_iter().filter(|(is_needed, ..)| *is_needed) {
-        let error = attempt.await.err().filter(|error| error.kind() != ErrorKind::NotFound);
+    for operation in operations(&work_of(policies)) {
+        let answer = match operation {
+            "list-snapshots" => client.list_snapshots().await.map(drop),
+            "list-instances" => client.list_instances().await.map(drop),
+            "list-quotas" => client.list_quotas().await.map(drop),
+            "list-templates" => client.list_templates().await.map(drop),
+            "get-snapshot" => client.get_snapshot(snapshot).await.map(drop),
+            "get-instance" => client.get_instance(instance).await.map(drop),
+            "get-template" => client.get_template(template).await.map(drop),
+            "get-quota" => client.get_quota("snapshot").await.map(drop),
+            "create-snapshot" => client.create_snapshot(instance).await.map(drop),
+            "delete-snapshot" => client.delete_snapshot(snapshot).await.map(drop),
+            "export-snapshot" => client.export_snapshot(snapshot).await.map(drop),
+            "promote-snapshot-to-template" => client.promote_snapshot(snapshot, &request).await.map(drop),
+            "delete-template" => client.delete_template(template).await.map(drop),
+            // `get-operation`: there is no operation to ask for.
+            _ => continue,
+        };
+        let error = answer.err().filter(|error| error.kind() != ErrorKind::NotFound);
         let is_lost = |error: &ApiError| matches!(error.kind(), ErrorKind::Transport | ErrorKind::TimedOut);
         let lost = error.as_ref().filter(|error| is_lost(error)).map(nothing_else);
         let is_lost = lost.is_some();
         let error = lost.or_else(|| error.map(|error| chain(&error)));
-        tried.push(Tried::new(format!("zone {zone}"), what, error));
+        tried.push(Tried::new(format!("zone {zone}"), operation, error));
         if is_lost {
             break;
         }

@@ -23,6 +23,7 @@ pub mod plan;
 pub mod progress;
 pub mod promote;
 pub mod restore;
+mod role;
 pub mod run;
 pub mod signals;
 pub mod simulate;
@@ -90,7 +91,8 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         }
         Command::Plan(plan) => on_runtime(plan::plan(global, plan, output)),
         Command::Simulate(simulate) => on_runtime(simulate::simulate(global, simulate, output)),
-        Command::Check { online } => on_runtime(check::check(global, *online, output)),
+        Command::Check { online: _, print_role: Some(part) } => check::print_role(global, *part, output),
+        Command::Check { online, print_role: None } => on_runtime(check::check(global, *online, output)),
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
         Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),

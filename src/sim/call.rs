@@ -67,6 +67,11 @@ const OPERATIONS: [Operation; 16] = [
 ];
 
 impl Call {
+    /// The call that has this operation id.
+    pub fn named(operation: &str) -> Option<Self> {
+        OPERATIONS.iter().find(|known| known.5 == operation).map(|known| known.0)
+    }
+
     /// The call that a verb and a path behind `/v2` make, and the id in it. A wrong verb or separator is no call.
     pub(super) fn of(method: &Method, path: &str) -> (Self, Option<Uuid>) {
         let path = path.trim_start_matches('/');

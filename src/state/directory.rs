@@ -73,6 +73,12 @@ impl StateDirectory {
         &self.path
     }
 
+    /// Free bytes of the directory's file system, if that can be found out.
+    pub(crate) async fn free_bytes(&self) -> Option<u64> {
+        let Self { disk, path, .. } = self.clone();
+        disk::blocking(move || disk::free_bytes_at(&*disk, &path)).await
+    }
+
     /// Adds a line to the audit log and returns once it is safe from a crash.
     ///
     /// # Errors

@@ -1,11 +1,14 @@
 //! What `check --online` tries, and how it says what is wrong.
 
+use std::collections::BTreeSet;
+
 use jiff::SignedDuration;
 use snapwarden::disk::{Access, Disk as _, RealDisk};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::world::{API_KEY, API_SECRET};
 
-use crate::command_line::{Play, end_of, is_there, write};
+use crate::command_line::{Play, end_of, is_there, set_mode, write};
 use crate::s3::Server;
 use crate::stage::{NIGHTLY, Said};
 
@@ -110,6 +113,95 @@ async fn an_archive_is_tried_by_a_file_that_is_not_left_there() {
     assert_eq!(said.status, 1, "{said:?}");
     let why = result(&said, "archive vault", "write");
     assert!(why.starts_with("write ") && why.contains("snapwarden-archive.json.probe"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_everybody_may_read_is_named_also_without_the_network() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    let secret = play.path("credentials");
+    write(&secret, &format!("api_key={API_KEY}\napi_secret={API_SECRET}\n"));
+    let policies = NIGHTLY.to_owned();
+    play.configure_with(&format!("credentials_file = \"{}\"", secret.display()), &policies);
+    let warned = || async { end_of(play.stranger(&["check"])).await.out.contains("chmod 600") };
+    assert!(!warned().await);
+    set_mode(&secret, 0o644);
+    assert!(warned().await);
+    end_of(play.stranger(&["check"])).await.has(&[&format!("chmod 600 {}", secret.display())]);
+}
+
+/// The operations that a printed role allows.
+fn allowed(said: &Said) -> BTreeSet<String> {
+    assert_eq!(said.status, 0, "{said:?}");
+    let role = said.json();
+    assert_eq!(role["default-service-strategy"], "deny");
+    let rules = &role["services"]["compute"]["rules"];
+    let expression = rules[0]["expression"].as_str().unwrap();
+    let list = expression.strip_prefix("operation in ['").unwrap().strip_suffix("']").unwrap();
+    list.split("', '").map(str::to_owned).collect()
+}
+
+const EVERYTHING: &str = r#"
+[policies.nightly]
+zones = ["ch-gva-2"]
+create = true
+[policies.nightly.retention]
+keep_last = 1
+[policies.nightly.guard]
+settle = "0s"
+[policies.nightly.export]
+archives = ["vault"]
+[policies.nightly.promote]
+name = "{instance}-{snapshot}"
+keep = 1
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_printed_role_allows_what_runs_need_and_nothing_else() {
+    let keeps = EVERYTHING.replace("keep = 1\n", "");
+    let retention = "[policies.nightly.retention]\nkeep_last = 1\n";
+    let keeps = keeps.replace(retention, "");
+    let prunes = format!(
+        "[policies.nightly]\nzones = [\"ch-gva-2\"]\n{retention}[policies.nightly.guard]\nsettle = \"0s\"\n"
+    );
+    for (policies, part) in [(EVERYTHING, ""), (&keeps, "keeper"), (&prunes, "pruner"), (&prunes, "restorer")]
+    {
+        let (play, ids) = Play::five(policies).await;
+        let whole = allowed(&end_of(play.stranger(&["check", "--print-role"])).await);
+        let role = match part {
+            "" => whole,
+            part => allowed(&end_of(play.stranger(&["check", "--print-role", part])).await),
+        };
+        assert!(play.world.log().is_empty(), "it needs no network");
+        if part == "keeper" {
+            play.configure(EVERYTHING);
+            assert_eq!(role, allowed(&end_of(play.stranger(&["check", "--print-role", part])).await));
+            assert!(!role.iter().any(|operation| operation.starts_with("delete-")), "{role:?}");
+            play.configure(policies);
+        }
+        let may: Vec<Call> = role.iter().map(|operation| Call::named(operation).unwrap()).collect();
+        play.world.add_key("EXOrole", "role-secret", &may);
+        let name = ids[0].short();
+        let commands: &[&[&str]] = match part {
+            "restorer" => &[&["promote", &name, "--zone", "ch-gva-2", "--name", "golden"]],
+            _ => &[&["once"], &["once"]],
+        };
+        for arguments in commands {
+            let mut command = play.stranger(arguments);
+            command.env("EXOSCALE_API_KEY", "EXOrole").env("EXOSCALE_API_SECRET", "role-secret");
+            let said = end_of(command).await;
+            assert_eq!(said.status, 0, "{part}: {said:?}");
+        }
+        let log = play.world.log();
+        let refused =
+            log.iter().find(|exchange| exchange.status().is_some_and(|status| status.as_u16() == 403));
+        assert!(refused.is_none(), "{part}: {refused:?}");
+        let used: BTreeSet<String> = log.iter().map(|exchange| exchange.call.as_str().to_owned()).collect();
+        let unused: Vec<&str> = role.difference(&used).map(String::as_str).collect();
+        // Not used by this zone, whose operations end at once and whose instances don't ask for consistency; nor by a
+        // restore without a bucket.
+        let rare = ["get-instance", "get-operation", "list-instances", "register-template"];
+        assert!(unused.iter().all(|one| rare.contains(one)), "{part}: {unused:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

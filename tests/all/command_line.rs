@@ -1075,7 +1075,7 @@ async fn a_place_that_cannot_be_written_is_named_and_nothing_is_deleted() {
     set_mode(&vault, 0o755);
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
