@@ -519,6 +519,16 @@ impl Command {
 }
 
 impl Arguments {
+    /// Whether the command prints its run for people, and nobody asked for more: what is reported need not be logged as well.
+    pub fn reports_its_run(&self) -> bool {
+        let Global { output, log_format, log_level, verbose, .. } = &self.global;
+        let is_for_people = *output == OutputFormat::Text && *log_format == logging::Format::Text;
+        let is_run = matches!(self.command, Command::Once { .. });
+        #[cfg(feature = "demo")]
+        let is_run = is_run || matches!(self.command, Command::Demo { once: true });
+        is_run && is_for_people && log_level.is_none() && *verbose == 0
+    }
+
     /// The log level: as given, else `info` for commands that change something.
     pub fn log_level(&self) -> &str {
         if let Some(level) = &self.global.log_level {

@@ -42,6 +42,7 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
 use crate::run::context::RunOptions;
+use crate::run::report::REPORTED;
 use crate::telemetry::logging;
 
 /// Runs the command that the process was given.
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
     logging::start(
         arguments.global.log_format,
         arguments.log_level(),
+        (arguments.reports_its_run() && output::is_stdout_stderr()).then_some(REPORTED),
         output.color_on_stderr(),
         progress.clone(),
     );

@@ -39,6 +39,14 @@ pub enum Tone {
 /// A table's row: each cell with its color.
 pub type Row = Vec<(String, Tone)>;
 
+/// Whether stdout and stderr lead to the same place, such as a terminal or the journal.
+pub fn is_stdout_stderr() -> bool {
+    let identity = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
+    let of = [rustix::fs::fstat(io::stdout()), rustix::fs::fstat(io::stderr())];
+    let [Ok(out), Ok(err)] = of.map(|found| found.map(identity)) else { return false };
+    out == err
+}
+
 /// A cell without a color.
 pub fn plain(text: impl Into<String>) -> (String, Tone) {
     (text.into(), Tone::Plain)

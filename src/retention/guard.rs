@@ -251,8 +251,8 @@ impl Display for Held {
         }
         write!(
             f,
-            "; if that is right, let it pass: snapwarden once {policy} --allow-deletes {run_deletes}, or in the next \
-             scheduled run: snapwarden allow {policy} {run_deletes}"
+            "; look: snapwarden plan {policy}; if that is right, let it pass: snapwarden once {policy} --allow-deletes \
+             {run_deletes}, or in the next scheduled run: snapwarden allow {policy} {run_deletes}"
         )
     }
 }
@@ -483,7 +483,7 @@ mod tests {
         };
         let few = Guard { max_deletes: Some(5), ..GUARD };
         let zones = [zone("ch-gva-2", 12, 20), zone("de-fra-1", 1, 20)];
-        let way_out = "; if that is right, let it pass: snapwarden once nightly --allow-deletes 13, \
+        let way_out = "; look: snapwarden plan nightly; if that is right, let it pass: snapwarden once nightly --allow-deletes 13, \
                        or in the next scheduled run: snapwarden allow nightly 13";
         assert_eq!(
             said(&few, &zones),
@@ -509,8 +509,8 @@ mod tests {
             said(&GUARD, &[dropped(0, 30, 40), zones[1].clone()]),
             (
                 "nothing of zone a is deleted: 30 of 40 snapshots of the last accepted listing are not listed any \
-                 more, though snapwarden did not delete them, more than max_listing_drop_percent = 50; if that is \
-                 right, let it pass: snapwarden once nightly --allow-deletes 1, or in the next scheduled run: \
+                 more, though snapwarden did not delete them, more than max_listing_drop_percent = 50; look: \
+                 snapwarden plan nightly; if that is right, let it pass: snapwarden once nightly --allow-deletes 1, or in the next scheduled run: \
                  snapwarden allow nightly 1"
                     .to_owned(),
                 true

@@ -252,9 +252,11 @@ impl Judged<'_> {
         let changes = text(Rule::Change, "a change has not settled (`settle`)", &when);
         let sources = text(Rule::Source, "a newer copy of their instance is missing", "");
         let texts: Vec<String> = changes.into_iter().chain(sources).collect();
+        let look = format!("look: snapwarden archive prune {archive} --dry-run");
         let allow = format!("snapwarden allow --archive {archive} {in_all}");
-        (!texts.is_empty())
-            .then(|| format!("{}; if that is right, let it pass the next time: {allow}", texts.join("; ")))
+        (!texts.is_empty()).then(|| {
+            format!("{}; {look}; if that is right, let it pass the next time: {allow}", texts.join("; "))
+        })
     }
 
     fn held_text(&self, zone: &ZoneName, limit: Limit, in_all: u64) -> String {
@@ -269,7 +271,7 @@ impl Judged<'_> {
             Limit::ClockSkew { .. } | Limit::NoClock | Limit::ListingDrop { .. } => "in doubt".to_owned(),
         };
         format!(
-            "no copy of zone {zone} is deleted from archive {archive}: {why}; if that is right, let it pass the next time: \
+            "no copy of zone {zone} is deleted from archive {archive}: {why}; look: snapwarden archive prune {archive} --dry-run; if that is right, let it pass the next time: \
              snapwarden allow --archive {archive} {in_all}"
         )
     }

@@ -304,8 +304,8 @@ fn emptied_text(
     let policy = &policy.name;
     Some(format!(
         "instance {name}{others}: none of the snapshots that the last accepted listing had is listed any more, though \
-         snapwarden did not delete them; if that is right, let it pass: snapwarden once {policy} --allow-deletes \
-         {run_deletes}, or in the next scheduled run: snapwarden allow {policy} {run_deletes}"
+         snapwarden did not delete them; look: snapwarden plan {policy}; if that is right, let it pass: snapwarden once \
+         {policy} --allow-deletes {run_deletes}, or in the next scheduled run: snapwarden allow {policy} {run_deletes}"
     ))
 }
 

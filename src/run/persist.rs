@@ -113,7 +113,7 @@ pub fn overdue(
 }
 
 /// The first failure, or else the first step that was not begun because the program was stopping or it was too late.
-fn first_failure(zone: &ZoneReport) -> Option<String> {
+pub(crate) fn first_failure(zone: &ZoneReport) -> Option<String> {
     let is_failure = |step: &&Step| step.outcome == StepOutcome::Failed || step.was_stopped();
     zone.failures.first().cloned().or_else(|| {
         let step = zone.steps.iter().find(is_failure)?;

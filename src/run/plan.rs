@@ -125,7 +125,7 @@ impl ZonePlan {
         let name = &policy.name;
         (!texts.is_empty()).then(|| {
             format!(
-                "{}; {so}: snapwarden once {name} --allow-deletes {in_run}, or in the next scheduled run: snapwarden \
+                "{}; look: snapwarden plan {name}; {so}: snapwarden once {name} --allow-deletes {in_run}, or in the next scheduled run: snapwarden \
                  allow {name} {in_run}",
                 texts.join("; ")
             )

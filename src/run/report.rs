@@ -165,6 +165,9 @@ impl Step {
     }
 }
 
+/// The target of log lines that a run's report repeats.
+pub const REPORTED: &str = "snapwarden::report";
+
 /// The message of a step that was not begun because the program was stopping.
 pub(crate) const STOPPED: &str = "not begun: the program is stopping";
 
@@ -201,6 +204,10 @@ pub struct StepSums {
     pub skipped: usize,
     /// Steps and zones that failed.
     pub failed: usize,
+    /// Deletions that the guard blocked, in zones where it blocked all.
+    pub blocked_by_guard: usize,
+    /// Deletions that wait for a change to settle, or for a newer snapshot.
+    pub pending: usize,
 }
 
 impl Display for StepSums {
@@ -219,6 +226,8 @@ impl Display for StepSums {
             (self.blocked, "blocked"),
             (self.skipped, "skipped"),
             (self.failed, "failed"),
+            (self.blocked_by_guard, "not deleted, blocked by the guard"),
+            (self.pending, "not deleted, pending"),
         ];
         let some: Vec<String> = all
             .iter()
@@ -310,6 +319,11 @@ impl RunReport {
     pub fn sums(&self) -> StepSums {
         let failed = self.zones.iter().map(|zone| zone.failures.len()).sum();
         let mut sums = StepSums { failed, ..StepSums::default() };
+        for plan in self.zones.iter().filter_map(|zone| zone.plan.as_ref()) {
+            let counted = |count| usize::try_from(count).unwrap_or(usize::MAX);
+            sums.blocked_by_guard += counted(plan.blocked_by_guard);
+            sums.pending += counted(plan.pending + plan.blocked_by_source);
+        }
         for step in self.steps() {
             match step.outcome {
                 StepOutcome::Failed => sums.failed += 1,

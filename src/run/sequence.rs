@@ -33,7 +33,7 @@ use crate::run::persist::{self, SeenZone};
 use crate::run::plan::{ZonePlan, plan_zones};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::promote;
-use crate::run::report::{RunReport, Step, ZoneReport, sums_of};
+use crate::run::report::{REPORTED, RunReport, RunResult, Step, ZoneReport, sums_of};
 use crate::run::self_instance;
 use crate::run::step::Recorder;
 use crate::run::zone_run::{ZoneRun, add_steps};
@@ -353,24 +353,27 @@ fn accepted_listing(at: Timestamp, mark: &AuditMark, plan: &ZonePlan) -> Accepte
     accepted
 }
 
-/// Logs the whole run in one line, after what concerns its zones; steps were logged as they ended.
+/// Logs the whole run in one line, which is an error if it failed, after what concerns its zones; steps were logged as they
+/// ended.
 fn log(report: &RunReport) {
     for zone in &report.zones {
-        for failure in &zone.failures {
-            error!(zone.name = %zone.zone, "zone {}: {failure}", zone.zone);
-        }
-        for warning in &zone.warnings {
-            warn!(zone.name = %zone.zone, "zone {}: {warning}", zone.zone);
-        }
-        for lacking in zone.missing.iter().chain(&zone.unmatched) {
-            warn!(zone.name = %zone.zone, "zone {}: {lacking}", zone.zone);
-        }
-        if let Some(pending) = &zone.pending {
-            warn!(zone.name = %zone.zone, "zone {}: {pending}", zone.zone);
-        }
-        if let Some(held) = &zone.held {
-            warn!(zone.name = %zone.zone, "zone {}: deletions are blocked by the guard: {held}", zone.zone);
+        let name = &zone.zone;
+        let blocked = zone.held.iter().map(|held| format!("deletions are blocked by the guard: {held}"));
+        let lacking = zone.failures.iter().chain(&zone.warnings).chain(&zone.missing).chain(&zone.unmatched);
+        for text in lacking.chain(&zone.pending).cloned().chain(blocked) {
+            warn!(target: REPORTED, { zone.name = %name }, "zone {name}: {text}");
         }
     }
-    info!(result = report.result.as_str(), "{}: {}", report.result.as_str(), report.sums());
+    let (result, sums) = (report.result.as_str(), report.sums());
+    match report.result {
+        RunResult::Success => info!(target: REPORTED, result, "{result}: {sums}"),
+        RunResult::Held => warn!(target: REPORTED, result, "{result}: {sums}"),
+        RunResult::Partial | RunResult::Failed => {
+            let first =
+                report.zones.iter().find_map(|zone| Some((&zone.zone, persist::first_failure(zone)?)));
+            let first =
+                first.map_or_else(String::new, |(zone, why)| format!("; first in zone {zone}: {why}"));
+            error!(target: REPORTED, result, "{result}: {sums}{first}");
+        }
+    }
 }

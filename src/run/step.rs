@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -18,7 +18,7 @@ use crate::exoscale::error::ApiError;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
-use crate::run::report::{CHANGED, IN_DOUBT, LATE, STOPPED, Step};
+use crate::run::report::{CHANGED, IN_DOUBT, LATE, REPORTED, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};
 use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use crate::state::directory::StateDirectory;
@@ -265,13 +265,11 @@ fn log(step: &Step) {
     let reasons = reasons.join("; ");
     match step.outcome {
         StepOutcome::Done => {
-            info!(zone.name = %zone, snapshot.id = id, reasons, "{done} snapshot {name}{message}");
+            info!(target: REPORTED, { zone.name = %zone, snapshot.id = id, reasons }, "{done} snapshot {name}{message}");
         }
-        StepOutcome::Failed => {
-            error!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{message}");
-        }
-        StepOutcome::Blocked | StepOutcome::Skipped => {
-            warn!(zone.name = %zone, snapshot.id = id, reasons, "not {done}: snapshot {name}{message}");
+        // The run's last line is the error, once.
+        StepOutcome::Failed | StepOutcome::Blocked | StepOutcome::Skipped => {
+            warn!(target: REPORTED, { zone.name = %zone, snapshot.id = id, reasons }, "not {done}: snapshot {name}{message}");
         }
     }
 }

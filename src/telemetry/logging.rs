@@ -41,12 +41,14 @@ pub enum Format {
 /// the libraries only warnings and errors are logged. One that can't be understood is warned about, and counts
 /// as none.
 ///
+/// Lines of the target `silent` are left out, unless `RUST_LOG` says otherwise.
+///
 /// `to` leads to stderr, and gets each event in one piece. A second call changes nothing.
-pub fn start<W>(format: Format, level: &str, color: bool, to: W)
+pub fn start<W>(format: Format, level: &str, silent: Option<&str>, color: bool, to: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let (filter, trouble) = wanted(std::env::var_os("RUST_LOG").as_deref(), level);
+    let (filter, trouble) = wanted(std::env::var_os("RUST_LOG").as_deref(), level, silent);
     let subscriber = subscriber(format, filter, is_to_journal(), color, to);
     if let Err(error) = tracing::subscriber::set_global_default(subscriber) {
         tracing::debug!("logging was started before: {error}");
@@ -67,8 +69,9 @@ fn is_to_journal() -> bool {
 }
 
 /// What is logged, and what is wrong with `RUST_LOG`, if so.
-fn wanted(rust_log: Option<&OsStr>, level: &str) -> (EnvFilter, Option<String>) {
-    let usual = || EnvFilter::new(format!("warn,snapwarden={level}"));
+fn wanted(rust_log: Option<&OsStr>, level: &str, silent: Option<&str>) -> (EnvFilter, Option<String>) {
+    let silent = silent.map_or_else(String::new, |target| format!(",{target}=off"));
+    let usual = || EnvFilter::new(format!("warn,snapwarden={level}{silent}"));
     let Some(text) = rust_log.map(OsStr::to_string_lossy).filter(|text| !text.trim().is_empty()) else {
         return (usual(), None);
     };
@@ -432,7 +435,7 @@ mod tests {
             (Some("a=b=c"), "warn,snapwarden=info", true),
         ];
         for (rust_log, expected, said) in cases {
-            let (filter, trouble) = wanted(rust_log.map(OsStr::new), "info");
+            let (filter, trouble) = wanted(rust_log.map(OsStr::new), "info", None);
             let mut parts: Vec<String> = filter.to_string().split(',').map(str::to_owned).collect();
             parts.sort_by_key(|part| part.contains('='));
             assert_eq!(parts.join(","), expected, "{rust_log:?}");
