@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Row, Tone, plain};
+use crate::cli::output::{Output, Row, Tone, moment, plain};
 use crate::cli::progress::Progress;
 use crate::cli::signals::StopSignals;
 use crate::policy::Policy;
@@ -138,7 +138,9 @@ pub fn render(report: &RunReport, output: Output) -> String {
         }
         if !zone.steps.is_empty() {
             let head = ["ACTION", "RESULT", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
-            text.push_str(&output.indented_table(&head, zone.steps.iter().map(row).collect()));
+            text.push_str(
+                &output.indented_table(&head, zone.steps.iter().map(|step| row(step, output)).collect()),
+            );
         }
         if let Some(plan) = &zone.plan {
             let _ = writeln!(text, "  plan: {}", plan_sums(plan));
@@ -148,7 +150,7 @@ pub fn render(report: &RunReport, output: Output) -> String {
     text
 }
 
-fn row(step: &Step) -> Row {
+fn row(step: &Step, output: Output) -> Row {
     // A snapshot that was not created has neither a date nor a name.
     let is_there = step.facts.snapshot.id.is_some();
     let (result, tone) = match step.outcome {
@@ -168,7 +170,7 @@ fn row(step: &Step) -> Row {
         plain(step.facts.action.as_str()),
         (result.to_owned(), tone),
         plain(instance(step.facts.snapshot.instance_name.as_deref())),
-        plain(if is_there { step.facts.snapshot.created_at.to_string() } else { "-".to_owned() }),
+        plain(if is_there { moment(step.facts.snapshot.created_at, output) } else { "-".to_owned() }),
         plain(if is_there { &step.facts.snapshot.name } else { "-" }),
         plain(why),
     ]

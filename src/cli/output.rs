@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
-use comfy_table::{Cell, Color as TableColor, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color as TableColor, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
@@ -129,8 +129,25 @@ impl Output {
         Table::new().width().map(usize::from).or_else(given)
     }
 
-    /// A table with an optional head, as wide as its contents, but not wider than the terminal.
+    /// A table with an optional head, as wide as its contents, but not wider than the terminal. No value is broken inside:
+    /// only the last column may be of any length, and where its words do not fit, it stands below the rows.
     pub fn table(self, head: &[&str], rows: Vec<Row>) -> String {
+        let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+        let longest = |place: usize| {
+            let cells = rows.iter().filter_map(|row| Some(printable(&row.get(place)?.0)));
+            let words = cells.flat_map(|cell| cell.split(' ').map(text_width).collect::<Vec<_>>());
+            words.chain(head.get(place).map(|word| word.len())).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..columns).map(longest).collect();
+        let needed: usize = widths.iter().map(|width| width + 2).sum();
+        if columns > 2 && !head.is_empty() && self.width().is_some_and(|width| needed > width) {
+            let split = |mut row: Row| {
+                let text = row.pop().map_or_else(String::new, |(text, _)| text);
+                (row, text)
+            };
+            let rows = rows.into_iter().map(split).collect();
+            return self.with_text_below(head.split_last().map_or(&[], |(_, head)| head), rows);
+        }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         if !head.is_empty() {
@@ -157,8 +174,12 @@ impl Output {
                 }
             }));
         }
-        for column in table.column_iter_mut() {
+        for (place, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
+            let width = widths.get(place).filter(|_| place + 1 < columns);
+            if let Some(width) = width.and_then(|width| u16::try_from(width + 2).ok()) {
+                column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+            }
         }
         let mut text = String::new();
         for line in table.lines() {
@@ -168,13 +189,15 @@ impl Output {
         text
     }
 
-    /// A table indented by two columns, without the names of snapshots where they do not fit.
+    /// A table indented by two columns, without names and ages of snapshots on a narrow terminal.
     pub fn indented_table(self, head: &[&str], mut rows: Vec<Row>) -> String {
         let mut head = head.to_vec();
-        if let Some(names) = head.iter().position(|word| *word == "SNAPSHOT").filter(|_| self.is_narrow()) {
-            head.remove(names);
-            for row in &mut rows {
-                row.remove(names);
+        for word in ["SNAPSHOT", "AGE"].iter().filter(|_| self.is_narrow()) {
+            if let Some(place) = head.iter().position(|column| column == word) {
+                head.remove(place);
+                for row in &mut rows {
+                    row.remove(place);
+                }
             }
         }
         let mut text = String::new();
@@ -225,6 +248,10 @@ impl Output {
             });
             return self.table(&[head, &[last]].concat(), rows.collect());
         }
+        self.with_text_below(head, rows)
+    }
+
+    fn with_text_below(self, head: &[&str], rows: Vec<(Row, String)>) -> String {
         let (rows, texts): (Vec<Row>, Vec<String>) = rows.into_iter().unzip();
         let table = self.table(head, rows);
         let mut text = String::new();
@@ -246,6 +273,15 @@ impl Output {
     pub fn note(self, word: &str, tone: Tone, text: &str) -> String {
         self.indented_table(&[], vec![vec![(word.to_owned(), tone), plain(text)]])
     }
+}
+
+fn text_width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// A time in a table: to the minute on a narrow terminal.
+pub fn moment(at: Timestamp, output: Output) -> String {
+    if output.is_narrow() { at.strftime("%Y-%m-%d %H:%M").to_string() } else { at.to_string() }
 }
 
 /// A time for people, without fractions of a second.

@@ -1307,3 +1307,49 @@ async fn check_tells_of_creation_and_tries_what_it_needs() {
     let tried = play.run(&["check", "--online"]).await;
     assert!(tried.status == 1 && tried.out.contains("allow `create-snapshot`"), "{tried:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_80_columns_no_value_is_broken_inside_and_no_action_is_printed_twice() {
+    let name = "database-primary-of-the-shop";
+    let play = Play::new().await;
+    play.instance(name, 14, 24);
+    play.configure(NIGHTLY);
+    let other = play.path("other.toml");
+    write(&other, &read(&play.path("snapwarden.toml")).replace("max_count = 10", "max_count = 3"));
+    let candidate = ["plan", "--candidate", shown(&other)];
+    for arguments in [&["plan"][..], &candidate, &["once"]] {
+        let mut command = play.command(arguments);
+        command.env("COLUMNS", "80");
+        let said = end_of(command).await;
+        assert_eq!(said.status, 0, "{said:?}");
+        for line in said.out.lines() {
+            assert!(line.chars().count() <= 80, "{arguments:?}: {line}\n{}", said.out);
+            let words = line.split([' ', '(', ',']).filter(|word| word.starts_with("database"));
+            for word in words {
+                assert!(word.starts_with(name), "{arguments:?}: {line}\n{}", said.out);
+            }
+            // A date has a time behind it, or is one of `UNTIL`.
+            for word in line.split_whitespace().filter(|word| word.starts_with("20") && word.contains('-')) {
+                assert!(word.len() >= "2026-11-28".len(), "{arguments:?}: {line}\n{}", said.out);
+            }
+        }
+    }
+    let deletions =
+        play.audit().iter().filter(|line| line["action"] == "delete" && line["outcome"] == "done").count();
+    assert_eq!(deletions, 4);
+    // Where stdout and stderr are one file, the report alone has them, unless more is asked for.
+    let together = play.path("together");
+    let program = env!("CARGO_BIN_EXE_snapwarden");
+    for (number, more) in ["", "-v"].iter().enumerate() {
+        play.instance(&format!("web-{number}"), 14, 24);
+        let config = play.path("snapwarden.toml");
+        let line = format!("{program} --config {} once {more} > {} 2>&1", shown(&config), shown(&together));
+        let mut shell = assert_cmd::Command::new("sh");
+        shell.args(["-c", &line]).env("EXOSCALE_API_KEY", API_KEY).env("EXOSCALE_API_SECRET", API_SECRET);
+        let said = end_of(shell).await;
+        let text = read(&together);
+        assert_eq!(said.status, 0, "{text}");
+        assert!(text.contains("  delete   done    web-"), "{text}");
+        assert_eq!(text.contains("deleted snapshot web-"), *more == "-v", "{text}");
+    }
+}

@@ -163,8 +163,8 @@ pub(super) fn render(
         let _ = writeln!(text, "\npolicy {policy}, zone {zone}{change}");
         for group in pairs.chunk_by(|one, next| one.snapshot.instance_id == next.snapshot.instance_id) {
             let Some(first) = group.first() else { continue };
-            let _ = writeln!(text, "\n  {}", title(first.planned, first.snapshot));
-            let rows = group.iter().flat_map(|pair| rows(pair, at)).collect();
+            let _ = writeln!(text, "\n  {}", title(first.planned, first.snapshot, output));
+            let rows = group.iter().flat_map(|pair| rows(pair, at, output)).collect();
             let head = ["NOW", "CANDIDATE", "AGE", "TAKEN", "SNAPSHOT", "WHY"];
             text.push_str(&output.indented_table(&head, rows));
         }
@@ -199,7 +199,7 @@ pub(super) fn render(
 }
 
 /// A row for the change with the current reason, and one for the candidate's reason.
-fn rows(pair: &Pair<'_>, at: Timestamp) -> [Row; 2] {
+fn rows(pair: &Pair<'_>, at: Timestamp, output: Output) -> [Row; 2] {
     let word = |side: Option<Side<'_>>| {
         let (word, tone) = side.map_or(("-", Tone::Dim), |(planned, decision)| shown(planned, decision));
         (word.to_owned(), tone)
@@ -212,7 +212,7 @@ fn rows(pair: &Pair<'_>, at: Timestamp) -> [Row; 2] {
         word(pair.now),
         word(pair.candidate),
         plain(age(pair.snapshot.created_at, at, is_coming)),
-        plain(taken(pair.snapshot.created_at, is_coming)),
+        plain(taken(pair.snapshot.created_at, is_coming, output)),
         plain(called(&pair.snapshot.name, is_coming)),
         plain(format!("now: {}", reason(pair.now))),
     ];

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::{Timestamp, Unit};
 
 use crate::cli::once::{instance, plan_sums};
-use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, moment, plain, to_the_second};
 use crate::cli::plan::decisions::{Filter, decided, filtered};
 use crate::picture::line::{self, Fate, LEGEND, date};
 use crate::policy::name::PolicyName;
@@ -16,7 +16,7 @@ use crate::retention::verdict::{Rule, Verdict};
 use crate::run::archive_retention::CopyDecision;
 use crate::run::preview::Preview;
 use crate::run::report::sums_of;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{InstanceId, Snapshot};
 use crate::state::last_runs::PlanSums;
 use crate::text::{counted, printable};
 
@@ -88,9 +88,10 @@ fn render_one(
             ignore: count(Verdict::Ignore),
             ..PlanSums::default()
         };
-        let _ = writeln!(text, "\n  {}: {}", title(planned, first), plan_sums(&sums));
+        let _ = writeln!(text, "\n  {}: {}", title(planned, first, output), plan_sums(&sums));
         let _ = writeln!(text, "  {}", timeline(group, at, output));
-        let rows = group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at)).collect();
+        let rows =
+            group.iter().map(|(decision, snapshot)| row(planned, decision, snapshot, at, output)).collect();
         let head = ["VERDICT", "AGE", "TAKEN", "UNTIL", "ID", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows));
     }
@@ -100,7 +101,7 @@ fn render_one(
             vec![
                 plain(action.action.as_str()),
                 plain(instance(snapshot.instance_name.as_deref())),
-                plain(taken(snapshot.created_at, is_coming)),
+                plain(taken(snapshot.created_at, is_coming, output)),
                 plain(called(&snapshot.name, is_coming)),
                 plain(&action.why),
             ]
@@ -117,7 +118,7 @@ fn render_one(
                 (word.to_owned(), tone),
                 plain(facts.archive.as_ref().map(ToString::to_string).unwrap_or_default()),
                 plain(instance(facts.snapshot.instance_name.as_deref())),
-                plain(taken(facts.snapshot.created_at, false)),
+                plain(taken(facts.snapshot.created_at, false, output)),
                 plain(facts.reasons.join("; ")),
             ]
         });
@@ -186,9 +187,10 @@ fn summary(planned: &Preview, all: &[(&Decision, &Snapshot)], output: Output) ->
 }
 
 /// The instance of a group of snapshots.
-pub(super) fn title(planned: &Preview, snapshot: &Snapshot) -> String {
+pub(super) fn title(planned: &Preview, snapshot: &Snapshot, output: Output) -> String {
+    let shown = |id: InstanceId| if output.is_narrow() { id.short() } else { id.to_string() };
     match (planned.listing.instance_of(snapshot), snapshot.instance_id) {
-        (Some(instance), _) => format!("{} ({})", printable(&instance.name), instance.id),
+        (Some(instance), _) => format!("{} ({})", printable(&instance.name), shown(instance.id)),
         (None, Some(id)) => format!("instance {id}, no longer listed"),
         (None, None) => "no instance".to_owned(),
     }
@@ -209,7 +211,7 @@ fn timeline(group: &[(&Decision, &Snapshot)], at: Timestamp, output: Output) -> 
     line::line(&marks, at, width)
 }
 
-fn row(planned: &Preview, decision: &Decision, snapshot: &Snapshot, at: Timestamp) -> Row {
+fn row(planned: &Preview, decision: &Decision, snapshot: &Snapshot, at: Timestamp, output: Output) -> Row {
     let (verdict, tone) = shown(planned, decision);
     let is_coming = is_coming(decision);
     let until = match decision.verdict {
@@ -219,7 +221,7 @@ fn row(planned: &Preview, decision: &Decision, snapshot: &Snapshot, at: Timestam
     vec![
         (verdict.to_owned(), tone),
         plain(age(snapshot.created_at, at, is_coming)),
-        plain(taken(snapshot.created_at, is_coming)),
+        plain(taken(snapshot.created_at, is_coming, output)),
         plain(until),
         plain(if is_coming { "-".to_owned() } else { snapshot.id.short() }),
         plain(called(&snapshot.name, is_coming)),
@@ -280,8 +282,8 @@ fn is_coming(decision: &Decision) -> bool {
 }
 
 /// When it was taken; `-` for one that the run will create.
-pub(super) fn taken(at: Timestamp, is_coming: bool) -> String {
-    if is_coming { "-".to_owned() } else { at.to_string() }
+pub(super) fn taken(at: Timestamp, is_coming: bool, output: Output) -> String {
+    if is_coming { "-".to_owned() } else { moment(at, output) }
 }
 
 /// Its name; one that the run will create has none yet.
