@@ -43,8 +43,7 @@ impl<'a> PolicyMemory<'a> {
         let mut own = self.own.lock().await;
         let mut changed = own.clone();
         change(&mut changed);
-        let saved = self.runner.state.set_policy_state(&self.policy.name, own.clone(), changed).await;
-        *own = saved.map_err(|error| StepError::failed(chain(&error)))?;
-        Ok(())
+        let saved = self.runner.state.set_policy_state(&self.policy.name, &mut own, changed).await;
+        saved.map_err(|error| StepError::failed(chain(&error)))
     }
 }

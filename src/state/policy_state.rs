@@ -27,6 +27,9 @@ const CHANGES_BYTES: u64 = 64 << 10;
 /// The most bytes of changes that are read: some times what a zone of a million snapshots needs.
 const CHANGES_BYTES_MAX: u64 = 1 << 30;
 
+/// The length of a file of changes that may hold anything.
+const UNKNOWN: u64 = u64::MAX;
+
 /// The state of one policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyState {
@@ -230,34 +233,58 @@ impl StateDirectory {
         self.blocking(move |state| state.read_policy(&policy)).await
     }
 
-    /// Saves what `before`, as it was read or saved last, has become; after a crash at any moment the files hold the old or
-    /// the new, whole. Returns what is saved.
+    /// Saves what `own`, as it was read or saved last, becomes; after a crash at any moment the files hold the old or the
+    /// new, whole. After an error either may be there, so the next change is saved with the whole.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`]; then `own` stays as it is.
     pub async fn set_policy_state(
         &self,
         policy: &PolicyName,
-        before: PolicyState,
+        own: &mut PolicyState,
+        after: PolicyState,
+    ) -> Result<(), StateError> {
+        let policy = policy.clone();
+        let before = own.clone();
+        // Before the files are changed, also for a caller that is dropped meanwhile.
+        own.changes_len = UNKNOWN;
+        *own = self.blocking(move |state| state.save_policy(&policy, &before, after)).await?;
+        Ok(())
+    }
+
+    fn save_policy(
+        &self,
+        policy: &PolicyName,
+        before: &PolicyState,
         after: PolicyState,
     ) -> Result<PolicyState, StateError> {
-        let policy = policy.clone();
-        self.blocking(move |state| {
-            let noted = match before.generation {
-                0 => None,
-                _ => state.note_change(&policy, &before, &after).ok(),
-            };
-            if let Some(changes_len) = noted {
-                return Ok(PolicyState { generation: before.generation, changes_len, ..after });
+        let noted = match before.generation {
+            0 => None,
+            _ => self.note_change(policy, before, &after).ok(),
+        };
+        if let Some(changes_len) = noted {
+            return Ok(PolicyState { generation: before.generation, changes_len, ..after });
+        }
+        // Also where a change could not be noted: what would come behind it could not be trusted.
+        let generation = self.next_generation(policy, before.generation)?;
+        let after = PolicyState { generation, changes_len: 0, ..after };
+        self.write(&file_name(policy), VERSION, &after)?;
+        // Nothing reads it any more.
+        let _ = self.disk.remove_file(&self.changes_of(policy, before.generation));
+        Ok(after)
+    }
+
+    /// One that has no file of changes: a file of the whole that was lost, or restored from a backup, may have left some.
+    fn next_generation(&self, policy: &PolicyName, mut generation: u64) -> Result<u64, StateError> {
+        loop {
+            generation = generation.checked_add(1).unwrap_or(1);
+            let path = self.changes_of(policy, generation);
+            match self.disk.metadata(&path) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(generation),
+                Err(source) => return Err(StateError::File { verb: "look at", path, source }),
             }
-            // Also where a change could not be noted: what would come behind it could not be trusted.
-            let after = PolicyState { generation: before.generation + 1, changes_len: 0, ..after };
-            state.write(&file_name(&policy), VERSION, &after)?;
-            // Nothing reads it any more.
-            let _ = state.disk.remove_file(&state.changes_of(&policy, before.generation));
-            Ok(after)
-        })
-        .await
+        }
     }
 
     /// Adds a line to the file of changes, and returns its length then. It is an error if the file would be too long, or
@@ -372,6 +399,7 @@ mod tests {
 
     use super::*;
     use crate::disk::{self, Access, Disk as _, RealDisk};
+    use crate::sim::disk::{DiskCall, MemoryDisk};
 
     fn state(folder: &Path) -> StateDirectory {
         StateDirectory::open(Arc::new(RealDisk), folder).unwrap()
@@ -423,8 +451,9 @@ mod tests {
         assert_eq!(created, HashSet::from([SnapshotId(Uuid::from_u128(1))]));
     }
 
-    async fn save(folder: &Path, before: PolicyState, after: PolicyState) -> PolicyState {
-        state(folder).set_policy_state(&nightly(), before, after).await.unwrap()
+    async fn save(folder: &Path, mut own: PolicyState, after: PolicyState) -> PolicyState {
+        state(folder).set_policy_state(&nightly(), &mut own, after).await.unwrap();
+        own
     }
 
     async fn read(folder: &Path) -> PolicyState {
@@ -536,6 +565,43 @@ mod tests {
             assert!(error.to_string().contains("policy-nightly.1.jsonl"), "{error}");
             disk::replace_file(&RealDisk, &path, &whole, Access::Owner).unwrap();
         }
+    }
+
+    /// Adds a creation to what was saved last.
+    async fn add(directory: &StateDirectory, own: &mut PolicyState, number: u128) -> Result<(), StateError> {
+        let mut more = own.clone();
+        more.created.push(creation(number, None));
+        directory.set_policy_state(&nightly(), own, more).await
+    }
+
+    #[tokio::test]
+    async fn no_change_is_noted_beside_a_file_that_was_replaced_after_all() {
+        let disk = MemoryDisk::default();
+        let directory = StateDirectory::open(Arc::new(disk.clone()), Path::new("/state")).unwrap();
+        let mut own = PolicyState::default();
+        add(&directory, &mut own, 1).await.unwrap();
+        add(&directory, &mut own, 2).await.unwrap();
+        // The line is not written, and then the file is replaced, but that is not safe.
+        disk.fail(DiskCall::Write, 1, io::ErrorKind::StorageFull);
+        disk.fail(DiskCall::SyncDir, 1, io::ErrorKind::Other);
+        add(&directory, &mut own, 3).await.unwrap_err();
+        add(&directory, &mut own, 4).await.unwrap();
+        assert_eq!(directory.policy_state(&nightly()).await.unwrap(), own);
+    }
+
+    #[tokio::test]
+    async fn changes_that_a_lost_or_restored_file_left_behind_are_never_applied_to_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = state(folder.path());
+        let mut own = PolicyState::default();
+        add(&directory, &mut own, 1).await.unwrap();
+        add(&directory, &mut own, 2).await.unwrap();
+        RealDisk.remove_file(&folder.path().join("policy-nightly.json")).unwrap();
+        let mut own = read(folder.path()).await;
+        add(&directory, &mut own, 3).await.unwrap();
+        assert_eq!(read(folder.path()).await, own);
+        add(&directory, &mut own, 4).await.unwrap();
+        assert_eq!(read(folder.path()).await, own);
     }
 
     #[tokio::test]

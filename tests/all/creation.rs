@@ -83,8 +83,8 @@ fn made_by_it(made: &Creation) -> Option<SnapshotId> {
 async fn was_asked(stage: &Stage, instance: InstanceId, requested_at: Timestamp) {
     stage.runner(CREATING);
     let policy = "nightly".parse().unwrap();
-    let before = folder(stage).policy_state(&policy).await.unwrap();
-    let mut memory = before.clone();
+    let mut own = folder(stage).policy_state(&policy).await.unwrap();
+    let mut memory = own.clone();
     memory.created.push(Creation {
         zone: stage.zone.clone(),
         instance_id: instance,
@@ -95,7 +95,7 @@ async fn was_asked(stage: &Stage, instance: InstanceId, requested_at: Timestamp)
         listed_before: Vec::new(),
         owner: Owner::Nobody,
     });
-    folder(stage).set_policy_state(&policy, before, memory).await.unwrap();
+    folder(stage).set_policy_state(&policy, &mut own, memory).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
