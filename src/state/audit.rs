@@ -204,8 +204,8 @@ const LINE_BEGINS: &[u8] = b"{\"at\":\"";
 /// As `2026-11`.
 const MONTH_BYTES: usize = 7;
 
-/// The month of a file is looked for in so many of its first bytes: a crash may have left pieces of lines there.
-const FIRST_BYTES: usize = 64 << 10;
+/// The months of a file are looked for in so many of its first and last bytes: a crash may have left pieces of lines there.
+const END_BYTES: usize = 64 << 10;
 
 /// A place in the log, from which it is read on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -366,20 +366,33 @@ impl AuditLog {
         Ok(())
     }
 
-    /// Removes the files of months that ended longer than `keep` ago.
+    /// Removes the files whose last month ended longer than `keep` ago.
     ///
     /// # Errors
     /// [`StateError::File`].
     pub(super) fn remove_old(&self, keep: &Span, now: Timestamp) -> Result<(), StateError> {
-        for (month, path) in self.earlier()? {
-            let end = first_day(&month).and_then(|first| first.last_of_month().tomorrow().ok());
+        let is_over = |month: &str| {
+            let end = first_day(month).and_then(|first| first.last_of_month().tomorrow().ok());
             let end = end.and_then(|end| TimeZone::UTC.to_timestamp(end.at(0, 0, 0, 0)).ok());
-            let until = end.and_then(|end| keep.after(end, &TimeZone::UTC));
-            if until.is_some_and(|until| until < now) {
+            end.and_then(|end| keep.after(end, &TimeZone::UTC)).is_some_and(|until| until < now)
+        };
+        for (month, path) in self.earlier()? {
+            // One that could not be renamed in time, as by earlier versions, has lines of later months than its first.
+            if is_over(&month) && self.last_month(&path)?.is_none_or(|month| is_over(&month)) {
                 self.disk.remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
         Ok(())
+    }
+
+    /// The latest month of the last lines of a file, where one is readable.
+    fn last_month(&self, path: &Path) -> Result<Option<String>, StateError> {
+        let Some(Part { file, .. }) = self.open(path.to_owned())? else { return Ok(None) };
+        let len = file.len().map_err(failed("read", path))?;
+        let mut last = vec![0; END_BYTES];
+        let count = file.read_at(&mut last, len.saturating_sub(END_BYTES as u64));
+        let count = count.map_err(failed("read", path))?;
+        Ok(last[..count].split(|byte| *byte == b'\n').filter_map(month_of_line).max())
     }
 
     /// Renames the file if its first line is of another month than `at`.
@@ -437,7 +450,7 @@ impl AuditLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        let mut first = vec![0; FIRST_BYTES];
+        let mut first = vec![0; END_BYTES];
         let count = file.read_at(&mut first, 0).map_err(failed("read", &path))?;
         let month = first[..count].split(|byte| *byte == b'\n').find_map(month_of_line);
         Ok(Some(Part { path, month, file }))
@@ -609,6 +622,28 @@ mod tests {
         }
         assert_eq!(log.end().unwrap().month.unwrap(), "2026-12");
         assert_eq!(RealDisk.list(folder.path()).unwrap().len(), 4, "with the lock");
+    }
+
+    #[test]
+    fn a_file_with_lines_of_later_months_than_its_name_says_stays_for_the_last_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AuditLog::new(Arc::new(RealDisk), folder.path());
+        // As versions before this one wrote it, and as one does that is kept from renaming it.
+        for (at, snapshot) in [("2024-01-01T00:00:00Z", 1), ("2026-10-31T00:00:00Z", 2)] {
+            let text = serde_json::to_string(&line_at(at, snapshot)).unwrap() + "\n";
+            RealDisk.append(&folder.path().join(FILE), text.as_bytes(), Access::Owner).unwrap();
+        }
+        RealDisk.append(&folder.path().join(FILE), b"half a li", Access::Owner).unwrap();
+        log.append(&line_at("2026-11-01T00:00:00Z", 3)).unwrap();
+        let keep: Span = "30d".parse().unwrap();
+        for (now, left) in [
+            ("2026-11-01T00:00:00Z", &["2024-01"][..]),
+            ("2026-12-01T00:00:00Z", &["2024-01"]),
+            ("2026-12-01T00:00:01Z", &[]),
+        ] {
+            log.remove_old(&keep, now.parse().unwrap()).unwrap();
+            assert_eq!(log.earlier().unwrap().into_keys().collect::<Vec<_>>(), left, "{now}");
+        }
     }
 
     #[test]
