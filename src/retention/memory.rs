@@ -101,6 +101,18 @@ impl Memory {
         (*is == Some(Value::Bool(false))).then_some(*since)
     }
 
+    /// That a policy was found paused, and is paused by hand since a later time: it was resumed and paused in between.
+    fn paused_anew(&self, policy: &Policy, last: &BTreeMap<PolicyName, Keys>) -> Option<Change> {
+        let is = last.get(&policy.name)?.get(ENABLED).filter(|is| **is == Value::Bool(false))?;
+        let was_paused_at = self.paused_at(&policy.name, &self.changes)?;
+        (policy.paused_since? > was_paused_at).then(|| Change::Key {
+            policy: policy.name.clone(),
+            key: ENABLED.to_owned(),
+            was: Some(is.clone()),
+            is: Some(is.clone()),
+        })
+    }
+
     /// Lets a change begin anew that a later memory, of another policy that ran in the meantime, shows to have been taken
     /// back then.
     pub fn forget_interrupted(&mut self, later: &Self) {
@@ -133,8 +145,9 @@ impl Memory {
     fn rests_on_start_of(&self, change: &Change) -> bool {
         let instance = |id: &InstanceId| self.instances.get(id);
         match change {
-            Change::Key { policy, key, was, .. } => {
-                self.policies.get(policy).is_some_and(|keys| keys.get(key) == was.as_ref())
+            // Of a policy that is paused anew this says nothing.
+            Change::Key { policy, key, was, is } => {
+                was != is && self.policies.get(policy).is_some_and(|keys| keys.get(key) == was.as_ref())
             }
             Change::PolicyGone(policy) => self.policies.contains_key(policy),
             Change::Renamed { id, was, .. } => instance(id).is_some_and(|facts| facts.name == *was),
@@ -182,6 +195,8 @@ impl Memory {
         let (last_policies, last_instances) = self.last_found();
         let mut found = Vec::new();
         let present = keys_of_policies(policies, inventory);
+        let here = policies.iter().filter(|policy| present.contains_key(&policy.name));
+        found.extend(here.filter_map(|policy| self.paused_anew(policy, &last_policies)));
         for (name, last) in &last_policies {
             match present.get(name) {
                 None => found.push(Change::PolicyGone(name.clone())),

@@ -164,6 +164,41 @@ async fn what_a_policy_kept_when_it_was_paused_stays_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_policy_kept_waits_if_it_is_resumed_and_paused_again_between_two_runs_of_another_one() {
+    let rules = |name: &str, rules: &str| {
+        format!(
+            "[policies.{name}]\nzones = [\"ch-gva-2\"]\n[policies.{name}.retention]\n{rules}\n\
+             [policies.{name}.guard]\nmax_delete_percent = 100\n"
+        )
+    };
+    let policies = rules("short", "keep_last = 1") + &rules("p", "keep_within = \"3d\"");
+    for (is_resumed, hours, left) in [(false, 0, 4), (true, 0, 4), (true, 19, 4), (true, 20, 1)] {
+        let stage = Stage::new();
+        stage.instance("db-1", 10);
+        drop(stage.runner(&policies));
+        pause(&stage, "p").await;
+        stage.step(SignedDuration::from_hours(24));
+        stage.run(&policies).await;
+        stage.step(SignedDuration::from_hours(24));
+        stage.run(&policies).await;
+        assert_eq!(stage.there().len(), 4);
+        stage.step(SignedDuration::from_hours(1));
+        if is_resumed {
+            resume(&stage, "p").await;
+            pause(&stage, "p").await;
+        }
+        stage.step(SignedDuration::from_hours(1));
+        let report = stage.run(&policies).await;
+        let pending = report.zones[0].pending.as_deref().unwrap_or_default();
+        assert_eq!(pending.contains("policy p is paused anew"), is_resumed, "{pending}");
+        stage.step(SignedDuration::from_hours(hours));
+        stage.run(&policies).await;
+        stage.run(&policies).await;
+        assert_eq!(stage.there().len(), left, "{is_resumed}, after {hours} hours");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_that_is_asked_for_begins_within_two_seconds_and_once_more_if_one_runs() {
     let stage = stage_at("2026-11-03T00:30:00Z");
     stage.world.set_operations_take(Duration::from_mins(5));
