@@ -38,7 +38,7 @@ const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
 /// Printed if no policy is named and none is enabled: silence would look like success.
 pub(super) const NOTHING_ENABLED: &str = "no policy is enabled, so there is nothing to do";
 
-/// The four seams.
+/// The four seams, and the name of this machine.
 #[derive(Debug, Clone)]
 pub struct Seams {
     /// HTTP.
@@ -49,6 +49,8 @@ pub struct Seams {
     pub clock: Arc<dyn Clock>,
     /// Jitter and ids.
     pub randomness: Arc<dyn Randomness>,
+    /// The host name, by which daemons of one configuration on several machines begin at different times.
+    pub host: Arc<str>,
 }
 
 impl Seams {
@@ -59,6 +61,7 @@ impl Seams {
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock::start()),
             randomness: Arc::new(SystemRandomness),
+            host: rustix::system::uname().nodename().to_string_lossy().into(),
         }
     }
 }
@@ -314,6 +317,7 @@ pub fn runner(
         state,
         clock: seams.clock.clone(),
         randomness: seams.randomness.clone(),
+        host: seams.host.clone(),
         policies: config.policies.clone(),
         keep_audit: config.keep_audit.clone(),
         exempt: config.exempt.clone(),

@@ -99,6 +99,7 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
         disk: Arc::new(RealDisk),
         clock,
         randomness: Arc::new(SystemRandomness),
+        host: "demo".into(),
     };
     let text = configuration(folder.path());
     let config = config::parse(&text, "demo.toml", None)?;

@@ -166,7 +166,7 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
         views.push(PolicyView::of(policy, &schedules, runs, now));
     }
     telemetry.configure(&views, &BTreeSet::new());
-    let timetable = Timetable::new(&policies, &schedules, now);
+    let timetable = Timetable::new(&policies, &seams.host, &schedules, now);
     for policy in timetable.policies() {
         telemetry.next_run(policy, timetable.next(policy));
     }

@@ -158,7 +158,7 @@ impl Daemon {
         let before = runner.state.schedules().await?;
         warn_of_removed(&before, &runner.policies);
         let now = runner.clock.now();
-        let timetable = Timetable::new(&runner.policies, &before, now);
+        let timetable = Timetable::new(&runner.policies, &runner.host, &before, now);
         let mut daemon = Self {
             runner: Arc::new(runner),
             server,
@@ -450,8 +450,9 @@ impl Daemon {
         self.stop_what_changed(&runner);
         self.runner = Arc::new(runner);
         let now = self.runner.clock.now();
-        self.timetable = Timetable::new(&self.runner.policies, &self.timetable.schedules(), now)
-            .reloaded(&self.timetable, now);
+        let Runner { policies, host, .. } = &*self.runner;
+        self.timetable =
+            Timetable::new(policies, host, &self.timetable.schedules(), now).reloaded(&self.timetable, now);
         self.configure(remembered);
     }
 

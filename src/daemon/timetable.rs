@@ -66,9 +66,9 @@ pub enum Event {
 }
 
 impl Timetable {
-    /// The timetable of a configuration, as of `now`: at a start, and again after each reload. `before` is the
-    /// persisted state; policies that existed before a reload continue.
-    pub fn new(policies: &[Policy], before: &Schedules, now: Timestamp) -> Self {
+    /// The timetable of a configuration on the machine of this name, as of `now`: at a start, and again after each reload.
+    /// `before` is the persisted state; policies that existed before a reload continue.
+    pub fn new(policies: &[Policy], host: &str, before: &Schedules, now: Timestamp) -> Self {
         let entry = |policy: &Policy| {
             let fresh = Served { first_seen_at: now, watermark: now };
             let served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
@@ -78,7 +78,7 @@ impl Timetable {
                 .filter(|_| policy.enabled)
                 .map(|line| (line, policy.time_zone.clone()));
             let mut entry = Entry {
-                delay: jitter_offset(&policy.name, policy.jitter),
+                delay: jitter_offset(&policy.name, host, policy.jitter),
                 on_start: policy.on_start,
                 seen: served.watermark,
                 served,
@@ -254,10 +254,12 @@ impl Entry {
     }
 }
 
-/// A policy's part of its jitter, in whole milliseconds: spread evenly over policies, and always the same for one, so
-/// that the gap between two runs is what the schedule says.
-fn jitter_offset(policy: &PolicyName, jitter: Duration) -> SignedDuration {
-    let digest = Sha256::digest(policy.as_str());
+/// A policy's part of its jitter, in whole milliseconds: spread evenly over policies and hosts, so that two daemons of one
+/// configuration begin at different times, and always the same for a policy on one host, so that the gap between two runs is
+/// what the schedule says.
+fn jitter_offset(policy: &PolicyName, host: &str, jitter: Duration) -> SignedDuration {
+    // A policy's name has no `@`.
+    let digest = Sha256::digest(format!("{policy}@{host}"));
     let share = digest.iter().take(8).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
     let millis = u64::try_from(jitter.as_millis()).unwrap_or(u64::MAX);
     let part = (u128::from(share) * (u128::from(millis) + 1)) >> 64;
@@ -266,8 +268,12 @@ fn jitter_offset(policy: &PolicyName, jitter: Duration) -> SignedDuration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::config;
+
+    const HOST: &str = "backup-1";
 
     fn policies(text: &str) -> Vec<Policy> {
         let table = |keys: &str| format!("[policies.p]\nzones = [\"ch-gva-2\"]\n{keys}\n");
@@ -352,7 +358,7 @@ mod tests {
             ),
         ] {
             let policies = policies(&format!("schedule = \"30 2 * * *\"\ntimezone = \"{zone}\""));
-            let mut timetable = Timetable::new(&policies, &Schedules::default(), at(first));
+            let mut timetable = Timetable::new(&policies, HOST, &Schedules::default(), at(first));
             let expected: Vec<String> = expected.iter().map(|due| format!("{due} at {due}")).collect();
             assert_eq!(begins(&mut timetable, first, last), expected, "{zone} from {first}");
         }
@@ -375,7 +381,7 @@ mod tests {
             ("three missed", "wait", served("2026-10-31T02:30:00Z"), vec![missed(3)]),
         ] {
             let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
-            let mut timetable = Timetable::new(&policies, &before, at(now));
+            let mut timetable = Timetable::new(&policies, HOST, &before, at(now));
             assert_eq!(timetable.look_at_start(at(now)), expected, "{name}, {on_start}");
             timetable.ended(&p(), false);
             assert_eq!(timetable.look(at(now)), [], "{name}, {on_start}, again");
@@ -393,9 +399,9 @@ mod tests {
         ] {
             let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
             // A machine that is on by day only: what was saved on the first day is all that the third one knows.
-            let first = Timetable::new(&policies, &Schedules::default(), at(first_seen));
-            let second = Timetable::new(&policies, &first.schedules(), at("2026-11-02T08:00:00Z"));
-            let mut third = Timetable::new(&policies, &second.schedules(), at(now));
+            let first = Timetable::new(&policies, HOST, &Schedules::default(), at(first_seen));
+            let second = Timetable::new(&policies, HOST, &first.schedules(), at("2026-11-02T08:00:00Z"));
+            let mut third = Timetable::new(&policies, HOST, &second.schedules(), at(now));
             assert_eq!(third.look_at_start(at(now)), expected, "{on_start}");
             assert_eq!(third.schedules().policies[&p()].first_seen_at, at(first_seen));
         }
@@ -407,13 +413,13 @@ mod tests {
         let slot = "2026-11-03T02:30:00Z";
         for (cut_short, again) in [(true, vec![begin(slot)]), (false, vec![])] {
             let mut timetable =
-                Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:29:00Z"));
+                Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:29:00Z"));
             assert_eq!(timetable.look(at(slot)), [begin(slot)]);
             // A kill would leave just this.
             assert_eq!(timetable.schedules().policies[&p()].watermark, at("2026-11-02T02:30:00Z"));
             timetable.ended(&p(), cut_short);
             let now = at("2026-11-03T02:31:00Z");
-            let mut next = Timetable::new(&policies, &timetable.schedules(), now);
+            let mut next = Timetable::new(&policies, HOST, &timetable.schedules(), now);
             assert_eq!(next.look_at_start(now), again);
         }
     }
@@ -422,6 +428,7 @@ mod tests {
     fn a_slot_that_comes_while_the_policy_still_runs_is_skipped_and_counted() {
         let mut timetable = Timetable::new(
             &policies("schedule = \"*/10 * * * *\""),
+            HOST,
             &Schedules::default(),
             at("2026-11-03T00:05:00Z"),
         );
@@ -438,7 +445,7 @@ mod tests {
     fn a_clock_that_is_set_back_a_little_repeats_nothing_and_one_that_was_wrong_is_forgotten() {
         let policies = policies("schedule = \"30 2 * * *\"");
         let mut timetable =
-            Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:00:00Z"));
+            Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:00:00Z"));
         assert_eq!(timetable.look(at("2026-11-03T02:30:00Z")), [begin("2026-11-03T02:30:00Z")]);
         timetable.ended(&p(), false);
         assert_eq!(begins(&mut timetable, "2026-11-03T01:30:00Z", "2026-11-03T04:00:00Z"), [""; 0]);
@@ -459,7 +466,7 @@ mod tests {
             ("2026-11-03T01:59:59Z", "2026-11-03T02:00:00Z"),
         ] {
             let mut timetable =
-                Timetable::new(&policies, &served("2026-11-03T04:00:00Z"), at("2026-11-03T04:30:00Z"));
+                Timetable::new(&policies, HOST, &served("2026-11-03T04:00:00Z"), at("2026-11-03T04:30:00Z"));
             assert_eq!(timetable.look(at(last)), [begin(last)]);
             timetable.ended(&p(), false);
             assert_eq!(timetable.look(at(now)), []);
@@ -478,7 +485,7 @@ mod tests {
         ] {
             let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
             let mut timetable =
-                Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-02T12:00:00Z"));
+                Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), at("2026-11-02T12:00:00Z"));
             assert_eq!(
                 timetable.look(at(now)),
                 std::slice::from_ref(expected),
@@ -495,7 +502,7 @@ mod tests {
         ] {
             let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
             let mut timetable =
-                Timetable::new(&policies, &served("2026-11-02T02:30:00Z"), at("2026-11-02T12:00:00Z"));
+                Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), at("2026-11-02T12:00:00Z"));
             assert_eq!(timetable.look(at("2026-11-02T12:00:01Z")), []);
             assert_eq!(timetable.look(at("2026-11-05T12:00:00Z")), expected, "{on_start}");
         }
@@ -504,16 +511,21 @@ mod tests {
     #[test]
     fn jitter_is_within_its_bound_always_the_same_and_moves_the_run_not_the_slot() {
         let policies = policies("schedule = \"0 * * * *\"\njitter = \"5m\"");
-        let delay = jitter_offset(&p(), Duration::from_mins(5));
-        assert_eq!(delay, jitter_offset(&p(), Duration::from_mins(5)));
+        let delay = jitter_offset(&p(), HOST, Duration::from_mins(5));
+        assert_eq!(delay, jitter_offset(&p(), HOST, Duration::from_mins(5)));
         let names = ["a", "b", "c", "nightly", "weekly"].map(|name| name.parse().unwrap());
-        let parts = names.map(|name: PolicyName| jitter_offset(&name, Duration::from_mins(5)));
+        let parts = names.map(|name: PolicyName| jitter_offset(&name, HOST, Duration::from_mins(5)));
         assert!(parts.iter().all(|part| (0..=300_000).contains(&part.as_millis())), "{parts:?}");
         assert!(parts.windows(2).all(|pair| pair[0] != pair[1]), "{parts:?}");
-        assert_eq!(jitter_offset(&p(), Duration::ZERO), SignedDuration::ZERO);
+        let hosts = ["backup-1", "backup-2", "backup-3", ""];
+        let parts = hosts.map(|host| jitter_offset(&p(), host, Duration::from_mins(5)));
+        assert!(parts.iter().all(|part| (0..=300_000).contains(&part.as_millis())), "{parts:?}");
+        assert_eq!(BTreeSet::from(parts).len(), hosts.len(), "{parts:?}");
+        assert!(hosts.iter().all(|host| jitter_offset(&p(), host, Duration::ZERO).is_zero()));
 
         let slot = at("2026-11-03T01:00:00Z");
-        let mut timetable = Timetable::new(&policies, &Schedules::default(), at("2026-11-03T00:30:00Z"));
+        let mut timetable =
+            Timetable::new(&policies, HOST, &Schedules::default(), at("2026-11-03T00:30:00Z"));
         assert_eq!(timetable.next(&p()), Some(slot + delay));
         assert_eq!(timetable.look(slot + delay - SignedDuration::from_millis(1)), []);
         assert_eq!(timetable.look(slot + delay), [Event::Begin(p(), slot)]);
@@ -523,13 +535,17 @@ mod tests {
     fn a_reload_begins_nothing_keeps_what_runs_and_promises_nothing_backwards() {
         let hourly = policies("schedule = \"0 * * * *\"\non_start = \"now\"");
         let now = at("2026-11-03T02:40:00Z");
-        let old =
-            Timetable::new(&policies("schedule = \"30 2 * * *\""), &served("2026-10-01T02:30:00Z"), now);
-        let mut new = Timetable::new(&hourly, &old.schedules(), now).reloaded(&old, now);
+        let old = Timetable::new(
+            &policies("schedule = \"30 2 * * *\""),
+            HOST,
+            &served("2026-10-01T02:30:00Z"),
+            now,
+        );
+        let mut new = Timetable::new(&hourly, HOST, &old.schedules(), now).reloaded(&old, now);
         assert_eq!(new.look(now), []);
         assert_eq!(new.next(&p()), Some(at("2026-11-03T03:00:00Z")));
         assert_eq!(new.look(at("2026-11-03T03:00:00Z")), [begin("2026-11-03T03:00:00Z")]);
-        let mut newer = Timetable::new(&hourly, &new.schedules(), now).reloaded(&new, now);
+        let mut newer = Timetable::new(&hourly, HOST, &new.schedules(), now).reloaded(&new, now);
         assert_eq!(newer.look(at("2026-11-03T04:00:00Z")), [Event::Skipped(p(), 1)]);
     }
 
@@ -537,7 +553,7 @@ mod tests {
     fn years_of_a_schedule_by_the_second_are_no_work() {
         let policies = policies("schedule = \"* * * * * *\"");
         let mut timetable =
-            Timetable::new(&policies, &served("2020-01-01T00:00:00Z"), at("2026-11-03T00:00:00Z"));
+            Timetable::new(&policies, HOST, &served("2020-01-01T00:00:00Z"), at("2026-11-03T00:00:00Z"));
         let events = timetable.look(at("2026-11-03T00:00:00Z"));
         assert_eq!(events, [Event::Missed(p(), COUNT_MAX - 1), begin("2026-11-03T00:00:00Z")]);
     }
@@ -546,7 +562,7 @@ mod tests {
     fn what_has_no_schedule_or_is_not_enabled_is_never_due() {
         for text in ["", "enabled = false\nschedule = \"* * * * * *\"\non_start = \"now\""] {
             let now = at("2026-11-03T00:00:00Z");
-            let mut timetable = Timetable::new(&policies(text), &served("2020-01-01T00:00:00Z"), now);
+            let mut timetable = Timetable::new(&policies(text), HOST, &served("2020-01-01T00:00:00Z"), now);
             assert_eq!(timetable.look_at_start(now), []);
             assert_eq!(timetable.next(&p()), None);
         }

@@ -36,7 +36,8 @@ pub struct Policy {
     pub schedule: Option<Schedule>,
     /// For the schedule, and for days, weeks, months and years of the rules.
     pub time_zone: TimeZone,
-    /// The longest delay of a run after its time in the schedule. Each policy has its own delay, always the same.
+    /// The longest delay of a run after its time in the schedule. Each policy has its own delay, always the same on one
+    /// machine.
     pub jitter: Duration,
     /// What to do about missed runs.
     pub on_start: OnStart,

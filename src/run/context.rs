@@ -42,6 +42,8 @@ pub struct Runner {
     pub clock: Arc<dyn Clock>,
     /// Makes run ids, and the jitter of pauses.
     pub randomness: Arc<dyn Randomness>,
+    /// The name of this machine, by which the daemon spreads runs within their jitter.
+    pub host: Arc<str>,
     /// Every policy of the configuration, since each may keep a snapshot that another would delete.
     pub policies: Vec<Policy>,
     /// How long files of the audit log are kept after the end of their month.

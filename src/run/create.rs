@@ -5,13 +5,14 @@
 //! that is found so counts for its slot, but somebody else may have taken it, so it is never ours: only what the operation
 //! names is. A slot that another policy's snapshot served is remembered, too, since that snapshot belongs to both.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex;
 
 use crate::disk::DiskLock;
 use crate::exoscale::client::ZoneClient;
@@ -42,6 +43,10 @@ const MAX_TRIES: u32 = 5;
 /// A snapshot that neither this listing nor the last accepted one has is forgotten after this, and not before, since a
 /// new snapshot may not be listed yet.
 const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+/// A listing from right before a request serves for others, too, until it is this old: else many instances would make as
+/// many listings.
+const LISTING_REUSED: Duration = Duration::from_secs(2);
 
 /// Between two looks at a snapshot that is being taken and whose operation is not known.
 const WATCH_POLL: Duration = Duration::from_secs(10);
@@ -79,8 +84,20 @@ pub(crate) async fn create(
         let zone = plan.zone();
         let client = runner.client.zone(zone);
         let accepted = before.zones.get(zone).and_then(|zone| zone.accepted.as_ref());
-        let creator =
-            ZoneCreator { runner, recorder, policy, memory, slot, only, begun, zone, client, accepted };
+        let latest = Mutex::default();
+        let creator = ZoneCreator {
+            runner,
+            recorder,
+            policy,
+            memory,
+            slot,
+            only,
+            begun,
+            zone,
+            client,
+            accepted,
+            latest,
+        };
         creations.push(async move { creator.run(plan, report).await }.boxed());
     }
     join_all(creations).await;
@@ -214,7 +231,13 @@ struct ZoneCreator<'a> {
     client: ZoneClient,
     /// The last accepted listing.
     accepted: Option<&'a AcceptedListing>,
+    /// The latest listing.
+    latest: Mutex<Option<Latest>>,
 }
+
+/// The latest listing since the plan's: when it arrived, by the clock's elapsed time, and the snapshots that serve the slot
+/// by then; or why there are no such listings.
+type Latest = Result<(Duration, HashMap<InstanceId, Snapshot>), String>;
 
 /// An instance of which a snapshot is due.
 struct Due<'a> {
@@ -249,8 +272,12 @@ impl ZoneCreator<'_> {
         if due.is_empty() {
             return;
         }
-        // Where the quota does not suffice for all, the instance whose newest snapshot is oldest comes first.
-        due.sort_by_key(|due| (due.newest, due.instance.id));
+        // Where the quota does not suffice for all, the instance whose newest snapshot is oldest comes first; within an hour
+        // the order is random, since two daemons that begin at once would else ask for the same ones all the time.
+        due.sort_by_cached_key(|due| {
+            let hour = due.newest.map(|newest| newest.as_second().div_euclid(3600));
+            (hour, self.runner.randomness.next_u64())
+        });
         let wanted = due.len();
         let (available, lacking) = match self.client.get_quota("snapshot").await {
             Ok(quota) => match quota.and_then(|quota| Some((quota.usage, quota.limit?))) {
@@ -300,6 +327,11 @@ impl ZoneCreator<'_> {
 
         let takes = stream::iter(takes).buffered(self.runner.concurrency.get());
         report.steps.extend(takes.collect::<Vec<_>>().await);
+        if let Some(Err(error)) = &*self.latest.lock().await {
+            report.warnings.push(format!(
+                "whether others took snapshots since this run began cannot be listed, so some may be taken twice: {error}"
+            ));
+        }
     }
 
     /// A snapshot that is not there yet.
@@ -387,7 +419,8 @@ impl ZoneCreator<'_> {
         let inventory = &plan.listing.inventory;
         let now = self.runner.clock.now();
         let mut newest: BTreeMap<InstanceId, Timestamp> = BTreeMap::new();
-        let mut made: HashSet<InstanceId> = served(inventory, self.slot, now).into_keys().collect();
+        let mut made: HashSet<InstanceId> =
+            served(&inventory.snapshots, self.slot, now).into_keys().collect();
         let mut failed: HashSet<SnapshotId> = HashSet::new();
         for snapshot in &inventory.snapshots {
             let (state, taken) = (&snapshot.state, snapshot.created_at);
@@ -536,8 +569,27 @@ impl ZoneCreator<'_> {
         }
     }
 
-    /// Writes down that a snapshot is asked for, unless another policy does just that.
+    /// A snapshot of the instance since the slot, in a listing of about now: of a daemon with another state directory, or
+    /// by hand. If listing fails, and each has several attempts, the zone is not listed again: one snapshot too many is
+    /// better than one too few or too late.
+    async fn taken_meanwhile(&self, instance: InstanceId) -> Option<Snapshot> {
+        let clock = &self.runner.clock;
+        let mut latest = self.latest.lock().await;
+        let is_old =
+            |latest: &Latest| latest.as_ref().is_ok_and(|(at, _)| clock.elapsed() >= *at + LISTING_REUSED);
+        if latest.as_ref().is_none_or(is_old) {
+            let listed = self.client.list_snapshots().await.map_err(|error| chain(&error));
+            *latest = Some(listed.map(|(listed, _)| {
+                let served = served(&listed.snapshots, self.slot, clock.now()).into_iter();
+                (clock.elapsed(), served.map(|(id, snapshot)| (id, snapshot.clone())).collect())
+            }));
+        }
+        latest.as_ref()?.as_ref().ok()?.1.get(&instance).cloned()
+    }
+
+    /// Writes down that a snapshot is asked for, unless there is one by now, or another policy does just that.
     async fn ask(&self, due: &Due<'_>) -> Result<Creation, StepError> {
+        let meanwhile = self.taken_meanwhile(due.instance.id).await;
         let _lock = self.lock().await?;
         let all = self.runner.state.all_created().await;
         let all = all.map_err(|error| StepError::failed(chain(&error)))?;
@@ -561,15 +613,23 @@ impl ZoneCreator<'_> {
             zone: self.zone.clone(),
             instance_id: due.instance.id,
             slot: self.slot,
-            requested_at: self.runner.clock.now(),
-            snapshot_id: None,
+            requested_at: meanwhile.as_ref().map_or(self.runner.clock.now(), |taken| taken.created_at),
+            snapshot_id: meanwhile.as_ref().map(|taken| taken.id),
             is_in_doubt: false,
             listed_before: due.listed_before.clone(),
             // Until the operation names it.
             owner: Owner::Nobody,
         };
         self.memory.change(|state| state.created.push(asked.clone())).await?;
-        Ok(asked)
+        match meanwhile {
+            Some(taken) => Err(StepError::skipped(format!(
+                "another one was taken since {}: snapshot {} ({})",
+                self.slot.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                printable(&taken.name),
+                taken.id
+            ))),
+            None => Ok(asked),
+        }
     }
 
     async fn lock(&self) -> Result<Box<dyn DiskLock>, StepError> {

@@ -234,11 +234,11 @@ fn plan_of(
 
 /// The instances that need no snapshot for a slot, each with one that was taken since then, or is being taken.
 pub(crate) fn served(
-    inventory: &Inventory,
+    snapshots: &[Snapshot],
     slot: Timestamp,
     now: Timestamp,
 ) -> HashMap<InstanceId, &Snapshot> {
-    let snapshots = inventory.snapshots.iter().filter(|snapshot| snapshot.created_at >= slot);
+    let snapshots = snapshots.iter().filter(|snapshot| snapshot.created_at >= slot);
     snapshots
         .filter(|snapshot| snapshot.state.is_good() || snapshot.state.is_in_flight())
         // One that is dated far ahead would stand in the way until then.
@@ -254,7 +254,7 @@ pub(crate) fn dated_ahead(
     slot: Timestamp,
     now: Timestamp,
 ) -> Vec<String> {
-    let served = served(inventory, slot, now);
+    let served = served(&inventory.snapshots, slot, now);
     let ahead = inventory.selected_by(policy).filter_map(|instance| {
         let snapshot = served.get(&instance.id).filter(|snapshot| snapshot.created_at > now)?;
         Some(format!(
@@ -278,7 +278,7 @@ pub(crate) fn add_coming(policy: &Policy, listing: &mut Listing, at: Timestamp, 
     listing.warnings.extend(dated_ahead(policy, &listing.inventory, at, at));
     let inventory = &mut listing.inventory;
     inventory.missing.retain(|missing| missing.policy != policy.name);
-    let served = served(inventory, at, at);
+    let served = served(&inventory.snapshots, at, at);
     let coming: Vec<Snapshot> = inventory
         .selected_by(policy)
         .filter(|instance| !served.contains_key(&instance.id))

@@ -181,6 +181,7 @@ impl Play {
             disk: Arc::new(self.disk.clone()),
             clock: Arc::new(self.clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
+            host: "backup-1".into(),
         };
         let credentials = Credentials::new(API_KEY, API_SECRET, None).unwrap();
         assemble::runner(&self.config, credentials, &seams, purpose)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use snapwarden::clock;
+use snapwarden::clock::{self, Clock as _};
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::report::{RunReport, RunResult};
@@ -19,6 +19,7 @@ use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::policy_state::{Creation, Owner};
 
+use crate::daemon::{play, until};
 use crate::stage::{NOW, Stage, days_ago, ended, steps};
 
 const CREATING: &str = r#"
@@ -237,7 +238,7 @@ async fn a_lost_answer_makes_no_second_one() {
 async fn what_nobody_can_tell_is_left_to_the_next_run() {
     let (stage, _) = web();
     stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::CutAfter).times(1));
-    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(1).times(1));
+    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(2).times(1));
     let report = stage.run_with(CREATING, &now()).await;
     assert_eq!(ended(&report, Action::Create, StepOutcome::Failed), 1, "{}", said(&report));
     assert!(said(&report).contains("the next run looks again"), "{}", said(&report));
@@ -294,13 +295,13 @@ async fn a_snapshot_that_people_took_much_later_is_not_taken_for_ours() {
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_people_took_just_before_is_not_taken_for_ours() {
-    // With the second listing the answer is looked for: where it fails, the next run looks for it.
+    // With the third listing the answer is looked for: where it fails, the next run looks for it.
     for is_left_to_the_next_run in [false, true] {
         let (stage, instance) = web();
         let theirs = stage.world.add_snapshot(instance, stage.now() - SignedDuration::from_mins(3));
         stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::CutBefore).times(1));
         if is_left_to_the_next_run {
-            stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(1).times(1));
+            stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(2).times(1));
             let report = stage.run_with(CREATING, &now()).await;
             assert_eq!(ended(&report, Action::Create, StepOutcome::Failed), 1, "{}", said(&report));
         }
@@ -510,6 +511,126 @@ async fn point_40_two_policies_side_by_side_take_one_together() {
     assert_eq!(done, 2);
     // One took both, and they served the other's slot: they belong to both.
     assert_eq!(folder(&stage).created_snapshots().await.unwrap().len(), 2);
+}
+
+/// When the requests for a snapshot of each instance arrived.
+fn taken_of(stage: &Stage, instances: &[InstanceId]) -> Vec<Vec<Timestamp>> {
+    let log = stage.world.log();
+    let of = |instance: &InstanceId| {
+        let asked = log.iter().filter(|one| one.call == Call::CreateSnapshot);
+        asked.filter(|one| one.path.contains(&instance.to_string())).map(|one| one.at).collect()
+    };
+    instances.iter().map(of).collect()
+}
+
+fn machines(stage: &Stage, count: usize) -> Vec<InstanceId> {
+    (0..count).map(|number| stage.world.add_instance(&stage.zone, &format!("web-{number}"), &[])).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_daemons_with_separate_state_take_two_only_of_what_they_ask_for_at_once() {
+    for (later, most_twice) in [(0, 8), (3, 0)] {
+        let stage = Stage::new();
+        let instances = machines(&stage, 40);
+        stage.world.set_operations_take(Duration::from_secs(10));
+        let other = stage.beside("backup-2");
+        let options = now();
+        let second = async {
+            stage.clock.sleep(Duration::from_secs(later)).await;
+            other.run_with(CREATING, &options).await
+        };
+        let reports = futures_util::future::join(stage.run_with(CREATING, &options), second).await;
+        let asked = taken_of(&stage, &instances);
+        let twice: Vec<_> = asked.iter().filter(|asked| asked.len() != 1).collect();
+        assert!(twice.len() <= most_twice, "{later}: {twice:?}");
+        for asked in twice {
+            assert!(
+                asked.len() == 2 && asked[1].duration_since(asked[0]).as_secs() <= 3,
+                "{later}: {asked:?}"
+            );
+        }
+        let mut skipped = 0;
+        for (stage, report) in [(&stage, &reports.0), (&other, &reports.1)] {
+            assert_eq!(report.result, RunResult::Success, "{later}: {}", said(report));
+            let of_others = ended(report, Action::Create, StepOutcome::Skipped);
+            assert_eq!(said(report).matches("another one was taken since").count(), of_others, "{later}");
+            // They are written down, and are nobody's; a restart takes none.
+            let found = remembered(stage, "nightly").await;
+            let found = found.iter().filter(|made| made.owner == Owner::Nobody && made.snapshot_id.is_some());
+            assert_eq!(found.count(), of_others, "{later}");
+            let again = stage.run_with(CREATING, &options).await;
+            assert!(again.zones[0].steps.is_empty(), "{later}: {}", said(&again));
+            skipped += of_others;
+        }
+        assert!(skipped > 20, "{later}: {skipped}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_daemons_of_one_policy_with_jitter_take_one_together() {
+    for jitter in ["10s", "5m"] {
+        let policy = format!("{CREATING}schedule = \"30 12 * * *\"\njitter = \"{jitter}\"\n");
+        let stage = Stage::new();
+        let instances = machines(&stage, 12);
+        stage.world.set_operations_take(Duration::from_secs(10));
+        let other = stage.beside("backup-2");
+        let plays = [play(&stage, &policy).await, play(&other, &policy).await];
+        until(&stage, "2026-11-01T13:00:00Z").await;
+        for one in plays {
+            one.stop().await;
+        }
+        let taken = taken_of(&stage, &instances);
+        assert!(taken.iter().all(|asked| asked.len() == 1), "{jitter}: {taken:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn listings_right_before_the_requests_are_shared() {
+    let stage = Stage::new();
+    machines(&stage, 40);
+    for seconds in [1, 10] {
+        stage.world.set_operations_take(Duration::from_secs(seconds));
+        stage.world.clear_log();
+        let report = stage.run(CREATING).await;
+        assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 40, "{}", said(&report));
+        let listings = stage.world.log().iter().filter(|one| one.call == Call::ListSnapshots).count();
+        assert!((3..=14).contains(&listings), "{seconds}: {listings}");
+        stage.step(SignedDuration::from_hours(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn if_the_listing_right_before_fails_a_snapshot_is_taken_all_the_same() {
+    let stage = Stage::new();
+    machines(&stage, 40);
+    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::status(403, "no")).after(1).times(1));
+    let report = stage.run_with(CREATING, &now()).await;
+    assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 40, "{}", said(&report));
+    assert_eq!(said(&report).matches("so some may be taken twice").count(), 1, "{}", said(&report));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_found_late_serves_no_slot_after_it() {
+    let stage = Stage::new();
+    let instances = machines(&stage, 2);
+    stage.world.set_operations_take(Duration::from_mins(1));
+    let policies = format!(
+        "[exoscale]\nconcurrency = 1\n{CREATING}[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n"
+    );
+    let runner = stage.runner(&policies);
+    let (slot, options) = (stage.now(), now());
+    let by_hand = async {
+        stage.clock.sleep(Duration::from_secs(30)).await;
+        for instance in &instances {
+            stage.world.add_snapshot(*instance, stage.now());
+        }
+    };
+    let (report, ()) = futures_util::future::join(runner.run(&runner.policies[0], &options), by_hand).await;
+    // The first was asked for before, the second is found after a minute.
+    assert_eq!(ended(&report.unwrap(), Action::Create, StepOutcome::Skipped), 1);
+    let later = RunOptions { slot: Some(slot + SignedDuration::from_secs(45)), ..RunOptions::default() };
+    let report = runner.run(&runner.policies[1], &later).await.unwrap();
+    assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 2, "{}", said(&report));
 }
 
 #[tokio::test(start_paused = true)]

@@ -194,7 +194,7 @@ async fn one_taken_by_hand_beside_a_lost_answer_is_never_ours() {
     let (stage, instance) = zone();
     // Never carried out, and a person takes one within the same minutes.
     stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::CutBefore).times(1));
-    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(1).times(1));
+    stage.world.fault(Fault::on(Call::ListSnapshots, Effect::html()).after(2).times(1));
     let runner = stage.runner(policy);
     let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
     let report = runner.run(&runner.policies[0], &options).await.unwrap();

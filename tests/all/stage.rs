@@ -73,7 +73,16 @@ impl Stage {
             disk,
             clock: Arc::new(clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
+            host: "backup-1".into(),
         };
+        Self { world, clock, zone, seams, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// Another machine with this name beside the same zone, with a state directory of its own.
+    pub(crate) fn beside(&self, host: &str) -> Self {
+        let randomness = Arc::new(SeededRandomness::new(12));
+        let seams = Seams { host: host.into(), randomness, ..self.seams.clone() };
+        let (world, clock, zone) = (self.world.clone(), self.clock.clone(), self.zone.clone());
         Self { world, clock, zone, seams, folder: tempfile::tempdir().unwrap() }
     }
 
