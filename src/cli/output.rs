@@ -21,6 +21,7 @@ const NAMES_MIN_WIDTH: usize = 130;
 pub struct Output {
     format: OutputFormat,
     color: Color,
+    log_format: logging::Format,
 }
 
 /// The color of a table's cell.
@@ -55,7 +56,7 @@ pub fn plain(text: impl Into<String>) -> (String, Tone) {
 impl Output {
     /// As the command line says.
     pub fn new(global: &Global) -> Self {
-        Self { format: global.output, color: global.color }
+        Self { format: global.output, color: global.color, log_format: global.log_format }
     }
 
     /// Whether data is drawn as a picture.
@@ -110,17 +111,9 @@ impl Output {
         }
     }
 
-    /// Prints a message to stderr. Lines stay lines; other characters that could affect a terminal are escaped.
+    /// Prints a message to stderr, in the format of the log.
     pub fn complain(self, text: &str) {
-        let prefix = logging::complaint_prefix();
-        let mut safe: String = String::new();
-        for (number, line) in text.lines().enumerate() {
-            safe.push_str(prefix);
-            safe.push_str(if number == 0 { "snapwarden: " } else { "" });
-            safe.push_str(&printable(line));
-            safe.push('\n');
-        }
-        let _ = io::stderr().lock().write_all(safe.as_bytes());
+        let _ = io::stderr().lock().write_all(logging::complaint(self.log_format, text).as_bytes());
     }
 
     /// The width of the terminal in columns, if stdout is one; else `$COLUMNS`, if that is set.

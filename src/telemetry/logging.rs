@@ -7,17 +7,17 @@
 //! No message can forge a log line: control characters are escaped as [`printable`] does, and the further lines of a message with several are marked as such.
 
 use std::ffi::OsStr;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 use tracing::field::Field;
 use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::format::{self, JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 use tracing_subscriber::{EnvFilter, filter};
 
 use crate::text::{excerpt, printable, safe_json};
@@ -58,10 +58,24 @@ where
     }
 }
 
-/// The prefix of lines on stderr that are no log lines and ask a person to act; empty except for the journal, which
-/// would give them the priority of a remark.
-pub fn complaint_prefix() -> &'static str {
-    if is_to_journal() { priority(Level::ERROR) } else { "" }
+/// A message that is no log line and asks a person to act, as it is written to stderr: in JSON it looks like a log line, and
+/// the journal gets its priority, which else would be that of a remark. Lines stay lines; other characters that could affect
+/// a terminal are escaped.
+pub fn complaint(format: Format, text: &str) -> String {
+    let prefix = if is_to_journal() { priority(Level::ERROR) } else { "" };
+    if format == Format::Json {
+        let mut line = String::from(prefix);
+        let message = serde_json::Map::from_iter([("message".to_owned(), text.into())]);
+        // Writing to a String cannot fail.
+        let _ = write_json(&mut line, Level::ERROR, message);
+        return safe_json(&line).into_owned();
+    }
+    let mut safe = String::new();
+    for (number, line) in text.lines().enumerate() {
+        let program = if number == 0 { concat!(env!("CARGO_PKG_NAME"), ": ") } else { "" };
+        let _ = writeln!(safe, "{prefix}{program}{}", printable(line));
+    }
+    safe
 }
 
 fn is_to_journal() -> bool {
@@ -121,15 +135,57 @@ where
         // A log that can't be written must not stop the work: saying so on stderr, where it failed, would.
         .log_internal_errors(false);
     let silence = filter::filter_fn(is_harmless);
-    let text = builder.fmt_fields(text_fields());
     match format {
         Format::Text => {
             let line: fn(&FmtContext<'_, _, _>, Writer<'_>, &Event<'_>) -> fmt::Result =
                 if is_to_journal { journal_line } else { text_line };
-            Box::new(text.event_format(line).finish().with(silence))
+            Box::new(builder.fmt_fields(text_fields()).event_format(line).finish().with(silence))
         }
-        Format::Json => Box::new(text.json().flatten_event(true).finish().with(silence)),
+        Format::Json => {
+            let line: fn(&FmtContext<'_, _, _>, Writer<'_>, &Event<'_>) -> fmt::Result = json_line;
+            Box::new(builder.fmt_fields(JsonFields::new()).event_format(line).finish().with(silence))
+        }
     }
+}
+
+/// A JSON object: time, level, and the fields of the run and of the event side by side, so that `policy.name` stands in one
+/// place whoever logs it.
+fn json_line<S>(
+    context: &FmtContext<'_, S, JsonFields>,
+    mut writer: Writer<'_>,
+    event: &Event<'_>,
+) -> fmt::Result
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+{
+    let mut all = serde_json::Map::new();
+    let mut add =
+        |fields: &str| all.extend(serde_json::from_str::<serde_json::Map<_, _>>(fields).unwrap_or_default());
+    for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
+        if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>() {
+            add(fields);
+        }
+    }
+    let mut own = String::new();
+    context.format_fields(Writer::new(&mut own), event)?;
+    add(&own);
+    write_json(&mut writer, *event.metadata().level(), all)
+}
+
+/// Time, level and message come first.
+fn write_json(
+    writer: &mut dyn fmt::Write,
+    level: Level,
+    mut fields: serde_json::Map<String, serde_json::Value>,
+) -> fmt::Result {
+    let mut time = String::new();
+    SystemTime.format_time(&mut Writer::new(&mut time))?;
+    let message = fields.remove("message").unwrap_or_else(|| "".into());
+    write!(writer, "{{\"timestamp\":\"{time}\",\"level\":\"{level}\",\"message\":{message}")?;
+    for (name, value) in fields {
+        write!(writer, ",{}:{value}", serde_json::Value::from(name))?;
+    }
+    writeln!(writer, "}}")
 }
 
 /// A line for people: time, level, and what the journal gets.
@@ -355,6 +411,10 @@ mod tests {
         );
         assert_eq!(logged(Format::Text, JOURNAL, "trace", all), expected);
         let json = logged(Format::Json, JOURNAL, "trace", all);
+        assert!(
+            json.contains("\"message\":\"two\",\"policy.name\":\"nightly\",\"zone.name\":\"ch-gva-2\"}"),
+            "{json}"
+        );
         for (line, priority) in json.lines().zip(["<3>", "<4>", "<6>", "<7>", "<7>"]) {
             let rest = line.strip_prefix(priority).unwrap_or_else(|| panic!("{line}"));
             let value: serde_json::Value = serde_json::from_str(rest).unwrap();

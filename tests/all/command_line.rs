@@ -1353,3 +1353,23 @@ async fn at_80_columns_no_value_is_broken_inside_and_no_action_is_printed_twice(
         assert_eq!(text.contains("deleted snapshot web-"), *more == "-v", "{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_json_logs_all_that_stderr_gets_is_json_of_one_shape() {
+    let (play, _) = Play::five(NIGHTLY).await;
+    play.world.fault(Fault::on(Call::ExportSnapshot, Effect::status(403, "no\nway")));
+    let lines = |said: &Said| -> Vec<Value> {
+        said.err.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+    };
+    let said = play.run(&["--log-format", "json", "once"]).await;
+    let all = lines(&said);
+    assert!(all.iter().all(|line| line["policy.name"] == "nightly" && line["run.id"].is_string()), "{all:?}");
+    let errors: Vec<&Value> = all.iter().filter(|line| line["level"] == "ERROR").collect();
+    assert_eq!(errors.len(), 1, "a failed run is one error: {all:?}");
+    assert!(errors[0]["message"].as_str().unwrap().contains("no\\u{a}way"), "{errors:?}");
+
+    let refused = lines(&play.run(&["--log-format", "json", "once", "no-such-policy"]).await);
+    let [line] = &refused[..] else { panic!("{refused:?}") };
+    assert!(line["level"] == "ERROR" && line["timestamp"].is_string(), "{line}");
+    assert!(line["message"].as_str().unwrap().contains("no-such-policy"), "{line}");
+}
