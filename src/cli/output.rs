@@ -1,5 +1,6 @@
 //! Prints data to stdout and messages to stderr, in colors where they are wanted.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -15,6 +16,9 @@ use crate::text::{printable, safe_json};
 /// On a narrower terminal the names of snapshots are left out: the instance and the time identify them, and the
 /// reasons need the space.
 const NAMES_MIN_WIDTH: usize = 130;
+
+/// Takes the place of a row whose text stands there. No text of a table can hold it.
+const BELOW: &str = "\u{1}";
 
 /// How a command prints.
 #[derive(Debug, Clone, Copy)]
@@ -123,23 +127,30 @@ impl Output {
     }
 
     /// A table with an optional head, as wide as its contents, but not wider than the terminal. No value is broken inside:
-    /// only the last column may be of any length, and where its words do not fit, it stands below the rows.
-    pub fn table(self, head: &[&str], rows: Vec<Row>) -> String {
+    /// only the last column may be of any length, and a text there with a word that does not fit stands below its row.
+    pub fn table(self, head: &[&str], mut rows: Vec<Row>) -> String {
         let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+        let longest_word =
+            |text: &str| printable(text).split(' ').map(|word| word.chars().count()).max().unwrap_or(0);
         let longest = |place: usize| {
-            let cells = rows.iter().filter_map(|row| Some(printable(&row.get(place)?.0)));
-            let words = cells.flat_map(|cell| cell.split(' ').map(text_width).collect::<Vec<_>>());
-            words.chain(head.get(place).map(|word| word.len())).max().unwrap_or_default()
+            let cells = rows.iter().filter_map(|row| Some(longest_word(&row.get(place)?.0)));
+            cells.chain(head.get(place).map(|word| word.len())).max().unwrap_or_default()
         };
-        let widths: Vec<usize> = (0..columns).map(longest).collect();
-        let needed: usize = widths.iter().map(|width| width + 2).sum();
-        if columns > 2 && !head.is_empty() && self.width().is_some_and(|width| needed > width) {
-            let split = |mut row: Row| {
-                let text = row.pop().map_or_else(String::new, |(text, _)| text);
-                (row, text)
-            };
-            let rows = rows.into_iter().map(split).collect();
-            return self.with_text_below(head.split_last().map_or(&[], |(_, head)| head), rows);
+        let widths: Vec<usize> = (1..columns).map(|place| longest(place - 1)).collect();
+        let before: usize = widths.iter().map(|width| width + 2).sum();
+        let space = self.width().map_or(usize::MAX, |width| width.saturating_sub(before + 4));
+        let mut below = VecDeque::new();
+        if columns > 2 && !head.is_empty() {
+            let mut place = 0;
+            while let Some(row) = rows.get_mut(place) {
+                place += 1;
+                let last = row.get_mut(columns - 1).filter(|(text, _)| longest_word(text) > space);
+                if let Some((text, tone)) = last {
+                    below.push_back((std::mem::take(text), *tone));
+                    rows.insert(place, vec![plain(BELOW)]);
+                    place += 1;
+                }
+            }
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -158,7 +169,7 @@ impl Output {
         }
         for row in rows {
             table.add_row(row.into_iter().map(|(text, tone)| {
-                let cell = Cell::new(printable(&text));
+                let cell = Cell::new(if text == BELOW { text.into() } else { printable(&text) });
                 match tone {
                     Tone::Plain => cell,
                     Tone::Good => cell.fg(TableColor::Green),
@@ -169,15 +180,18 @@ impl Output {
         }
         for (place, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
-            let width = widths.get(place).filter(|_| place + 1 < columns);
-            if let Some(width) = width.and_then(|width| u16::try_from(width + 2).ok()) {
+            if let Some(width) = widths.get(place).and_then(|width| u16::try_from(width + 2).ok()) {
                 column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
             }
         }
         let mut text = String::new();
         for line in table.lines() {
-            text.push_str(line.trim_end());
-            text.push('\n');
+            if let Some((long, tone)) = below.pop_front_if(|_| line.starts_with(BELOW)) {
+                text.push_str(&self.note("", tone, &long));
+            } else {
+                text.push_str(line.trim_end());
+                text.push('\n');
+            }
         }
         text
     }
@@ -241,10 +255,6 @@ impl Output {
             });
             return self.table(&[head, &[last]].concat(), rows.collect());
         }
-        self.with_text_below(head, rows)
-    }
-
-    fn with_text_below(self, head: &[&str], rows: Vec<(Row, String)>) -> String {
         let (rows, texts): (Vec<Row>, Vec<String>) = rows.into_iter().unzip();
         let table = self.table(head, rows);
         let mut text = String::new();
@@ -266,10 +276,6 @@ impl Output {
     pub fn note(self, word: &str, tone: Tone, text: &str) -> String {
         self.indented_table(&[], vec![vec![(word.to_owned(), tone), plain(text)]])
     }
-}
-
-fn text_width(text: &str) -> usize {
-    text.chars().count()
 }
 
 /// A time in a table: to the minute on a narrow terminal.
