@@ -59,9 +59,14 @@ pub async fn resume(global: &Global, name: &PolicyName, output: Output) -> Resul
         Some(policy) if !policy.enabled => "; the configuration has `enabled = false`, so it does not run",
         Some(_) => "",
     };
+    // Time went on meanwhile: what was to be deleted during the pause is deleted by the next run.
+    let look = match policy.filter(|policy| policy.enabled && before.is_some()) {
+        Some(_) => format!("look at what its next run deletes: snapwarden plan {name}\n"),
+        None => String::new(),
+    };
     output.show(
         || json!({ "policy": name, "was_paused": before.is_some() }),
-        || format!("policy {name} {was}{still}\n"),
+        || format!("policy {name} {was}{still}\n{look}"),
     );
     Ok(Exit::Done)
 }

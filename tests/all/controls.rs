@@ -314,7 +314,7 @@ async fn the_commands_say_what_is_so_now_and_need_no_credentials() {
 
     let resumed = run(&["resume", "nightly"]).await;
     assert_eq!(resumed.status, 0, "{resumed:?}");
-    resumed.has(&["policy nightly is not paused any more (it was since 20"]);
+    resumed.has(&["policy nightly is not paused any more (it was since 20", "snapwarden plan nightly"]);
     let again = run(&["resume", "nightly"]).await;
     assert_eq!(again.status, 0, "{again:?}");
     again.has(&["was not paused by hand, so nothing changed"]);
