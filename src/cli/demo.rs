@@ -45,8 +45,9 @@ use crate::text::printable;
 const SEED: u64 = 20_261_101;
 
 const INTRODUCTION: &str = "\
-A simulated Exoscale zone runs in this process: three instances, and the snapshots that were taken of them for
-months. None was ever deleted, and none exists anywhere else: if an instance is deleted, so are its snapshots.
+A simulated Exoscale zone runs in this process: three instances, and the
+snapshots that were taken of them for months. None was ever deleted, and none
+exists anywhere else: if an instance is deleted, so are its snapshots.
 snapwarden takes care of them by the two policies of this configuration:
 
 ";
@@ -264,11 +265,13 @@ fn guide(
 
     let mut text = format!(
         "\
-A simulated Exoscale zone runs in this process, and the daemon over it, on the real clock. There are four instances,
-months of snapshots, a new one every {} seconds, and three policies that run every 20 seconds:
+A simulated Exoscale zone runs in this process, and the daemon over it, on the
+real clock. There are four instances, months of snapshots, a new one every {}
+seconds, and three policies that run every 20 seconds:
 
-    nightly   exports the newest snapshot of each instance, verifies the copy, then keeps the newest {NIGHTLY_KEEPS}
-    golden    makes a template of the newest snapshot of web-1, and keeps 4 of them
+    nightly   exports the newest snapshot of each instance, verifies the copy,
+              then keeps the newest {NIGHTLY_KEEPS}
+    golden    makes a template of the newest snapshot of web-1, and keeps 4
     fresh     takes snapshots of cache-1 itself, and keeps the newest 5
 
 To look at it from a second terminal:
@@ -348,7 +351,7 @@ keep_last = 7                         # keep the newest seven of each instance
 keep_within = "14d"                   # and all that are younger than two weeks
 max_age = "400d"
 [policies.nightly.export]
-archives = ["vault"]                  # each deleted one has a newer, verified copy there
+archives = ["vault"]                  # each deleted one has a newer copy
 
 [policies.weekly]                     # a golden image each week
 schedule = "0 4 * * 0"
@@ -390,7 +393,7 @@ exclude_instances = ["cache-*"]
 [policies.nightly.retention]
 keep_last = {NIGHTLY_KEEPS}
 [policies.nightly.export]
-archives = ["vault"]                  # each deleted one has a newer, verified copy there
+archives = ["vault"]                  # each deleted one has a newer copy
 
 [policies.golden]                     # golden images
 schedule = "7,27,47 * * * * *"

@@ -97,6 +97,14 @@ fn get(command: &str) -> String {
 fn the_commands_for_a_second_terminal_work_and_ctrl_c_leaves_nothing() {
     let mut demo = Running::start();
     demo.listens();
+    let readme = include_str!("../../README.md");
+    let (introduction, _) = readme.split_once("demo\n").unwrap().1.split_once("\nTo look at it").unwrap();
+    assert!(demo.said.join("\n").starts_with(introduction), "the README shows another: {:#?}", demo.said);
+    // Commands have paths, and stay in one piece.
+    let is_command = |line: &&String| line.starts_with("    ") && line.contains(['/', '\\']);
+    for line in demo.said.iter().filter(|line| !is_command(line)) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
     let commands: Vec<String> = demo.commands().into_iter().map(str::to_owned).collect();
     let on_hold = commands.iter().find_map(|command| command.split(" hold ").nth(1)?.split(' ').next());
     let on_hold = on_hold.unwrap_or_else(|| panic!("no `hold`: {commands:#?}"));

@@ -89,13 +89,29 @@ impl Ground {
         replace_file(&RealDisk, &self.path(name), text.as_bytes(), Access::Owner).unwrap();
     }
 
-    /// The daemon, with credentials, and nothing else in its environment.
+    /// The daemon.
     fn run(&self) -> Command {
+        self.command("run")
+    }
+
+    /// The program, with credentials, and nothing else in its environment.
+    fn command(&self, name: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_snapwarden"));
         command.env_clear();
-        command.args(["--config", self.path("snapwarden.toml").to_str().unwrap(), "run"]);
+        command.args(["--config", self.path("snapwarden.toml").to_str().unwrap(), name]);
         command.env("EXOSCALE_API_KEY", API_KEY).env("EXOSCALE_API_SECRET", API_SECRET);
         command
+    }
+
+    /// Waits until the run in flight has asked for its operation another two times.
+    async fn polls_again(&self) {
+        let polls =
+            || self.world.log().iter().filter(|exchange| exchange.call == Call::GetOperation).count();
+        let (clock, before) = (SystemClock::start(), polls());
+        while polls() < before + 2 {
+            assert!(clock.elapsed() < PATIENCE, "{:?}", self.world.log());
+            clock.sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn state_bytes(&self) -> Vec<(PathBuf, Vec<u8>)> {
@@ -420,11 +436,7 @@ async fn in_the_middle_of_a_run_it_ends_within_its_grace_and_told_twice_at_once(
         ground.write("snapwarden.toml", &text);
         ground.world.set_operations_take(Duration::from_hours(1));
         let mut daemon = Running::ready(&ground).await;
-        let clock = SystemClock::start();
-        while !ground.world.log().iter().any(|exchange| exchange.call == Call::GetOperation) {
-            assert!(clock.elapsed() < PATIENCE, "{:?}", ground.world.log());
-            clock.sleep(Duration::from_millis(20)).await;
-        }
+        ground.polls_again().await;
         daemon.signal(Signal::TERM);
         daemon.says("stopping: 1 run in flight may go on").await;
         for _ in 1..times {
@@ -434,6 +446,41 @@ async fn in_the_middle_of_a_run_it_ends_within_its_grace_and_told_twice_at_once(
         assert_eq!(code, Some(status), "{said}");
         assert!(said.contains("no longer waiting for p"), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_ask_for_nothing_end_neither_the_daemon_nor_a_run() {
+    for (name, policies) in [("run", YEARLY), ("run", AT_ONCE), ("once", AT_ONCE)] {
+        let ground = Ground::new(policies).await;
+        ground.world.set_operations_take(Duration::from_hours(1));
+        let mut running = Running::start(ground.command(name));
+        if name == "run" {
+            running.says("listens on").await;
+        }
+        if policies == AT_ONCE {
+            ground.polls_again().await;
+        }
+        for signal in [Signal::USR1, Signal::USR2, Signal::PIPE] {
+            running.signal(signal);
+        }
+        if policies == AT_ONCE {
+            ground.polls_again().await;
+        } else {
+            assert!(running.get("/readyz").starts_with("HTTP/1.1 200"));
+        }
+        assert_eq!(running.child.try_wait().unwrap(), None, "{name}: {:?}", running.said);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_output_nobody_reads_is_completed() {
+    let ground = Ground::new(AT_ONCE).await;
+    let mut once = ground.command("once");
+    let mut child = once.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let deleted = ground.world.log().iter().filter(|exchange| exchange.call == Call::DeleteSnapshot).count();
+    assert_eq!(deleted, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
