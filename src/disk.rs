@@ -69,6 +69,8 @@ pub enum Access {
     Owner,
     /// The owner, and the group to read (0640, folders 0750).
     Group,
+    /// Everyone to read (0644, folders 0755).
+    Everyone,
 }
 
 impl Access {
@@ -78,6 +80,8 @@ impl Access {
             (Self::Owner, true) => 0o700,
             (Self::Group, false) => 0o640,
             (Self::Group, true) => 0o750,
+            (Self::Everyone, false) => 0o644,
+            (Self::Everyone, true) => 0o755,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cli::manual;
 use crate::cli::when::When;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::select::Pattern;
@@ -14,8 +15,12 @@ use crate::snapshot::{InstanceId, ZoneName};
 use crate::telemetry::logging;
 
 /// Creates, prunes, exports, verifies and promotes snapshots of Exoscale Compute instances.
+///
+/// Policies in the configuration file say which snapshots are kept, and where verified copies are stored. `run` is the daemon,
+/// `once` does a single run, and `plan` shows beforehand what a run would do, and why. Data goes to stdout, everything else to
+/// stderr. Times are RFC 3339 in UTC, sizes in JSON are bytes.
 #[derive(Debug, Parser)]
-#[command(name = "snapwarden", version, max_term_width = 110)]
+#[command(name = "snapwarden", version, max_term_width = 110, after_long_help = manual::after_help())]
 pub struct Arguments {
     /// Options of every command.
     #[command(flatten)]
@@ -94,12 +99,14 @@ pub enum RolePart {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon: policies on their schedules, and the HTTP port
+    #[command(after_long_help = manual::signals_help("run"))]
     Run,
     /// Run policies once, in the foreground
     ///
     /// With --instance the run is limited to some instances: it is planned over all of them, as ever, but takes, exports,
     /// promotes and deletes snapshots of these alone. The next run then compares with the last whole run, allowances stay, and
     /// archives are not pruned. `plan --instance` shows beforehand what it would do.
+    #[command(after_long_help = manual::signals_help("once"))]
     Once {
         /// The policies to run [default: all enabled ones]
         #[arg(value_name = "POLICY")]
@@ -223,8 +230,15 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print a manual page, or write them all
+    Man {
+        /// The page, such as `once`, `archive-list` or `snapwarden.toml` [default: snapwarden]
+        #[arg(value_name = "PAGE")]
+        page: Option<String>,
+        /// Write all pages into the folders man1 and man5 of this directory, for packagers
+        #[arg(long, value_name = "DIR", conflicts_with = "page")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// Arguments of `plan`.

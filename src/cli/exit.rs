@@ -20,6 +20,27 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// All, by their numbers.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Done, Self::Failed, Self::Usage, Self::Held, Self::BadConfiguration];
+
+    /// The meaning, for the help and the manual pages.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "Done.",
+            Self::Failed => {
+                "Something failed, at least in part; or something needs attention: an instance without a good snapshot, a \
+                 pattern of a policy that matches nothing."
+            }
+            Self::Usage => "Wrong usage; nothing was done.",
+            Self::Held => {
+                "Nothing failed, but a guard blocked deletions, or some are pending: a change that would delete them has \
+                 to settle."
+            }
+            Self::BadConfiguration => "The configuration or the credentials are unusable; nothing was done.",
+        }
+    }
+
     /// The worse of two: a failure is worse than a block by the guard.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {

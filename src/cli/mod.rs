@@ -16,6 +16,7 @@ pub mod exit;
 pub mod explain;
 pub mod history;
 pub mod hold;
+mod manual;
 pub mod once;
 pub mod output;
 pub mod packaging;
@@ -123,7 +124,8 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         #[cfg(feature = "demo")]
         Command::Demo { once } => on_runtime(demo::demo(*once, output, progress)),
         Command::Completions { shell } => Ok(packaging::completions(*shell, output)),
-        Command::Man => packaging::man(output),
+        Command::Man { page, directory: None } => packaging::man(page.as_deref(), output),
+        Command::Man { directory: Some(directory), .. } => packaging::write_pages(directory),
     }
 }
 
@@ -134,7 +136,10 @@ const END_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Runs a command on one thread, since the network needs no more; hashing and disk use the blocking pool.
 fn on_runtime(work: impl Future<Output = Result<Exit, Refusal>>) -> Result<Exit, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(work);
+    let done = runtime.block_on(async {
+        signals::ignore_unused()?;
+        work.await
+    });
     runtime.shutdown_timeout(END_WAIT_MAX);
     done
 }

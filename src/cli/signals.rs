@@ -11,15 +11,11 @@ pub struct StopSignals {
 }
 
 impl StopSignals {
-    /// Installs the handlers; from here on SIGUSR1 and SIGUSR2 are ignored.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// If the system refuses them.
     pub fn install() -> io::Result<Self> {
-        // Each would end the process if nothing handled it. A handler stays when its stream is dropped.
-        for ignored in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
-            drop(signal(ignored)?);
-        }
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
@@ -30,4 +26,15 @@ impl StopSignals {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// Ignores SIGUSR1 and SIGUSR2 from here on: by default each ends the process. SIGPIPE is ignored from the start.
+///
+/// # Errors
+/// If the system refuses it.
+pub fn ignore_unused() -> io::Result<()> {
+    // A handler stays when its stream is dropped.
+    [SignalKind::user_defined1(), SignalKind::user_defined2()]
+        .into_iter()
+        .try_for_each(|ignored| signal(ignored).map(drop))
 }

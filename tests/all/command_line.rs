@@ -1,7 +1,7 @@
 //! The program as a process: what it prints, where it prints it, how it exits, and what it leaves behind. The
 //! zone is a simulated one behind a socket; the clock, the disk and the network are real.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +23,7 @@ use snapwarden::snapshot::{InstanceId, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::state::allowances::AllowanceOf;
 use snapwarden::state::directory::StateDirectory;
 
-use crate::stage::{NIGHTLY, Said, audit_log, files, read};
+use crate::stage::{NIGHTLY, Said, audit_log, files, read, skipped};
 
 /// An image of 40 KiB or so: what is tried here does not depend on its size.
 const SMALL: DiskShape = DiskShape { size_gib: 10, data_clusters: 4, cluster_bits: 12 };
@@ -1122,6 +1122,55 @@ async fn help_completions_and_the_manual_page_are_data() {
         let said = end_of(bare(&arguments)).await;
         assert_eq!((said.status, said.err.as_str()), (0, ""), "{arguments:?}: {said:?}");
         assert!(said.out.contains(word), "{arguments:?}: {said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manual_pages_are_well_formed_and_fit_80_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = end_of(bare(&["man", "--directory", folder.path().to_str().unwrap()])).await;
+    assert_eq!((written.status, written.out.as_str(), written.err.as_str()), (0, "", ""));
+    let pages = files(folder.path());
+    let page = |name: &str| read(&folder.path().join(name));
+    for (name, file) in [
+        (None, "man1/snapwarden.1"),
+        (Some("once"), "man1/snapwarden-once.1"),
+        (Some("snapwarden-archive-list"), "man1/snapwarden-archive-list.1"),
+        (Some("snapwarden.toml"), "man5/snapwarden.toml.5"),
+    ] {
+        let arguments: Vec<&str> = ["man"].into_iter().chain(name).collect();
+        assert_eq!(end_of(bare(&arguments)).await.out, page(file), "{file}");
+    }
+    end_of(bare(&["man", "onec"])).await.refused(2, &["onec", "once", "archive-list", "snapwarden.toml"]);
+    end_of(bare(&["man", "--directory", "/proc"])).await.refused(1, &["/proc/man1"]);
+
+    let mut missing = BTreeSet::new();
+    let mut run = |program: &'static str, arguments: &[&str], path: &Path| {
+        let said = Command::new(program).args(arguments).arg(path).output().ok();
+        // A small installation has no macros for pages.
+        let said = said.filter(|said| !String::from_utf8_lossy(&said.stderr).contains("find macro file"));
+        if said.is_none() {
+            missing.insert(program);
+        }
+        said.map(|said| [said.stdout, said.stderr].map(|text| String::from_utf8(text).unwrap()))
+    };
+    for (path, _) in &pages {
+        if let Some([lint, _]) = run("mandoc", &["-T", "lint", "-W", "warning"], path) {
+            // There is no date that a build could know.
+            let bad: Vec<&str> = lint.lines().filter(|line| !line.contains("missing date")).collect();
+            assert!(bad.is_empty(), "{bad:#?}");
+        }
+        let plain = ["-man", "-ww", "-Tutf8", "-rLL=80n", "-P-c", "-P-b", "-P-o", "-P-u"];
+        if let Some([text, warnings]) = run("groff", &plain, path) {
+            assert_eq!(warnings, "", "{}", path.display());
+            for line in text.lines() {
+                let is_whole = line.chars().count() <= 80 && !line.ends_with('\u{2010}');
+                assert!(is_whole, "{}: {line}", path.display());
+            }
+        }
+    }
+    for program in missing {
+        skipped(format_args!("the manual pages by {program}, which is not installed"));
     }
 }
 

@@ -105,8 +105,7 @@ impl Ground {
 
     /// Waits until the run in flight has asked for its operation another two times.
     async fn polls_again(&self) {
-        let polls =
-            || self.world.log().iter().filter(|exchange| exchange.call == Call::GetOperation).count();
+        let polls = || self.world.log().iter().filter(|exchange| exchange.call == Call::GetOperation).count();
         let (clock, before) = (SystemClock::start(), polls());
         while polls() < before + 2 {
             assert!(clock.elapsed() < PATIENCE, "{:?}", self.world.log());
