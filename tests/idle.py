@@ -10,32 +10,17 @@ without it the daemon is measured alone.
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from measuring import SECRETS, cpu_seconds, free_port, get, rss_mb
+
 PROGRAM = sys.argv[1] if len(sys.argv) > 1 else "target/release/snapwarden"
 SECONDS = max(1, int(sys.argv[2])) if len(sys.argv) > 2 else 60
 STARTS = 11
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def get(port, path):
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        answer = b""
-        while chunk := connection.recv(1 << 16):
-            answer += chunk
-    assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
-    return answer
 
 
 def started(command, port, path, environment):
@@ -54,18 +39,6 @@ def started(command, port, path, environment):
 def stopped(process):
     process.send_signal(signal.SIGTERM)
     process.wait(10)
-
-
-def rss_mb(pid):
-    with open(f"/proc/{pid}/status") as status:
-        kib = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-    return kib * 1024 / 1e6
-
-
-def cpu_seconds(pid):
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(name, command, port, ready_path, environment):
@@ -95,9 +68,8 @@ with tempfile.TemporaryDirectory() as folder:
     )
     with open(f"{folder}/snapwarden.toml", "w") as file:
         file.write(f'[server]\nlisten = "127.0.0.1:{port}"\n[state]\ndirectory = "{folder}/state"\n{policies}')
-    secrets = {"EXOSCALE_API_KEY": "EXO0123456789abcdef01234567", "EXOSCALE_API_SECRET": "s" * 43}
     measure("snapwarden", [PROGRAM, "--config", f"{folder}/snapwarden.toml", "run"], port, "/readyz",
-            os.environ | secrets)
+            os.environ | SECRETS)
 exporter = shutil.which("prometheus-node-exporter")
 if exporter:
     port = free_port()

@@ -9,40 +9,30 @@ memory grows by more than 2 MB after a third of the time, or if files are left o
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+
+from measuring import free_port, get, rss_mb
 
 MINUTES = max(1, int(sys.argv[1])) if len(sys.argv) > 1 else 30
 BIN = "target/release"
 
 
-def rss_mb(pid):
-    with open(f"/proc/{pid}/status") as status:
-        kib = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-    return kib * 1024 / 1e6
-
-
 def exports(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    text = get(port, "/metrics").decode()
     found = re.search(r'snapwarden_exports_total\{policy="soak",result="done"\} (\d+)', text)
     failed = re.search(r'snapwarden_policy_runs_total\{policy="soak",result="failed"\} (\d+)', text)
     return int(found[1]), int(failed[1])
 
 
 zone = subprocess.Popen([f"{BIN}/examples/zone", "1"], stdout=subprocess.PIPE, text=True)
-environment = dict(os.environ)
-while len(environment) < len(os.environ) + 3:
-    line = zone.stdout.readline()
-    environment |= dict(re.findall(r"(EXOSCALE_\w+)='([^']*)'", line))
+of_zone = {}
+while len(of_zone) < 3:
+    of_zone |= dict(re.findall(r"(EXOSCALE_\w+)='([^']*)'", zone.stdout.readline()))
 with tempfile.TemporaryDirectory() as folder:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with open(f"{folder}/snapwarden.toml", "w") as file:
         file.write(f"""
 [exoscale]
@@ -71,7 +61,7 @@ settle = "0s"
 archives = ["vault"]
 """)
     log = open(f"{folder}/log", "w")
-    daemon = subprocess.Popen([f"{BIN}/snapwarden", "--config", f"{folder}/snapwarden.toml", "run"], env=environment,
+    daemon = subprocess.Popen([f"{BIN}/snapwarden", "--config", f"{folder}/snapwarden.toml", "run"], env=os.environ | of_zone,
                               stdout=log, stderr=log)
     begun, memory, files = time.monotonic(), [], []
     for minute in range(1, MINUTES + 1):

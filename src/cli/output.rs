@@ -1,6 +1,5 @@
 //! Prints data to stdout and messages to stderr, in colors where they are wanted.
 
-use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -17,7 +16,7 @@ use crate::text::{printable, safe_json};
 /// reasons need the space.
 const NAMES_MIN_WIDTH: usize = 130;
 
-/// Takes the place of a row whose text stands there. No text of a table can hold it.
+/// Takes the place of a text below a row while a table is drawn. Cells are printable, so none begins so.
 const BELOW: &str = "\u{1}";
 
 /// How a command prints.
@@ -128,30 +127,25 @@ impl Output {
 
     /// A table with an optional head, as wide as its contents, but not wider than the terminal. No value is broken inside:
     /// only the last column may be of any length, and a text there with a word that does not fit stands below its row.
-    pub fn table(self, head: &[&str], mut rows: Vec<Row>) -> String {
+    pub fn table(self, head: &[&str], rows: Vec<Row>) -> String {
         let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-        let longest_word =
-            |text: &str| printable(text).split(' ').map(|word| word.chars().count()).max().unwrap_or(0);
-        let longest = |place: usize| {
-            let cells = rows.iter().filter_map(|row| Some(longest_word(&row.get(place)?.0)));
-            cells.chain(head.get(place).map(|word| word.len())).max().unwrap_or_default()
-        };
-        let widths: Vec<usize> = (1..columns).map(|place| longest(place - 1)).collect();
-        let before: usize = widths.iter().map(|width| width + 2).sum();
+        let whole = columns.saturating_sub(1);
+        let before: usize = (0..whole).map(|place| longest_word_in(head, &rows, place) + 2).sum();
         let space = self.width().map_or(usize::MAX, |width| width.saturating_sub(before + 4));
-        let mut below = VecDeque::new();
-        if columns > 2 && !head.is_empty() {
-            let mut place = 0;
-            while let Some(row) = rows.get_mut(place) {
-                place += 1;
-                let last = row.get_mut(columns - 1).filter(|(text, _)| longest_word(text) > space);
-                if let Some((text, tone)) = last {
-                    below.push_back((std::mem::take(text), *tone));
-                    rows.insert(place, vec![plain(BELOW)]);
-                    place += 1;
-                }
-            }
-        }
+        let has_place_below = whole > 1 && !head.is_empty();
+        let split = |mut row: Row| {
+            let is_too_wide =
+                has_place_below && row.get(whole).is_some_and(|(text, _)| longest_word(text) > space);
+            let below = if is_too_wide { row.pop() } else { None };
+            (row, below)
+        };
+        self.draw(head, rows.into_iter().map(split).collect(), whole)
+    }
+
+    /// Draws a table of rows with lines below some of them; the first `whole` columns are never broken inside a word.
+    fn draw(self, head: &[&str], rows: Vec<(Row, Option<(String, Tone)>)>, whole: usize) -> String {
+        let (rows, below): (Vec<Row>, Vec<_>) = rows.into_iter().unzip();
+        let widths: Vec<usize> = (0..whole).map(|place| longest_word_in(head, &rows, place)).collect();
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         if !head.is_empty() {
@@ -167,9 +161,9 @@ impl Output {
         } else {
             table.force_no_tty();
         }
-        for row in rows {
+        for (row, below) in rows.into_iter().zip(&below) {
             table.add_row(row.into_iter().map(|(text, tone)| {
-                let cell = Cell::new(if text == BELOW { text.into() } else { printable(&text) });
+                let cell = Cell::new(printable(&text));
                 match tone {
                     Tone::Plain => cell,
                     Tone::Good => cell.fg(TableColor::Green),
@@ -177,6 +171,9 @@ impl Output {
                     Tone::Dim => cell.fg(TableColor::DarkGrey),
                 }
             }));
+            if below.is_some() {
+                table.add_row([BELOW]);
+            }
         }
         for (place, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
@@ -184,28 +181,24 @@ impl Output {
                 column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
             }
         }
-        let mut text = String::new();
+        let mut below = below.into_iter().flatten();
+        let mut drawn = String::new();
         for line in table.lines() {
-            if let Some((long, tone)) = below.pop_front_if(|_| line.starts_with(BELOW)) {
-                text.push_str(&self.note("", tone, &long));
+            if line.starts_with(BELOW) {
+                drawn.extend(below.next().map(|(text, tone)| self.note("", tone, &text)));
             } else {
-                text.push_str(line.trim_end());
-                text.push('\n');
+                drawn.push_str(line.trim_end());
+                drawn.push('\n');
             }
         }
-        text
+        drawn
     }
 
     /// A table indented by two columns, without names and ages of snapshots on a narrow terminal.
     pub fn indented_table(self, head: &[&str], mut rows: Vec<Row>) -> String {
         let mut head = head.to_vec();
         for word in ["SNAPSHOT", "AGE"].iter().filter(|_| self.is_narrow()) {
-            if let Some(place) = head.iter().position(|column| column == word) {
-                head.remove(place);
-                for row in &mut rows {
-                    row.remove(place);
-                }
-            }
+            remove_column(&mut head, &mut rows, word);
         }
         let mut text = String::new();
         for line in self.table(&head, rows).lines() {
@@ -235,12 +228,7 @@ impl Output {
             if self.width().is_none_or(|width| table_width(&head, &rows) + 2 <= width) {
                 break;
             }
-            if let Some(place) = head.iter().position(|word| word == column) {
-                head.remove(place);
-                for row in &mut rows {
-                    row.remove(place);
-                }
-            }
+            remove_column(&mut head, &mut rows, column);
         }
         self.table(&head, rows)
     }
@@ -255,26 +243,33 @@ impl Output {
             });
             return self.table(&[head, &[last]].concat(), rows.collect());
         }
-        let (rows, texts): (Vec<Row>, Vec<String>) = rows.into_iter().unzip();
-        let table = self.table(head, rows);
-        let mut text = String::new();
-        // A row that does not fit has several lines, and then the texts stand below the table.
-        let are_single = table.lines().count() == texts.len() + 1;
-        let mut texts = texts
-            .into_iter()
-            .map(|text| if text.is_empty() { text } else { self.note("", Tone::Plain, &text) });
-        for (number, line) in table.lines().enumerate() {
-            text.push_str(line);
-            text.push('\n');
-            text.extend(if are_single && number > 0 { texts.next() } else { None });
-        }
-        text.extend(texts);
-        text
+        let below = |text: String| (!text.is_empty()).then(|| plain(text));
+        let rows = rows.into_iter().map(|(row, text)| (row, below(text))).collect();
+        self.draw(head, rows, head.len())
     }
 
     /// A word, and beside it a text that stays in its own column.
     pub fn note(self, word: &str, tone: Tone, text: &str) -> String {
         self.indented_table(&[], vec![vec![(word.to_owned(), tone), plain(text)]])
+    }
+}
+
+fn longest_word(text: &str) -> usize {
+    printable(text).split(' ').map(|word| word.chars().count()).max().unwrap_or_default()
+}
+
+/// The width without which a word in this column would be broken.
+fn longest_word_in(head: &[&str], rows: &[Row], place: usize) -> usize {
+    let cells = rows.iter().filter_map(|row| Some(longest_word(&row.get(place)?.0)));
+    cells.chain(head.get(place).map(|word| word.len())).max().unwrap_or_default()
+}
+
+fn remove_column(head: &mut Vec<&str>, rows: &mut [Row], word: &str) {
+    if let Some(place) = head.iter().position(|column| *column == word) {
+        head.remove(place);
+        for row in rows {
+            row.remove(place);
+        }
     }
 }
 
@@ -286,4 +281,29 @@ pub fn moment(at: Timestamp, output: Output) -> String {
 /// A time for people, without fractions of a second.
 pub fn to_the_second(at: Timestamp) -> Timestamp {
     at.round(Unit::Second).unwrap_or(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_stands_below_its_own_row_whatever_the_cells_hold() {
+        let output =
+            Output { format: OutputFormat::Text, color: Color::Never, log_format: logging::Format::Text };
+        let row = |name: &str, below: Option<&str>| (vec![plain(name), plain("x")], below.map(plain));
+        let rows =
+            vec![row("\u{1}", None), row("two", Some("below \u{1} two")), row("\u{1}\u{1}", Some("last"))];
+        let drawn = output.draw(&["NAME", "IS"], rows, 2);
+        let lines: Vec<Vec<&str>> = drawn.lines().map(|line| line.split_whitespace().collect()).collect();
+        let expected: [&[&str]; 6] = [
+            &["NAME", "IS"],
+            &["\\u{1}", "x"],
+            &["two", "x"],
+            &["below", "\\u{1}", "two"],
+            &["\\u{1}\\u{1}", "x"],
+            &["last"],
+        ];
+        assert_eq!(lines, expected, "{drawn}");
+    }
 }
