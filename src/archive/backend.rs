@@ -161,6 +161,17 @@ impl Archive {
         }
     }
 
+    /// Removes the manifest of a pruned copy, if it is still the one in `copy`, and its image is not there.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub(crate) async fn forget_pruned(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        match self {
+            Self::Local(archive) => archive.forget_pruned(copy).await,
+            Self::S3(archive) => archive.forget_pruned(copy).await,
+        }
+    }
+
     /// The bytes of a copy, for reading it again.
     pub fn image(&self, copy: &StoredCopy) -> Box<dyn ImageSource> {
         match self {

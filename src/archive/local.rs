@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 
 use crate::archive::catalogue::{self, Catalogue, StoredCopy};
 use crate::archive::layout::{CopyId, CopyPaths};
-use crate::archive::local::files::CopyFiles;
+use crate::archive::local::files::{CopyFiles, remove, sync_folder};
 use crate::archive::local::image::LocalImage;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
@@ -31,7 +31,9 @@ use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
-use crate::disk::{Access, Disk, DiskFile, blocking, create_folders, free_bytes_at, read_file, replace_file};
+use crate::disk::{
+    Access, Disk, DiskFile, DiskLock, blocking, create_folders, free_bytes_at, read_file, replace_file,
+};
 use crate::policy::name::ArchiveName;
 use crate::text::chain;
 
@@ -182,18 +184,13 @@ impl LocalArchive {
         blocking(move || {
             let paths = CopyPaths::new(&archive.path, &before.id());
             let image = shown(&paths.image());
-            let failed = |error: SinkError| UpdateError::Archive(error.into());
-            let lock = archive.path.join(UPDATE_LOCK);
-            let _lock = archive.disk.lock(&lock).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => UpdateError::Busy { image: image.clone() },
-                _ => failed(SinkError::disk("lock", &lock, error)),
-            })?;
+            let _lock = archive.lock_updates(&image)?;
             let files = CopyFiles::lock(archive.disk, paths).map_err(|error| match error {
                 StoreError::Busy { image } => UpdateError::Busy { image },
                 error => UpdateError::Archive(error),
             })?;
             let updated = if files.read_copy(&archive.path).as_ref() == Some(&before) {
-                files.update_manifest(&before, update).map_err(failed)
+                files.update_manifest(&before, update).map_err(update_failed)
             } else {
                 Err(UpdateError::Changed { image })
             };
@@ -205,6 +202,39 @@ impl LocalArchive {
         })
         .await
     }
+
+    fn lock_updates(&self, image: &str) -> Result<Box<dyn DiskLock>, UpdateError> {
+        let lock = self.path.join(UPDATE_LOCK);
+        self.disk.lock(&lock).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => UpdateError::Busy { image: image.to_owned() },
+            _ => update_failed(SinkError::disk("lock", &lock, error)),
+        })
+    }
+
+    /// Removes the manifest of a pruned copy. The copy itself need not be locked: while the manifest is there, nothing is
+    /// stored under its name.
+    pub(super) async fn forget_pruned(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        let (archive, before) = (self.clone(), copy.manifest.clone());
+        blocking(move || {
+            let paths = CopyPaths::new(&archive.path, &before.id());
+            let image = shown(&paths.image());
+            let _lock = archive.lock_updates(&image)?;
+            let disk = &*archive.disk;
+            let found = catalogue::read_copy(disk, &archive.path, &paths.manifest());
+            let has_image = !matches!(disk.metadata(&paths.image()), Err(error) if error.kind() == io::ErrorKind::NotFound);
+            if before.pruned_at.is_none() || has_image || found.as_ref() != Ok(&before) {
+                return Err(UpdateError::Changed { image });
+            }
+            // The manifest is the last, so that after a crash there is still one to find the rest by.
+            let removed = remove(disk, &paths.md5()).and_then(|_| remove(disk, &paths.manifest()));
+            removed.and_then(|_| sync_folder(disk, &paths.folder)).map_err(update_failed)
+        })
+        .await
+    }
+}
+
+fn update_failed(error: SinkError) -> UpdateError {
+    UpdateError::Archive(error.into())
 }
 
 /// Takes an image into a folder.

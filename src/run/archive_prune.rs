@@ -1,9 +1,9 @@
 //! Prunes the copies in an archive, by the archive's own retention.
 //!
 //! Nothing is pruned from an archive that cannot be read. A pruned copy leaves its manifest, marked: so the export gate knows
-//! that the copy existed.
+//! that the copy existed. The manifest is removed once its snapshot is not there any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{CopyFilter, StoredCopy};
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::marker::Marker;
 use crate::clock::Clock;
 use crate::policy::name::ArchiveName;
 use crate::policy::{ArchiveRules, Guard, Policy};
@@ -20,16 +21,21 @@ use crate::run::archive_presence::{Looker, Presence, remember_write};
 use crate::run::archive_retention::{CopyDecision, CopyPlan, Judged};
 use crate::run::context::Runner;
 use crate::run::guard::valid;
+use crate::run::plan::ZonePlan;
 use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
 use crate::run::zone_run::{ZoneRun, add_steps};
-use crate::snapshot::ZoneName;
+use crate::snapshot::{SnapshotId, ZoneName};
 use crate::state::allowances::{Allowance, AllowanceOf};
 use crate::state::archives::Archives;
 use crate::state::audit::{Action, StepOutcome, Subject};
 use crate::state::directory::StateDirectory;
 use crate::state::holds::Holds;
+use crate::state::last_runs::AcceptedListing;
 use crate::text::chain;
+
+/// The most manifests of pruned copies that a run removes; the next one goes on.
+const FORGOTTEN_MAX: usize = 1000;
 
 /// Prunes one archive.
 #[derive(Debug, Clone)]
@@ -160,7 +166,65 @@ impl ArchivePruner {
     }
 }
 
+/// The pruned copies of the plan's zone whose snapshots are listed neither now nor in the accepted listing before: no gate
+/// asks for them any more. Only of archives that no other state uses.
+pub(crate) fn stale_manifests(plan: &ZonePlan, before: &AcceptedListing) -> Vec<(ArchiveName, StoredCopy)> {
+    let listing = &plan.listing;
+    let snapshots = listing.inventory.snapshots.iter().map(|snapshot| snapshot.id);
+    let listed: HashSet<SnapshotId> = snapshots.chain(before.snapshots.iter().copied()).collect();
+    let is_stale = |copy: &&StoredCopy| {
+        let id = copy.manifest.snapshot.id;
+        let is_pruned = copy.manifest.pruned_at.is_some() && !copy.has_image;
+        let is_known = listed.contains(&id) || listing.inventory.holds.contains_key(&id);
+        is_pruned && copy.manifest.zone == *plan.zone() && !is_known
+    };
+    let known =
+        listing.catalogues.iter().filter(|(name, _)| listing.presence(name) == Some(&Presence::Known));
+    let catalogues = known.filter_map(|(name, catalogue)| Some((name, catalogue.as_ref().ok()?)));
+    // Another state may still remember a copy with its image: then the mark explains where that is.
+    let is_alone = |marker: &Marker| marker.states.len() <= 1;
+    let ours = catalogues
+        .filter(|(_, catalogue)| matches!(catalogue.marker(), Ok(Some(marker)) if is_alone(marker)));
+    let stale = ours.flat_map(|(name, catalogue)| {
+        catalogue.copies().iter().filter(is_stale).map(|copy| (name.clone(), copy.clone()))
+    });
+    stale.take(FORGOTTEN_MAX).collect()
+}
+
 impl Runner {
+    /// Removes these manifests, but those of copies that this state remembers with their images.
+    ///
+    /// # Errors
+    /// Why the first of them stays, and with it the rest.
+    pub(crate) async fn forget_pruned(
+        &self,
+        stale: &[(ArchiveName, StoredCopy)],
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let known = self.state.archives().await.map_err(|error| chain(&error))?;
+        for (name, copy) in stale {
+            let Some(archive) = self.archives.get(name).filter(|_| !stop.is_cancelled()) else { continue };
+            let memory = known.archives.get(name);
+            if memory.is_some_and(|memory| memory.copies.contains(&copy.stem())) {
+                continue;
+            }
+            match archive.forget_pruned(copy).await {
+                // Another process is at it, or was: the next run looks again.
+                Ok(()) | Err(UpdateError::Changed { .. } | UpdateError::Busy { .. }) => {}
+                Err(error) => {
+                    return Err(format!(
+                        "archive {name}: the manifests of copies that were pruned, and whose snapshots are deleted, stay: {}",
+                        chain(&error)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The pruner of this archive, if the archive has a retention.
     pub(crate) fn pruner(&self, name: &ArchiveName) -> Option<ArchivePruner> {
         let rules = self.archive_rules.get(name).filter(|rules| rules.retention.is_some())?;

@@ -13,6 +13,7 @@ use futures_util::future::{FutureExt as _, join_all};
 use jiff::{SignedDuration, Timestamp};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
+use crate::archive::catalogue::StoredCopy;
 use crate::clock::timeout;
 use crate::exoscale::wire::Quota;
 use crate::policy::name::ArchiveName;
@@ -20,6 +21,7 @@ use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::guard::is_clock_trusted;
+use crate::run::archive_prune::stale_manifests;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::coverage;
 use crate::run::create::{create, warn_of_inconsistent};
@@ -223,11 +225,29 @@ impl Sequence<'_> {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
                 self.report_instances(report, &guarded.plan, longest_gap, listed_at);
-                Some((report.zone.clone(), seen))
+                Some((report.zone.clone(), seen, self.stale_manifests(&guarded)))
             };
             deletions.push(deletion.boxed());
         }
-        join_all(deletions).await.into_iter().flatten().collect()
+        let deleted = join_all(deletions).await;
+        let mut all_seen = BTreeMap::new();
+        // One after the other, since manifests are changed one at a time.
+        for ((report, _), deleted) in locked.into_iter().zip(deleted) {
+            let Some((zone, seen, stale)) = deleted else { continue };
+            let forgotten = runner.forget_pruned(&stale, &options.stop).await;
+            report.warnings.extend(forgotten.err());
+            all_seen.insert(zone, seen);
+        }
+        all_seen
+    }
+
+    /// The manifests of pruned copies that nothing needs any more, by a listing that is in no doubt.
+    fn stale_manifests(&self, guarded: &GuardedPlan) -> Vec<(ArchiveName, StoredCopy)> {
+        let GuardedPlan { plan, held, emptied, is_accepted, .. } = guarded;
+        let is_whole = self.options.instances.is_none() && plan.listing.inventory.unadopted.is_none();
+        let is_sure = is_whole && held.is_none() && emptied.is_none() && *is_accepted;
+        let before = self.before.zones.get(plan.zone()).and_then(|zone| zone.accepted.as_ref());
+        before.filter(|_| is_sure).map(|before| stale_manifests(plan, before)).unwrap_or_default()
     }
 
     /// Reports the plan of the delete phase. Returns what the next run compares with.

@@ -1,14 +1,19 @@
 //! The guard of an archive: copies that only an edit would delete wait, limits block, and an allowance lets it pass.
 
+use std::collections::BTreeSet;
+
 use jiff::SignedDuration;
+use serde_json::Value;
+use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
+use snapwarden::state::holds::Hold;
 
 use crate::archives::said;
-use crate::stage::{Stage, ended, files};
+use crate::stage::{Stage, ended, files, read};
 
 /// Every snapshot is exported and kept; the archive has these tables.
 fn exporting(archive: &str) -> String {
@@ -244,4 +249,87 @@ async fn rules_that_this_version_cannot_read_delete_no_copy() {
         failures.contains("keep_lunar") && failures.contains("can't be read by this version"),
         "{failures}"
     );
+}
+
+/// Takes a snapshot each night, keeps some in the zone and fewer in the archive.
+const NIGHTS: &str = "[archives.vault.retention]\nkeep_last = 2\n[archives.vault.guard]\nsettle = \"0s\"\n\
+    [policies.nightly]\nzones = [\"ch-gva-2\"]\ncreate = true\n[policies.nightly.retention]\nkeep_last = 4\n\
+    [policies.nightly.guard]\nsettle = \"0s\"\n[policies.nightly.export]\narchives = [\"vault\"]\nsnapshots = \"all\"\n";
+
+/// The ids in the names of the manifests.
+fn manifests(stage: &Stage) -> BTreeSet<String> {
+    let all = files(&stage.archive());
+    let names = all.iter().filter_map(|(path, _)| path.file_name()?.to_str()?.strip_suffix(".json"));
+    let ids = names.filter_map(|name| name.split_once("Z-"));
+    ids.map(|(_, id)| id.split_once('.').map_or(id, |(id, _)| id).to_owned()).collect()
+}
+
+async fn nights(stage: &Stage, count: usize) {
+    for night in 0..count {
+        stage.step(SignedDuration::from_hours(24));
+        let report = stage.run(NIGHTS).await;
+        assert_eq!(report.result, RunResult::Success, "night {night}: {:?}", report.zones);
+        assert_eq!(report.zones[0].warnings, [""; 0], "night {night}");
+        // Each that is listed has one, also if its image was deleted.
+        let listed: BTreeSet<String> = stage.there().iter().map(ToString::to_string).collect();
+        assert!(listed.is_subset(&manifests(stage)), "night {night}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_manifest_of_a_pruned_copy_is_removed_once_its_snapshot_is_deleted() {
+    let stage = Stage::new();
+    stage.instance("web-1", 0);
+    nights(&stage, 12).await;
+    assert_eq!((stage.there().len(), images(&stage)), (4, 2));
+    // Those of the last two runs are still in the listing before.
+    assert!(manifests(&stage).len() <= 6, "{:?}", manifests(&stage));
+    // Its audit log still knows it.
+    let pruned = stage.audit().iter().filter(|line| line["action"] == "prune_copy").count();
+    assert!(pruned >= 16, "{pruned}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn manifests_of_pruned_copies_stay_where_their_snapshot_or_another_state_may_need_them() {
+    // A hold on a snapshot that is not there any more is a hold on its copy.
+    let stage = Stage::new();
+    stage.instance("web-1", 0);
+    nights(&stage, 1).await;
+    let first = stage.there()[0];
+    let (clock, directory) =
+        (&stage.clock, StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap());
+    nights(&stage, 4).await;
+    let hold = Hold { snapshot: first, until: None, reason: None, since: stage.now(), about: None };
+    directory.hold(clock, hold).await.unwrap();
+    stage.world.remove_snapshot(first);
+    nights(&stage, 4).await;
+    assert!(manifests(&stage).contains(&first.to_string()));
+
+    // Another state remembers the copies with their images.
+    let stage = Stage::new();
+    stage.instance("web-1", 0);
+    nights(&stage, 1).await;
+    let path = stage.archive().join("snapwarden-archive.json");
+    let mut marker: Value = serde_json::from_str(&read(&path)).unwrap();
+    marker["states"].as_array_mut().unwrap().push("b0c0ab00-0000-4000-8000-00000000f105".into());
+    replace_file(&RealDisk, &path, marker.to_string().as_bytes(), Access::Group).unwrap();
+    nights(&stage, 8).await;
+    assert!(manifests(&stage).len() >= 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_lacks_everything_removes_no_manifest() {
+    let stage = Stage::new();
+    stage.instance("web-1", 0);
+    nights(&stage, 6).await;
+    let before = manifests(&stage);
+    for id in stage.there() {
+        stage.world.remove_snapshot(id);
+    }
+    for _ in 0..3 {
+        stage.step(SignedDuration::from_hours(24));
+        let report = stage.run(&NIGHTS.replace("create = true\n", "")).await;
+        assert!(report.zones[0].held.is_some(), "{report:?}");
+        assert_eq!(manifests(&stage), before);
+    }
 }

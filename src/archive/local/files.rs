@@ -110,8 +110,11 @@ impl CopyFiles {
     }
 
     fn sync_folder(&self) -> Result<(), SinkError> {
-        let folder = &self.paths.folder;
-        self.disk.sync_dir(folder).map_err(|error| SinkError::disk("sync the folder", folder, error))
+        sync_folder(&*self.disk, &self.paths.folder)
+    }
+
+    fn remove(&self, path: &Path) -> Result<bool, SinkError> {
+        remove(&*self.disk, path)
     }
 
     /// Keeps a part file whose MD5 is wrong; the last one replaces an earlier one.
@@ -178,13 +181,17 @@ impl CopyFiles {
         }
         Ok(())
     }
+}
 
-    /// Removes a file; false if there was none.
-    fn remove(&self, path: &Path) -> Result<bool, SinkError> {
-        match self.disk.remove_file(path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(SinkError::disk("remove", path, error)),
-        }
+/// Removes a file; false if there was none.
+pub(super) fn remove(disk: &dyn Disk, path: &Path) -> Result<bool, SinkError> {
+    match disk.remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(SinkError::disk("remove", path, error)),
     }
+}
+
+pub(super) fn sync_folder(disk: &dyn Disk, folder: &Path) -> Result<(), SinkError> {
+    disk.sync_dir(folder).map_err(|error| SinkError::disk("sync the folder", folder, error))
 }

@@ -257,22 +257,37 @@ impl S3Archive {
         let Some(_lock) = bucket.lock(&key) else {
             return Err(UpdateError::Busy { image });
         };
-        let refused =
-            |error: S3Error| UpdateError::Archive(error.into_sink_error("update the manifest").into());
-        let existing = bucket.existing(&id).await.map_err(refused)?;
+        let existing = bucket.existing(&id).await.map_err(update_failed)?;
         if existing.verified.as_ref() != Some(&copy.manifest) {
             return Err(UpdateError::Changed { image });
         }
         // The manifest is marked before the image is deleted: without its image and unmarked, the copy would not count any
         // more, and snapshots that need it could not be deleted.
         let manifest = update.apply(&copy.manifest).to_bytes();
-        client.put(&bucket.manifest_key(&id), "application/json", manifest).await.map_err(refused)?;
+        client.put(&bucket.manifest_key(&id), "application/json", manifest).await.map_err(update_failed)?;
         if let ManifestUpdate::Pruned(_) = update {
-            client.delete(&key).await.map_err(refused)?;
-            client.delete(&bucket.md5_key(&id)).await.map_err(refused)?;
+            client.delete(&key).await.map_err(update_failed)?;
+            client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
         }
         Ok(())
     }
+
+    /// Deletes the manifest of a pruned copy.
+    pub(crate) async fn forget_pruned(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        let (bucket, client) = (&self.bucket, &self.bucket.client);
+        let id = copy.manifest.id();
+        let existing = bucket.existing(&id).await.map_err(update_failed)?;
+        let is_same = existing.verified.as_ref() == Some(&copy.manifest);
+        if copy.manifest.pruned_at.is_none() || existing.image.is_some() || !is_same {
+            return Err(UpdateError::Changed { image: client.shown(&bucket.image_key(&id)) });
+        }
+        client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
+        client.delete(&bucket.manifest_key(&id)).await.map_err(update_failed)
+    }
+}
+
+fn update_failed(error: S3Error) -> UpdateError {
+    UpdateError::Archive(error.into_sink_error("update the manifest").into())
 }
 
 /// The key in a path that begins with `root`.

@@ -486,6 +486,35 @@ async fn a_pruned_copy_leaves_its_manifest_and_is_not_stored_again_but_alone_it_
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_the_manifest_of_a_pruned_copy_without_an_image_is_forgotten() {
+    for fixture in every_kind() {
+        let (fixture, bytes) = (&*fixture, image(LEN, 1));
+        let copy = stored_copy(fixture, &bytes).await;
+        let is_refused = async |copy: &StoredCopy| {
+            let before = fixture.files();
+            let forgotten = fixture.archive().forget_pruned(copy).await;
+            assert_eq!(fixture.files(), before);
+            matches!(forgotten, Err(UpdateError::Changed { .. }))
+        };
+        assert!(is_refused(&copy).await);
+        let at = "2026-11-19T00:00:00Z".parse().unwrap();
+        fixture.archive().update_manifest(&copy, ManifestUpdate::Pruned(at)).await.unwrap();
+        assert!(is_refused(&copy).await, "it is another manifest now");
+        let pruned = catalogue(fixture).await.copies()[0].clone();
+        // As a crash may have left them.
+        fixture.write(&path(".qcow2"), &bytes);
+        assert!(is_refused(&pruned).await);
+        fixture.remove(&path(".qcow2"));
+        fixture.write(&path(".qcow2.md5"), b"sum");
+        fixture.archive().forget_pruned(&pruned).await.unwrap();
+        assert!(fixture.files().is_empty(), "{:?}", fixture.files().keys());
+        assert!(is_refused(&pruned).await);
+        // It is as if it had never been there.
+        store_image(fixture.archive(), &source(&bytes)).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_copy_is_verified_again_and_one_bit_makes_it_count_no_more() {
     for fixture in every_kind() {
         let (fixture, bytes) = (&*fixture, image(LEN, 1));
