@@ -205,6 +205,15 @@ async fn every_metric_of_the_contract_is_there_with_help_and_type() {
         text.lines().filter_map(|line| line.strip_prefix("# HELP snapwarden_")?.split(' ').next()).collect();
     let missing: Vec<&&str> = METRICS.iter().filter(|name| !helped.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:?}\n{text}");
+    // So are those that the alert rules read.
+    let rules = include_str!("../../config/prometheus/snapwarden.rules.yml");
+    let of_rules = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+    let of_rules: BTreeSet<&str> = of_rules.filter_map(|word| word.strip_prefix("snapwarden_")).collect();
+    // Absent while the gate keeps nothing.
+    let gate = "export_gate_oldest_timestamp_seconds";
+    let missing: Vec<&&str> =
+        of_rules.iter().filter(|name| !helped.contains(**name) && **name != gate).collect();
+    assert!(of_rules.len() > 25 && missing.is_empty(), "{missing:?}");
     assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
 }
 
