@@ -12,7 +12,7 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::history;
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::cli::plan::decisions::{decided, decision_json};
-use crate::cli::plan::table::{age, shown};
+use crate::cli::plan::table::{after_export, age, shown};
 use crate::cli::survey::Survey;
 use crate::clock::timeout;
 use crate::config::sections::Config;
@@ -266,7 +266,7 @@ impl Explained<'_> {
         let (state, tone) = self.state();
         add("state", state, tone);
         for (policy, preview, decision) in self.decisions() {
-            let (verdict, tone) = shown(preview, decision);
+            let (verdict, tone) = shown(decision);
             let rule = match decision.rule {
                 Rule::NoKeepRule => String::new(),
                 rule => format!(" ({})", rule.as_str()),
@@ -274,7 +274,7 @@ impl Explained<'_> {
             let by = match (decision.verdict, decision.expires_at) {
                 (Verdict::Keep, Some(until)) => format!(", until {until} if nothing changes"),
                 (Verdict::Delete, _) if preview.held.is_some() => ", but the guard blocks it".to_owned(),
-                _ => String::new(),
+                _ => after_export(preview, decision).map_or_else(String::new, |after| format!(", {after}")),
             };
             add("policy", format!("{policy}: {verdict}{rule}{by}"), tone);
             for reason in decision.reasons() {

@@ -127,7 +127,8 @@ impl Planner<'_> {
                 let inventories =
                     inventories(config, policy, &self.plan.snapshots, &self.plan.instances, &mut self.files)?;
                 let randomness = &*self.seams.randomness;
-                add(policy, preview_offline(&config.policies, policy, inventories, self.at, randomness));
+                let (policies, exempt) = (&config.policies, &config.exempt);
+                add(policy, preview_offline(policies, exempt, policy, inventories, self.at, randomness));
             }
         }
         Ok(all)

@@ -69,7 +69,9 @@ pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> R
             let narrowed = Policy { zones: vec![zone.clone()], ..policy.clone() };
             let file = |file: &std::path::PathBuf| ZoneFile { zone: None, file: file.clone() };
             let instances: Vec<ZoneFile> = simulate.instances.iter().map(file).collect();
-            inventories(&config, &narrowed, &[file(snapshots)], &instances, &mut Files::default())?.pop()
+            inventories(&config, &narrowed, &[file(snapshots)], &instances, &mut Files::default())?
+                .pop()
+                .map(|(inventory, _)| inventory)
         }
         (None, false) => Some(listed(&config, policy, &zone, &seams).await?),
     };

@@ -132,6 +132,8 @@ pub struct Daemon {
     unsaved: bool,
     /// Why the pauses and triggers could not be read or changed at the last turn of the loop.
     controls_error: Option<String>,
+    /// When each run was asked for that waits for another process, or that has begun.
+    asked_for: BTreeMap<PolicyName, Timestamp>,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -176,6 +178,7 @@ impl Daemon {
             beside: Beside::default(),
             unsaved: false,
             controls_error: None,
+            asked_for: BTreeMap::new(),
             _lock: lock,
         };
         let remembered = remembered(&daemon.runner).await?;
@@ -284,10 +287,18 @@ impl Daemon {
         controls.triggered
     }
 
-    /// Begins the runs that were asked for beside the daemon. One whose policy runs waits for the end of that run.
+    /// Begins the runs that were asked for beside the daemon. One whose policy runs, here or in another process, waits for
+    /// the end of that run.
     async fn heed_triggers(&mut self, triggered: BTreeMap<PolicyName, Timestamp>, started_at: Timestamp) {
         for (name, asked_at) in triggered {
             if self.running.values().any(|(running, _)| *running == name) {
+                continue;
+            }
+            // An error is one of the run itself.
+            if self.runner.state.is_running(&name).await.unwrap_or_default() {
+                if self.asked_for.insert(name.clone(), asked_at) != Some(asked_at) {
+                    info!(policy.name = %name, "policy {name} runs, as asked for at {asked_at}, once another process has run it");
+                }
                 continue;
             }
             let clock = Arc::clone(&self.runner.clock);
@@ -310,6 +321,7 @@ impl Daemon {
                 Some(_) => {
                     info!(policy.name = %name, "policy {name} runs now, as asked for at {asked_at}");
                     let begin = self.timetable.begin_now(&name, asked_at);
+                    self.asked_for.insert(name, asked_at);
                     self.follow(begin.into_iter().collect()).await;
                     continue;
                 }
@@ -380,6 +392,7 @@ impl Daemon {
             Err(lost) => (lost.id(), Err(lost)),
         };
         let Some((policy, _)) = self.running.remove(&id) else { return };
+        let asked_for = self.asked_for.remove(&policy);
         let mut cut_short = false;
         match outcome {
             Ok(Ok(report)) => {
@@ -390,6 +403,10 @@ impl Daemon {
             Ok(Err(error @ StateError::Locked { .. })) => {
                 warn!(policy.name = %policy, "policy {policy} is not run now: {}", chain(&error));
                 self.telemetry.displaced(&policy);
+                if asked_for.is_some() {
+                    let again = self.runner.state.trigger(&*self.runner.clock, policy.clone()).await;
+                    self.controls_failed(again.err().map(|error| chain(&error)));
+                }
             }
             Ok(Err(error)) => {
                 error!(policy.name = %policy, "policy {policy} did not run: {}", chain(&error));

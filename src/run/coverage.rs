@@ -167,16 +167,17 @@ fn unmatched_in(policy: &Policy, instances: &[&Instance]) -> Option<String> {
 /// What a plan says of the instances of its zone: which will have no good snapshot, or none that is new enough, if the run
 /// takes those that it would take, which vanished, and which no policy covers.
 pub(crate) fn planned_texts(
-    runner: &Runner,
+    policies: &[Policy],
+    exempt: &Exemption,
     policy: &Policy,
     plan: &ZonePlan,
     before: &LastRuns,
-    at: Timestamp,
 ) -> Vec<String> {
+    let at = plan.plan.at;
     let before = before.zones.get(plan.zone()).map_or(&[][..], |zone| &zone.instances);
-    let instances = count(policy, &runner.exempt, plan, &HashSet::new(), before, at);
+    let instances = count(policy, exempt, plan, &HashSet::new(), before, at);
     let Judged { missing, stale, .. } = judge(policy, longest_gap(policy, at), &instances, at);
-    let uncovered = of_zone(&runner.policies, &runner.exempt, &plan.listing.inventory, at);
+    let uncovered = of_zone(policies, exempt, &plan.listing.inventory, at);
     let stale = stale.filter(|_| policy.guard.expect_newest.is_none());
     let texts = [missing, stale, vanished_text(&instances, at), uncovered_text(&uncovered)];
     texts.into_iter().flatten().collect()

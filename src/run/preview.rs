@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::policy::Policy;
 use crate::policy::name::ArchiveName;
+use crate::policy::select::Exemption;
 use crate::randomness::Randomness;
 use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;
@@ -20,7 +21,8 @@ use crate::run::list::{Catalogues, Listing, ListingCache, list_zones, memories, 
 use crate::run::pauses;
 use crate::run::persist;
 use crate::run::plan::{PlannedAction, ZonePlan, add_coming, decide};
-use crate::run::promote;
+use crate::run::policy_memory::PolicyMemory;
+use crate::run::promote::{self, TemplateDecision};
 use crate::run::self_instance;
 use crate::snapshot::ZoneName;
 use crate::state::allowances::{Allowance, AllowanceOf};
@@ -45,6 +47,8 @@ pub struct Preview {
     pub allowances: Vec<(Allowance, Timestamp)>,
     /// The exports and promotions before deleting.
     pub actions: Vec<PlannedAction>,
+    /// The templates that `promote.keep` does not keep, after those promotions.
+    pub templates: Vec<TemplateDecision>,
     /// The copies that the archives' own retention does not keep, after those exports.
     pub copies: Vec<CopyDecision>,
     /// Which of these copies the guards of the archives keep, in sentences.
@@ -175,17 +179,30 @@ impl Runner {
         });
         let allowances = allowances.map(|(ends_at, allowance)| (allowance, ends_at)).collect();
         plan.listing.warnings.extend(persist::overdue_in(policy, before, &plan, at));
-        let texts = coverage::planned_texts(self, policy, &plan, before, at);
+        let texts = coverage::planned_texts(&self.policies, &self.exempt, policy, &plan, before);
         plan.listing.warnings.extend(texts);
         let is_after_export = |decision: &&Decision| {
             decision.verdict == Verdict::Delete && !not_waiting.contains(&decision.index)
         };
         let after_export =
             plan.plan.decisions.iter().filter(is_after_export).map(|decision| decision.index).collect();
+        let mut templates = Vec::new();
         if let Some(promote) = &policy.promote {
-            match promote::planned(self, policy, promote, &plan).await {
-                Ok(promotions) => actions.extend(promotions),
+            match PolicyMemory::read(self, policy).await {
+                Ok(memory) => {
+                    let promotions = promote::planned(&memory, promote, &plan).await;
+                    match promote::planned_deletions(&memory, promote, &plan, &promotions).await {
+                        Ok(deletions) => templates = deletions,
+                        Err(why) => plan.listing.warnings.push(why),
+                    }
+                    actions.extend(promotions);
+                }
                 Err(error) => plan.listing.warnings.push(chain(&error)),
+            }
+        }
+        if held.is_some() {
+            for template in &mut templates {
+                template.needed = Some("the guard blocks all deletions here".to_owned());
             }
         }
         let coming = &plan.listing.inventory.coming;
@@ -194,25 +211,53 @@ impl Runner {
         }
         let (copies, copies_blocked) = (Vec::new(), Vec::new());
         let ZonePlan { listing, plan, .. } = plan;
-        Preview { listing, plan, after_export, held, pending, allowances, actions, copies, copies_blocked }
+        Preview {
+            listing,
+            plan,
+            after_export,
+            held,
+            pending,
+            allowances,
+            actions,
+            templates,
+            copies,
+            copies_blocked,
+        }
     }
 }
 
-/// Shows what a run would do over the given listings: without network and without state.
+/// Offline, the templates that are there are not known.
+const TEMPLATES_UNKNOWN: &str =
+    "which templates `promote.keep` deletes is not known from files: a plan without `--snapshots` shows them";
+
+/// Shows what a run would do over the given listings, each with whether it has all instances of its zone: without network
+/// and without state.
 pub fn preview_offline(
     policies: &[Policy],
+    exempt: &Exemption,
     policy: &Policy,
-    inventories: Vec<Inventory>,
+    inventories: Vec<(Inventory, bool)>,
     at: Timestamp,
     randomness: &dyn Randomness,
 ) -> Vec<ZonePreview> {
     let policies = self_instance::offline(policies);
     let policy = policies.iter().find(|known| known.name == policy.name).unwrap_or(policy);
-    let zones: Vec<ZoneName> = inventories.iter().map(|inventory| inventory.zone.clone()).collect();
-    let plans = inventories.into_iter().map(|inventory| {
+    let zones: Vec<ZoneName> = inventories.iter().map(|(inventory, _)| inventory.zone.clone()).collect();
+    let whole = inventories.iter().map(|(inventory, is_whole)| is_whole.then_some(inventory));
+    let mut unmatched = coverage::unmatched_text(policy, whole);
+    let plans = inventories.into_iter().map(|(inventory, is_whole)| {
         let mut listing = with_warnings(inventory, Catalogues::new());
         add_coming(policy, &mut listing, at, randomness);
-        decide(&policies, policy, listing, at)
+        listing.warnings.extend(unmatched.take());
+        if policy.promote.as_ref().is_some_and(|promote| promote.keep.is_some()) {
+            listing.warnings.push(TEMPLATES_UNKNOWN.to_owned());
+        }
+        let mut plan = decide(&policies, policy, listing, at)?;
+        if is_whole {
+            let texts = coverage::planned_texts(&policies, exempt, policy, &plan, &LastRuns::default());
+            plan.listing.warnings.extend(texts);
+        }
+        Ok(plan)
     });
     let guarded = guard::judge_without_past(policy, plans.collect());
     let previews = guarded.into_iter().map(|guarded| {
@@ -225,6 +270,7 @@ pub fn preview_offline(
             pending,
             allowances: Vec::new(),
             actions: Vec::new(),
+            templates: Vec::new(),
             copies: Vec::new(),
             copies_blocked: Vec::new(),
         })

@@ -3,6 +3,7 @@
 //! A promotion must not simply be repeated: that makes a second template. So a request is remembered
 //! before the request, and after a lost answer the template is looked for by its name and date.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 
@@ -28,7 +29,6 @@ use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, TemplateId, ZoneName};
 use crate::state::audit::{Action, StepFacts, Subject};
-use crate::state::error::StateError;
 use crate::state::policy_state::{PolicyState, Promotion};
 use crate::text::{chain, printable};
 
@@ -99,21 +99,41 @@ pub(crate) async fn promote(
 }
 
 /// The promotions that a run would begin with in a zone.
-///
-/// # Errors
-/// [`StateError`] if it is unknown what was promoted already.
 pub(crate) async fn planned(
-    runner: &Runner,
-    policy: &Policy,
+    memory: &PolicyMemory<'_>,
     promote: &Promote,
     plan: &ZonePlan,
-) -> Result<Vec<PlannedAction>, StateError> {
-    let settled = settled(&PolicyMemory::read(runner, policy).await?).await;
-    let all = candidates(policy, promote, plan, &settled).into_iter().map(|(name, candidate)| {
+) -> Vec<PlannedAction> {
+    let settled = settled(memory).await;
+    let all = candidates(memory.policy, promote, plan, &settled).into_iter().map(|(name, candidate)| {
         let (action, snapshot) = (Action::Promote, candidate.subject);
         PlannedAction { action, archive: None, snapshot, why: why(&name) }
     });
-    Ok(all.collect())
+    all.collect()
+}
+
+/// The templates that a run would delete in a zone after these promotions, if they succeed.
+///
+/// # Errors
+/// Why that is unknown, as a sentence.
+pub(crate) async fn planned_deletions(
+    memory: &PolicyMemory<'_>,
+    promote: &Promote,
+    plan: &ZonePlan,
+    promotions: &[PlannedAction],
+) -> Result<Vec<TemplateDecision>, String> {
+    let Some(keep) = promote.keep.and_then(|keep| settled_keep(keep, memory.policy, plan)) else {
+        return Ok(Vec::new());
+    };
+    let made = memory.own().await.promotions.clone();
+    if made.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listed = memory.runner.client.zone(plan.zone()).list_templates().await;
+    let listed = listed
+        .map_err(|error| format!("which templates `promote.keep` deletes is not known: {}", chain(&error)))?;
+    let come: Vec<Subject> = promotions.iter().map(|action| action.snapshot.clone()).collect();
+    Ok(beyond(keep, &made, &listed, &come, plan, None))
 }
 
 fn why(name: &str) -> String {
@@ -339,60 +359,99 @@ pub(crate) async fn prune_templates(
     }
     let listed = client.list_templates().await.map_err(|error| chain(&error))?;
     find_lost(memory, zone, &listed).await?;
-    let made: Vec<Promotion> = memory.own().await.promotions.iter().filter(is_ours).cloned().collect();
-    // Only those that are still there count as kept: people delete templates too.
-    let names: BTreeMap<TemplateId, String> =
-        listed.into_iter().map(|template| (template.id, template.name)).collect();
-    let mut per_instance: BTreeMap<InstanceId, Vec<&Promotion>> = BTreeMap::new();
-    for promotion in &made {
-        let listed_name = promotion.template_id.and_then(|id| names.get(&id));
-        // People renamed it, so it is theirs by now.
-        let is_meant = plan.listing.is_one_of(only, promotion.instance_id);
-        if is_meant && listed_name == Some(&promotion.template_name) {
-            per_instance.entry(promotion.instance_id).or_default().push(promotion);
-        }
-    }
+    let made = memory.own().await.promotions.clone();
     let mut steps = Vec::new();
-    for (_, mut promotions) in per_instance {
-        promotions.sort_by_key(|made| std::cmp::Reverse((made.snapshot_created_at, made.snapshot_id)));
-        for promotion in promotions.into_iter().skip(keep.get() as usize).rev() {
-            let Some(template_id) = promotion.template_id else { continue };
-            let intent = StepFacts {
-                template_id: Some(template_id),
-                rule: Some("keep"),
-                ..StepFacts::new(
-                    Action::DeleteTemplate,
-                    zone,
-                    subject_of(promotion, plan),
-                    vec![format!("{keep} newer templates of its instance are kept")],
-                )
-            };
-            let needed = needed(promotion, template_id, plan);
-            let work = async {
-                if let Some(why) = needed {
-                    return Err(StepError::skipped(why));
-                }
-                let deleted = client.delete_template(template_id).await.map_err(StepError::of_deletion)?;
-                let now = runner.clock.now();
-                memory
-                    .change(|state| {
-                        for made in &mut state.promotions {
-                            if made.template_id == Some(template_id) {
-                                made.deleted_at = Some(now);
-                            }
+    for TemplateDecision { facts, template_id, needed, .. } in beyond(keep, &made, &listed, &[], plan, only) {
+        let work = async {
+            if let Some(why) = needed {
+                return Err(StepError::skipped(why));
+            }
+            let deleted = client.delete_template(template_id).await.map_err(StepError::of_deletion)?;
+            let now = runner.clock.now();
+            memory
+                .change(|state| {
+                    for made in &mut state.promotions {
+                        if made.template_id == Some(template_id) {
+                            made.deleted_at = Some(now);
                         }
-                    })
-                    .await?;
-                let operation_id = match deleted {
-                    Deleted::Done(operation) => operation.id,
-                    Deleted::AlreadyGone => None,
-                };
-                Ok(Done { operation_id, ..Done::default() })
+                    }
+                })
+                .await?;
+            let operation_id = match deleted {
+                Deleted::Done(operation) => operation.id,
+                Deleted::AlreadyGone => None,
             };
-            steps.push(recorder.step(intent, work).await);
-        }
+            Ok(Done { operation_id, ..Done::default() })
+        };
+        steps.push(recorder.step(facts, work).await);
     }
     Ok(steps)
+}
+
+/// A template that `keep` does not keep.
+#[derive(Debug)]
+pub struct TemplateDecision {
+    /// The step that deletes it.
+    pub facts: StepFacts,
+    /// The template's name.
+    pub name: String,
+    template_id: TemplateId,
+    /// Why it stays all the same.
+    pub needed: Option<String>,
+}
+
+/// The templates beyond `keep` of those that the policy made, per instance the oldest first; promotions that are yet to
+/// `come` count as kept.
+fn beyond(
+    keep: NonZeroU32,
+    made: &[Promotion],
+    listed: &[Template],
+    come: &[Subject],
+    plan: &ZonePlan,
+    only: Option<&Pattern<InstanceId>>,
+) -> Vec<TemplateDecision> {
+    let names: BTreeMap<TemplateId, &String> =
+        listed.iter().map(|template| (template.id, &template.name)).collect();
+    // Newest first, each with what was made, if it was.
+    let mut per_instance: BTreeMap<InstanceId, Vec<_>> = BTreeMap::new();
+    for subject in come {
+        if let (Some(id), Some(instance)) = (subject.id, subject.instance_id) {
+            per_instance.entry(instance).or_default().push((Reverse((subject.created_at, id)), None));
+        }
+    }
+    let is_ours = |made: &&Promotion| made.zone == *plan.zone() && made.deleted_at.is_none();
+    for promotion in made.iter().filter(is_ours) {
+        let Some(template_id) = promotion.template_id else { continue };
+        // Only those that are still there count as kept: people delete templates too. They renamed it: it is theirs.
+        let is_there = names.get(&template_id) == Some(&&promotion.template_name);
+        if is_there && plan.listing.is_one_of(only, promotion.instance_id) {
+            let age = Reverse((promotion.snapshot_created_at, promotion.snapshot_id));
+            per_instance
+                .entry(promotion.instance_id)
+                .or_default()
+                .push((age, Some((promotion, template_id))));
+        }
+    }
+    let mut decisions = Vec::new();
+    for mut of_instance in per_instance.into_values() {
+        of_instance.sort_by_key(|(age, _)| *age);
+        let beyond = of_instance.into_iter().skip(keep.get() as usize).rev();
+        decisions.extend(beyond.filter_map(|(_, made)| made).map(|(promotion, template_id)| {
+            let why = vec![format!("{keep} newer templates of its instance are kept")];
+            let subject = subject_of(promotion, plan);
+            TemplateDecision {
+                facts: StepFacts {
+                    template_id: Some(template_id),
+                    rule: Some("keep"),
+                    ..StepFacts::new(Action::DeleteTemplate, plan.zone(), subject, why)
+                },
+                name: promotion.template_name.clone(),
+                template_id,
+                needed: needed(promotion, template_id, plan),
+            }
+        }));
+    }
+    decisions
 }
 
 /// How many templates stay per instance: the larger number of those that `keep` was while a change of it has not settled; none if all did.

@@ -32,6 +32,18 @@ impl StateDirectory {
         self.try_lock(format!("policy-{policy}.lock"), format!("policy `{policy}`")).await
     }
 
+    /// Whether a process runs the policy.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub async fn is_running(&self, policy: &PolicyName) -> Result<bool, StateError> {
+        match self.lock_policy(policy).await {
+            Ok(_) => Ok(false),
+            Err(StateError::Locked { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits until this is the only delete phase in the zone, until the value is dropped.
     ///
     /// # Errors

@@ -2,15 +2,15 @@
 //!
 //! `METRICS` lists every gauge and counter. They are made anew from the model for each scrape, so that no series can
 //! outlive its policy; only histograms are kept between scrapes, and are removed with their policy. Names from outside
-//! are cut and made printable before they become the value of a label, and the encoder escapes where the format needs
-//! it.
+//! are cut and made printable before they become the value of a label, and escaped where the format needs it.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric as Series, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, HistogramVec, TextEncoder};
 
 use crate::archive::stats::ArchiveStats;
@@ -524,11 +524,11 @@ fn add_some(add: Add<'_>, labels: &[&str], value: Option<f64>) {
     }
 }
 
-/// Everything as text. Each family becomes text at once, so that never all of them are in memory as values.
+/// Everything as text.
 pub(super) fn text(model: &Model, running: &[RunningDownload], histograms: &Histograms) -> String {
     let mut text = String::new();
     for metric in METRICS {
-        encode(vec![metric.family(model, running)], &mut text);
+        metric.write(model, running, &mut text);
     }
     encode(histograms.run.collect(), &mut text);
     encode(histograms.export.collect(), &mut text);
@@ -538,38 +538,47 @@ pub(super) fn text(model: &Model, running: &[RunningDownload], histograms: &Hist
 }
 
 impl Metric {
-    /// Built directly: a `GaugeVec` would hash each series only to list it once.
-    fn family(&self, model: &Model, running: &[RunningDownload]) -> MetricFamily {
+    /// Written directly: as values for the encoder, each of many series would hold copies of all names of its labels.
+    fn write(&self, model: &Model, running: &[RunningDownload], text: &mut String) {
+        let kind = if self.is_counter { "counter" } else { "gauge" };
+        let before = text.len();
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP {} {}\n# TYPE {} {kind}", self.name, self.help, self.name);
+        let head = text.len();
         let names = self.read.labels();
-        let mut series = Vec::new();
+        let mut order: Vec<usize> = (0..names.len()).collect();
+        order.sort_by_key(|place| names.get(*place));
         self.read.each(model, running, &mut |values, value| {
-            let label = |(name, value): (&&str, &&str)| {
-                let mut label = LabelPair::default();
-                label.set_name((*name).to_owned());
-                label.set_value((*value).to_owned());
-                label
-            };
-            let mut labels: Vec<LabelPair> = names.iter().zip(values).map(label).collect();
-            labels.sort();
-            let mut one = Series::from_label(labels);
-            if self.is_counter {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                one.set_counter(counter);
-            } else {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                one.set_gauge(gauge);
+            text.push_str(self.name);
+            let mut separator = '{';
+            for place in &order {
+                let (Some(name), Some(of_label)) = (names.get(*place), values.get(*place)) else { continue };
+                text.push(separator);
+                text.push_str(name);
+                text.push_str("=\"");
+                push_escaped(text, of_label);
+                text.push('"');
+                separator = ',';
             }
-            series.push(one);
+            text.push_str(if separator == ',' { "} " } else { " " });
+            let _ = writeln!(text, "{value}");
         });
-        let mut family = MetricFamily::default();
-        family.set_name(self.name.to_owned());
-        family.set_help(self.help.to_owned());
-        family.set_field_type(if self.is_counter { MetricType::COUNTER } else { MetricType::GAUGE });
-        family.set_metric(series);
-        family
+        if text.len() == head {
+            text.truncate(before);
+        }
     }
+}
+
+/// A label's value, with the escapes of the text format.
+fn push_escaped(text: &mut String, value: &str) {
+    let mut rest = value;
+    while let Some((plain, special)) = rest.find(['\\', '"', '\n']).and_then(|at| rest.split_at_checked(at)) {
+        text.push_str(plain);
+        let mut characters = special.chars();
+        text.extend(characters.next().into_iter().flat_map(char::escape_default));
+        rest = characters.as_str();
+    }
+    text.push_str(rest);
 }
 
 fn encode(mut families: Vec<MetricFamily>, text: &mut String) {

@@ -219,6 +219,22 @@ async fn a_run_that_is_asked_for_begins_within_two_seconds_and_once_more_if_one_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_is_asked_for_while_another_process_runs_the_policy_begins_after_that() {
+    let stage = stage_at("2026-11-03T00:30:00Z");
+    let play = play(&stage, &creating("")).await;
+    let by_hand = state(&stage).lock_policy(&name("p")).await.unwrap();
+    trigger(&stage, "p").await;
+    stage.clock.sleep(Duration::from_mins(90)).await;
+    assert!(is_triggered(&stage).await && taken(&stage).is_empty());
+    drop(by_hand);
+    stage.clock.sleep(Duration::from_secs(30)).await;
+    assert!(!is_triggered(&stage).await && taken(&stage).len() == 1);
+    let skipped = "snapwarden_policy_runs_total{policy=\"p\",result=\"skipped\"}";
+    assert_eq!(play.value(skipped), Some(0.0), "none was begun in vain");
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_that_was_asked_for_long_before_the_start_or_cannot_be_is_dropped() {
     let policies = creating("") + "[policies.off]\nzones = [\"ch-gva-2\"]\nenabled = false\n";
     for (policy, wait, runs) in [

@@ -214,6 +214,38 @@ fn a_run_does_what_its_plan_said() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_plan_names_the_templates_that_the_run_deletes() {
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    let policy = NIGHTLY
+        .replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "")
+        .replace("keep = 2", "keep = 1");
+    let mut deleted = Vec::new();
+    for day in 0..4 {
+        stage.world.add_snapshot(instance, stage.now());
+        let runner = stage.runner(&policy);
+        let preview = runner.preview(&ListingCache::default(), &runner.policies[0], None).await;
+        let preview = preview.into_iter().next().unwrap().1.unwrap();
+        let planned: Vec<_> =
+            preview.templates.iter().map(|one| (one.facts.template_id, &one.needed)).collect();
+        let report = stage.run(&policy).await;
+        let steps = steps(&report, Action::DeleteTemplate);
+        let done: Vec<_> = steps.iter().map(|step| (step.facts.template_id, &step.message)).collect();
+        assert_eq!(planned, done, "day {day}");
+        deleted.extend(preview.templates.into_iter().map(|one| (one.name, one.needed)));
+        if day == 1 {
+            let templates = stage.world.templates(&stage.zone);
+            stage.world.set_template(instance, templates[0].id);
+        }
+        stage.step(SignedDuration::from_hours(24));
+    }
+    let names: Vec<&str> = deleted.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["web-1-20261101", "web-1-20261102", "web-1-20261102", "web-1-20261103"]);
+    let stay: Vec<bool> = deleted.iter().map(|(_, needed)| needed.is_some()).collect();
+    assert_eq!(stay, [false, true, true, false], "{deleted:?}");
+}
+
 fn limited_to(pattern: &str) -> RunOptions {
     RunOptions { instances: Some(Pattern::new(pattern).unwrap()), ..RunOptions::default() }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use snapwarden::disk::{Access, RealDisk};
 
+use crate::command_line::{PRUNE, Play, end_of};
 use crate::stage::Said;
 
 /// A process that takes longer hangs.
@@ -111,6 +112,62 @@ fn people_see_a_timeline_a_table_and_a_sum() {
         head.split_whitespace().collect::<Vec<_>>(),
         ["VERDICT", "AGE", "TAKEN", "UNTIL", "ID", "SNAPSHOT", "WHY"]
     );
+}
+
+#[test]
+fn a_plan_from_files_says_what_it_can_know_of_coverage_and_what_not_of_templates() {
+    let desk = Desk::new();
+    let config = keeping(3)
+        + "[policies.nightly.select]\ninstances = [\"web-*\", \"cache-*\"]\n\
+        [policies.nightly.promote]\nname = \"{instance}\"\nkeep = 2\n";
+    let listing = listing(&daily(WEB, 4, "exported"));
+    let templates = "which templates `promote.keep` deletes is not known from files";
+    let said = desk.plan(&config, &listing, &[]);
+    said.has(&[templates]);
+    assert!(!said.out.contains("uncovered"), "the zone may have other instances: {said:?}");
+    let instances = desk.write(
+        "instances.json",
+        &json!({"instances": [{"id": WEB, "name": "web-1"}, {"id": DB, "name": "db-1"}]}).to_string(),
+    );
+    let said = desk.plan(&config, &listing, &["--instances", shown(&instances)]);
+    said.has(&[
+        templates,
+        "`cache-*`",
+        "matches no instance in ch-gva-2",
+        "2 instances are uncovered",
+        "db-1",
+    ]);
+}
+
+#[tokio::test]
+async fn the_table_of_a_plan_has_room_for_why_on_80_columns() {
+    let policies = format!("{PRUNE}[policies.nightly.export]\narchives = [\"vault\"]\n");
+    let (play, _) = Play::five(&policies).await;
+    let mut command = play.command(&["plan"]);
+    command.env("COLUMNS", "80");
+    let said = end_of(command).await;
+    said.has(&["DELETE", "  after export; numbe"]);
+    assert!(said.out.lines().all(|line| line.chars().count() <= 80), "{said:?}");
+    let json = play.run(&["plan", "--output", "json"]).await.json();
+    assert_eq!(json["policies"][0]["decisions"][4]["after_export"], true, "{json}");
+}
+
+#[tokio::test]
+async fn a_plan_shows_the_templates_that_are_deleted() {
+    let policies =
+        format!("{PRUNE}[policies.nightly.promote]\nname = \"{{instance}}-{{created:%s}}\"\nkeep = 1\n");
+    let (play, _) = Play::five(&policies).await;
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    let instance = play.world.snapshots(&play.zone)[0].instance_id.unwrap();
+    play.world.add_snapshot(instance, play.begun);
+    let said = play.run(&["plan"]).await;
+    said.has(&["templates that `promote.keep` does not keep", "1 newer templates of its instance are kept"]);
+    let json = play.run(&["plan", "--output", "json"]).await.json();
+    let template = &json["policies"][0]["templates"][0];
+    assert_eq!((&template["verdict"], &template["rule"]), (&json!("delete"), &json!("keep")), "{json}");
+    let name = template["template_name"].as_str().unwrap().to_owned();
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    assert!(play.world.templates(&play.zone).iter().all(|template| template.name != name));
 }
 
 #[test]

@@ -201,11 +201,11 @@ pub(super) fn render(
 /// A row for the change with the current reason, and one for the candidate's reason.
 fn rows(pair: &Pair<'_>, at: Timestamp, output: Output) -> [Row; 2] {
     let word = |side: Option<Side<'_>>| {
-        let (word, tone) = side.map_or(("-", Tone::Dim), |(planned, decision)| shown(planned, decision));
+        let (word, tone) = side.map_or(("-", Tone::Dim), |(_, decision)| shown(decision));
         (word.to_owned(), tone)
     };
     let reason = |side: Option<Side<'_>>| {
-        side.map_or_else(|| "not selected".to_owned(), |(_, decision)| why(decision))
+        side.map_or_else(|| "not selected".to_owned(), |(planned, decision)| why(planned, decision))
     };
     let is_coming = pair.planned.listing.inventory.coming.contains(&pair.snapshot.id);
     let now = vec![

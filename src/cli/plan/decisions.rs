@@ -9,6 +9,7 @@ use crate::retention::plan::Decision;
 use crate::retention::verdict::Verdict;
 use crate::run::archive_retention::CopyDecision;
 use crate::run::preview::Preview;
+use crate::run::promote::TemplateDecision;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot, ZoneName};
 
@@ -65,8 +66,13 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone], filter: &Filter) -> Valu
         let mut json = json!({ "policy": name, "zone": zone, "held": held, "decisions": decisions });
         if filter.is_summary {
             json["plan"] = json!(sums_of(&planned.plan));
-        } else if !planned.copies.is_empty() {
-            json["copies"] = planned.copies.iter().map(copy_json).collect();
+        } else {
+            if !planned.templates.is_empty() {
+                json["templates"] = planned.templates.iter().map(template_json).collect();
+            }
+            if !planned.copies.is_empty() {
+                json["copies"] = planned.copies.iter().map(copy_json).collect();
+            }
         }
         if let Some(pending) = &planned.pending {
             json["pending"] = json!(pending);
@@ -74,6 +80,18 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone], filter: &Filter) -> Valu
         Some(json)
     });
     json!({ "at": at, "policies": policies.collect::<Value>() })
+}
+
+/// A template that `promote.keep` does not keep.
+fn template_json(TemplateDecision { facts, name, needed, .. }: &TemplateDecision) -> Value {
+    json!({
+        "template_id": facts.template_id,
+        "template_name": name,
+        "snapshot": facts.snapshot,
+        "verdict": if needed.is_some() { Verdict::Keep.as_str() } else { Verdict::Delete.as_str() },
+        "rule": facts.rule,
+        "reasons": needed.as_ref().map_or_else(|| facts.reasons.clone(), |why| vec![why.clone()]),
+    })
 }
 
 /// A copy that an archive's retention does not keep.

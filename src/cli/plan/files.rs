@@ -48,29 +48,30 @@ pub(crate) struct Files {
     instances: BTreeMap<PathBuf, Vec<Instance>>,
 }
 
-/// The inventories of the policy's zones, from files.
+/// The inventories of the policy's zones, from files, and whether each has all instances of the zone.
 pub(crate) fn inventories(
     config: &Config,
     policy: &Policy,
     snapshots: &[ZoneFile],
     instances: &[ZoneFile],
     files: &mut Files,
-) -> Result<Vec<Inventory>, Refusal> {
+) -> Result<Vec<(Inventory, bool)>, Refusal> {
     let mut inventories = Vec::new();
     for zone in &policy.zones {
         let Some(file) = file_of(snapshots, policy, zone) else { continue };
         let listing = once(&mut files.snapshots, &file.file, wire::decode_snapshots)?.clone();
-        let instances = match file_of(instances, policy, zone) {
-            Some(file) => once(&mut files.instances, &file.file, wire::decode_instances)?.clone(),
-            None => listing.mentioned,
+        let (instances, is_whole) = match file_of(instances, policy, zone) {
+            Some(file) => (once(&mut files.instances, &file.file, wire::decode_instances)?.clone(), true),
+            None => (listing.mentioned, false),
         };
         let everyones = listing.snapshots.iter().map(|snapshot| (snapshot.id, Ownership::default()));
-        inventories.push(Inventory {
+        let inventory = Inventory {
             // Without a state, all of them count as created by this program, and as every policy's.
             created: everyones.collect(),
             archives: config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect(),
             ..Inventory::on_paper(zone.clone(), listing.snapshots, instances)
-        });
+        };
+        inventories.push((inventory, is_whole));
     }
     Ok(inventories)
 }

@@ -15,6 +15,7 @@ use crate::retention::reason::ReasonText;
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::archive_retention::CopyDecision;
 use crate::run::preview::Preview;
+use crate::run::promote::TemplateDecision;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot};
 use crate::state::last_runs::PlanSums;
@@ -110,12 +111,24 @@ fn render_one(
         let head = ["ACTION", "INSTANCE", "TAKEN", "SNAPSHOT", "WHY"];
         text.push_str(&output.indented_table(&head, rows.collect()));
     }
+    if !planned.templates.is_empty() && !filter.is_summary {
+        let rows = planned.templates.iter().map(|TemplateDecision { facts, name, needed, .. }| {
+            vec![
+                deleted_unless(needed.is_some()),
+                plain(name),
+                plain(instance(facts.snapshot.instance_name.as_deref())),
+                plain(taken(facts.snapshot.created_at, false, output)),
+                plain(needed.clone().unwrap_or_else(|| facts.reasons.join("; "))),
+            ]
+        });
+        text.push_str("\n  templates that `promote.keep` does not keep:\n");
+        let head = ["VERDICT", "TEMPLATE", "INSTANCE", "TAKEN", "WHY"];
+        text.push_str(&output.indented_table(&head, rows.collect()));
+    }
     if !planned.copies.is_empty() && !filter.is_summary {
         let rows = planned.copies.iter().map(|CopyDecision { facts, blocked_by, .. }| {
-            let (word, tone) =
-                if blocked_by.is_some() { ("keep", Tone::Good) } else { ("delete", Tone::Bad) };
             vec![
-                (word.to_owned(), tone),
+                deleted_unless(blocked_by.is_some()),
                 plain(facts.archive.as_ref().map(ToString::to_string).unwrap_or_default()),
                 plain(instance(facts.snapshot.instance_name.as_deref())),
                 plain(taken(facts.snapshot.created_at, false, output)),
@@ -133,6 +146,11 @@ fn render_one(
     text.push_str(&summary(planned, &all, output));
     text.push('\n');
     text
+}
+
+fn deleted_unless(is_kept: bool) -> (String, Tone) {
+    let (word, tone) = if is_kept { ("keep", Tone::Good) } else { ("DELETE", Tone::Bad) };
+    (word.to_owned(), tone)
 }
 
 /// The sums, and the guard's verdict.
@@ -212,7 +230,7 @@ fn timeline(group: &[(&Decision, &Snapshot)], at: Timestamp, output: Output) -> 
 }
 
 fn row(planned: &Preview, decision: &Decision, snapshot: &Snapshot, at: Timestamp, output: Output) -> Row {
-    let (verdict, tone) = shown(planned, decision);
+    let (verdict, tone) = shown(decision);
     let is_coming = is_coming(decision);
     let until = match decision.verdict {
         Verdict::Keep => decision.expires_at.map_or_else(|| "-".to_owned(), date),
@@ -225,7 +243,7 @@ fn row(planned: &Preview, decision: &Decision, snapshot: &Snapshot, at: Timestam
         plain(until),
         plain(if is_coming { "-".to_owned() } else { snapshot.id.short() }),
         plain(called(&snapshot.name, is_coming)),
-        plain(with_consistency(why(decision), snapshot)),
+        plain(with_consistency(why(planned, decision), snapshot)),
     ]
 }
 
@@ -236,22 +254,22 @@ fn with_consistency(why: String, snapshot: &Snapshot) -> String {
 }
 
 /// A verdict for people: a deletion must be obvious even without colors.
-pub(crate) fn shown(planned: &Preview, decision: &Decision) -> (&'static str, Tone) {
+pub(crate) fn shown(decision: &Decision) -> (&'static str, Tone) {
     match decision.verdict {
         Verdict::Keep => ("keep", Tone::Good),
-        Verdict::Delete if planned.after_export.contains(&decision.index) => {
-            ("DELETE after export", Tone::Bad)
-        }
         Verdict::Delete => ("DELETE", Tone::Bad),
         Verdict::Ignore => ("ignore", Tone::Dim),
     }
 }
 
 /// The most important reasons. For a kept snapshot: the first in full, other rules that keep it by name, and other
-/// policies and holds. For a deleted one: the rule that deletes it, and the keep rules that it missed.
-pub(super) fn why(decision: &Decision) -> String {
+/// policies and holds. For a deleted one: whether that waits for an export, the rule that deletes it, and the keep rules
+/// that it missed.
+pub(super) fn why(planned: &Preview, decision: &Decision) -> String {
     let holders = decision.keep_rules();
-    let mut told: Vec<String> = decision.reasons().take(1).map(|reason| reason.to_string()).collect();
+    let after_export = after_export(planned, decision).map(str::to_owned);
+    let first = decision.reasons().take(1).map(|reason| reason.to_string());
+    let mut told: Vec<String> = after_export.into_iter().chain(first).collect();
     let mut others: Vec<&str> = Vec::new();
     for rule in &holders {
         let name = rule.as_str();
@@ -275,6 +293,12 @@ pub(super) fn why(decision: &Decision) -> String {
         told.push(format!("and {} more", left.len()));
     }
     told.join("; ")
+}
+
+/// Says of a deletion that it waits for an export of this very run.
+pub(crate) fn after_export(planned: &Preview, decision: &Decision) -> Option<&'static str> {
+    let waits = decision.verdict == Verdict::Delete && planned.after_export.contains(&decision.index);
+    waits.then_some("after export")
 }
 
 fn is_coming(decision: &Decision) -> bool {
