@@ -418,3 +418,15 @@ fn each_alert_has_a_severity_a_summary_a_next_command_and_a_runbook() {
         }
     }
 }
+
+#[test]
+fn the_dashboard_is_the_one_that_its_script_writes() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config/prometheus");
+    let Ok(made) = Command::new("python3").arg("dashboard.py").current_dir(folder).output() else {
+        crate::stage::skipped(format_args!("there is no python3, so the dashboard was not made anew"));
+        return;
+    };
+    assert!(made.status.success(), "{made:?}");
+    let text = include_str!("../../config/prometheus/dashboard.json");
+    assert_eq!(String::from_utf8(made.stdout).unwrap(), text, "dashboard.py > dashboard.json");
+}

@@ -205,10 +205,13 @@ async fn every_metric_of_the_contract_is_there_with_help_and_type() {
         text.lines().filter_map(|line| line.strip_prefix("# HELP snapwarden_")?.split(' ').next()).collect();
     let missing: Vec<&&str> = METRICS.iter().filter(|name| !helped.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:?}\n{text}");
-    // So are those that the alert rules read.
+    // So are those that the alert rules and the dashboard read.
     let rules = include_str!("../../config/prometheus/snapwarden.rules.yml");
-    let of_rules = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
-    let of_rules: BTreeSet<&str> = of_rules.filter_map(|word| word.strip_prefix("snapwarden_")).collect();
+    let dashboard = include_str!("../../config/prometheus/dashboard.json");
+    let both = format!("{rules}{dashboard}");
+    let of_rules = both.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+    let of_rules: BTreeSet<&str> =
+        of_rules.filter_map(|word| word.strip_prefix("snapwarden_")?.split("_bucket").next()).collect();
     // Absent while the gate keeps nothing.
     let gate = "export_gate_oldest_timestamp_seconds";
     let missing: Vec<&&str> =
