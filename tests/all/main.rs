@@ -18,6 +18,7 @@ mod crashes;
 mod creation;
 mod daemon;
 mod demo;
+mod deploying;
 mod downloads;
 mod explaining;
 mod file_server;
