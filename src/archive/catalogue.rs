@@ -7,15 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::archive::layout::{self, CopyPaths, Role};
+use crate::archive::layout::{self, CopyPaths, Mark, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::proof::VerifiedCopy;
-use crate::disk::{Disk, Entry, Kind, read_file};
+use crate::disk::{Disk, Entry, Kind, Metadata, read_file};
 use crate::policy::Which;
 use crate::policy::name::ArchiveName;
 use crate::snapshot::{InstanceId, Snapshot, ZoneName};
@@ -30,13 +33,15 @@ pub struct Catalogue {
     /// Those that were found corrupt, although the archive does not say so.
     unmarked: Vec<(StoredCopy, Timestamp)>,
     problems: Vec<Problem>,
+    /// The places of the copies of each instance that count, by zone. The first of each has its image.
+    of_instance: BTreeMap<InstanceId, Vec<Range<usize>>>,
 }
 
 /// A verified copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredCopy {
     /// The record of the copy.
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// The path of its image, which is there unless it was pruned.
     pub image: PathBuf,
     /// Whether a file has that path. Where the copy is marked as pruned, a crash has left it.
@@ -185,6 +190,7 @@ impl Catalogue {
             }
         }
         self.problems.sort_by(|a, b| a.path.cmp(&b.path));
+        self.index();
     }
 
     /// Leaves out the copies and problems that are not meant. What is left is not the whole archive any more: nothing may be
@@ -193,6 +199,7 @@ impl Catalogue {
         self.copies.retain(|copy| wanted.includes(&copy.manifest));
         self.unmarked.retain(|(copy, _)| wanted.includes(&copy.manifest));
         self.problems.retain(|problem| wanted.includes_path(&problem.path));
+        self.index();
     }
 
     /// The copies that were found corrupt, although the archive does not say so, with the time.
@@ -213,15 +220,27 @@ impl Catalogue {
     /// The copies that count as such: those whose images are there, and those that the archive's retention removed while
     /// an intact one of the same instance is there that is at least as new. Without that, nothing could be restored.
     pub(crate) fn counting(&self) -> impl Iterator<Item = &StoredCopy> {
-        let mut intact = None;
+        self.of_instance
+            .values()
+            .flatten()
+            .flat_map(|range| self.copies.get(range.clone()).unwrap_or_default())
+    }
+
+    /// Finds the copies that count.
+    fn index(&mut self) {
+        self.of_instance.clear();
+        let mut start = 0;
         // They are in the order of zone and instance, newest first.
-        self.copies.iter().filter(move |copy| {
-            let of = (&copy.manifest.zone, copy.manifest.instance.id);
-            if copy.manifest.pruned_at.is_none() {
-                intact = Some(of);
+        let of = |copy: &StoredCopy| (copy.manifest.zone.clone(), copy.manifest.instance.id);
+        for group in self.copies.chunk_by(|one, other| of(one) == of(other)) {
+            let end = start + group.len();
+            let mut copies = group.iter().enumerate();
+            if let Some((place, intact)) = copies.find(|(_, copy)| copy.manifest.pruned_at.is_none()) {
+                let ranges = self.of_instance.entry(intact.manifest.instance.id).or_default();
+                ranges.push(start + place..end);
             }
-            intact == Some(of)
-        })
+            start = end;
+        }
     }
 
     /// The copy without which `snapshot` may not be deleted: of itself for [`Which::All`], of it or a newer one of its
@@ -249,45 +268,95 @@ impl Catalogue {
         or_since: Option<Timestamp>,
     ) -> Option<(&StoredCopy, &StoredCopy)> {
         let verified = |copy: &StoredCopy| VerifiedCopy::new(&self.archive, &copy.manifest);
-        let covering = self.counting().find(|copy| verified(copy).covers(snapshot, of));
+        let ranges: Vec<&Range<usize>> = match snapshot.instance_id {
+            Some(id) => self.of_instance.get(&id).into_iter().flatten().collect(),
+            None => self.of_instance.values().flatten().collect(),
+        };
+        let copies = || {
+            let ranges = ranges.iter().filter_map(|range| self.copies.get((*range).clone()));
+            ranges.flat_map(|copies| copies.iter().zip(std::iter::repeat(copies.first())))
+        };
+        let covering = copies().find(|(copy, _)| verified(copy).covers(snapshot, of));
         let since = || {
             let since = or_since.filter(|_| of == Which::Newest)?;
             // The newest of the instance that was.
-            self.counting().find(|copy| verified(copy).is_of_run_since(snapshot, since))
+            copies().find(|(copy, _)| verified(copy).is_of_run_since(snapshot, since))
         };
-        let copy = covering.or_else(since)?;
-        let is_of_same = |other: &&StoredCopy| {
-            (&other.manifest.zone, other.manifest.instance.id)
-                == (&copy.manifest.zone, copy.manifest.instance.id)
-        };
-        let intact = match copy.manifest.pruned_at {
-            None => copy,
-            Some(_) => self.unpruned().find(is_of_same)?,
-        };
-        Some((copy, intact))
+        let (copy, intact) = covering.or_else(since)?;
+        Some((copy, intact?))
     }
 }
 
-/// The manifest at `here` in the archive at `path`, if its copy counts.
-pub(super) fn read_copy(disk: &dyn Disk, path: &Path, here: &Path) -> Result<Manifest, ProblemKind> {
+/// A copy's manifest with the bytes of its file, if the copy counts in the archive at `path`.
+pub(super) fn find_copy(disk: &dyn Disk, path: &Path, paths: &CopyPaths) -> Option<(Manifest, Vec<u8>)> {
+    let is_there = |here: &PathBuf| !matches!(disk.metadata(here), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let here = paths.manifests().into_iter().find(is_there)?;
+    let (manifest, bytes) = read_at(disk, path, &here).ok()?;
+    check_image(&manifest, || image_bytes(disk, &paths.image())).ok()?;
+    Some((manifest, bytes))
+}
+
+/// The manifest at `here` in the archive at `path`, if it is valid there, with its bytes.
+fn read_at(disk: &dyn Disk, path: &Path, here: &Path) -> Result<(Manifest, Vec<u8>), ProblemKind> {
     let bytes = read_file(disk, here, MANIFEST_BYTES_MAX).map_err(|error| unreadable(&error))?;
-    let manifest = read_manifest(&bytes)?;
-    check_copy(path, here, &manifest, |image| match disk.metadata(image) {
+    Ok((read_manifest(&bytes, path, here)?, bytes))
+}
+
+/// The manifest at `here` in the archive at `path`, if its copy counts; read only if it is not in the cache.
+fn read_copy(
+    disk: &dyn Disk,
+    cache: &ManifestCache,
+    path: &Path,
+    [here, image]: [&Path; 2],
+) -> Result<Arc<Manifest>, ProblemKind> {
+    let Metadata { len, stamp: (inode, modified), .. } =
+        disk.metadata(here).map_err(|error| unreadable(&error))?;
+    let key = here.strip_prefix(path).unwrap_or(here).to_string_lossy();
+    let tag = format!("{inode:x}-{modified:x}-{len:x}");
+    let manifest = if let Some(known) = cache.get(&key, &tag) {
+        known
+    } else {
+        let manifest = Arc::new(read_at(disk, path, here)?.0);
+        cache.put(&key, &tag, &manifest);
+        manifest
+    };
+    check_image(&manifest, || image_bytes(disk, image))?;
+    Ok(manifest)
+}
+
+fn image_bytes(disk: &dyn Disk, image: &Path) -> Result<Option<u64>, ProblemKind> {
+    match disk.metadata(image) {
         Ok(found) if found.kind == Kind::File => Ok(Some(found.len)),
         Ok(_) => Err(ProblemKind::Foreign),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(&error)),
-    })?;
-    Ok(manifest)
+    }
 }
 
 fn unreadable(error: &dyn std::error::Error) -> ProblemKind {
     ProblemKind::Unreadable(excerpt(&error.to_string(), 200))
 }
 
-/// Reads the bytes of a manifest.
-pub(super) fn read_manifest(bytes: &[u8]) -> Result<Manifest, ProblemKind> {
-    Manifest::from_bytes(bytes).map_err(|error| unreadable(&error))
+/// Reads the bytes of the manifest at `here` in the archive at `path`, and checks that it is about the copy that its name says.
+pub(super) fn read_manifest(bytes: &[u8], path: &Path, here: &Path) -> Result<Manifest, ProblemKind> {
+    let manifest = Manifest::from_bytes(bytes).map_err(|error| unreadable(&error))?;
+    let paths = CopyPaths::new(path, &manifest.id());
+    let folder = here.parent();
+    if folder.and_then(Path::parent) != Some(&paths.zone_folder) {
+        return Err(ProblemKind::Misplaced("zone"));
+    }
+    if folder != Some(&paths.folder) {
+        return Err(ProblemKind::Misplaced("instance"));
+    }
+    let name = here.file_name().and_then(layout::read_name);
+    let mark = name.and_then(|(_, role)| if let Role::Manifest(mark) = role { mark } else { None });
+    if paths.manifest(mark) != here {
+        return Err(ProblemKind::Misplaced("snapshot"));
+    }
+    if mark.is_some() && mark != manifest.mark() {
+        return Err(ProblemKind::Unreadable("it lacks the mark that its name has".to_owned()));
+    }
+    Ok(manifest)
 }
 
 /// Reads the marker of the archive at `path`.
@@ -300,7 +369,13 @@ pub(super) fn read_marker(disk: &dyn Disk, path: &Path) -> Result<Option<Marker>
 }
 
 /// Reads the whole archive; a folder that does not exist yet is empty.
-pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::Result<Catalogue> {
+pub(super) fn read(
+    disk: &dyn Disk,
+    cache: &ManifestCache,
+    archive: &ArchiveName,
+    path: &Path,
+) -> io::Result<Catalogue> {
+    cache.load();
     let zones = match disk.list(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         listed => listed?,
@@ -313,20 +388,21 @@ pub(super) fn read(disk: &dyn Disk, archive: &ArchiveName, path: &Path) -> io::R
             let Some(instance_id) = layout::read_instance(&entry.name) else { continue };
             let folder = folder.join(instance_id.to_string());
             let entries = catalogue.list(disk, &folder, &entry);
-            catalogue.read_instance(path, &folder, &entries, |here| read_copy(disk, path, here));
+            catalogue.read_instance(&folder, &entries, |files| read_copy(disk, cache, path, files));
         }
     }
+    cache.save();
     Ok(catalogue.sorted())
 }
 
-/// The content of an archive whose files have these paths, relative to `path`. `read` reads the manifest at a path, if its
-/// copy counts.
+/// The content of an archive whose files have these paths, relative to `path`. `read` reads the manifest at the first path, if
+/// its copy counts, whose image has the second.
 pub(super) fn read_listed<'a>(
     archive: &ArchiveName,
     marker: Result<Option<Marker>, MarkerProblem>,
     path: &Path,
     paths: impl IntoIterator<Item = &'a str>,
-    read: impl Fn(&Path) -> Result<Manifest, ProblemKind>,
+    read: impl Fn([&Path; 2]) -> Result<Arc<Manifest>, ProblemKind>,
 ) -> Catalogue {
     let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::new();
     for (zone, instance_id, name) in paths.into_iter().filter_map(layout::read_path) {
@@ -335,7 +411,7 @@ pub(super) fn read_listed<'a>(
     }
     let mut catalogue = Catalogue::empty(archive, marker);
     for (folder, entries) in &folders {
-        catalogue.read_instance(path, folder, entries, &read);
+        catalogue.read_instance(folder, entries, &read);
     }
     catalogue.sorted()
 }
@@ -343,7 +419,7 @@ pub(super) fn read_listed<'a>(
 impl Catalogue {
     fn empty(archive: &ArchiveName, marker: Result<Option<Marker>, MarkerProblem>) -> Self {
         let (copies, unmarked, problems) = (Vec::new(), Vec::new(), Vec::new());
-        Self { archive: archive.clone(), marker, copies, unmarked, problems }
+        Self { archive: archive.clone(), marker, copies, unmarked, problems, of_instance: BTreeMap::new() }
     }
 
     fn sorted(mut self) -> Self {
@@ -354,6 +430,7 @@ impl Catalogue {
                 .then_with(|| key(b).cmp(&key(a)))
         });
         self.problems.sort_by(|a, b| a.path.cmp(&b.path));
+        self.index();
         self
     }
 
@@ -371,34 +448,40 @@ impl Catalogue {
         })
     }
 
-    /// Reads the copies in an instance's folder of the archive at `path`.
+    /// Reads the copies in an instance's folder.
     fn read_instance(
         &mut self,
-        path: &Path,
         folder: &Path,
         entries: &[Entry],
-        read: impl Fn(&Path) -> Result<Manifest, ProblemKind>,
+        read: impl Fn([&Path; 2]) -> Result<Arc<Manifest>, ProblemKind>,
     ) {
         let names: HashSet<&OsStr> = entries.iter().map(|entry| &*entry.name).collect();
+        let has = |stem: &str, end: &str| names.contains(OsStr::new(&format!("{stem}{end}")));
         for entry in entries {
             let Some((stem, role)) = layout::read_name(&entry.name) else { continue };
             let here = folder.join(&entry.name);
             match role {
                 _ if entry.kind != Kind::File => self.add_problem(here, ProblemKind::Foreign),
-                Role::Image if !names.contains(OsStr::new(&format!("{stem}.json"))) => {
+                Role::Image
+                    if ![".json", ".pruned.json", ".corrupt.json"].iter().any(|end| has(stem, end)) =>
+                {
                     self.add_problem(here, ProblemKind::NoManifest);
                 }
                 // It is checked with its manifest.
                 Role::Image => {}
-                Role::Manifest => match read(&here) {
-                    Ok(manifest) => {
-                        let paths = CopyPaths::new(path, &manifest.id());
-                        let has_image = names.contains(OsStr::new(&paths.image_name()));
-                        let image = paths.image();
-                        self.copies.push(StoredCopy { manifest, image, has_image });
+                // What a crash left of one that is marked.
+                Role::Manifest(mark) if mark < Some(Mark::Corrupt) && has(stem, ".corrupt.json") => {}
+                Role::Manifest(None) if has(stem, ".pruned.json") => {}
+                Role::Manifest(_) => {
+                    let image = folder.join(format!("{stem}.qcow2"));
+                    match read([&here, &image]) {
+                        Ok(manifest) => {
+                            let has_image = has(stem, ".qcow2");
+                            self.copies.push(StoredCopy { manifest, image, has_image });
+                        }
+                        Err(kind) => self.add_problem(here, kind),
                     }
-                    Err(kind) => self.add_problem(here, kind),
-                },
+                }
             }
         }
     }
@@ -408,25 +491,11 @@ impl Catalogue {
     }
 }
 
-/// Whether the copy counts whose manifest was found at `here` in the archive at `path`. `image_bytes` gives the length of the
-/// image at a path; none if there is no file.
-pub(super) fn check_copy(
-    path: &Path,
-    here: &Path,
+/// Whether the copy of a manifest counts. `image_bytes` gives the length of its image; none if there is no file.
+pub(super) fn check_image(
     manifest: &Manifest,
-    image_bytes: impl FnOnce(&Path) -> Result<Option<u64>, ProblemKind>,
+    image_bytes: impl FnOnce() -> Result<Option<u64>, ProblemKind>,
 ) -> Result<(), ProblemKind> {
-    let paths = CopyPaths::new(path, &manifest.id());
-    let folder = here.parent();
-    if folder.and_then(Path::parent) != Some(&paths.zone_folder) {
-        return Err(ProblemKind::Misplaced("zone"));
-    }
-    if folder != Some(&paths.folder) {
-        return Err(ProblemKind::Misplaced("instance"));
-    }
-    if paths.manifest() != here {
-        return Err(ProblemKind::Misplaced("snapshot"));
-    }
     if let Some(since) = manifest.corrupt_since {
         return Err(ProblemKind::Corrupt(since));
     }
@@ -434,7 +503,7 @@ pub(super) fn check_copy(
         return Ok(());
     }
     let expected = manifest.image.bytes;
-    match image_bytes(&paths.image())? {
+    match image_bytes()? {
         Some(found) if found == expected => Ok(()),
         Some(found) => Err(ProblemKind::Length { expected, found }),
         None => Err(ProblemKind::NoImage),

@@ -1,7 +1,7 @@
 //! Names of an archive's files.
 //!
 //! `<archive>/<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>.qcow2` and the files beside
-//! it: `….json`, the manifest; `….qcow2.md5`; and, while it is received, `….qcow2.part`, its journal `….qcow2.part.json`,
+//! it: `….json`, the manifest, or `….pruned.json` or `….corrupt.json`, a marked one; `….qcow2.md5`; and, while it is received, `….qcow2.part`, its journal `….qcow2.part.json`,
 //! `….qcow2.bad` and `….qcow2.lock`. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
 //! are dropped from the time; the id keeps the names apart.
 
@@ -54,9 +54,18 @@ impl CopyPaths {
         self.beside(IMAGE_END)
     }
 
-    /// The manifest: with it the copy counts.
-    pub(super) fn manifest(&self) -> PathBuf {
-        self.beside(".json")
+    /// The manifest with this mark.
+    pub(super) fn manifest(&self, mark: Option<Mark>) -> PathBuf {
+        self.beside(match mark {
+            None => ".json",
+            Some(Mark::Pruned) => ".pruned.json",
+            Some(Mark::Corrupt) => ".corrupt.json",
+        })
+    }
+
+    /// All names of the manifest. A crash may leave several: the first one that is there counts.
+    pub(super) fn manifests(&self) -> [PathBuf; 3] {
+        [Some(Mark::Corrupt), Some(Mark::Pruned), None].map(|mark| self.manifest(mark))
     }
 
     /// For `md5sum -c`.
@@ -84,6 +93,11 @@ impl CopyPaths {
         self.beside(".qcow2.lock")
     }
 
+    /// The beginning of the paths of all files.
+    pub(super) fn stem(&self) -> PathBuf {
+        self.beside("")
+    }
+
     fn beside(&self, end: &str) -> PathBuf {
         self.folder.join(format!("{}{end}", self.stem))
     }
@@ -91,24 +105,36 @@ impl CopyPaths {
 
 const IMAGE_END: &str = ".qcow2";
 
+/// A finding about a copy that the name of its manifest says, so that a listing alone tells. Manifests without one in their
+/// name may have it inside, as all had before there were such names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mark {
+    /// The archive's retention removed the image.
+    Pruned,
+    /// The image was found to differ from its MD5.
+    Corrupt,
+}
+
 /// The role of a file in an instance's folder, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Image,
-    Manifest,
+    Manifest(Option<Mark>),
 }
 
 /// The stem and the role of an image or a manifest of ours; `None` for all other names.
 pub(super) fn read_name(name: &OsStr) -> Option<(&str, Role)> {
     let name = name.to_str()?;
-    let (stem, role) = match (name.strip_suffix(".qcow2"), name.strip_suffix(".json")) {
-        (Some(stem), _) => (stem, Role::Image),
-        (_, Some(stem)) => (stem, Role::Manifest),
+    let (stem, role) = match name.split_once('.')? {
+        (stem, "qcow2") => (stem, Role::Image),
+        (stem, "json") => (stem, Role::Manifest(None)),
+        (stem, "pruned.json") => (stem, Role::Manifest(Some(Mark::Pruned))),
+        (stem, "corrupt.json") => (stem, Role::Manifest(Some(Mark::Corrupt))),
         _ => return None,
     };
     let (time, id) = stem.split_once('-')?;
-    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    (shape == "00000000T000000Z" && is_id(id)).then_some((stem, role))
+    let shape = time.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
+    (shape.eq(*b"00000000T000000Z") && is_id(id)).then_some((stem, role))
 }
 
 /// An instance's id, written as in folder names.
@@ -125,8 +151,10 @@ pub(super) fn read_path(path: &str) -> Option<(ZoneName, InstanceId, &str)> {
     Some((zone.parse().ok()?, read_instance(OsStr::new(instance))?, name))
 }
 
+/// Whether it is an id in the one form in which it stands in a name.
 fn is_id(text: &str) -> bool {
-    text.parse::<SnapshotId>().is_ok_and(|id| id.to_string() == text)
+    let shape = text.bytes().map(|byte| if matches!(byte, b'0'..=b'9' | b'a'..=b'f') { b'0' } else { byte });
+    shape.eq(*b"00000000-0000-0000-0000-000000000000")
 }
 
 #[cfg(test)]
@@ -145,7 +173,7 @@ mod tests {
         let folder = "/a/ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
         let stem = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
         assert_eq!(paths.image(), PathBuf::from(format!("{folder}/{stem}.qcow2")));
-        assert_eq!(paths.manifest(), PathBuf::from(format!("{folder}/{stem}.json")));
+        assert_eq!(paths.manifest(None), PathBuf::from(format!("{folder}/{stem}.json")));
         assert_eq!(paths.md5(), PathBuf::from(format!("{folder}/{stem}.qcow2.md5")));
         assert_eq!(read_name(OsStr::new(&paths.image_name())), Some((stem, Role::Image)));
     }
@@ -153,7 +181,9 @@ mod tests {
     #[test]
     fn only_images_and_manifests_of_our_shape_are_ours() {
         let ours = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
-        assert!(read_name(OsStr::new(&format!("{ours}.json"))).is_some());
+        for end in [".json", ".pruned.json", ".corrupt.json"] {
+            assert!(read_name(OsStr::new(&format!("{ours}{end}"))).is_some());
+        }
         for end in [
             "",
             ".qcow2.part",
@@ -162,6 +192,8 @@ mod tests {
             ".qcow2.md5",
             ".qcow2.lock",
             ".json.new",
+            ".pruned.json.new",
+            ".lost.json",
             ".txt",
         ] {
             assert_eq!(read_name(OsStr::new(&format!("{ours}{end}"))), None, "{end}");

@@ -18,9 +18,10 @@ use futures_util::future::BoxFuture;
 
 use crate::archive::catalogue::{self, Catalogue, StoredCopy};
 use crate::archive::layout::{CopyId, CopyPaths};
-use crate::archive::local::files::{CopyFiles, remove, sync_folder};
+use crate::archive::local::files::{CopyFiles, remove, remove_manifests};
 use crate::archive::local::image::LocalImage;
 use crate::archive::manifest::Manifest;
+use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::marker::{
     MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem, PROBE, PROBE_FILE, ProbeSteps, read_back,
@@ -56,12 +57,19 @@ pub struct LocalArchive {
     path: PathBuf,
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
+    manifests: Arc<ManifestCache>,
 }
 
 impl LocalArchive {
     /// The archive `name` in the folder `path`, which is created when something is first stored.
     pub fn new(name: ArchiveName, path: PathBuf, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Self {
-        Self { name, path, disk, clock }
+        Self { name, path, disk, clock, manifests: Arc::default() }
+    }
+
+    /// With the manifests that earlier processes read.
+    #[must_use]
+    pub fn with_cache(self, manifests: ManifestCache) -> Self {
+        Self { manifests: Arc::new(manifests), ..self }
     }
 
     pub(crate) fn name(&self) -> &ArchiveName {
@@ -77,8 +85,8 @@ impl LocalArchive {
     /// # Errors
     /// The archive's folder can't be read; one that does not exist is empty.
     pub(crate) async fn catalogue(&self) -> io::Result<Catalogue> {
-        let Self { name, path, disk, .. } = self.clone();
-        blocking(move || catalogue::read(&*disk, &name, &path)).await
+        let Self { name, path, disk, manifests, .. } = self.clone();
+        blocking(move || catalogue::read(&*disk, &manifests, &name, &path)).await
     }
 
     pub(super) async fn marker(&self) -> Result<Option<Marker>, MarkerProblem> {
@@ -144,7 +152,7 @@ impl LocalArchive {
         let (archive, id) = (self.clone(), id.clone());
         blocking(move || {
             let files = CopyFiles::lock(Arc::clone(&archive.disk), CopyPaths::new(&archive.path, &id))?;
-            if let Some(manifest) = files.read_copy(&archive.path) {
+            if let Some((manifest, _)) = files.find_copy(&archive.path) {
                 files.remove_leftovers();
                 return Ok(Begin::Stored(VerifiedCopy::new(&archive.name, &manifest)));
             }
@@ -168,8 +176,8 @@ impl LocalArchive {
     pub(super) async fn has(&self, copy: &StoredCopy) -> bool {
         let (Self { path, disk, .. }, manifest) = (self.clone(), copy.manifest.clone());
         blocking(move || {
-            let here = CopyPaths::new(&path, &manifest.id()).manifest();
-            catalogue::read_copy(&*disk, &path, &here).is_ok_and(|found| found.image == manifest.image)
+            let found = catalogue::find_copy(&*disk, &path, &CopyPaths::new(&path, &manifest.id()));
+            found.is_some_and(|(found, _)| found.image == manifest.image)
         })
         .await
     }
@@ -189,10 +197,11 @@ impl LocalArchive {
                 StoreError::Busy { image } => UpdateError::Busy { image },
                 error => UpdateError::Archive(error),
             })?;
-            let updated = if files.read_copy(&archive.path).as_ref() == Some(&before) {
-                files.update_manifest(&before, update).map_err(update_failed)
-            } else {
-                Err(UpdateError::Changed { image })
+            let updated = match files.find_copy(&archive.path) {
+                Some((found, bytes)) if found == *before => {
+                    files.update_manifest(&found, &bytes, update).map_err(update_failed)
+                }
+                _ => Err(UpdateError::Changed { image }),
             };
             if !matches!(update, ManifestUpdate::Corrupt(_)) {
                 // Only a copy that counts makes a waiting process write nothing, so only then the lock's file is removed.
@@ -220,14 +229,13 @@ impl LocalArchive {
             let image = shown(&paths.image());
             let _lock = archive.lock_updates(&image)?;
             let disk = &*archive.disk;
-            let found = catalogue::read_copy(disk, &archive.path, &paths.manifest());
+            let is_same = catalogue::find_copy(disk, &archive.path, &paths).is_some_and(|(found, _)| found == *before);
             let has_image = !matches!(disk.metadata(&paths.image()), Err(error) if error.kind() == io::ErrorKind::NotFound);
-            if before.pruned_at.is_none() || has_image || found.as_ref() != Ok(&before) {
+            if before.pruned_at.is_none() || has_image || !is_same {
                 return Err(UpdateError::Changed { image });
             }
-            // The manifest is the last, so that after a crash there is still one to find the rest by.
-            let removed = remove(disk, &paths.md5()).and_then(|_| remove(disk, &paths.manifest()));
-            removed.and_then(|_| sync_folder(disk, &paths.folder)).map_err(update_failed)
+            let removed = remove(disk, &paths.md5()).and_then(|_| remove_manifests(disk, &paths));
+            removed.map_err(update_failed)
         })
         .await
     }

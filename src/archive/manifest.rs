@@ -16,8 +16,8 @@
 //! ```
 //!
 //! A manifest that is read back is treated as hostile: its size is bounded, no name in it is used as a path, and its ids
-//! must be those of the file's own name. Fields of a later version are ignored; only those that are needed to trust the
-//! copy are required.
+//! must be those of the file's own name. Fields of a later version are ignored, and survive a rewrite; only those that are
+//! needed to trust the copy are required.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::archive::layout::CopyId;
+use crate::archive::layout::{CopyId, Mark};
 use crate::archive::md5::Md5Sum;
 use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 
@@ -141,6 +141,12 @@ impl Manifest {
             created_at: self.snapshot.created_at,
             snapshot_id: self.snapshot.id,
         }
+    }
+
+    /// The mark that the name of its file has.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        let corrupt = self.corrupt_since.map(|_| Mark::Corrupt);
+        corrupt.or(self.pruned_at.map(|_| Mark::Pruned))
     }
 
     /// The content of its file.

@@ -1,6 +1,7 @@
 //! Later findings about a copy, and its removal: a new manifest replaces the old one.
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use crate::archive::manifest::Manifest;
 use crate::archive::store::StoreError;
@@ -18,8 +19,9 @@ pub enum ManifestUpdate {
 }
 
 impl ManifestUpdate {
-    /// The new manifest.
-    pub(super) fn apply(self, manifest: &Manifest) -> Manifest {
+    /// The new manifest, and the content of its file. `bytes` are those of the file that the manifest was read from: what a
+    /// later version wrote there stays.
+    pub(super) fn apply(self, manifest: &Manifest, bytes: &[u8]) -> (Manifest, Vec<u8>) {
         let mut manifest = manifest.clone();
         match self {
             Self::Verified(at) => manifest.verified_at = at,
@@ -27,7 +29,32 @@ impl ManifestUpdate {
             // A crash may have left the image of one that was pruned before: that time stays.
             Self::Pruned(at) => manifest.pruned_at = manifest.pruned_at.or(Some(at)),
         }
-        manifest
+        let ours = manifest.to_bytes();
+        let read = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes);
+        let merged = match (read(bytes), read(&ours)) {
+            (Ok(mut merged), Ok(ours)) => {
+                merge(&mut merged, ours);
+                serde_json::to_vec_pretty(&merged)
+            }
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+        let bytes = merged.map_or(ours, |mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        });
+        (manifest, bytes)
+    }
+}
+
+/// Puts each field of `ours` in the place of the one that is there.
+fn merge(there: &mut Value, ours: Value) {
+    match (there, ours) {
+        (Value::Object(there), Value::Object(ours)) => {
+            for (name, value) in ours {
+                merge(there.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (there, ours) => *there = ours,
     }
 }
 

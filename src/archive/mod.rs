@@ -8,7 +8,8 @@
 //! [`store`] downloads an image ([`transfer`]) into all archives that lack it, has it verified by its MD5 ([`md5`]) and its
 //! structure ([`qcow2`]), and published under the names of [`layout`] with a [`manifest`]. An archive ([`backend`]) is a
 //! folder ([`local`], whose `journal` says what can be resumed) or a prefix in a bucket ([`s3`]).
-//! [`catalogue`] reads an archive back, and [`stats`] adds it up: there is no database beside it. [`copy_reader`] reads a
+//! [`catalogue`] reads an archive back, and [`stats`] adds it up: there is no database beside it, though a [`manifest_cache`]
+//! spares reading what has not changed. [`copy_reader`] reads a
 //! copy's bytes again, for a restore; [`verify`] does to check them, and [`manifest_update`] records the result. [`proof`] is the value without which a snapshot whose export is
 //! required is not deleted; no other module can make one. The [`marker`] tells an archive from an empty folder.
 //!
@@ -22,6 +23,7 @@ mod journal;
 pub mod layout;
 pub mod local;
 pub mod manifest;
+pub mod manifest_cache;
 pub mod manifest_update;
 pub mod marker;
 pub mod md5;

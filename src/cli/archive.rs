@@ -86,7 +86,7 @@ pub async fn list(
     let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
-    let archives = assemble::archives(&config, &seams)?;
+    let archives = assemble::archives(&config, &seams, Use::Reading)?;
     let state = assemble::state(&config, &seams, Use::Reading)?;
     let only = filter(copies, &archives, names).await?;
     Ok(show(&archives, &config.archive_rules, &state, names, &only, seams.clock.now(), output).await)
@@ -209,7 +209,7 @@ pub async fn adopt(global: &Global, name: &ArchiveName, output: Output) -> Resul
     let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, [name])?;
     let seams = Seams::real();
-    let archives = assemble::archives(&config, &seams)?;
+    let archives = assemble::archives(&config, &seams, Use::Changing)?;
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let results = each(&archives, std::slice::from_ref(name), "it is not taken over: ", output, {
         async |_: &_, archive: &Arc<Archive>| {
@@ -262,7 +262,7 @@ pub async fn verify(
     let config = assemble::configuration(&global.config)?;
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
-    let archives = assemble::archives(&config, &seams)?;
+    let archives = assemble::archives(&config, &seams, Use::Changing)?;
     let state = assemble::state(&config, &seams, Use::Reading)?;
     let only = &filter(copies, &archives, names).await?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
@@ -344,10 +344,11 @@ pub async fn prune(
         )));
     }
     let seams = Seams::real();
-    let mut archives = assemble::archives(&config, &seams)?;
+    let purpose = if dry_run { Use::Reading } else { Use::Changing };
+    let mut archives = assemble::archives(&config, &seams, purpose)?;
     let only = filter(copies, &archives, names).await?;
     archives.retain(|name, _| retention(name).is_some());
-    let state = assemble::state(&config, &seams, if dry_run { Use::Reading } else { Use::Changing })?;
+    let state = assemble::state(&config, &seams, purpose)?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         let Some(rules) = config.archive_rules.get(name).cloned() else { return Ok(Pruning::default()) };
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));

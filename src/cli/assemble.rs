@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::archive::backend::Archive;
 use crate::archive::local::LocalArchive;
+use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
@@ -184,9 +185,14 @@ fn systemd_state_directory() -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`Refusal`] for one without credentials.
-pub fn archives(config: &Config, seams: &Seams) -> Result<BTreeMap<ArchiveName, Arc<Archive>>, Refusal> {
+pub fn archives(
+    config: &Config,
+    seams: &Seams,
+    purpose: Use,
+) -> Result<BTreeMap<ArchiveName, Arc<Archive>>, Refusal> {
     let make = |(name, settings): (&ArchiveName, &ArchiveSettings)| {
-        Ok((name.clone(), Arc::new(archive(name, settings, seams)?)))
+        let archive = archive(name, settings, seams, (&config.state_directory, purpose))?;
+        Ok((name.clone(), Arc::new(archive)))
     };
     config.archives.iter().map(make).collect()
 }
@@ -205,18 +211,24 @@ pub fn check_archives<'a>(
     }
 }
 
-/// An archive of the configuration. It is not accessed yet.
+/// An archive of the configuration, whose manifests are kept in the state directory. It is not accessed yet.
 ///
 /// # Errors
 /// [`Refusal`] for one without credentials.
-pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) -> Result<Archive, Refusal> {
+pub fn archive(
+    name: &ArchiveName,
+    settings: &ArchiveSettings,
+    seams: &Seams,
+    (state_directory, purpose): (&Option<PathBuf>, Use),
+) -> Result<Archive, Refusal> {
+    let file = state_path(state_directory.clone()).join(format!("manifests-{name}.jsonl"));
+    let cache = ManifestCache::in_file(seams.disk.clone(), file, purpose == Use::Changing);
     match settings {
-        ArchiveSettings::Local { path } => Ok(Archive::Local(LocalArchive::new(
-            name.clone(),
-            path.clone(),
-            seams.disk.clone(),
-            seams.clock.clone(),
-        ))),
+        ArchiveSettings::Local { path } => {
+            let (disk, clock) = (seams.disk.clone(), seams.clock.clone());
+            let archive = LocalArchive::new(name.clone(), path.clone(), disk, clock);
+            Ok(Archive::Local(archive.with_cache(cache)))
+        }
         ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file } => {
             let environment = |name: &str| std::env::var(name).ok();
             let credentials = s3::credentials::find(name, &environment, credentials_file.as_deref())
@@ -227,14 +239,15 @@ pub fn archive(name: &ArchiveName, settings: &ArchiveSettings, seams: &Seams) ->
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
             };
-            Ok(Archive::S3(S3Archive::new(
+            let archive = S3Archive::new(
                 name.clone(),
                 location,
                 credentials,
                 seams.transport.clone(),
                 seams.clock.clone(),
                 seams.randomness.clone(),
-            )))
+            );
+            Ok(Archive::S3(archive.with_cache(cache)))
         }
     }
 }
@@ -312,7 +325,7 @@ pub fn runner(
         client: client(config, Some(credentials), seams),
         metadata: Metadata::new(seams.transport.clone(), seams.clock.clone(), seams.randomness.clone()),
         transport: seams.transport.clone(),
-        archives: archives(config, seams)?,
+        archives: archives(config, seams, purpose)?,
         archive_rules: config.archive_rules.clone(),
         state,
         clock: seams.clock.clone(),

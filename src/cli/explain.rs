@@ -112,7 +112,8 @@ async fn verdicts(
     let Some((listing, _)) = survey.listed(id) else { return Vec::new() };
     // An archive without credentials must not keep the others from being read.
     let mut config = config.clone();
-    config.archives.retain(|name, settings| assemble::archive(name, settings, seams).is_ok());
+    let state = (&config.state_directory, Use::Reading);
+    config.archives.retain(|name, settings| assemble::archive(name, settings, seams, state).is_ok());
     if let Err(refusal) = assemble::heed_pauses(&mut config, seams).await {
         unknown.push(refusal.text);
         return Vec::new();

@@ -131,9 +131,10 @@ async fn read_archives(
     assemble::check_archives(config, only)?;
     let mut usable: Vec<Arc<Archive>> = Vec::new();
     let mut unusable: Vec<(ArchiveName, Refusal)> = Vec::new();
+    let state = (&config.state_directory, Use::Reading);
     config.archives.retain(|name, settings| {
         let wanted = only.is_none_or(|only| only == name);
-        match assemble::archive(name, settings, seams) {
+        match assemble::archive(name, settings, seams, state) {
             Ok(archive) if wanted => usable.push(Arc::new(archive)),
             Ok(_) => {}
             Err(refusal) => {

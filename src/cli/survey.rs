@@ -8,7 +8,7 @@ use futures_util::future::{join, join_all};
 use jiff::Timestamp;
 
 use crate::archive::catalogue::{Catalogue, StoredCopy};
-use crate::cli::assemble::{self, Seams};
+use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::Refusal;
 use crate::clock::timeout;
 use crate::config::sections::{ArchiveSettings, Config};
@@ -115,7 +115,8 @@ impl Survey {
             }
         };
         let look = async |(name, settings): (&ArchiveName, &ArchiveSettings)| {
-            let archive = assemble::archive(name, settings, seams).map_err(|refusal| refusal.text)?;
+            let archive = assemble::archive(name, settings, seams, (&config.state_directory, Use::Reading));
+            let archive = archive.map_err(|refusal| refusal.text)?;
             let rules = config.archive_rules.get(name).ok_or_else(|| "it has no rules".to_owned())?;
             let look = looker.look(&archive, &rules.guard);
             timeout(&*seams.clock, LOOK_WAIT_MAX, look).await.unwrap_or_else(|_| Err(no_answer()))

@@ -123,7 +123,7 @@ mod tests {
             replace_file(&RealDisk, &path, bytes, Access::Owner).unwrap();
             let clock = Arc::new(TestClock::at("2026-11-01T12:00:00Z"));
             let archive = LocalArchive::new(name.parse().unwrap(), path.clone(), disk.clone(), clock);
-            let copy = StoredCopy { manifest, image: path, has_image: true };
+            let copy = StoredCopy { manifest: manifest.into(), image: path, has_image: true };
             ArchivedCopy { archive: Arc::new(Archive::Local(archive)), copy }
         };
         let mut too_large = manifest_of(&bytes);

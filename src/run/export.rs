@@ -420,7 +420,7 @@ fn missing<'a>(export: &'a Export, plan: &'a ZonePlan) -> Vec<Missing<'a>> {
         }
         let (mut snapshots, mut newest) = (HashSet::new(), HashMap::new());
         for copy in catalogue.copies() {
-            let Manifest { snapshot, instance, .. } = &copy.manifest;
+            let Manifest { snapshot, instance, .. } = &*copy.manifest;
             snapshots.insert(snapshot.id);
             let newest = newest.entry(instance.id).or_insert(snapshot.created_at);
             *newest = snapshot.created_at.max(*newest);

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, StatusCode};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 use snapwarden::archive::backend::Archive;
-use snapwarden::archive::catalogue::StoredCopy;
+use snapwarden::archive::manifest::Manifest;
 use snapwarden::archive::md5::Md5;
 use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
@@ -331,8 +331,8 @@ impl AsTemplate {
         private(&self.stage.world, &self.stage.zone)
     }
 
-    fn copy(&mut self) -> &mut StoredCopy {
-        &mut self.found.copy
+    fn manifest(&mut self) -> &mut Manifest {
+        Arc::make_mut(&mut self.found.copy.manifest)
     }
 
     fn registered(&self) -> usize {
@@ -349,7 +349,7 @@ async fn a_template_is_like_the_one_that_the_instance_came_from() {
     let mut play = AsTemplate::new().await;
     let step = play.restore().await.unwrap();
     assert_eq!(step.outcome, StepOutcome::Done, "{step:?}");
-    let manifest = play.copy().manifest.clone();
+    let manifest = play.manifest().clone();
     let [made] = &play.made()[..] else { panic!("{:?}", play.made()) };
     assert_eq!(step.facts.template_id, Some(made.id));
     assert_eq!((&*made.name, &*made.boot_mode), ("golden", "uefi"));
@@ -442,7 +442,7 @@ async fn a_refusal_is_told_in_the_platforms_words_but_for_the_address() {
 async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
     let mut play = AsTemplate::new().await;
     for edit in [None, Some("bios; rm")] {
-        let template = play.copy().manifest.template.as_mut();
+        let template = play.manifest().template.as_mut();
         match (edit, template) {
             (Some(odd), Some(template)) => template.boot_mode = Some(odd.to_owned()),
             (None, Some(template)) => template.boot_mode = None,
@@ -451,7 +451,7 @@ async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
         let refused = play.restore().await.unwrap_err().to_string();
         assert!(refused.contains("--boot-mode"), "{refused}");
     }
-    play.copy().manifest.template = None;
+    play.manifest().template = None;
     assert!(play.restore().await.unwrap_err().to_string().contains("--boot-mode"));
     assert_eq!(play.registered(), 0);
 

@@ -218,7 +218,7 @@ async fn a_bucket_holds_a_verified_image_and_gives_it_back() {
 
     let catalogue = archive.catalogue().await.unwrap();
     let copy = &catalogue.copies()[0];
-    assert_eq!((&copy.manifest, catalogue.problems().len()), (&manifest(bytes, md5), 0));
+    assert_eq!((&copy.manifest, catalogue.problems().len()), (&Arc::new(manifest(bytes, md5)), 0));
     let Begin::Stored(proof) = archive.begin(&of()).await.unwrap() else { panic!("it is stored again") };
     assert_eq!((proof.snapshot_id(), proof.bytes()), (published.snapshot.id, bytes));
     let stored = archive.image(copy);

@@ -25,9 +25,12 @@ pub(super) struct CopyFiles {
 impl CopyFiles {
     /// Creates the folders durably, and takes the lock.
     pub(super) fn lock(disk: Arc<dyn Disk>, paths: CopyPaths) -> Result<Self, StoreError> {
+        let [corrupt, pruned, plain] = &paths.manifests();
         let names = [
+            corrupt,
+            pruned,
+            plain,
             &paths.image(),
-            &paths.manifest(),
             &paths.md5(),
             &paths.part(),
             &paths.journal(),
@@ -58,9 +61,9 @@ impl CopyFiles {
         Ok(Self { disk, paths, _lock: lock })
     }
 
-    /// The manifest, if the copy counts in the archive at `archive`.
-    pub(super) fn read_copy(&self, archive: &Path) -> Option<Manifest> {
-        catalogue::read_copy(&*self.disk, archive, &self.paths.manifest()).ok()
+    /// The manifest with its bytes, if the copy counts in the archive at `archive`.
+    pub(super) fn find_copy(&self, archive: &Path) -> Option<(Manifest, Vec<u8>)> {
+        catalogue::find_copy(&*self.disk, archive, &self.paths)
     }
 
     /// Removes the files that are of no use beside a copy that counts.
@@ -148,17 +151,15 @@ impl CopyFiles {
     pub(super) fn publish(&self, manifest: &Manifest) -> Result<(), SinkError> {
         let paths = &self.paths;
         // An old manifest does not count, or there would be nothing to publish: it must not vouch for the new image.
-        if self.remove(&paths.manifest())? {
-            self.sync_folder()?;
-        }
+        remove_manifests(&*self.disk, paths)?;
         let (part, image) = (paths.part(), paths.image());
         self.disk.rename(&part, &image).map_err(|error| SinkError::disk("rename", &part, error))?;
         let sums = format!("{}  {}\n", manifest.image.md5, paths.image_name());
-        let beside = [(paths.md5(), sums.into_bytes()), (paths.manifest(), manifest.to_bytes())];
+        let beside = [(paths.md5(), sums.into_bytes()), (paths.manifest(None), manifest.to_bytes())];
         for (path, bytes) in beside {
             if let Err(error) = replace_file(&*self.disk, &path, &bytes, Access::Group) {
                 // A manifest that may not be durable must not make the image a copy.
-                for path in [paths.manifest(), paths.md5(), image] {
+                for path in [paths.manifest(None), paths.md5(), image] {
                     let _ = self.remove(&path);
                 }
                 let _ = self.disk.sync_dir(&paths.folder);
@@ -169,17 +170,25 @@ impl CopyFiles {
         Ok(())
     }
 
-    /// Replaces the manifest, and then removes the image of one that is pruned.
-    pub(super) fn update_manifest(&self, before: &Manifest, update: ManifestUpdate) -> Result<(), SinkError> {
-        let path = self.paths.manifest();
-        replace_file(&*self.disk, &path, &update.apply(before).to_bytes(), Access::Group)
+    /// Replaces the manifest, whose file has these bytes, and then removes the image of one that is pruned.
+    pub(super) fn update_manifest(
+        &self,
+        before: &Manifest,
+        bytes: &[u8],
+        update: ManifestUpdate,
+    ) -> Result<(), SinkError> {
+        let (manifest, bytes) = update.apply(before, bytes);
+        let path = self.paths.manifest(manifest.mark());
+        replace_file(&*self.disk, &path, &bytes, Access::Group)
             .map_err(|error| SinkError::disk("write", &path, error))?;
+        if manifest.mark().is_some() {
+            self.remove(&self.paths.manifest(None))?;
+        }
         if let ManifestUpdate::Pruned(_) = update {
             self.remove(&self.paths.image())?;
             self.remove(&self.paths.md5())?;
-            self.sync_folder()?;
         }
-        Ok(())
+        if manifest.mark().is_some() { self.sync_folder() } else { Ok(()) }
     }
 }
 
@@ -192,6 +201,17 @@ pub(super) fn remove(disk: &dyn Disk, path: &Path) -> Result<bool, SinkError> {
     }
 }
 
-pub(super) fn sync_folder(disk: &dyn Disk, folder: &Path) -> Result<(), SinkError> {
+/// Durably removes a manifest under all its names, one after the other: one that is marked after the one that is not, which
+/// would count without it.
+pub(super) fn remove_manifests(disk: &dyn Disk, paths: &CopyPaths) -> Result<(), SinkError> {
+    for path in paths.manifests().iter().rev() {
+        if remove(disk, path)? {
+            sync_folder(disk, &paths.folder)?;
+        }
+    }
+    Ok(())
+}
+
+fn sync_folder(disk: &dyn Disk, folder: &Path) -> Result<(), SinkError> {
     disk.sync_dir(folder).map_err(|error| SinkError::disk("sync the folder", folder, error))
 }

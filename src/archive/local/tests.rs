@@ -606,6 +606,8 @@ async fn bytes_are_synced_before_names_and_the_manifest_is_last() {
         [
             "sync .qcow2.part",
             "remove .json",
+            "remove .pruned.json",
+            "remove .corrupt.json",
             "rename to .qcow2",
             "remove .qcow2.md5.new",
             "create .qcow2.md5.new",

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -11,13 +11,15 @@ use secrecy::SecretString;
 
 use crate::archive::catalogue::{self, Catalogue, ProblemKind, StoredCopy};
 use crate::archive::layout::{self, CopyId, Role};
+use crate::archive::manifest::Manifest;
+use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::marker::{
     MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem, PROBE, PROBE_FILE, ProbeSteps, read_back,
 };
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
-use crate::archive::s3::bucket::{Bucket, ReadManifest};
+use crate::archive::s3::bucket::Bucket;
 use crate::archive::s3::client::{Client, S3Location};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
@@ -26,9 +28,10 @@ use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
 use crate::credentials::Credentials;
+use crate::disk::blocking;
 use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
-use crate::text::chain;
+use crate::text::{chain, excerpt};
 use crate::transport::{BodyError, Transport};
 
 /// Manifests that are read at once: a store answers each in some ten milliseconds, and there may be thousands.
@@ -47,9 +50,11 @@ pub(crate) struct BucketSettings {
 #[derive(Debug, Clone)]
 pub struct S3Archive {
     pub(super) bucket: Arc<Bucket>,
-    /// The manifests of the last listing, by key: one that has not changed since is not read again.
-    manifests: Arc<Mutex<HashMap<String, ReadManifest>>>,
+    manifests: Arc<ManifestCache>,
 }
+
+/// A manifest, or why its copy does not count.
+type ReadManifest = Result<Arc<Manifest>, ProblemKind>;
 
 impl S3Archive {
     /// The archive `name` at `location`. Nothing is sent yet.
@@ -75,10 +80,16 @@ impl S3Archive {
         self.bucket.client.shown(self.bucket.prefix())
     }
 
+    /// With the manifests that earlier processes read.
+    #[must_use]
+    pub fn with_cache(self, manifests: ManifestCache) -> Self {
+        Self { manifests: Arc::new(manifests), ..self }
+    }
+
     /// Reads the copies that are there.
     ///
     /// # Errors
-    /// [`S3Error`] if the listing or a manifest can't be read: nothing is known of the archive then.
+    /// [`S3Error`] if the listing can't be read, or a manifest although it may be read: nothing is known of the archive then.
     pub async fn catalogue(&self) -> Result<Catalogue, S3Error> {
         let prefix = self.bucket.prefix();
         let (mut listed, mut images) = (Vec::new(), HashMap::new());
@@ -91,35 +102,34 @@ impl S3Archive {
                 Some(Role::Image) => {
                     images.insert(object.key, object.bytes);
                 }
-                Some(Role::Manifest) => listed.push(object),
+                Some(Role::Manifest(_)) => listed.push(object),
                 None => {}
             }
         };
-        self.bucket.client.list(each).await?;
+        self.bucket.client.list(prefix, each).await?;
 
         let marker = if has_marker { self.marker().await? } else { Ok(None) };
 
-        let known = std::mem::take(&mut *self.manifests());
-        let mut manifests = HashMap::new();
-        let complete = self.read_manifests(listed, &known, &mut manifests).await;
-        let catalogue = complete.map(|()| {
-            let root = self.bucket.root();
-            let path = PathBuf::from(format!("{root}{prefix}"));
-            let keys = manifests.keys().chain(images.keys()).filter_map(|key| key.strip_prefix(prefix));
-            catalogue::read_listed(self.name(), marker, &path, keys, |here| {
-                let Some(read) = key_of(here, &root).and_then(|key| manifests.get(key)) else {
-                    return Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned()));
-                };
-                let manifest = read.manifest.clone()?;
-                let image_bytes =
-                    |image: &Path| Ok(key_of(image, &root).and_then(|key| images.get(key)).copied());
-                catalogue::check_copy(&path, here, &manifest, image_bytes)?;
-                Ok(manifest)
-            })
-        });
+        let cache = Arc::clone(&self.manifests);
+        blocking(move || cache.load()).await;
+        let read = self.read_manifests(listed).await;
         // After a failure, too: what was read before it need not be read again.
-        *self.manifests() = manifests;
-        catalogue
+        let cache = Arc::clone(&self.manifests);
+        blocking(move || cache.save()).await;
+        let manifests = read?;
+        let root = self.bucket.root();
+        let path = PathBuf::from(format!("{root}{prefix}"));
+        let keys = manifests.keys().chain(images.keys()).filter_map(|key| key.strip_prefix(prefix));
+        Ok(catalogue::read_listed(self.name(), marker, &path, keys, |[here, image]| {
+            let Some(manifest) = key_of(here, &root).and_then(|key| manifests.get(key)) else {
+                return Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned()));
+            };
+            let manifest = manifest.clone()?;
+            catalogue::check_image(&manifest, || {
+                Ok(key_of(image, &root).and_then(|key| images.get(key)).copied())
+            })?;
+            Ok(manifest)
+        }))
     }
 
     fn marker_key(&self) -> String {
@@ -166,39 +176,50 @@ impl S3Archive {
         }
     }
 
-    /// Reads the listed manifests, but for those in `known` that have the same `ETag`.
+    /// The listed manifests by their keys: those that are not known with the same `ETag` are read.
     async fn read_manifests(
         &self,
         listed: Vec<ListedObject>,
-        known: &HashMap<String, ReadManifest>,
-        manifests: &mut HashMap<String, ReadManifest>,
-    ) -> Result<(), S3Error> {
-        let mut reading = stream::iter(listed)
-            .map(|object| {
-                let known = known.get(&object.key);
-                let same = known.filter(|known| !known.etag.is_empty() && known.etag == object.etag).cloned();
-                async move {
-                    let read = match same {
-                        Some(same) => Some(same),
-                        None => self.bucket.read_manifest(&object.key, object.bytes).await?,
-                    };
-                    // With the `ETag` as listings write it, since the next listing is compared with it.
-                    let read = read.map(|read| ReadManifest { etag: object.etag, ..read });
-                    Ok::<_, S3Error>((object.key, read))
-                }
-            })
-            .buffer_unordered(READERS);
+    ) -> Result<HashMap<String, ReadManifest>, S3Error> {
+        let reads = stream::iter(listed).map(|object| async move {
+            let read = self.read_manifest(&object).await;
+            read.map(|read| Some((object.key, read?)))
+        });
+        let mut reading = reads.buffer_unordered(READERS);
+        let mut manifests = HashMap::new();
         while let Some(read) = reading.next().await {
-            // `None`: it was deleted since it was listed.
-            if let (key, Some(read)) = read? {
-                manifests.insert(key, read);
-            }
+            manifests.extend(read?);
         }
-        Ok(())
+        Ok(manifests)
     }
 
-    fn manifests(&self) -> MutexGuard<'_, HashMap<String, ReadManifest>> {
-        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A listed manifest; `None` if it was deleted since.
+    async fn read_manifest(&self, object: &ListedObject) -> Result<Option<ReadManifest>, S3Error> {
+        let path = object.key.strip_prefix(self.bucket.prefix()).unwrap_or(&object.key);
+        if let Some(known) = self.manifests.get(path, &object.etag) {
+            return Ok(Some(Ok(known)));
+        }
+        let bytes = match self.bucket.read_manifest(&object.key, object.bytes).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(read)) => read,
+            // This one alone may not be read, or not now: its copy does not count.
+            Err(error)
+                if error.status().is_some_and(|status| status.is_client_error())
+                    && !error.cause.is_transient() =>
+            {
+                Err(ProblemKind::Unreadable(excerpt(&chain(&error.cause), 200)))
+            }
+            Err(error) => return Err(error),
+        };
+        let here = Path::new(&object.key);
+        let read =
+            bytes.and_then(|bytes| catalogue::read_manifest(&bytes, Path::new(self.bucket.prefix()), here));
+        let read = read.map(Arc::new);
+        if let Ok(manifest) = &read {
+            // With the `ETag` as listings write it, since the next listing is compared with it.
+            self.manifests.put(path, &object.etag, manifest);
+        }
+        Ok(Some(read))
     }
 
     /// Begins to store an image, or finds that a verified copy of it is, or was, there already.
@@ -214,7 +235,7 @@ impl S3Archive {
             return Err(S3Error::new("store", image, S3Cause::Busy));
         };
         let existing = bucket.existing(id).await?;
-        if let Some(manifest) = &existing.verified {
+        if let Some((manifest, _)) = &existing.verified {
             return Ok(Begin::Stored(VerifiedCopy::new(&bucket.name, manifest)));
         }
         bucket.abort_uploads_of(&key).await;
@@ -225,7 +246,7 @@ impl S3Archive {
     /// Whether the copy still counts.
     pub(crate) async fn has(&self, copy: &StoredCopy) -> Result<bool, S3Error> {
         let found = self.bucket.existing(&copy.manifest.id()).await?.verified;
-        Ok(found.is_some_and(|found| found.image == copy.manifest.image))
+        Ok(found.is_some_and(|(found, _)| found.image == copy.manifest.image))
     }
 
     /// The image of a copy, to be read again or restored.
@@ -258,13 +279,17 @@ impl S3Archive {
             return Err(UpdateError::Busy { image });
         };
         let existing = bucket.existing(&id).await.map_err(update_failed)?;
-        if existing.verified.as_ref() != Some(&copy.manifest) {
+        let Some((before, bytes)) = existing.verified.filter(|(found, _)| *found == *copy.manifest) else {
             return Err(UpdateError::Changed { image });
-        }
+        };
         // The manifest is marked before the image is deleted: without its image and unmarked, the copy would not count any
         // more, and snapshots that need it could not be deleted.
-        let manifest = update.apply(&copy.manifest).to_bytes();
-        client.put(&bucket.manifest_key(&id), "application/json", manifest).await.map_err(update_failed)?;
+        let (manifest, bytes) = update.apply(&before, &bytes);
+        let new_key = bucket.manifest_key(&id, manifest.mark());
+        client.put(&new_key, "application/json", bytes).await.map_err(update_failed)?;
+        for key in existing.manifests.iter().filter(|key| **key != new_key) {
+            client.delete(key).await.map_err(update_failed)?;
+        }
         if let ManifestUpdate::Pruned(_) = update {
             client.delete(&key).await.map_err(update_failed)?;
             client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
@@ -277,12 +302,15 @@ impl S3Archive {
         let (bucket, client) = (&self.bucket, &self.bucket.client);
         let id = copy.manifest.id();
         let existing = bucket.existing(&id).await.map_err(update_failed)?;
-        let is_same = existing.verified.as_ref() == Some(&copy.manifest);
+        let is_same = existing.verified.is_some_and(|(found, _)| found == *copy.manifest);
         if copy.manifest.pruned_at.is_none() || existing.image.is_some() || !is_same {
             return Err(UpdateError::Changed { image: client.shown(&bucket.image_key(&id)) });
         }
         client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
-        client.delete(&bucket.manifest_key(&id)).await.map_err(update_failed)
+        for key in &existing.manifests {
+            client.delete(key).await.map_err(update_failed)?;
+        }
+        Ok(())
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::OnceCell;
 
 use crate::archive::catalogue::{self, ProblemKind};
-use crate::archive::layout::{self, CopyId, CopyPaths, Role};
+use crate::archive::layout::{self, CopyId, CopyPaths, Mark, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
 use crate::archive::s3::error::{S3Cause, S3Error};
@@ -51,19 +52,13 @@ impl Drop for ImageLock {
     }
 }
 
-/// A manifest as it was read.
-#[derive(Debug, Clone)]
-pub(super) struct ReadManifest {
-    /// Of the object; empty where the store gives none.
-    pub(super) etag: String,
-    pub(super) manifest: Result<Manifest, ProblemKind>,
-}
-
 /// The objects that have the names of a copy.
 pub(super) struct ExistingCopy {
-    /// The manifest, if the copy counts.
-    pub(super) verified: Option<Manifest>,
-    pub(super) has_manifest: bool,
+    /// The manifest with its bytes, if the copy counts.
+    pub(super) verified: Option<(Manifest, Bytes)>,
+    /// The keys of all its manifests, in the order in which to delete them: one that is marked after the one that is not,
+    /// which would count without it.
+    pub(super) manifests: Vec<String>,
     pub(super) image: Option<Head>,
 }
 
@@ -89,8 +84,8 @@ impl Bucket {
         key(&self.paths(id).image())
     }
 
-    pub(super) fn manifest_key(&self, id: &CopyId) -> String {
-        key(&self.paths(id).manifest())
+    pub(super) fn manifest_key(&self, id: &CopyId, mark: Option<Mark>) -> String {
+        key(&self.paths(id).manifest(mark))
     }
 
     /// The file name of an image, for the `.md5` beside it.
@@ -112,20 +107,18 @@ impl Bucket {
         is_free.then(|| ImageLock { key: image_key.to_owned(), bucket: Arc::clone(self) })
     }
 
-    /// Reads a manifest; `None` if there is none. `bytes` is its length by the listing, or 0.
-    pub(super) async fn read_manifest(&self, key: &str, bytes: u64) -> Result<Option<ReadManifest>, S3Error> {
-        let too_long = || {
-            let manifest = Err(ProblemKind::Unreadable("it is too long".to_owned()));
-            Ok(Some(ReadManifest { etag: String::new(), manifest }))
-        };
+    /// The bytes of a manifest; `None` if there is none. `bytes` is its length by the listing, or 0.
+    pub(super) async fn read_manifest(
+        &self,
+        key: &str,
+        bytes: u64,
+    ) -> Result<Option<Result<Bytes, ProblemKind>>, S3Error> {
+        let too_long = || Ok(Some(Err(ProblemKind::Unreadable("it is too long".to_owned()))));
         if bytes > MANIFEST_BYTES_MAX {
             return too_long();
         }
         match self.client.get(key, usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX)).await {
-            Ok(found) => {
-                Ok(found
-                    .map(|(bytes, etag)| ReadManifest { etag, manifest: catalogue::read_manifest(&bytes) }))
-            }
+            Ok(found) => Ok(found.map(|(bytes, _)| Ok(bytes))),
             Err(S3Error { cause: S3Cause::Body(BodyError::TooLong { .. }), .. }) => too_long(),
             Err(error) => Err(error),
         }
@@ -133,19 +126,24 @@ impl Bucket {
 
     /// Looks for the objects of a copy.
     pub(super) async fn existing(&self, id: &CopyId) -> Result<ExistingCopy, S3Error> {
-        let read = self.read_manifest(&self.manifest_key(id), 0).await?;
+        let names = self.paths(id).manifests();
+        let mut listed: HashSet<String> = HashSet::new();
+        let beginning = key(&self.paths(id).stem());
+        self.client.list(&beginning, |object| listed.extend([object.key])).await?;
+        let here = names.iter().find(|name| listed.contains(&key(name)));
+        let read = match here {
+            Some(here) => self.read_manifest(&key(here), 0).await?,
+            None => None,
+        };
         let image = self.client.head(&self.image_key(id)).await?;
-        let has_manifest = read.is_some();
-        let manifest = read.and_then(|read| read.manifest.ok());
-        let verified = manifest.filter(|manifest| self.counts(id, manifest, image.as_ref()));
-        Ok(ExistingCopy { verified, has_manifest, image })
-    }
-
-    /// Whether a manifest under the name of this copy, and an image beside it, make a verified copy.
-    fn counts(&self, id: &CopyId, manifest: &Manifest, image: Option<&Head>) -> bool {
-        let root = Path::new(self.prefix());
-        let here = self.paths(id).manifest();
-        catalogue::check_copy(root, &here, manifest, |_| Ok(image.and_then(|image| image.bytes))).is_ok()
+        let verified = here.zip(read).and_then(|(here, bytes)| {
+            let bytes = bytes.ok()?;
+            let manifest = catalogue::read_manifest(&bytes, Path::new(self.prefix()), here).ok()?;
+            catalogue::check_image(&manifest, || Ok(image.as_ref().and_then(|image| image.bytes))).ok()?;
+            Some((manifest, bytes))
+        });
+        let manifests = names.iter().rev().map(|name| key(name)).filter(|key| listed.contains(key)).collect();
+        Ok(ExistingCopy { verified, manifests, image })
     }
 
     /// Aborts earlier uploads of this image, which the caller has locked.

@@ -251,14 +251,9 @@ impl Client {
         Err(S3Error::new(doing, self.shown(&self.location.prefix), endless))
     }
 
-    /// Every object whose key begins with the archive's prefix.
-    pub(super) async fn list(&self, each: impl FnMut(ListedObject)) -> Result<(), S3Error> {
-        let fixed = [
-            ("list-type", "2"),
-            ("encoding-type", "url"),
-            ("prefix", &*self.location.prefix),
-            ("max-keys", "1000"),
-        ];
+    /// Every object whose key begins with `prefix`.
+    pub(super) async fn list(&self, prefix: &str, each: impl FnMut(ListedObject)) -> Result<(), S3Error> {
+        let fixed = [("list-type", "2"), ("encoding-type", "url"), ("prefix", prefix), ("max-keys", "1000")];
         self.pages("list", &fixed, xml::objects, each).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::archive::backend::Archive;
 use crate::archive::catalogue::{ProblemKind, StoredCopy};
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
+use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::manifest_update::ManifestUpdate;
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::proof::VerifiedCopy;
@@ -32,6 +33,8 @@ use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::archive::transfer::source::{ImageSource as _, SourceError};
 use crate::archive::verify::{self, Outcome};
 use crate::credentials::Credentials;
+use crate::disk::{Access, Disk as _, read_file, replace_file};
+use crate::sim::disk::MemoryDisk;
 use crate::text::chain;
 use crate::transport::{Reached, Request, Response, Transport, TransportError};
 
@@ -483,7 +486,7 @@ async fn an_image_is_uploaded_in_parts_and_visible_only_once_it_is_verified() {
     assert_eq!(sums, format!("{}  20261101T023000Z-{SNAPSHOT}.qcow2\n", md5(&image)));
     // It is there now, and is not uploaded again.
     assert!(matches!(archive.begin(&of()).await.unwrap(), sink::Begin::Stored(again) if again == copy));
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image));
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image).into());
 }
 
 #[tokio::test(start_paused = true)]
@@ -620,7 +623,7 @@ async fn the_manifest_of_an_image_that_does_not_count_never_counts_for_the_next(
     assert!(archive.catalogue().await.unwrap().copies().is_empty());
     store.state().faults.clear();
     self::store(&archive, &image).await.unwrap();
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image));
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image).into());
 }
 
 #[tokio::test(start_paused = true)]
@@ -667,7 +670,7 @@ async fn the_second_of_two_processes_takes_the_copy_of_the_first_or_none() {
     store.put(&key(".qcow2"), image.clone());
     store.put(&key(".json"), theirs.to_bytes());
     late.publish(manifest_of(&image)).await.unwrap();
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, theirs);
+    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, theirs.into());
     assert!(store.state().uploads.is_empty());
 }
 
@@ -783,16 +786,82 @@ async fn a_manifest_is_read_once_as_long_as_it_does_not_change() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_manifest_that_may_not_be_read_is_one_problem_and_is_asked_for_again() {
+    let Scene { store, archive } = scene();
+    let image = bytes(5);
+    store.put(&key(".json"), manifest_of(&image).to_bytes());
+    store.put(&key(".qcow2"), image.clone());
+    let mut other = manifest_of(&image);
+    other.snapshot.created_at = "2026-11-02T02:30:00Z".parse().unwrap();
+    let named = |end: &str| key(end).replace("20261101T", "20261102T");
+    store.put(&named(".json"), other.to_bytes());
+    store.put(&named(".qcow2"), image.clone());
+    store.fault("get", refuse(403, "InvalidObjectState"));
+    let catalogue = archive.catalogue().await.unwrap();
+    assert_eq!((catalogue.copies().len(), catalogue.problems().len()), (1, 1));
+    let shown = catalogue.problems()[0].describe();
+    assert!(shown.contains("InvalidObjectState") && shown.contains("the copy does not count"), "{shown}");
+    let catalogue = archive.catalogue().await.unwrap();
+    assert_eq!((catalogue.copies().len(), catalogue.problems().len()), (2, 0));
+    assert_eq!(store.asked("get"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_process_reads_no_manifest_that_the_first_has_read() {
+    let Scene { store, .. } = scene();
+    let disk = Arc::new(MemoryDisk::new());
+    disk.create_dir_all(Path::new("/state"), Access::Owner).unwrap();
+    let file = Path::new("/state/manifests-offsite.jsonl");
+    let process = |is_written| {
+        let cache = ManifestCache::in_file(disk.clone(), file.to_owned(), is_written);
+        self::archive(&store).with_cache(cache)
+    };
+    let expected = manifest_of(&bytes(5));
+    store.put(&key(".json"), expected.to_bytes());
+    store.put(&key(".qcow2"), bytes(5));
+    let copies = async |archive: S3Archive| archive.catalogue().await.unwrap().copies().to_vec();
+    // One that may change nothing reads it, and leaves no file.
+    assert_eq!(copies(process(false)).await.len(), 1);
+    assert_eq!((store.asked("get"), read_file(&*disk, file, 1 << 20).is_err()), (1, true));
+    let read = copies(process(true)).await;
+    for is_written in [true, false] {
+        assert_eq!(copies(process(is_written)).await, read);
+    }
+    assert_eq!((store.asked("get"), store.asked("list")), (2, 4));
+    // Another object of that name has another tag.
+    let again = Manifest { verified_at: NOW.parse().unwrap(), ..expected };
+    store.put(&key(".json"), again.to_bytes());
+    assert_eq!(*copies(process(true)).await[0].manifest, again);
+    assert_eq!(store.asked("get"), 3);
+    // Whatever is wrong with the file, the archive is read.
+    let whole = read_file(&*disk, file, 1 << 20).unwrap();
+    assert_eq!(whole.split(|byte| *byte == b'\n').count(), 3);
+    let torn = &whole[..whole.len() - 9];
+    let of_later = String::from_utf8(whole.clone()).unwrap().replace("[1,", "[2,");
+    for (bytes, gets) in [(torn, 4), (&whole, 4), (b"\0\0\0", 5), (of_later.as_bytes(), 6), (b"[1,1]\n\n", 7)]
+    {
+        replace_file(&*disk, file, bytes, Access::Owner).unwrap();
+        assert_eq!(*copies(process(true)).await[0].manifest, again);
+        assert_eq!(store.asked("get"), gets);
+        let mended = read_file(&*disk, file, 1 << 20).unwrap();
+        assert!(mended.ends_with(b"\n") && mended.starts_with(b"[1,\"ch-gva-2/"));
+        assert_eq!(copies(process(false)).await.len(), 1);
+        assert_eq!(store.asked("get"), gets);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
     let image = bytes(5);
     let faults: [(&'static str, Effect, &str); 7] = [
+        // One that may be read, but not at this moment.
+        ("get", refuse(503, "SlowDown"), "read s3://bucket/snapwarden/"),
         ("list", refuse(403, "AccessDenied"), "must be allowed to list"),
         ("list", refuse(404, "NoSuchBucket"), "create the bucket"),
         ("list", refuse(301, "PermanentRedirect"), "the bucket is elsewhere"),
         ("list", html(), "is `endpoint` the address of an S3 store?"),
         ("list", Effect::Hang, "no answer within 60 s"),
         ("list", Effect::Answer(200, "<ListBucketResult><IsTr".to_owned()), "not XML"),
-        ("get", refuse(403, "AccessDenied"), "read s3://bucket/snapwarden/"),
     ];
     let listed = |store: &Store| {
         store.put(&key(".json"), manifest_of(&image).to_bytes());
@@ -851,7 +920,7 @@ async fn a_pruned_copy_leaves_its_manifest_and_still_counts() {
     assert!(marked.manifest.pruned_at.is_some() && marked.has_image);
     store.state().faults.clear();
     archive.update_manifest(&marked, pruned).await.unwrap();
-    assert_eq!(store.keys(), whole()[..1]);
+    assert_eq!(store.keys(), [whole()[0].replace(".json", ".pruned.json")]);
     let catalogue = archive.catalogue().await.unwrap();
     assert!(catalogue.copies()[0].manifest.pruned_at.is_some() && catalogue.problems().is_empty());
 }
@@ -898,8 +967,9 @@ async fn a_copy_in_a_bucket_is_verified_again_also_over_connections_that_break()
     store.fault("get .qcow2", Effect::Cut);
     assert_eq!(verify_one(&archive, &copy).await, Outcome::Good);
     let catalogue = archive.catalogue().await.unwrap();
-    let expected = Manifest { verified_at: "2026-11-20T00:00:00Z".parse().unwrap(), ..copy.manifest };
-    assert_eq!(catalogue.copies()[0].manifest, expected);
+    let expected =
+        Manifest { verified_at: "2026-11-20T00:00:00Z".parse().unwrap(), ..(*copy.manifest).clone() };
+    assert_eq!(catalogue.copies()[0].manifest, expected.into());
 }
 
 #[tokio::test(start_paused = true)]
@@ -931,6 +1001,7 @@ async fn a_bucket_that_lacks_space_is_full_and_any_other_refusal_is_a_failed_wri
         (Effect::Hang, false),
     ] {
         let (Scene { store, archive }, shared, copy, image) = scene_with_an_image().await;
+        store.always("put .corrupt.json", effect.clone());
         store.always("put .json", effect.clone());
         let update = shared.update_manifest(&copy, ManifestUpdate::Corrupt(NOW.parse().unwrap())).await;
         assert_eq!(update.unwrap_err().failed_write().is_none(), is_full, "{effect:?}");
@@ -947,7 +1018,7 @@ async fn corruption_that_a_bucket_does_not_let_be_noted_is_told_apart() {
     let mut flipped = image.to_vec();
     flipped[9 * MIB - 1] ^= 1;
     store.put(&key(".qcow2"), Bytes::from(flipped));
-    store.always("put .json", refuse(403, "AccessDenied"));
+    store.always("put .corrupt.json", refuse(403, "AccessDenied"));
     let (clock, randomness) = (TestClock::at(NOW), NoRandomness);
     let verified = verify::verify(&archive, &copy, &clock, &randomness).await;
     assert!(
@@ -1022,7 +1093,7 @@ async fn versioning_and_locks_of_a_bucket_are_read() {
 #[tokio::test(start_paused = true)]
 async fn a_presigned_address_is_a_secret_that_ends() {
     let Scene { archive, .. } = scene();
-    let copy = StoredCopy { manifest: manifest_of(&bytes(5)), image: PathBuf::new(), has_image: true };
+    let copy = StoredCopy { manifest: manifest_of(&bytes(5)).into(), image: PathBuf::new(), has_image: true };
     let address = archive.presign_get(&copy, Duration::from_hours(1_000_000));
     assert!(!format!("{address:?}").contains("exo.io"));
     let url = Url::parse(address.expose_secret()).unwrap();

@@ -200,7 +200,8 @@ impl S3Sink {
         let name = self.bucket.image_name(&self.id);
         let sums = format!("{}  {name}\n", manifest.image.md5);
         client.put(&self.bucket.md5_key(&self.id), "text/plain", sums.into_bytes()).await?;
-        client.put(&self.bucket.manifest_key(&self.id), "application/json", manifest.to_bytes()).await?;
+        let key = self.bucket.manifest_key(&self.id, None);
+        client.put(&key, "application/json", manifest.to_bytes()).await?;
         Ok(manifest)
     }
 
@@ -210,8 +211,8 @@ impl S3Sink {
         let (client, key) = (&bucket.client, self.image_key.clone());
         // The old manifest does not count, or there would be nothing to upload. Beside the new image it might, although
         // it was not written for it.
-        if self.before.has_manifest {
-            client.delete(&bucket.manifest_key(&self.id)).await?;
+        for key in &self.before.manifests {
+            client.delete(key).await?;
         }
         let Some(upload) = &self.upload else { return Ok(None) };
         let is_new = self.before.image.is_none();
@@ -224,7 +225,7 @@ impl S3Sink {
             Err(error) if error.is_precondition() => {
                 self.abort().await;
                 let theirs = bucket.existing(&self.id).await?.verified;
-                return theirs.map(Some).ok_or(error);
+                return theirs.map(|(theirs, _)| Some(theirs)).ok_or(error);
             }
             // An earlier attempt may have completed it, and only its response was lost.
             Err(error) if error.is_missing() => {

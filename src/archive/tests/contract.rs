@@ -472,16 +472,75 @@ async fn a_pruned_copy_leaves_its_manifest_and_is_not_stored_again_but_alone_it_
         let copy = stored_copy(fixture, &bytes).await;
         let at = "2026-11-19T00:00:00Z".parse().unwrap();
         fixture.archive().update_manifest(&copy, ManifestUpdate::Pruned(at)).await.unwrap();
-        assert_eq!(fixture.files().into_keys().collect::<Vec<_>>(), [path(".json")]);
+        assert_eq!(fixture.files().into_keys().collect::<Vec<_>>(), [path(".pruned.json")]);
         let after = catalogue(fixture).await;
         assert_eq!(after.problems(), []);
-        assert_eq!(after.copies()[0].manifest, Manifest { pruned_at: Some(at), ..copy.manifest.clone() });
+        assert_eq!(*after.copies()[0].manifest, Manifest { pruned_at: Some(at), ..(*copy.manifest).clone() });
         assert!(!after.copies()[0].has_image && after.proof(&to_store().snapshot, Which::All).is_none());
         assert!(matches!(fixture.archive().begin(&to_store()).await, Ok(Begin::Stored(_))));
         // A finding about the copy that was there before is not written over the mark.
         let late = fixture.archive().update_manifest(&copy, ManifestUpdate::Verified(at)).await;
         assert!(matches!(late, Err(UpdateError::Changed { .. })), "{late:?}");
         assert_eq!(catalogue(fixture).await.copies()[0].manifest.pruned_at, Some(at));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_stands_in_the_name_of_the_manifest_and_counts_more_than_one_without() {
+    let at = "2026-11-19T00:00:00Z".parse().unwrap();
+    for (update, end) in
+        [(ManifestUpdate::Pruned(at), ".pruned.json"), (ManifestUpdate::Corrupt(at), ".corrupt.json")]
+    {
+        for fixture in every_kind() {
+            let (fixture, bytes) = (&*fixture, image(LEN, 1));
+            let copy = stored_copy(fixture, &bytes).await;
+            // What a later version wrote survives.
+            let plain = String::from_utf8(fixture.files()[&path(".json")].to_vec()).unwrap();
+            let later = plain.replace("\"version\": 1", "\"version\": 3, \"colour\": {\"of\": [1]}");
+            fixture.write(
+                &path(".json"),
+                later.replace("\"labels\": {", "\"tpm\": true, \"labels\": {").as_bytes(),
+            );
+            let copy =
+                StoredCopy { manifest: Manifest { version: 3, ..(*copy.manifest).clone() }.into(), ..copy };
+            fixture.archive().update_manifest(&copy, update).await.unwrap();
+            let marked = fixture.files()[&path(end)].clone();
+            let read: serde_json::Value = serde_json::from_slice(&marked).unwrap();
+            assert_eq!((&read["version"], &read["colour"]["of"][0]), (&3.into(), &1.into()));
+            assert_eq!(read["instance"]["tpm"], true);
+            assert!(!fixture.files().contains_key(&path(".json")));
+            let is_marked = |after: &Catalogue| match update {
+                ManifestUpdate::Pruned(_) => {
+                    after.problems().is_empty()
+                        && after.copies().len() == 1
+                        && after.copies()[0].manifest.pruned_at == Some(at)
+                }
+                _ => {
+                    after.copies().is_empty()
+                        && after.problems().len() == 1
+                        && after.problems()[0].kind == ProblemKind::Corrupt(at)
+                }
+            };
+            assert!(is_marked(&catalogue(fixture).await));
+            // As a crash leaves it, and as all archives had it once.
+            fixture.write(&path(".json"), plain.as_bytes());
+            assert!(is_marked(&catalogue(fixture).await), "{end}");
+            fixture.remove(&path(end));
+            fixture.write(&path(".json"), &marked);
+            assert!(is_marked(&catalogue(fixture).await), "{end}");
+            // A name alone is no mark.
+            fixture.write(&path(end), plain.as_bytes());
+            let after = catalogue(fixture).await;
+            assert!(
+                after.copies().is_empty() && matches!(after.problems()[0].kind, ProblemKind::Unreadable(_))
+            );
+            // Whatever was there, a new copy is a good one.
+            fixture.write(&path(end), &marked);
+            if let ManifestUpdate::Corrupt(_) = update {
+                store_image(fixture.archive(), &source(&bytes)).await.unwrap();
+                assert_holds(fixture, &bytes, end).await;
+            }
+        }
     }
 }
 
@@ -526,7 +585,7 @@ async fn a_copy_is_verified_again_and_one_bit_makes_it_count_no_more() {
         assert_eq!(verify(&copy).await, Outcome::Good);
         let again = catalogue(fixture).await.copies()[0].clone();
         let verified_at = "2026-12-01T00:00:00Z".parse().unwrap();
-        assert_eq!(again.manifest, Manifest { verified_at, ..copy.manifest.clone() });
+        assert_eq!(*again.manifest, Manifest { verified_at, ..(*copy.manifest).clone() });
 
         let mut flipped = bytes.clone();
         flipped[LEN - 1] ^= 1;

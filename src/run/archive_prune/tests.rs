@@ -194,7 +194,7 @@ async fn an_image_that_a_crash_left_behind_its_mark_goes_the_next_time() {
     let steps = bench.prune().await;
     assert_eq!(steps.len(), 1);
     assert_eq!(bench.days(WEB), [2]);
-    assert!(bench.path(WEB, 1, ".json").exists() && !bench.path(WEB, 1, ".qcow2.md5").exists());
+    assert!(bench.path(WEB, 1, ".pruned.json").exists() && !bench.path(WEB, 1, ".qcow2.md5").exists());
 }
 
 #[tokio::test]

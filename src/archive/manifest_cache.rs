@@ -1,0 +1,191 @@
+//! The manifests of an archive as they were last read, so that one which has not changed is not read again.
+//!
+//! They are kept in a file, a line of JSON for each: the version of its form, the manifest's path in the archive, its tag, and
+//! the manifest. The tag is another one once the manifest is: the `ETag` of an object, or the inode of a file, its length and
+//! when it was modified. New lines are appended, and a later one replaces an earlier one. What can't be read or written is read
+//! from the archive instead: nothing of this is ever an error.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::disk::{Access, Disk, Open};
+
+/// The version of a line that this program writes; others are skipped.
+const VERSION: u64 = 1;
+/// Bytes that are read or written at once.
+const CHUNK_BYTES: usize = 1 << 20;
+/// A larger file is written anew, without being read. Half a million copies stay below.
+const FILE_BYTES_MAX: u64 = 512 << 20;
+/// A manifest that so many catalogues did not ask for is dropped.
+const KEPT_FOR: u64 = 8;
+/// The file is written anew once it has so many lines more than twice those that are of use.
+const USELESS_LINES_MAX: usize = 1000;
+
+/// The manifests of one archive.
+#[derive(Debug, Default)]
+pub struct ManifestCache {
+    file: Option<CacheFile>,
+    content: Mutex<Content>,
+}
+
+#[derive(Debug)]
+struct CacheFile {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    is_written: bool,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    is_loaded: bool,
+    /// By their paths in the archive.
+    manifests: HashMap<Box<str>, Cached>,
+    /// The paths of those that the file lacks.
+    new: Vec<Box<str>>,
+    /// How many lines the file has.
+    lines: usize,
+    is_damaged: bool,
+    /// Catalogues that were read.
+    catalogues: u64,
+}
+
+#[derive(Debug)]
+struct Cached {
+    tag: Box<str>,
+    manifest: Arc<Manifest>,
+    /// The number of the last catalogue that asked for it.
+    asked: u64,
+}
+
+impl ManifestCache {
+    /// Kept in this file, whose folder exists; it is only read where nothing may be changed.
+    pub fn in_file(disk: Arc<dyn Disk>, path: PathBuf, is_written: bool) -> Self {
+        Self { file: Some(CacheFile { disk, path, is_written }), content: Mutex::default() }
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the file, unless that was done before.
+    pub(super) fn load(&self) {
+        let mut content = self.content();
+        if let Some(file) = self.file.as_ref().filter(|_| !content.is_loaded) {
+            let read = content.read(file);
+            content.is_damaged |= read.is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        }
+        content.is_loaded = true;
+    }
+
+    /// The manifest at this path, if it still has this tag.
+    pub(super) fn get(&self, path: &str, tag: &str) -> Option<Arc<Manifest>> {
+        let mut content = self.content();
+        let now = content.catalogues;
+        let cached =
+            content.manifests.get_mut(path).filter(|cached| !tag.is_empty() && *cached.tag == *tag)?;
+        cached.asked = now;
+        Some(Arc::clone(&cached.manifest))
+    }
+
+    /// Keeps a manifest that is valid at this path.
+    pub(super) fn put(&self, path: &str, tag: &str, manifest: &Arc<Manifest>) {
+        let mut content = self.content();
+        if !tag.is_empty() {
+            content.insert(path.into(), tag.into(), Arc::clone(manifest));
+            content.new.push(path.into());
+        }
+    }
+
+    /// Ends a catalogue: drops what several did not ask for, and writes what is new to the file.
+    pub(super) fn save(&self) {
+        let mut content = self.content();
+        let now = content.catalogues;
+        content.manifests.retain(|_, cached| cached.asked + KEPT_FOR >= now);
+        content.catalogues += 1;
+        let new = std::mem::take(&mut content.new);
+        let Some(file) = self.file.as_ref().filter(|file| file.is_written) else { return };
+        let all = content.manifests.len();
+        let written = if content.is_damaged || content.lines + new.len() > 2 * all + USELESS_LINES_MAX {
+            content.rewrite(file).map(|()| content.lines = all)
+        } else {
+            let append = |chunk: &[u8]| file.disk.append(&file.path, chunk, Access::Owner);
+            let lines = new.iter().filter_map(|path| Some((path, content.manifests.get(path)?)));
+            write_lines(lines, append).map(|()| content.lines += new.len())
+        };
+        if let Err(error) = &written {
+            tracing::debug!("{} is not written: {error}", file.path.display());
+        }
+        content.is_damaged = written.is_err();
+    }
+}
+
+impl Content {
+    fn insert(&mut self, path: Box<str>, tag: Box<str>, manifest: Arc<Manifest>) {
+        let asked = self.catalogues;
+        self.manifests.insert(path, Cached { tag, manifest, asked });
+    }
+
+    /// Reads the file line by line; those that can't be used are skipped.
+    fn read(&mut self, file: &CacheFile) -> io::Result<()> {
+        let opened = file.disk.open(&file.path, Open::Read, Access::Owner)?;
+        if opened.len()? > FILE_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let (mut buffer, mut rest, mut offset) = (vec![0; CHUNK_BYTES], Vec::new(), 0);
+        loop {
+            let count = opened.read_at(&mut buffer, offset)?;
+            offset += count as u64;
+            rest.extend_from_slice(&buffer[..count]);
+            let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            for line in rest[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                self.lines += 1;
+                match serde_json::from_slice::<(u64, Box<str>, Box<str>, Manifest)>(line) {
+                    Ok((VERSION, path, tag, manifest)) => self.insert(path, tag, Arc::new(manifest)),
+                    _ => self.is_damaged = true,
+                }
+            }
+            rest.drain(..whole);
+            if count == 0 || rest.len() as u64 > 2 * MANIFEST_BYTES_MAX {
+                self.is_damaged |= !rest.is_empty();
+                return Ok(());
+            }
+        }
+    }
+
+    fn rewrite(&self, file: &CacheFile) -> io::Result<()> {
+        let beside = file.path.with_extension("new");
+        match file.disk.remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let opened = file.disk.open(&beside, Open::CreateNew, Access::Owner)?;
+        let mut offset = 0;
+        // Not synced: what a crash takes is read again.
+        write_lines(self.manifests.iter(), |chunk| {
+            opened.write_all_at(chunk, offset)?;
+            offset += chunk.len() as u64;
+            Ok(())
+        })?;
+        file.disk.rename(&beside, &file.path)
+    }
+}
+
+/// Gives `write` the lines of these manifests, several at once.
+fn write_lines<'a>(
+    manifests: impl Iterator<Item = (&'a Box<str>, &'a Cached)>,
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut chunk = Vec::new();
+    for (path, Cached { tag, manifest, .. }) in manifests {
+        serde_json::to_writer(&mut chunk, &(VERSION, path, tag, &**manifest))?;
+        chunk.push(b'\n');
+        if chunk.len() >= CHUNK_BYTES {
+            write(&chunk)?;
+            chunk.clear();
+        }
+    }
+    if chunk.is_empty() { Ok(()) } else { write(&chunk) }
+}
