@@ -217,7 +217,11 @@ pub enum Command {
     ///
     /// The daemon is found by its state directory, also if the configuration file is not valid or names another port by now.
     /// Without a daemon it shows what the directory remembers, and exits with 1 if a policy has a schedule.
-    Status,
+    Status {
+        /// Only ask whether the daemon's loop turns, for the health of a container: exits with 0, whatever the backups are like
+        #[arg(long)]
+        live: bool,
+    },
     /// Try snapwarden without an account: the daemon, with a simulated zone that has months of history
     #[cfg(feature = "demo")]
     Demo {

@@ -94,6 +94,7 @@ pub(crate) const FILES: &Facts = &[
     ),
     (State, "archives.json", "The ids of the archives that were used, and the copies that they had."),
     (State, "daemon.json", "Where the daemon listens."),
+    (State, "daemon.sock", "Where `status --live` asks the daemon whether its loop turns."),
     (
         Archives,
         "snapwarden-archive.json",
@@ -277,6 +278,7 @@ pub(crate) const PAGES: &[Page] = &[
     ], &["plan", "archive-list", "status"]),
     command("status", REMEMBERED, CONFIGURED, &[
         ("Does anything need attention?", "status || echo look"),
+        ("Does the daemon run? For the health of a container.", "status --live"),
     ], &["run", "history", "coverage"]),
     #[cfg(feature = "demo")]
     command("demo", &[Output], GUARDED, &[

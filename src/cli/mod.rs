@@ -120,7 +120,7 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
             }
         },
         Command::Coverage { instances } => on_runtime(coverage::coverage(global, instances, output)),
-        Command::Status => on_runtime(status::status(global, output)),
+        Command::Status { live } => on_runtime(status::status(global, *live, output)),
         #[cfg(feature = "demo")]
         Command::Demo { once } => on_runtime(demo::demo(*once, output, progress)),
         Command::Completions { shell } => Ok(packaging::completions(*shell, output)),

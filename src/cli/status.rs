@@ -20,6 +20,7 @@ use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::clock::timeout;
 use crate::config::sections::Config;
+use crate::daemon::live;
 use crate::daemon::timetable::Timetable;
 use crate::run::coverage::{InstanceStates, uncovered_text};
 use crate::run::pauses;
@@ -40,13 +41,20 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The daemon answers from memory, so a slow response means that it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Shows the status of the daemon on the state directory; without one that answers, what the directory remembers.
+/// Shows the status of the daemon on the state directory; without one that answers, what the directory remembers. With
+/// `live`, says nothing but whether the daemon's loop turns.
 ///
 /// # Errors
 /// [`Refusal`] if neither can be read.
-pub async fn status(global: &Global, output: Output) -> Result<Exit, Refusal> {
+pub async fn status(global: &Global, live: bool, output: Output) -> Result<Exit, Refusal> {
     let seams = Seams::real();
     let (config, state) = assemble::configuration_and_state(&global.config, &seams);
+    if live {
+        return match live::ask(state.path(), &*seams.clock).await {
+            Ok(()) => Ok(Exit::Done),
+            Err(why) => Err(Refusal::failed(printable(&why).to_string())),
+        };
+    }
     let mut attention: Vec<String> = config.as_ref().err().cloned().into_iter().collect();
     let config = config.as_ref().ok();
     match answer(&seams, &state, config.map(|config| config.server.listen)).await {

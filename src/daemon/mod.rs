@@ -2,8 +2,10 @@
 //!
 //! One loop ([`Daemon::run`]): a tick of [`scheduler`] each second, [`timetable`] says which policies are due, each run
 //! is a task of its own, and its report is added to `telemetry`, which [`server`] serves. Orders (reload, stop) are
-//! received from signals; [`service`] notifies systemd. Nothing here decides about snapshots.
+//! received from signals; [`service`] notifies systemd, and
+//! [`live`] answers a container's health check. Nothing here decides about snapshots.
 
+pub mod live;
 pub mod scheduler;
 pub mod server;
 pub mod service;
@@ -206,6 +208,15 @@ impl Daemon {
         if let Some(listener) = self.listener.take() {
             let serving = server::serve(listener, self.telemetry.clone(), Arc::clone(&clock), served.clone());
             tokio::spawn(serving);
+        }
+        match live::bind(self.runner.state.path()).await {
+            Ok(listener) => {
+                let telemetry = self.telemetry.clone();
+                tokio::spawn(live::serve(listener, telemetry, Arc::clone(&clock), served.clone()));
+            }
+            Err(error) => warn!(
+                "`snapwarden status --live` can't ask this daemon: no socket in the state directory: {error}"
+            ),
         }
         self.telemetry.tick(clock.now());
         self.service.ready(&self.status_now());

@@ -8,6 +8,7 @@
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
 //! | `daemon.lock`, `daemon.json` | which daemon works on the directory, and where it listens ([`daemon`]) |
+//! | `daemon.sock` | nothing: a socket that says whether that daemon's loop turns |
 //! | `holds.json` | snapshots on hold ([`holds`]) |
 //! | `allowances.json` | allowances to pass the guard ([`allowances`]) |
 //! | `controls.json` | policies that are paused by hand, or to run now ([`controls`]) |

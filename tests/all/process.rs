@@ -427,6 +427,30 @@ async fn a_second_daemon_on_the_same_state_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_s_health_is_that_of_the_loop_and_not_of_the_backups() {
+    let ground = Ground::new(AT_ONCE).await;
+    let is_live = || {
+        let mut status = Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+        status.env_clear().arg("--config").arg(ground.path("snapwarden.toml")).args(["status", "--live"]);
+        Said::of(status.output().unwrap())
+    };
+    let said = is_live();
+    assert_eq!(said.status, 1, "{said:?}");
+    said.complained(&["no daemon answers at ", "daemon.sock"]);
+
+    // The run fails; the second daemon finds the socket of the first, which was killed.
+    ground.world.set_operations_take(Duration::from_hours(1));
+    for _ in 0..2 {
+        let daemon = Running::ready(&ground).await;
+        let said = is_live();
+        assert_eq!((said.status, said.out.as_str()), (0, ""), "{said:?}");
+        daemon.signal(Signal::KILL);
+        daemon.ended().await;
+        assert_eq!(is_live().status, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_the_middle_of_a_run_it_ends_within_its_grace_and_told_twice_at_once() {
     for (grace, times, status) in [("1s", 1, 0), ("1h", 2, 1)] {
         let ground = Ground::new(AT_ONCE).await;
