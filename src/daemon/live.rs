@@ -34,10 +34,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// None can be made, as below a path of more than 107 bytes.
 pub async fn bind(state: &Path) -> io::Result<UnixListener> {
-    let socket = state.join(FILE);
-    match tokio::fs::remove_file(&socket).await {
+    remove(state).await?;
+    UnixListener::bind(state.join(FILE))
+}
+
+/// Removes the socket, if there is one.
+///
+/// # Errors
+/// It can't be removed.
+pub async fn remove(state: &Path) -> io::Result<()> {
+    match tokio::fs::remove_file(state.join(FILE)).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => UnixListener::bind(&socket),
+        _ => Ok(()),
     }
 }
 

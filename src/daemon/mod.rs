@@ -268,6 +268,8 @@ impl Daemon {
         }
         let ending = self.drain(&mut orders).await;
         served.cancel();
+        // What is left is replaced by the next daemon.
+        let _ = live::remove(self.runner.state.path()).await;
         ending
     }
 

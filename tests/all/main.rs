@@ -19,6 +19,7 @@ mod creation;
 mod daemon;
 mod demo;
 mod deploying;
+mod documents;
 mod downloads;
 mod explaining;
 mod file_server;
