@@ -86,6 +86,7 @@ pub async fn explain(global: &Global, text: &str, output: Output) -> Result<Exit
         unknown.push(chain(&error));
         History::default()
     });
+    unknown.extend(history.unread.iter().map(|error| chain(error)));
     history::complain_of_damaged(&history.damaged, output);
     let verdicts = match &config {
         Ok(config) => Box::pin(verdicts(id, config, &seams, &survey, &mut unknown)).await,

@@ -11,7 +11,7 @@ use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
 use crate::lookup::{self, Kind};
 use crate::state::audit::INTENDED;
 use crate::state::history::{Change, DamagedLine};
-use crate::text::{counted, excerpt};
+use crate::text::{chain, counted, excerpt};
 
 /// The most changes in the table if no time is given: a few screens.
 const NEWEST: usize = 50;
@@ -51,6 +51,9 @@ pub async fn history(global: &Global, wanted: &args::History, output: Output) ->
             && action.as_ref().is_none_or(|action| change.action == *action)
     };
     let found = state.history(most, is_wanted).await?;
+    for error in &found.unread {
+        output.complain(&format!("{}; the changes in it are not shown", chain(error)));
+    }
     complain_of_damaged(&found.damaged, output);
     if found.left_out > 0 {
         let more = counted(usize::try_from(found.left_out).unwrap_or(usize::MAX), "earlier change");
@@ -61,7 +64,7 @@ pub async fn history(global: &Global, wanted: &args::History, output: Output) ->
         || json!(found.changes),
         || if found.changes.is_empty() { none } else { table(&found.changes, output) },
     );
-    Ok(if config.is_ok() { Exit::Done } else { Exit::Failed })
+    Ok(if config.is_ok() && found.unread.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
 /// Names the lines that can't be read.

@@ -327,41 +327,28 @@ impl AuditLog {
         Ok(found)
     }
 
+    /// Reads all lines, each with the file that it is in, and returns why files can't be read.
+    ///
+    /// # Errors
+    /// [`StateError::File`] if it is not known which files there are.
+    pub(super) fn read_all(&self, mut note: impl FnMut(&Path, &[u8])) -> Result<Vec<StateError>, StateError> {
+        let read = |part: Result<Part, StateError>| read_lines(&part?, 0, &mut note);
+        Ok(self.parts()?.map(read).filter_map(Result::err).collect())
+    }
+
     /// Reads the lines from this mark on, each with the file that it is in; all if the mark is of another log.
     pub(super) fn read_from(
         &self,
         from: &AuditMark,
         mut note: impl FnMut(&Path, &[u8]),
     ) -> Result<(), StateError> {
-        let mut parts = self.parts()?;
+        let mut parts = self.parts()?.collect::<Result<Vec<Part>, _>>()?;
         let is_marked = |part: &Part| from.month.is_some() && part.month == from.month;
         let is_only_one = from.month.is_none() && parts.len() == 1;
         let marked = parts.iter().position(is_marked).or(is_only_one.then_some(0));
         let mut offset = if marked.is_some() { from.offset } else { 0 };
-        for Part { path, file, .. } in parts.drain(marked.unwrap_or(0)..) {
-            let failed = || failed("read", &path);
-            if file.len().map_err(failed())? < offset {
-                offset = 0;
-            }
-            let mut buffer = vec![0; 64 * 1024];
-            let mut begun = Vec::new();
-            loop {
-                let count = file.read_at(&mut buffer, offset).map_err(failed())?;
-                if count == 0 {
-                    note(&path, &begun);
-                    break;
-                }
-                offset += count as u64;
-                let mut pieces = buffer[..count].split(|byte| *byte == b'\n').peekable();
-                while let Some(piece) = pieces.next() {
-                    begun.extend_from_slice(piece);
-                    if pieces.peek().is_some() {
-                        note(&path, &begun);
-                        begun.clear();
-                    }
-                }
-            }
-            offset = 0;
+        for part in parts.drain(marked.unwrap_or(0)..) {
+            read_lines(&part, std::mem::take(&mut offset), &mut note)?;
         }
         Ok(())
     }
@@ -421,11 +408,11 @@ impl AuditLog {
     }
 
     /// All files, the oldest first. They are opened while none is renamed by this process.
-    fn parts(&self) -> Result<Vec<Part>, StateError> {
+    fn parts(&self) -> Result<impl Iterator<Item = Result<Part, StateError>>, StateError> {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let earlier = self.earlier()?.into_values();
-        let parts = earlier.chain([self.path.clone()]).map(|path| self.open(path));
-        parts.filter_map(Result::transpose).collect()
+        let parts: Vec<_> = earlier.chain([self.path.clone()]).map(|path| self.open(path)).collect();
+        Ok(parts.into_iter().filter_map(Result::transpose))
     }
 
     /// The files that were renamed, by their months.
@@ -477,6 +464,36 @@ impl AuditLog {
             self.disk.append(&self.path, b"\n", Access::Owner).map_err(self.failed("append to"))?;
         }
         Ok(())
+    }
+}
+
+/// Reads the lines from this offset on; all if the file is shorter.
+fn read_lines(
+    Part { path, file, .. }: &Part,
+    mut offset: u64,
+    note: &mut impl FnMut(&Path, &[u8]),
+) -> Result<(), StateError> {
+    let failed = || failed("read", path);
+    if file.len().map_err(failed())? < offset {
+        offset = 0;
+    }
+    let mut buffer = vec![0; 64 * 1024];
+    let mut begun = Vec::new();
+    loop {
+        let count = file.read_at(&mut buffer, offset).map_err(failed())?;
+        if count == 0 {
+            note(path, &begun);
+            return Ok(());
+        }
+        offset += count as u64;
+        let mut pieces = buffer[..count].split(|byte| *byte == b'\n').peekable();
+        while let Some(piece) = pieces.next() {
+            begun.extend_from_slice(piece);
+            if pieces.peek().is_some() {
+                note(path, &begun);
+                begun.clear();
+            }
+        }
     }
 }
 

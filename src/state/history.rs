@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::lookup::{Kind, Known, is_meant};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::audit::{AuditMark, INTENDED};
+use crate::state::audit::INTENDED;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::excerpt;
@@ -123,6 +123,8 @@ pub struct History {
     pub left_out: u64,
     /// The lines that can't be read; what they said is not known.
     pub damaged: Vec<DamagedLine>,
+    /// Why files can't be read; what they say is not known.
+    pub unread: Vec<StateError>,
 }
 
 /// Brings the first and the last line of each change together, and keeps the newest changes.
@@ -152,18 +154,18 @@ impl Gathering {
         }
     }
 
-    fn end(mut self, damaged: Vec<DamagedLine>) -> History {
+    fn end(mut self, damaged: Vec<DamagedLine>, unread: Vec<StateError>) -> History {
         self.ended.extend(self.begun.into_values());
         let mut all: Vec<_> = self.ended.into();
         all.sort_by_key(|(number, _)| *number);
         let more = all.len().saturating_sub(self.most);
         let changes = all.drain(more..).map(|(_, change)| change).collect();
-        History { changes, left_out: self.left_out + more as u64, damaged }
+        History { changes, left_out: self.left_out + more as u64, damaged, unread }
     }
 }
 
 impl StateDirectory {
-    /// The newest changes that are wanted, at most that number. A line that can't be read does not hide the others.
+    /// The newest changes that are wanted, at most that number. A line or a file that can't be read does not hide the others.
     ///
     /// # Errors
     /// [`StateError::File`].
@@ -177,7 +179,7 @@ impl StateDirectory {
             let mut gathering = Gathering { most, ended, begun, left_out: 0 };
             let mut damaged = Vec::new();
             let mut number = 0;
-            state.for_each_change(|change| {
+            let unread = state.for_each_change(|change| {
                 number += 1;
                 match change {
                     Ok(change) if wanted(&change) => gathering.add(number, change),
@@ -185,7 +187,7 @@ impl StateDirectory {
                     Err(line) => damaged.push(line),
                 }
             })?;
-            Ok(gathering.end(damaged))
+            Ok(gathering.end(damaged, unread))
         })
         .await
     }
@@ -193,13 +195,13 @@ impl StateDirectory {
     /// The snapshots or the instances in the log that the text may mean.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], also of a single file if no other has any.
     pub async fn known_in_history(&self, kind: Kind, text: &str) -> Result<Vec<Known>, StateError> {
         let text = text.to_owned();
         self.blocking(move |state| {
             // One of each id and name, with the newest time.
             let mut found: BTreeMap<(Uuid, Option<String>), Known> = BTreeMap::new();
-            state.for_each_change(|change| {
+            let mut unread = state.for_each_change(|change| {
                 let known = change.ok().and_then(|change| change.known(kind));
                 let meant = known.filter(|known| is_meant(&text, known.id, known.name.as_deref()));
                 if let Some(known) = meant {
@@ -208,15 +210,24 @@ impl StateDirectory {
                     same.taken_at = same.taken_at.max(known.taken_at);
                 }
             })?;
+            // Where nothing is found, it may stand in a file that can't be read.
+            if found.is_empty()
+                && let Some(error) = unread.pop()
+            {
+                return Err(error);
+            }
             Ok(found.into_values().collect())
         })
         .await
     }
 
-    /// Reads every line; for work that is on the blocking pool already.
-    fn for_each_change(&self, mut each: impl FnMut(Result<Change, DamagedLine>)) -> Result<(), StateError> {
+    /// Reads every line, and returns why files can't be read; for work that is on the blocking pool already.
+    fn for_each_change(
+        &self,
+        mut each: impl FnMut(Result<Change, DamagedLine>),
+    ) -> Result<Vec<StateError>, StateError> {
         let (mut number, mut of) = (0, PathBuf::new());
-        self.audit_log.read_from(&AuditMark::default(), |file, line| {
+        self.audit_log.read_all(|file, line| {
             if file != of {
                 (number, of) = (0, file.to_owned());
             }
@@ -326,6 +337,11 @@ mod tests {
         let numbers: Vec<u64> = history.damaged.iter().map(|line| line.number).collect();
         assert_eq!(numbers, [2, 3, 5, 7], "{history:?}");
         assert!(history.damaged[2].why.contains("missing field"), "{history:?}");
+        // Nor does a file: this one is none.
+        RealDisk.create_dir_all(&folder.path().join("audit-2026-09.jsonl"), Access::Owner).unwrap();
+        let history = read(folder.path(), "", 100).await;
+        assert_eq!((history.changes.len(), history.unread.len()), (2, 1), "{history:?}");
+        assert!(history.unread[0].to_string().contains("audit-2026-09.jsonl"), "{history:?}");
         // No log at all is no change.
         let nothing = tempfile::tempdir().unwrap();
         let state = StateDirectory::at(Arc::new(RealDisk), nothing.path());

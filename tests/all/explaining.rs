@@ -202,6 +202,24 @@ async fn a_damaged_line_or_a_hostile_name_spoils_no_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_audit_file_that_cannot_be_read_hides_no_other_month_and_is_a_failure() {
+    let (play, ids) = Play::five(KEEPS_TWO).await;
+    assert_eq!(play.run(&["once"]).await.status, 0);
+    RealDisk.create_dir_all(&play.path("state/audit-2026-09.jsonl"), Access::Owner).unwrap();
+    for arguments in
+        [&["history"][..], &["history", "--instance", "web-1"], &["explain", &ids[4].to_string()]]
+    {
+        let said = play.run(arguments).await;
+        assert_eq!(said.status, 1, "{said:?}");
+        said.complained(&["audit-2026-09.jsonl"]);
+        said.has(&[&ids[4].to_string()]);
+    }
+    // What no other file has may stand there.
+    let said = play.run(&["history", "--instance", "nowhere"]).await;
+    said.refused(1, &["audit-2026-09.jsonl"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_newest_changes_are_shown_unless_a_time_is_given() {
     let (play, _) = Play::five(KEEPS_TWO).await;
     assert_eq!(play.run(&["once"]).await.status, 0);
