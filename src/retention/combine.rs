@@ -44,7 +44,11 @@ pub(crate) fn combine(
     with_expiry: bool,
 ) -> Plan {
     let mut zone = Zone {
-        requirements: requirements(policies.iter().map(|rules| rules.policy), inventory, now),
+        requirements: requirements(
+            policies.iter().map(|rules| (rules.policy, rules.paused_at)),
+            inventory,
+            now,
+        ),
         inventory,
         now,
         known_copies: Vec::new(),
@@ -236,6 +240,10 @@ impl Zone<'_> {
                 protection.push((Rule::Policy, reason));
             }
             for requirement in missing {
+                // There may be a copy by now, so that none was there then is all to say.
+                if rules.paused_at.is_some() && !requirement.unmet.is_unreachable() {
+                    continue;
+                }
                 let is_it = |known: &Arc<Requirement>| Arc::ptr_eq(known, requirement);
                 if !own_requirements.iter().chain(of_others.iter().copied()).any(is_it) {
                     of_others.push(requirement);

@@ -73,51 +73,58 @@ struct NewestCopy {
     counts_from: Option<Timestamp>,
 }
 
-/// The requirements of each of these policies, in their order; equal ones are shared.
+/// The requirements of each of these policies, in their order, each with when it was paused: then only the copies of that
+/// time count. Equal ones are shared.
 pub(crate) fn requirements<'p>(
-    policies: impl Iterator<Item = &'p Policy>,
+    policies: impl Iterator<Item = (&'p Policy, Option<Timestamp>)>,
     inventory: &Inventory,
     now: Timestamp,
 ) -> Vec<Vec<Arc<Requirement>>> {
     let mut indexes: HashMap<ArchiveName, Arc<CopyIndex>> = HashMap::new();
     let mut known: Vec<Arc<Requirement>> = Vec::new();
-    let mut requirement = |(policy, mut copy): (&Policy, CopyNeeded)| {
+    let mut requirement = |policy: &Policy, paused_at: Option<Timestamp>, mut copy: CopyNeeded| {
         let mut up_to_date = None;
-        if let Some((at, found)) = up_to_date_for(policy, &copy, inventory, now) {
+        if paused_at.is_some() {
+            // Shared with none.
+        } else if let Some((at, found)) = up_to_date_for(policy, &copy, inventory, now) {
             copy.or_since = Some(at);
             up_to_date = Some(found);
         } else if let Some(requirement) = known.iter().find(|requirement| requirement.copy == copy) {
             return requirement.clone();
         }
-        let index = || Arc::new(CopyIndex::new(inventory.archives.get(&copy.archive), now));
-        let copies = indexes.entry(copy.archive.clone()).or_insert_with(index).clone();
+        let index = || Arc::new(CopyIndex::new(inventory.archives.get(&copy.archive), paused_at, now));
+        let copies = match paused_at {
+            Some(_) => index(),
+            None => indexes.entry(copy.archive.clone()).or_insert_with(index).clone(),
+        };
         let unmet = match &*copies {
             CopyIndex::Unreachable(cause) => {
                 Unmet::Unreachable { archive: copy.archive.clone(), cause: cause.clone() }
             }
             CopyIndex::Assumed | CopyIndex::Known { .. } => Unmet::Missing(copy.clone()),
         };
-        let is_shared = up_to_date.is_none();
+        let is_shared = up_to_date.is_none() && paused_at.is_none();
         let requirement = Arc::new(Requirement { copy, unmet: Arc::new(unmet), copies, up_to_date });
         known.extend(is_shared.then(|| requirement.clone()));
         requirement
     };
     let unadopted = inventory.unadopted.as_ref().map(|archive| Arc::new(Requirement::unadopted(archive)));
-    policies
-        .map(|policy| unadopted.clone().into_iter().chain(required(policy).map(&mut requirement)).collect())
-        .collect()
+    let requirements = policies.map(|(policy, paused_at)| {
+        let own = required(policy).map(|copy| requirement(policy, paused_at, copy));
+        unadopted.clone().into_iter().chain(own).collect()
+    });
+    requirements.collect()
 }
 
 /// Also of a policy without a retention table: a copy that is required is required of all that prune.
-fn required(policy: &Policy) -> impl Iterator<Item = (&Policy, CopyNeeded)> {
-    let export = policy.export.as_ref().filter(|export| export.required);
-    export.into_iter().flat_map(move |export| {
-        let copy = |archive: &ArchiveName| CopyNeeded {
+fn required(policy: &Policy) -> impl Iterator<Item = CopyNeeded> {
+    let export = policy.export.iter().filter(|export| export.required);
+    export.flat_map(|export| {
+        export.archives.iter().map(|archive| CopyNeeded {
             archive: archive.clone(),
             of: export.snapshots,
             or_since: None,
-        };
-        export.archives.iter().map(move |archive| (policy, copy(archive)))
+        })
     })
 }
 
@@ -237,18 +244,26 @@ pub(crate) fn copies_needed<'r>(
 }
 
 impl CopyIndex {
-    fn new(copies: Option<&Copies>, now: Timestamp) -> Self {
+    fn new(copies: Option<&Copies>, paused_at: Option<Timestamp>, now: Timestamp) -> Self {
         match copies {
             None => Self::Unreachable("it was not asked".into()),
             Some(Copies::Unreachable(cause)) => Self::Unreachable(cause.as_str().into()),
             Some(Copies::Assumed) => Self::Assumed,
-            Some(Copies::Known(copies)) => Self::known(copies, now),
+            Some(Copies::Known(copies)) => {
+                // One that does not say when it was exported is of an early version, and so of before.
+                let was_there = |copy: &&ArchivedCopy| {
+                    paused_at.is_none_or(|then| copy.exported_at.is_none_or(|at| at <= then))
+                };
+                Self::known(copies.iter().filter(was_there), now)
+            }
         }
     }
 
-    fn known(copies: &[ArchivedCopy], now: Timestamp) -> Self {
+    fn known<'c>(copies: impl Iterator<Item = &'c ArchivedCopy>, now: Timestamp) -> Self {
         let mut instances: HashMap<InstanceId, NewestCopy> = HashMap::new();
+        let mut snapshots = HashSet::new();
         for copy in copies {
+            snapshots.insert(copy.snapshot_id);
             let newest = instances.entry(copy.instance_id).or_default();
             let counted_from = counted_from(copy.created_at);
             if counted_from <= now {
@@ -258,7 +273,7 @@ impl CopyIndex {
                 newest.counts_from = Some(first);
             }
         }
-        Self::Known { snapshots: copies.iter().map(|copy| copy.snapshot_id).collect(), instances }
+        Self::Known { snapshots, instances }
     }
 }
 

@@ -126,7 +126,7 @@ pub(crate) async fn list_zones(
     join_all(listings).await
 }
 
-/// The archives that enabled policies name, as they were found.
+/// The archives that policies name, as they were found.
 #[derive(Debug, Default)]
 pub struct FoundArchives {
     catalogues: Catalogues,
@@ -151,13 +151,12 @@ impl FoundArchives {
     }
 }
 
-/// Reads every archive that an enabled policy names.
+/// Reads every archive that an enabled policy names, or that one which is paused requires a copy in.
 pub(crate) async fn look_at_archives(runner: &Runner) -> FoundArchives {
     let names: BTreeSet<&ArchiveName> = runner
         .policies
         .iter()
-        .filter(|policy| policy.enabled)
-        .filter_map(|policy| policy.export.as_ref())
+        .filter_map(|policy| policy.export.as_ref().filter(|export| policy.enabled || export.required))
         .flat_map(|export| &export.archives)
         .collect();
     let looker = match Looker::new(&runner.state).await {

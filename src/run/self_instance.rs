@@ -70,7 +70,7 @@ pub fn warning(policy: &Policy) -> Option<String> {
 }
 
 fn is_unresolved(policy: &Policy) -> bool {
-    policy.enabled && policy.select.is_in_doubt()
+    policy.select.is_in_doubt()
 }
 
 fn why(policy: &Policy) -> &str {

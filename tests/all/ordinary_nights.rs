@@ -179,6 +179,19 @@ async fn a_paused_policy_keeps_what_it_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_archive_of_a_paused_policy_is_read_and_what_was_copied_by_then_may_be_deleted() {
+    let stage = Stage::new();
+    stage.instance("web-1", 10);
+    let offsite =
+        "[policies.offsite]\nzones = [\"ch-gva-2\"]\n[policies.offsite.export]\narchives = [\"vault\"]\n";
+    let prune = pruning("prune", "max_count = 3");
+    assert_eq!(stage.run(&[offsite, &prune].concat()).await.result, RunResult::Success);
+    let paused = offsite.replace("]\nzones", "]\nenabled = false\nzones");
+    let report = stage.run(&[prune, paused].concat()).await;
+    assert_eq!((report.result, deleted(&report)), (RunResult::Success, 7), "{:?}", report.zones);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_instance_that_loses_its_label_or_its_name_loses_no_snapshot_at_once() {
     let long = "[policies.long.select]\nlabels = { backup = \"long\" }\n";
     let glob = "[policies.long.select]\nlabels = { backup = \"*\" }\n";

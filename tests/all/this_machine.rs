@@ -92,6 +92,19 @@ async fn what_such_a_policy_keeps_of_any_instance_is_kept_from_others_meanwhile(
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_is_also_asked_for_a_policy_that_is_paused() {
+    let prune_all = "[policies.all]\nzones = [\"ch-gva-2\"]\n[policies.all.retention]\nmax_count = 2\n";
+    let both = [prune_all, &pruning("mine", MINE).replace("zones", "enabled = false\nzones")].concat();
+    let (stage, [web, _], ids) = two();
+    let warned = stage.run(&both).await.zones[0].warnings.join("\n");
+    assert!(warned.contains("policy mine selects by `self`"), "{warned}");
+    assert_eq!(left(&stage, &ids), [5, 5]);
+    stage.world.set_this_machine(Some(web));
+    stage.run(&both).await;
+    assert_eq!(left(&stage, &ids), [5, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_that_does_not_ask_never_waits_for_the_answer() {
     let (stage, _, ids) = two();
     assert_eq!(stage.run(&pruning("nightly", "instances = [\"web-*\"]")).await.result, RunResult::Success);

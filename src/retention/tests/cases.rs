@@ -241,6 +241,34 @@ fn a_paused_policy_has_no_plan_and_keeps_what_it_kept_when_it_was_paused() {
 }
 
 #[test]
+fn the_gate_of_a_paused_policy_counts_the_copies_of_then() {
+    let exporter = Policy { enabled: false, ..policy("offsite").requiring(&["vault"], Which::Newest) };
+    let policies = [nightly().with(keep_last(1)), exporter];
+    let mut zone = aged(&[1, 2, 9]);
+    zone.paused.insert(policies[1].name.clone(), days_ago(5));
+    for (exported_at, expected) in
+        [(Some(days_ago(6)), vec![2, 3]), (None, vec![2, 3]), (Some(days_ago(4)), vec![2])]
+    {
+        let Copies::Known(mut copies) = zone.copies(&[3]) else { panic!() };
+        copies[0].exported_at = exported_at;
+        let zone = zone.clone().archive("vault", Copies::Known(copies));
+        let plan = plan_of(&policies, &zone, now());
+        assert_eq!(deleted(&plan), expected, "exported at {exported_at:?}");
+        let last = decision(&plan, 3);
+        if expected.len() == 1 {
+            let texts: Vec<String> = last.reasons().map(|reason| reason.to_string()).collect();
+            assert!(
+                last.blocked_by() == Some("paused") && texts[0].contains("`offsite`, which is paused"),
+                "{texts:?}"
+            );
+            assert!(!texts.concat().contains("no verified copy"), "there is one by now: {texts:?}");
+        } else {
+            assert_eq!(last.copies().len(), 1, "and verified before deleting");
+        }
+    }
+}
+
+#[test]
 fn a_copy_that_is_required_is_required_of_all_that_prune() {
     let exporter = policy("offsite").requiring(&["vault"], Which::All);
     let policies = [nightly().with(keep_last(1)), exporter];
