@@ -29,8 +29,8 @@ pub struct GuardedPlan {
     pub(crate) plan: ZonePlan,
     /// Why the guard blocks all deletions of the plan, if it does.
     pub(crate) held: Option<Held>,
-    /// Which instances lost all their snapshots, if any did: nothing of those is deleted.
-    pub(crate) emptied: Option<String>,
+    /// Which instances lost all their snapshots, and that they did, if any did: nothing of those is deleted.
+    pub(crate) emptied: Option<(Vec<InstanceId>, String)>,
     /// Snapshots and instances that the listings lack.
     pub(crate) missed: BTreeSet<Uuid>,
     /// Which deletions wait for a change to settle, if there are any.
@@ -46,6 +46,10 @@ impl GuardedPlan {
             return;
         }
         self.plan.limit_to(only);
+        let is_meant = |id: &InstanceId| self.plan.listing.is_one_of(only, *id);
+        if self.emptied.as_ref().is_some_and(|(instances, _)| !instances.iter().any(is_meant)) {
+            self.emptied = None;
+        }
         let decisions = &self.plan.plan.decisions;
         let is_any = |is: fn(&Decision) -> bool| decisions.iter().any(is);
         if !is_any(|decision| decision.verdict == Verdict::Delete) {
@@ -279,7 +283,8 @@ fn hold(
         // Blocked for another reason, the listing may be incomplete all the same.
         let is_accepted = (held.is_none() || !case.drop.exceeds(&policy.guard)) && emptied.is_empty();
         let pending = plan.pending_text(policy, pending);
-        let emptied = emptied_text(policy, &plan, &emptied, run.deletes);
+        let text = emptied_text(policy, &plan, &emptied, run.deletes);
+        let emptied = text.map(|text| (emptied, text));
         Ok(GuardedPlan { plan, held, emptied, pending, missed: missed.ids, is_accepted })
     });
     guarded.collect()

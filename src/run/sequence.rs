@@ -264,7 +264,7 @@ impl Sequence<'_> {
             sums.blocked_by_guard += sums.delete;
         }
         report.plan = Some(sums);
-        report.held = held.as_ref().map(ToString::to_string).or_else(|| emptied.clone());
+        report.held = held.as_ref().map(ToString::to_string).or_else(|| Some(emptied.as_ref()?.1.clone()));
         if let Some(archive) = &plan.listing.inventory.unadopted {
             report.held = Some(unadopted_text(archive));
         }

@@ -3,6 +3,7 @@
 
 use http::StatusCode;
 use jiff::SignedDuration;
+use snapwarden::policy::select::Pattern;
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
@@ -349,6 +350,27 @@ async fn an_instance_that_lost_all_its_snapshots_is_held_alone() {
     allow(&stage, "nightly", 9).await;
     stage.run(&prune).await;
     assert_eq!(deleted(&stage.run(&prune).await), 1, "allowed, and deleted by the next run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limited_run_is_not_held_for_an_instance_that_it_is_not_about() {
+    let stage = Stage::new();
+    let lost = stage.instance("web-1", 3);
+    stage.instance("db-1", 3);
+    let keep = pruning("nightly", "keep_last = 20");
+    stage.run(&keep).await;
+    let web = stage.world.snapshots(&stage.zone).into_iter().find(|one| one.id == lost[0]).unwrap();
+    for id in lost {
+        stage.world.remove_snapshot(id);
+    }
+    stage.days(web.instance_id.unwrap(), 0..1);
+    for (only, expected) in
+        [("db-1", RunResult::Success), ("web-1", RunResult::Held), ("*-1", RunResult::Held)]
+    {
+        let options = RunOptions { instances: Some(Pattern::new(only).unwrap()), ..RunOptions::default() };
+        let report = stage.run_with(&keep, &options).await;
+        assert_eq!(report.result, expected, "{only}: {:?}", report.zones);
+    }
 }
 
 /// Every run makes a template.
