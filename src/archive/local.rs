@@ -33,9 +33,10 @@ use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
 use crate::disk::{
-    Access, Disk, DiskFile, DiskLock, blocking, create_folders, free_bytes_at, read_file, replace_file,
+    Access, Disk, DiskFile, DiskLock, Kind, blocking, create_folders, free_bytes_at, read_file, replace_file,
 };
 use crate::policy::name::ArchiveName;
+use crate::snapshot::ZoneName;
 use crate::text::chain;
 
 /// Left free on the file system beside an image, in bytes: for its manifest, and for other programs.
@@ -126,7 +127,15 @@ impl LocalArchive {
             let removed = disk.remove_file(&probe).and_then(|()| disk.sync_dir(&path));
             let removed = removed.err().filter(|error| error.kind() != io::ErrorKind::NotFound);
             let removed = removed.map(|error| failed("delete", &probe, error));
-            vec![("write", None), ("read back", read), ("delete", removed)]
+            // Exports go into a folder for each zone.
+            let folders = disk.list(&path).unwrap_or_default();
+            let folders = folders.iter().filter(|entry| entry.kind == Kind::Folder);
+            let zones = folders.filter(|entry| entry.name.to_str().is_some_and(|name| name.parse::<ZoneName>().is_ok()));
+            let unwritable = zones.map(|entry| path.join(&entry.name)).find_map(|zone| {
+                let error = disk.may_write(&zone).err()?;
+                Some(failed("write in", &zone, error))
+            });
+            vec![("write", unwritable), ("read back", read), ("delete", removed)]
         })
         .await
     }

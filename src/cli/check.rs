@@ -252,6 +252,12 @@ async fn try_archive(
     name: &ArchiveName,
 ) -> (Vec<Tried>, Vec<String>) {
     let (place, mut warnings) = (format!("archive {name}"), Vec::new());
+    if let Some(Archive::S3(bucket)) = runner.archives.get(name).map(|archive| &**archive)
+        && let Err(error) = bucket.answers(PATIENCE).await
+    {
+        let error = format!("{}; nothing else of this archive was tried", chain(&error));
+        return (vec![Tried::new(&place, "read", Some(error))], warnings);
+    }
     let found = match looker {
         Ok(looker) => runner.look_at(looker, name).await,
         Err(error) => Err(error.clone()),
@@ -307,6 +313,8 @@ async fn try_archive(
 /// the next run takes itself is no failure: the second list is of warnings.
 async fn try_instances(config: &Config, runner: &Runner) -> (Vec<Tried>, Vec<String>) {
     let (mut tried, mut warnings) = (Vec::new(), Vec::new());
+    // Whether there are copies is not asked.
+    let runner = Runner { archives: BTreeMap::new(), ..runner.clone() };
     let fleet = match runner.coverage().await {
         Ok(fleet) => fleet,
         Err(error) => {

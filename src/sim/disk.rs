@@ -497,6 +497,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn may_write(&self, folder: &Path) -> io::Result<()> {
+        self.shared().may_change(&absolute(folder)?)
+    }
+
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
         let mut shared = self.begin(DiskCall::FreeBytes)?;
         shared.folder(&absolute(folder)?)?;

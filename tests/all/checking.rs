@@ -205,6 +205,22 @@ async fn a_printed_role_allows_what_runs_need_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_can_not_be_reached_is_tried_once_and_has_one_line() {
+    let (play, _) = Play::five("").await;
+    // Nothing listens there.
+    let bucket = "[archives.offsite]\ntype = \"s3\"\nendpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\nbucket = \"backups\"\n";
+    play.configure(&format!("{bucket}{}", NIGHTLY.replace("\"vault\"", "\"offsite\"")));
+    let mut command = play.command(&CHECK);
+    command.env("AWS_ACCESS_KEY_ID", "EXO1").env("AWS_SECRET_ACCESS_KEY", "hush-hush-hush");
+    let said = end_of(command).await;
+    assert_eq!(said.status, 1, "{said:?}");
+    assert_eq!(tried(&said, "archive offsite"), ["read"]);
+    let why = result(&said, "archive offsite", "read");
+    assert!(why.contains("no connection") && !why.contains("attempts"), "{why}");
+    assert!(why.ends_with("; nothing else of this archive was tried"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_is_tried_and_its_versioning_is_told() {
     let Some(mut server) = Server::start() else { return };
     let (play, _) = Play::five("").await;

@@ -1120,7 +1120,17 @@ async fn a_probe_names_a_folder_that_can_not_be_written_and_creates_none() {
     assert_eq!(archive.probe().await, [("write", None)]);
     assert!(disk.metadata(&path).is_err(), "the folder is created when something is first stored");
 
-    create_folders(&disk, &path, Access::Group).unwrap();
+    // Images go into a folder of the zone.
+    let zone = path.join("ch-gva-2");
+    create_folders(&disk, &zone, Access::Group).unwrap();
+    disk.set_unwritable(&zone, Some(io::ErrorKind::PermissionDenied));
+    let steps = archive.probe().await;
+    let [("write", Some(failure)), ("read back", None), ("delete", None)] = &steps[..] else {
+        panic!("{steps:?}")
+    };
+    assert!(failure.starts_with("write in /vault/ch-gva-2: "), "{failure}");
+
+    disk.set_unwritable(&zone, None);
     disk.set_unwritable(&path, Some(io::ErrorKind::ReadOnlyFilesystem));
     let steps = archive.probe().await;
     let [("write", Some(failure))] = &steps[..] else { panic!("{steps:?}") };

@@ -153,6 +153,11 @@ impl S3Archive {
         self.bucket.client.put(&self.marker_key(), "application/json", marker.to_bytes()).await
     }
 
+    /// Whether the store answers at all within `limit`.
+    pub(crate) async fn answers(&self, limit: Duration) -> Result<(), S3Error> {
+        self.bucket.client.answers(&format!("{}{MARKER_FILE}", self.bucket.prefix()), limit).await
+    }
+
     /// Writes, reads back and deletes a small object. Each is tried whatever became of the one before.
     pub(crate) async fn probe(&self) -> ProbeSteps {
         let (client, key) = (&self.bucket.client, format!("{}{PROBE_FILE}", self.bucket.prefix()));

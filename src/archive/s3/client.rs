@@ -211,6 +211,17 @@ impl Client {
         }
     }
 
+    /// Sends one request, once alone and for at most `limit`: any answer will do.
+    pub(super) async fn answers(&self, key: &str, limit: Duration) -> Result<(), S3Error> {
+        let request = S3Request::new("read", Method::GET, key);
+        let cause = match timeout(&*self.clock, limit, self.send(&request)).await {
+            Ok(Ok(_) | Err(S3Cause::Refused { .. })) => return Ok(()),
+            Ok(Err(cause)) => cause,
+            Err(timed_out) => S3Cause::from(timed_out),
+        };
+        Err(S3Error::new(request.doing, self.shown(key), cause))
+    }
+
     /// Sends a request until the response, with a body of at most `max` bytes, is one that `read` accepts.
     async fn call<T>(
         &self,

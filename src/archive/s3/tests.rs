@@ -1063,6 +1063,25 @@ async fn a_probe_names_each_permission_that_the_key_lacks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_is_asked_once_whether_it_answers_and_a_refusal_is_an_answer() {
+    for (effect, failure) in [
+        (refuse(403, "AccessDenied"), None),
+        (refuse(503, "SlowDown"), None),
+        (Effect::Hang, Some("no answer within 5 s")),
+        (Effect::Cut, Some("read s3://bucket/snapwarden/")),
+    ] {
+        let scene = scene();
+        // The next one would be answered.
+        scene.store.fault("get", effect);
+        let answer = scene.archive.answers(Duration::from_secs(5)).await.map_err(|error| chain(&error));
+        match failure {
+            None => answer.unwrap(),
+            Some(part) => assert!(answer.unwrap_err().contains(part)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn versioning_and_locks_of_a_bucket_are_read() {
     let settings = async |versioning: &str, lock: &str| {
         let scene = scene();
