@@ -335,7 +335,9 @@ pub async fn prune(
     copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(&global.config)?;
+    let seams = Seams::real();
+    assemble::heed_pauses(&mut config, &seams).await?;
     assemble::check_archives(&config, names)?;
     let retention = |name: &ArchiveName| config.archive_rules.get(name)?.retention.clone();
     if let Some(name) = names.iter().find(|name| retention(name).is_none()) {
@@ -343,7 +345,6 @@ pub async fn prune(
             "archive `{name}` keeps every copy: to prune it, add a section `[archives.{name}.retention]`"
         )));
     }
-    let seams = Seams::real();
     let purpose = if dry_run { Use::Reading } else { Use::Changing };
     let mut archives = assemble::archives(&config, &seams, purpose)?;
     let only = filter(copies, &archives, names).await?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 
 use crate::archive::stats::ArchiveStats;
@@ -22,6 +22,7 @@ use crate::clock::timeout;
 use crate::config::sections::Config;
 use crate::daemon::live;
 use crate::daemon::timetable::Timetable;
+use crate::policy::name::PolicyName;
 use crate::run::coverage::{InstanceStates, uncovered_text};
 use crate::run::pauses;
 use crate::snapshot::ZoneName;
@@ -58,19 +59,23 @@ pub async fn status(global: &Global, live: bool, output: Output) -> Result<Exit,
     let mut attention: Vec<String> = config.as_ref().err().cloned().into_iter().collect();
     let config = config.as_ref().ok();
     match answer(&seams, &state, config.map(|config| config.server.listen)).await {
-        Ok((json, status)) => {
+        Ok((mut json, mut status)) => {
+            // The daemon reads them each second; who has just paused a policy need not wait for that.
+            if let Ok(controls) = state.controls().await {
+                heed(&controls, &mut json, &mut status);
+            }
             output.show(|| &json, || render(&status, output));
             attention.extend(problems(&status));
         }
         Err(NoAnswer::Unknown(why)) => {
-            attention.push(why);
+            attention.push(format!("{why}: {START}"));
             return Err(Refusal::failed(attention.join("\n")));
         }
         Err(no_answer) => {
             let (status, unread) = remembered(config, &state, &seams).await;
             let is_scheduled = |policy: &PolicyStatus| policy.enabled && policy.schedule.is_some();
             let heading = if let NoAnswer::Silent(why) = no_answer {
-                attention.push(why);
+                attention.push(format!("{why}: {SILENT}"));
                 "the daemon on this state directory does not answer"
             } else {
                 attention.extend(status.policies.values().any(is_scheduled).then(|| NO_DAEMON.to_owned()));
@@ -100,6 +105,12 @@ enum NoAnswer {
 
 const NO_DAEMON: &str = "no policy runs by its schedule: see `systemctl status snapwarden`, or start the daemon with `snapwarden run`";
 
+/// One that does not answer still runs, so a second one would not start.
+const SILENT: &str = "a daemon runs, since it has the lock of the state directory: see its log (`journalctl -u snapwarden`), and restart it \
+                      if it hangs (`systemctl restart snapwarden`)";
+
+const START: &str = "see `systemctl status snapwarden`, or start the daemon with `snapwarden run`";
+
 /// The likely cause if the response is not the daemon's.
 const OTHER_SERVICE: &str = "another service may use the port of `listen` in `[server]`";
 
@@ -126,6 +137,22 @@ async fn answer(
     parsed.map_err(|error| {
         no_answer(format!("{address} does not respond like snapwarden ({error}): {OTHER_SERVICE}"))
     })
+}
+
+/// Shows policies that were paused by hand since the daemon last looked as paused, and those that were resumed as enabled.
+fn heed(controls: &Controls, json: &mut Value, status: &mut Status) {
+    for (name, policy) in &mut status.policies {
+        let since = name.parse().ok().and_then(|name: PolicyName| controls.paused.get(&name).copied());
+        if policy.paused_since == since || (policy.paused_since.is_none() && !policy.enabled) {
+            continue;
+        }
+        (policy.enabled, policy.paused_since, policy.next_run_at) = (since.is_none(), since, None);
+        if let Some(shown) = json.get_mut("policies").and_then(|all| all.get_mut(name)?.as_object_mut()) {
+            shown.insert("enabled".to_owned(), since.is_none().into());
+            shown.insert("paused_since".to_owned(), json!(since));
+            shown.insert("next_run_at".to_owned(), Value::Null);
+        }
+    }
 }
 
 /// What the state directory remembers, and what of it can't be read.
@@ -193,12 +220,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 
 /// The body of the daemon's response, or the reason why there is none.
 async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
-    let no_daemon = |why: String| {
-        format!(
-            "no snapwarden daemon responds at {address} ({why}): see `systemctl status snapwarden`, or start it \
-             with `snapwarden run`"
-        )
-    };
+    let no_daemon = |why: String| format!("no snapwarden daemon responds at {address} ({why})");
     let url =
         Url::parse(&format!("http://{address}/api/v1/status")).map_err(|error| no_daemon(chain(&error)))?;
     let request = Request {

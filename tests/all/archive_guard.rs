@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
 use serde_json::Value;
+use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
@@ -198,6 +199,30 @@ async fn nothing_is_deleted_of_an_instance_whose_newest_copy_is_too_old() {
     let web = stage.world.snapshots(&stage.zone)[0].instance_id.unwrap();
     stage.days(web, today);
     assert!(pruned(&stage.run(&rules).await) > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_hand_a_policy_that_is_paused_prolongs_no_allowance() {
+    let stage = Stage::new();
+    stage.instance("web-1", 5);
+    stage.run(&keeping("keep_last = 5")).await;
+    // The command has the clock of this machine.
+    let now = SystemClock::start().now();
+    let days = |count: i64| SignedDuration::from_hours(24 * count);
+    let schedule = (now + days(20)).strftime("schedule = \"0 0 %-d %-m *\"\nzones").to_string();
+    let edited = keeping("keep_last = 2").replace("zones", &schedule);
+    let directory = StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap();
+    let of = AllowanceOf::Archive("vault".parse().unwrap());
+    let given = Allowance { of, zone: None, deletes: 3, given_at: now - days(8), ends_at: None };
+    directory.allow(&stage.clock, given).await.unwrap();
+    let blocked_by = || {
+        let looked = said(&stage, &edited, &["archive", "prune", "--dry-run", "--output", "json"]);
+        let copies = looked.json()[0]["copies"].as_array().unwrap().clone();
+        copies.iter().map(|copy| copy["blocked_by"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(blocked_by(), [Value::Null, Value::Null, Value::Null], "until the next run");
+    directory.pause(&stage.clock, "nightly".parse().unwrap(), now).await.unwrap();
+    assert_eq!(blocked_by(), ["change", "change", "change"], "for a week");
 }
 
 #[tokio::test(start_paused = true)]

@@ -301,6 +301,29 @@ async fn the_daemon_is_found_by_its_state_directory_whatever_the_configuration_s
     assert!(out.starts_with("no daemon runs on this state directory"), "{exit}: {out}{err}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_was_just_paused_is_shown_so_and_a_silent_daemon_is_not_to_be_started_again() {
+    let (address, _) = daemon(ZoneMemory { failure: Some("no answer".to_owned()), ..well() }).await;
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDirectory::open(Arc::new(RealDisk), &folder.path().join("state")).unwrap();
+    let clock = SimClock::starting_at(NOW.parse().unwrap());
+    let _lock = state.lock_daemon(&clock).await.unwrap();
+    state.set_daemon_address(address).await.unwrap();
+    let text = config_text(folder.path(), NIGHTLY);
+    let asked = || status_of(folder.path(), Some(&text), &["--output", "json"], &[]);
+    assert_eq!(asked().await.0, 1, "it failed");
+    state.pause(&clock, "nightly".parse().unwrap(), NOW.parse().unwrap()).await.unwrap();
+    let (exit, out, err) = asked().await;
+    let shown = serde_json::from_str::<serde_json::Value>(&out).unwrap()["policies"]["nightly"].clone();
+    assert_eq!((&shown["enabled"], &shown["paused_since"]), (&false.into(), &NOW.into()), "{shown}");
+    assert_eq!(exit, 0, "{err}");
+
+    state.set_daemon_address(SocketAddr::from(([127, 0, 0, 1], 1))).await.unwrap();
+    let (exit, out, err) = status_of(folder.path(), Some(&text), &[], &[]).await;
+    assert!(exit == 1 && out.starts_with("the daemon on this state directory does not answer"), "{out}{err}");
+    assert!(err.contains("systemctl restart snapwarden") && !err.contains("snapwarden run"), "{err}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_daemon_the_state_directory_is_shown() {
     let (stage, _) = Stage::two_by_twenty();
