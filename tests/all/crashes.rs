@@ -4,6 +4,8 @@
 //! What must hold after each crash, whatever went before it, stands in [`Play::check`]. It is judged by the
 //! world's own truth and by an oracle of the retention rules that is written here anew.
 //!
+//! Here the configuration stays, and no volume is lost: that is played by `wide_crashes`.
+//!
 //! `SNAPWARDEN_SEEDS=1000` plays more of the random campaign, `SNAPWARDEN_SEED=7` plays one of it again.
 
 use std::collections::{BTreeMap, BTreeSet};

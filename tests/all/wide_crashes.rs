@@ -1,6 +1,9 @@
 //! Nothing is lost, over all that a run can do at once: two zones, policies that both decide about some instances,
-//! creation, holds, allowances, retention of copies, two downloads at a time, and slow lines, so that crashes hit downloads
-//! whose journal has been written. On some days there is a mishap beside all that.
+//! creation, holds, allowances, templates, retention of copies, two downloads at a time, and slow lines, so that crashes hit
+//! downloads whose journal has been written. On some days there is a mishap beside all that: see `mishaps`.
+//!
+//! The judge knows what is truly there and the plain rules, and takes from the program only its reports, which must be true.
+//! `tests/guards.py` switches off the guards of `tests/guards.toml` one after the other, and says which seed finds it.
 //!
 //! `SNAPWARDEN_SEEDS=1000` plays more of it, `SNAPWARDEN_SEED=7` plays one of it again.
 
@@ -11,15 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::select;
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
+use serde_json::Value;
 use snapwarden::archive::md5::Md5Sum;
 use snapwarden::cli::assemble::{self, Seams, Use};
 use snapwarden::clock::{self, Clock as _};
 use snapwarden::config;
 use snapwarden::config::sections::Config;
 use snapwarden::credentials::Credentials;
-use snapwarden::disk::{Access, Disk as _, Kind, Open, read_file};
+use snapwarden::disk::{Access, Disk as _, Kind, read_file, replace_file};
+use snapwarden::policy::name::PolicyName;
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
@@ -28,28 +33,41 @@ use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::image::Image;
 use snapwarden::sim::randomness::SeededRandomness;
-use snapwarden::sim::world::{API_KEY, API_SECRET, World};
-use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::sim::world::{API_KEY, API_SECRET, Template, World};
+use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
-use snapwarden::state::audit::StepOutcome;
+use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
+use snapwarden::transport::Transport;
 
 use crate::crashes::{Death, Dice, OPERATIONS_END, Repeat, TINY, any_disk_failure, any_fault, md5_of, used};
+use crate::mishaps::{Event, MORE, Mishap, Occasion, damage};
 use crate::stage::{NOW, audit_log, config_text};
 
-const FOLDER: &str = "/srv";
+pub(crate) const FOLDER: &str = "/srv";
 
 /// How many snapshots the policies keep: `nightly` of all instances, `weekly` of databases.
 const NIGHTLY_KEEPS: usize = 3;
-const WEEKLY_KEEPS: usize = 5;
-const COPIES_KEPT: usize = 2;
+pub(crate) const WEEKLY_KEEPS: usize = 5;
 
-/// How many more `weekly` keeps for a day.
-const MORE: usize = 3;
+/// Which copies the archive keeps.
+pub(crate) const COPIES: &str = "keep_last = 2\nkeep_within = \"4d\"";
+const COPIES_KEPT: usize = 2;
+const COPIES_KEPT_WITHIN: SignedDuration = SignedDuration::from_hours(4 * 24);
+
+pub(crate) const TEMPLATES_KEPT: usize = 2;
+
+/// So many snapshots has the instance of which most vanish.
+const CI_SNAPSHOTS: usize = 40;
 
 /// Longer than a change takes to settle, and than the snapshots stay failed.
 const FAILED_AFTER: &str = "30h";
+
+const OPERATIONS_TAKE: Duration = Duration::from_secs(2);
+
+/// Longer than the deadline of a policy.
+const SLOW: Duration = Duration::from_mins(40);
 
 /// How many fortnights are played, unless more are asked for.
 const SEEDS: u64 = 8;
@@ -84,112 +102,6 @@ impl Setup {
     }
 }
 
-/// What happens to a day: an edit of the configuration that is taken back before it has settled, a volume that is not
-/// mounted, or a platform that fails. Nothing may be lost by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mishap {
-    None,
-    Mistyped,
-    Renamed,
-    Removed,
-    /// For longer than it takes to settle.
-    Paused,
-    /// What is kept by it stays after the next edit, too, until that has settled.
-    Raised,
-    CopiesMistyped,
-    ArchiveRenamed,
-    ArchiveNotMounted,
-    StateNotMounted,
-    CopiesRemoved,
-    CreationRefused,
-    /// The newest snapshots of an instance, for longer than it takes to settle.
-    SnapshotsFailed,
-    NoSnapshotsListed,
-    NoInstancesListed,
-}
-
-impl Mishap {
-    /// In the order in which they come: what more is kept by one is mistyped by the next.
-    const ALL: [Self; 14] = [
-        Self::Paused,
-        Self::CopiesMistyped,
-        Self::CreationRefused,
-        Self::SnapshotsFailed,
-        Self::StateNotMounted,
-        Self::Removed,
-        Self::CopiesRemoved,
-        Self::Raised,
-        Self::Mistyped,
-        Self::NoSnapshotsListed,
-        Self::ArchiveRenamed,
-        Self::Renamed,
-        Self::ArchiveNotMounted,
-        Self::NoInstancesListed,
-    ];
-
-    /// For how many more days it lasts.
-    fn more_days(self, dice: &Dice) -> u64 {
-        match self {
-            Self::Paused => 1 + dice.below(2),
-            Self::SnapshotsFailed => 1,
-            _ => 0,
-        }
-    }
-
-    /// What the platform answers to all policies for as long as it lasts.
-    fn fault(self) -> Option<Fault> {
-        match self {
-            Self::CreationRefused => Some(Fault::on(Call::CreateSnapshot, Effect::status(403, "no"))),
-            Self::NoSnapshotsListed => {
-                Some(Fault::on(Call::ListSnapshots, Effect::Edit("/snapshots", Some(json!([])))))
-            }
-            Self::NoInstancesListed => {
-                Some(Fault::on(Call::ListInstances, Effect::Edit("/instances", Some(json!([])))))
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether nothing may be deleted.
-    fn keeps_all(self) -> bool {
-        self.missing().is_some()
-            || matches!(self, Self::CopiesRemoved | Self::NoSnapshotsListed | Self::NoInstancesListed)
-    }
-
-    fn edit(self, config: &str) -> String {
-        let fewer_copies = |text: &str| text.replace(&format!("keep_last = {COPIES_KEPT}"), "keep_last = 1");
-        match self {
-            Self::Mistyped => config.replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
-            Self::Renamed => config
-                .replace("policies.weekly", "policies.monthly")
-                .replace(&format!("keep_last = {WEEKLY_KEEPS}"), "keep_last = 1"),
-            Self::Removed => {
-                let end = config.find("[policies.weekly]").unwrap();
-                config[..end].to_owned()
-            }
-            Self::Paused => config.replace("[policies.weekly]", "[policies.weekly]\nenabled = false"),
-            Self::Raised => config.replace(
-                &format!("keep_last = {WEEKLY_KEEPS}"),
-                &format!("keep_last = {}", WEEKLY_KEEPS + MORE),
-            ),
-            Self::CopiesMistyped => fewer_copies(config),
-            Self::ArchiveRenamed => fewer_copies(config)
-                .replace("archives.vault", "archives.store")
-                .replace("archives = [\"vault\"]", "archives = [\"store\"]"),
-            _ => config.to_owned(),
-        }
-    }
-
-    /// The folder that is not there.
-    fn missing(self) -> Option<&'static str> {
-        match self {
-            Self::ArchiveNotMounted => Some("vault"),
-            Self::StateNotMounted => Some("state"),
-            _ => None,
-        }
-    }
-}
-
 /// The folder that a process finds at the path of the missing one: an empty one.
 fn in_place_of(folder: &str, day: u64) -> String {
     format!("{folder}-not-mounted-{day}")
@@ -199,22 +111,28 @@ fn config(setup: Setup, mishap: Mishap, day: u64) -> Arc<Config> {
     let policies = format!(
         r#"
 [archives.vault.retention]
-keep_last = {COPIES_KEPT}
+{COPIES}
 [policies.nightly]
 zones = ["ch-gva-2", "de-fra-1"]
+deadline = "30m"
 create = true
 [policies.nightly.select]
+exclude_instances = ["ci-*"]
 ownership = "all"
 orphans = "apply"
 [policies.nightly.retention]
 keep_last = {NIGHTLY_KEEPS}
 failed_after = "{FAILED_AFTER}"
+min_keep_consistent = 1
 [policies.nightly.guard]
 max_delete_percent = 100
 [policies.nightly.export]
 archives = ["vault"]
 snapshots = "newest"
 concurrency = 2
+[policies.nightly.promote]
+name = "{{snapshot}}"
+keep = {TEMPLATES_KEPT}
 [policies.weekly]
 zones = ["ch-gva-2", "de-fra-1"]
 [policies.weekly.select]
@@ -250,7 +168,16 @@ struct Play {
     more: usize,
     disk: MemoryDisk,
     config: Arc<Config>,
-    images: BTreeMap<SnapshotId, Arc<Image>>,
+    /// Every snapshot that ever was, and its image.
+    known: BTreeMap<SnapshotId, (Snapshot, Arc<Image>)>,
+    /// The one snapshot of each zone that is application-consistent.
+    consistent: BTreeSet<SnapshotId>,
+    /// Nobody selects these: one with many snapshots, and one with a few.
+    ci: [InstanceId; 2],
+    /// The templates of ours of which instances were made anew.
+    runs_on: BTreeMap<InstanceId, TemplateId>,
+    /// The state directory of an earlier day, and what was known then: the holds, and the audit log.
+    backup: Option<(Vec<(PathBuf, Vec<u8>)>, BTreeSet<SnapshotId>, String)>,
     on_hold: BTreeSet<SnapshotId>,
     /// Those that other people took.
     by_hand: BTreeSet<SnapshotId>,
@@ -269,6 +196,9 @@ struct Play {
 /// The runs of all policies, and the world before them.
 struct Night {
     before: Vec<Snapshot>,
+    templates_before: Vec<Template>,
+    /// The snapshots that were deleted before something happened between two deletions.
+    deleted_earlier: BTreeSet<SnapshotId>,
     slot: Timestamp,
     /// How many policies should run.
     due: usize,
@@ -294,19 +224,32 @@ impl Play {
         let zones = ["ch-gva-2", "de-fra-1"].map(|name| world.add_zone(name));
         let setup = Setup::ALL[usize::try_from(seed).unwrap() % Setup::ALL.len()];
         let mut instances = BTreeMap::new();
-        let mut by_hand = BTreeSet::new();
+        let (mut by_hand, mut consistent) = (BTreeSet::new(), BTreeSet::new());
         for zone in &zones {
             for (name, keeps) in [("web-1", NIGHTLY_KEEPS), ("db-1", WEEKLY_KEEPS)] {
                 let instance = world.add_instance(zone, name, &[]);
                 world.set_disk(instance, TINY);
                 for days in (1..6).rev() {
                     let taken = clock.now() - SignedDuration::from_hours(24 * days);
-                    by_hand.insert(world.add_snapshot(instance, taken));
+                    let snapshot = world.add_snapshot(instance, taken);
+                    by_hand.insert(snapshot);
+                    if name == "web-1" && days == 5 {
+                        world.set_consistent(snapshot, Some(true));
+                        consistent.insert(snapshot);
+                    }
                 }
                 // Of others' snapshots each policy says nothing.
                 instances.insert(instance, if setup == Setup::Owners { NIGHTLY_KEEPS } else { keeps });
             }
         }
+        let ci = [("ci-1", CI_SNAPSHOTS), ("ci-2", 3)].map(|(name, count)| {
+            let instance = world.add_instance(&zones[0], name, &[]);
+            world.set_disk(instance, TINY);
+            for _ in 0..count {
+                by_hand.insert(world.add_snapshot(instance, clock.now()));
+            }
+            instance
+        });
         let disk = MemoryDisk::new();
         disk.create_dir_all(Path::new(FOLDER), Access::Owner).unwrap();
         disk.sync_dir(Path::new("/")).unwrap();
@@ -320,7 +263,11 @@ impl Play {
             more: 0,
             disk,
             config,
-            images: BTreeMap::new(),
+            known: BTreeMap::new(),
+            consistent,
+            ci,
+            runs_on: BTreeMap::new(),
+            backup: None,
             on_hold: BTreeSet::new(),
             by_hand,
             kept: BTreeSet::new(),
@@ -336,16 +283,25 @@ impl Play {
         self.zones.iter().flat_map(|zone| self.world.snapshots(zone)).collect()
     }
 
+    fn templates(&self) -> Vec<Template> {
+        self.zones.iter().flat_map(|zone| self.world.templates(zone)).collect()
+    }
+
     /// All images must be known before they can be deleted.
     fn remember_images(&mut self) {
         for snapshot in self.snapshots() {
-            self.images.entry(snapshot.id).or_insert_with(|| self.world.image(snapshot.id));
+            let image = || (snapshot.clone(), self.world.image(snapshot.id));
+            self.known.entry(snapshot.id).or_insert_with(image);
         }
     }
 
     fn runner(&self, purpose: Use) -> Option<Runner> {
+        self.runner_over(self.world.transport(), purpose)
+    }
+
+    fn runner_over(&self, transport: Arc<dyn Transport>, purpose: Use) -> Option<Runner> {
         let seams = Seams {
-            transport: self.world.transport(),
+            transport,
             disk: Arc::new(self.disk.clone()),
             clock: Arc::new(self.clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
@@ -367,7 +323,7 @@ impl Play {
             assert!(stored.is_none(), "{context}\nstored in place of the archive: {stored:?}");
         }
         let mut pruning = night.reports.iter().filter(|report| report.policy.as_str() != "offsite");
-        if matches!(mishap, Mishap::NoSnapshotsListed | Mishap::NoInstancesListed) {
+        if mishap.is_listing_cut() {
             let is_silent = pruning.any(|report| report.result == RunResult::Success);
             assert!(!is_silent, "{context}\nno word of what is not listed");
         }
@@ -375,7 +331,8 @@ impl Play {
 
     /// Puts a snapshot on hold, or ends a hold.
     async fn change_holds(&mut self, dice: &Dice) {
-        let found = self.snapshots();
+        let mut found = self.snapshots();
+        found.retain(|snapshot| snapshot.instance_id.is_some_and(|id| self.instances.contains_key(&id)));
         let snapshot = dice.any(&found).id;
         if self.on_hold.remove(&snapshot) {
             self.state().unhold(&self.clock, snapshot).await.unwrap();
@@ -422,10 +379,13 @@ impl Play {
         }
     }
 
-    /// The newest snapshots of an instance fail.
-    fn fail_newest(&mut self, dice: &Dice) {
-        let instances: Vec<InstanceId> = self.instances.keys().copied().collect();
-        for snapshot in self.newest_good(*dice.any(&instances)).into_iter().take(2) {
+    /// The newest snapshots of an instance fail, which mostly no other policy keeps.
+    fn fail_newest(&mut self, dice: &Dice, count: usize) {
+        let mut instances: Vec<InstanceId> = self.instances.keys().copied().collect();
+        if count == 1 || !dice.one_in(4) {
+            instances.retain(|id| self.webs().contains(id));
+        }
+        for snapshot in self.newest_good(*dice.any(&instances)).into_iter().take(count) {
             self.world.set_state(snapshot.id, SnapshotState::Error);
             self.kept.insert(snapshot.id);
         }
@@ -443,17 +403,126 @@ impl Play {
     async fn end(&mut self, mishap: Mishap) {
         let kept = std::mem::take(&mut self.kept);
         match mishap {
-            Mishap::SnapshotsFailed => {
+            Mishap::SnapshotsFailed | Mishap::FailedWithoutExport => {
                 for snapshot in kept {
                     self.world.set_state(snapshot, SnapshotState::Exported);
                 }
             }
-            Mishap::CopiesRemoved => {
+            Mishap::CopiesRemoved | Mishap::Between(Event::CopiesVanish) => {
                 let runner = self.runner(Use::Changing).unwrap();
                 runner.adopt_archive(&"vault".parse().unwrap()).await.unwrap();
             }
+            Mishap::ManyVanished | Mishap::InstanceEmptied => {
+                for (instance, count) in self.ci.into_iter().zip([CI_SNAPSHOTS, 3]) {
+                    let there = self.of(instance).len();
+                    for _ in there..count {
+                        self.by_hand.insert(self.world.add_snapshot(instance, self.clock.now()));
+                    }
+                }
+                self.remember_images();
+            }
+            Mishap::ConsistencyForgotten => self.say_consistency(Some(true)),
+            Mishap::CreationSlow => self.world.set_operations_take(OPERATIONS_TAKE),
             _ => {}
         }
+    }
+
+    /// What the platform says of the one snapshot of each zone that is application-consistent.
+    fn say_consistency(&self, is_consistent: Option<bool>) {
+        for snapshot in &self.consistent {
+            self.world.set_consistent(*snapshot, is_consistent);
+        }
+    }
+
+    /// Those of which one policy alone keeps snapshots.
+    fn webs(&self) -> Vec<InstanceId> {
+        let of_zone = |zone| {
+            let of = self.consistent.iter().filter_map(|id| self.known[id].0.instance_id);
+            of.filter(|id| self.world.snapshots(zone).iter().any(|one| one.instance_id == Some(*id)))
+                .collect::<Vec<_>>()
+        };
+        self.zones.iter().flat_map(of_zone).collect()
+    }
+
+    /// The snapshots of an instance.
+    fn of(&self, instance: InstanceId) -> Vec<Snapshot> {
+        let mut all = self.snapshots();
+        all.retain(|snapshot| snapshot.instance_id == Some(instance));
+        all
+    }
+
+    /// Strangers delete all snapshots of an instance, but for some.
+    fn remove_others(&self, instance: InstanceId, left: usize) {
+        for snapshot in self.of(instance).iter().skip(left) {
+            self.world.remove_snapshot(snapshot.id);
+        }
+    }
+
+    /// There are more to delete than the one of each night.
+    fn add_old(&mut self) {
+        for instance in self.webs() {
+            for hours in 0..4 {
+                let taken = self.clock.now() - SignedDuration::from_hours(20 * 24 + hours);
+                self.by_hand.insert(self.world.add_snapshot(instance, taken));
+            }
+        }
+        self.remember_images();
+    }
+
+    /// An instance is made anew of its oldest template.
+    fn use_template(&mut self, dice: &Dice) {
+        let instance = *dice.any(&self.webs());
+        let is_of =
+            |template: &&Template| self.made_of(template).is_some_and(|of| of.instance_id == Some(instance));
+        let templates = self.templates();
+        let oldest = templates.iter().filter(is_of).min_by_key(|template| template.created_at);
+        if let Some(oldest) = oldest {
+            self.world.set_template(instance, oldest.id);
+            self.runs_on.insert(instance, oldest.id);
+        }
+    }
+
+    /// The snapshot that a template was made of.
+    fn made_of(&self, template: &Template) -> Option<&Snapshot> {
+        Some(&self.known.get(&template.name.parse().ok()?)?.0)
+    }
+
+    /// An edit is taken back for an hour, in which one of two policies runs.
+    async fn take_back_for_an_hour(&mut self, context: &str) {
+        self.config = config(self.setup, Mishap::None, 0);
+        let slot = whole_second(self.clock.now());
+        let night = self.night_with(slot, Duration::MAX, None, |name| name.as_str() == "nightly").await;
+        self.disk = self.disk.crash();
+        self.check(&night, Mishap::None, false, context).await;
+        // What more was kept before is no matter any more.
+        self.more = 0;
+        self.clock.step(SignedDuration::from_hours(1));
+    }
+
+    /// A copy of the state directory, made while nothing is wrong.
+    fn back_up(&mut self) {
+        let read = |path: PathBuf| {
+            let bytes = read_file(&self.disk, &path, 1 << 24).unwrap();
+            (path, bytes)
+        };
+        let files = self.files(&Path::new(FOLDER).join("state"), "").into_iter().map(read).collect();
+        self.backup = Some((files, self.on_hold.clone(), self.audit_log.clone()));
+    }
+
+    /// The state directory is as it was then. What was found corrupt since, and could be noted nowhere else, can't be known.
+    fn restore_state(&mut self) -> bool {
+        if self.backup.is_none() || !self.rotten.is_empty() {
+            return false;
+        }
+        let Some((files, on_hold, audit_log)) = self.backup.take() else { return false };
+        for path in self.files(&Path::new(FOLDER).join("state"), "") {
+            self.disk.remove_file(&path).unwrap();
+        }
+        for (path, bytes) in files {
+            replace_file(&self.disk, &path, &bytes, Access::Owner).unwrap();
+        }
+        (self.on_hold, self.audit_log) = (on_hold, audit_log);
+        true
     }
 
     /// Somebody removes all copies, if there are enough to be missed.
@@ -495,12 +564,7 @@ impl Play {
             if !self.rotten.insert(copy.manifest.snapshot.id) {
                 continue;
             }
-            let file = self.disk.open(&copy.image, Open::Update, Access::Group).unwrap();
-            let last = file.len().unwrap() - 1;
-            let mut byte = [0];
-            file.read_at(&mut byte, last).unwrap();
-            file.write_all_at(&[byte[0] ^ 1], last).unwrap();
-            file.sync().unwrap();
+            damage(&self.disk, &copy.image);
         }
         let is_read_only = dice.one_in(2);
         let read_only = is_read_only.then_some(ErrorKind::ReadOnlyFilesystem);
@@ -511,22 +575,57 @@ impl Play {
 
     /// All policies, one after the other, in a process of its own, which is killed after `limit`.
     async fn night(&mut self, slot: Timestamp, limit: Duration) -> Night {
+        self.night_with(slot, limit, None, |_| true).await
+    }
+
+    async fn night_with(
+        &mut self,
+        slot: Timestamp,
+        limit: Duration,
+        occasion: Option<Arc<Occasion>>,
+        runs: fn(&PolicyName) -> bool,
+    ) -> Night {
         self.world.clear_log();
-        let before = self.snapshots();
+        let (before, templates_before) = (self.snapshots(), self.templates());
         let (mut reports, mut due) = (Vec::new(), 1);
-        if let Some(runner) = self.runner(Use::Changing) {
-            let options = RunOptions { slot: Some(slot), ..RunOptions::default() };
+        let changed = occasion.as_ref().map(|occasion| occasion.changed.clone()).unwrap_or_default();
+        let killed = occasion.as_ref().map(|occasion| occasion.killed.clone()).unwrap_or_default();
+        let transport: Arc<dyn Transport> = match &occasion {
+            Some(occasion) => occasion.clone(),
+            None => self.world.transport(),
+        };
+        if let Some(runner) = self.runner_over(transport, Use::Changing) {
+            let options = RunOptions { slot: Some(slot), changed, ..RunOptions::default() };
             due = runner.policies.iter().filter(|policy| policy.enabled).count();
-            let all = async {
-                for policy in runner.policies.iter().filter(|policy| policy.enabled) {
-                    reports.extend(runner.run(policy, &options).await);
+            let all = std::pin::pin!(async {
+                for policy in runner.policies.iter().filter(|policy| policy.enabled && runs(&policy.name)) {
+                    if !occasion.as_ref().is_some_and(|occasion| occasion.ends_the_night()) {
+                        reports.extend(runner.run(policy, &options).await);
+                    }
                 }
-            };
-            let _ = clock::timeout(&self.clock, limit, all).await;
+            });
+            let killed = std::pin::pin!(killed.cancelled());
+            let _ = clock::timeout(&self.clock, limit, select(all, killed)).await;
         }
         self.clock.sleep(OPERATIONS_END).await;
         self.remember_images();
-        Night { before, slot, due, reports }
+        let id = |path: String| path.rsplit('/').next().and_then(|id| id.parse().ok());
+        let deleted_earlier = occasion.iter().flat_map(|occasion| occasion.earlier_deletions());
+        let deleted_earlier = deleted_earlier.filter_map(id).collect();
+        Night { before, templates_before, deleted_earlier, slot, due, reports }
+    }
+
+    /// The event of the night is over; the deletions after it are judged.
+    async fn end_of(&mut self, occasion: &Occasion, context: &str) {
+        let lost = occasion.end(&self.disk, |id| self.on_hold.contains(id)).await;
+        for snapshot in lost {
+            self.rotten.insert(snapshot);
+            for copies in self.copies.values_mut() {
+                copies.retain(|copy| copy.1 != snapshot);
+            }
+        }
+        let forbidden = occasion.forbidden_deletions();
+        assert!(forbidden.is_empty(), "{context}\ndeleted after {occasion:?}: {forbidden:?}");
     }
 
     /// What must hold on the disk that survived, and in the world.
@@ -551,7 +650,9 @@ impl Play {
             assert!(!self.kept.contains(&snapshot.id), "{context}\ndeleted in a mishap: {snapshot:?}");
             let is_foreign = self.setup == Setup::Owners && self.by_hand.contains(&snapshot.id);
             assert!(!is_foreign, "{context}\ndeleted what others took: {snapshot:?}");
+            assert!(!self.consistent.contains(&snapshot.id), "{context}\nthe consistent one: {snapshot:?}");
             let instance = snapshot.instance_id.unwrap();
+            assert!(!self.ci.contains(&instance), "{context}\nno policy selects it: {snapshot:?}");
             let key = (snapshot.created_at, snapshot.id);
             let is_newer = |other: &&Snapshot| {
                 let is_good = other.state.is_good() || other.state == SnapshotState::Deleting;
@@ -563,7 +664,10 @@ impl Play {
             let keeps = if keeps == WEEKLY_KEEPS { keeps + self.more } else { keeps };
             assert!(newer.len() >= keeps, "{context}\ndeleted too early: {snapshot:?}");
             let newest_copy = self.copies.get(&instance).and_then(BTreeSet::last);
-            assert!(newest_copy >= Some(&key), "{context}\ndeleted without a verified copy: {snapshot:?}");
+            assert!(
+                newest_copy >= Some(&key) || night.deleted_earlier.contains(&snapshot.id),
+                "{context}\ndeleted without a verified copy: {snapshot:?}"
+            );
             let is_of_slot = |other: &&Snapshot| {
                 other.instance_id == Some(instance)
                     && other.created_at >= night.slot
@@ -573,6 +677,14 @@ impl Play {
                 night.has_created() && !self.is_allowed && !after.iter().any(|other| is_of_slot(&other));
             assert!(!is_missing, "{context}\ndeleted although the newest is missing: {snapshot:?}");
         }
+
+        // What is reported as deleted is not there.
+        let steps = night.reports.iter().flat_map(|report| &report.zones).flat_map(|zone| &zone.steps);
+        let mut done =
+            steps.filter(|step| (step.facts.action, step.outcome) == (Action::Delete, StepOutcome::Done));
+        let false_report = done.find(|step| step.facts.snapshot.id.is_some_and(|id| there.contains(&id)));
+        assert!(false_report.is_none(), "{context}\nreported as deleted: {false_report:?}");
+        self.check_templates(night, context);
 
         // One snapshot for a slot, however often the run was repeated.
         for instance in self.instances.keys() {
@@ -592,6 +704,34 @@ impl Play {
         self.check_audit_log(context);
     }
 
+    /// A template that was deleted had newer ones beside it, no instance runs on it, and its snapshot is not on hold.
+    fn check_templates(&self, night: &Night, context: &str) {
+        let after = self.templates();
+        for template in &night.templates_before {
+            if after.iter().any(|other| other.id == template.id) {
+                continue;
+            }
+            let Some(of) = self.made_of(template) else { panic!("{context}\nnot ours: {template:?}") };
+            let is_newer = |other: &&Template| {
+                let other = self.made_of(other);
+                other.is_some_and(|other| {
+                    other.instance_id == of.instance_id && other.created_at > of.created_at
+                })
+            };
+            let newer: BTreeSet<&String> = night
+                .templates_before
+                .iter()
+                .chain(&after)
+                .filter(is_newer)
+                .map(|other| &other.name)
+                .collect();
+            assert!(newer.len() >= TEMPLATES_KEPT, "{context}\ndeleted too early: {template:?}");
+            assert!(!self.on_hold.contains(&of.id), "{context}\nits snapshot is on hold: {template:?}");
+            let is_used = self.runs_on.values().any(|used| *used == template.id);
+            assert!(!is_used, "{context}\nan instance runs on it: {template:?}");
+        }
+    }
+
     /// Each change that was requested had been written down before.
     fn check_audit_log(&mut self, context: &str) {
         let log = audit_log(&self.disk, &Path::new(FOLDER).join(&self.state_folder)).unwrap_or_default();
@@ -603,6 +743,8 @@ impl Play {
             let (action, key) = match exchange.call {
                 Call::CreateSnapshot => ("create", "/instance_id"),
                 Call::ExportSnapshot => ("export", "/snapshot/id"),
+                Call::PromoteSnapshot => ("promote", "/snapshot/id"),
+                Call::DeleteTemplate => ("delete_template", "/template_id"),
                 Call::DeleteSnapshot => ("delete", "/snapshot/id"),
                 _ => panic!("{context}\na run requests {:?}", exchange.call),
             };
@@ -627,7 +769,7 @@ impl Play {
             let (snapshot, image) = (&copy.manifest.snapshot, copy.image.display());
             let bytes = read_file(&self.disk, &copy.image, 1 << 30);
             let bytes = bytes.unwrap_or_else(|error| panic!("{context}\n{image}: {error}"));
-            let truth: Md5Sum = self.images[&snapshot.id].md5().parse().unwrap();
+            let truth: Md5Sum = self.known[&snapshot.id].1.md5().parse().unwrap();
             if self.rotten.contains(&snapshot.id) && md5_of(&bytes) != truth {
                 continue;
             }
@@ -639,7 +781,9 @@ impl Play {
         for (instance, before) in &self.copies {
             let now = found.entry(*instance).or_default();
             let all: BTreeSet<CopyKey> = before.union(now).copied().collect();
-            for copy in all.iter().rev().take(COPIES_KEPT) {
+            let is_young = |copy: &CopyKey| copy.0 + COPIES_KEPT_WITHIN >= self.world.now();
+            let must_stay = |(place, copy): &(usize, &CopyKey)| *place < COPIES_KEPT || is_young(copy);
+            for (_, copy) in all.iter().rev().enumerate().filter(must_stay) {
                 assert!(now.contains(copy), "{context}\na copy was deleted too early: {copy:?}");
             }
         }
@@ -668,11 +812,15 @@ impl Play {
             }
             let key = (newest.created_at, newest.id);
             assert_eq!(self.copies[instance].last(), Some(&key), "{context}\nno copy of {newest:?}");
-            let may_stay = |id: &SnapshotId| self.on_hold.contains(id) || busy.contains(id);
+            let is_kept = |id: &SnapshotId| self.on_hold.contains(id) || self.consistent.contains(id);
+            let may_stay = |id: &SnapshotId| is_kept(id) || busy.contains(id);
             let left = of_instance.iter().skip(*keeps).find(|snapshot| !may_stay(&snapshot.id));
             assert!(left.is_none(), "{context}\nshould be deleted: {left:?}");
-            let held = |copy: &&CopyKey| self.on_hold.contains(&copy.1);
-            let copies = self.copies[instance].iter().rev().skip(COPIES_KEPT).find(|copy| !held(copy));
+            let is_old = |copy: &CopyKey| {
+                copy.0 + COPIES_KEPT_WITHIN + SignedDuration::from_hours(1) < self.world.now()
+            };
+            let copies = self.copies[instance].iter().rev().skip(COPIES_KEPT);
+            let copies = copies.filter(|copy| is_old(copy)).find(|copy| !self.on_hold.contains(&copy.1));
             assert!(copies.is_none(), "{context}\na copy that should be deleted: {copies:?}");
         }
     }
@@ -710,7 +858,8 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
     play.disk = play.disk.crash();
     play.check(&first, Mishap::None, false, &format!("seed {seed}, the first night")).await;
     // All of them come, if enough seeds are played.
-    let mut mishaps = Mishap::ALL.iter().cycle().skip(usize::try_from(seed % 14).unwrap() * 3);
+    let first = usize::try_from(seed).unwrap() * 5 % Mishap::ALL.len();
+    let mut mishaps = Mishap::ALL.iter().cycle().skip(first);
     let mut mishap = Mishap::None;
     let mut was_seen = true;
     let (mut more_days, mut was_found) = (0, false);
@@ -722,8 +871,13 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
         was_found |= was_seen;
         if more_days > 0 {
             more_days -= 1;
-            if mishap == Mishap::Paused && !was_found {
-                play.keep_fewer();
+            match mishap {
+                Mishap::Paused if !was_found => play.keep_fewer(),
+                Mishap::FailedWithoutExport if play.kept.is_empty() => play.fail_newest(&dice, 1),
+                Mishap::MistypedTwice => {
+                    play.take_back_for_an_hour(&format!("seed {seed}, day {day}, taken back")).await
+                }
+                _ => {}
             }
         } else {
             play.end(mishap).await;
@@ -732,14 +886,24 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             let may_happen = was_seen && matches!(mishap, Mishap::None | Mishap::Raised);
             let (was_quiet, was_raised) =
                 (was_seen && mishap == Mishap::None, was_seen && mishap == Mishap::Raised);
-            mishap = if may_happen && dice.one_in(2) { *mishaps.next().unwrap() } else { Mishap::None };
+            mishap = if may_happen && !dice.one_in(4) { *mishaps.next().unwrap() } else { Mishap::None };
             play.more = if was_raised || mishap == Mishap::Raised { MORE } else { 0 };
             // An allowance for which there is no need is used up all the same.
             match mishap {
                 Mishap::None if was_quiet && dice.one_in(2) => play.allow(0).await,
+                Mishap::None if was_quiet => play.back_up(),
                 Mishap::Mistyped | Mishap::Renamed | Mishap::Removed => play.allow(8 * 24).await,
                 Mishap::CopiesRemoved if !play.remove_copies().await => mishap = Mishap::None,
-                Mishap::SnapshotsFailed => play.fail_newest(&dice),
+                Mishap::StateRestored if !play.restore_state() => mishap = Mishap::None,
+                Mishap::SnapshotsFailed => play.fail_newest(&dice, 2),
+                Mishap::ManyVanished => play.remove_others(play.ci[0], 1),
+                Mishap::InstanceEmptied => play.remove_others(play.ci[1], 0),
+                Mishap::ConsistencyForgotten => play.say_consistency(None),
+                Mishap::CreationSlow => {
+                    play.world.set_operations_take(SLOW);
+                    play.add_old();
+                }
+                Mishap::Between(_) => play.add_old(),
                 Mishap::Paused => play.keep_paused(),
                 _ => {}
             }
@@ -752,6 +916,9 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
         if dice.one_in(3) {
             play.change_holds(&dice).await;
         }
+        if dice.one_in(3) {
+            play.use_template(&dice);
+        }
         let is_lost = mishap == Mishap::StateNotMounted;
         let audit_log = is_lost.then(|| std::mem::take(&mut play.audit_log));
         play.state_folder = if is_lost { in_place_of("state", day) } else { "state".to_owned() };
@@ -760,7 +927,9 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
         for attempt in 0..=dice.below(3) {
             let context = &format!("{context}, attempt {attempt}");
             // Before anything else goes wrong: what nothing could be written down of is not known.
-            let may_rot = mishap.missing().is_none() && mishap != Mishap::CopiesRemoved && dice.one_in(6);
+            let is_alone = mishap.comes_alone();
+            let has_archive = mishap.missing().is_none() && mishap != Mishap::CopiesRemoved;
+            let may_rot = has_archive && !is_alone && dice.one_in(6);
             let keeps_all = mishap.keeps_all() | (may_rot && play.rot(&dice).await);
             if play.setup == Setup::Owners && dice.one_in(3) {
                 play.world.fault(Fault::on(Call::CreateSnapshot, Effect::CutBefore).times(3).each());
@@ -774,21 +943,35 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             }
             let pause = Effect::Slow(Duration::from_millis(500 + dice.below(3000)));
             play.world.fault(Fault::on(Call::GetImage, pause));
-            for _ in 0..dice.below(3) {
-                play.world.fault(any_fault(&dice));
+            let mut limit = Duration::MAX;
+            if !is_alone {
+                for _ in 0..dice.below(3) {
+                    play.world.fault(any_fault(&dice));
+                }
+                if dice.one_in(3) {
+                    any_disk_failure(&dice, &play.disk);
+                }
+                if dice.one_in(8) {
+                    play.disk.set_capacity(Some(used(&play.disk, Path::new("/")) + dice.below(100_000)));
+                }
+                if dice.one_in(3) {
+                    play.disk.stop_after(dice.below(160));
+                }
+                if dice.one_in(2) {
+                    limit = dice.seconds(90);
+                }
             }
-            if dice.one_in(3) {
-                any_disk_failure(&dice, &play.disk);
-            }
-            if dice.one_in(8) {
-                play.disk.set_capacity(Some(used(&play.disk, Path::new("/")) + dice.below(100_000)));
-            }
-            if dice.one_in(3) {
-                play.disk.stop_after(dice.below(160));
-            }
-            let limit = if dice.one_in(2) { dice.seconds(90) } else { Duration::MAX };
             let journals = play.files(Path::new(FOLDER), ".part.json").len();
-            let night = play.night(slot, limit).await;
+            let occasion = match play.runner(Use::Changing) {
+                Some(other) if is_alone => {
+                    Occasion::new(mishap, &dice, (&play.world, &play.disk, &play.clock), other)
+                }
+                _ => None,
+            };
+            let night = play.night_with(slot, limit, occasion.clone(), |_| true).await;
+            if mishap == Mishap::CreationSlow {
+                play.clock.sleep(SLOW).await;
+            }
             let partial = play.world.log().into_iter().filter(|exchange| {
                 exchange.call == Call::GetImage && exchange.status().is_some_and(|status| status == 206)
             });
@@ -799,6 +982,9 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
             play.disk.set_capacity(None);
             play.world.clear_faults();
             was_seen |= night.is_success();
+            if let Some(occasion) = &occasion {
+                play.end_of(occasion, &format!("{context}\n{:#?}", night.reports)).await;
+            }
             play.check(&night, mishap, keeps_all, context).await;
             if play.setup == Setup::Owners && dice.one_in(2) {
                 play.take_by_hand(&dice);

@@ -1,0 +1,93 @@
+"""Switches off each guard of tests/guards.toml, one after the other, and plays the campaign of tests/all/wide_crashes.rs: which
+seed finds it?
+
+    python3 tests/guards.py [SEEDS [WORD]]
+
+SEEDS (24) is how many fortnights are tried at most; with WORD, only guards whose names have it. The program is built once, in a
+copy of the tree below target/guards, with all guards in it that an environment variable then switches off.
+"""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+
+TREE = pathlib.Path(__file__).resolve().parent.parent
+COPY = TREE / "target" / "guards"
+SEEDS = int(sys.argv[1]) if len(sys.argv) > 1 else 24
+WORD = sys.argv[2] if len(sys.argv) > 2 else ""
+VARIABLE = "SNAPWARDEN_GUARD_OFF"
+TIMEOUT_SECONDS = 300
+
+
+def copy():
+    for folder in ("src", "tests", "benches", "config", "systemd"):
+        shutil.rmtree(COPY / folder, ignore_errors=True)
+        shutil.copytree(TREE / folder, COPY / folder)
+    for file in TREE.iterdir():
+        if file.is_file():
+            shutil.copy2(file, COPY / file.name)
+
+
+def switch(guards):
+    """Two guards may have the same line."""
+    by_code = {}
+    for number, guard in enumerate(guards):
+        for edit in guard["edit"]:
+            by_code.setdefault((edit["file"], edit["code"]), []).append((number, edit["off"]))
+    for (file, code), edits in by_code.items():
+        path = COPY / file
+        text = path.read_text()
+        if text.count(code) != 1:
+            sys.exit(f"{file}: not once: {code}")
+        numbers = " | ".join(f'"{number}"' for number, _ in edits)
+        if len({off for _, off in edits}) != 1:
+            sys.exit(f"{file}: two ways to switch off: {code}")
+        off = f'std::env::var("{VARIABLE}").is_ok_and(|off| matches!(&*off, {numbers}))'
+        path.write_text(text.replace(code, re.sub(r"\bOFF\b", lambda _: off, edits[0][1])))
+
+
+def build():
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TREE / "target")}
+    command = ["cargo", "test", "--locked", "--test", "all", "--no-run"]
+    built = subprocess.run(command, cwd=COPY, env=environment, capture_output=True, text=True)
+    found = re.search(r"Executable .*\((.*)\)", built.stderr)
+    if built.returncode or not found:
+        sys.exit(built.stderr)
+    program = COPY / "campaign"
+    shutil.copy2(COPY / found[1], program)
+    return program
+
+
+def found_by(program, number):
+    for seed in range(SEEDS):
+        environment = {**os.environ, "SNAPWARDEN_SEED": str(seed), VARIABLE: str(number)}
+        command = [program, "--exact", "wide_crashes::" + CAMPAIGN]
+        try:
+            played = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return seed, f"took more than {TIMEOUT_SECONDS} s"
+        if played.returncode:
+            lines = [line for line in played.stdout.splitlines() if line and line[0] not in " ]["]
+            day = next((line for line in lines if line.startswith("seed ")), "")
+            last = next((place for place, line in enumerate(lines) if line.startswith("stack backtrace")), 0) - 1
+            return seed, f"{day}: {lines[last][:90]}"
+    return None, ""
+
+
+CAMPAIGN = re.search(r"fn (whatever_goes_wrong_in_a_fortnight\w*)", (TREE / "tests/all/wide_crashes.rs").read_text())[1]
+guards = tomllib.loads((TREE / "tests" / "guards.toml").read_text())["guard"]
+COPY.mkdir(parents=True, exist_ok=True)
+copy()
+switch(guards)
+program = build()
+meant = [number for number, guard in enumerate(guards) if WORD in guard["name"]]
+missed = 0
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for number, (seed, how) in zip(meant, pool.map(lambda number: found_by(program, number), meant)):
+        missed += seed is None
+        print(f"| {guards[number]['name']} | {'—' if seed is None else seed} | {how} |", flush=True)
+sys.exit(f"without {missed} guards nothing went wrong" if missed else 0)
