@@ -24,12 +24,11 @@ TIMEOUT_SECONDS = 300
 
 
 def copy():
-    for folder in ("src", "tests", "benches", "config", "systemd"):
-        shutil.rmtree(COPY / folder, ignore_errors=True)
-        shutil.copytree(TREE / folder, COPY / folder)
-    for file in TREE.iterdir():
-        if file.is_file():
-            shutil.copy2(file, COPY / file.name)
+    shutil.rmtree(COPY, ignore_errors=True)
+    listed = subprocess.run(["git", "ls-files"], cwd=TREE, capture_output=True, text=True, check=True)
+    for file in listed.stdout.splitlines():
+        (COPY / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(TREE / file, COPY / file)
 
 
 def switch(guards):
@@ -80,7 +79,6 @@ def found_by(program, number):
 
 CAMPAIGN = re.search(r"fn (whatever_goes_wrong_in_a_fortnight\w*)", (TREE / "tests/all/wide_crashes.rs").read_text())[1]
 guards = tomllib.loads((TREE / "tests" / "guards.toml").read_text())["guard"]
-COPY.mkdir(parents=True, exist_ok=True)
 copy()
 switch(guards)
 program = build()
