@@ -24,7 +24,7 @@ use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::World;
 use snapwarden::snapshot::{SnapshotId, SnapshotState, ZoneName};
 use snapwarden::state::holds::Hold;
-use snapwarden::transport::{Request, Response, Transport, TransportError};
+use snapwarden::transport::{Purpose, Request, Response, Transport, TransportError};
 use tokio_util::sync::CancellationToken;
 
 use crate::crashes::Dice;
@@ -453,7 +453,7 @@ impl Transport for Occasion {
         Box::pin(async move {
             let (host, path) = (request.url.host_str().unwrap_or_default(), request.url.path());
             let is_deletion = request.method == Method::DELETE && path.contains("/snapshot/");
-            let is_meant = if self.at_download { path.ends_with(".qcow2") } else { is_deletion };
+            let is_meant = if self.at_download { request.purpose == Purpose::Image } else { is_deletion };
             if is_meant && self.seen.fetch_add(1, Ordering::Relaxed) + 1 == self.nth {
                 let zone: ZoneName =
                     if host.contains("gva") { "ch-gva-2" } else { "de-fra-1" }.parse().unwrap();

@@ -176,8 +176,7 @@ struct Play {
     ci: [InstanceId; 2],
     /// The templates of ours of which instances were made anew.
     runs_on: BTreeMap<InstanceId, TemplateId>,
-    /// The state directory of an earlier day, and what was known then: the holds, and the audit log.
-    backup: Option<(Vec<(PathBuf, Vec<u8>)>, BTreeSet<SnapshotId>, String)>,
+    backup: Option<Backup>,
     on_hold: BTreeSet<SnapshotId>,
     /// Those that other people took.
     by_hand: BTreeSet<SnapshotId>,
@@ -191,6 +190,13 @@ struct Play {
     audit_log: String,
     /// Where the configuration has the state at the moment.
     state_folder: String,
+}
+
+/// The state directory of an earlier day, and what was known then.
+struct Backup {
+    files: Vec<(PathBuf, Vec<u8>)>,
+    on_hold: BTreeSet<SnapshotId>,
+    audit_log: String,
 }
 
 /// The runs of all policies, and the world before them.
@@ -506,7 +512,8 @@ impl Play {
             (path, bytes)
         };
         let files = self.files(&Path::new(FOLDER).join("state"), "").into_iter().map(read).collect();
-        self.backup = Some((files, self.on_hold.clone(), self.audit_log.clone()));
+        let (on_hold, audit_log) = (self.on_hold.clone(), self.audit_log.clone());
+        self.backup = Some(Backup { files, on_hold, audit_log });
     }
 
     /// The state directory is as it was then. What was found corrupt since, and could be noted nowhere else, can't be known.
@@ -514,7 +521,7 @@ impl Play {
         if self.backup.is_none() || !self.rotten.is_empty() {
             return false;
         }
-        let Some((files, on_hold, audit_log)) = self.backup.take() else { return false };
+        let Some(Backup { files, on_hold, audit_log }) = self.backup.take() else { return false };
         for path in self.files(&Path::new(FOLDER).join("state"), "") {
             self.disk.remove_file(&path).unwrap();
         }
@@ -875,7 +882,7 @@ async fn a_fortnight(seed: u64, resumed: &AtomicU64) {
                 Mishap::Paused if !was_found => play.keep_fewer(),
                 Mishap::FailedWithoutExport if play.kept.is_empty() => play.fail_newest(&dice, 1),
                 Mishap::MistypedTwice => {
-                    play.take_back_for_an_hour(&format!("seed {seed}, day {day}, taken back")).await
+                    play.take_back_for_an_hour(&format!("seed {seed}, day {day}, taken back")).await;
                 }
                 _ => {}
             }
