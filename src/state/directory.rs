@@ -198,14 +198,18 @@ impl StateDirectory {
 
     /// Every policy that has a file whose name begins so.
     pub(super) fn policies_with(&self, prefix: &str) -> Result<Vec<PolicyName>, StateError> {
+        let policy_of = |name: &String| name.strip_prefix(prefix)?.strip_suffix(".json")?.parse().ok();
+        Ok(self.file_names()?.iter().filter_map(policy_of).collect())
+    }
+
+    /// The names of all files; for work that is on the blocking pool already.
+    pub(super) fn file_names(&self) -> Result<Vec<String>, StateError> {
         let entries = match self.disk.list(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(StateError::File { verb: "list", path: self.path.clone(), source }),
         };
-        let names = entries.iter().filter_map(|entry| entry.name.to_str());
-        let policy_of = |name: &str| name.strip_prefix(prefix)?.strip_suffix(".json")?.parse().ok();
-        Ok(names.filter_map(policy_of).collect())
+        Ok(entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect())
     }
 
     /// [`StateDirectory::save`], for work that is on the blocking pool already.

@@ -45,6 +45,18 @@ pub enum StateError {
         #[source]
         source: serde_json::Error,
     },
+    /// A file was lost, or restored from a backup: the changes beside it are of a later one.
+    #[error(
+        "the state file {path} is missing, or older than {newer}, which has changes of a later one: restore the newest {path}. If there is none, move {newer} \
+         to another folder: then it is forgotten which snapshots and templates the policy made since",
+        path = .path.display(), newer = .newer.display()
+    )]
+    Outdated {
+        /// Its path.
+        path: PathBuf,
+        /// The changes.
+        newer: PathBuf,
+    },
     /// A file of a later program.
     #[error(
         "the state file {} is of version {found}, this program knows up to {known}: it was written by a later snapwarden, use that one",

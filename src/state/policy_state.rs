@@ -4,7 +4,7 @@
 //! `policy-<name>.<generation>.jsonl`, beside `policy-<name>.json` of that generation. Once there are more bytes of changes
 //! than of what they change, the whole is written anew, as the next generation.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 
@@ -274,7 +274,7 @@ impl StateDirectory {
         Ok(after)
     }
 
-    /// One that has no file of changes: a file of the whole that was lost, or restored from a backup, may have left some.
+    /// One that has no file of changes, should one have been restored from a backup since the state was read.
     fn next_generation(&self, policy: &PolicyName, mut generation: u64) -> Result<u64, StateError> {
         loop {
             generation = generation.checked_add(1).unwrap_or(1);
@@ -311,11 +311,31 @@ impl StateDirectory {
         self.path.join(format!("policy-{policy}.{generation}.jsonl"))
     }
 
+    /// The file of changes of the latest generation, whichever the state is of.
+    fn newest_changes(&self, policy: &PolicyName) -> Result<Option<(u64, PathBuf)>, StateError> {
+        let prefix = format!("policy-{policy}.");
+        let generation =
+            |name: &String| name.strip_prefix(&prefix)?.strip_suffix(".jsonl")?.parse::<u64>().ok();
+        let newest = self.file_names()?.iter().filter_map(generation).max();
+        Ok(newest.map(|newest| (newest, self.changes_of(policy, newest))))
+    }
+
     /// [`StateDirectory::policy_state`], for work that is on the blocking pool already.
     fn read_policy(&self, policy: &PolicyName) -> Result<PolicyState, StateError> {
         let name = file_name(policy);
         loop {
             let mut state: PolicyState = self.read(&name, VERSION)?;
+            if let Some((generation, newer)) =
+                self.newest_changes(policy)?.filter(|(newest, _)| *newest > state.generation)
+            {
+                // Changes are written after the whole that they belong to.
+                let path = self.path.join(&name);
+                let is_written = || file::read_part::<GenerationAlone>(&*self.disk, &path, VERSION);
+                if is_written()?.generation < generation {
+                    return Err(StateError::Outdated { path, newer });
+                }
+                continue;
+            }
             if state.generation == 0 {
                 return Ok(state);
             }
@@ -355,8 +375,13 @@ impl StateDirectory {
     /// As [`StateDirectory::all_created`].
     pub async fn all_policy_states(&self) -> Result<Vec<(PolicyName, PolicyState)>, StateError> {
         self.blocking(|state| {
-            let policies = state.policies_with("policy-")?.into_iter();
-            policies.map(|policy| Ok((policy.clone(), state.read_policy(&policy)?))).collect()
+            // Also one of which the changes alone are left: reading it is an error.
+            let policy_of = |name: &String| {
+                let (policy, end) = name.strip_prefix("policy-")?.split_once('.')?;
+                matches!(end.rsplit('.').next(), Some("json" | "jsonl")).then(|| policy.parse().ok())?
+            };
+            let policies: BTreeSet<PolicyName> = state.file_names()?.iter().filter_map(policy_of).collect();
+            policies.into_iter().map(|policy| Ok((policy.clone(), state.read_policy(&policy)?))).collect()
         })
         .await
     }
@@ -590,18 +615,62 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_that_a_lost_or_restored_file_left_behind_are_never_applied_to_another_one() {
+    async fn a_file_that_was_lost_or_restored_from_before_its_changes_is_an_error_that_names_both() {
         let folder = tempfile::tempdir().unwrap();
-        let directory = state(folder.path());
+        let (directory, path) = (state(folder.path()), folder.path().join("policy-nightly.json"));
+        let changes = |generation: u64| folder.path().join(format!("policy-nightly.{generation}.jsonl"));
         let mut own = PolicyState::default();
         add(&directory, &mut own, 1).await.unwrap();
+        let early = disk::read_file(&RealDisk, &path, 1 << 20).unwrap();
         add(&directory, &mut own, 2).await.unwrap();
-        RealDisk.remove_file(&folder.path().join("policy-nightly.json")).unwrap();
+        // As if there had been many changes.
+        RealDisk.rename(&changes(1), &changes(2)).unwrap();
+        let outdated = async |files: &str| {
+            for error in [
+                directory.policy_state(&nightly()).await.unwrap_err(),
+                directory.created_snapshots().await.unwrap_err(),
+            ] {
+                let text = error.to_string();
+                assert!(matches!(error, StateError::Outdated { .. }), "{files}: {error}");
+                for part in ["policy-nightly.json is missing, or older than", "restore the newest", "move /"]
+                {
+                    assert!(text.contains(part), "{part}: {text}");
+                }
+                assert_eq!(text.matches("policy-nightly.2.jsonl").count(), 2, "{text}");
+            }
+        };
+        for files in [early, b"{\"version\":1,\"promotions\":[]}".to_vec()] {
+            disk::replace_file(&RealDisk, &path, &files, Access::Owner).unwrap();
+            outdated(&String::from_utf8_lossy(&files)).await;
+        }
+        RealDisk.remove_file(&path).unwrap();
+        outdated("none").await;
+        // It is moved away, as the error says.
+        RealDisk.rename(&changes(2), &folder.path().join("away")).unwrap();
         let mut own = read(folder.path()).await;
+        for number in 3..5 {
+            add(&directory, &mut own, number).await.unwrap();
+            assert_eq!(read(folder.path()).await, own);
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_that_a_crash_left_beside_a_later_file_are_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (directory, mut own) = (state(folder.path()), PolicyState::default());
+        add(&directory, &mut own, 1).await.unwrap();
+        add(&directory, &mut own, 2).await.unwrap();
+        let changes = folder.path().join("policy-nightly.1.jsonl");
+        let left = disk::read_file(&RealDisk, &changes, 1 << 20).unwrap();
+        // Of another process, which writes the whole anew.
+        own.changes_len = UNKNOWN;
         add(&directory, &mut own, 3).await.unwrap();
-        assert_eq!(read(folder.path()).await, own);
-        add(&directory, &mut own, 4).await.unwrap();
-        assert_eq!(read(folder.path()).await, own);
+        disk::replace_file(&RealDisk, &changes, &left, Access::Owner).unwrap();
+        for number in 4..7 {
+            assert_eq!(read(folder.path()).await, own);
+            assert_eq!(directory.created_snapshots().await.unwrap().len(), 0);
+            add(&directory, &mut own, number).await.unwrap();
+        }
     }
 
     #[tokio::test]
