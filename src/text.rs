@@ -9,6 +9,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use indicatif::BinaryBytes;
+use jiff::{Timestamp, Unit};
 
 /// A text of a configuration that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,6 +110,11 @@ pub fn counted(count: usize, noun: &str) -> String {
         Some(stem) => format!("{count} {stem}ies"),
         None => format!("{count} {noun}s"),
     }
+}
+
+/// A time for people, without fractions of a second.
+pub fn to_the_second(at: Timestamp) -> Timestamp {
+    at.round(Unit::Second).unwrap_or(at)
 }
 
 /// Lower-case hexadecimal digits.

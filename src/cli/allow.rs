@@ -5,9 +5,9 @@ use jiff::tz::TimeZone;
 use crate::cli::args::{Allow, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, to_the_second};
+use crate::cli::output::Output;
 use crate::state::allowances::{Allowance, AllowanceOf};
-use crate::text::counted;
+use crate::text::{counted, to_the_second};
 
 /// Records an allowance; it replaces one for the same policy or archive, and the same zone.
 ///

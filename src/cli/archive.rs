@@ -15,7 +15,7 @@ use crate::archive::verify::{Outcome, Verification, describe};
 use crate::cli::args::{Copies, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::config::sections::Config;
 use crate::lookup::{self, Kind, Known};
 use crate::policy::name::ArchiveName;
@@ -31,7 +31,7 @@ use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::audit::{StepFacts, StepOutcome};
 use crate::state::directory::StateDirectory;
-use crate::text::{chain, counted, printable, size};
+use crate::text::{chain, counted, printable, size, to_the_second};
 
 /// For each archive its result, or why there is none.
 type Results<'a, T> = Vec<(&'a ArchiveName, Result<T, String>)>;

@@ -6,8 +6,9 @@ use serde_json::json;
 use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, to_the_second};
+use crate::cli::output::Output;
 use crate::policy::name::PolicyName;
+use crate::text::to_the_second;
 
 /// Pauses a policy: no step of it begins any more, and what it kept stays kept.
 ///

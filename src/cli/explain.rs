@@ -10,7 +10,7 @@ use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::history;
-use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::cli::plan::decisions::{decided, decision_json};
 use crate::cli::plan::table::{after_export, age, shown};
 use crate::cli::survey::Survey;
@@ -26,7 +26,7 @@ use crate::run::preview::Preview;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::history::{Change, History};
 use crate::state::holds::{About, Hold, Holds};
-use crate::text::{chain, printable, size};
+use crate::text::{chain, printable, size, to_the_second};
 
 /// How long the plans of a policy may take.
 const PLAN_WAIT_MAX: Duration = Duration::from_mins(1);

@@ -7,11 +7,11 @@ use uuid::Uuid;
 use crate::cli::args::{self, Global};
 use crate::cli::assemble::{self, Seams};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::lookup::{self, Kind};
 use crate::state::audit::INTENDED;
 use crate::state::history::{Change, DamagedLine};
-use crate::text::{chain, counted, excerpt};
+use crate::text::{chain, counted, excerpt, to_the_second};
 
 /// The most changes in the table if no time is given: a few screens.
 const NEWEST: usize = 50;

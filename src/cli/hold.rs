@@ -7,12 +7,12 @@ use crate::cli::args::{self, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::instance;
-use crate::cli::output::{Output, Row, plain, to_the_second};
+use crate::cli::output::{Output, Row, plain};
 use crate::cli::survey::{IDS_ARE_SHOWN, Survey};
 use crate::lookup::{self, Kind, Known, LookupError};
 use crate::snapshot::SnapshotId;
 use crate::state::holds::Hold;
-use crate::text::{excerpt, printable};
+use crate::text::{excerpt, printable, to_the_second};
 
 /// Puts a snapshot on hold. One that no zone and no archive knows is refused; if that can't be asked, a whole id is taken.
 ///

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{Cell, Color as TableColor, ColumnConstraint, ContentArrangement, Table, Width, presets};
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::args::{Color, Global, OutputFormat};
@@ -276,11 +276,6 @@ fn remove_column(head: &mut Vec<&str>, rows: &mut [Row], word: &str) {
 /// A time in a table: to the minute on a narrow terminal.
 pub fn moment(at: Timestamp, output: Output) -> String {
     if output.is_narrow() { at.strftime("%Y-%m-%d %H:%M").to_string() } else { at.to_string() }
-}
-
-/// A time for people, without fractions of a second.
-pub fn to_the_second(at: Timestamp) -> Timestamp {
-    at.round(Unit::Second).unwrap_or(at)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::{Global, Restore};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, to_the_second};
+use crate::cli::output::Output;
 use crate::cli::promote::{check_template_name, described, done};
 use crate::cli::signals::StopSignals;
 use crate::cli::survey::{Survey, ZoneListing};
@@ -26,7 +26,7 @@ use crate::restore::error::RestoreError;
 use crate::restore::find::{ArchiveIndex, ArchivedCopy, Wanted};
 use crate::restore::template::{NewTemplate, to_template};
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, TemplateId};
-use crate::text::{chain, printable};
+use crate::text::{chain, printable, to_the_second};
 
 /// What was restored, for programs; `made` are the fields of the file or the template.
 fn json(manifest: &Manifest, archive: &ArchiveName, passed_over: &[String], made: Value) -> Value {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::args::{Global, Simulate, ZoneFile};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
-use crate::cli::output::{Output, plain, to_the_second};
+use crate::cli::output::{Output, plain};
 use crate::cli::plan::files::{Files, inventories};
 use crate::config::sections::Config;
 use crate::picture::svg::{self, Curve, Picture, Row};
@@ -22,7 +22,7 @@ use crate::retention::verdict::Rule;
 use crate::run::list::{FoundArchives, complete, list, memories};
 use crate::run::self_instance;
 use crate::snapshot::{InstanceId, ZoneName};
-use crate::text::{chain, counted, excerpt, printable};
+use crate::text::{chain, counted, excerpt, printable, to_the_second};
 
 /// The disk size of an imagined instance.
 const IMAGINED_GIB: u64 = 10;
@@ -392,6 +392,7 @@ fn picture(simulated: &Simulated<'_>, ahead: &Span) -> String {
         subtitle: &subtitle,
         from: simulated.from,
         until: simulated.until,
+        now: None,
         time_zone: &simulated.policy.time_zone,
         curves: curves(&lives, simulated.from),
         rows: rows.collect(),

@@ -17,7 +17,7 @@ use crate::cli::args::Global;
 use crate::cli::assemble::{self, Seams};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::{instance, plan_sums};
-use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::clock::timeout;
 use crate::config::sections::Config;
 use crate::daemon::live;
@@ -33,7 +33,7 @@ use crate::state::schedules::Schedules;
 use crate::telemetry::Telemetry;
 use crate::telemetry::model::PolicyView;
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
-use crate::text::{chain, counted, printable, size};
+use crate::text::{chain, printable, size, to_the_second};
 use crate::transport::{Purpose, Request, read_body};
 
 /// Enough for some thousand policies with ten zones each.
@@ -65,7 +65,7 @@ pub async fn status(global: &Global, live: bool, output: Output) -> Result<Exit,
                 heed(&controls, &mut json, &mut status);
             }
             output.show(|| &json, || render(&status, output));
-            attention.extend(problems(&status));
+            attention.extend(status.problems().into_iter().map(|problem| problem.text));
         }
         Err(NoAnswer::Unknown(why)) => {
             attention.push(format!("{why}: {START}"));
@@ -84,7 +84,7 @@ pub async fn status(global: &Global, live: bool, output: Output) -> Result<Exit,
             let heading = format!("{heading}: {}\n", printable(&state.path().to_string_lossy()));
             output.show(|| &status, || heading + &render(&status, output));
             attention.extend(unread);
-            attention.extend(problems(&status));
+            attention.extend(status.problems().into_iter().map(|problem| problem.text));
         }
     }
     for line in &attention {
@@ -241,58 +241,6 @@ async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
         Ok(answer) => answer,
         Err(late) => Err(no_daemon(late.to_string())),
     }
-}
-
-/// The problems that need attention, a line each.
-fn problems(status: &Status) -> Vec<String> {
-    let mut lines = Vec::new();
-    if !status.config.last_reload_successful {
-        let why = status.config.last_reload_error.as_deref().unwrap_or("see `snapwarden check`");
-        lines.push(format!("the configuration could not be reloaded, the previous one is in use: {why}"));
-    }
-    if let Some(error) = &status.state_error {
-        lines.push(format!("the results of runs cannot be saved: {error}"));
-    }
-    for (name, policy) in status.policies.iter().filter(|(_, policy)| policy.enabled) {
-        let is_told =
-            |zone: &ZoneStatus| zone.failure.is_some() || zone.held.is_some() || !zone.problems.is_empty();
-        let failed_zones = policy.zones.values().any(is_told);
-        for (zone, known) in &policy.zones {
-            if let Some(failure) = &known.failure {
-                lines.push(format!("policy {name}, zone {zone}: {failure}"));
-            }
-            if let Some(held) = &known.held {
-                lines.push(format!("policy {name}, zone {zone}: deletions are blocked by the guard: {held}"));
-            }
-            for problem in &known.problems {
-                lines.push(format!("policy {name}, zone {zone}: {problem}"));
-            }
-            if let Some(alert) = &known.gate_alert {
-                lines.push(format!("policy {name}, zone {zone}: {alert}"));
-            }
-        }
-        match &policy.last {
-            // A failed zone was reported above.
-            Some(last) if last.result != "success" && !failed_zones => lines.push(format!(
-                "policy {name}: its last run ended at {} with result {}",
-                to_the_second(last.finished_at),
-                last.result
-            )),
-            _ => {}
-        }
-    }
-    for (name, archive) in &status.archives {
-        if let Some(error) = &archive.error {
-            lines.push(format!("archive {name} cannot be read: {error}"));
-        }
-        if archive.corrupt > 0 {
-            lines.push(format!(
-                "archive {name} has {}: see `snapwarden archive list {name}`",
-                counted(usize::try_from(archive.corrupt).unwrap_or(usize::MAX), "damaged file")
-            ));
-        }
-    }
-    lines
 }
 
 fn render(status: &Status, output: Output) -> String {

@@ -6,6 +6,7 @@
 //! [`live`] answers a container's health check. Nothing here decides about snapshots.
 
 pub mod live;
+mod page;
 pub mod scheduler;
 pub mod server;
 pub mod service;
@@ -39,11 +40,13 @@ use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
 use crate::run::pauses;
 use crate::run::report::{RunReport, RunResult};
 use crate::state::allowances::AllowanceOf;
+use crate::state::audit::AuditMark;
 use crate::state::error::StateError;
+use crate::state::history::Change;
 use crate::state::last_runs::LastRuns;
 use crate::state::schedules::Schedules;
-use crate::telemetry::Telemetry;
 use crate::telemetry::model::PolicyView;
+use crate::telemetry::{DELETED_LAST_MAX, Telemetry};
 use crate::text::{chain, counted};
 
 /// The loop turns at least this often, with or without a tick: after the machine's clock was set back the ticker is
@@ -109,6 +112,8 @@ struct Beside {
     runs: HashMap<PolicyName, Option<Metadata>>,
     /// Which version of what is remembered of the archives.
     archives: Option<Metadata>,
+    /// Up to where deletions were read in the audit log; none before the first time.
+    deletions: Option<AuditMark>,
 }
 
 /// A daemon that is ready to run.
@@ -228,6 +233,7 @@ impl Daemon {
         );
         self.look_beside().await;
         self.look_at_archives();
+        self.look_at_deletions().await;
         // What is new to us is known from now on, however soon we are killed.
         self.save().await;
         let due = self.timetable.look_at_start(clock.now());
@@ -262,6 +268,7 @@ impl Daemon {
             }
             if clock.elapsed().saturating_sub(self.beside.read_at) >= LOOK_AGAIN && self.look_beside().await {
                 self.look_at_archives();
+                self.look_at_deletions().await;
             }
             self.telemetry.tick(clock.now());
             self.service.alive();
@@ -390,6 +397,7 @@ impl Daemon {
             slot: Some(slot),
             stop: self.stop.clone(),
             changed: changed.clone(),
+            with_details: true,
             ..RunOptions::default()
         };
         self.telemetry.run_begun(&policy, self.runner.clock.now());
@@ -434,6 +442,7 @@ impl Daemon {
         self.save().await;
         self.look_beside().await;
         self.look_at_archives();
+        self.look_at_deletions().await;
         self.report_next();
     }
 
@@ -668,6 +677,26 @@ impl Daemon {
             }
         }
         has_changed
+    }
+
+    /// Has what was deleted since the last time read from the audit log, beside everything else; at first of this month and the
+    /// one before.
+    async fn look_at_deletions(&mut self) {
+        let Ok(end) = self.runner.state.audit_end().await else { return };
+        let month_before = self.runner.clock.now() - SignedDuration::from_hours(31 * 24);
+        let at_first = || AuditMark { month: Some(month_before.strftime("%Y-%m").to_string()), offset: 0 };
+        let from = self.beside.deletions.replace(end).unwrap_or_else(at_first);
+        let (state, telemetry) = (self.runner.state.clone(), self.telemetry.clone());
+        tokio::spawn(async move {
+            let is_deletion = |change: &Change| {
+                change.outcome == "done"
+                    && matches!(&*change.action, "delete" | "delete_template" | "prune_copy")
+            };
+            match state.history_from(Some(from), DELETED_LAST_MAX, is_deletion).await {
+                Ok(history) => telemetry.deleted(history.changes),
+                Err(error) => warn!("the page may lack deletions: {}", chain(&error)),
+            }
+        });
     }
 
     /// Has every archive looked at, beside everything else.

@@ -7,17 +7,20 @@
 use std::collections::VecDeque;
 use std::future::ready;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{map_request, map_response};
+use axum::extract::{Path, Request, State};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::middleware::{Next, from_fn, map_request, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -29,8 +32,10 @@ use tokio::sync::Mutex;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use url::form_urlencoded;
 
 use crate::clock::{Clock, timeout};
+use crate::daemon::page;
 use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
@@ -49,18 +54,11 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// After a connection that could not be taken, mostly since too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A name at Exoscale has at most 255 characters.
+const QUERY_CHARACTERS_MAX: usize = 255;
+
 /// The longest wait for responses in flight when the port is closed.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
-
-const INDEX: &str = "\
-snapwarden
-
-/metrics          metrics, for Prometheus
-/api/v1/status    policies and archives, as JSON
-/livez            whether the scheduler's loop turns
-/readyz           whether runs may begin
-/healthz          the same as /livez
-";
 
 /// A port that can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +100,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let port = Port { telemetry, clock: Arc::clone(&clock), last_scrape: Arc::default() };
-    let routes = routes(port);
+    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let routes = if is_loopback { routes(port).layer(from_fn(for_this_machine)) } else { routes(port) };
     let mut tasks = JoinSet::new();
     let mut open: VecDeque<Connection> = VecDeque::new();
     let accept = async {
@@ -182,7 +181,8 @@ struct Port {
 
 fn routes(port: Port) -> Router {
     Router::new()
-        .route("/", get(async || text(StatusCode::OK, INDEX.to_owned())))
+        .route("/", get(index))
+        .route("/instance/{zone}/{id}", get(instance))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/healthz", get(livez))
@@ -193,11 +193,71 @@ fn routes(port: Port) -> Router {
         .with_state(port)
 }
 
-/// Headers of every answer: browsers must neither guess the type, nor embed the page, nor show an old one.
+/// Headers of every answer: browsers must neither guess the type, nor show an old one, nor tell others of it.
 async fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+/// On a loopback address only this machine asks, by that address or as `localhost`. A page from elsewhere, whose name was
+/// made to lead here, would ask by its own name.
+async fn for_this_machine(request: Request, next: Next) -> Response {
+    let host = request.headers().get(HOST).map(|host| host.to_str().unwrap_or("?").to_owned());
+    let host = host.or_else(|| request.uri().authority().map(ToString::to_string));
+    // HTTP/1.0 has none; browsers always send one.
+    if host.is_none_or(|host| is_this_machine(&host)) {
+        return next.run(request).await;
+    }
+    let why = "this port is for this machine alone: ask for it as localhost, or by its address\n";
+    guarded(text(StatusCode::MISDIRECTED_REQUEST, why.to_owned())).await
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    address.is_ok() || name == "localhost" || name.ends_with(".localhost")
+}
+
+async fn index(State(port): State<Port>, uri: Uri) -> Response {
+    let (mut query, mut page) = (String::new(), 1);
+    for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+        match &*key {
+            "q" => query = value.chars().take(QUERY_CHARACTERS_MAX).collect(),
+            "page" => page = value.parse().unwrap_or(1),
+            _ => {}
+        }
+    }
+    let telemetry = port.telemetry.clone();
+    html(move || Some(page::index(&telemetry.overview(), &query, page)), &port).await
+}
+
+async fn instance(State(port): State<Port>, Path((zone, id)): Path<(String, String)>) -> Response {
+    let telemetry = port.telemetry.clone();
+    let found = move || {
+        let found = telemetry.instance(&zone.parse().ok()?, id.parse().ok()?)?;
+        Some(page::instance(&found, &telemetry.version()))
+    };
+    html(found, &port).await
+}
+
+/// A page, made beside the threads of the network: it may be of a large fleet.
+async fn html(made: impl FnOnce() -> Option<String> + Send + 'static, port: &Port) -> Response {
+    let (status, page) = match spawn_blocking(made).await {
+        Ok(Some(page)) => (StatusCode::OK, page),
+        Ok(None) => (StatusCode::NOT_FOUND, page::not_found(port.clock.now(), &port.telemetry.version())),
+        Err(error) => {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, format!("there is no page: {error}\n"));
+        }
+    };
+    let mut response = answer(status, "text/html; charset=utf-8", page);
+    let headers = response.headers_mut();
+    if let Ok(policy) = HeaderValue::from_str(&page::CONTENT_SECURITY_POLICY) {
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+    }
     response
 }
 

@@ -27,6 +27,8 @@ pub struct Picture<'a> {
     pub from: Timestamp,
     /// The instant at the right edge.
     pub until: Timestamp,
+    /// The present, if it is marked.
+    pub now: Option<Timestamp>,
     /// The zone of the axis' days, months and years.
     pub time_zone: &'a TimeZone,
     /// Drawn on top.
@@ -91,12 +93,14 @@ const LABEL_MAX: usize = 22;
 const COLORS: [&str; 8] =
     ["#0f9d8a", "#1f8fc4", "#3f73e0", "#7a5fe8", "#ab4fd0", "#d4478c", "#dd6b34", "#b28614"];
 
-const STYLE: &str = "\
+/// The stylesheet of every picture, for a page that has pictures.
+pub const STYLE: &str = "\
 .sw-page{fill:#ffffff;stroke:#d9dee4}.sw-band{fill:#f5f7f9}.sw-text{fill:#1f2630}.sw-dim{fill:#66707c}\
 .sw-grid{stroke:#d9dee4}.sw-year{stroke:#aeb6c0}.sw-curve{fill:#8794a5;stroke:#66707c}\
 @media(prefers-color-scheme:dark){.sw-page{fill:#0f141b;stroke:#2b333d}.sw-band{fill:#161d26}\
 .sw-text{fill:#e4e9ef}.sw-dim{fill:#8f9aa7}.sw-grid{stroke:#29313b}.sw-year{stroke:#4a5562}\
-.sw-curve{fill:#8794a5;stroke:#a5b0bd}}";
+.sw-curve{fill:#8794a5;stroke:#a5b0bd}}\
+.sw-now{stroke:#d4478c;stroke-dasharray:4 3}.sw-area{stroke:none}.sw-line{fill:none}";
 
 const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',Arial,sans-serif";
 const MONO: &str = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace";
@@ -111,6 +115,15 @@ struct Kinds {
 
 /// A picture as a whole SVG file.
 pub fn draw(picture: &Picture<'_>) -> String {
+    draw_with(picture, &format!("<style>{STYLE}</style>\n"))
+}
+
+/// A picture as a part of a page, which has [`STYLE`].
+pub fn draw_in_page(picture: &Picture<'_>) -> String {
+    draw_with(picture, "")
+}
+
+fn draw_with(picture: &Picture<'_>, style: &str) -> String {
     let scale = Scale::new(picture.from, picture.until);
     let mut body = String::new();
     let mut y = TOP;
@@ -126,6 +139,7 @@ pub fn draw(picture: &Picture<'_>) -> String {
     let bottom = y - GAP / 2.0;
     draw_axis(&mut body, picture, &scale, bottom);
     body.push_str(&rows);
+    draw_now(&mut body, picture, &scale, bottom);
     y = bottom + 58.0;
     draw_legend(&mut body, &kinds, &scale, y);
     for note in &picture.notes {
@@ -142,7 +156,7 @@ pub fn draw(picture: &Picture<'_>) -> String {
         svg,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" width=\"{w}\" height=\"{h}\" \
              role=\"img\" font-family=\"{FONT}\" font-size=\"12\">\n\
-             <title>{title}</title>\n<desc>{subtitle}</desc>\n<style>{STYLE}</style>\n\
+             <title>{title}</title>\n<desc>{subtitle}</desc>\n{style}\
              <rect class=\"sw-page\" x=\"0.5\" y=\"0.5\" width=\"{iw}\" height=\"{ih}\" rx=\"10\"/>\n\
              <text class=\"sw-text\" x=\"24\" y=\"38\" font-size=\"20\" font-weight=\"600\">{title}</text>\n\
              <text class=\"sw-dim\" x=\"24\" y=\"60\">{subtitle}</text>",
@@ -225,7 +239,7 @@ impl Scale {
 }
 
 /// The filled outline of a value over time, from `y` down to the baseline.
-fn draw_area(body: &mut String, columns: &[u64], y: f64, height: f64, class_or_color: &str) {
+fn draw_area(body: &mut String, columns: &[u64], y: f64, height: f64, class: &str, paint: &str) {
     let most = columns.iter().copied().max().unwrap_or(0).max(1);
     #[expect(clippy::cast_precision_loss, reason = "less than a pixel")]
     let level = |value: u64| y + height - (height - 2.0) * (value as f64 / most as f64);
@@ -244,8 +258,8 @@ fn draw_area(body: &mut String, columns: &[u64], y: f64, height: f64, class_or_c
     let base = tenth(y + height);
     let _ = writeln!(
         body,
-        "<path {class_or_color} fill-opacity=\"0.28\" style=\"stroke:none\" d=\"{line}V{base}H{}Z\"/>\n\
-             <path {class_or_color} style=\"fill:none\" stroke-width=\"1.3\" stroke-linejoin=\"round\" d=\"{line}\"/>",
+        "<path class=\"{class}sw-area\"{paint} fill-opacity=\"0.28\" d=\"{line}V{base}H{}Z\"/>\n\
+             <path class=\"{class}sw-line\"{paint} stroke-width=\"1.3\" stroke-linejoin=\"round\" d=\"{line}\"/>",
         tenth(LEFT)
     );
 }
@@ -276,7 +290,7 @@ fn draw_band(body: &mut String, y: f64, height: f64) {
 fn draw_curve(body: &mut String, curve: &Curve<'_>, scale: &Scale, y: f64) {
     let most = curve.points.iter().map(|(_, value)| *value).max().unwrap_or(0);
     let last = curve.points.last().map_or(0, |(_, value)| *value);
-    draw_area(body, &scale.columns(&curve.points), y, CURVE_HEIGHT, "class=\"sw-curve\"");
+    draw_area(body, &scale.columns(&curve.points), y, CURVE_HEIGHT, "sw-curve ", "");
     let format = curve.format;
     let detail = format!("most {} · end {}", format(most), format(last));
     draw_label(body, curve.label, &detail, y + CURVE_HEIGHT / 2.0, false);
@@ -305,8 +319,8 @@ fn draw_row(body: &mut String, row: &Row<'_>, color: &str, scale: &Scale, y: f64
     draw_label(body, row.label, &detail, y + height / 2.0, true);
     if is_crowd {
         kinds.crowd = true;
-        let paint = format!("fill=\"{color}\" stroke=\"{color}\"");
-        draw_area(body, &scale.columns(&counts), y, height, &paint);
+        let paint = format!(" fill=\"{color}\" stroke=\"{color}\"");
+        draw_area(body, &scale.columns(&counts), y, height, "", &paint);
         return height;
     }
     let stroke = (pitch - 1.6).max(1.8);
@@ -519,6 +533,20 @@ fn draw_axis(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f6
     }
 }
 
+/// The line at the present.
+fn draw_now(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f64) {
+    let Some(now) = picture.now else { return };
+    let x = tenth(scale.x(now));
+    let _ = writeln!(
+        body,
+        "<line class=\"sw-now\" x1=\"{x}\" x2=\"{x}\" y1=\"{}\" y2=\"{}\"/>\n\
+             <text class=\"sw-text\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\" font-size=\"11\" font-weight=\"600\">now</text>",
+        tenth(TOP - 6.0),
+        tenth(bottom + 4.0),
+        tenth(TOP - 10.0)
+    );
+}
+
 fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
     let color = COLORS.get(2).copied().unwrap_or_default();
     let mut x = 24.0;
@@ -599,6 +627,7 @@ mod tests {
             subtitle: "zone ch-gva-2",
             from,
             until,
+            now: None,
             time_zone: UTC,
             curves: vec![Curve {
                 label: "snapshots",

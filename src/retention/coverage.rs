@@ -130,6 +130,11 @@ impl<'a> Expectation<'a> {
         }
     }
 
+    /// Whether a snapshot that was taken then, and has no copy, should have one.
+    pub fn is_late(&self, taken_at: Timestamp, now: Timestamp) -> bool {
+        is_after(taken_at, self.grace(), now)
+    }
+
     fn is_stale(&self, newest: Timestamp, now: Timestamp) -> bool {
         match &self.policy.guard.expect_newest {
             Some(span) => span.after(newest, &self.policy.time_zone).is_some_and(|end| now > end),
@@ -284,7 +289,7 @@ fn find_problems(
                     .map(|snapshot| snapshot.created_at)
                     .take_while(|at| newest_copy.is_none_or(|copy| *at > copy))
                     .last();
-                let late = first_uncopied.filter(|at| is_after(*at, expectation.grace(), now));
+                let late = first_uncopied.filter(|at| expectation.is_late(*at, now));
                 late.map(|late| match newest_copy {
                     None => format!("archive {archive} has no verified copy"),
                     Some(copy) => format!(

@@ -20,7 +20,7 @@ use crate::retention::deciding_keys::policy_of_keys;
 use crate::retention::guard::{self, Limit, ListingDrop, WholeRun, ZoneCase};
 use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::memory::Memory;
-use crate::retention::plan::PolicyPlan;
+use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::sources::{keep_where_missing, late_texts};
 use crate::retention::verdict::{Rule, Verdict};
 use crate::run::list::holds_by_snapshot;
@@ -199,6 +199,18 @@ impl Judged<'_> {
             case.accepted = zone.plan.deletes.saturating_sub(case.deletes);
         }
         Ok(case)
+    }
+
+    /// What the retention says of each copy of the zone; none without a retention. Where it cannot be judged, nothing.
+    pub(crate) fn kept(&self, zone: &ZoneName, now: Timestamp) -> Option<HashMap<SnapshotId, Decision>> {
+        self.rules.retention.as_ref()?;
+        let copies = self.catalogue.unpruned().filter(|copy| copy.manifest.zone == *zone).collect();
+        let Ok(planned) = self.plan_zone(zone, copies, now) else { return Some(HashMap::new()) };
+        let copy = |decision: &Decision| planned.copies.get(decision.index as usize);
+        let decisions = planned.plan.decisions.iter();
+        let kept =
+            decisions.filter_map(|decision| Some((copy(decision)?.manifest.snapshot.id, decision.clone())));
+        Some(kept.collect())
     }
 
     /// What the retention does not keep, oldest first.

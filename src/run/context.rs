@@ -75,6 +75,8 @@ pub struct RunOptions {
     pub changed: ConfigurationChanged,
     /// Limits the run to these instances; it is planned over all of them, and leaves nothing to compare with.
     pub instances: Option<Pattern<InstanceId>>,
+    /// Whether the report says of each snapshot and copy what keeps it, for the daemon's page.
+    pub with_details: bool,
 }
 
 /// Notifies a run of a configuration that was loaded, or of a policy that was paused or resumed, since it began: it decided

@@ -96,6 +96,54 @@ pub fn judge(
     Judged { states, missing, stale }
 }
 
+/// What an instance lacks by one policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// It has no good snapshot.
+    Snapshot(String),
+    /// Its newest good snapshot is too old.
+    NewSnapshot(String),
+    /// This archive lacks a verified copy of a snapshot that is old enough to have one.
+    Copy(String),
+}
+
+/// What an instance lacks by one policy as of `now`, in the words of `coverage`.
+pub fn lacks(
+    policy: &Policy,
+    longest_gap: Option<SignedDuration>,
+    instance: &InstanceCounts,
+    now: Timestamp,
+) -> Vec<Lack> {
+    if !policy.enabled || !instance.is_listed || instance.is_exempt {
+        return Vec::new();
+    }
+    let expectation = Expectation::new(policy, longest_gap);
+    let mut lacks = Vec::new();
+    match (expectation.judge(instance.newest_at, instance.created_at, now), instance.newest_at) {
+        (Freshness::None, _) => {
+            lacks.push(Lack::Snapshot(format!("policy {}: no good snapshot", policy.name)));
+        }
+        (Freshness::Stale, Some(newest)) => lacks.push(Lack::NewSnapshot(format!(
+            "newest good snapshot of {newest}: policy {} expects one not older than {}",
+            policy.name,
+            expectation.text()
+        ))),
+        _ => {}
+    }
+    let late = instance.uncopied_since.iter().filter(|(_, since)| expectation.is_late(**since, now));
+    lacks.extend(late.map(|(archive, since)| {
+        Lack::Copy(match instance.newest_verified_at.get(archive) {
+            None => format!("archive {archive} has no verified copy"),
+            Some(copy) => {
+                format!(
+                    "archive {archive}: newest verified copy of {copy}, though a good snapshot is of {since}"
+                )
+            }
+        })
+    }));
+    lacks
+}
+
 /// A sentence about instances without a good snapshot, if there are any.
 pub fn missing_text<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let names: Vec<String> = names.map(|name| printable(name).into_owned()).collect();

@@ -100,6 +100,17 @@ pub(crate) fn count(
             let newest = counts.newest_verified_at.entry(archive.clone()).or_insert(at);
             *newest = at.max(*newest);
         }
+        for (decision, snapshot) in plan.decided() {
+            let is_counted =
+                snapshot.state.is_good() && decision.rule != Rule::Future && !deleted.contains(&snapshot.id);
+            let index = snapshot.instance_id.filter(|_| is_counted).and_then(|id| known.get(&id));
+            let Some(counts) = index.and_then(|index| all.get_mut(*index)) else { continue };
+            let at = snapshot.created_at;
+            if counts.newest_verified_at.get(archive).is_none_or(|copy| at > *copy) {
+                let oldest = counts.uncopied_since.entry(archive.clone()).or_insert(at);
+                *oldest = at.min(*oldest);
+            }
+        }
     }
     all
 }

@@ -16,6 +16,7 @@ pub mod context;
 pub mod coverage;
 pub mod create;
 pub mod delete;
+pub mod details;
 pub mod downloads;
 pub mod export;
 pub mod guard;

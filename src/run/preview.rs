@@ -57,7 +57,7 @@ pub struct Preview {
 
 /// The exports that a run would do in a zone.
 #[derive(Default)]
-struct Exports {
+pub(crate) struct Exports {
     actions: Vec<PlannedAction>,
     /// The places in the listing of the deletions that need none of them.
     not_waiting: HashSet<u32>,
@@ -118,7 +118,7 @@ impl Runner {
     }
 
     /// The plan of the run's delete phase, as it will be after the exports.
-    fn plan_with_exports(
+    pub(crate) fn plan_with_exports(
         &self,
         policy: &Policy,
         listing: Result<Listing, String>,

@@ -10,6 +10,7 @@ use crate::exoscale::wire::Quota;
 use crate::policy::name::PolicyName;
 use crate::retention::plan::PolicyPlan;
 use crate::retention::verdict::Verdict;
+use crate::run::details::ZoneDetails;
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepFacts, StepOutcome};
 use crate::state::last_runs::{InstanceCounts, PlanSums, ZoneCoverage};
@@ -89,6 +90,9 @@ pub struct ZoneReport {
     /// How all policies together cover the zone; for metrics, so no part of the printed report.
     #[serde(skip)]
     pub coverage: Option<ZoneCoverage>,
+    /// What keeps each snapshot and copy, if that was asked for.
+    #[serde(skip)]
+    pub details: Option<ZoneDetails>,
     /// In the order of the phases.
     pub steps: Vec<Step>,
 }
@@ -252,6 +256,7 @@ impl ZoneReport {
             plan: None,
             instances: Vec::new(),
             coverage: None,
+            details: None,
             steps: Vec::new(),
         }
     }

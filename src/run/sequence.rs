@@ -224,7 +224,7 @@ impl Sequence<'_> {
                 if guarded.held.is_none() && !is_unadopted {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
-                self.report_instances(report, &guarded.plan, longest_gap, listed_at);
+                self.report_instances(report, &guarded, longest_gap, listed_at).await;
                 Some((report.zone.clone(), seen, self.stale_manifests(&guarded)))
             };
             deletions.push(deletion.boxed());
@@ -291,14 +291,15 @@ impl Sequence<'_> {
     }
 
     /// Reports what each instance has after the deletions, and which lack what they should have.
-    fn report_instances(
+    async fn report_instances(
         &self,
         report: &mut ZoneReport,
-        plan: &ZonePlan,
+        guarded: &GuardedPlan,
         longest_gap: Option<SignedDuration>,
         listed_at: Timestamp,
     ) {
         let Self { runner, policy, options, before, .. } = self;
+        let plan = &guarded.plan;
         let done = report.steps.iter().filter(|step| step.has_deleted_a_snapshot());
         let deleted: HashSet<SnapshotId> = done.filter_map(|step| step.facts.snapshot.id).collect();
         let before = before.zones.get(plan.zone()).map_or(&[][..], |zone| &zone.instances);
@@ -309,6 +310,9 @@ impl Sequence<'_> {
         // With `expect_newest` the plan has said so.
         report.warnings.extend(judged.stale.filter(|_| policy.guard.expect_newest.is_none()));
         report.warnings.extend(coverage::vanished_text(&instances, listed_at));
+        if options.with_details {
+            report.details = Some(runner.details(policy, guarded, &deleted, &instances, listed_at).await);
+        }
         report.instances = instances;
         let inventory = &plan.listing.inventory;
         report.coverage = Some(coverage::of_zone(&runner.policies, &runner.exempt, inventory, listed_at));

@@ -1,7 +1,7 @@
 //! The audit log, read back for people: what was changed, when, and why.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::lookup::{Kind, Known, is_meant};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::audit::INTENDED;
+use crate::state::audit::{AuditMark, INTENDED};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::excerpt;
@@ -174,12 +174,25 @@ impl StateDirectory {
         most: usize,
         wanted: impl Fn(&Change) -> bool + Send + 'static,
     ) -> Result<History, StateError> {
+        self.history_from(None, most, wanted).await
+    }
+
+    /// As [`Self::history`], of the lines from this mark on.
+    ///
+    /// # Errors
+    /// [`StateError::File`], also of a single file if there is a mark.
+    pub async fn history_from(
+        &self,
+        from: Option<AuditMark>,
+        most: usize,
+        wanted: impl Fn(&Change) -> bool + Send + 'static,
+    ) -> Result<History, StateError> {
         self.blocking(move |state| {
             let (ended, begun) = (VecDeque::new(), HashMap::new());
             let mut gathering = Gathering { most, ended, begun, left_out: 0 };
             let mut damaged = Vec::new();
             let mut number = 0;
-            let unread = state.for_each_change(|change| {
+            let unread = state.for_each_change(from.as_ref(), |change| {
                 number += 1;
                 match change {
                     Ok(change) if wanted(&change) => gathering.add(number, change),
@@ -201,7 +214,7 @@ impl StateDirectory {
         self.blocking(move |state| {
             // One of each id and name, with the newest time.
             let mut found: BTreeMap<(Uuid, Option<String>), Known> = BTreeMap::new();
-            let mut unread = state.for_each_change(|change| {
+            let mut unread = state.for_each_change(None, |change| {
                 let known = change.ok().and_then(|change| change.known(kind));
                 let meant = known.filter(|known| is_meant(&text, known.id, known.name.as_deref()));
                 if let Some(known) = meant {
@@ -221,13 +234,14 @@ impl StateDirectory {
         .await
     }
 
-    /// Reads every line, and returns why files can't be read; for work that is on the blocking pool already.
+    /// Reads every line, or those from a mark on, and returns why files can't be read; for work that is on the blocking pool already.
     fn for_each_change(
         &self,
+        from: Option<&AuditMark>,
         mut each: impl FnMut(Result<Change, DamagedLine>),
     ) -> Result<Vec<StateError>, StateError> {
         let (mut number, mut of) = (0, PathBuf::new());
-        self.audit_log.read_all(|file, line| {
+        let note = |file: &Path, line: &[u8]| {
             if file != of {
                 (number, of) = (0, file.to_owned());
             }
@@ -237,13 +251,16 @@ impl StateDirectory {
                 let read = serde_json::from_slice::<Change>(line);
                 each(read.map_err(|error| damaged(excerpt(&error.to_string(), 200))));
             }
-        })
+        };
+        match from {
+            None => self.audit_log.read_all(note),
+            Some(from) => self.audit_log.read_from(from, note).map(|()| Vec::new()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::Arc;
 
     use super::*;

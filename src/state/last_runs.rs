@@ -171,6 +171,9 @@ pub struct InstanceCounts {
     pub newest_consistent_at: Option<Timestamp>,
     /// When the newest one was taken of which each of the policy's archives has a verified copy.
     pub newest_verified_at: BTreeMap<ArchiveName, Timestamp>,
+    /// When the oldest good one was taken that is newer than the newest verified copy, by archive; none where all have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub uncopied_since: BTreeMap<ArchiveName, Timestamp>,
     /// Whether it was listed.
     #[serde(default)]
     pub is_listed: bool,
@@ -232,6 +235,7 @@ impl InstanceCounts {
             oldest_at: None,
             newest_consistent_at: None,
             newest_verified_at: BTreeMap::new(),
+            uncopied_since: BTreeMap::new(),
             is_listed: false,
             is_exempt: false,
             created_at: None,

@@ -6,6 +6,7 @@
 pub mod logging;
 pub mod metrics;
 pub mod model;
+pub mod overview;
 pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,15 +23,20 @@ use crate::exoscale::error::ErrorKind;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::run::downloads::{Downloads, RunningDownload};
 use crate::run::report::{RunReport, RunResult};
-use crate::snapshot::ZoneName;
+use crate::snapshot::{InstanceId, ZoneName};
 use crate::state::audit::StepOutcome;
+use crate::state::history::Change;
 use crate::state::last_runs::LastRuns;
 use crate::telemetry::metrics::Histograms;
 use crate::telemetry::model::{Model, PolicyModel, PolicyView, SKIPPED, count};
+use crate::telemetry::overview::{InstanceOverview, Overview};
 use crate::telemetry::status::{Last, Status};
 
 /// A scheduler whose loop did not turn for this long is stuck: it turns every other second.
 const TICK_LATE: Duration = Duration::from_mins(1);
+
+/// How many of the last deletions are shown.
+pub const DELETED_LAST_MAX: usize = 10;
 
 /// Everything that the daemon reports about itself. Cloning is cheap and shares everything.
 #[derive(Debug, Clone)]
@@ -55,6 +61,7 @@ impl Telemetry {
             archive_names: BTreeSet::new(),
             archives: BTreeMap::new(),
             quotas: BTreeMap::new(),
+            deleted_last: Vec::new(),
             clock_skew: BTreeMap::new(),
             api_requests: BTreeMap::new(),
             api_retries: BTreeMap::new(),
@@ -192,6 +199,7 @@ impl Telemetry {
         let mut model = self.model();
         let Some(policy) = model.policies.get_mut(&report.policy) else { return };
         policy.fold(report);
+        model.forget_deleted(report);
         histograms.run_took(&report.policy, report.finished_at.duration_since(report.started_at));
         for step in report.zones.iter().flat_map(|zone| &zone.steps) {
             if let (StepOutcome::Done, Some(transfer)) = (step.outcome, &step.transfer) {
@@ -257,6 +265,30 @@ impl Telemetry {
         let running = self.running();
         self.model().judge(self.clock.now());
         metrics::text(&self.reading(), &running, &self.histograms)
+    }
+
+    /// What was deleted since the last call, in the order in which that ended.
+    pub fn deleted(&self, changes: Vec<Change>) {
+        let deleted = &mut self.model().deleted_last;
+        deleted.extend(changes);
+        let more = deleted.len().saturating_sub(DELETED_LAST_MAX);
+        deleted.drain(..more);
+    }
+
+    /// The program's version.
+    pub fn version(&self) -> String {
+        self.reading().status.version.clone()
+    }
+
+    /// The whole fleet, for people.
+    pub fn overview(&self) -> Overview {
+        let running = self.running();
+        self.reading().overview(running, self.clock.now())
+    }
+
+    /// One instance, for people; none that no policy knows.
+    pub fn instance(&self, zone: &ZoneName, id: InstanceId) -> Option<InstanceOverview> {
+        self.reading().instance(zone, id, self.clock.now())
     }
 
     /// The answer to `/api/v1/status`.

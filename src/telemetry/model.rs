@@ -4,7 +4,7 @@
 //! or an archive that the configuration does not have (any more) is ignored, so that a run that outlives its policy
 //! leaves no series behind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -16,11 +16,13 @@ use crate::exoscale::wire::Quota;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::run::coverage::{self, InstanceStates, Judged};
+use crate::run::details::{CopyDetails, ZoneDetails};
 use crate::run::downloads::RunningDownload;
 use crate::run::persist;
 use crate::run::report::{RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
+use crate::state::history::Change;
 use crate::state::last_runs::{LastRun, LastRuns, ZoneCoverage, ZoneMemory};
 use crate::state::schedules::Schedules;
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
@@ -84,6 +86,8 @@ pub(super) struct Model {
     pub(super) archives: BTreeMap<ArchiveName, ArchiveStats>,
     /// Usage and limit, by resource; the name is cut for its label, so that no two series are the same.
     pub(super) quotas: BTreeMap<String, (u64, Option<u64>)>,
+    /// What was deleted last, the newest last.
+    pub(super) deleted_last: Vec<Change>,
     /// How far this machine's clock is ahead of the API's, in seconds.
     pub(super) clock_skew: BTreeMap<ZoneName, f64>,
     pub(super) api_requests: BTreeMap<(ZoneName, &'static str, Option<StatusCode>), u64>,
@@ -92,7 +96,7 @@ pub(super) struct Model {
 
 #[derive(Debug)]
 pub(super) struct PolicyModel {
-    policy: Policy,
+    pub(super) policy: Policy,
     /// As served, but for the zones, which are filled in when it is.
     pub(super) status: PolicyStatus,
     pub(super) first_seen_at: Timestamp,
@@ -116,6 +120,8 @@ pub(super) struct PolicyModel {
 pub(super) struct ZoneModel {
     /// As in the state directory, but without the accepted listing.
     pub(super) memory: ZoneMemory,
+    /// What keeps each snapshot and copy, by the last run; none if that was of another process.
+    pub(super) details: Option<ZoneDetails>,
     /// How many instances have the snapshots that they should have, as judged for the last answer.
     pub(super) states: InstanceStates,
     /// Whether the policy takes snapshots itself.
@@ -171,6 +177,18 @@ impl Model {
         }
     }
 
+    /// What a run deleted is not there any more, whichever policy knew it.
+    pub(super) fn forget_deleted(&mut self, report: &RunReport) {
+        for zone in &report.zones {
+            let deleted = zone.steps.iter().filter(|step| step.has_deleted_a_snapshot());
+            let deleted: HashSet<_> = deleted.filter_map(|step| step.facts.snapshot.id).collect();
+            let zones = self.policies.values_mut().filter_map(|policy| policy.zones.get_mut(&zone.zone));
+            for details in zones.filter_map(|zone| zone.details.as_mut()).filter(|_| !deleted.is_empty()) {
+                details.snapshots.retain(|snapshot| !deleted.contains(&snapshot.id));
+            }
+        }
+    }
+
     pub(super) fn fold_quotas(&mut self, quotas: &[Quota]) {
         let cut =
             |quota: &Quota| (excerpt(&quota.resource, LABEL_CHARACTERS_MAX), (quota.usage, quota.limit));
@@ -218,6 +236,7 @@ impl PolicyModel {
             if zone.memory.last_run_at < remembered.last_run_at {
                 zone.memory = ZoneMemory { accepted: None, rested_on: None, ..remembered };
                 zone.blocked.clear();
+                zone.details = None;
             }
         }
     }
@@ -316,6 +335,19 @@ impl ZoneModel {
 
     pub(super) fn fold(&mut self, report: &ZoneReport, at: Timestamp) {
         self.memory = persist::after(std::mem::take(&mut self.memory), report, at);
+        if report.plan.is_some() {
+            self.details.clone_from(&report.details);
+        }
+        let pruned = report
+            .steps
+            .iter()
+            .filter(|step| step.facts.action == Action::PruneCopy && step.outcome == StepOutcome::Done);
+        let pruned: HashSet<_> = pruned.map(|step| (&step.facts.archive, step.facts.snapshot.id)).collect();
+        if let Some(details) = &mut self.details {
+            let is_there =
+                |copy: &CopyDetails| !pruned.contains(&(&Some(copy.archive.clone()), Some(copy.snapshot_id)));
+            details.copies.retain(is_there);
+        }
         let is_blocked =
             |step: &&Step| step.facts.action == Action::Delete && step.outcome == StepOutcome::Blocked;
         self.blocked.clear();

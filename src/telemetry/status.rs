@@ -40,6 +40,7 @@ use crate::run::coverage::InstanceStates;
 use crate::run::downloads::HowFar;
 use crate::run::persist;
 use crate::state::last_runs::{LastRun, PlanSums, ZoneCoverage, ZoneMemory};
+use crate::text::{counted, to_the_second};
 
 /// The whole answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -66,6 +67,93 @@ pub struct Status {
     pub zones: BTreeMap<String, ZoneCoverage>,
     /// Images that are being downloaded or verified.
     pub downloads: Vec<DownloadStatus>,
+}
+
+/// Something that needs attention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub text: String,
+    /// The command to begin with.
+    pub command: String,
+}
+
+impl Status {
+    /// The problems that need attention.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut add = |text: String, command: String| problems.push(Problem { text, command });
+        if !self.config.last_reload_successful {
+            let why = self.config.last_reload_error.as_deref().unwrap_or("see `snapwarden check`");
+            let text = format!("the configuration could not be reloaded, the previous one is in use: {why}");
+            add(text, "snapwarden check".to_owned());
+        }
+        if let Some(error) = &self.state_error {
+            let text = format!("the results of runs cannot be saved: {error}");
+            add(text, "journalctl -u snapwarden -p warning".to_owned());
+        }
+        for (name, policy) in self.policies.iter().filter(|(_, policy)| policy.enabled) {
+            let is_told = |zone: &ZoneStatus| {
+                zone.failure.is_some() || zone.held.is_some() || !zone.problems.is_empty()
+            };
+            let failed_zones = policy.zones.values().any(is_told);
+            for (zone, known) in &policy.zones {
+                let of = format!("policy {name}, zone {zone}");
+                if let Some(failure) = &known.failure {
+                    add(format!("{of}: {failure}"), "snapwarden check --online".to_owned());
+                }
+                if let Some(held) = &known.held {
+                    let text = format!("{of}: deletions are blocked by the guard: {held}");
+                    add(text, format!("snapwarden plan {name}"));
+                }
+                for problem in &known.problems {
+                    add(format!("{of}: {problem}"), "snapwarden coverage".to_owned());
+                }
+                if let Some(alert) = &known.gate_alert {
+                    add(
+                        format!("{of}: {alert}"),
+                        format!("snapwarden history --policy {name} --action export"),
+                    );
+                }
+            }
+            match &policy.last {
+                // A failed zone was reported above.
+                Some(last) if last.result != "success" && !failed_zones => add(
+                    format!(
+                        "policy {name}: its last run ended at {} with result {}",
+                        to_the_second(last.finished_at),
+                        last.result
+                    ),
+                    format!("snapwarden history --policy {name}"),
+                ),
+                _ => {}
+            }
+        }
+        for (name, archive) in &self.archives {
+            let list = || format!("snapwarden archive list {name}");
+            if let Some(error) = &archive.error {
+                add(format!("archive {name} cannot be read: {error}"), list());
+            }
+            if archive.corrupt > 0 {
+                let files = counted(usize::try_from(archive.corrupt).unwrap_or(usize::MAX), "damaged file");
+                add(format!("archive {name} has {files}: see `snapwarden archive list {name}`"), list());
+            }
+        }
+        problems
+    }
+
+    /// The policies that are paused by hand.
+    pub(super) fn paused(&self) -> Vec<Problem> {
+        let paused = self.policies.iter().filter_map(|(name, policy)| Some((name, policy.paused_since?)));
+        let problem = |(name, since): (&String, Timestamp)| Problem {
+            text: format!(
+                "policy {name} is paused by hand since {}: it takes, exports and deletes nothing",
+                to_the_second(since)
+            ),
+            command: format!("snapwarden resume {name}"),
+        };
+        paused.map(problem).collect()
+    }
 }
 
 /// The configuration in use.

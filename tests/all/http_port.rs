@@ -14,17 +14,21 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 /// A port that is being served; stopped when it is dropped.
-struct Port {
-    address: SocketAddr,
-    telemetry: Telemetry,
+pub(crate) struct Port {
+    pub(crate) address: SocketAddr,
+    pub(crate) telemetry: Telemetry,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
 }
 
-async fn open() -> Port {
+pub(crate) async fn open() -> Port {
+    open_at([127, 0, 0, 1]).await
+}
+
+pub(crate) async fn open_at(address: [u8; 4]) -> Port {
     let clock: Arc<dyn Clock> = Arc::new(SimClock::starting_at(crate::stage::NOW.parse().unwrap()));
     let telemetry = Telemetry::new(clock.clone(), "1.2.3", "abc");
-    let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let listener = server::bind(SocketAddr::from((address, 0))).await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let served = tokio::spawn(server::serve(listener, telemetry.clone(), clock, stop.clone()));
     Port { address, telemetry, stop, served }
@@ -40,18 +44,18 @@ async fn rest(mut stream: TcpStream) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-async fn say(address: SocketAddr, request: &str) -> String {
+pub(crate) async fn say(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     // Whoever is refused early may not be heard to the end.
     let _ = stream.write_all(request.as_bytes()).await;
     rest(stream).await
 }
 
-async fn get(address: SocketAddr, path: &str) -> String {
-    say(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
+    say(address, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await
 }
 
-fn status_of(answer: &str) -> &str {
+pub(crate) fn status_of(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {answer:?}"))
 }
 
@@ -69,7 +73,7 @@ async fn every_route_answers_as_promised() {
         ("/healthz", "200", "text/plain", "ok"),
         ("/readyz", "503", "text/plain", "not read yet"),
         ("/api/v1/status", "200", "application/json", "\"version\": \"1.2.3\""),
-        ("/", "200", "text/plain", "/metrics"),
+        ("/", "200", "text/html", "/metrics"),
         ("/metrics/", "404", "text/plain", "see /"),
         ("/../etc/passwd", "404", "text/plain", "see /"),
     ];
@@ -91,12 +95,12 @@ async fn every_route_answers_as_promised() {
 async fn other_methods_are_refused_and_head_has_no_body() {
     let port = open().await;
     for method in ["POST", "PUT", "DELETE", "OPTIONS", "NONSENSE"] {
-        let request = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+        let request = format!("{method} /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
         let answer = say(port.address, &request).await;
         assert_eq!(status_of(&answer), "405", "{answer}");
         assert!(answer.to_lowercase().contains("allow: get"), "{answer}");
     }
-    let head = say(port.address, "HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let head = say(port.address, "HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(status_of(&head) == "200" && head.ends_with("\r\n\r\n"), "{head}");
     assert!(head.contains("content-length: 3"), "{head}");
 }
@@ -109,7 +113,7 @@ async fn malformed_and_oversized_requests_are_refused() {
         ("hello\r\n\r\n".to_owned(), "400"),
         ("GET /livez HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), "400"),
         ("\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}\u{0}".to_owned(), "400"),
-        (format!("GET /livez HTTP/1.1\r\nHost: x\r\nX: {long}\r\n\r\n"), "431"),
+        (format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"), "431"),
         (format!("GET /livez HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(2000)), "431"),
     ];
     for (request, status) in cases {
@@ -122,7 +126,8 @@ async fn malformed_and_oversized_requests_are_refused() {
 #[tokio::test]
 async fn a_connection_carries_one_request() {
     let port = open().await;
-    let pipelined = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    let pipelined =
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let answer = say(port.address, pipelined).await;
     assert!(answer.contains("connection: close") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
 }
@@ -149,7 +154,7 @@ async fn clients_that_ask_for_nothing_make_room_for_newer_ones_the_oldest_first(
     }
     // Those that are left are served when they ask.
     for stream in &mut newest {
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     }
     for stream in newest {
         assert_eq!(status_of(&rest(stream).await), "200");
@@ -172,7 +177,7 @@ async fn sixty_scrapes_at_once_each_say_how_it_was_when_they_asked() {
 #[tokio::test(start_paused = true)]
 async fn whoever_is_slow_with_the_head_is_cut_off() {
     let port = open().await;
-    for begun in ["", "GET", "GET /livez HTTP/1.1\r\nHost: x\r\n"] {
+    for begun in ["", "GET", "GET /livez HTTP/1.1\r\nHost: localhost\r\n"] {
         let mut stream = TcpStream::connect(port.address).await.unwrap();
         stream.write_all(begun.as_bytes()).await.unwrap();
         // Nothing more comes from here; the end comes from there.

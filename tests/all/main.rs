@@ -32,6 +32,7 @@ mod mishaps;
 mod names;
 mod ordinary_nights;
 mod ownership;
+mod page;
 mod plan_and_once;
 mod planning;
 mod plans;

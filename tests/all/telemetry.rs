@@ -145,6 +145,7 @@ fn tally(name: &str) -> InstanceCounts {
         oldest_at: Some(at("2026-10-01T00:00:00.5Z")),
         newest_consistent_at: Some(at("2026-10-01T00:00:00.5Z")),
         newest_verified_at: BTreeMap::from([("vault".parse().unwrap(), at(NOW))]),
+        uncopied_since: BTreeMap::new(),
         is_listed: true,
         is_exempt: false,
         created_at: None,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::once::plan_sums;
-use crate::cli::output::{Output, Row, Tone, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, plain};
 use crate::cli::plan::decisions::{PolicyInZone, decided, decision_json, snapshot_json};
 use crate::cli::plan::keys::{self, ChangedKey};
 use crate::cli::plan::table::{age, called, shown, taken, title, why};
@@ -20,7 +20,7 @@ use crate::retention::verdict::{Rule, Verdict};
 use crate::run::preview::Preview;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
-use crate::text::counted;
+use crate::text::{counted, to_the_second};
 
 /// The differences for a policy in a zone; a configuration without it has no plan.
 pub(super) struct Difference<'a> {

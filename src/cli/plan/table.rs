@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::{Timestamp, Unit};
 
 use crate::cli::once::{instance, plan_sums};
-use crate::cli::output::{Output, Row, Tone, moment, plain, to_the_second};
+use crate::cli::output::{Output, Row, Tone, moment, plain};
 use crate::cli::plan::decisions::{Filter, decided, filtered};
 use crate::picture::line::{self, Fate, LEGEND, date};
 use crate::policy::name::PolicyName;
@@ -19,7 +19,7 @@ use crate::run::promote::TemplateDecision;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot};
 use crate::state::last_runs::PlanSums;
-use crate::text::{counted, printable};
+use crate::text::{counted, printable, to_the_second};
 
 /// The width of a timeline without a terminal.
 const LINE_WIDTH: usize = 98;
