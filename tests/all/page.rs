@@ -25,6 +25,8 @@ const NIGHTLY: &str = r#"
 schedule = "30 2 * * *"
 zones = ["ch-gva-2"]
 create = true
+[policies.nightly.select]
+ownership = "all"
 [policies.nightly.retention]
 keep_last = 5
 [policies.nightly.guard]
@@ -67,8 +69,12 @@ fn is_harmless(answer: &str) {
         "\u{202e}",
         "\u{1b}",
     ] {
+        // Names of elements and of attributes: what stands in quotes is text.
         let is_markup = |text: &str| {
-            text.split('<').skip(1).any(|tag| format!("<{}", tag.split('>').next().unwrap()).contains(word))
+            text.split('<').skip(1).any(|tag| {
+                let tag = format!("<{}", tag.split('>').next().unwrap());
+                tag.split('"').step_by(2).any(|part| part.contains(word))
+            })
         };
         assert!(!is_markup(before) && !is_markup(after) && !style.contains(word), "{word:?}: {body}");
     }
@@ -128,7 +134,7 @@ fn remembered(stage: &Stage, instances: Vec<InstanceCounts>) -> LastRuns {
 async fn hostile_names_are_text_wherever_they_stand() {
     let (port, stage) = (open().await, Stage::new());
     let id = stage.world.add_instance(&stage.zone, HOSTILE, &[]);
-    stage.days(id, 0..9);
+    stage.days(id, 1..10);
     let runner = stage.runner(NIGHTLY);
     configure(&port, &runner, &LastRuns::default());
     run(&port.telemetry, &runner).await;
