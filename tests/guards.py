@@ -50,14 +50,15 @@ def switch(guards):
 
 
 def build():
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(TREE / "target")}
+    # Its own: in the tree's, cargo would take these builds for those of the tree.
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TREE / "target" / "guards-build")}
     command = ["cargo", "test", "--locked", "--test", "all", "--no-run"]
     built = subprocess.run(command, cwd=COPY, env=environment, capture_output=True, text=True)
     found = re.search(r"Executable .*\((.*)\)", built.stderr)
     if built.returncode or not found:
         sys.exit(built.stderr)
     program = COPY / "campaign"
-    shutil.copy2(COPY / found[1], program)
+    shutil.copy2(found[1] if found[1].startswith("/") else COPY / found[1], program)
     return program
 
 
