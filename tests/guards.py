@@ -67,8 +67,8 @@ def found_by(program, number):
         command = [program, "--exact", "wide_crashes::" + CAMPAIGN]
         played = subprocess.run(command, env=environment, capture_output=True, text=True)
         lines = [line for line in played.stdout.splitlines() if line and line[0] not in " ]["]
-        day = next((line for line in lines if line.startswith("seed ")), None)
-        if day:
+        if "to repeat: " in played.stdout + played.stderr:
+            day = next((line for line in lines if "seed " in line), "")
             last = next((place for place, line in enumerate(lines) if line.startswith("stack backtrace")), 0) - 1
             return seed, f"{day}: {lines[last][:90]}"
         if played.returncode:
