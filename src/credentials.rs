@@ -138,6 +138,20 @@ impl Search<'_> {
         Err(CredentialsError { text, source: None })
     }
 
+    /// A secret alone: the text of `file`, else that of one of systemd's credentials, if there is one.
+    pub(crate) fn secret(
+        &self,
+        file: Option<&Path>,
+        systemd: &str,
+    ) -> Result<Option<SecretString>, CredentialsError> {
+        let text = match file {
+            Some(file) => Some(self.file(file)?),
+            None => self.systemd(systemd)?,
+        };
+        // Files usually end with a line break.
+        Ok(text.map(|text| SecretString::from(text.trim_start_matches('\u{feff}').trim())))
+    }
+
     /// The credentials in one source; `None` if it has none.
     fn read(
         &self,

@@ -23,6 +23,8 @@ pub enum Purpose {
     Api,
     /// The bytes of an image from a presigned address, which is itself a credential: never shown.
     Image,
+    /// A notification to an address that is itself a credential: never shown.
+    Notification,
     /// A request that is never sent through a proxy: to the platform's metadata server, whose response would be about the
     /// proxy's instance, and to the daemon on this machine.
     Direct,
@@ -33,7 +35,7 @@ pub enum Purpose {
 pub struct Request {
     /// The HTTP method.
     pub method: Method,
-    /// Where to; a bearer secret if the purpose is [`Purpose::Image`].
+    /// Where to; a bearer secret if the purpose is [`Purpose::Image`] or [`Purpose::Notification`].
     pub url: Url,
     /// Headers beside those that HTTP itself needs.
     pub headers: HeaderMap,
@@ -48,7 +50,7 @@ impl Debug for Request {
         // Headers may hold a signature, and the address may be one.
         let url = match self.purpose {
             Purpose::Api | Purpose::Direct => self.url.path(),
-            Purpose::Image => "(presigned address)",
+            Purpose::Image | Purpose::Notification => "(secret address)",
         };
         f.debug_struct("Request").field("method", &self.method).field("url", &url).finish_non_exhaustive()
     }
@@ -179,7 +181,7 @@ impl HttpTransport {
     fn client(&self, purpose: Purpose) -> Result<&reqwest::Client, TransportError> {
         let made = match purpose {
             Purpose::Api => &self.api,
-            Purpose::Image => &self.image,
+            Purpose::Image | Purpose::Notification => &self.image,
             Purpose::Direct => &self.direct,
         };
         if let Some(client) = made.get() {
@@ -187,7 +189,7 @@ impl HttpTransport {
         }
         let fresh = match purpose {
             Purpose::Api => build(|| client().http2_adaptive_window(true)),
-            Purpose::Image => build(|| client().http1_only().no_gzip()),
+            Purpose::Image | Purpose::Notification => build(|| client().http1_only().no_gzip()),
             Purpose::Direct => build(|| client().http1_only().no_gzip().no_proxy()),
         }?;
         // One that another thread made meanwhile is as good.

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::manual;
 use crate::cli::when::When;
-use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, NotifierName, PolicyName};
 use crate::policy::select::Pattern;
 use crate::policy::span::Span;
 use crate::restore::template::BootMode;
@@ -204,6 +204,12 @@ pub enum Command {
         #[command(subcommand)]
         command: ArchiveCommand,
     },
+    /// Try the notifiers of the configuration
+    Notify {
+        /// The subcommand.
+        #[command(subcommand)]
+        command: NotifyCommand,
+    },
     /// Show what each instance of the zones has, and what it lacks; exits with 1 if one lacks what it should have; changes nothing
     ///
     /// The newest good snapshot, the newest verified copy and where it is, which policies select it, and what is wrong: the
@@ -242,6 +248,20 @@ pub enum Command {
         /// Write all pages into the folders man1 and man5 of this directory, for packagers
         #[arg(long, value_name = "DIR", conflicts_with = "page")]
         directory: Option<PathBuf>,
+    },
+}
+
+/// The subcommands of `notify`.
+#[derive(Debug, Subcommand)]
+pub enum NotifyCommand {
+    /// Send a sample to a notifier, and show what the other side answered; exits with 1 if it failed
+    ///
+    /// It takes half a minute if nothing answers. A notifier of type `healthchecks` gets a ping of the kind `log`, which changes
+    /// no state there.
+    Test {
+        /// The notifier
+        #[arg(value_name = "NAME")]
+        name: NotifierName,
     },
 }
 

@@ -11,26 +11,28 @@ use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
 use crate::archive::transfer::hash::Hashers;
-use crate::cli::exit::Refusal;
+use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::config::ConfigError;
 use crate::config::keys::nearest;
 use crate::config::sections::{ArchiveSettings, Config};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Search};
 use crate::disk::{Disk, RealDisk};
 use crate::exoscale::client::{Client, Settings};
 use crate::exoscale::credentials;
 use crate::exoscale::metadata::Metadata;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::notifier::{NotifierKind, NotifierSettings};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::context::Runner;
 use crate::run::downloads::Downloads;
 use crate::run::pauses;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
+use crate::telemetry::notifier::{Notifier, Wires};
 use crate::transport::{HttpTransport, Transport};
 
 /// The default state directory.
@@ -250,6 +252,56 @@ pub fn archive(
             Ok(Archive::S3(archive.with_cache(cache)))
         }
     }
+}
+
+/// The notifiers of the configuration, with their secrets. Nothing is sent.
+///
+/// # Errors
+/// [`Refusal`] for one whose address or password is missing or can't be used.
+pub fn notifiers(config: &Config) -> Result<Vec<Notifier>, Refusal> {
+    config.notifiers.iter().map(notifier).collect()
+}
+
+/// A notifier with its secret. Nothing is sent.
+///
+/// # Errors
+/// [`Refusal`] if its address or password is missing or can't be used.
+pub fn notifier(settings: &NotifierSettings) -> Result<Notifier, Refusal> {
+    let name = &settings.name;
+    let (secret, key) = match &settings.kind {
+        NotifierKind::Mail(_) => ("password", "password_file"),
+        NotifierKind::Webhook { .. } | NotifierKind::Healthchecks { .. } => ("address", "url_file"),
+    };
+    let search = Search {
+        purpose: format!("the {secret} of notifier `{name}`"),
+        hint: String::new(),
+        environment: &|name: &str| std::env::var(name).ok(),
+        is_bucket: false,
+    };
+    let credential = format!("notify-{name}");
+    let found = search
+        .secret(settings.secret_file.as_deref(), &credential)
+        .map_err(|error| Refusal::bad_configuration(&error))?;
+    let needs_one = match &settings.kind {
+        NotifierKind::Mail(mail) => mail.username.is_some(),
+        NotifierKind::Webhook { .. } | NotifierKind::Healthchecks { .. } => true,
+    };
+    if needs_one && found.is_none() {
+        return Err(Refusal::new(
+            Exit::BadConfiguration,
+            format!(
+                "notifier `{name}` has no {secret}: name a file with it as `{key}` in `[notify.{name}]`, or give a systemd \
+                 credential `{credential}`"
+            ),
+        ));
+    }
+    Notifier::new(settings.clone(), found).map_err(|error| Refusal::bad_configuration(&error))
+}
+
+/// What notifications are sent by.
+pub fn wires(seams: &Seams) -> Wires {
+    let (transport, clock) = (seams.transport.clone(), seams.clock.clone());
+    Wires { transport, clock, randomness: seams.randomness.clone() }
 }
 
 /// Whether a command may change something.

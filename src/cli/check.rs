@@ -87,6 +87,8 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     let online = if online {
         let (credentials, place) = assemble::found_credentials(&config)?;
         let runner = assemble::runner(&config, credentials, &seams, Use::Reading)?;
+        // Whether their secrets are there; nothing is sent.
+        assemble::notifiers(&config)?;
         let mut tried = vec![Tried::noted("this machine", "API key", format!("found in {place}"))];
         let (all, more) = try_all(&config, &runner).await;
         tried.extend(all);

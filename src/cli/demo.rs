@@ -116,7 +116,7 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
         show_plan(&runner, policy, output).await;
         output.print(&heading(&format!("{}. What `snapwarden once {}` does", 2 * number + 2, policy.name)));
         let (ended, reports) =
-            once::run_all(&runner, &[policy], &RunOptions::default(), output, progress).await;
+            once::run_all(&runner, &[policy], &RunOptions::default(), output, progress, None).await;
         exit = exit.worse(ended);
         output.print(&reports.iter().map(|report| once::render(report, output)).collect::<String>());
     }

@@ -73,7 +73,7 @@ impl Refusal {
     }
 
     /// With this status.
-    fn new(exit: Exit, text: impl Into<String>) -> Self {
+    pub(super) fn new(exit: Exit, text: impl Into<String>) -> Self {
         Self { exit, text: text.into() }
     }
 

@@ -92,6 +92,7 @@ pub(crate) const FILES: &Facts = &[
         "controls.json",
         "The policies that `pause` paused, and those that `trigger` asks for until their runs begin.",
     ),
+    (State, "notifications.json", "What notifiers were notified of, and is not known to be over."),
     (State, "archives.json", "The ids of the archives that were used, and the copies that they had."),
     (State, "daemon.json", "Where the daemon listens."),
     (State, "daemon.sock", "Where `status --live` asks the daemon whether its loop turns."),
@@ -273,6 +274,12 @@ pub(crate) const PAGES: &[Page] = &[
     command("archive prune", COPIES, GUARDED, &[
         ("Which copies would be deleted, and why?", "archive prune --dry-run vault"),
     ], &["archive-list", "allow"]),
+    command("notify", &[Output], CONFIGURED, &[
+        ("Does a message arrive?", "notify test ops"),
+    ], &["status"]),
+    command("notify test", &[Output], CONFIGURED, &[
+        ("Does a message arrive?", "notify test ops"),
+    ], &["status"]),
     command("coverage", ZONES, CONFIGURED, &[
         ("Is db-1 backed up, where, since when?", "coverage db-1"),
     ], &["plan", "archive-list", "status"]),

@@ -17,6 +17,7 @@ pub mod explain;
 pub mod history;
 pub mod hold;
 mod manual;
+pub mod notify;
 pub mod once;
 pub mod output;
 pub mod packaging;
@@ -38,7 +39,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use crate::cli::args::{ArchiveCommand, Arguments, Command};
+use crate::cli::args::{ArchiveCommand, Arguments, Command, NotifyCommand};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
@@ -119,6 +120,9 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
                 on_runtime(archive::prune(global, archives, *dry_run, copies, output))
             }
         },
+        Command::Notify { command: NotifyCommand::Test { name } } => {
+            on_runtime(notify::test(global, name, output))
+        }
         Command::Coverage { instances } => on_runtime(coverage::coverage(global, instances, output)),
         Command::Status { live } => on_runtime(status::status(global, *live, output)),
         #[cfg(feature = "demo")]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -12,13 +13,45 @@ use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, moment, plain};
 use crate::cli::progress::Progress;
 use crate::cli::signals::StopSignals;
+use crate::config::sections::Config;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::report::{RunReport, RunResult, Step};
 use crate::state::audit::StepOutcome;
+use crate::state::error::StateError;
 use crate::state::last_runs::PlanSums;
+use crate::telemetry::Telemetry;
+use crate::telemetry::model::PolicyView;
+use crate::telemetry::notifications::Notifications;
 use crate::text::{chain, printable};
+
+/// How long notifications may take at the end: as long as it takes to give one up.
+const NOTIFY_GRACE: Duration = Duration::from_secs(40);
+
+/// The notifiers of the configuration at work, and what they read.
+#[derive(Debug)]
+pub struct Notifying {
+    telemetry: Telemetry,
+    notifications: Notifications,
+}
+
+impl Notifying {
+    async fn start(config: &Config, runner: &Runner, seams: &Seams) -> Result<Self, Refusal> {
+        let notifiers = assemble::notifiers(config)?;
+        let telemetry = Telemetry::new(seams.clock.clone(), env!("CARGO_PKG_VERSION"), "");
+        let (schedules, now) = (runner.state.schedules().await?, seams.clock.now());
+        let mut views = Vec::new();
+        for policy in &config.policies {
+            let remembered = runner.state.last_runs(&policy.name).await?;
+            views.push(PolicyView::of(policy, &schedules, remembered, now));
+        }
+        telemetry.configure(&views, &runner.archives.keys().cloned().collect());
+        let wires = assemble::wires(seams);
+        let notifications = telemetry.notify(notifiers, wires, runner.state.clone(), seams.host.clone());
+        Ok(Self { telemetry, notifications })
+    }
+}
 
 /// Runs the policies one after the other.
 ///
@@ -47,7 +80,15 @@ pub async fn once(
     }
     runner.downloads = progress.downloads();
     let options = RunOptions { stop: stop_on_signal()?, ..wanted };
-    let (mut exit, reports) = run_all(&runner, &policies, &options, output, progress).await;
+    // A limited run is no news: somebody looks at it.
+    let is_told = options.instances.is_none() && !config.notifiers.is_empty();
+    let notifying = if is_told { Some(Notifying::start(&config, &runner, &seams).await?) } else { None };
+    let (mut exit, reports) =
+        run_all(&runner, &policies, &options, output, progress, notifying.as_ref()).await;
+    if let Some(Notifying { notifications, .. }) = notifying {
+        notifications.look().await;
+        notifications.finish(NOTIFY_GRACE).await;
+    }
     if let Some(only) = options.instances.filter(|_| reports.iter().all(is_about_nothing)) {
         output.complain(&format!("no instance that these policies select matches `{only}`"));
         exit = exit.worse(Exit::Failed);
@@ -63,6 +104,7 @@ pub async fn run_all(
     options: &RunOptions,
     output: Output,
     progress: &Progress,
+    notifying: Option<&Notifying>,
 ) -> (Exit, Vec<RunReport>) {
     let mut exit = Exit::Done;
     let mut reports = Vec::new();
@@ -72,14 +114,26 @@ pub async fn run_all(
             exit = exit.worse(Exit::Failed);
             continue;
         }
+        if let Some(Notifying { notifications, .. }) = notifying {
+            notifications.run_begun(&policy.name);
+        }
         let run = runner.run(policy, options);
         match progress.during(&runner.downloads, &*runner.clock, run).await {
             Ok(report) => {
                 exit = exit.worse(exit_of(&report));
+                if let Some(Notifying { telemetry, notifications }) = notifying {
+                    telemetry.run_ended(&report);
+                    notifications.run_ended(&policy.name, Some(&report));
+                }
                 reports.push(report);
             }
             Err(error) => {
                 output.complain(&format!("policy {} did not run: {}", policy.name, chain(&error)));
+                let is_running = matches!(error, StateError::Locked { .. });
+                if let Some(Notifying { telemetry, notifications }) = notifying.filter(|_| !is_running) {
+                    telemetry.run_panicked_or_refused(&policy.name, runner.clock.now());
+                    notifications.run_ended(&policy.name, None);
+                }
                 exit = exit.worse(Exit::Failed);
             }
         }

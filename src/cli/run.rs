@@ -56,7 +56,8 @@ where
         let mut runner = assemble::runner(&config, credentials, &seams, purpose)?;
         runner.client = runner.client.with_observer(observer.clone());
         runner.downloads = observer.downloads();
-        Ok(Loaded { runner, server: config.server })
+        let notifiers = (assemble::notifiers(&config)?, assemble::wires(&seams));
+        Ok(Loaded { runner, server: config.server, notifiers })
     };
     let loaded = load(Use::Changing)?;
     if loaded.runner.policies.iter().all(|policy| !policy.enabled) {

@@ -4,9 +4,6 @@
 
 use std::collections::BTreeMap;
 
-/// Known, but not available in this version: refused, never ignored. To make a section available, remove its line.
-const PLANNED: &[&str] = &["notify.*"];
-
 /// Longer words are no typos, and the search is quadratic.
 const TYPO_MAX: usize = 64;
 
@@ -43,11 +40,6 @@ impl KnownKeys {
 
 pub(super) fn contains(keys: &[String], key: &str) -> bool {
     keys.iter().any(|known| known == key)
-}
-
-/// Whether a section is known, but not available in this version.
-pub(super) fn is_planned(label: &str) -> bool {
-    PLANNED.contains(&label)
 }
 
 /// The candidate that `word` was probably meant to be: a few edits away, fewer for a short word, or with the

@@ -1,4 +1,4 @@
-//! Reads every section but the policies, whose reader is `policies`.
+//! Reads every section but the policies and the notifiers, which have readers of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -10,9 +10,11 @@ use toml::de::DeTable;
 use url::Url;
 
 use crate::config::keys::KnownKeys;
+use crate::config::notifiers;
 use crate::config::policies;
 use crate::config::toml_reader::{OpenFile, Place, Table, Value};
 use crate::policy::name::ArchiveName;
+use crate::policy::notifier::NotifierSettings;
 use crate::policy::select::Exemption;
 use crate::policy::span::Span;
 use crate::policy::{ArchiveRules, Policy, VerifyPlan};
@@ -50,7 +52,7 @@ const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST,
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
 /// A file with one section of each kind: reading it asks for every key that a file may have.
-const ONE_OF_EACH: &str = "[archives.a]\ntype = \"local\"\n[policies.a]\n[notify.a]\n";
+const ONE_OF_EACH: &str = "[archives.a]\ntype = \"local\"\n[policies.a]\n[notify.a]\ntype = \"webhook\"\n";
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone)]
@@ -73,6 +75,8 @@ pub struct Config {
     pub written: BTreeMap<String, serde_json::Value>,
     /// The section `[coverage]`: the instances that are meant to be without a backup.
     pub exempt: Exemption,
+    /// The sections `[notify.NAME]`: who is notified, and of what.
+    pub notifiers: Vec<NotifierSettings>,
 }
 
 /// How the API is used.
@@ -149,7 +153,6 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
         );
     }
     let policies = policies::read(&named_policies, &archive_names);
-    check_notify(&root.table("notify"));
     let state = root.table("state");
     Config {
         written: BTreeMap::new(),
@@ -161,6 +164,7 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
         archive_rules,
         policies,
         exempt: policies::read_exemption(&root.table("coverage")),
+        notifiers: notifiers::read(&root.table("notify")),
     }
 }
 
@@ -436,18 +440,5 @@ fn read_server(table: &Table<'_>) -> ServerSettings {
     ServerSettings {
         listen: listen.unwrap_or(LISTEN),
         shutdown_grace: table.read("shutdown_grace", Value::duration).unwrap_or(SHUTDOWN_GRACE),
-    }
-}
-
-/// Its keys are checked already, but the section is not available yet.
-fn check_notify(table: &Table<'_>) {
-    for (_, notifier) in table.named::<ArchiveName>() {
-        notifier.choice("type", &[("webhook", ()), ("healthchecks", ())]);
-        notifier.read("url_file", Value::path);
-        if let Some(on) = notifier.value("on") {
-            on.list(Some("name at least one of `failure`, `held` and `recovered`"), |word| {
-                word.choice(&[("failure", ()), ("held", ()), ("recovered", ())])
-            });
-        }
     }
 }

@@ -144,8 +144,7 @@ impl<'t> Table<'t> {
             let beside: Vec<_> = beside.iter().map(|section| format!("`[{section}]`")).collect();
             format!("`{key}` belongs under {}", beside.join(" or "))
         } else {
-            let is_available = |key: &&String| !keys::is_planned(&self.place.child(key, key, None).label);
-            format!("the keys here are {}", listed(known.iter().filter(is_available)))
+            format!("the keys here are {}", listed(known))
         };
         place.add(Kind::UnknownKey, "unknown key".to_owned(), help);
     }
@@ -297,11 +296,7 @@ pub(super) struct Value<'t> {
 
 impl<'t> Value<'t> {
     fn open(place: Place<'t>, value: &'t DeValue<'t>) -> Self {
-        let value = Self { place, value };
-        if keys::is_planned(&value.place.label) {
-            value.place.wrong("not available yet", "take it out: this version can't do it");
-        }
-        value
+        Self { place, value }
     }
 
     fn plain(&self) -> Option<&str> {

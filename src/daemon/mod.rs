@@ -46,6 +46,8 @@ use crate::state::history::Change;
 use crate::state::last_runs::LastRuns;
 use crate::state::schedules::Schedules;
 use crate::telemetry::model::PolicyView;
+use crate::telemetry::notifications::Notifications;
+use crate::telemetry::notifier::{Notifier, Wires};
 use crate::telemetry::{DELETED_LAST_MAX, Telemetry};
 use crate::text::{chain, counted};
 
@@ -59,6 +61,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(50);
 /// A run that was asked for this long before the daemon started is not begun: it would surprise.
 const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
+/// How long what is queued for notifiers may take at the end.
+const NOTIFY_GRACE: Duration = Duration::from_secs(5);
+
 /// A clock that is corrected by less is no jump.
 const JUMP: SignedDuration = SignedDuration::from_secs(10);
 
@@ -69,6 +74,8 @@ pub struct Loaded {
     pub runner: Runner,
     /// The port, and the end.
     pub server: ServerSettings,
+    /// Who is notified, with what notifications are sent by.
+    pub notifiers: (Vec<Notifier>, Wires),
 }
 
 /// Reads the configuration anew; the error is a text for people.
@@ -135,6 +142,7 @@ pub struct Daemon {
     stop: CancellationToken,
     status: String,
     beside: Beside,
+    notifications: Option<Notifications>,
     /// Whether the schedules could not be saved; each turn of the loop tries again.
     unsaved: bool,
     /// Why the pauses and triggers could not be read or changed at the last turn of the loop.
@@ -161,7 +169,7 @@ impl Daemon {
         telemetry: Telemetry,
         service: ServiceManager,
     ) -> Result<Self, DaemonError> {
-        let Loaded { mut runner, server } = loaded;
+        let Loaded { mut runner, server, notifiers } = loaded;
         let lock = runner.state.lock_daemon(&*runner.clock).await?;
         pauses::apply(&mut runner.policies, &runner.state.controls().await?.paused);
         let before = runner.state.schedules().await?;
@@ -183,6 +191,7 @@ impl Daemon {
             stop: CancellationToken::new(),
             status: String::new(),
             beside: Beside::default(),
+            notifications: None,
             unsaved: false,
             controls_error: None,
             asked_for: BTreeMap::new(),
@@ -190,6 +199,7 @@ impl Daemon {
         };
         let remembered = remembered(&daemon.runner).await?;
         daemon.configure(&remembered);
+        daemon.notifications = Some(daemon.notify_from_now(notifiers));
         daemon.telemetry.reloaded(Ok(()), now);
         daemon.listener = Some(server::bind(daemon.server.listen).await?);
         if let Err(error) = daemon.runner.state.set_daemon_address(daemon.address()).await {
@@ -266,9 +276,12 @@ impl Daemon {
             if self.verify_archives(clock.now()) {
                 self.save().await;
             }
-            if clock.elapsed().saturating_sub(self.beside.read_at) >= LOOK_AGAIN && self.look_beside().await {
-                self.look_at_archives();
-                self.look_at_deletions().await;
+            if clock.elapsed().saturating_sub(self.beside.read_at) >= LOOK_AGAIN {
+                if self.look_beside().await {
+                    self.look_at_archives();
+                    self.look_at_deletions().await;
+                }
+                self.notify().await;
             }
             self.telemetry.tick(clock.now());
             self.service.alive();
@@ -401,6 +414,7 @@ impl Daemon {
             ..RunOptions::default()
         };
         self.telemetry.run_begun(&policy, self.runner.clock.now());
+        self.notifications.iter().for_each(|notifications| notifications.run_begun(&policy));
         let runner = Arc::clone(&self.runner);
         let task = self.runs.spawn(async move { runner.run(&runner.policies[place], &options).await });
         self.running.insert(task.id(), (policy, changed));
@@ -414,16 +428,18 @@ impl Daemon {
         };
         let Some((policy, _)) = self.running.remove(&id) else { return };
         let asked_for = self.asked_for.remove(&policy);
-        let mut cut_short = false;
+        let (mut cut_short, mut notified) = (false, Some(None));
         match outcome {
             Ok(Ok(report)) => {
                 let is_whole = matches!(report.result, RunResult::Success | RunResult::Held);
                 cut_short = self.stop.is_cancelled() && !is_whole;
                 self.telemetry.run_ended(&report);
+                notified = Some(Some(report));
             }
             Ok(Err(error @ StateError::Locked { .. })) => {
                 warn!(policy.name = %policy, "policy {policy} is not run now: {}", chain(&error));
                 self.telemetry.displaced(&policy);
+                notified = None;
                 if asked_for.is_some() {
                     let again = self.runner.state.trigger(&*self.runner.clock, policy.clone()).await;
                     self.controls_failed(again.err().map(|error| chain(&error)));
@@ -441,6 +457,10 @@ impl Daemon {
         self.timetable.ended(&policy, cut_short);
         self.save().await;
         self.look_beside().await;
+        if let (Some(report), Some(notifications)) = (notified, &self.notifications) {
+            notifications.run_ended(&policy, report.as_ref());
+        }
+        self.notify().await;
         self.look_at_archives();
         self.look_at_deletions().await;
         self.report_next();
@@ -464,7 +484,7 @@ impl Daemon {
     }
 
     async fn take_over(&mut self) -> Result<(), String> {
-        let Loaded { mut runner, server } = (self.load)()?;
+        let Loaded { mut runner, server, notifiers } = (self.load)()?;
         if runner.state.path() != self.runner.state.path() {
             return Err("the state directory is another one now: that takes a restart".to_owned());
         }
@@ -479,6 +499,8 @@ impl Daemon {
         let controls = runner.state.controls().await.map_err(|error| chain(&error))?;
         pauses::apply(&mut runner.policies, &controls.paused);
         self.replace_runner(runner, &remembered);
+        // Those from before deliver what they have.
+        self.notifications = Some(self.notify_from_now(notifiers));
         self.save().await;
         self.look_at_archives();
         Ok(())
@@ -556,8 +578,23 @@ impl Daemon {
             self.service.alive();
         }
         self.save().await;
+        if let Some(notifications) = self.notifications.take().filter(|_| ending == Ending::Orderly) {
+            notifications.finish(NOTIFY_GRACE).await;
+        }
         info!("stopped");
         ending
+    }
+
+    fn notify_from_now(&self, (notifiers, wires): (Vec<Notifier>, Wires)) -> Notifications {
+        let (state, host) = (self.runner.state.clone(), Arc::clone(&self.runner.host));
+        self.telemetry.notify(notifiers, wires, state, host)
+    }
+
+    /// Has notifiers be notified of all that is to be said now.
+    async fn notify(&mut self) {
+        if let Some(notifications) = &self.notifications {
+            notifications.look().await;
+        }
     }
 
     /// Gives telemetry the policies and archives of the configuration.

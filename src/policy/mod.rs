@@ -4,6 +4,7 @@
 //! already valid: a count is not zero, a name is safe in a path, an archive that is named exists.
 
 pub mod name;
+pub mod notifier;
 pub mod rate;
 pub mod select;
 pub mod span;

@@ -1,4 +1,4 @@
-//! The names of policies and archives, which are safe in paths, labels and messages.
+//! The names of policies, archives and notifiers, which are safe in paths, labels and messages.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
@@ -53,6 +53,10 @@ name!(
 name!(
     /// An archive's name.
     ArchiveName
+);
+name!(
+    /// A notifier's name.
+    NotifierName
 );
 
 /// A text that can't name a policy, an archive or a notifier.

@@ -50,6 +50,8 @@ pub struct Judged {
     pub missing: Option<String>,
     /// Which have none that is new enough, as a sentence.
     pub stale: Option<String>,
+    /// Both, by name, with when their newest good snapshot was taken.
+    pub lacking: Vec<(String, Option<Timestamp>)>,
 }
 
 /// Judges the instances of a policy, with the longest gap of its schedule. A policy that is not enabled expects nothing.
@@ -64,6 +66,7 @@ pub fn judge(
     }
     let expectation = Expectation::new(policy, longest_gap);
     let (mut states, mut missing, mut stale) = (InstanceStates::default(), Vec::new(), Vec::new());
+    let mut lacking = Vec::new();
     for instance in instances {
         if is_remembered(instance, now) {
             states.vanished += 1;
@@ -71,7 +74,11 @@ pub fn judge(
         if !instance.is_listed || instance.is_exempt {
             continue;
         }
-        match expectation.judge(instance.newest_at, instance.created_at, now) {
+        let freshness = expectation.judge(instance.newest_at, instance.created_at, now);
+        if freshness != Freshness::Fresh {
+            lacking.push((instance.name.clone(), instance.newest_at));
+        }
+        match freshness {
             Freshness::Fresh => states.fresh += 1,
             Freshness::Stale => {
                 states.stale += 1;
@@ -93,7 +100,7 @@ pub fn judge(
             expectation.text()
         )
     });
-    Judged { states, missing, stale }
+    Judged { states, missing, stale, lacking }
 }
 
 /// What an instance lacks by one policy.

@@ -12,9 +12,10 @@
 //! | `holds.json` | snapshots on hold ([`holds`]) |
 //! | `allowances.json` | allowances to pass the guard ([`allowances`]) |
 //! | `controls.json` | policies that are paused by hand, or to run now ([`controls`]) |
+//! | `notifications.json` | what notifiers were notified of ([`notifications`]) |
 //! | `archives.json` | which archives were used, and what was in them ([`archives`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
-//! | `holds.lock`, `allowances.lock`, `controls.lock`, `archives.lock` | who changes what commands change beside a running daemon |
+//! | `holds.lock`, `allowances.lock`, `controls.lock`, `archives.lock`, `notifications.lock` | who changes what commands change beside a running daemon |
 //! | `audit.lock` | who begins a new month |
 //!
 //! Every file is for its owner alone. But for those of lines, each is replaced in one step and carries a version. One that
@@ -33,5 +34,6 @@ pub mod history;
 pub mod holds;
 pub mod last_runs;
 mod locks;
+pub mod notifications;
 pub mod policy_state;
 pub mod schedules;

@@ -437,6 +437,17 @@ const METRICS: &[Metric] = &[
             }
         }),
     ),
+    counter(
+        "snapwarden_notifications_total",
+        "Notifications by result: sent, failed after all attempts, or dropped since too many waited.",
+        Read::By(&["notifier", "result"], |model, add| {
+            for (notifier, counts) in &model.notifications {
+                for (result, count) in counts {
+                    add(&[notifier.as_str(), result], number(*count));
+                }
+            }
+        }),
+    ),
 ];
 
 impl Read {

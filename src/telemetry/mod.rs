@@ -1,12 +1,18 @@
 //! What the program did and how it is, as log lines, as metrics, and as a status.
 //!
 //! Every event is reported to [`Telemetry`] and added up in one place, [`model`], from which [`metrics`] and [`status`]
-//! are made, so that they can't disagree. The log is apart from them.
+//! are made, so that they can't disagree, and which [`notifications`] reads, too. The log is apart from them.
 
+mod conditions;
 pub mod logging;
+mod mail;
+mod message;
 pub mod metrics;
 pub mod model;
+pub mod notifications;
+pub mod notifier;
 pub mod overview;
+mod problem;
 pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,11 +31,15 @@ use crate::run::downloads::{Downloads, RunningDownload};
 use crate::run::report::{RunReport, RunResult};
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::state::audit::StepOutcome;
+use crate::state::directory::StateDirectory;
 use crate::state::history::Change;
 use crate::state::last_runs::LastRuns;
 use crate::telemetry::metrics::Histograms;
 use crate::telemetry::model::{Model, PolicyModel, PolicyView, SKIPPED, count};
+use crate::telemetry::notifications::Notifications;
+use crate::telemetry::notifier::{Notifier, Wires};
 use crate::telemetry::overview::{InstanceOverview, Overview};
+use crate::telemetry::problem::Problem;
 use crate::telemetry::status::{Last, Status};
 
 /// A scheduler whose loop did not turn for this long is stuck: it turns every other second.
@@ -65,6 +75,7 @@ impl Telemetry {
             clock_skew: BTreeMap::new(),
             api_requests: BTreeMap::new(),
             api_retries: BTreeMap::new(),
+            notifications: BTreeMap::new(),
         };
         Self {
             clock,
@@ -189,6 +200,8 @@ impl Telemetry {
             policy.status.last = Some(Last { started_at, finished_at: at, result: result.to_owned() });
             for zone in policy.zones.values_mut() {
                 zone.memory.result = Some(result.to_owned());
+                zone.failed =
+                    vec![Problem::new(None, "the run could not begin, or ended by a bug: the log says why")];
             }
         });
     }
@@ -217,6 +230,19 @@ impl Telemetry {
         if model.archive_names.contains(name) {
             model.archives.insert(name.clone(), stats);
         }
+    }
+
+    /// Begins to notify these notifiers, on tokio's runtime, and no others any more; what those from before have is still
+    /// delivered.
+    pub fn notify(
+        &self,
+        notifiers: Vec<Notifier>,
+        wires: Wires,
+        state: StateDirectory,
+        host: Arc<str>,
+    ) -> Notifications {
+        self.model().set_notifiers(notifiers.iter().map(|notifier| notifier.settings.name.clone()).collect());
+        Notifications::start(notifiers, wires, state, host, Arc::clone(&self.model))
     }
 
     /// How far this machine's clock is ahead of the API's.

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
 
 use crate::archive::stats::ArchiveStats;
 use crate::exoscale::wire::Quota;
 use crate::policy::Policy;
-use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::name::{ArchiveName, NotifierName, PolicyName};
 use crate::run::coverage::{self, InstanceStates, Judged};
 use crate::run::details::{CopyDetails, ZoneDetails};
 use crate::run::downloads::RunningDownload;
@@ -25,6 +26,7 @@ use crate::state::audit::{Action, StepOutcome};
 use crate::state::history::Change;
 use crate::state::last_runs::{LastRun, LastRuns, ZoneCoverage, ZoneMemory};
 use crate::state::schedules::Schedules;
+use crate::telemetry::problem::Problem;
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 use crate::text::excerpt;
 
@@ -35,8 +37,14 @@ pub(super) const SKIPPED: &str = "skipped";
 /// The results of all counters of steps.
 pub(super) const STEP_RESULTS: [&str; 4] = ["done", "failed", "blocked", SKIPPED];
 
+/// The results of `notifications_total`.
+const NOTIFICATION_RESULTS: [&str; 3] = ["sent", "failed", "dropped"];
+
 /// The longest value of a label that comes from outside; a name at Exoscale has at most 255 characters.
 pub(super) const LABEL_CHARACTERS_MAX: usize = 255;
+
+/// How many failures of a zone are remembered; the log has all.
+const FAILURES_MAX: usize = 100;
 
 /// How often, by result; every result is there from the start.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
@@ -92,6 +100,8 @@ pub(super) struct Model {
     pub(super) clock_skew: BTreeMap<ZoneName, f64>,
     pub(super) api_requests: BTreeMap<(ZoneName, &'static str, Option<StatusCode>), u64>,
     pub(super) api_retries: BTreeMap<(&'static str, &'static str), u64>,
+    /// By notifier and result.
+    pub(super) notifications: BTreeMap<NotifierName, Counts>,
 }
 
 #[derive(Debug)]
@@ -99,6 +109,8 @@ pub(super) struct PolicyModel {
     pub(super) policy: Policy,
     /// As served, but for the zones, which are filled in when it is.
     pub(super) status: PolicyStatus,
+    /// The id of the last run, if any is known.
+    pub(super) last_run_id: Option<Uuid>,
     pub(super) first_seen_at: Timestamp,
     pub(super) expected_interval: Option<Duration>,
     /// How many deletions the guard may let pass in the next run.
@@ -130,6 +142,8 @@ pub(super) struct ZoneModel {
     enabled: bool,
     /// Deletions of the last run that were blocked only when they were to begin, by the reason.
     blocked: Counts,
+    /// What failed in the last run of this process.
+    pub(super) failed: Vec<Problem>,
 }
 
 /// No run.
@@ -161,6 +175,21 @@ impl Model {
             }
         }
         zones
+    }
+
+    /// Which notifiers there are from now on.
+    pub(super) fn set_notifiers(&mut self, names: BTreeSet<NotifierName>) {
+        self.notifications.retain(|name, _| names.contains(name));
+        for name in names {
+            self.notifications.entry(name).or_insert_with(|| zeros(&NOTIFICATION_RESULTS));
+        }
+    }
+
+    /// A notification was sent, or was not.
+    pub(super) fn notified(&mut self, name: &NotifierName, result: &'static str) {
+        if let Some(counts) = self.notifications.get_mut(name) {
+            count(counts, result);
+        }
     }
 
     /// The status as of `now`.
@@ -230,6 +259,7 @@ impl PolicyModel {
             |last: &LastRun| known.as_ref().is_none_or(|known| known.finished_at < last.finished_at);
         if let Some(last) = remembered.last.filter(is_newer) {
             *known = Some(Last::from(&last));
+            self.last_run_id = Some(last.run_id);
         }
         for (name, zone) in &mut self.zones {
             let Some(remembered) = remembered.zones.remove(name) else { continue };
@@ -237,12 +267,13 @@ impl PolicyModel {
                 zone.memory = ZoneMemory { accepted: None, rested_on: None, ..remembered };
                 zone.blocked.clear();
                 zone.details = None;
+                zone.failed.clear();
             }
         }
     }
 
     /// Judges the instances of a zone as of `now`: they grow stale without any run, too.
-    fn judge(&self, zone: &ZoneModel, now: Timestamp) -> Judged {
+    pub(super) fn judge(&self, zone: &ZoneModel, now: Timestamp) -> Judged {
         let gap = self.expected_interval.and_then(|span| SignedDuration::try_from(span).ok());
         coverage::judge(&self.policy, gap, &zone.memory.instances, now)
     }
@@ -267,6 +298,7 @@ impl PolicyModel {
         Self {
             policy: policy.clone(),
             status: PolicyStatus::default(),
+            last_run_id: None,
             first_seen_at,
             expected_interval: None,
             alert_after: None,
@@ -292,6 +324,7 @@ impl PolicyModel {
             finished_at: report.finished_at,
             result: result.to_owned(),
         });
+        self.last_run_id = Some(report.run_id);
         for zone in &report.zones {
             for step in &zone.steps {
                 self.fold_step(step);
@@ -354,6 +387,7 @@ impl ZoneModel {
         for step in report.steps.iter().filter(is_blocked) {
             count(&mut self.blocked, step.blocked_by.unwrap_or("busy"));
         }
+        self.failed = failures(report);
     }
 }
 
@@ -378,6 +412,18 @@ fn word(outcome: StepOutcome) -> &'static str {
         StepOutcome::Blocked => "blocked",
         StepOutcome::Skipped => SKIPPED,
     }
+}
+
+/// What failed in a zone, of the zone and of each snapshot.
+fn failures(report: &ZoneReport) -> Vec<Problem> {
+    let of_zone = report.failures.iter().chain(&report.missing).chain(&report.unmatched);
+    let failed = report.steps.iter().filter(|step| step.outcome == StepOutcome::Failed);
+    let of_step = failed.map(|step| {
+        let why = step.message.as_deref().unwrap_or("it failed");
+        let text = format!("not {}: {why}", step.facts.action.past());
+        Problem::new(step.facts.snapshot.instance_name.as_deref(), text)
+    });
+    of_zone.map(|text| Problem::new(None, text.clone())).chain(of_step).take(FAILURES_MAX).collect()
 }
 
 fn zeros(results: &[&'static str]) -> Counts {

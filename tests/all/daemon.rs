@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
+use snapwarden::cli::assemble;
 use snapwarden::clock::Clock as _;
+use snapwarden::config;
 use snapwarden::config::sections::ServerSettings;
 use snapwarden::daemon::service::ServiceManager;
 use snapwarden::daemon::{Daemon, DaemonError, Ending, Loaded, Order};
@@ -32,7 +34,9 @@ pub(crate) struct Play {
 pub(crate) fn loaded(stage: &Stage, policies: &str) -> Loaded {
     let server =
         ServerSettings { listen: "127.0.0.1:0".parse().unwrap(), shutdown_grace: Duration::from_secs(30) };
-    Loaded { runner: stage.runner(policies), server }
+    let config = config::parse(&stage.config(policies), "test.toml", None).unwrap();
+    let notifiers = assemble::notifiers(&config).unwrap_or_else(|refusal| panic!("{}", refusal.text));
+    Loaded { runner: stage.runner(policies), server, notifiers: (notifiers, assemble::wires(&stage.seams)) }
 }
 
 /// Started by nobody who wants to hear of it.

@@ -32,7 +32,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     modules.insert("sim", all(&[NOUNS, SEAMS]));
     modules.insert("run", all(&[NOUNS, SEAMS, HELPERS, &["archive", "exoscale", "retention", "state"]]));
     modules.insert("restore", all(&[NOUNS, SEAMS, HELPERS, &["archive", "exoscale", "run", "state"]]));
-    modules.insert("telemetry", all(&[NOUNS, SEAMS, &["archive", "exoscale", "run", "state"]]));
+    modules.insert("telemetry", all(&[NOUNS, SEAMS, HELPERS, &["archive", "exoscale", "run", "state"]]));
     modules.insert("daemon", all(&[NOUNS, SEAMS, HELPERS, PILLARS, &["picture", "run", "telemetry"]]));
     let of_cli = &["daemon", "picture", "restore", "run", "sim", "telemetry"];
     modules.insert("cli", all(&[NOUNS, SEAMS, HELPERS, PILLARS, of_cli]));

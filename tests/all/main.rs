@@ -30,6 +30,7 @@ mod kills;
 mod layers;
 mod mishaps;
 mod names;
+mod notifying;
 mod ordinary_nights;
 mod ownership;
 mod page;
