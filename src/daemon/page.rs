@@ -459,7 +459,7 @@ fn deleted_next(all: &[NextDeletions], now: Timestamp) -> Markup {
             } @else if next.count.is_none() {
                 p { "Policy " strong { (next.policy) } " in " (next.zone) ": not known before this daemon has run it, " (moment(next.at, now, "by hand")) "." (command(&format!("snapwarden plan {} --only delete", next.policy))) }
             } @else if next.count == Some(0) {
-                p { "Policy " strong { (next.policy) } " in " (next.zone) ": nothing at its next run, " (moment(next.at, now, "by hand")) "." }
+                p { "Policy " strong { (next.policy) } " in " (next.zone) ": nothing at its next run, " (moment(next.at, now, "by hand")) @if next.others_take { ", unless others take snapshots before" } "." }
             }
         }
     }

@@ -86,6 +86,8 @@ pub struct NextDeletions {
     pub zone: ZoneName,
     /// When that run is due; none if it is manual.
     pub at: Option<Timestamp>,
+    /// That others take its snapshots: each new one may make an older one too many.
+    pub others_take: bool,
     /// That the guard blocked the last run's deletions.
     pub is_blocked: bool,
     /// How many there are; none if no run in this process has ended yet.
@@ -391,6 +393,7 @@ impl PolicyModel {
             policy: name.clone(),
             zone: zone.clone(),
             at: self.status.next_run_at,
+            others_take: !self.policy.create,
             is_blocked: known.memory.held.is_some(),
             count: details.map(|_| deleted.len()),
             first: shown.collect(),
