@@ -180,7 +180,7 @@ pub(crate) async fn rewrite_as_version_1(state: &Path, policy: &str, edit: impl 
     let path = state.join(format!("policy-{policy}.json"));
     replace_file(&RealDisk, &path, json.to_string().as_bytes(), Access::Owner).unwrap();
     let changes = format!("policy-{policy}.");
-    let is_of_it = |name: &str| name.starts_with(&changes) && name.ends_with(".jsonl");
+    let is_of_it = |name: &str| name.starts_with(&changes) && name.strip_suffix(".jsonl").is_some();
     for entry in RealDisk.list(state).unwrap() {
         if entry.name.to_str().is_some_and(is_of_it) {
             RealDisk.remove_file(&state.join(entry.name)).unwrap();
