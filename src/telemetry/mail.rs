@@ -3,8 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use lettre::message::Mailbox;
-use lettre::message::header::ContentType;
+use lettre::message::{Mailbox, SinglePart};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
@@ -62,12 +61,11 @@ fn letter(settings: &MailSettings, message: &Message, id: Uuid) -> Result<lettre
         .message_id(Some(format!("<{id}@{domain}>")))
         .from(from)
         // One line without control characters; what is not ASCII is encoded.
-        .subject(format!("[snapwarden {}] {}", excerpt(&message.host, 64), message.line()))
-        .header(ContentType::TEXT_PLAIN);
+        .subject(format!("[snapwarden {}] {}", excerpt(&message.host, 64), message.line()));
     for address in &settings.to {
         letter = letter.to(mailbox(address)?);
     }
-    letter.body(message.letter()).map_err(|error| chain(&error))
+    letter.singlepart(SinglePart::plain(message.letter())).map_err(|error| chain(&error))
 }
 
 /// The machine's certificate authorities, or the bundled ones where it has none.
