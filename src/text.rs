@@ -44,6 +44,16 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// A span of minutes: `3d 4h`, `4h 5m` or `5m`.
+pub fn span_of_minutes(minutes: i64) -> String {
+    let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);
+    match (days, hours) {
+        (0, 0) => format!("{minutes}m"),
+        (0, _) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}
+
 /// Like [`printable`], and cut to at most `max` characters; a cut is shown by `…`.
 pub fn excerpt(text: &str, max: usize) -> String {
     let mut characters = text.chars();

@@ -16,7 +16,7 @@ DAEMON = 'job="snapwarden", instance=~"$instance"'
 POLICY = DAEMON + ', policy=~"$policy"'
 SECONDS_A_DAY = 86400
 
-# Exoscale tells no limit where an organization has none.
+# Exoscale gives no limit where an organization has none.
 MAY_BE_EMPTY = ("snapwarden_quota_limit",)
 
 

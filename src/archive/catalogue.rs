@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::archive::layout::{self, CopyPaths, Mark, Role};
+use crate::archive::layout::{self, CopyPaths, MARKS, Role, manifest_end};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
@@ -462,16 +462,14 @@ impl Catalogue {
             let here = folder.join(&entry.name);
             match role {
                 _ if entry.kind != Kind::File => self.add_problem(here, ProblemKind::Foreign),
-                Role::Image
-                    if ![".json", ".pruned.json", ".corrupt.json"].iter().any(|end| has(stem, end)) =>
-                {
+                Role::Image if !MARKS.iter().any(|mark| has(stem, manifest_end(*mark))) => {
                     self.add_problem(here, ProblemKind::NoManifest);
                 }
                 // It is checked with its manifest.
                 Role::Image => {}
                 // What a crash left of one that is marked.
-                Role::Manifest(mark) if mark < Some(Mark::Corrupt) && has(stem, ".corrupt.json") => {}
-                Role::Manifest(None) if has(stem, ".pruned.json") => {}
+                Role::Manifest(mark)
+                    if MARKS.iter().find(|mark| has(stem, manifest_end(**mark))) != Some(&mark) => {}
                 Role::Manifest(_) => {
                     let image = folder.join(format!("{stem}.qcow2"));
                     match read([&here, &image]) {

@@ -56,16 +56,12 @@ impl CopyPaths {
 
     /// The manifest with this mark.
     pub(super) fn manifest(&self, mark: Option<Mark>) -> PathBuf {
-        self.beside(match mark {
-            None => ".json",
-            Some(Mark::Pruned) => ".pruned.json",
-            Some(Mark::Corrupt) => ".corrupt.json",
-        })
+        self.beside(manifest_end(mark))
     }
 
     /// All names of the manifest. A crash may leave several: the first one that is there counts.
     pub(super) fn manifests(&self) -> [PathBuf; 3] {
-        [Some(Mark::Corrupt), Some(Mark::Pruned), None].map(|mark| self.manifest(mark))
+        MARKS.map(|mark| self.manifest(mark))
     }
 
     /// For `md5sum -c`.
@@ -105,7 +101,7 @@ impl CopyPaths {
 
 const IMAGE_END: &str = ".qcow2";
 
-/// A finding about a copy that the name of its manifest says, so that a listing alone tells. Manifests without one in their
+/// A finding about a copy that the name of its manifest says, so that a listing alone shows it. Manifests without one in their
 /// name may have it inside, as all had before there were such names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Mark {
@@ -113,6 +109,18 @@ pub(super) enum Mark {
     Pruned,
     /// The image was found to differ from its MD5.
     Corrupt,
+}
+
+/// Which marks a manifest may have: where a crash leaves several, the first counts.
+pub(super) const MARKS: [Option<Mark>; 3] = [Some(Mark::Corrupt), Some(Mark::Pruned), None];
+
+/// The end of the name of a manifest with this mark.
+pub(super) fn manifest_end(mark: Option<Mark>) -> &'static str {
+    match mark {
+        None => ".json",
+        Some(Mark::Pruned) => ".pruned.json",
+        Some(Mark::Corrupt) => ".corrupt.json",
+    }
 }
 
 /// The role of a file in an instance's folder, by its name.

@@ -19,9 +19,9 @@ const VERSION: u64 = 1;
 const CHUNK_BYTES: usize = 1 << 20;
 /// A larger file is written anew, without being read. Half a million copies stay below.
 const FILE_BYTES_MAX: u64 = 512 << 20;
-/// A manifest that so many catalogues did not ask for is dropped.
+/// After this many catalogues that did not ask for it, a manifest is dropped.
 const KEPT_FOR: u64 = 8;
-/// The file is written anew once it has so many lines more than twice those that are of use.
+/// The file is written anew once this many of its lines, beyond half of all, are of no use.
 const USELESS_LINES_MAX: usize = 1000;
 
 /// The manifests of one archive.

@@ -138,7 +138,7 @@ const SIGNALS: [(&[&str], &str, &str); 6] = [
         "SIGKILL",
         "As a crash: the audit log has a line of each step that began, and the next run continues downloads.",
     ),
-    (&[], "SIGUSR1, SIGUSR2, SIGPIPE", "Ignored. If nobody reads stdout or stderr, the program goes on."),
+    (&[], "SIGUSR1, SIGUSR2, SIGPIPE", "Ignored. If stdout or stderr is closed, the program continues."),
 ];
 
 /// The signals of a command, and what they do; for the program (an empty command) those of all, with their commands.

@@ -80,7 +80,7 @@ pub async fn once(
     }
     runner.downloads = progress.downloads();
     let options = RunOptions { stop: stop_on_signal()?, ..wanted };
-    // A limited run is no news: somebody looks at it.
+    // A limited run is watched by the person who began it.
     let is_told = options.instances.is_none() && !config.notifiers.is_empty();
     let notifying = if is_told { Some(Notifying::start(&config, &runner, &seams).await?) } else { None };
     let (mut exit, reports) =

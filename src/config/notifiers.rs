@@ -11,7 +11,7 @@ use crate::policy::notifier::{Event, MailSettings, MailTls, NotifierKind, Notifi
 
 /// Once a day is often enough to be reminded.
 const REPEAT: Duration = Duration::from_hours(24);
-/// What needs somebody, and that it does no longer.
+/// What a person has to look at, and when that is over.
 const ON: [Event; 3] = [Event::Failure, Event::Held, Event::Recovered];
 /// More is a mailing list.
 const RECIPIENTS_MAX: usize = 20;

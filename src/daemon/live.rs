@@ -61,7 +61,7 @@ pub async fn serve(
             match listener.accept().await {
                 Ok((mut stream, _)) => {
                     let text = telemetry.alive().map_or_else(|why| why, |()| OK.to_owned());
-                    // So few bytes fit the socket's buffer: who does not read keeps nobody waiting.
+                    // So few bytes fit the socket's buffer: a client that does not read keeps no other waiting.
                     let _ = timeout(&*clock, TIMEOUT, stream.write_all(text.as_bytes())).await;
                 }
                 Err(_) => clock.sleep(ACCEPT_PAUSE).await,

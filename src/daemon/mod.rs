@@ -720,8 +720,9 @@ impl Daemon {
     /// one before.
     async fn look_at_deletions(&mut self) {
         let Ok(end) = self.runner.state.audit_end().await else { return };
-        let month_before = self.runner.clock.now() - SignedDuration::from_hours(31 * 24);
-        let at_first = || AuditMark { month: Some(month_before.strftime("%Y-%m").to_string()), offset: 0 };
+        let month_before = self.runner.clock.now().saturating_sub(SignedDuration::from_hours(31 * 24));
+        let month = month_before.ok().map(|at| at.strftime("%Y-%m").to_string());
+        let at_first = || AuditMark { month, offset: 0 };
         let from = self.beside.deletions.replace(end).unwrap_or_else(at_first);
         let (state, telemetry) = (self.runner.state.clone(), self.telemetry.clone());
         tokio::spawn(async move {

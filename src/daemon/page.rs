@@ -26,7 +26,7 @@ use crate::telemetry::overview::{
     InstanceOverview, InstanceState, InstanceSummary, NextDeletion, NextDeletions, Overview, PolicyOfInstance,
 };
 use crate::telemetry::status::{DownloadStatus, PolicyStatus, Problem};
-use crate::text::{counted, excerpt, size};
+use crate::text::{counted, excerpt, size, span_of_minutes};
 
 /// Instances on one page.
 const ROWS: usize = 50;
@@ -169,7 +169,7 @@ fn tone(state: InstanceState) -> Tone {
         | InstanceState::NoCopy => Tone::Bad,
         InstanceState::Vanished => Tone::Warn,
         InstanceState::BackedUp => Tone::Good,
-        InstanceState::New | InstanceState::Exempt => Tone::Dim,
+        InstanceState::New | InstanceState::Exempt | InstanceState::SnapshotsOnly => Tone::Dim,
     }
 }
 
@@ -199,21 +199,15 @@ fn moment(at: Option<Timestamp>, now: Timestamp, none: &str) -> Markup {
     }
 }
 
-/// As `3 d 4 h ago` or `in 5 min`.
+/// As `3d 4h ago` or `in 5m`.
 fn ago(at: Timestamp, now: Timestamp) -> String {
     let passed = now.duration_since(at);
-    let minutes = passed.abs().as_mins();
-    let (days, hours) = (minutes / 1440, minutes / 60 % 24);
-    let span = match (days, hours) {
-        (0, 0) if minutes == 0 => {
-            return if passed.is_negative() { "in a moment" } else { "just now" }.to_owned();
-        }
-        (0, 0) => format!("{minutes} min"),
-        (0, _) => format!("{hours} h {} min", minutes % 60),
-        (1..14, _) => format!("{days} d {hours} h"),
-        _ => format!("{days} d"),
-    };
-    if passed.is_negative() { format!("in {span}") } else { format!("{span} ago") }
+    match (passed.abs().as_mins(), passed.is_negative()) {
+        (0, true) => "in a moment".to_owned(),
+        (0, false) => "just now".to_owned(),
+        (minutes, true) => format!("in {}", span_of_minutes(minutes)),
+        (minutes, false) => format!("{} ago", span_of_minutes(minutes)),
+    }
 }
 
 fn document(title: &str, index: Option<bool>, body: &Markup, now: Timestamp, version: &str) -> String {
@@ -318,6 +312,10 @@ fn meant(overview: &Overview) -> usize {
     overview.instances.iter().filter(|instance| instance.state != InstanceState::Exempt).count()
 }
 
+fn snapshots_only(overview: &Overview) -> usize {
+    overview.instances.iter().filter(|one| one.state == InstanceState::SnapshotsOnly).count()
+}
+
 /// Whether everything is backed up, in one line.
 fn verdict(overview: &Overview) -> (Tone, String) {
     let (lacking, meant) = (lacking(overview).count(), meant(overview));
@@ -338,28 +336,23 @@ fn verdict(overview: &Overview) -> (Tone, String) {
         )
     } else if status.zones.values().any(|zone| !is_listed(zone.at)) {
         (Tone::Warn, "Not known yet whether everything is backed up: no run has listed every zone".to_owned())
-    } else if overview.problems.is_empty() {
-        (Tone::Good, format!("Everything is backed up: {}", counted(meant, "instance")))
     } else {
-        let things = counted(overview.problems.len(), "problem");
-        (
-            Tone::Warn,
-            format!(
-                "Everything is backed up ({}), but there {} {things}",
-                counted(meant, "instance"),
-                if overview.problems.len() == 1 { "is" } else { "are" }
-            ),
-        )
+        let all = counted(meant, "instance");
+        let good = match snapshots_only(overview) {
+            0 => format!("Everything is backed up: {all}"),
+            only => format!("Nothing is missing: {all}, {only} of them with snapshots only"),
+        };
+        match overview.problems.len() {
+            0 => (Tone::Good, good),
+            1 => (Tone::Warn, format!("{good}; but there is 1 problem")),
+            problems => (Tone::Warn, format!("{good}; but there are {problems} problems")),
+        }
     }
 }
 
 fn banner(overview: &Overview, tone: Tone, headline: &str) -> Markup {
     let sum = |count: fn(&ZoneCoverage) -> u64| -> u64 { overview.status.zones.values().map(count).sum() };
-    let only_snapshots = overview
-        .instances
-        .iter()
-        .filter(|one| one.state == InstanceState::BackedUp && one.newest_copy.is_none());
-    let only_snapshots = only_snapshots.count();
+    let only_snapshots = snapshots_only(overview);
     let listed = overview.status.zones.values().filter_map(|zone| zone.at).min();
     html! {
         section class={ "verdict " (tone.class()) } {
@@ -369,7 +362,7 @@ fn banner(overview: &Overview, tone: Tone, headline: &str) -> Markup {
                 @if let (Some(at), Some(now)) = (listed, overview.status.at) { "; listed " (moment(Some(at), now, "")) }
             }
             @if only_snapshots > 0 {
-                p { (counted(only_snapshots, "instance")) " with snapshots alone: those are deleted with their instance. Only an export is kept elsewhere." }
+                p { "Snapshots are deleted with their instance: only an export is kept elsewhere." }
             }
             @if overview.status.draining { p { strong { "The daemon is stopping: no new run begins." } } }
         }
@@ -431,7 +424,7 @@ fn download(download: &DownloadStatus) -> Vec<Markup> {
 fn deleted_next(all: &[NextDeletions], now: Timestamp) -> Markup {
     let row = |next: &NextDeletions, one: &NextDeletion| {
         vec![
-            html! { (moment(next.at, now, "when it is run by hand")) },
+            html! { (moment(next.at, now, "when it is run manually")) },
             html! { a href={ "/instance/" (next.zone) "/" (one.instance_id) } { bdi { (excerpt(&one.instance_name, NAME)) } } },
             html! { (moment(Some(one.created_at), now, "")) " " code { (one.snapshot_id.short()) } },
             html! { "policy " (next.policy) ": " (excerpt(&one.why, SENTENCE)) },
@@ -457,9 +450,9 @@ fn deleted_next(all: &[NextDeletions], now: Timestamp) -> Markup {
             } @else if more > 0 {
                 p { "Policy " strong { (next.policy) } " in " (next.zone) ": " (more) " more." (command(&format!("snapwarden plan {} --only delete", next.policy))) }
             } @else if next.count.is_none() {
-                p { "Policy " strong { (next.policy) } " in " (next.zone) ": not known before this daemon has run it, " (moment(next.at, now, "by hand")) "." (command(&format!("snapwarden plan {} --only delete", next.policy))) }
+                p { "Policy " strong { (next.policy) } " in " (next.zone) ": not known before this daemon has run it, " (moment(next.at, now, "manually")) "." (command(&format!("snapwarden plan {} --only delete", next.policy))) }
             } @else if next.count == Some(0) {
-                p { "Policy " strong { (next.policy) } " in " (next.zone) ": nothing at its next run, " (moment(next.at, now, "by hand")) @if next.others_take { ", unless others take snapshots before" } "." }
+                p { "Policy " strong { (next.policy) } " in " (next.zone) ": nothing at its next run, " (moment(next.at, now, "manually")) @if next.others_take { ", unless others take snapshots before" } "." }
             }
         }
     }
@@ -663,7 +656,7 @@ fn snapshots(instance: &InstanceOverview) -> Markup {
         let due = policy(*place).and_then(|policy| policy.next_run_at);
         match (snapshot.deleted_next.is_some(), snapshot.is_blocked(), snapshot.decision.expires_at) {
             (_, true, _) => html! { (signed(Tone::Warn, "to delete")) " but not deleted by the last run" },
-            (true, ..) => html! { (signed(Tone::Warn, "next run")) " " (moment(due, now, "by hand")) },
+            (true, ..) => html! { (signed(Tone::Warn, "next run")) " " (moment(due, now, "manually")) },
             (_, _, Some(at)) => moment(Some(at), now, ""),
             (_, _, None) => html! { span class="dim" { "no date" } },
         }
@@ -690,7 +683,7 @@ fn snapshots(instance: &InstanceOverview) -> Markup {
     html! {
         h2 id="snapshots" { "Snapshots" }
         @for policy in unknown {
-            p { "What policy " strong { (policy.policy) } " keeps is known once this daemon has run it, " (moment(policy.next_run_at, now, "by hand")) "." (command(&format!("snapwarden plan {}", policy.policy))) }
+            p { "What policy " strong { (policy.policy) } " keeps is known once this daemon has run it, " (moment(policy.next_run_at, now, "manually")) "." (command(&format!("snapwarden plan {}", policy.policy))) }
         }
         @if !all.is_empty() {
             (table(&html! { "What keeps each, and when it expires if no newer one comes and nothing changes" }, &["Taken", "Snapshot", "Kept by", "Expires"], all.iter().take(2 * SNAPSHOTS_MAX).map(row)))

@@ -193,7 +193,7 @@ fn routes(port: Port) -> Router {
         .with_state(port)
 }
 
-/// Headers of every answer: browsers must neither guess the type, nor show an old one, nor tell others of it.
+/// Headers of every answer: browsers must neither guess the type, nor show an old one, nor send its address to others.
 async fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

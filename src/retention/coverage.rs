@@ -142,11 +142,32 @@ impl<'a> Expectation<'a> {
         }
     }
 
+    /// That the newest good snapshot is too old.
+    pub fn stale_text(&self, newest: Timestamp) -> String {
+        let expected = self.text();
+        format!(
+            "newest good snapshot of {newest}: policy {} expects one not older than {expected}",
+            self.policy.name
+        )
+    }
+
     /// How new the newest snapshot has to be, such as `2d, twice the longest gap of its schedule`.
     pub fn text(&self) -> String {
         match &self.policy.guard.expect_newest {
             Some(span) => format!("{span}, by `expect_newest`"),
             None => format!("{}, twice the longest gap of its schedule", span_text(self.grace())),
+        }
+    }
+}
+
+/// That an archive lacks the copy of a good snapshot, which was taken then.
+pub fn uncopied_text(archive: &ArchiveName, newest_copy: Option<Timestamp>, taken_at: Timestamp) -> String {
+    match newest_copy {
+        None => format!("archive {archive} has no verified copy"),
+        Some(copy) => {
+            format!(
+                "archive {archive}: newest verified copy of {copy}, though a good snapshot is of {taken_at}"
+            )
         }
     }
 }
@@ -272,11 +293,7 @@ fn find_problems(
                 covered.problems.push(text);
             }
         }
-        (Freshness::Stale, Some(newest)) => covered.problems.push(format!(
-            "newest good snapshot of {newest}: policy {} expects one not older than {}",
-            policy.name,
-            expectation.text()
-        )),
+        (Freshness::Stale, Some(newest)) => covered.problems.push(expectation.stale_text(newest)),
         _ => {}
     }
     for archive in policy.export.iter().flat_map(|export| &export.archives) {
@@ -290,12 +307,7 @@ fn find_problems(
                     .take_while(|at| newest_copy.is_none_or(|copy| *at > copy))
                     .last();
                 let late = first_uncopied.filter(|at| expectation.is_late(*at, now));
-                late.map(|late| match newest_copy {
-                    None => format!("archive {archive} has no verified copy"),
-                    Some(copy) => format!(
-                        "archive {archive}: newest verified copy of {copy}, though a good snapshot is of {late}"
-                    ),
-                })
+                late.map(|late| uncopied_text(archive, newest_copy, late))
             }
             Some(Copies::Assumed) | None => None,
         };

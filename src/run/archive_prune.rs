@@ -34,7 +34,7 @@ use crate::state::holds::Holds;
 use crate::state::last_runs::AcceptedListing;
 use crate::text::chain;
 
-/// The most manifests of pruned copies that a run removes; the next one goes on.
+/// The most manifests of pruned copies that a run removes; the next run removes more.
 const FORGOTTEN_MAX: usize = 1000;
 
 /// Prunes one archive.

@@ -12,6 +12,7 @@ use crate::policy::name::PolicyName;
 use crate::policy::select::Exemption;
 use crate::retention::coverage::{
     CoverageState, Expectation, Freshness, InstanceCoverage, VanishedInstance, coverage, state_of,
+    uncopied_text,
 };
 use crate::retention::inventory::Inventory;
 use crate::run::context::Runner;
@@ -130,23 +131,13 @@ pub fn lacks(
         (Freshness::None, _) => {
             lacks.push(Lack::Snapshot(format!("policy {}: no good snapshot", policy.name)));
         }
-        (Freshness::Stale, Some(newest)) => lacks.push(Lack::NewSnapshot(format!(
-            "newest good snapshot of {newest}: policy {} expects one not older than {}",
-            policy.name,
-            expectation.text()
-        ))),
+        (Freshness::Stale, Some(newest)) => lacks.push(Lack::NewSnapshot(expectation.stale_text(newest))),
         _ => {}
     }
     let late = instance.uncopied_since.iter().filter(|(_, since)| expectation.is_late(**since, now));
     lacks.extend(late.map(|(archive, since)| {
-        Lack::Copy(match instance.newest_verified_at.get(archive) {
-            None => format!("archive {archive} has no verified copy"),
-            Some(copy) => {
-                format!(
-                    "archive {archive}: newest verified copy of {copy}, though a good snapshot is of {since}"
-                )
-            }
-        })
+        let copy = instance.newest_verified_at.get(archive).copied();
+        Lack::Copy(uncopied_text(archive, copy, *since))
     }));
     lacks
 }

@@ -13,7 +13,7 @@ use crate::run::report::RunResult;
 use crate::snapshot::ZoneName;
 use crate::state::last_runs::InstanceCounts;
 use crate::telemetry::model::{Model, PolicyModel, ZoneModel};
-use crate::telemetry::problem::Problem;
+use crate::telemetry::problem::ProblemLine;
 use crate::text::counted;
 
 /// A condition of a policy in a zone, of a zone, or of an archive.
@@ -29,7 +29,7 @@ pub(super) struct Condition {
     /// What is wrong, without names: `2 instances are not listed any more`.
     pub(super) title: String,
     /// What is wrong; empty if nothing is.
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<ProblemLine>,
     /// What more of it has to be said although it was said before: instances.
     pub(super) subjects: BTreeSet<String>,
     /// The command that shows more.
@@ -53,7 +53,8 @@ pub(super) fn conditions(model: &Model, now: Timestamp) -> Vec<Condition> {
     }
     for (zone, coverage) in model.coverage().into_iter().filter(|(_, coverage)| coverage.at.is_some()) {
         let names = &coverage.uncovered_instances;
-        let problem = |name: &String| Problem::new(Some(name), "no policy takes or exports its snapshots");
+        let problem =
+            |name: &String| ProblemLine::new(Some(name), "no policy takes or exports its snapshots");
         all.push(Condition {
             event: Event::Uncovered,
             of: format!("zone {zone}"),
@@ -96,29 +97,30 @@ fn of_policy(
     let is = |known: RunResult| result == known.as_str();
     let has_failed = is(RunResult::Failed) || is(RunResult::Partial);
     let failed = if is(RunResult::Partial) { "the last run failed in part" } else { "the last run failed" };
-    let mut problems: Vec<Problem> = Vec::new();
+    let mut problems: Vec<ProblemLine> = Vec::new();
     if has_failed {
         problems.clone_from(&known.failed);
         if problems.is_empty() {
             let texts = memory.failure.iter().chain(&memory.unmatched).cloned();
-            problems
-                .extend(texts.chain(policy.judge(known, now).missing).map(|text| Problem::new(None, text)));
+            problems.extend(
+                texts.chain(policy.judge(known, now).missing).map(|text| ProblemLine::new(None, text)),
+            );
         }
         if problems.is_empty() {
-            problems.push(Problem::new(None, "the log says why"));
+            problems.push(ProblemLine::new(None, "the log says why"));
         }
     }
     all.push(of(Event::Failure, failed.to_owned(), problems, "snapwarden status".to_owned()));
     let plan = format!("snapwarden plan {name}");
     if memory.held.is_some() || !has_failed {
-        let held = memory.held.iter().map(|why| Problem::new(None, why.clone())).collect();
+        let held = memory.held.iter().map(|why| ProblemLine::new(None, why.clone())).collect();
         all.push(of(Event::Held, "deletions are blocked by the guard".to_owned(), held, plan.clone()));
     }
     if let Some(sums) = &memory.plan {
         let pending = usize::try_from(sums.pending).unwrap_or(usize::MAX);
         let title = format!("{} until a change has settled", waiting(pending));
         let text = format!("`snapwarden allow {name} {pending}` lets them pass, if the change is meant");
-        let problems = if pending == 0 { Vec::new() } else { vec![Problem::new(None, text)] };
+        let problems = if pending == 0 { Vec::new() } else { vec![ProblemLine::new(None, text)] };
         all.push(of(Event::Pending, title, problems, plan));
     }
     let is_vanished = |one: &&InstanceCounts| !one.is_exempt && is_remembered(one, now);
@@ -129,7 +131,7 @@ fn of_policy(
             || "no verified copy".to_owned(),
             |(archive, at)| format!("newest verified copy of {at} in {archive}"),
         );
-        Problem::new(Some(&one.name), format!("not listed any more; {copy}"))
+        ProblemLine::new(Some(&one.name), format!("not listed any more; {copy}"))
     };
     let coverage = || "snapwarden coverage".to_owned();
     let title = are(vanished.len(), "instance", "not listed any more");
@@ -142,7 +144,7 @@ fn of_policy(
             || "no good snapshot".to_owned(),
             |at| format!("the newest good snapshot is of {at}"),
         );
-        Problem::new(Some(name), newest)
+        ProblemLine::new(Some(name), newest)
     };
     let title = format!("{} without a new enough snapshot", counted(lacking.len(), "instance"));
     let subjects = lacking.iter().map(|(name, _)| name.clone()).collect();
@@ -153,7 +155,7 @@ fn of_policy(
 
 fn corrupt(archive: &ArchiveName, count: usize) -> Condition {
     let title = format!("{} missing or damaged", counted(count, "copy"));
-    let problems = if count == 0 { Vec::new() } else { vec![Problem::new(None, title.clone())] };
+    let problems = if count == 0 { Vec::new() } else { vec![ProblemLine::new(None, title.clone())] };
     Condition {
         event: Event::Corrupt,
         of: format!("archive {archive}"),

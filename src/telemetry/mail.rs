@@ -85,7 +85,7 @@ fn parameters(server: &str) -> Result<TlsParameters, (String, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::problem::Problem;
+    use crate::telemetry::problem::ProblemLine;
 
     #[test]
     fn a_name_adds_no_header_and_no_line_to_one() {
@@ -107,7 +107,7 @@ mod tests {
             run_id: None,
             title: name.to_owned(),
             summary: String::new(),
-            problems: vec![Problem::new(Some(name), name)],
+            problems: vec![ProblemLine::new(Some(name), name)],
             next_command: "snapwarden status".to_owned(),
         };
         let letter = letter(&settings, &message, Uuid::nil()).unwrap();

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::policy::name::PolicyName;
 use crate::snapshot::ZoneName;
 use crate::telemetry::conditions::Condition;
-use crate::telemetry::problem::Problem;
+use crate::telemetry::problem::ProblemLine;
 use crate::text::{counted, excerpt, safe_json};
 
 /// The longest body of a request, in bytes.
@@ -33,7 +33,7 @@ pub(super) struct Message {
     pub(super) title: String,
     /// What it is about, without any name.
     pub(super) summary: String,
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<ProblemLine>,
     pub(super) next_command: String,
 }
 
@@ -49,7 +49,7 @@ struct Json<'a> {
     run_id: Option<Uuid>,
     title: String,
     text: String,
-    problems: Vec<Problem>,
+    problems: Vec<ProblemLine>,
     next_command: &'a str,
 }
 
@@ -60,8 +60,10 @@ impl Message {
         let event = event.as_str();
         let (event, title, summary, problems) = match sent {
             Some(at) => {
-                let over =
-                    Problem::new(None, format!("the {event} of which you were notified at {at:.0} is over"));
+                let over = ProblemLine::new(
+                    None,
+                    format!("the {event} of which you were notified at {at:.0} is over"),
+                );
                 ("recovered", format!("{of}: recovered"), format!("{event} is over"), vec![over])
             }
             None => (event, format!("{of}: {title}"), title.clone(), problems.clone()),
@@ -81,8 +83,8 @@ impl Message {
     }
 
     /// The first problems, safe to show, and how many more there are.
-    fn shown(&self, most: usize) -> (Vec<Problem>, Option<String>) {
-        let cut = |problem: &Problem| Problem {
+    fn shown(&self, most: usize) -> (Vec<ProblemLine>, Option<String>) {
+        let cut = |problem: &ProblemLine| ProblemLine {
             instance: problem.instance.as_ref().map(|name| excerpt(name, 255)),
             text: excerpt(&problem.text, LINE_MAX),
         };
@@ -101,7 +103,7 @@ impl Message {
         let (problems, more) = self.shown(most);
         let mut lines: Vec<String> = problems
             .into_iter()
-            .map(|Problem { instance, text }| match instance {
+            .map(|ProblemLine { instance, text }| match instance {
                 Some(instance) => format!("{instance}: {text}"),
                 None => text,
             })
@@ -166,7 +168,7 @@ impl Message {
         let problems = self.problems.len();
         let problems =
             if problems == 0 { String::new() } else { format!(" ({})", counted(problems, "problem")) };
-        format!("{}: {}{problems}", self.event, self.summary)
+        format!("{}{problems}", self.summary)
     }
 }
 
@@ -214,7 +216,7 @@ mod tests {
             run_id: None,
             title: format!("policy nightly: {instance}"),
             summary: "the last run failed".to_owned(),
-            problems: vec![Problem::new(Some(instance), "no good snapshot"); count],
+            problems: vec![ProblemLine::new(Some(instance), "no good snapshot"); count],
             next_command: "snapwarden status".to_owned(),
         }
     }
@@ -245,7 +247,7 @@ mod tests {
     #[test]
     fn a_ping_has_no_names_unless_they_are_asked_for() {
         let message = message("db-1", 2);
-        assert_eq!(message.ping(false), "failure: the last run failed (2 problems)");
+        assert_eq!(message.ping(false), "the last run failed (2 problems)");
         assert_eq!(
             message.ping(true),
             "policy nightly: db-1\ndb-1: no good snapshot\ndb-1: no good snapshot"

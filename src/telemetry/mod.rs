@@ -39,7 +39,7 @@ use crate::telemetry::model::{Model, PolicyModel, PolicyView, SKIPPED, count};
 use crate::telemetry::notifications::Notifications;
 use crate::telemetry::notifier::{Notifier, Wires};
 use crate::telemetry::overview::{InstanceOverview, Overview};
-use crate::telemetry::problem::Problem;
+use crate::telemetry::problem::ProblemLine;
 use crate::telemetry::status::{Last, Status};
 
 /// A scheduler whose loop did not turn for this long is stuck: it turns every other second.
@@ -200,8 +200,10 @@ impl Telemetry {
             policy.status.last = Some(Last { started_at, finished_at: at, result: result.to_owned() });
             for zone in policy.zones.values_mut() {
                 zone.memory.result = Some(result.to_owned());
-                zone.failed =
-                    vec![Problem::new(None, "the run could not begin, or ended by a bug: the log says why")];
+                zone.failed = vec![ProblemLine::new(
+                    None,
+                    "the run could not begin, or ended by a bug: the log says why",
+                )];
             }
         });
     }

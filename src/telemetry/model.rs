@@ -26,7 +26,7 @@ use crate::state::audit::{Action, StepOutcome};
 use crate::state::history::Change;
 use crate::state::last_runs::{LastRun, LastRuns, ZoneCoverage, ZoneMemory};
 use crate::state::schedules::Schedules;
-use crate::telemetry::problem::Problem;
+use crate::telemetry::problem::ProblemLine;
 use crate::telemetry::status::{DownloadStatus, Last, PolicyStatus, Status, ZoneStatus};
 use crate::text::excerpt;
 
@@ -143,7 +143,7 @@ pub(super) struct ZoneModel {
     /// Deletions of the last run that were blocked only when they were to begin, by the reason.
     blocked: Counts,
     /// What failed in the last run of this process.
-    pub(super) failed: Vec<Problem>,
+    pub(super) failed: Vec<ProblemLine>,
 }
 
 /// No run.
@@ -415,15 +415,15 @@ fn word(outcome: StepOutcome) -> &'static str {
 }
 
 /// What failed in a zone, of the zone and of each snapshot.
-fn failures(report: &ZoneReport) -> Vec<Problem> {
+fn failures(report: &ZoneReport) -> Vec<ProblemLine> {
     let of_zone = report.failures.iter().chain(&report.missing).chain(&report.unmatched);
     let failed = report.steps.iter().filter(|step| step.outcome == StepOutcome::Failed);
     let of_step = failed.map(|step| {
         let why = step.message.as_deref().unwrap_or("it failed");
         let text = format!("not {}: {why}", step.facts.action.past());
-        Problem::new(step.facts.snapshot.instance_name.as_deref(), text)
+        ProblemLine::new(step.facts.snapshot.instance_name.as_deref(), text)
     });
-    of_zone.map(|text| Problem::new(None, text.clone())).chain(of_step).take(FAILURES_MAX).collect()
+    of_zone.map(|text| ProblemLine::new(None, text.clone())).chain(of_step).take(FAILURES_MAX).collect()
 }
 
 fn zeros(results: &[&'static str]) -> Counts {

@@ -21,7 +21,7 @@ use crate::telemetry::conditions::{Condition, conditions};
 use crate::telemetry::message::Message;
 use crate::telemetry::model::Model;
 use crate::telemetry::notifier::{Notifier, Ping, Wires};
-use crate::telemetry::problem::Problem;
+use crate::telemetry::problem::ProblemLine;
 use crate::text::chain;
 
 /// How many messages wait for one notifier; beyond that, the oldest is dropped.
@@ -130,9 +130,9 @@ impl Notifications {
         let zones = report.iter().flat_map(|report| &report.zones);
         let problems = zones.flat_map(|zone| {
             let lacking = zone.failures.iter().chain(&zone.held).chain(&zone.missing).chain(&zone.unmatched);
-            lacking.map(|text| Problem::new(None, format!("zone {}: {text}", zone.zone)))
+            lacking.map(|text| ProblemLine::new(None, format!("zone {}: {text}", zone.zone)))
         });
-        let problems: Vec<Problem> = problems.collect();
+        let problems: Vec<ProblemLine> = problems.collect();
         for worker in self.workers.iter().filter(|worker| worker.notifier.is_healthchecks()) {
             let (ping, event) = which(&worker.notifier.settings.on);
             let message = Message {
@@ -276,7 +276,7 @@ pub async fn send_sample(notifier: &Notifier, wires: &Wires, host: &str) -> Resu
         run_id: None,
         title: format!("snapwarden on {host}: a test of notifier {}", notifier.settings.name),
         summary: "a test".to_owned(),
-        problems: vec![Problem::new(None, "nothing is wrong: `snapwarden notify test` sent this")],
+        problems: vec![ProblemLine::new(None, "nothing is wrong: `snapwarden notify test` sent this")],
         next_command: "snapwarden status".to_owned(),
     };
     notifier.deliver(wires, &message, Ping::Log).await

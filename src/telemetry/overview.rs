@@ -50,7 +50,9 @@ pub enum InstanceState {
     Vanished,
     /// It is so new that it needs no snapshot yet.
     New,
-    /// It has what it should have.
+    /// It has the snapshots that it should have, and no copy: they are deleted with it.
+    SnapshotsOnly,
+    /// It has what it should have, and a copy of it.
     BackedUp,
     /// It is meant to be without a backup.
     Exempt,
@@ -149,6 +151,7 @@ impl InstanceState {
             Self::NoCopy => "copy missing",
             Self::Vanished => "vanished",
             Self::New => "new",
+            Self::SnapshotsOnly => "snapshots only",
             Self::BackedUp => "backed up",
             Self::Exempt => "exempt",
         }
@@ -203,27 +206,16 @@ impl Model {
         }
         // A manual run may come at any time.
         deleted_next.sort_by_key(|next| (next.at.is_none(), next.at));
-        let mut problems = [status.problems(), status.paused()].concat();
-        // Those of instances are told of each.
-        let of_instances = self.problems_of_instances(&status);
-        problems.retain(|problem| !of_instances.contains(&problem.text));
+        // Those of instances stand with each instance.
+        let is_of_instances = |policy: &str, zone: &str, text: &str| {
+            let known = self.policies.iter().find(|(name, _)| name.as_str() == policy);
+            let known =
+                known.and_then(|(_, known)| known.zones.iter().find(|(name, _)| name.as_str() == zone));
+            known.is_some_and(|(_, zone)| zone.memory.unmatched.as_deref() != Some(text))
+        };
+        let problems = [status.problems_but(is_of_instances), status.paused()].concat();
         let deleted_last = self.deleted_last.iter().rev().cloned().collect();
         Overview { status, problems, instances, deleted_next, deleted_last }
-    }
-
-    /// The problems of a status that are about instances.
-    fn problems_of_instances(&self, status: &Status) -> HashSet<String> {
-        let mut texts = HashSet::new();
-        for (name, policy) in &self.policies {
-            for (zone, known) in &policy.zones {
-                let told =
-                    status.policies.get(name.as_str()).and_then(|policy| policy.zones.get(zone.as_str()));
-                let problems = told.iter().flat_map(|zone| &zone.problems);
-                let of_instances = problems.filter(|text| known.memory.unmatched.as_ref() != Some(*text));
-                texts.extend(of_instances.map(|text| format!("policy {name}, zone {zone}: {text}")));
-            }
-        }
-        texts
     }
 
     pub(super) fn instance(
@@ -322,7 +314,7 @@ impl Model {
     fn add_unselected(&self, summaries: &mut Vec<InstanceSummary>) {
         for (zone, coverage) in self.coverage() {
             let known =
-                summaries.iter().filter(|one| one.zone == *zone && one.state != InstanceState::BackedUp);
+                summaries.iter().filter(|one| one.zone == *zone && one.state < InstanceState::SnapshotsOnly);
             let known: HashSet<String> = known.map(|one| one.name.clone()).collect();
             for name in coverage.uncovered_instances.iter().filter(|name| !known.contains(*name)) {
                 let mut summary = InstanceSummary::new(zone, None, name);
@@ -361,8 +353,11 @@ fn judged(one: Gathered<'_>) -> InstanceSummary {
         };
         summary.lacks(InstanceState::Uncovered, text, command);
     } else if summary.problems.is_empty() {
-        let is_new = summary.newest_snapshot.is_none();
-        summary.state = if is_new { InstanceState::New } else { InstanceState::BackedUp };
+        summary.state = match (summary.newest_snapshot, &summary.newest_copy) {
+            (None, _) => InstanceState::New,
+            (Some(_), None) => InstanceState::SnapshotsOnly,
+            (Some(_), Some(_)) => InstanceState::BackedUp,
+        };
     }
     summary
 }

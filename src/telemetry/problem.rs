@@ -1,15 +1,15 @@
-//! A thing that is wrong, as notifiers are notified of it.
+//! One line of what is wrong, as notifiers are notified of it.
 
 use serde::Serialize;
 
-/// One thing that is wrong.
+/// What is wrong, and with which instance if it is about one.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Problem {
+pub(super) struct ProblemLine {
     pub(super) instance: Option<String>,
     pub(super) text: String,
 }
 
-impl Problem {
+impl ProblemLine {
     pub(super) fn new(instance: Option<&str>, text: impl Into<String>) -> Self {
         Self { instance: instance.map(str::to_owned), text: text.into() }
     }

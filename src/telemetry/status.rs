@@ -81,6 +81,11 @@ pub struct Problem {
 impl Status {
     /// The problems that need attention.
     pub fn problems(&self) -> Vec<Problem> {
+        self.problems_but(|_, _, _| false)
+    }
+
+    /// The problems that need attention, without those of a policy's zone that are left out by the policy, the zone and the text.
+    pub(super) fn problems_but(&self, is_left_out: impl Fn(&str, &str, &str) -> bool) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut add = |text: String, command: String| problems.push(Problem { text, command });
         if !self.config.last_reload_successful {
@@ -106,7 +111,7 @@ impl Status {
                     let text = format!("{of}: deletions are blocked by the guard: {held}");
                     add(text, format!("snapwarden plan {name}"));
                 }
-                for problem in &known.problems {
+                for problem in known.problems.iter().filter(|text| !is_left_out(name, zone, text)) {
                     add(format!("{of}: {problem}"), "snapwarden coverage".to_owned());
                 }
                 if let Some(alert) = &known.gate_alert {

@@ -33,14 +33,10 @@ fn the_operator_s_rules_and_those_of_the_chart_are_the_rules_of_prometheus() {
     assert_eq!(
         include_str!("../../deploy/helm/snapwarden/files/groups.yaml"),
         groups,
-        "deploy/kubernetes/make.py"
+        "deploy/copy_rules.py"
     );
     let of_operator = include_str!("../../deploy/kubernetes/monitoring/prometheusrule.yaml");
-    assert_eq!(
-        block(&of_operator.replace("spec:\n", "spec: |\n"), "spec"),
-        groups,
-        "deploy/kubernetes/make.py"
-    );
+    assert_eq!(block(&of_operator.replace("spec:\n", "spec: |\n"), "spec"), groups, "deploy/copy_rules.py");
 }
 
 #[test]

@@ -148,7 +148,7 @@ async fn what_was_not_delivered_is_not_remembered_and_no_run_waits_for_it() {
     recorder.answers.lock().unwrap().clear();
     recorder.taken();
     until(&stage, "2026-11-03T01:20:00Z").await;
-    assert_eq!(recorder.events(), ["failure"], "it is sent as soon as somebody answers");
+    assert_eq!(recorder.events(), ["failure"], "it is sent as soon as there is an answer");
     play.stop().await;
 }
 
@@ -184,7 +184,7 @@ async fn each_run_is_a_start_and_a_success_or_a_failure_for_healthchecks_without
     };
     let sent = recorder.taken();
     assert_eq!(paths(&sent), ["/start", "", "/log"], "{sent:?}");
-    assert_eq!(sent[1].1, "success: success: 1 created");
+    assert_eq!(sent[1].1, "success: 1 created");
     stage.world.fault(refused());
     until(&stage, "2026-11-03T02:30:00Z").await;
     let failed = recorder.taken();

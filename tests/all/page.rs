@@ -177,6 +177,16 @@ async fn the_page_says_first_whether_everything_is_backed_up_and_what_to_do() {
         "{answer}"
     );
 
+    // Snapshots alone are no backup: they are deleted with their instance.
+    let only = InstanceCounts { newest_verified_at: BTreeMap::new(), ..counts(2, "web-2") };
+    let mut only = remembered(&stage, vec![counts(1, "web-1"), only]);
+    only.zones.get_mut(&stage.zone).unwrap().last_run_at = Some(days_ago(0) + SignedDuration::from_secs(1));
+    configure(&port, &runner, &only);
+    let answer = get(port.address, "/").await;
+    for text in ["Nothing is missing: 2 instances, 1 of them with snapshots only", "snapshots only</span>"] {
+        assert!(answer.contains(text), "{text}: {answer}");
+    }
+
     // Without any run, too, what was new enough is too old one day.
     let old = InstanceCounts { newest_at: Some(days_ago(3)), ..counts(3, "old-1") };
     let none = InstanceCounts { newest_at: None, newest_verified_at: BTreeMap::new(), ..counts(4, "none-1") };
@@ -188,7 +198,7 @@ async fn the_page_says_first_whether_everything_is_backed_up_and_what_to_do() {
     let exempt = InstanceCounts { is_exempt: true, newest_at: None, ..counts(7, "exempt-1") };
     let mut bad = remembered(&stage, vec![counts(1, "web-1"), exempt, vanished, uncopied, old, none]);
     let zone = bad.zones.get_mut(&stage.zone).unwrap();
-    zone.last_run_at = Some(days_ago(0) + SignedDuration::from_secs(1));
+    zone.last_run_at = Some(days_ago(0) + SignedDuration::from_secs(2));
     zone.held = Some("too many".to_owned());
     let coverage = zone.coverage.as_mut().unwrap();
     coverage.uncovered_instances = vec!["ci-1".to_owned()];

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 
 use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Row, Tone, moment, plain};
@@ -19,7 +19,7 @@ use crate::run::promote::TemplateDecision;
 use crate::run::report::sums_of;
 use crate::snapshot::{InstanceId, Snapshot};
 use crate::state::last_runs::PlanSums;
-use crate::text::{counted, printable, to_the_second};
+use crate::text::{counted, printable, span_of_minutes, to_the_second};
 
 /// The width of a timeline without a terminal.
 const LINE_WIDTH: usize = 98;
@@ -320,15 +320,6 @@ pub(crate) fn age(created_at: Timestamp, at: Timestamp, is_coming: bool) -> Stri
     if is_coming {
         return "-".to_owned();
     }
-    let Ok(span) = at.since((Unit::Minute, created_at)) else { return "?".to_owned() };
-    let minutes = span.get_minutes();
-    if minutes < 0 {
-        return "-".to_owned();
-    }
-    let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);
-    match (days, hours) {
-        (0, 0) => format!("{minutes}m"),
-        (0, _) => format!("{hours}h {minutes}m"),
-        _ => format!("{days}d {hours}h"),
-    }
+    let passed = at.duration_since(created_at);
+    if passed.as_mins() < 0 { "-".to_owned() } else { span_of_minutes(passed.as_mins()) }
 }
