@@ -21,7 +21,7 @@ use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::policy::select::Pattern;
 use crate::retention::grouping::counted_from;
-use crate::run::context::Runner;
+use crate::run::context::{RunOptions, Runner};
 use crate::run::plan::{ZonePlan, dated_ahead, served};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::report::{STOPPED, Step, ZoneReport};
@@ -69,12 +69,11 @@ pub(crate) async fn create(
     before: &LastRuns,
 ) {
     let memory = PolicyMemory::read(runner, policy).await;
-    let memory = memory.as_ref();
     let begun = runner.clock.elapsed();
     let mut creations: Vec<BoxFuture<'_, _>> = Vec::new();
     for ZoneRun { plan, report } in &mut *zones {
         let Some(plan) = &*plan else { continue };
-        let memory = match memory {
+        let memory = match &memory {
             Ok(memory) => memory,
             Err(error) => {
                 report.failures.push(format!("no snapshot is taken: {}", chain(error)));
@@ -101,8 +100,14 @@ pub(crate) async fn create(
         creations.push(async move { creator.run(plan, report).await }.boxed());
     }
     join_all(creations).await;
-    if let Ok(memory) = memory {
-        note_missing(memory, policy, slot, only.is_none(), zones).await;
+    let memory = match memory {
+        // What could not be read once may be readable by now: that the snapshots are missing must be remembered.
+        Err(_) => PolicyMemory::read(runner, policy).await,
+        memory => memory,
+    };
+    match &memory {
+        Ok(memory) => note_missing(memory, policy, slot, only.is_none(), zones).await,
+        Err(error) => delete_nothing(zones, &chain(error)),
     }
 }
 
@@ -166,10 +171,28 @@ async fn note_missing(
         return;
     }
     if let Err(error) = memory.change(|state| state.missing = missing).await {
-        for ZoneRun { plan, report } in zones {
-            *plan = None;
-            report.failures.push(format!("nothing is deleted: {}", error.message));
-        }
+        delete_nothing(zones, &error.message);
+    }
+}
+
+/// Remembers that a run could not begin, so that none of its snapshots was taken.
+pub(crate) async fn note_not_begun(runner: &Runner, policy: &Policy, options: &RunOptions, why: &StateError) {
+    if !policy.create {
+        return;
+    }
+    // What can't be read or written still is in the way of other policies as well: then they delete nothing.
+    let Ok(memory) = PolicyMemory::read(runner, policy).await else { return };
+    let slot = options.slot.unwrap_or_else(|| runner.clock.now());
+    let not_begun = |zone| ZoneRun::new(zone, Err(format!("the run did not begin: {}", chain(why))));
+    let mut zones: Vec<ZoneRun> = policy.zones.iter().map(not_begun).collect();
+    note_missing(&memory, policy, slot, options.instances.is_none(), &mut zones).await;
+}
+
+/// Leaves the zones alone for the rest of the run.
+fn delete_nothing(zones: &mut [ZoneRun], why: &str) {
+    for ZoneRun { plan, report } in zones {
+        *plan = None;
+        report.failures.push(format!("nothing is deleted: {why}"));
     }
 }
 

@@ -5,6 +5,7 @@
 //! Work that goes on at the same time is put into lists of boxed futures. Closures that lend what they capture would do
 //! as well, but then the compiler cannot see that a run may move between threads, as the daemon's do.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::retention::guard::is_clock_trusted;
 use crate::run::archive_prune::stale_manifests;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::coverage;
-use crate::run::create::{create, warn_of_inconsistent};
+use crate::run::create::{create, note_not_begun, warn_of_inconsistent};
 use crate::run::delete::delete_snapshots;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan};
@@ -56,11 +57,13 @@ impl Runner {
     /// cannot be read. Later failures are in the report.
     pub async fn run(&self, policy: &Policy, options: &RunOptions) -> Result<RunReport, StateError> {
         let _lock = self.state.lock_policy(&policy.name).await?;
-        // Before anything else, since a run that forgets what was done must not delete.
-        self.state.policy_state(&policy.name).await?;
-        let before = self.state.last_runs(&policy.name).await?;
-        self.remember_new_archives(&before).await?;
-        let (runner, policy) = pauses::heed(self, policy).await?;
+        let (before, runner, policy) = match self.begin(policy).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                note_not_begun(self, policy, options, &error).await;
+                return Err(error);
+            }
+        };
         let (runner, policy) = (&*runner, &*policy);
         let run_id = fresh_id(&*self.randomness, self.clock.now());
         let span = info_span!("policy_run", policy.name = %policy.name, run.id = %run_id);
@@ -87,6 +90,19 @@ impl Runner {
         let report = run.instrument(span.clone()).await;
         span.in_scope(|| log(&report));
         Ok(report)
+    }
+
+    /// Reads what a run rests on: what the last one remembered, and the runner and the policy as they are by the pauses.
+    async fn begin<'a>(
+        &'a self,
+        policy: &'a Policy,
+    ) -> Result<(LastRuns, Cow<'a, Self>, Cow<'a, Policy>), StateError> {
+        // Before anything else, since a run that forgets what was done must not delete.
+        self.state.policy_state(&policy.name).await?;
+        let before = self.state.last_runs(&policy.name).await?;
+        self.remember_new_archives(&before).await?;
+        let (runner, policy) = pauses::heed(self, policy).await?;
+        Ok((before, runner, policy))
     }
 }
 

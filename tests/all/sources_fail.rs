@@ -1,10 +1,15 @@
 //! Snapshots that can't be taken: while a newer one of an instance is missing, none of that instance is deleted.
 
+use std::io::ErrorKind;
+use std::sync::Arc;
+
 use jiff::SignedDuration;
+use snapwarden::disk::{Access, Disk as _};
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
+use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::SnapshotState;
 use snapwarden::state::audit::{Action, StepOutcome};
@@ -107,6 +112,40 @@ async fn no_other_policy_deletes_of_the_instance_either_and_allow_lets_it_pass()
     let options = RunOptions { allow_deletes: Some(34), ..RunOptions::default() };
     let report = runner.run(&runner.policies[1], &options).await.unwrap();
     assert_eq!(deleted(&report), 34, "{:?}", report.zones);
+}
+
+/// Whichever read of its state fails: without the night's snapshot neither policy deletes any of its instance.
+#[tokio::test(start_paused = true)]
+async fn a_state_that_cannot_be_read_once_deletes_nothing_without_the_snapshot() {
+    let both = format!("{}{PRUNE}", NIGHTLY.replace("keep_within = \"14d\"", "keep_last = 5"));
+    let mut was_missing = 0;
+    for call in [DiskCall::List, DiskCall::Open, DiskCall::Read] {
+        for nth in 1..=24 {
+            let disk = MemoryDisk::new();
+            let stage = Stage::over(Arc::new(disk.clone()));
+            disk.create_dir_all(stage.folder.path(), Access::Owner).unwrap();
+            let web = stage.world.add_instance(&stage.zone, "web-1", &[]);
+            stage.days(web, (1..6).rev());
+            run(&stage, &both, "nightly").await;
+            stage.step(DAY);
+            // Both would delete these.
+            stage.days(web, 10..13);
+            let before = stage.there();
+            disk.fail(call, nth, ErrorKind::Other);
+            for name in ["nightly", "prune"] {
+                // A process that can't start knows of no run.
+                let Ok(runner) = stage.assemble(&both) else { break };
+                let policy = runner.policies.iter().find(|policy| policy.name.as_str() == name).unwrap();
+                let _ = runner.run(policy, &RunOptions::default()).await;
+                let there = stage.there();
+                if !there.iter().any(|id| !before.contains(id)) {
+                    was_missing += 1;
+                    assert_eq!(there, before, "{call:?} {nth}, {name}");
+                }
+            }
+        }
+    }
+    assert!(was_missing > 0, "no failure hit what a creation needs");
 }
 
 #[tokio::test(start_paused = true)]
