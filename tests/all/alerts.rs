@@ -98,6 +98,10 @@ fn well() -> Series {
         ] {
             add(name, &daemon, values);
         }
+        for result in ["sent", "failed", "dropped"] {
+            let notifier = format!("{daemon},notifier=\"ops\",result=\"{result}\"");
+            add("notifications_total", &notifier, none);
+        }
         for resource in ["snapshot", "template"] {
             let quota = format!("{daemon},resource=\"{resource}\"");
             add("quota_usage", &quota, Values::Always(10));
@@ -276,6 +280,16 @@ fn problems() -> Vec<Problem> {
             series: vec![(request("503"), Values::Rising), (request("200"), Values::Always(0))],
             ..problem("SnapwardenApiErrors", "", &of_zone, Values::Rising)
         },
+        Problem {
+            labels: by(DAEMON, "notifier=\"ops\""),
+            lasts: 5,
+            ..problem(
+                "SnapwardenNotificationsFailing",
+                "notifications_total",
+                &by(DAEMON, "notifier=\"ops\",result=\"failed\""),
+                Values::Rising,
+            )
+        },
         problem(
             "SnapwardenFilesNearlyUsedUp",
             "process_open_fds",
@@ -362,6 +376,13 @@ fn each_alert_names_the_one_daemon_and_zone_that_has_its_problem_and_ends_with_i
     all.insert(series_name("guard_allowance", POLICY), Values::Always(5));
     let open = [(named("SnapwardenAllowanceOpen"), POLICY)];
     tests.push_str(&a_test(&all, &[(DAY - 1, &[]), (DAY + 1, &open)]));
+    // What failed is sent at the next attempt.
+    let mut all = well();
+    for result in ["failed", "sent"] {
+        let labels = format!("{DAEMON},notifier=\"ops\",result=\"{result}\"");
+        all.insert(series_name("notifications_total", &labels), Values::Rising);
+    }
+    tests.push_str(&a_test(&all, &[(within, &[])]));
     // Nothing is scraped.
     let absent = [(named("SnapwardenAbsent"), "job=\"snapwarden\"")];
     tests.push_str(&a_test(&Series::new(), &[(1, &absent)]));
