@@ -558,8 +558,65 @@ pub(crate) fn is_world_readable(path: &Path) -> bool {
 /// # Errors
 /// `FileTooLarge` beyond `max` bytes; `InvalidData` if it is not UTF-8; else any error of the disk.
 pub fn read_named_file(path: &Path, max: u64) -> io::Result<String> {
+    read_text(&OpenOptions::new().read(true).open(path)?, max)
+}
+
+/// Another one once the file at a path was replaced or written, or the path leads elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    file: (u64, u64),
+    len: u64,
+    changed: (i64, i64),
+}
+
+/// The stamp of a file that the operator named, following links; none if it is not there.
+pub(crate) fn stamp_of(path: &Path) -> Option<Stamp> {
+    let found = fs::metadata(path).ok()?;
+    let changed = (found.ctime(), found.ctime_nsec());
+    Some(Stamp { file: (found.dev(), found.ino()), len: found.len(), changed })
+}
+
+fn no_wait() -> i32 {
+    i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default()
+}
+
+/// Who may write what this process obeys: root, this process' own user, and the owner of a file that it obeys already.
+pub(crate) fn trusted_users(obeyed: &Path) -> Vec<u32> {
+    let owner = fs::metadata(obeyed).ok().map(|metadata| metadata.uid());
+    [0, rustix::process::geteuid().as_raw()].into_iter().chain(owner).collect()
+}
+
+/// A file that a pattern of the operator's found.
+pub(crate) struct FoundFile {
+    pub(crate) text: String,
+    /// The user's number.
+    pub(crate) owner: u32,
+    pub(crate) is_world_writable: bool,
+    /// Equal for two names of one file: its device and its inode.
+    pub(crate) identity: (u64, u64),
+}
+
+/// Reads a small file that a pattern found, following links.
+///
+/// # Errors
+/// As [`read_named_file`]; `InvalidInput` for what is no file.
+pub(crate) fn read_found_file(path: &Path, max: u64) -> io::Result<FoundFile> {
+    // A pipe would wait for a writer, and others may have put it there.
+    let file = OpenOptions::new().read(true).custom_flags(no_wait()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    Ok(FoundFile {
+        text: read_text(&file, max)?,
+        owner: metadata.uid(),
+        is_world_writable: metadata.mode() & 0o002 != 0,
+        identity: (metadata.dev(), metadata.ino()),
+    })
+}
+
+fn read_text(file: &fs::File, max: u64) -> io::Result<String> {
     let mut text = String::new();
-    let file = OpenOptions::new().read(true).open(path)?;
     // What a pipe will bring is known only at its end; of a file it is known before anything is read.
     if file.metadata()?.len() <= max {
         file.take(max + 1).read_to_string(&mut text)?;

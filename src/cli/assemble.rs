@@ -19,6 +19,7 @@ use crate::config::ConfigError;
 use crate::config::keys::nearest;
 use crate::config::sections::{ArchiveSettings, Config};
 use crate::credentials::{Credentials, Search};
+use crate::daemon::web::WebFile;
 use crate::disk::{Disk, RealDisk};
 use crate::exoscale::client::{Client, Settings};
 use crate::exoscale::credentials;
@@ -296,6 +297,15 @@ pub fn notifier(settings: &NotifierSettings) -> Result<Notifier, Refusal> {
         ));
     }
     Notifier::new(settings.clone(), found).map_err(|error| Refusal::bad_configuration(&error))
+}
+
+/// The web configuration file, if the configuration names one, with its certificates.
+///
+/// # Errors
+/// [`Refusal`] if it can't be used.
+pub fn web_file(config: &Config) -> Result<Option<WebFile>, Refusal> {
+    let file = config.server.web_config_file.as_deref().map(WebFile::read).transpose();
+    file.map_err(|error| Refusal::bad_configuration(&error))
 }
 
 /// What notifications are sent by.

@@ -80,6 +80,7 @@ impl Tried {
 /// [`Refusal`] if the configuration or the credentials are unusable.
 pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(&global.config)?;
+    assemble::web_file(&config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
     let mut warnings = warnings(&config);
@@ -119,8 +120,8 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     };
     let path = global.config.display().to_string();
     output.show(
-        || json!({ "config": path, "policies": config.policies.iter().map(policy).collect::<Value>(), "online": online, "warnings": warnings }),
-        || render(&path, &config.policies, online.as_deref(), &warnings, now, output),
+        || json!({ "config": path, "files": config.files, "policies": config.policies.iter().map(policy).collect::<Value>(), "online": online, "warnings": warnings }),
+        || render(&config, online.as_deref(), &warnings, now, output),
     );
     let failed = online.iter().flatten().any(|tried| tried.error.is_some());
     Ok(if failed { Exit::Failed } else { Exit::Done })
@@ -170,14 +171,19 @@ fn does(policy: &Policy) -> Vec<&'static str> {
 }
 
 fn render(
-    path: &str,
-    policies: &[Policy],
+    config: &Config,
     online: Option<&[Tried]>,
     warnings: &[String],
     now: Timestamp,
     output: Output,
 ) -> String {
-    let mut text = format!("{}: valid, {}\n", printable(path), counted(policies.len(), "policy"));
+    let Config { policies, files, .. } = config;
+    let (file, included) = files.split_first().map_or(("", &[][..]), |(file, included)| (file, included));
+    let mut text = format!("{}: valid, {}\n", printable(file), counted(policies.len(), "policy"));
+    for file in included {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  includes {}", printable(file));
+    }
     let row = |policy: &Policy| -> Row {
         let zones: Vec<&str> = policy.zones.iter().map(ZoneName::as_str).collect();
         let does = does(policy);

@@ -44,8 +44,8 @@ pub(crate) const ENVIRONMENT: &Facts = &[
     (
         Archives,
         "CREDENTIALS_DIRECTORY",
-        "The folder of systemd's credentials, with `exoscale-api-key` and `exoscale-api-secret`, and `archive-NAME` for \
-         an archive. systemd sets it.",
+        "The folder of systemd's credentials, with `exoscale-api-key` and `exoscale-api-secret`, `archive-NAME` for \
+         an archive, and `notify-NAME` for a notifier. systemd sets it.",
     ),
     (
         Archives,
@@ -67,6 +67,11 @@ pub(crate) const ENVIRONMENT: &Facts = &[
 /// The files that the program reads and writes.
 pub(crate) const FILES: &Facts = &[
     (Configuration, "/etc/snapwarden/snapwarden.toml", "The configuration: see snapwarden.toml(5)."),
+    (
+        Configuration,
+        "/etc/snapwarden/conf.d/, /etc/snapwarden/web.yml",
+        "Further files, by convention: those that `include` names, and the one of `web_config_file`.",
+    ),
     (
         Api,
         "/etc/snapwarden/exoscale-api-key, /etc/snapwarden/exoscale-api-secret",
@@ -95,7 +100,7 @@ pub(crate) const FILES: &Facts = &[
     (State, "notifications.json", "What notifiers were notified of, and is not known to be over."),
     (State, "archives.json", "The ids of the archives that were used, and the copies that they had."),
     (State, "daemon.json", "Where the daemon listens."),
-    (State, "daemon.sock", "Where `status --live` asks the daemon whether its loop turns."),
+    (State, "daemon.sock", "Where `status` asks the daemon, without TLS and a password."),
     (
         Archives,
         "snapwarden-archive.json",
@@ -125,7 +130,8 @@ const SIGNALS: [(&[&str], &str, &str); 6] = [
         &["run", "demo"],
         "SIGHUP",
         "Reads the configuration again. If it is not valid, the old one stays in use, and the log says why. Runs in flight \
-         continue with the old one. A new port or state directory needs a restart.",
+         continue with the old one. Another port is opened before the old one is closed; another state directory needs a \
+         restart.",
     ),
     (
         &["once"],

@@ -57,7 +57,8 @@ where
         runner.client = runner.client.with_observer(observer.clone());
         runner.downloads = observer.downloads();
         let notifiers = (assemble::notifiers(&config)?, assemble::wires(&seams));
-        Ok(Loaded { runner, server: config.server, notifiers })
+        let web = assemble::web_file(&config)?;
+        Ok(Loaded { runner, server: config.server, web, notifiers })
     };
     let loaded = load(Use::Changing)?;
     if loaded.runner.policies.iter().all(|policy| !policy.enabled) {

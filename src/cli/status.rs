@@ -1,7 +1,7 @@
 //! `status`: the state of the running daemon, or what the state directory remembers.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::cli::once::{instance, plan_sums};
 use crate::cli::output::{Output, Row, Tone, plain};
 use crate::clock::timeout;
 use crate::config::sections::Config;
-use crate::daemon::live;
+use crate::daemon::live::{self, SocketError};
 use crate::daemon::timetable::Timetable;
 use crate::policy::name::PolicyName;
 use crate::run::coverage::{InstanceStates, uncovered_text};
@@ -51,7 +51,7 @@ pub async fn status(global: &Global, live: bool, output: Output) -> Result<Exit,
     let seams = Seams::real();
     let (config, state) = assemble::configuration_and_state(&global.config, &seams);
     if live {
-        return match live::ask(state.path(), &*seams.clock).await {
+        return match live::is_alive(state.path(), &*seams.clock).await {
             Ok(()) => Ok(Exit::Done),
             Err(why) => Err(Refusal::failed(printable(&why).to_string())),
         };
@@ -111,11 +111,16 @@ const SILENT: &str = "a daemon runs, since it has the lock of the state director
 
 const START: &str = "see `systemctl status snapwarden`, or start the daemon with `snapwarden run`";
 
+const STATUS_PATH: &str = "/api/v1/status";
+
+/// What a port with TLS answers to a request without, and one with users to a request without a password.
+const LOCKED: [StatusCode; 2] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED];
+
 /// The likely cause if the response is not the daemon's.
 const OTHER_SERVICE: &str = "another service may use the port of `listen` in `[server]`";
 
-/// The status that the daemon on this state directory gives. Where that can't be seen, as by another user or from outside
-/// its container, the one that listens as the configuration says is asked.
+/// The status that the daemon on this state directory gives, by its socket there. Where that can't be opened, as by another
+/// user or from outside its container, its port is asked, or the one that listens as the configuration says.
 async fn answer(
     seams: &Seams,
     state: &StateDirectory,
@@ -123,8 +128,18 @@ async fn answer(
 ) -> Result<(Value, Status), NoAnswer> {
     let (address, no_answer): (_, fn(String) -> NoAnswer) = match state.has_daemon().await {
         Ok(false) => return Err(NoAnswer::NotRunning),
-        // A daemon of an older version has not said where it listens.
-        Ok(true) => (state.daemon_address().await.ok().flatten().or(listen), NoAnswer::Silent),
+        Ok(true) => {
+            match live::ask(state.path(), STATUS_PATH, &*seams.clock).await {
+                Ok((StatusCode::OK, answer)) => {
+                    return parse(&answer, &"the daemon").map_err(NoAnswer::Silent);
+                }
+                // A daemon of an older version.
+                Ok(_) | Err(SocketError::Connect(..)) => {}
+                Err(silent @ SocketError::Silent(..)) => return Err(NoAnswer::Silent(chain(&silent))),
+            }
+            // An older one may not have said where it listens, either.
+            (state.daemon_address().await.ok().flatten().or(listen), NoAnswer::Silent)
+        }
         Err(error) if listen.is_none() => return Err(NoAnswer::Unknown(chain(&error))),
         Err(_) => (listen, NoAnswer::Unknown),
     };
@@ -132,11 +147,13 @@ async fn answer(
         return Err(no_answer("it has not said where it listens".to_owned()));
     };
     let answer = ask(seams, address).await.map_err(no_answer)?;
-    let parsed =
-        serde_json::from_slice(&answer).and_then(|json| Ok((json, serde_json::from_slice(&answer)?)));
-    parsed.map_err(|error| {
-        no_answer(format!("{address} does not respond like snapwarden ({error}): {OTHER_SERVICE}"))
-    })
+    parse(&answer, &address).map_err(no_answer)
+}
+
+/// The status in an answer of `who`.
+fn parse(answer: &[u8], who: &dyn Display) -> Result<(Value, Status), String> {
+    let parsed = serde_json::from_slice(answer).and_then(|json| Ok((json, serde_json::from_slice(answer)?)));
+    parsed.map_err(|error| format!("{who} does not respond like snapwarden ({error}): {OTHER_SERVICE}"))
 }
 
 /// Shows policies that were paused by hand since the daemon last looked as paused, and those that were resumed as enabled.
@@ -222,7 +239,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
     let no_daemon = |why: String| format!("no snapwarden daemon responds at {address} ({why})");
     let url =
-        Url::parse(&format!("http://{address}/api/v1/status")).map_err(|error| no_daemon(chain(&error)))?;
+        Url::parse(&format!("http://{address}{STATUS_PATH}")).map_err(|error| no_daemon(chain(&error)))?;
     let request = Request {
         method: Method::GET,
         url,
@@ -232,6 +249,12 @@ async fn ask(seams: &Seams, address: SocketAddr) -> Result<Bytes, String> {
     };
     let exchange = async {
         let response = seams.transport.send(request).await.map_err(|error| no_daemon(chain(&error)))?;
+        if LOCKED.contains(&response.status) {
+            return Err(format!(
+                "{address} wants TLS or a password: ask as root or as the daemon's user, who need neither, since they may open the \
+                 socket in the state directory"
+            ));
+        }
         if response.status != StatusCode::OK {
             return Err(format!("{address} responds with {}: {OTHER_SERVICE}", response.status.as_u16()));
         }

@@ -12,10 +12,56 @@ const PRINTED_MAX: usize = 50;
 /// The most characters of a line that are printed; a longer one is cut around the spot.
 const LINE_MAX: usize = 100;
 
+/// The texts of the files that make a configuration, one behind the other, so that a place in any of them is one number.
+#[derive(Debug, Default)]
+pub(super) struct Sources<'t>(Vec<Source<'t>>);
+
+#[derive(Debug)]
+struct Source<'t> {
+    name: String,
+    text: &'t str,
+    /// Where it begins among all.
+    start: usize,
+}
+
+impl<'t> Sources<'t> {
+    pub(super) fn of_one(name: &str, text: &'t str) -> Self {
+        let mut sources = Self::default();
+        sources.add(name, text);
+        sources
+    }
+
+    /// Adds a file, and returns where it begins among all.
+    pub(super) fn add(&mut self, name: &str, text: &'t str) -> usize {
+        // One more than its length, so that the end of a text is not the beginning of the next.
+        let start = self.0.last().map_or(0, |last| last.start + last.text.len() + 1);
+        self.0.push(Source { name: excerpt(name, 200), text, start });
+        start
+    }
+
+    /// The names of the files.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|source| source.name.as_str())
+    }
+
+    /// The file at a place, and the place in its text.
+    fn at(&self, place: usize) -> Option<(&Source<'t>, usize)> {
+        let source = self.0.iter().rev().find(|source| source.start <= place)?;
+        Some((source, place - source.start))
+    }
+
+    /// The file and the line of a place, such as `/etc/snapwarden/snapwarden.toml:7`.
+    pub(super) fn line_of(&self, place: usize) -> String {
+        self.at(place).map_or_else(String::new, |(source, offset)| {
+            format!("{}:{}", source.name, locate(source.text, offset).0)
+        })
+    }
+}
+
 /// One error.
 #[derive(Debug)]
 pub(super) struct Diagnostic {
-    /// Where in the text; `None` if it is about something outside of it.
+    /// Where in the texts; `None` if it is about something outside of it.
     pub(super) span: Option<Range<usize>>,
     /// A key's path; empty for errors of TOML syntax.
     pub(super) subject: String,
@@ -33,23 +79,29 @@ pub(super) enum Kind {
     /// Its value may be a secret, and is not shown.
     UnknownKey,
     Wrong,
-    /// Not to be trusted if parts of the file can't be read: they may contain what seems to be missing.
+    /// Not to be trusted if parts of the configuration can't be read: they may contain what seems to be missing.
     Missing,
+    /// A whole file can't be read.
+    Unreadable,
+    /// Its line is not shown, since it may hold a secret.
+    Secret,
 }
 
 impl Diagnostic {
-    fn print(&self, file_name: &str, file_text: &str) -> String {
+    fn print(&self, sources: &Sources<'_>) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail, here and below.
-        if let Some(span) = &self.span {
-            let (number, line, column) = locate(file_text, span.start);
-            let _ = write!(text, "{file_name}:{number}:{}: ", column + 1);
+        if let Some((span, (source, start))) =
+            self.span.as_ref().and_then(|span| Some((span, sources.at(span.start)?)))
+        {
+            let (number, line, column) = locate(source.text, start);
+            let _ = write!(text, "{}:{number}:{}: ", source.name, column + 1);
             self.print_head(&mut text);
             let gutter = number.to_string().len().max(4);
-            if may_hold_a_secret(line) {
+            if self.kind == Kind::Secret || may_hold_a_secret(line) {
                 let _ = write!(text, "\n  {number:>gutter$} | (not shown: it may hold a secret)");
             } else {
-                let spot = file_text.get(span.clone()).unwrap_or_default();
+                let spot = source.text.get(start..start + span.len()).unwrap_or_default();
                 let (shown, before, marks) = mark(line, column, spot, self.kind == Kind::UnknownKey);
                 let _ = write!(text, "\n  {number:>gutter$} | {shown}");
                 let _ = write!(text, "\n  {:gutter$} | {:before$}{}", "", "", "^".repeat(marks));
@@ -85,7 +137,9 @@ fn mark(line: &str, column: usize, spot: &str, hide_behind: bool) -> (String, us
     let mut line: Vec<char> =
         line.chars().map(|character| if character == '\t' { ' ' } else { character }).collect();
     let spot_length = spot.lines().next().unwrap_or_default().chars().count().max(1);
-    let hidden = hide_behind && line.get(column + spot_length..).is_some_and(|rest| rest.contains(&'='));
+    let rest = line.get(column + spot_length..).unwrap_or_default();
+    let sign = if rest.contains(&'=') { '=' } else { ':' };
+    let hidden = hide_behind && (sign == '=' || rest.first() == Some(&':'));
     if hidden {
         line.truncate(column + spot_length);
     }
@@ -100,6 +154,7 @@ fn mark(line: &str, column: usize, spot: &str, hide_behind: bool) -> (String, us
     let head = if from > 0 { "…" } else { "" };
     let tail = match (until < line.len(), hidden) {
         (true, _) => "…",
+        (false, true) if sign == ':' => ": …",
         (false, true) => " = …",
         (false, false) => "",
     };
@@ -130,20 +185,22 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// All diagnostics in the order of the text, or `None` if there are none; of several about one spot only the
-    /// first. `unread` are the parts of the text that the TOML parser skipped or misread: diagnostics that may be
+    /// All diagnostics in the order of the texts, or `None` if there are none; of several about one spot only the
+    /// first. `unread` are the parts of the texts that the parser skipped or misread: diagnostics that may be
     /// due to them are left out.
     pub(super) fn of(
         mut diagnostics: Vec<Diagnostic>,
-        text: &str,
-        file_name: &str,
+        sources: &Sources<'_>,
         unread: &[Range<usize>],
     ) -> Option<Self> {
+        let is_whole =
+            unread.is_empty() && !diagnostics.iter().any(|diagnostic| diagnostic.kind == Kind::Unreadable);
         let mut spots = HashSet::new();
         diagnostics.retain(|diagnostic| {
-            // Several keys may be missing in one section; any other spot has one diagnostic.
-            let missing = (diagnostic.kind == Kind::Missing).then(|| diagnostic.fact.clone());
-            spots.insert((diagnostic.subject.clone(), diagnostic.span.clone(), missing))
+            // Several keys may be missing in one section, several files of one pattern; any other spot has one diagnostic.
+            let is_one_of_several = matches!(diagnostic.kind, Kind::Missing | Kind::Unreadable);
+            let fact = is_one_of_several.then(|| diagnostic.fact.clone());
+            spots.insert((diagnostic.subject.clone(), diagnostic.span.clone(), fact))
         });
         diagnostics.retain(|diagnostic| {
             let in_unread = |span: &Range<usize>| {
@@ -152,15 +209,13 @@ impl Diagnostics {
                 unread.get(next).is_some_and(|part| part.contains(&span.start))
             };
             match diagnostic.kind {
-                Kind::Syntax => true,
-                Kind::Missing => unread.is_empty(),
+                Kind::Syntax | Kind::Unreadable | Kind::Secret => true,
+                Kind::Missing => is_whole,
                 Kind::UnknownKey | Kind::Wrong => !diagnostic.span.as_ref().is_some_and(in_unread),
             }
         });
         diagnostics.sort_by_key(|diagnostic| diagnostic.span.as_ref().map(|span| span.start));
-        let file_name = excerpt(file_name, 200);
-        let printed =
-            diagnostics.iter().take(PRINTED_MAX).map(|diagnostic| diagnostic.print(&file_name, text));
+        let printed = diagnostics.iter().take(PRINTED_MAX).map(|diagnostic| diagnostic.print(sources));
         (!diagnostics.is_empty()).then(|| Self { count: diagnostics.len(), printed: printed.collect() })
     }
 
@@ -194,7 +249,7 @@ mod tests {
             help: "make it right".to_owned(),
             kind: Kind::Wrong,
         };
-        Diagnostics::of(vec![diagnostic], text, "x.toml", &[]).unwrap().to_string()
+        Diagnostics::of(vec![diagnostic], &Sources::of_one("x.toml", text), &[]).unwrap().to_string()
     }
 
     #[test]
@@ -247,7 +302,8 @@ mod tests {
             help: String::new(),
             kind: Kind::Wrong,
         });
-        let all = Diagnostics::of(diagnostics.collect(), &"x".repeat(100), "x.toml", &[]).unwrap();
+        let text = "x".repeat(100);
+        let all = Diagnostics::of(diagnostics.collect(), &Sources::of_one("x.toml", &text), &[]).unwrap();
         assert_eq!(all.count(), 60);
         assert!(all.to_string().contains("wrong 0\n") && !all.to_string().contains("wrong 1\n"));
         assert!(all.to_string().ends_with("and 10 more errors"));

@@ -1,19 +1,23 @@
 //! Reads a TOML file into checked values, or reports all errors in it at once.
 //!
-//! [`load`] reads the file, [`parse`] its text. `parse` is pure: it opens no file that the text names and reads
-//! no environment variables. A default is a constant with its reason.
+//! [`load`] reads the file and those that it includes, [`parse`] a text. `parse` is pure: it opens no file that the text
+//! names and reads no environment variables. A default is a constant with its reason.
 //!
-//! `toml_reader` reads tables and values and knows their places, `keys` finds out what an unknown key meant,
+//! `include` finds and reads the included files, `merge` makes one configuration of several files, `toml_reader` reads tables and values and knows their places, `keys` finds out what an unknown key meant,
 //! `diagnostics` prints errors, `policies` reads the policies, `notifiers` the notifiers, `sections` all other sections, `warnings`
-//! finds what is valid but invites a loss.
+//! finds what is valid but invites a loss, `web` reads the web configuration file, by `yaml`.
 
 pub mod diagnostics;
+mod include;
 pub(crate) mod keys;
+mod merge;
 mod notifiers;
 pub mod policies;
 pub mod sections;
 mod toml_reader;
 pub mod warnings;
+pub mod web;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
+use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind, Sources};
 use crate::config::sections::{ArchiveSettings, Config};
 use crate::config::toml_reader::{OpenFile, shown_key};
 use crate::disk::{Disk, read_named_file};
@@ -96,10 +100,11 @@ pub fn check_archive_folders(config: &Config, disk: &dyn Disk) -> Result<(), Con
     Ok(())
 }
 
-/// Reads a configuration file. `endpoint` overrides `exoscale.endpoint`; an empty one does not.
+/// Reads a configuration file, and the files that it includes. `endpoint` overrides `exoscale.endpoint`; an empty one
+/// does not.
 ///
 /// # Errors
-/// One for a file that can't be read; else all errors in its text at once.
+/// One for a file that can't be read; else all errors in the texts at once.
 pub fn load(path: &Path, endpoint: Option<&str>) -> Result<Config, ConfigError> {
     let shown = excerpt(&path.to_string_lossy(), 200);
     let text = read_named_file(path, FILE_BYTES_MAX).map_err(|source| match source.kind() {
@@ -108,32 +113,62 @@ pub fn load(path: &Path, endpoint: Option<&str>) -> Result<Config, ConfigError> 
         io::ErrorKind::InvalidData => ConfigError::NotText(shown.clone()),
         _ => ConfigError::Read(shown.clone(), source),
     })?;
-    parse(&text, &shown, endpoint).map_err(ConfigError::Invalid)
+    let included = include::read(path, &text, FILE_BYTES_MAX);
+    let mut sources = vec![(shown.as_str(), text.as_str())];
+    sources.extend(included.files.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+    parse_all(&sources, included.problems, endpoint).map_err(ConfigError::Invalid)
 }
 
-/// Reads the text of a configuration. `file_name` is for the diagnostics; `endpoint` overrides
-/// `exoscale.endpoint`, an empty one does not.
+/// Reads the text of a configuration; what it includes is left out. `file_name` is for the diagnostics; `endpoint`
+/// overrides `exoscale.endpoint`, an empty one does not.
 ///
 /// # Errors
 /// All errors at once, in the order of the file.
 pub fn parse(text: &str, file_name: &str, endpoint: Option<&str>) -> Result<Config, Diagnostics> {
-    let file = OpenFile::new(sections::known_keys());
-    let (table, errors) = DeTable::parse_recoverable(text);
-    let unread = report_syntax(text, &errors, &file);
-    let config = sections::read(&file.root(table.get_ref()), endpoint, &file, file_name);
-    match file.finish(text, file_name, &unread) {
-        None => Ok(Config { written: written_keys(text), ..config }),
+    parse_all(&[(file_name, text)], Vec::new(), endpoint)
+}
+
+/// Reads one configuration from several files, by name; `problems` are those with the files themselves.
+fn parse_all(
+    files: &[(&str, &str)],
+    problems: Vec<Diagnostic>,
+    endpoint: Option<&str>,
+) -> Result<Config, Diagnostics> {
+    let open = OpenFile::new(sections::known_keys());
+    for problem in problems {
+        open.report(problem);
+    }
+    let (mut sources, mut unread, mut root) = (Sources::default(), Vec::new(), DeTable::new());
+    for (name, text) in files {
+        let start = sources.add(name, text);
+        let (table, errors) = DeTable::parse_recoverable(text);
+        unread.extend(report_syntax(text, start, &errors, &open));
+        merge::add(&mut root, table.into_inner(), start, &sources, &open);
+    }
+    let config =
+        sections::read(&open.root(&root), endpoint, &open, files.first().map_or("", |(name, _)| name));
+    match open.finish(&sources, &unread) {
+        None => Ok(Config {
+            written: files.iter().flat_map(|(_, text)| written_keys(text)).collect(),
+            files: sources.names().map(str::to_owned).collect(),
+            ..config
+        }),
         Some(diagnostics) => Err(diagnostics),
     }
 }
 
-/// The state directory that a file names, as far as it can be found there: the rest of the file may be no TOML at all.
+/// The state directory that a file or one that it includes names, as far as it can be found there: the rest of them may be
+/// no TOML at all.
 pub fn state_directory_in(path: &Path) -> Option<PathBuf> {
     let text = read_named_file(path, FILE_BYTES_MAX).ok()?;
-    let (table, _) = DeTable::parse_recoverable(&text);
-    let directory =
-        table.get_ref().get("state")?.get_ref().as_table()?.get("directory")?.get_ref().as_str()?;
-    Some(PathBuf::from(directory)).filter(|directory| directory.is_absolute())
+    let included = include::read(path, &text, FILE_BYTES_MAX).files;
+    let mut texts = std::iter::once(&text).chain(included.iter().map(|(_, text)| text));
+    texts.find_map(|text| {
+        let (table, _) = DeTable::parse_recoverable(text);
+        let directory =
+            table.get_ref().get("state")?.get_ref().as_table()?.get("directory")?.get_ref().as_str()?;
+        Some(PathBuf::from(directory)).filter(|directory| directory.is_absolute())
+    })
 }
 
 /// Every key of a valid file with its value.
@@ -154,9 +189,9 @@ fn written_keys(text: &str) -> BTreeMap<String, serde_json::Value> {
     keys
 }
 
-/// Reports errors of TOML syntax. Returns the parts of the text that the parser may have skipped or misread because of
-/// them: from the line of an error to the next section.
-fn report_syntax(text: &str, errors: &[toml::de::Error], file: &OpenFile) -> Vec<Range<usize>> {
+/// Reports errors of TOML syntax in the text that begins at `start` among all. Returns the parts of it that the parser may
+/// have skipped or misread because of them: from the line of an error to the next section.
+fn report_syntax(text: &str, start: usize, errors: &[toml::de::Error], file: &OpenFile) -> Vec<Range<usize>> {
     let mut errors: Vec<(Range<usize>, &str)> = errors
         .iter()
         .map(|error| (error.span().unwrap_or(text.len()..text.len()), error.message()))
@@ -172,7 +207,7 @@ fn report_syntax(text: &str, errors: &[toml::de::Error], file: &OpenFile) -> Vec
         let rest = text.get(span.start..).unwrap_or_default();
         line_end = Some(span.start + rest.find('\n').unwrap_or(rest.len()));
         file.report(Diagnostic {
-            span: Some(span.clone()),
+            span: Some(start + span.start..start + span.end),
             subject: String::new(),
             fact: excerpt(message, 200),
             help: help_with_syntax(message).to_owned(),
@@ -180,10 +215,10 @@ fn report_syntax(text: &str, errors: &[toml::de::Error], file: &OpenFile) -> Vec
         });
         // Of duplicates the first one counts; nothing else is misread.
         let misread = !message.starts_with(DUPLICATE);
-        if misread && unread.last().is_none_or(|part| span.start >= part.end) {
+        if misread && unread.last().is_none_or(|part| start + span.start >= part.end) {
             let line_start = text.get(..span.start).and_then(|before| before.rfind('\n'));
-            let next = rest.find("\n[").map_or(usize::MAX, |at| span.start + at + 1);
-            unread.push(line_start.map_or(0, |at| at + 1)..next);
+            let next = rest.find("\n[").map_or(text.len() + 1, |at| span.start + at + 1);
+            unread.push(start + line_start.map_or(0, |at| at + 1)..start + next);
         }
     }
     unread
@@ -222,6 +257,7 @@ mod tests {
         let known = sections::known_keys();
         // Archives have their keys by type; those of the top level are the sections themselves.
         let by_type = |label: &str| ["", "archives.*"].contains(&label);
+        assert!(shown("include"));
         for (label, keys) in known.all().filter(|(label, _)| !by_type(label)) {
             for key in keys {
                 assert!(shown(key), "{label}.{key}");

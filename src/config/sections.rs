@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 use url::Url;
 
+use crate::config::include;
 use crate::config::keys::KnownKeys;
 use crate::config::notifiers;
 use crate::config::policies;
@@ -69,9 +70,11 @@ pub struct Config {
     pub archives: BTreeMap<ArchiveName, ArchiveSettings>,
     /// Retention and verification of the copies in each archive.
     pub archive_rules: BTreeMap<ArchiveName, ArchiveRules>,
-    /// At least one, in the order of the file; every archive that a policy names exists in `archives`.
+    /// At least one, in the order of the files; every archive that a policy names exists in `archives`.
     pub policies: Vec<Policy>,
-    /// Every key of the file with its value, such as `policies.nightly.zones`.
+    /// The file, and those that it includes, in the order in which they were read.
+    pub files: Vec<String>,
+    /// Every key of the files with its value, such as `policies.nightly.zones`.
     pub written: BTreeMap<String, serde_json::Value>,
     /// The section `[coverage]`: the instances that are meant to be without a backup.
     pub exempt: Exemption,
@@ -102,10 +105,12 @@ pub struct ExoscaleSettings {
 }
 
 /// What only the daemon needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerSettings {
     /// The address of the HTTP port.
     pub listen: SocketAddr,
+    /// A file that says who may use the port, in the form of Prometheus' exporter-toolkit; see [`crate::config::web`].
+    pub web_config_file: Option<PathBuf>,
     /// How long steps in flight may continue once the daemon is stopping.
     pub shutdown_grace: Duration,
 }
@@ -144,6 +149,9 @@ pub(super) fn known_keys() -> KnownKeys {
 
 /// Reads all sections. The result counts only if `file` has no diagnostics.
 pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, file_name: &str) -> Config {
+    if let Some(list) = root.value("include") {
+        list.list(Some(include::EMPTY), |value| value.valid(include::check(value.text()?)));
+    }
     let (archive_names, archives, archive_rules) = read_archives(&root.table("archives"));
     let named_policies = root.table("policies");
     if named_policies.is_empty() && !root.has_typo_of("policies") && !root.has_other_than_table("policies") {
@@ -155,6 +163,7 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
     let policies = policies::read(&named_policies, &archive_names);
     let state = root.table("state");
     Config {
+        files: Vec::new(),
         written: BTreeMap::new(),
         exoscale: read_exoscale(&root.table("exoscale"), endpoint, &policies, file),
         server: read_server(&root.table("server")),
@@ -439,6 +448,7 @@ fn read_server(table: &Table<'_>) -> ServerSettings {
     });
     ServerSettings {
         listen: listen.unwrap_or(LISTEN),
+        web_config_file: table.read("web_config_file", Value::path),
         shutdown_grace: table.read("shutdown_grace", Value::duration).unwrap_or(SHUTDOWN_GRACE),
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind};
+use crate::config::diagnostics::{Diagnostic, Diagnostics, Kind, Sources};
 use crate::config::keys::{self, KnownKeys};
 use crate::policy::Count;
 use crate::policy::span::{Span, parse_duration};
@@ -29,6 +29,8 @@ const CONCURRENCY_MAX: u64 = 256;
 pub(super) struct OpenFile {
     /// Every key that a file may have. Without any, no key is unknown.
     known: KnownKeys,
+    /// Whether it is YAML, which is written another way than TOML.
+    is_yaml: bool,
     /// The keys that the readers have asked for.
     asked: RefCell<KnownKeys>,
     diagnostics: RefCell<Vec<Diagnostic>>,
@@ -37,6 +39,10 @@ pub(super) struct OpenFile {
 impl OpenFile {
     pub(super) fn new(known: KnownKeys) -> Self {
         Self { known, ..Self::default() }
+    }
+
+    pub(super) fn of_yaml(known: KnownKeys) -> Self {
+        Self { known, is_yaml: true, ..Self::default() }
     }
 
     /// The table that holds all others.
@@ -59,8 +65,8 @@ impl OpenFile {
     }
 
     /// All errors of the file, if there are any. `unread` are the parts of its text that are no TOML.
-    pub(super) fn finish(self, text: &str, name: &str, unread: &[Range<usize>]) -> Option<Diagnostics> {
-        Diagnostics::of(self.diagnostics.into_inner(), text, name, unread)
+    pub(super) fn finish(self, sources: &Sources<'_>, unread: &[Range<usize>]) -> Option<Diagnostics> {
+        Diagnostics::of(self.diagnostics.into_inner(), sources, unread)
     }
 }
 
@@ -91,6 +97,11 @@ impl Place<'_> {
     /// Reports an error here; `help` says how to correct it.
     pub(super) fn wrong(&self, fact: impl Into<String>, help: impl Into<String>) {
         self.add(Kind::Wrong, fact.into(), help.into());
+    }
+
+    /// Reports an error of a value that may be a secret.
+    pub(super) fn wrong_secret(&self, fact: impl Into<String>, help: impl Into<String>) {
+        self.add(Kind::Secret, fact.into(), help.into());
     }
 
     /// Reports that something is missing, or missing somewhere else.
@@ -336,6 +347,12 @@ impl<'t> Value<'t> {
         if let DeValue::Table(entries) = self.value {
             return Some(Table::open(self.place.clone(), entries));
         }
+        if self.place.file.is_yaml {
+            let name = self.place.path.rsplit('.').next().unwrap_or_default();
+            let help = format!("write its keys below `{name}:`, further to the right");
+            self.place.wrong_secret("this is no mapping", help);
+            return None;
+        }
         // Where the tables have names, keys stand in `[policies.NAME]`, not in `[policies]`.
         let named =
             if self.place.file.known.of(&format!("{}.*", self.place.label)).is_some() { ".NAME" } else { "" };
@@ -354,6 +371,11 @@ impl<'t> Value<'t> {
             DeValue::String(text) => Some(text),
             _ => self.wrong_type("text", "put it in double quotes"),
         }
+    }
+
+    /// Text that may be a secret; whatever else it is, is not reported.
+    pub(super) fn hidden_text(&self) -> Option<&'t str> {
+        self.value.as_str()
     }
 
     /// Text for people: not empty, at most `max` characters, without control characters.

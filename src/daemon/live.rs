@@ -1,33 +1,43 @@
-//! A socket in the state directory by which `status --live` asks whether the scheduler's loop turns.
+//! A socket in the state directory by which commands ask the daemon, whatever its port asks for.
 //!
-//! It is for the health of a container: it needs no port, certificate or password, and says nothing of backups, since a
-//! stale backup must not end a daemon that is downloading.
+//! `status` needs no certificate and no password here, since only who may write to the directory can open the socket.
+//! `status --live`, for the health of a container, asks `/livez`, which says nothing of backups: a stale backup must not end a
+//! daemon that is downloading.
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use axum::BoxError;
+use axum::body::{Body, to_bytes};
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderValue, Request, StatusCode, Uri};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, timeout};
-use crate::telemetry::Telemetry;
+use crate::text::{chain, printable};
 
 const FILE: &str = "daemon.sock";
 
-/// What a loop that turns is answered with; else the answer is why it does not.
-const OK: &str = "ok";
-
 /// The daemon answers from memory.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An answer is one line.
-const ANSWER_BYTES_MAX: u64 = 4 << 10;
+/// Enough for the status of some thousand policies with ten zones each.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// After a connection that could not be taken, mostly since too many files are open.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Nobody has the socket, or this user may not open it.
+    #[error("no daemon answers at {0}")]
+    Connect(String, #[source] io::Error),
+    /// The daemon took the connection, and did not answer as it should.
+    #[error("the daemon at {0} does not answer: {1}")]
+    Silent(String, String),
+}
 
 /// Makes the socket, in place of what an earlier daemon left. Only the daemon that has the directory's lock may call it.
 ///
@@ -49,28 +59,39 @@ pub async fn remove(state: &Path) -> io::Result<()> {
     }
 }
 
-/// Answers until `stop`.
-pub async fn serve(
-    listener: UnixListener,
-    telemetry: Telemetry,
-    clock: Arc<dyn Clock>,
-    stop: CancellationToken,
-) {
-    let answer = async {
-        loop {
-            match listener.accept().await {
-                Ok((mut stream, _)) => {
-                    let text = telemetry.alive().map_or_else(|why| why, |()| OK.to_owned());
-                    // So few bytes fit the socket's buffer: a client that does not read keeps no other waiting.
-                    let _ = timeout(&*clock, TIMEOUT, stream.write_all(text.as_bytes())).await;
-                }
-                Err(_) => clock.sleep(ACCEPT_PAUSE).await,
-            }
-        }
+/// Asks the daemon on this state directory for a path of its port, such as `/livez`.
+///
+/// # Errors
+/// [`SocketError`].
+pub async fn ask(
+    state: &Path,
+    path: &'static str,
+    clock: &dyn Clock,
+) -> Result<(StatusCode, Bytes), SocketError> {
+    let place = state.join(FILE);
+    let socket = printable(&place.to_string_lossy()).into_owned();
+    let stream = match UnixStream::connect(&place).await {
+        Ok(stream) => stream,
+        Err(error) => return Err(SocketError::Connect(socket, error)),
     };
-    tokio::select! {
-        () = answer => {}
-        () = stop.cancelled() => {}
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = Uri::from_static(path);
+    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    let asked = async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let answered = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = to_bytes(Body::new(response.into_body()), ANSWER_BYTES_MAX).await?;
+            Ok::<_, BoxError>((status, body))
+        };
+        let (answered, _) = tokio::join!(answered, connection);
+        answered
+    };
+    match timeout(clock, TIMEOUT, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(SocketError::Silent(socket, chain(&*error))),
+        Err(late) => Err(SocketError::Silent(socket, late.to_string())),
     }
 }
 
@@ -78,20 +99,10 @@ pub async fn serve(
 ///
 /// # Errors
 /// Why it does not, or why that can't be known.
-pub async fn ask(state: &Path, clock: &dyn Clock) -> Result<(), String> {
-    let socket = state.join(FILE);
-    let asked = async {
-        let stream = UnixStream::connect(&socket).await?;
-        let mut text = String::new();
-        stream.take(ANSWER_BYTES_MAX).read_to_string(&mut text).await?;
-        Ok::<_, io::Error>(text)
-    };
-    match timeout(clock, TIMEOUT, asked).await {
-        Ok(Ok(text)) if text == OK => Ok(()),
-        Ok(Ok(why)) => Err(why),
-        Ok(Err(error)) => Err(format!("no daemon answers at {}: {error}", socket.display())),
-        Err(_) => {
-            Err(format!("the daemon at {} does not answer within {} s", socket.display(), TIMEOUT.as_secs()))
-        }
+pub async fn is_alive(state: &Path, clock: &dyn Clock) -> Result<(), String> {
+    match ask(state, "/livez", clock).await {
+        Ok((StatusCode::OK, _)) => Ok(()),
+        Ok((_, why)) => Err(String::from_utf8_lossy(&why).trim_end().to_owned()),
+        Err(error) => Err(chain(&error)),
     }
 }

@@ -3,14 +3,17 @@
 //! One loop ([`Daemon::run`]): a tick of [`scheduler`] each second, [`timetable`] says which policies are due, each run
 //! is a task of its own, and its report is added to `telemetry`, which [`server`] serves. Orders (reload, stop) are
 //! received from signals; [`service`] notifies systemd, and
-//! [`live`] answers a container's health check. Nothing here decides about snapshots.
+//! [`live`] answers commands of this machine. [`web`] says who may use the port. Nothing here decides about snapshots.
 
 pub mod live;
 mod page;
+mod passwords;
 pub mod scheduler;
 pub mod server;
 pub mod service;
 pub mod timetable;
+mod tls;
+pub mod web;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -21,7 +24,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -32,6 +35,7 @@ use crate::config::sections::ServerSettings;
 use crate::daemon::server::BindError;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
+use crate::daemon::web::{Access, WebFile};
 use crate::disk::{DiskLock, Metadata};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{Policy, VerifyPlan};
@@ -74,6 +78,8 @@ pub struct Loaded {
     pub runner: Runner,
     /// The port, and the end.
     pub server: ServerSettings,
+    /// Who may use the port; without a file everybody.
+    pub web: Option<WebFile>,
     /// Who is notified, with what notifications are sent by.
     pub notifiers: (Vec<Notifier>, Wires),
 }
@@ -130,7 +136,14 @@ pub struct Daemon {
     load: Load,
     telemetry: Telemetry,
     service: ServiceManager,
+    access: Arc<Access>,
+    /// Until it is served.
     listener: Option<TcpListener>,
+    address: SocketAddr,
+    /// Closes the port that is served now.
+    close_port: CancellationToken,
+    /// Looks whether the web configuration file has changed.
+    looking: Option<JoinHandle<()>>,
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     running: HashMap<Id, (PolicyName, ConfigurationChanged)>,
@@ -169,7 +182,7 @@ impl Daemon {
         telemetry: Telemetry,
         service: ServiceManager,
     ) -> Result<Self, DaemonError> {
-        let Loaded { mut runner, server, notifiers } = loaded;
+        let Loaded { mut runner, server, web, notifiers } = loaded;
         let lock = runner.state.lock_daemon(&*runner.clock).await?;
         pauses::apply(&mut runner.policies, &runner.state.controls().await?.paused);
         let before = runner.state.schedules().await?;
@@ -177,12 +190,16 @@ impl Daemon {
         let now = runner.clock.now();
         let timetable = Timetable::new(&runner.policies, &runner.host, &before, now);
         let mut daemon = Self {
+            access: Arc::new(Access::new(web, &*runner.randomness)),
             runner: Arc::new(runner),
+            address: server.listen,
             server,
             load,
             telemetry,
             service,
             listener: None,
+            close_port: CancellationToken::new(),
+            looking: None,
             timetable,
             runs: JoinSet::new(),
             running: HashMap::new(),
@@ -201,33 +218,43 @@ impl Daemon {
         daemon.configure(&remembered);
         daemon.notifications = Some(daemon.notify_from_now(notifiers));
         daemon.telemetry.reloaded(Ok(()), now);
-        daemon.listener = Some(server::bind(daemon.server.listen).await?);
-        if let Err(error) = daemon.runner.state.set_daemon_address(daemon.address()).await {
-            warn!("`snapwarden status` may not find this daemon: {}", chain(&error));
-        }
+        daemon.take_port(server::bind(daemon.server.listen).await?).await;
         Ok(daemon)
     }
 
     /// Where the port is.
     pub fn address(&self) -> SocketAddr {
-        let open = self.listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        open.unwrap_or(self.server.listen)
+        self.address
+    }
+
+    /// Takes a port that was opened, and says so in the state directory. It is not served yet.
+    async fn take_port(&mut self, listener: TcpListener) {
+        self.address = listener.local_addr().unwrap_or(self.server.listen);
+        self.listener = Some(listener);
+        if let Err(error) = self.runner.state.set_daemon_address(self.address).await {
+            warn!("`snapwarden status` may not find this daemon: {}", chain(&error));
+        }
+    }
+
+    /// Serves the port that was taken last, and closes the one from before.
+    fn serve_port(&mut self) {
+        let Some(listener) = self.listener.take() else { return };
+        let (telemetry, access) = (self.telemetry.clone(), Arc::clone(&self.access));
+        let (clock, stop) = (Arc::clone(&self.runner.clock), CancellationToken::new());
+        tokio::spawn(server::serve(listener, telemetry, access, clock, stop.clone()));
+        std::mem::replace(&mut self.close_port, stop).cancel();
     }
 
     /// Runs until an order to stop, then waits for what is in flight, for `shutdown_grace` at most, or until a second
     /// order to stop. Returns which it was.
     pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, tick: Arc<Notify>) -> Ending {
         let clock = Arc::clone(&self.runner.clock);
-        let served = CancellationToken::new();
-        let address = self.address();
-        if let Some(listener) = self.listener.take() {
-            let serving = server::serve(listener, self.telemetry.clone(), Arc::clone(&clock), served.clone());
-            tokio::spawn(serving);
-        }
+        let close_socket = CancellationToken::new();
+        self.serve_port();
         match live::bind(self.runner.state.path()).await {
             Ok(listener) => {
-                let telemetry = self.telemetry.clone();
-                tokio::spawn(live::serve(listener, telemetry, Arc::clone(&clock), served.clone()));
+                let (telemetry, stop) = (self.telemetry.clone(), close_socket.clone());
+                tokio::spawn(server::serve_socket(listener, telemetry, Arc::clone(&clock), stop));
             }
             Err(error) => warn!(
                 "`snapwarden status --live` can't ask this daemon: no socket in the state directory: {error}"
@@ -236,10 +263,11 @@ impl Daemon {
         self.telemetry.tick(clock.now());
         self.service.ready(&self.status_now());
         info!(
-            "{} {} keeps {}, listens on {address}",
+            "{} {} keeps {}, listens on {}",
             env!("CARGO_PKG_NAME"),
             env!("CARGO_PKG_VERSION"),
             counted(self.runner.policies.iter().filter(|policy| policy.enabled).count(), "policy"),
+            self.address,
         );
         self.look_beside().await;
         self.look_at_archives();
@@ -283,11 +311,13 @@ impl Daemon {
                 }
                 self.notify().await;
             }
+            self.look_at_web_file();
             self.telemetry.tick(clock.now());
             self.service.alive();
         }
         let ending = self.drain(&mut orders).await;
-        served.cancel();
+        self.close_port.cancel();
+        close_socket.cancel();
         // What is left is replaced by the next daemon.
         let _ = live::remove(self.runner.state.path()).await;
         ending
@@ -484,19 +514,26 @@ impl Daemon {
     }
 
     async fn take_over(&mut self) -> Result<(), String> {
-        let Loaded { mut runner, server, notifiers } = (self.load)()?;
+        let Loaded { mut runner, server, web, notifiers } = (self.load)()?;
         if runner.state.path() != self.runner.state.path() {
             return Err("the state directory is another one now: that takes a restart".to_owned());
         }
         // It knows what happened to the audit log in this process.
         runner.state = self.runner.state.clone();
         let remembered = remembered(&runner).await.map_err(|error| chain(&error))?;
-        if server.listen != self.server.listen {
-            warn!("the port stays at {}: another one takes a restart", self.server.listen);
-        }
-        warn_of_removed(&self.timetable.schedules(), &runner.policies);
-        self.server.shutdown_grace = server.shutdown_grace;
         let controls = runner.state.controls().await.map_err(|error| chain(&error))?;
+        let is_same = server.listen == self.server.listen;
+        let listener = if is_same { None } else { Some(open_other_port(server.listen, self.address).await?) };
+        // From here on nothing fails.
+        warn_of_removed(&self.timetable.schedules(), &runner.policies);
+        self.server = server;
+        self.access.replace(web);
+        self.telemetry.web_file(None);
+        if let Some(listener) = listener {
+            self.take_port(listener).await;
+            self.serve_port();
+            info!("listens on {} now", self.address);
+        }
         pauses::apply(&mut runner.policies, &controls.paused);
         self.replace_runner(runner, &remembered);
         // Those from before deliver what they have.
@@ -504,6 +541,32 @@ impl Daemon {
         self.save().await;
         self.look_at_archives();
         Ok(())
+    }
+
+    /// Has the web configuration file looked at, beside everything else: its disk may hang.
+    fn look_at_web_file(&mut self) {
+        if !self.access.has_file() || self.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
+            return;
+        }
+        let (access, telemetry) = (Arc::clone(&self.access), self.telemetry.clone());
+        self.looking = Some(spawn_blocking(move || {
+            let error = match access.look_again() {
+                Ok(is_renewed) => {
+                    if is_renewed {
+                        info!("the web configuration file and its certificates are read anew");
+                    }
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            if telemetry.web_file(error.clone())
+                && let Some(error) = error
+            {
+                error!(
+                    "the web configuration file is not read anew, the one from before stays in force: {error}"
+                );
+            }
+        }));
     }
 
     /// Has all runs from now on decide by another configuration, or by other pauses.
@@ -748,6 +811,20 @@ impl Daemon {
             });
         }
     }
+}
+
+/// Opens the port that a new configuration names beside the one from before.
+async fn open_other_port(listen: SocketAddr, before: SocketAddr) -> Result<TcpListener, String> {
+    server::bind(listen).await.map_err(|error| {
+        // All addresses of the machine and one of them can't both be listened on.
+        if error.is_in_use() && listen.port() == before.port() {
+            format!(
+                "the HTTP port {listen} is this daemon's own at {before}: name another port, or restart the daemon"
+            )
+        } else {
+            chain(&error)
+        }
+    })
 }
 
 /// Verifies an archive and logs the result.

@@ -1,5 +1,8 @@
 //! The HTTP port: read only, and bounded against slow, many and malformed clients.
 //!
+//! The same is served by a socket in the state directory (see [`crate::daemon::live`]), without TLS and passwords: whoever may
+//! open that may read the directory.
+//!
 //! A connection carries one request, so the bound on the time of a connection is a bound on the time of an answer. No
 //! body is read, and no route calls the API. Neither clients that ask for nothing nor large scrapes keep a probe waiting:
 //! the former make room for newer ones, and the latter are made one at a time, beside the threads of the network.
@@ -16,26 +19,32 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, StatusCode, Uri};
-use axum::middleware::{Next, from_fn, map_request, map_response};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_request, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use url::form_urlencoded;
 
 use crate::clock::{Clock, timeout};
 use crate::daemon::page;
+use crate::daemon::passwords::Verdict;
+use crate::daemon::web::Access;
 use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
@@ -69,6 +78,13 @@ pub struct BindError {
     source: io::Error,
 }
 
+impl BindError {
+    /// Whether another socket has the address.
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
@@ -96,18 +112,56 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 pub async fn serve(
     listener: TcpListener,
     telemetry: Telemetry,
+    access: Arc<Access>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let port = Port { telemetry, clock: Arc::clone(&clock), last_scrape: Arc::default() };
+    let routes = with_access(routes(port), &access);
+    let routes = if is_loopback { routes.layer(from_fn(for_this_machine)) } else { routes };
+    serve_all(Door::Port(listener, access), routes, clock, stop).await;
+}
+
+/// Serves a socket of this machine as [`serve`] serves the port, to everybody who may open it.
+pub async fn serve_socket(
+    listener: UnixListener,
+    telemetry: Telemetry,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
     let port = Port { telemetry, clock: Arc::clone(&clock), last_scrape: Arc::default() };
-    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let routes = if is_loopback { routes(port).layer(from_fn(for_this_machine)) } else { routes(port) };
+    serve_all(Door::Socket(listener), routes(port), clock, stop).await;
+}
+
+/// Where connections come from.
+enum Door {
+    Port(TcpListener, Arc<Access>),
+    Socket(UnixListener),
+}
+
+/// A connection that was taken.
+enum Taken {
+    Port(TcpStream, Option<Arc<ServerConfig>>),
+    Socket(UnixStream),
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<Taken> {
+        match self {
+            Self::Port(listener, access) => Ok(Taken::Port(listener.accept().await?.0, access.tls())),
+            Self::Socket(listener) => Ok(Taken::Socket(listener.accept().await?.0)),
+        }
+    }
+}
+
+async fn serve_all(door: Door, routes: Router, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     let mut open: VecDeque<Connection> = VecDeque::new();
     let accept = async {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
+            match door.accept().await {
+                Ok(taken) => {
                     while tasks.try_join_next().is_some() {}
                     make_room(&mut open);
                     let has_asked = Arc::new(AtomicBool::new(false));
@@ -117,7 +171,12 @@ pub async fn serve(
                         ready(request)
                     }));
                     let clock = Arc::clone(&clock);
-                    let task = tasks.spawn(async move { converse(stream, routes, &*clock).await });
+                    let task = tasks.spawn(async move {
+                        let conversation = converse_with(taken, routes, &*clock);
+                        if let Err(late) = timeout(&*clock, CONNECTION_TIMEOUT, conversation).await {
+                            debug!("a client of the HTTP port was cut off: {late}");
+                        }
+                    });
                     open.push_back(Connection { task, has_asked });
                 }
                 Err(error) => {
@@ -131,7 +190,7 @@ pub async fn serve(
         () = accept => {}
         () = stop.cancelled() => {}
     }
-    drop(listener);
+    drop(door);
     // The end of the process cuts off slower ones.
     let _ = timeout(&*clock, STOP_WAIT_MAX, async { while tasks.join_next().await.is_some() {} }).await;
 }
@@ -155,18 +214,45 @@ fn make_room(open: &mut VecDeque<Connection>) {
     }
 }
 
-/// One request and its answer, within the time limits.
-async fn converse(stream: TcpStream, routes: Router, clock: &dyn Clock) {
+/// The handshake, if there is to be one, then one request and its answer.
+async fn converse_with(taken: Taken, routes: Router, clock: &dyn Clock) {
+    match taken {
+        Taken::Socket(stream) => converse(stream, routes).await,
+        Taken::Port(stream, None) => converse(stream, routes).await,
+        Taken::Port(stream, Some(config)) => {
+            let handshake = async {
+                let mut first = [0];
+                stream.peek(&mut first).await?;
+                // Such as `GET`: what begins TLS is no letter.
+                if first[0].is_ascii_alphabetic() {
+                    return Ok(Err(stream));
+                }
+                TlsAcceptor::from(config).accept(stream).await.map(Ok)
+            };
+            match timeout(clock, HEAD_TIMEOUT, handshake).await {
+                Ok(Ok(Ok(stream))) => converse(stream, routes).await,
+                Ok(Ok(Err(stream))) => converse(stream, Router::new().fallback(needs_tls)).await,
+                Ok(Err(error)) => debug!("a client of the HTTP port: no TLS: {error}"),
+                Err(late) => debug!("a client of the HTTP port was cut off: no TLS: {late}"),
+            }
+        }
+    }
+}
+
+async fn needs_tls() -> Response {
+    text(StatusCode::BAD_REQUEST, "this port has TLS: ask for https://\n".to_owned())
+}
+
+/// One request and its answer.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, routes: Router) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    match timeout(clock, CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("a client of the HTTP port: {error}"),
-        Err(late) => debug!("a client of the HTTP port was cut off: {late}"),
+    if let Err(error) = connection.await {
+        debug!("a client of the HTTP port: {error}");
     }
 }
 
@@ -177,6 +263,41 @@ struct Port {
     clock: Arc<dyn Clock>,
     /// The last scrape, and when making it began, on the clock's elapsed time.
     last_scrape: Arc<Mutex<Option<(Duration, Bytes)>>>,
+}
+
+/// Asks for a password, if there are users, and adds the headers of the web configuration file.
+fn with_access(routes: Router, access: &Arc<Access>) -> Router {
+    let headers = Arc::clone(access);
+    routes.layer(from_fn_with_state(Arc::clone(access), with_password)).layer(map_response(
+        move |mut response: Response| {
+            response.headers_mut().extend(headers.headers());
+            ready(response)
+        },
+    ))
+}
+
+/// Probes have no password, and what they are answered is no secret.
+const FREE: [&str; 3] = ["/livez", "/readyz", "/healthz"];
+
+async fn with_password(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+    if FREE.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let mut response = match access.check(request.headers().get(AUTHORIZATION)).await {
+        Verdict::Right => return next.run(request).await,
+        Verdict::Wrong => {
+            text(StatusCode::UNAUTHORIZED, "a user's name and password are needed\n".to_owned())
+        }
+        Verdict::Busy => {
+            let why = "too many passwords wait to be checked: try again\n";
+            text(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
+        }
+    };
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Basic realm=\"snapwarden\", charset=\"UTF-8\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    guarded(response).await
 }
 
 fn routes(port: Port) -> Router {

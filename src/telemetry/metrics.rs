@@ -150,8 +150,12 @@ const METRICS: &[Metric] = &[
     ),
     gauge(
         "snapwarden_config_last_reload_successful",
-        "Whether the last attempt to read the configuration succeeded; if not, the previous one is in use.",
-        Read::Program(|model| Some(flag(model.status.config.last_reload_successful))),
+        "Whether the last attempt to read the configuration, or the web configuration file and its certificates, succeeded; if not, \
+         the previous one is in use.",
+        Read::Program(|model| {
+            let config = &model.status.config;
+            Some(flag(config.last_reload_successful && config.web_config_error.is_none()))
+        }),
     ),
     gauge(
         "snapwarden_config_last_reload_success_timestamp_seconds",

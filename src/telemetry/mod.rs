@@ -136,6 +136,15 @@ impl Telemetry {
         config.last_reload_error = result.err();
     }
 
+    /// The web configuration file that changed can't be used, because of this error, and the one from before is in use; or
+    /// there is none such. Returns whether that is news.
+    pub fn web_file(&self, error: Option<String>) -> bool {
+        let config = &mut self.model().status.config;
+        let is_news = config.web_config_error != error;
+        config.web_config_error = error;
+        is_news
+    }
+
     /// The daemon's own state was saved, or could not be, because of this error.
     pub fn state_written(&self, error: Option<String>) {
         self.model().status.state_error = error;

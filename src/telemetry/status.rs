@@ -4,7 +4,7 @@
 //! {
 //!   "version": "0.1.0", "at": "2026-11-02T08:00:00Z", "draining": false,
 //!   "state_error": null,
-//!   "config": { "last_reload_successful": true, "last_reload_error": null, "loaded_at": "2026-11-01T12:00:00Z" },
+//!   "config": { "last_reload_successful": true, "last_reload_error": null, "web_config_error": null, "loaded_at": "2026-11-01T12:00:00Z" },
 //!   "policies": { "nightly": {
 //!     "enabled": true, "paused_since": null, "schedule": "30 2 * * *", "timezone": "Europe/Zurich",
 //!     "next_run_at": "2026-11-03T01:30:00Z", "running_since": null,
@@ -93,6 +93,10 @@ impl Status {
             let text = format!("the configuration could not be reloaded, the previous one is in use: {why}");
             add(text, "snapwarden check".to_owned());
         }
+        if let Some(why) = &self.config.web_config_error {
+            let text = format!("the web configuration file can't be used, the previous one is in use: {why}");
+            add(text, "snapwarden check".to_owned());
+        }
         if let Some(error) = &self.state_error {
             let text = format!("the results of runs cannot be saved: {error}");
             add(text, "journalctl -u snapwarden -p warning".to_owned());
@@ -169,13 +173,20 @@ pub struct ConfigStatus {
     pub last_reload_successful: bool,
     /// Why not.
     pub last_reload_error: Option<String>,
+    /// Why the web configuration file that changed, or a certificate, can't be used; the one from before is in use.
+    pub web_config_error: Option<String>,
     /// When the one in use was read.
     pub loaded_at: Option<Timestamp>,
 }
 
 impl Default for ConfigStatus {
     fn default() -> Self {
-        Self { last_reload_successful: true, last_reload_error: None, loaded_at: None }
+        Self {
+            last_reload_successful: true,
+            last_reload_error: None,
+            web_config_error: None,
+            loaded_at: None,
+        }
     }
 }
 

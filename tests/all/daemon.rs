@@ -32,11 +32,15 @@ pub(crate) struct Play {
 }
 
 pub(crate) fn loaded(stage: &Stage, policies: &str) -> Loaded {
-    let server =
-        ServerSettings { listen: "127.0.0.1:0".parse().unwrap(), shutdown_grace: Duration::from_secs(30) };
+    let server = ServerSettings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        web_config_file: None,
+        shutdown_grace: Duration::from_secs(30),
+    };
     let config = config::parse(&stage.config(policies), "test.toml", None).unwrap();
     let notifiers = assemble::notifiers(&config).unwrap_or_else(|refusal| panic!("{}", refusal.text));
-    Loaded { runner: stage.runner(policies), server, notifiers: (notifiers, assemble::wires(&stage.seams)) }
+    let notifiers = (notifiers, assemble::wires(&stage.seams));
+    Loaded { runner: stage.runner(policies), server, web: None, notifiers }
 }
 
 /// Started by nobody who wants to hear of it.

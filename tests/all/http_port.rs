@@ -7,6 +7,8 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use snapwarden::clock::Clock;
 use snapwarden::daemon::server;
+use snapwarden::daemon::web::Access;
+use snapwarden::randomness::SystemRandomness;
 use snapwarden::sim::clock::SimClock;
 use snapwarden::telemetry::Telemetry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,11 +28,16 @@ pub(crate) async fn open() -> Port {
 }
 
 pub(crate) async fn open_at(address: [u8; 4]) -> Port {
+    open_with(address, Arc::new(Access::new(None, &SystemRandomness))).await
+}
+
+/// A port that may be used so.
+pub(crate) async fn open_with(address: [u8; 4], access: Arc<Access>) -> Port {
     let clock: Arc<dyn Clock> = Arc::new(SimClock::starting_at(crate::stage::NOW.parse().unwrap()));
     let telemetry = Telemetry::new(clock.clone(), "1.2.3", "abc");
     let listener = server::bind(SocketAddr::from((address, 0))).await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-    let served = tokio::spawn(server::serve(listener, telemetry.clone(), clock, stop.clone()));
+    let served = tokio::spawn(server::serve(listener, telemetry.clone(), access, clock, stop.clone()));
     Port { address, telemetry, stop, served }
 }
 

@@ -23,10 +23,10 @@ use crate::command_line::secrets;
 use crate::stage::{Said, files, read, skipped};
 
 /// A process that takes longer hangs.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A policy whose schedule lets the test be.
-const YEARLY: &str = "[policies.p]\nschedule = \"@yearly\"\nzones = [\"ch-gva-2\"]\n\
+pub(crate) const YEARLY: &str = "[policies.p]\nschedule = \"@yearly\"\nzones = [\"ch-gva-2\"]\n\
                       [policies.p.retention]\nkeep_last = 2\n";
 
 /// Runs as soon as the daemon is there, and then lets the test be: takes, exports and deletes a snapshot.
@@ -45,15 +45,15 @@ archives = ["vault"]
 "#;
 
 /// A zone behind a socket, and a folder with a configuration that leads there.
-struct Ground {
-    world: World,
+pub(crate) struct Ground {
+    pub(crate) world: World,
     served: Served,
     folder: tempfile::TempDir,
 }
 
 impl Ground {
     /// A zone `ch-gva-2` with one instance of three snapshots, and a configuration with this policy.
-    async fn new(policies: &str) -> Self {
+    pub(crate) async fn new(policies: &str) -> Self {
         let world = World::new(Arc::new(SystemClock::start()), 3);
         world.set_operations_take(Duration::ZERO);
         let zone = world.add_zone("ch-gva-2");
@@ -68,12 +68,12 @@ impl Ground {
         ground
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Writes the configuration: where to listen, where the state is, and the rest.
-    fn configure(&self, listen: &str, state: &Path, rest: &str) {
+    pub(crate) fn configure(&self, listen: &str, state: &Path, rest: &str) {
         let text = format!(
             "[exoscale]\nendpoint = \"{}\"\npoll_interval = \"100ms\"\nrequest_timeout = \"1h\"\n\
              [server]\nlisten = \"{listen}\"\nshutdown_grace = \"1s\"\n[state]\ndirectory = \"{}\"\n\
@@ -85,17 +85,17 @@ impl Ground {
         self.write("snapwarden.toml", &text);
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         replace_file(&RealDisk, &self.path(name), text.as_bytes(), Access::Owner).unwrap();
     }
 
     /// The daemon.
-    fn run(&self) -> Command {
+    pub(crate) fn run(&self) -> Command {
         self.command("run")
     }
 
     /// The program, with credentials, and nothing else in its environment.
-    fn command(&self, name: &str) -> Command {
+    pub(crate) fn command(&self, name: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_snapwarden"));
         command.env_clear();
         command.args(["--config", self.path("snapwarden.toml").to_str().unwrap(), name]);
@@ -120,15 +120,15 @@ impl Ground {
 }
 
 /// A daemon at work, or what is left of it.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
     /// All that was read of its log.
-    said: Vec<String>,
+    pub(crate) said: Vec<String>,
 }
 
 impl Running {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (send, lines) = mpsc::unbounded_channel();
@@ -143,14 +143,14 @@ impl Running {
     }
 
     /// Started, and ready.
-    async fn ready(ground: &Ground) -> Self {
+    pub(crate) async fn ready(ground: &Ground) -> Self {
         let mut running = Self::start(ground.run());
         running.says("listens on").await;
         running
     }
 
     /// The next line of its log with this word.
-    async fn says(&mut self, word: &str) -> String {
+    pub(crate) async fn says(&mut self, word: &str) -> String {
         let clock = SystemClock::start();
         loop {
             match timeout(&clock, PATIENCE, self.lines.recv()).await {
@@ -166,12 +166,12 @@ impl Running {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Its exit status, and the whole log.
-    async fn ended(mut self) -> (Option<i32>, String) {
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
         let clock = SystemClock::start();
         let rest = async {
             while let Some(line) = self.lines.recv().await {
@@ -182,10 +182,15 @@ impl Running {
         (self.child.wait().unwrap().code(), self.said.join("\n"))
     }
 
-    /// What its port answers, head and body.
-    fn get(&self, path: &str) -> String {
+    /// The port that it began with.
+    pub(crate) fn port(&self) -> SocketAddr {
         let address = self.said.iter().find_map(|line| line.split("listens on ").nth(1)).unwrap();
-        let mut stream = TcpStream::connect(address.split_whitespace().next().unwrap()).unwrap();
+        address.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// What its port answers, head and body.
+    pub(crate) fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.port()).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -193,7 +198,7 @@ impl Running {
     }
 
     /// Whether the last reload went well, and which policies are there.
-    fn in_force(&self) -> (bool, Vec<String>) {
+    pub(crate) fn in_force(&self) -> (bool, Vec<String>) {
         let answer = self.get("/api/v1/status");
         let status: serde_json::Value =
             serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();

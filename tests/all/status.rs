@@ -10,7 +10,9 @@ use snapwarden::archive::stats::ArchiveStats;
 use snapwarden::archive::transfer::progress::Progress;
 use snapwarden::config;
 use snapwarden::daemon::server;
-use snapwarden::disk::{Access, RealDisk, replace_file};
+use snapwarden::daemon::web::Access;
+use snapwarden::disk::{self, RealDisk, replace_file};
+use snapwarden::randomness::SystemRandomness;
 use snapwarden::run::downloads::{HowFar, RunningDownload};
 use snapwarden::sim::clock::SimClock;
 use snapwarden::snapshot::InstanceId;
@@ -46,7 +48,7 @@ async fn status_of(
 ) -> (i32, String, String) {
     let file = folder.join("snapwarden.toml");
     if let Some(text) = text {
-        replace_file(&RealDisk, &file, text.as_bytes(), Access::Owner).unwrap();
+        replace_file(&RealDisk, &file, text.as_bytes(), disk::Access::Owner).unwrap();
     }
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
     command
@@ -88,7 +90,8 @@ async fn daemon_of(policies: &str, memory: ZoneMemory) -> (SocketAddr, Telemetry
     let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let address = listener.local_addr().unwrap();
     // It lasts as long as the test's runtime.
-    tokio::spawn(server::serve(listener, telemetry.clone(), clock, CancellationToken::new()));
+    let access = Arc::new(Access::new(None, &SystemRandomness));
+    tokio::spawn(server::serve(listener, telemetry.clone(), access, clock, CancellationToken::new()));
     (address, telemetry)
 }
 
@@ -357,7 +360,7 @@ async fn without_a_daemon_the_state_directory_is_shown() {
         assert!(out.contains(word), "{word}: {out}");
     }
     let runs = stage.state().join("runs-nightly.json");
-    replace_file(&RealDisk, &runs, b"{", Access::Owner).unwrap();
+    replace_file(&RealDisk, &runs, b"{", disk::Access::Owner).unwrap();
     let (exit, out, err) = status_of(stage.folder.path(), Some(&text), &[], &[]).await;
     assert!(exit == 1 && err.contains("runs-nightly.json is damaged"), "{out}{err}");
 }
