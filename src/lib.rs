@@ -14,7 +14,8 @@
 //!                                configuration file │ decisions (pure) │ API client │ exported images │ state on
 //!                                disk: none imports another
 //! policy · schedule · snapshot · lookup · text    data types; no I/O
-//! clock · disk · randomness · transport       the four seams: a small trait and its real implementation each
+//! clock · disk · process · randomness · transport
+//!                                the five seams: a small trait and its real implementation each
 //! retry · lock · credentials                  when a failed attempt is repeated; waiting for a lock; where keys are
 //!                                found
 //! sim                            a simulated zone and simulated seams, in builds with the feature `demo`; only
@@ -35,6 +36,7 @@ pub mod lock;
 pub mod lookup;
 pub mod picture;
 pub mod policy;
+pub mod process;
 pub mod randomness;
 pub mod restore;
 pub mod retention;

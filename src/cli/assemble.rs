@@ -27,6 +27,7 @@ use crate::exoscale::metadata::Metadata;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::notifier::{NotifierKind, NotifierSettings};
+use crate::process::{Processes, RealProcesses};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::context::Runner;
 use crate::run::downloads::Downloads;
@@ -42,7 +43,7 @@ const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
 /// Printed if no policy is named and none is enabled: silence would look like success.
 pub(super) const NOTHING_ENABLED: &str = "no policy is enabled, so there is nothing to do";
 
-/// The four seams, and the name of this machine.
+/// The five seams, and the name of this machine.
 #[derive(Debug, Clone)]
 pub struct Seams {
     /// HTTP.
@@ -53,6 +54,8 @@ pub struct Seams {
     pub clock: Arc<dyn Clock>,
     /// Jitter and ids.
     pub randomness: Arc<dyn Randomness>,
+    /// Other programs.
+    pub processes: Arc<dyn Processes>,
     /// The host name, by which daemons of one configuration on several machines begin at different times.
     pub host: Arc<str>,
 }
@@ -65,6 +68,7 @@ impl Seams {
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock::start()),
             randomness: Arc::new(SystemRandomness),
+            processes: Arc::new(RealProcesses::default()),
             host: rustix::system::uname().nodename().to_string_lossy().into(),
         }
     }
@@ -392,6 +396,7 @@ pub fn runner(
         state,
         clock: seams.clock.clone(),
         randomness: seams.randomness.clone(),
+        processes: seams.processes.clone(),
         host: seams.host.clone(),
         policies: config.policies.clone(),
         keep_audit: config.keep_audit.clone(),
@@ -399,6 +404,7 @@ pub fn runner(
         allow_plain_http: exoscale.allow_plain_http,
         request_timeout: exoscale.request_timeout,
         concurrency: exoscale.concurrency,
+        shutdown_grace: config.server.shutdown_grace,
         downloads: Downloads::default(),
         hashers: Hashers::default(),
     })

@@ -31,6 +31,7 @@ use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::wire::PromoteRequest;
 use crate::policy::Policy;
 use crate::policy::name::ArchiveName;
+use crate::process::Processes;
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::run::archive_presence::{Found, Looker, Presence};
@@ -83,6 +84,7 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     assemble::web_file(&config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
+    check_hooks(&config, &*seams.processes)?;
     let mut warnings = warnings(&config);
     warnings.extend(readable_secrets(&config));
     let online = if online {
@@ -127,6 +129,20 @@ pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit
     Ok(if failed { Exit::Failed } else { Exit::Done })
 }
 
+/// Refuses hooks that cannot be started. Only here: whatever else a command is for, such as a restore, it needs no hook, and
+/// the other policies of a daemon need none of this one's.
+fn check_hooks(config: &Config, processes: &dyn Processes) -> Result<(), Refusal> {
+    let mut wrong = Vec::new();
+    for policy in &config.policies {
+        for (key, program) in policy.hooks.each() {
+            let error = processes.find(&program.name).err();
+            let text = |error| format!("policies.{}.hooks.{key}: {}", policy.name, printable(&chain(&error)));
+            wrong.extend(error.map(text));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Refusal::new(Exit::BadConfiguration, wrong.join("\n"))) }
+}
+
 /// Prints the policy of a role for the enabled policies, or for a part of their work.
 ///
 /// # Errors
@@ -162,6 +178,7 @@ fn next_run(policy: &Policy, now: Timestamp) -> Option<Timestamp> {
 
 fn does(policy: &Policy) -> Vec<&'static str> {
     let does = [
+        (policy.hooks.each().next().is_some(), "hooks"),
         (policy.create, "create"),
         (policy.export.is_some(), "export"),
         (policy.promote.is_some(), "promote"),

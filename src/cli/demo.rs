@@ -32,6 +32,7 @@ use crate::credentials::Credentials;
 use crate::daemon::Order;
 use crate::disk::{Access, RealDisk, replace_file};
 use crate::policy::Policy;
+use crate::process::RealProcesses;
 use crate::randomness::SystemRandomness;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::list::ListingCache;
@@ -100,6 +101,7 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
         disk: Arc::new(RealDisk),
         clock,
         randomness: Arc::new(SystemRandomness),
+        processes: Arc::new(RealProcesses::default()),
         host: "demo".into(),
     };
     let text = configuration(folder.path());

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::cli::signals::StopSignals;
 use crate::config::sections::Config;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
+use crate::process::Processes;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::report::{RunReport, RunResult, Step};
 use crate::state::audit::StepOutcome;
@@ -79,7 +81,7 @@ pub async fn once(
         output.complain(assemble::NOTHING_ENABLED);
     }
     runner.downloads = progress.downloads();
-    let options = RunOptions { stop: stop_on_signal()?, ..wanted };
+    let options = RunOptions { stop: stop_on_signal(Arc::clone(&seams.processes))?, ..wanted };
     // A limited run is watched by the person who began it.
     let is_told = options.instances.is_none() && !config.notifiers.is_empty();
     let notifying = if is_told { Some(Notifying::start(&config, &runner, &seams).await?) } else { None };
@@ -154,8 +156,8 @@ fn exit_of(report: &RunReport) -> Exit {
     }
 }
 
-/// A token that the first SIGINT or SIGTERM cancels; the second one ends the process at once.
-fn stop_on_signal() -> io::Result<CancellationToken> {
+/// A token that the first SIGINT or SIGTERM cancels; the second one ends the process at once, and its hooks with it.
+fn stop_on_signal(processes: Arc<dyn Processes>) -> io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut signals = StopSignals::install()?;
     let token = stop.clone();
@@ -164,6 +166,7 @@ fn stop_on_signal() -> io::Result<CancellationToken> {
         warn!("stopping: no new step begins, running steps finish; a second signal exits at once");
         token.cancel();
         signals.next().await;
+        processes.kill_all();
         std::process::exit(Exit::Failed as i32);
     });
     Ok(stop)
@@ -200,7 +203,9 @@ pub fn render(report: &RunReport, output: Output) -> String {
             let _ = writeln!(text, "  plan: {}", plan_sums(plan));
         }
     }
-    let _ = writeln!(text, "\n  total: {}\n", report.sums());
+    let failed = report.hooks.iter().filter_map(|hook| hook.failure.as_ref());
+    let failed: String = failed.map(|failure| format!("\n  FAILED: {}\n", printable(failure))).collect();
+    let _ = writeln!(text, "{failed}\n  total: {}\n", report.sums());
     text
 }
 

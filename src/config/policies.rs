@@ -13,7 +13,7 @@ use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::rate::parse_rate;
 use crate::policy::select::{Exemption, NameGlob, Pattern, Select, ThisMachine};
 use crate::policy::template_name::TemplateName;
-use crate::policy::{ByPeriod, Export, Guard, OnStart, Policy, Promote, Retention, Which};
+use crate::policy::{ByPeriod, Export, Guard, Hooks, OnStart, Policy, Program, Promote, Retention, Which};
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::text::excerpt;
 
@@ -37,6 +37,8 @@ const DOWNLOADS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 const CONNECTIONS_MAX: u64 = 16;
 /// No store is silent for a minute, and a dead connection is noticed soon enough.
 const STALL_TIMEOUT: Duration = Duration::from_mins(1);
+/// Freezing a guest or mounting a disk takes seconds; a program that hangs must not delay the snapshots for long.
+const HOOK_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The most characters of a template's description that Exoscale takes everywhere.
 const DESCRIPTION_MAX: usize = 255;
@@ -77,6 +79,7 @@ fn read_policy(name: PolicyName, table: &Table<'_>, archives: &BTreeSet<ArchiveN
         guard: read_guard(&table.table("guard")),
         export: read_export(&table.table("export"), archives),
         promote: read_promote(&table.table("promote")),
+        hooks: read_hooks(&table.table("hooks")),
     }
 }
 
@@ -279,6 +282,36 @@ fn read_promote(table: &Table<'_>) -> Option<Promote> {
         // Last, so that without a name the other keys are checked all the same.
         name: name?,
     })
+}
+
+fn read_hooks(table: &Table<'_>) -> Hooks {
+    let program = |key| table.read(key, read_program);
+    let hooks = Hooks {
+        before: program("before"),
+        after: program("after"),
+        on_failure: program("on_failure"),
+        timeout: table.read("timeout", Value::duration).unwrap_or(HOOK_TIMEOUT),
+    };
+    let is_written = |key| table.value(key).is_some() || table.has_typo_of(key);
+    if table.is_there() && !["before", "after", "on_failure"].into_iter().any(is_written) {
+        table.place().missing(
+            "there is no hook in it",
+            "write at least one of `before`, `after`, `on_failure`, or take the section out",
+        );
+    }
+    hooks
+}
+
+/// A program and its arguments. Whether there is such a program is found out where it is started.
+fn read_program(value: &Value<'_>) -> Option<Program> {
+    let example = "write a program and its arguments, such as `[\"/usr/local/bin/freeze\", \"db-1\"]`; there is no shell";
+    let mut texts = value.texts(example)?.into_iter();
+    let Some(name) = texts.next() else { return value.wrong("the list is empty", example) };
+    if name.is_empty() || name.contains('/') && !name.starts_with('/') {
+        let fact = format!("`{}` is no program", excerpt(&name, 64));
+        return value.wrong(fact, "write an absolute path, or the name of a program in PATH");
+    }
+    Some(Program { name, arguments: texts.collect() })
 }
 
 fn read_which(table: &Table<'_>) -> Which {

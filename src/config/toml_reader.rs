@@ -554,6 +554,20 @@ impl<'t> Value<'t> {
         all
     }
 
+    /// Texts in their order, which may repeat. `None` unless all are texts, without the character that no program takes as
+    /// an argument.
+    pub(super) fn texts(&self, example: &str) -> Option<Vec<String>> {
+        let DeValue::Array(values) = self.value else { return self.wrong_type("a list", example) };
+        let text = |value: Self| match value.text()? {
+            text if text.contains('\0') => value.wrong("it contains the character U+0000", "take it out"),
+            text => Some(text.to_owned()),
+        };
+        let values = values.iter().map(|value| Self::open(self.element(value.span()), value.get_ref()));
+        // All errors are reported.
+        let texts: Vec<Option<String>> = values.map(text).collect();
+        texts.into_iter().collect()
+    }
+
     /// An element has the path of its list, and a place of its own.
     fn element(&self, span: Range<usize>) -> Place<'t> {
         Place { label: format!("{}.*", self.place.label), span: Some(span), ..self.place.clone() }

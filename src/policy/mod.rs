@@ -58,6 +58,8 @@ pub struct Policy {
     pub export: Option<Export>,
     /// Which snapshots become templates.
     pub promote: Option<Promote>,
+    /// The programs that its runs start.
+    pub hooks: Hooks,
 }
 
 impl Policy {
@@ -233,6 +235,37 @@ pub struct Guard {
     pub settle: Duration,
     /// If the newest good snapshot of an instance is older than this, nothing of the instance is deleted.
     pub expect_newest: Option<Span>,
+}
+
+/// The programs that runs of a policy start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Before anything else; unless it succeeds, the run does nothing.
+    pub before: Option<Program>,
+    /// At the end of every run, whatever its result.
+    pub after: Option<Program>,
+    /// At the end of a run that failed, also in part, before `after`.
+    pub on_failure: Option<Program>,
+    /// How long each of them may take.
+    pub timeout: Duration,
+}
+
+/// A program with its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// An absolute path, or a name to be found in `PATH`.
+    pub name: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+}
+
+impl Hooks {
+    /// Each hook that there is, with its key in the configuration.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, &Program)> {
+        let Self { before, after, on_failure, timeout: _ } = self;
+        let all = [("before", before), ("after", after), ("on_failure", on_failure)];
+        all.into_iter().filter_map(|(key, program)| Some((key, program.as_ref()?)))
+    }
 }
 
 /// Retention and verification of the copies in an archive.

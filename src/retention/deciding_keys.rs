@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::policy::name::PolicyName;
 use crate::policy::select::{NameGlob, Pattern, Select};
 use crate::policy::span::Span;
-use crate::policy::{ByPeriod, Count, Export, Guard, OnStart, Period, Policy, Retention, Which};
+use crate::policy::{ByPeriod, Count, Export, Guard, Hooks, OnStart, Period, Policy, Retention, Which};
 use crate::snapshot::InstanceId;
 
 /// The word for the instance that this program runs on, among names of instances.
@@ -42,7 +42,8 @@ pub(crate) const PROMOTE_KEEP: &str = "promote.keep";
 pub fn deciding_keys(policy: &Policy) -> BTreeMap<String, Value> {
     // Each field by name, so that a new one cannot be forgotten here.
     let Policy { name: _, enabled, schedule, time_zone, jitter: _, on_start: _, deadline: _, .. } = policy;
-    let Policy { create, zones: _, select, retention, guard, export, promote, .. } = policy;
+    // Hooks change nothing about what is kept.
+    let Policy { create, zones: _, select, retention, guard, export, promote, hooks: _, .. } = policy;
     let mut keys = vec![
         (ENABLED.to_owned(), Some(Value::from(*enabled))),
         ("timezone".to_owned(), Some(Value::from(time_zone.iana_name().unwrap_or("UTC")))),
@@ -187,6 +188,7 @@ pub fn policy_of_keys(name: PolicyName, keys: &BTreeMap<String, Value>) -> Resul
         },
         export: None,
         promote: None,
+        hooks: Hooks::default(),
     };
     set_deciding_keys(&mut policy, keys.iter().map(|(key, value)| (key.as_str(), Some(value))))?;
     Ok(policy)

@@ -475,7 +475,7 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
-    use crate::policy::{ByPeriod, Count, Guard, OnStart, Period, Retention};
+    use crate::policy::{ByPeriod, Count, Guard, Hooks, OnStart, Period, Retention};
     use crate::retention::inventory::Hold;
     use crate::retention::plan;
 
@@ -521,6 +521,7 @@ mod tests {
             },
             export: None,
             promote: None,
+            hooks: Hooks::default(),
         }
     }
 

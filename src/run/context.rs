@@ -17,6 +17,7 @@ use crate::policy::name::ArchiveName;
 use crate::policy::select::{Exemption, Pattern};
 use crate::policy::span::Span;
 use crate::policy::{ArchiveRules, Policy};
+use crate::process::Processes;
 use crate::randomness::Randomness;
 use crate::run::downloads::Downloads;
 use crate::snapshot::InstanceId;
@@ -42,6 +43,8 @@ pub struct Runner {
     pub clock: Arc<dyn Clock>,
     /// Makes run ids, and the jitter of pauses.
     pub randomness: Arc<dyn Randomness>,
+    /// Starts hooks.
+    pub processes: Arc<dyn Processes>,
     /// The name of this machine, by which the daemon spreads runs within their jitter.
     pub host: Arc<str>,
     /// Every policy of the configuration, since each may keep a snapshot that another would delete.
@@ -56,6 +59,8 @@ pub struct Runner {
     pub request_timeout: Duration,
     /// Creations, deletions and promotions at the same time in a zone.
     pub concurrency: NonZeroUsize,
+    /// How long what is in flight may go on once the program is stopping.
+    pub shutdown_grace: Duration,
     /// The downloads in progress.
     pub downloads: Downloads,
     /// The threads that compute checksums.

@@ -3,7 +3,7 @@
 //! [`sequence`] is the order of all this, and [`preview`] shows it without changing anything; both work on a [`context`].
 //! [`list`] reads a zone, [`plan`] decides, and [`guard`] may block the deletions of a zone. [`create`], [`export`],
 //! [`promote`], [`delete`] and [`archive_prune`] do the work, each step of it through [`step`], which writes it to the audit
-//! log before and after. [`report`] is the result, [`coverage`] says which instances lack snapshots, and [`persist`] saves what the next run needs. `retention` alone decides
+//! log before and after. [`report`] is the result, [`coverage`] says which instances lack snapshots, and [`persist`] saves what the next run needs. [`hooks`] starts the policy's programs around it. `retention` alone decides
 //! which snapshots are kept.
 
 pub mod archive_adopt;
@@ -20,6 +20,7 @@ pub mod details;
 pub mod downloads;
 pub mod export;
 pub mod guard;
+pub mod hooks;
 pub mod instance_counts;
 pub mod list;
 pub mod pauses;

@@ -114,13 +114,17 @@ pub fn overdue(
 
 /// The first failure, or else the first step that was not begun because the program was stopping or it was too late.
 pub(crate) fn first_failure(zone: &ZoneReport) -> Option<String> {
-    let is_failure = |step: &&Step| step.outcome == StepOutcome::Failed || step.was_stopped();
-    zone.failures.first().cloned().or_else(|| {
-        let step = zone.steps.iter().find(is_failure)?;
-        let why = step.message.as_deref().unwrap_or("it failed");
-        let snapshot = &step.facts.snapshot;
-        let of = snapshot.instance_name.as_deref().unwrap_or("an instance");
-        let which = snapshot.id.map_or_else(|| format!("of {of}"), |id| id.to_string());
-        Some(format!("not {}: snapshot {which}: {why}", step.facts.action.past()))
-    })
+    zone.failures.first().cloned().or_else(|| zone.steps.iter().find_map(failure_of))
+}
+
+/// A sentence about a step that failed, or that was not begun because the program was stopping or it was too late.
+pub(crate) fn failure_of(step: &Step) -> Option<String> {
+    if step.outcome != StepOutcome::Failed && !step.was_stopped() {
+        return None;
+    }
+    let why = step.message.as_deref().unwrap_or("it failed");
+    let snapshot = &step.facts.snapshot;
+    let of = snapshot.instance_name.as_deref().unwrap_or("an instance");
+    let which = snapshot.id.map_or_else(|| format!("of {of}"), |id| id.to_string());
+    Some(format!("not {}: snapshot {which}: {why}", step.facts.action.past()))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
-use crate::policy::Policy;
+use crate::policy::{Hooks, Policy};
 use crate::policy::name::ArchiveName;
 use crate::policy::select::Exemption;
 use crate::randomness::Randomness;
@@ -53,6 +53,8 @@ pub struct Preview {
     pub copies: Vec<CopyDecision>,
     /// Which of these copies the guards of the archives keep, in sentences.
     pub copies_blocked: Vec<String>,
+    /// The programs that the run would start.
+    pub hooks: Hooks,
 }
 
 /// The exports that a run would do in a zone.
@@ -222,6 +224,7 @@ impl Runner {
             templates,
             copies,
             copies_blocked,
+            hooks: policy.hooks.clone(),
         }
     }
 }
@@ -273,6 +276,7 @@ pub fn preview_offline(
             templates: Vec::new(),
             copies: Vec::new(),
             copies_blocked: Vec::new(),
+            hooks: policy.hooks.clone(),
         })
     });
     zones.into_iter().zip(previews).collect()

@@ -30,10 +30,48 @@ pub struct RunReport {
     pub result: RunResult,
     /// Zone by zone, in the policy's order.
     pub zones: Vec<ZoneReport>,
+    /// The policy's hooks that were started, or could not be, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookReport>,
     /// The organization's quotas when the run ended; none if they could not be read. For metrics, so no part of the
     /// printed report.
     #[serde(skip)]
     pub quotas: Vec<Quota>,
+}
+
+/// When a hook is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hook {
+    /// Before anything else in a run.
+    Before,
+    /// At the end of every run.
+    After,
+    /// At the end of a run that failed, also in part.
+    OnFailure,
+}
+
+impl Hook {
+    /// Its key in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::After => "after",
+            Self::OnFailure => "on_failure",
+        }
+    }
+}
+
+/// A hook that was started, or could not be.
+#[derive(Debug, Clone, Serialize)]
+pub struct HookReport {
+    /// Which one.
+    pub hook: Hook,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Why it failed; none if it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// A run in one word.
@@ -287,10 +325,11 @@ impl RunReport {
         policy: PolicyName,
         [started_at, finished_at]: [Timestamp; 2],
         zones: Vec<ZoneReport>,
+        hooks: Vec<HookReport>,
         quotas: Vec<Quota>,
     ) -> Self {
         let result = RunResult::Success;
-        let mut report = Self { run_id, policy, started_at, finished_at, result, zones, quotas };
+        let mut report = Self { run_id, policy, started_at, finished_at, result, zones, hooks, quotas };
         report.result = report.judge();
         report
     }

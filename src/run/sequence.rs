@@ -29,6 +29,7 @@ use crate::run::create::{create, note_not_begun, warn_of_inconsistent};
 use crate::run::delete::delete_snapshots;
 use crate::run::export;
 use crate::run::guard::{self, GuardedPlan};
+use crate::run::hooks::Hooks;
 use crate::run::instance_counts;
 use crate::run::list::{Memories, memories};
 use crate::run::pauses;
@@ -36,7 +37,7 @@ use crate::run::persist::{self, SeenZone};
 use crate::run::plan::{ZonePlan, plan_zones};
 use crate::run::policy_memory::PolicyMemory;
 use crate::run::promote;
-use crate::run::report::{REPORTED, RunReport, RunResult, Step, ZoneReport, sums_of};
+use crate::run::report::{HookReport, REPORTED, RunReport, RunResult, Step, ZoneReport, sums_of};
 use crate::run::self_instance;
 use crate::run::step::Recorder;
 use crate::run::zone_run::{ZoneRun, add_steps};
@@ -71,10 +72,13 @@ impl Runner {
         let run = Box::pin(async {
             let (runner, policy) = self_instance::resolve(runner, policy).await;
             let (runner, policy) = (&*runner, &*policy);
+            let started_at = runner.clock.now();
             let recorder = Recorder::new(runner, policy, run_id, options);
+            let hooks = Hooks { runner, policy, options, run_id, started_at };
+            let hook = hooks.before().await;
             let memories = memories(runner, policy, &before).await;
             let sequence = Sequence { runner, policy, options, recorder, before: &before, memories };
-            let (mut report, seen) = sequence.run().await;
+            let (mut report, seen) = sequence.run(started_at, hook).await;
             // Not by a clock in doubt, which would remove them all.
             if seen.values().any(|zone| zone.rested_on.is_some()) {
                 let removed = runner.state.remove_old_audit(&runner.keep_audit, runner.clock.now()).await;
@@ -85,6 +89,8 @@ impl Runner {
             if options.instances.is_none() {
                 persist::persist(runner, policy, before, seen, &mut report).await;
             }
+            // What was done is saved by now, whatever becomes of these.
+            hooks.finish(&mut report).await;
             report
         });
         let report = run.instrument(span.clone()).await;
@@ -119,12 +125,21 @@ struct Sequence<'a> {
 }
 
 impl Sequence<'_> {
-    /// The report, and what the delete phase found.
-    async fn run(&self) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
+    /// The report, and what the delete phase found. After a hook `before` that failed, it is as if no zone could be listed.
+    async fn run(
+        &self,
+        begun_at: Timestamp,
+        hook: Option<HookReport>,
+    ) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
+        // After the hook: a snapshot from before it is no snapshot of what it prepared.
         let started_at = runner.clock.now();
         let only = self.options.instances.as_ref();
-        let plans = self.plans(&policy.zones).await;
+        let refusal = hook.as_ref().and_then(|hook| hook.failure.as_ref());
+        let plans = match refusal.map(|failure| format!("nothing is done here: {failure}")) {
+            Some(failure) => policy.zones.iter().map(|_| Err(failure.clone())).collect(),
+            None => self.plans(&policy.zones).await,
+        };
         let mut zones: Vec<ZoneRun> =
             policy.zones.iter().zip(plans).map(|(zone, plan)| ZoneRun::new(zone, plan)).collect();
         // All zones of a run have the same archives.
@@ -157,10 +172,11 @@ impl Sequence<'_> {
         if only.is_none() {
             runner.prune_archives(policy, recorder, &mut zones, full, &self.options.stop).boxed().await;
         }
-        let times = [started_at, runner.clock.now()];
+        let times = [begun_at, runner.clock.now()];
         let quotas = self.quotas().await;
         let zones = zones.into_iter().map(|zone| zone.report).collect();
-        (RunReport::new(recorder.run_id(), policy.name.clone(), times, zones, quotas), seen)
+        let hooks = hook.into_iter().collect();
+        (RunReport::new(recorder.run_id(), policy.name.clone(), times, zones, hooks, quotas), seen)
     }
 
     /// Plans for all but deletions.

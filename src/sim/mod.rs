@@ -7,7 +7,7 @@
 //! methods of [`world::World`].
 //!
 //! It is a second, independent reading of the API: nothing here uses our client, and signatures are checked
-//! by separate code. [`clock`], [`disk`] and [`randomness`] simulate the other seams.
+//! by separate code. [`clock`], [`disk`], [`processes`] and [`randomness`] simulate the other seams.
 
 mod answer;
 mod api;
@@ -18,6 +18,7 @@ pub mod fault;
 mod host;
 pub mod http_server;
 pub mod image;
+pub mod processes;
 pub mod randomness;
 mod service;
 mod signature;

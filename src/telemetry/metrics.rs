@@ -377,6 +377,11 @@ const METRICS: &[Metric] = &[
         "How often the MD5 of an image differed from the API's.",
         Read::Policy(|policy| Some(number(policy.export_checksum_mismatches))),
     ),
+    counter(
+        "snapwarden_hook_failures_total",
+        "Hooks of the policy's runs that failed, took too long, or could not be started.",
+        Read::Policy(|policy| Some(number(policy.hook_failures))),
+    ),
     gauge(
         "snapwarden_exports_in_progress",
         "Images of the policy that are being downloaded or verified now.",

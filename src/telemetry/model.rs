@@ -125,6 +125,7 @@ pub(super) struct PolicyModel {
     pub(super) export_bytes: u64,
     pub(super) export_resumes: u64,
     pub(super) export_checksum_mismatches: u64,
+    pub(super) hook_failures: u64,
     pub(super) zones: BTreeMap<ZoneName, ZoneModel>,
 }
 
@@ -311,6 +312,7 @@ impl PolicyModel {
             export_bytes: 0,
             export_resumes: 0,
             export_checksum_mismatches: 0,
+            hook_failures: 0,
             zones: BTreeMap::new(),
         }
     }
@@ -325,6 +327,7 @@ impl PolicyModel {
             result: result.to_owned(),
         });
         self.last_run_id = Some(report.run_id);
+        self.hook_failures += report.hooks.iter().filter(|hook| hook.failure.is_some()).count() as u64;
         for zone in &report.zones {
             for step in &zone.steps {
                 self.fold_step(step);

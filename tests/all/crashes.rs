@@ -34,6 +34,7 @@ use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Ending, Fault, When};
 use snapwarden::sim::image::{DiskShape, Image};
+use snapwarden::sim::processes::SimProcesses;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
@@ -183,6 +184,7 @@ impl Play {
             disk: Arc::new(self.disk.clone()),
             clock: Arc::new(self.clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
+            processes: Arc::new(SimProcesses::new(Arc::new(self.clock.clone()))),
             host: "backup-1".into(),
         };
         let credentials = Credentials::new(API_KEY, API_SECRET, None).unwrap();

@@ -26,6 +26,7 @@ mod explaining;
 mod file_server;
 mod fuzz;
 mod guards;
+mod hooks;
 mod http_port;
 mod including;
 mod kills;

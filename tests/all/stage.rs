@@ -18,6 +18,7 @@ use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::report::{RunReport, Step};
 use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::image::DiskShape;
+use snapwarden::sim::processes::SimProcesses;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, ZoneName};
@@ -47,6 +48,7 @@ keep = 2
 pub(crate) struct Stage {
     pub(crate) world: World,
     pub(crate) clock: SimClock,
+    pub(crate) processes: SimProcesses,
     pub(crate) zone: ZoneName,
     pub(crate) seams: Seams,
     pub(crate) folder: tempfile::TempDir,
@@ -68,14 +70,16 @@ impl Stage {
         let clock = SimClock::starting_at(NOW.parse().unwrap());
         let world = World::new(Arc::new(clock.clone()), 7);
         let zone = world.add_zone("ch-gva-2");
+        let processes = SimProcesses::new(Arc::new(clock.clone()));
         let seams = Seams {
             transport: world.transport(),
             disk,
             clock: Arc::new(clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
+            processes: Arc::new(processes.clone()),
             host: "backup-1".into(),
         };
-        Self { world, clock, zone, seams, folder: tempfile::tempdir().unwrap() }
+        Self { world, clock, processes, zone, seams, folder: tempfile::tempdir().unwrap() }
     }
 
     /// Another machine with this name beside the same zone, with a state directory of its own.
@@ -83,7 +87,8 @@ impl Stage {
         let randomness = Arc::new(SeededRandomness::new(12));
         let seams = Seams { host: host.into(), randomness, ..self.seams.clone() };
         let (world, clock, zone) = (self.world.clone(), self.clock.clone(), self.zone.clone());
-        Self { world, clock, zone, seams, folder: tempfile::tempdir().unwrap() }
+        let processes = self.processes.clone();
+        Self { world, clock, processes, zone, seams, folder: tempfile::tempdir().unwrap() }
     }
 
     /// Two instances with a snapshot a day for 20 days, the newest of today; small images.

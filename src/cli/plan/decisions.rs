@@ -1,5 +1,7 @@
 //! The decisions of plans, and their form in JSON.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -73,6 +75,11 @@ pub(super) fn json(at: Timestamp, all: &[PolicyInZone], filter: &Filter) -> Valu
             if !planned.copies.is_empty() {
                 json["copies"] = planned.copies.iter().map(copy_json).collect();
             }
+        }
+        let hooks: BTreeMap<&str, &str> =
+            planned.hooks.each().map(|(key, program)| (key, &*program.name)).collect();
+        if !hooks.is_empty() {
+            json["hooks"] = json!(hooks);
         }
         if let Some(pending) = &planned.pending {
             json["pending"] = json!(pending);

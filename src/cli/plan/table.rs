@@ -74,6 +74,11 @@ fn render_one(
 ) -> String {
     let zone = &planned.listing.inventory.zone;
     let mut text = format!("policy {policy}, zone {zone}, as of {}\n", to_the_second(at));
+    let hooks: Vec<String> =
+        planned.hooks.each().map(|(key, program)| format!("`{key}` {}", printable(&program.name))).collect();
+    if !hooks.is_empty() && !filter.is_summary {
+        let _ = writeln!(text, "  hooks, which only a run starts: {}", hooks.join(", "));
+    }
     let all: Vec<_> = decided(planned).collect();
     let shown: Vec<_> = filtered(planned, filter).collect();
     for group in shown.chunk_by(|(_, one), (_, next)| one.instance_id == next.instance_id) {

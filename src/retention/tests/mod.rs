@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::policy::select::{Pattern, Select};
 use crate::policy::span::Span;
-use crate::policy::{ByPeriod, Count, Export, Guard, OnStart, Policy, Retention, Which};
+use crate::policy::{ByPeriod, Count, Export, Guard, Hooks, OnStart, Policy, Retention, Which};
 use crate::retention::inventory::{ArchivedCopy, Copies, Failed, Hold, Inventory, Ownership};
 use crate::retention::plan;
 use crate::retention::plan::{Decision, PolicyPlan};
@@ -148,6 +148,7 @@ fn policy(name: &str) -> Policy {
         },
         export: None,
         promote: None,
+        hooks: Hooks::default(),
     }
 }
 
