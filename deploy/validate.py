@@ -54,6 +54,21 @@ def judge(one):
     kubernetes_validate.validate(one, VERSION, strict=True)
 
 
+def judge_shards(name, objects):
+    """An Indexed Job has a pod for each shard, and each a state of its own."""
+    for one in objects:
+        job = one["spec"]["jobTemplate"]["spec"] if one["kind"] == "CronJob" else {}
+        if job.get("completionMode") != "Indexed":
+            continue
+        container = job["template"]["spec"]["containers"][0]
+        shards = {env["name"]: env.get("value") for env in container["env"]}.get("SNAPWARDEN_SHARDS")
+        states = [mount.get("subPathExpr") for mount in container["volumeMounts"] if mount["mountPath"] == "/var/lib/snapwarden"]
+        if shards != str(job["completions"]) or states != ["shard-$(JOB_COMPLETION_INDEX)"]:
+            print(f"{name}: {job['completions']} pods, SNAPWARDEN_SHARDS={shards}, state at {states}")
+            return False
+    return True
+
+
 def judge_operator(objects, npm):
     """By the types of the operator: the compiler refuses a field that they don't have."""
     lines = []
@@ -86,6 +101,7 @@ def main():
                 print(f"{name}: {one['kind']} {one['metadata']['name']}: {error.message}")
         if not kinds:
             sys.exit(f"{name}: rendered nothing")
+        failed |= not judge_shards(name, objects)
         print(f"{name}: {', '.join(kinds)}")
     # It can fail: a field that does not exist is found at any depth.
     wrong = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "lables": {}}}

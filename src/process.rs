@@ -52,7 +52,7 @@ pub enum ProgramError {
     #[error("`{}` is not an executable file: chmod +x makes a script one", .0.display())]
     NotExecutable(PathBuf),
     /// Everybody on this machine could have us run what they like.
-    #[error("every user of this machine may change `{0}`: chmod o-w {0}", .0.display())]
+    #[error("every user of this machine may change `{path}`: chmod o-w {path}", path = .0.display())]
     WorldWritable(PathBuf),
     /// The system does not start it.
     #[error("cannot start `{}`", .0.display())]

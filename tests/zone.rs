@@ -66,6 +66,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         poll_interval: Duration::from_millis(20),
         operation_timeout: Duration::from_mins(1),
         requests_per_second: NonZeroU32::MAX,
+        shards: std::num::NonZeroU32::MIN,
         concurrency: NonZeroUsize::MIN,
     };
     let credentials = Credentials::new(API_KEY, API_SECRET, None)?;

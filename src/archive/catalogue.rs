@@ -21,6 +21,7 @@ use crate::archive::proof::VerifiedCopy;
 use crate::disk::{Disk, Entry, Kind, Metadata, read_file};
 use crate::policy::Which;
 use crate::policy::name::ArchiveName;
+use crate::policy::shard::Shard;
 use crate::snapshot::{InstanceId, Snapshot, ZoneName};
 use crate::text::{excerpt, printable};
 
@@ -199,6 +200,17 @@ impl Catalogue {
         self.copies.retain(|copy| wanted.includes(&copy.manifest));
         self.unmarked.retain(|(copy, _)| wanted.includes(&copy.manifest));
         self.problems.retain(|problem| wanted.includes_path(&problem.path));
+        self.index();
+    }
+
+    /// Leaves out the copies and problems of instances of other shards: for this one the rest is the whole archive.
+    pub(crate) fn retain_shard(&mut self, shard: Option<Shard>) {
+        let Some(shard) = shard else { return };
+        self.copies.retain(|copy| shard.has(copy.manifest.instance.id));
+        self.unmarked.retain(|(copy, _)| shard.has(copy.manifest.instance.id));
+        // One that is in no folder of an instance is for all to see.
+        let instance_of = |path: &Path| path.iter().filter_map(OsStr::to_str).find_map(|part| part.parse().ok());
+        self.problems.retain(|problem| instance_of(&problem.path).is_none_or(|id| shard.has(id)));
         self.index();
     }
 

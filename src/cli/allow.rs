@@ -14,7 +14,7 @@ use crate::text::{counted, to_the_second};
 /// # Errors
 /// [`Refusal`] if there is no such policy, archive or zone, or the state cannot be changed.
 pub async fn allow(global: &Global, allow: &Allow, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let (of, what) = match (&allow.policy, &allow.archive) {
         (Some(name), _) => {
             let policy = assemble::policy(&config, name)?;

@@ -83,7 +83,8 @@ pub async fn list(
     copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    // All copies are shown, whatever the shard.
+    let config = Config { shard: None, ..assemble::configuration(global)? };
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams, Use::Reading)?;
@@ -206,7 +207,7 @@ pub async fn show(
 /// # Errors
 /// [`Refusal`] if it is not configured, or can't be taken over.
 pub async fn adopt(global: &Global, name: &ArchiveName, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     assemble::check_archives(&config, [name])?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams, Use::Changing)?;
@@ -259,7 +260,7 @@ pub async fn verify(
     copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     assemble::check_archives(&config, names)?;
     let seams = Seams::real();
     let archives = assemble::archives(&config, &seams, Use::Changing)?;
@@ -335,7 +336,7 @@ pub async fn prune(
     copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
     assemble::heed_pauses(&mut config, &seams).await?;
     assemble::check_archives(&config, names)?;

@@ -8,6 +8,7 @@ use crate::cli::manual;
 use crate::cli::when::When;
 use crate::policy::name::{ArchiveName, NotifierName, PolicyName};
 use crate::policy::select::Pattern;
+use crate::policy::shard::Shard;
 use crate::policy::span::Span;
 use crate::restore::template::BootMode;
 use crate::retention::verdict::Verdict;
@@ -42,6 +43,9 @@ pub struct Global {
         default_value = "/etc/snapwarden/snapwarden.toml"
     )]
     pub config: PathBuf,
+    /// Be for a part of the instances alone: number I of N, from 0, such as `0/4`, each with a state directory of its own
+    #[arg(long, global = true, value_name = "I/N", env = "SNAPWARDEN_SHARD")]
+    pub shard: Option<Shard>,
     /// The format of the data on stdout
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
@@ -204,6 +208,12 @@ pub enum Command {
         #[command(subcommand)]
         command: ArchiveCommand,
     },
+    /// Divide the instances among several processes
+    Shard {
+        /// The subcommand.
+        #[command(subcommand)]
+        command: ShardCommand,
+    },
     /// Try the notifiers of the configuration
     Notify {
         /// The subcommand.
@@ -249,6 +259,17 @@ pub enum Command {
         #[arg(long, value_name = "DIR", conflicts_with = "page")]
         directory: Option<PathBuf>,
     },
+}
+
+/// The subcommands of `shard`.
+#[derive(Debug, Subcommand)]
+pub enum ShardCommand {
+    /// Make the state directory that of the shard that `--shard` names, or of all instances without it; says what moves; needs no
+    /// credentials
+    ///
+    /// A state directory remembers for which shard it was made, and a run for another one is refused, since the holds and all
+    /// else that keeps snapshots stay where they are. No daemon and no run may work on the directory meanwhile.
+    Adopt,
 }
 
 /// The subcommands of `notify`.

@@ -1,6 +1,7 @@
 //! Builds the parts of a command from the configuration.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
 use crate::archive::transfer::hash::Hashers;
+use crate::cli::args::Global;
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::clock::{Clock, SystemClock};
@@ -27,6 +29,7 @@ use crate::exoscale::metadata::Metadata;
 use crate::policy::Policy;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::notifier::{NotifierKind, NotifierSettings};
+use crate::policy::shard::Shard;
 use crate::process::{Processes, RealProcesses};
 use crate::randomness::{Randomness, SystemRandomness};
 use crate::run::context::Runner;
@@ -34,8 +37,16 @@ use crate::run::downloads::Downloads;
 use crate::run::pauses;
 use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
+use crate::state::error::StateError;
 use crate::telemetry::notifier::{Notifier, Wires};
+use crate::text::{chain, excerpt};
 use crate::transport::{HttpTransport, Transport};
+
+/// How many shards there are, where Kubernetes gives each pod of an Indexed Job its number.
+const SHARDS_VARIABLE: &str = "SNAPWARDEN_SHARDS";
+
+/// That number.
+const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 
 /// The default state directory.
 const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
@@ -74,11 +85,35 @@ impl Seams {
     }
 }
 
-/// Reads a configuration, and looks where the folders of its archives lead.
+/// Reads the configuration, looks where the folders of its archives lead, and finds out for which shard this process is.
 ///
 /// # Errors
 /// [`Refusal`] with all its errors.
-pub fn configuration(path: &Path) -> Result<Config, Refusal> {
+pub fn configuration(global: &Global) -> Result<Config, Refusal> {
+    let shard = shard(global)?;
+    Ok(Config { shard, ..configuration_at(&global.config)? })
+}
+
+/// The shard that this process is for: by the command line, or by the variables of an Indexed Job.
+fn shard(global: &Global) -> Result<Option<Shard>, Refusal> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let (None, Some(of)) = (global.shard, variable(SHARDS_VARIABLE)) else { return Ok(global.shard) };
+    let Some(index) = variable(INDEX_VARIABLE) else {
+        return Err(Refusal::usage(format!(
+            "{SHARDS_VARIABLE} is {}, and {INDEX_VARIABLE}, which Kubernetes sets for an Indexed Job, is missing: set it, or give \
+             `--shard I/N`",
+            excerpt(&of, 32)
+        )));
+    };
+    let shard = format!("{index}/{of}").parse::<Shard>();
+    shard.map(Some).map_err(|error| Refusal::usage(format!("{INDEX_VARIABLE} and {SHARDS_VARIABLE}: {error}")))
+}
+
+/// Reads a configuration file, and looks where the folders of its archives lead.
+///
+/// # Errors
+/// [`Refusal`] with all its errors.
+pub fn configuration_at(path: &Path) -> Result<Config, Refusal> {
     let endpoint = std::env::var("EXOSCALE_API_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
     let checked = || {
         let config = config::load(path, endpoint.as_deref())?;
@@ -333,9 +368,30 @@ pub enum Use {
 /// [`Refusal`] if it is unusable.
 pub fn state(config: &Config, seams: &Seams, purpose: Use) -> Result<StateDirectory, Refusal> {
     let path = state_path(config.state_directory.clone());
-    match purpose {
-        Use::Reading => Ok(StateDirectory::at(seams.disk.clone(), &path)),
-        Use::Changing => Ok(StateDirectory::open(seams.disk.clone(), &path)?),
+    let state = match purpose {
+        Use::Reading => StateDirectory::at(seams.disk.clone(), &path),
+        Use::Changing => StateDirectory::open(seams.disk.clone(), &path)?,
+    };
+    let state = state.in_shard(config.shard).map_err(|error| of_other_shard(&error))?;
+    if purpose == Use::Changing {
+        state.remember_shard()?;
+    }
+    Ok(state)
+}
+
+/// Refuses a run for another shard than the state directory's.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn require_shard(config: &Config, runner: &Runner) -> Result<(), Refusal> {
+    runner.state.require_shard(config.shard).map_err(|error| of_other_shard(&error))
+}
+
+/// Another attempt would find the same.
+fn of_other_shard(error: &StateError) -> Refusal {
+    match error {
+        StateError::OtherShard { .. } => Refusal::bad_configuration(error),
+        _ => Refusal::failed(chain(error)),
     }
 }
 
@@ -346,7 +402,7 @@ fn state_path(configured: Option<PathBuf>) -> PathBuf {
 /// The configuration, or a sentence that says why it cannot be used; and the state directory, for reading. If the
 /// configuration cannot be used, the directory is the one that its text names all the same, or else as [`state`] has it.
 pub fn configuration_and_state(path: &Path, seams: &Seams) -> (Result<Config, String>, StateDirectory) {
-    let (config, directory) = match configuration(path) {
+    let (config, directory) = match configuration_at(path) {
         Ok(config) => {
             let directory = config.state_directory.clone();
             (Ok(config), directory)
@@ -369,6 +425,7 @@ pub fn client(config: &Config, credentials: Option<Credentials>, seams: &Seams) 
         poll_interval: exoscale.poll_interval,
         operation_timeout: exoscale.operation_timeout,
         requests_per_second: exoscale.requests_per_second,
+        shards: config.shard.map_or(NonZeroU32::MIN, Shard::count),
         concurrency: exoscale.concurrency,
     };
     let (transport, clock) = (seams.transport.clone(), seams.clock.clone());

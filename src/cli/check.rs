@@ -80,7 +80,7 @@ impl Tried {
 /// # Errors
 /// [`Refusal`] if the configuration or the credentials are unusable.
 pub async fn check(global: &Global, online: bool, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     assemble::web_file(&config)?;
     let seams = Seams::real();
     let now = seams.clock.now();
@@ -148,7 +148,7 @@ fn check_hooks(config: &Config, processes: &dyn Processes) -> Result<(), Refusal
 /// # Errors
 /// [`Refusal`] if the configuration is unusable, or enables no policy.
 pub fn print_role(global: &Global, part: Option<RolePart>, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let enabled: Vec<&Policy> = config.policies.iter().filter(|policy| policy.enabled).collect();
     let role = role(&enabled, part).ok_or_else(|| Refusal::usage(assemble::NOTHING_ENABLED))?;
     output.print(&format!("{role:#}\n"));

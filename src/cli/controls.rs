@@ -15,7 +15,7 @@ use crate::text::to_the_second;
 /// # Errors
 /// [`Refusal`] if there is no such policy, or the state cannot be changed.
 pub async fn pause(global: &Global, name: &PolicyName, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let policy = assemble::configured(&config, name)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Changing)?;
@@ -41,7 +41,7 @@ pub async fn pause(global: &Global, name: &PolicyName, output: Output) -> Result
 /// # Errors
 /// [`Refusal`] if there is no such policy, or the state cannot be changed.
 pub async fn resume(global: &Global, name: &PolicyName, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let reading = assemble::state(&config, &seams, Use::Reading)?;
     // One that is not configured any more may still be paused.
@@ -77,7 +77,7 @@ pub async fn resume(global: &Global, name: &PolicyName, output: Output) -> Resul
 /// # Errors
 /// [`Refusal`] if there is no such policy, it is paused, or the state cannot be changed.
 pub async fn trigger(global: &Global, name: &PolicyName, output: Output) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
     assemble::heed_pauses(&mut config, &seams).await?;
     assemble::policy(&config, name)?;

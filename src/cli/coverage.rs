@@ -21,7 +21,7 @@ use crate::text::counted;
 /// # Errors
 /// [`Refusal`] if nothing can be judged, or an instance is not known.
 pub async fn coverage(global: &Global, instances: &[String], output: Output) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
     assemble::heed_pauses(&mut config, &seams).await?;
     assemble::complain_of_paused(&config, output);

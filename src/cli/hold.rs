@@ -19,7 +19,7 @@ use crate::text::{excerpt, printable, to_the_second};
 /// # Errors
 /// [`Refusal`] if the snapshot is unknown, or the state cannot be changed.
 pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let now = seams.clock.now();
     let until = hold.until.as_ref().map(|until| until.ahead_of(to_the_second(now))).transpose()?;
@@ -39,6 +39,13 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let snapshot = lookup::find(Kind::Snapshot, &hold.snapshot, known);
     let snapshot = snapshot.map(SnapshotId).map_err(|error| survey.not_found(&error))?;
     let about = survey.about(snapshot);
+    let shard = reading.shard().zip(survey.instance_of(snapshot));
+    if let Some((_, instance)) = shard.filter(|(shard, instance)| !shard.has(*instance)) {
+        let of = shard.map(|(shard, _)| shard.of(instance).to_string()).unwrap_or_default();
+        return Err(Refusal::usage(format!(
+            "snapshot {snapshot} is of an instance of shard {of}: a hold here would protect nothing; put it on hold there"
+        )));
+    }
     let doubts = survey.doubts().join("; ");
     if about.is_none() && doubts.is_empty() {
         let places = survey.asked();
@@ -65,7 +72,7 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
 /// # Errors
 /// [`Refusal`] if the snapshot is unknown, or the state cannot be changed.
 pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let reading = assemble::state(&config, &seams, Use::Reading)?;
     let holds = reading.holds().await?.holds;
@@ -105,7 +112,7 @@ pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit,
 /// # Errors
 /// [`Refusal`] if the state cannot be read.
 pub async fn holds(global: &Global, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let state = assemble::state(&config, &seams, Use::Reading)?;
     let mut holds = state.holds().await?.holds;

@@ -35,6 +35,17 @@ pub(crate) const ENVIRONMENT: &Facts = &[
         "The state directory, unless `directory` in `[state]` names one. systemd sets it.",
     ),
     (
+        State,
+        "SNAPWARDEN_SHARD",
+        "The part of the instances that the process is for, such as `0/4`, unless `--shard` names it.",
+    ),
+    (
+        State,
+        "SNAPWARDEN_SHARDS, JOB_COMPLETION_INDEX",
+        "The same in a pod of an Indexed Job of Kubernetes: how many shards there are, and which is this one. Kubernetes sets the \
+         second.",
+    ),
+    (
         Configuration,
         "EXOSCALE_API_ENDPOINT",
         "The API's address, instead of `endpoint` in `[exoscale]`; `{zone}` stands for the zone's name.",
@@ -90,6 +101,7 @@ pub(crate) const FILES: &Facts = &[
     ),
     (State, "policy-NAME.json, policy-NAME.N.jsonl", "The snapshots and templates that a policy created."),
     (State, "runs-NAME.json", "The results of a policy's last runs, and the listings that these accepted."),
+    (State, "shard.json", "The part of the instances that the directory is about, if not all."),
     (State, "schedules.json", "Up to when the daemon served each schedule."),
     (State, "holds.json, allowances.json", "The holds and allowances of `hold` and `allow`."),
     (

@@ -27,6 +27,7 @@ pub mod promote;
 pub mod restore;
 mod role;
 pub mod run;
+pub mod shard;
 pub mod signals;
 pub mod simulate;
 pub mod status;
@@ -39,7 +40,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use crate::cli::args::{ArchiveCommand, Arguments, Command, NotifyCommand};
+use crate::cli::args::{ArchiveCommand, Arguments, Command, NotifyCommand, ShardCommand};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
@@ -120,6 +121,7 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
                 on_runtime(archive::prune(global, archives, *dry_run, copies, output))
             }
         },
+        Command::Shard { command: ShardCommand::Adopt } => on_runtime(shard::adopt(global, output)),
         Command::Notify { command: NotifyCommand::Test { name } } => {
             on_runtime(notify::test(global, name, output))
         }

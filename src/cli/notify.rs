@@ -15,7 +15,7 @@ use crate::telemetry::notifications::send_sample;
 /// # Errors
 /// [`Refusal`] if there is no such notifier, or it has no usable secret.
 pub async fn test(global: &Global, name: &NotifierName, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let Some(settings) = config.notifiers.iter().find(|settings| settings.name == *name) else {
         let known: Vec<&str> = config.notifiers.iter().map(|settings| settings.name.as_str()).collect();

@@ -66,12 +66,13 @@ pub async fn once(
     output: Output,
     progress: &Progress,
 ) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
     // Before anything is touched.
     assemble::chosen(&config, policies)?;
     let credentials = assemble::credentials(&config)?;
     let mut runner = assemble::runner(&config, credentials, &seams, Use::Changing)?;
+    assemble::require_shard(&config, &runner)?;
     assemble::heed_pauses(&mut config, &seams).await?;
     if policies.is_empty() {
         assemble::complain_of_paused(&config, output);
@@ -92,7 +93,8 @@ pub async fn once(
         notifications.finish(NOTIFY_GRACE).await;
     }
     if let Some(only) = options.instances.filter(|_| reports.iter().all(is_about_nothing)) {
-        output.complain(&format!("no instance that these policies select matches `{only}`"));
+        let of = config.shard.map_or_else(String::new, |shard| format!(" in shard {shard}"));
+        output.complain(&format!("no instance that these policies select matches `{only}`{of}"));
         exit = exit.worse(Exit::Failed);
     }
     output.show(|| &reports, || reports.iter().map(|report| render(report, output)).collect());

@@ -29,7 +29,7 @@ use crate::run::preview::preview_offline;
 /// # Errors
 /// [`Refusal`] if nothing can be planned.
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
     // Over files there is no state.
     let has_state = plan.snapshots.is_empty();
@@ -67,7 +67,7 @@ pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, 
         output.show(|| decisions::json(at, &all, &filter), || table::render(plans, &filter, at, output));
         return Ok(exit);
     };
-    let mut candidate = assemble::configuration(candidate)?;
+    let mut candidate = Config { shard: config.shard, ..assemble::configuration_at(candidate)? };
     if has_state {
         assemble::heed_pauses(&mut candidate, &planner.seams).await?;
     }
@@ -119,6 +119,7 @@ impl Planner<'_> {
         if self.plan.snapshots.is_empty() {
             let credentials = assemble::credentials(config)?;
             let runner = assemble::runner(config, credentials, &self.seams, Use::Reading)?;
+            assemble::require_shard(config, &runner)?;
             for policy in policies {
                 add(policy, runner.preview(&self.listings, policy, at).await);
             }

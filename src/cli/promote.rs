@@ -44,7 +44,7 @@ pub(super) fn done(step: Step, work: &str) -> Result<StepFacts, Refusal> {
 /// # Errors
 /// [`Refusal`] if no template was made.
 pub async fn promote(global: &Global, promote: &Promote, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let credentials = assemble::credentials(&config)?;
     check_template_name(&promote.name)?;
     let runner = assemble::runner(&config, credentials, &Seams::real(), Use::Changing)?;

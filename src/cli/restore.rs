@@ -60,7 +60,9 @@ fn snapshot(manifest: &Manifest) -> String {
 /// # Errors
 /// [`Refusal`] if nothing was restored.
 pub async fn restore(global: &Global, restore: &Restore, output: Output) -> Result<Exit, Refusal> {
-    let mut config = assemble::configuration(&global.config)?;
+    let mut config = assemble::configuration(global)?;
+    // Whatever the shard, everything can be restored.
+    config.shard = None;
     let seams = Seams::real();
     let wanted = match (&restore.snapshot, &restore.latest) {
         (Some(text), _) => Wanted::Snapshot(text.clone()),

@@ -33,7 +33,7 @@ pub async fn run(global: &Global) -> Result<Exit, Refusal> {
     let orders = orders_by_signal()?;
     let global = global.clone();
     let read = move || {
-        let config = assemble::configuration(&global.config)?;
+        let config = assemble::configuration(&global)?;
         let credentials = assemble::credentials(&config)?;
         Ok((config, credentials))
     };
@@ -54,6 +54,7 @@ where
     let load = move |purpose: Use| -> Result<Loaded, Refusal> {
         let (config, credentials) = read()?;
         let mut runner = assemble::runner(&config, credentials, &seams, purpose)?;
+        assemble::require_shard(&config, &runner)?;
         runner.client = runner.client.with_observer(observer.clone());
         runner.downloads = observer.downloads();
         let notifiers = (assemble::notifiers(&config)?, assemble::wires(&seams));

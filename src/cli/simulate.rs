@@ -50,7 +50,7 @@ struct Simulated<'a> {
 /// # Errors
 /// [`Refusal`] if it can't be simulated.
 pub async fn simulate(global: &Global, simulate: &Simulate, output: Output) -> Result<Exit, Refusal> {
-    let config = assemble::configuration(&global.config)?;
+    let config = assemble::configuration(global)?;
     let policy = assemble::policy(&config, &simulate.policy)?;
     let zone = assemble::zone_of(policy, simulate.zone.as_ref())?;
     let seams = Seams::real();

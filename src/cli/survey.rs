@@ -153,6 +153,12 @@ impl Survey {
         self.copies().filter(move |(_, copy)| copy.manifest.snapshot.id == id)
     }
 
+    /// The instance of a snapshot, if it is known.
+    pub(super) fn instance_of(&self, id: SnapshotId) -> Option<InstanceId> {
+        let copied = || self.copies_of(id).next().map(|(_, copy)| copy.manifest.instance.id);
+        self.listed(id).and_then(|(_, snapshot)| snapshot.instance_id).or_else(copied)
+    }
+
     /// What a snapshot is; none if no zone and no archive knows it.
     pub(super) fn about(&self, id: SnapshotId) -> Option<About> {
         let listed = self.listed(id).map(|(listing, snapshot)| About {

@@ -17,6 +17,7 @@ use crate::config::toml_reader::{OpenFile, Place, Table, Value};
 use crate::policy::name::ArchiveName;
 use crate::policy::notifier::NotifierSettings;
 use crate::policy::select::Exemption;
+use crate::policy::shard::Shard;
 use crate::policy::span::Span;
 use crate::policy::{ArchiveRules, Policy, VerifyPlan};
 use crate::snapshot::ZoneName;
@@ -80,6 +81,9 @@ pub struct Config {
     pub exempt: Exemption,
     /// The sections `[notify.NAME]`: who is notified, and of what.
     pub notifiers: Vec<NotifierSettings>,
+    /// The part of the instances that this process is for; none for all. No key of the file: processes of one configuration
+    /// differ in it.
+    pub shard: Option<Shard>,
 }
 
 /// How the API is used.
@@ -174,6 +178,7 @@ pub(super) fn read(root: &Table<'_>, endpoint: Option<&str>, file: &OpenFile, fi
         policies,
         exempt: policies::read_exemption(&root.table("coverage")),
         notifiers: notifiers::read(&root.table("notify")),
+        shard: None,
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Settings {
     pub operation_timeout: Duration,
     /// The limit over all zones and policies together.
     pub requests_per_second: NonZeroU32,
+    /// How many processes share that limit, this one included.
+    pub shards: NonZeroU32,
     /// The limit of operations in flight per zone.
     pub concurrency: NonZeroUsize,
 }
@@ -167,7 +169,7 @@ impl Client {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        let pace = Arc::new(Pace::new(settings.requests_per_second));
+        let pace = Arc::new(Pace::new(settings.requests_per_second, settings.shards));
         let permits = Arc::default();
         let retry = REQUESTS;
         Self { settings, credentials, transport, clock, randomness, observer: None, retry, pace, permits }

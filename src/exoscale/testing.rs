@@ -74,6 +74,7 @@ impl Script {
             poll_interval: Duration::from_secs(3),
             operation_timeout: Duration::from_hours(1),
             requests_per_second: 10.try_into().unwrap(),
+            shards: 1.try_into().unwrap(),
             concurrency: 2.try_into().unwrap(),
         };
         let credentials = Credentials::new("EXO1", "hush", None).unwrap();

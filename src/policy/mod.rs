@@ -7,6 +7,7 @@ pub mod name;
 pub mod notifier;
 pub mod rate;
 pub mod select;
+pub mod shard;
 pub mod span;
 pub mod template_name;
 

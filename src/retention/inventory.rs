@@ -18,6 +18,8 @@ pub struct Inventory {
     pub snapshots: Vec<Snapshot>,
     /// Every instance of a complete listing, each id once, in any order.
     pub instances: Vec<Instance>,
+    /// The instances that other shards are for: they are not judged, but a pattern may mean them, and a template be theirs.
+    pub elsewhere: Vec<Instance>,
     /// Those that this program took; whatever else is there is foreign to a policy that asks for its own.
     pub created: HashMap<SnapshotId, Ownership>,
     /// Those of `snapshots` that are not there yet: a preview adds what the run would take first.
@@ -46,6 +48,7 @@ impl Inventory {
             zone,
             snapshots,
             instances,
+            elsewhere: Vec::new(),
             created: HashMap::new(),
             coming: HashSet::new(),
             holds: BTreeMap::new(),

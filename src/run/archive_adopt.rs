@@ -33,7 +33,8 @@ pub async fn adopt(
     archive: &Archive,
 ) -> Result<Adopted, String> {
     let name = archive.name().clone();
-    let catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+    let mut catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+    catalogue.retain_shard(state.shard());
     let found: Option<Uuid> = match catalogue.marker() {
         Ok(marker) => marker.as_ref().map(|marker| marker.id),
         Err(problem @ (MarkerProblem::Later(_) | MarkerProblem::Unreadable(_))) => {

@@ -98,6 +98,7 @@ impl Looker {
     /// Why it can't be read or is not there, as the end of a sentence about it.
     pub(crate) async fn look(&self, archive: &Archive, guard: &Guard) -> Result<Found, String> {
         let mut catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
+        catalogue.retain_shard(self.state.shard());
         let id = catalogue.marker().as_ref().ok().and_then(|marker| Some(marker.as_ref()?.id));
         let memory = self.archives.of_marked(archive.name(), id);
         let presence = self.presence(archive, &memory, &catalogue).await?;
@@ -134,6 +135,14 @@ impl Looker {
                 "its marker {place} {problem}; look at that file, and restore it from a backup or another copy; {adopt}"
             )
         })?;
+        // Two that mark it at once would not know each other's marker.
+        let follows = self.state.shard().filter(|shard| marker.is_none() && !shard.is_first());
+        if let (Some(shard), None) = (follows, memory.id) {
+            return Err(format!(
+                "it is not used yet: it has no {MARKER_FILE}, which the first shard writes, and this is shard {shard}; it follows \
+                 once that one has run"
+            ));
+        }
         match (marker, memory.id) {
             (Some(marker), Some(id)) if marker.id == id => Ok(Presence::Known),
             (Some(_), Some(_)) => Err(format!(
@@ -141,7 +150,9 @@ impl Looker {
             )),
             (Some(marker), None) => {
                 let is_ours = self.archives.state_id.is_some_and(|id| marker.states.contains(&id));
-                Ok(if was_new && !is_ours { Presence::Unadopted } else { Presence::FirstUse })
+                // Other shards use it, too: only copies of this one's instances are of a state that may be lost.
+                let is_used = self.state.shard().is_none() || !catalogue.stems().is_empty();
+                Ok(if was_new && !is_ours && is_used { Presence::Unadopted } else { Presence::FirstUse })
             }
             (None, Some(_)) => Err(missing_text(archive, &adopt)),
             (None, None) if !catalogue.copies().is_empty() || !catalogue.problems().is_empty() => {

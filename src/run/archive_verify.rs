@@ -46,6 +46,7 @@ impl ArchiveVerifier<'_> {
         report: &(dyn Fn(&StoredCopy, &Outcome) + Send + Sync),
     ) -> Result<Verification, String> {
         let mut catalogue = self.archive.catalogue().await.map_err(|error| chain(&error))?;
+        catalogue.retain_shard(self.state.shard());
         // If it can't be read, these are read again like all others.
         if let Ok(archives) = self.state.archives().await {
             exclude_corrupt(&mut catalogue, &archives.of(self.archive.name()));

@@ -192,7 +192,8 @@ pub(crate) fn unmatched_text<'a>(
     if !policy.zones.iter().all(is_listed) {
         return None;
     }
-    let instances: Vec<&Instance> = inventories.iter().flat_map(|inventory| &inventory.instances).collect();
+    let of = |inventory: &&'a Inventory| inventory.instances.iter().chain(&inventory.elsewhere);
+    let instances: Vec<&Instance> = inventories.iter().flat_map(of).collect();
     unmatched_in(policy, &instances)
 }
 

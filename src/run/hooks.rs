@@ -112,6 +112,9 @@ impl Hooks<'_> {
             (variable("ZONES"), zones.join(" ")),
             (variable("STARTED_AT"), self.started_at.to_string()),
         ]);
+        if let Some(shard) = self.runner.state.shard() {
+            facts.insert(variable("SHARD"), shard.to_string());
+        }
         if let Some(only) = &self.options.instances {
             facts.insert(variable("INSTANCE"), only.to_string());
         }
@@ -244,7 +247,7 @@ impl Lines {
 async fn read(mut output: Output, lines: &Mutex<Lines>) {
     let mut buffer = vec![0; 8 << 10];
     let mut line = Vec::new();
-    let mut add = |line: &mut Vec<u8>| {
+    let add = |line: &mut Vec<u8>| {
         lines.lock().unwrap_or_else(PoisonError::into_inner).add(line);
         line.clear();
     };

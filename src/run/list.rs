@@ -66,11 +66,13 @@ impl Listing {
     }
 }
 
-/// Both listings of a zone as the API returned them, and how far this machine's clock was from the API's then.
+/// Both listings of a zone as the API returned them, without what other shards are for, and how far this machine's clock was from the API's then.
 #[derive(Debug, Clone)]
 pub struct RawListing {
     snapshots: Vec<Snapshot>,
     instances: Vec<Instance>,
+    /// The instances of other shards.
+    elsewhere: Vec<Instance>,
     clock: ClockSkew,
 }
 
@@ -78,7 +80,7 @@ impl RawListing {
     /// The zone, of which nothing else is known.
     pub(crate) fn on_paper(self, zone: &ZoneName) -> Inventory {
         let inventory = Inventory::on_paper(zone.clone(), self.snapshots, self.instances);
-        Inventory { clock: self.clock, ..inventory }
+        Inventory { clock: self.clock, elsewhere: self.elsewhere, ..inventory }
     }
 }
 
@@ -183,7 +185,7 @@ pub(crate) async fn look_at_archives(runner: &Runner) -> FoundArchives {
     archives
 }
 
-/// Lists a zone. Anything less than both listings, complete and decoded, is an error.
+/// Lists the part of a zone that this process is for. Anything less than both listings, complete and decoded, is an error.
 ///
 /// # Errors
 /// Why the zone cannot be judged, as a sentence.
@@ -192,7 +194,13 @@ pub async fn list(runner: &Runner, zone: &ZoneName) -> Result<RawListing, String
     match join(client.list_snapshots(), client.list_instances()).await {
         (Ok((listed, clock_skew)), Ok(instances)) => {
             let clock = clock_skew.map_or(ClockSkew::Unknown, ClockSkew::Known);
-            Ok(RawListing { snapshots: listed.snapshots, instances, clock })
+            let mut snapshots = listed.snapshots;
+            let (mut instances, mut elsewhere) = (instances, Vec::new());
+            if let Some(shard) = runner.state.shard() {
+                snapshots.retain(|snapshot| shard.has_snapshot(snapshot));
+                (instances, elsewhere) = instances.into_iter().partition(|instance| shard.has(instance.id));
+            }
+            Ok(RawListing { snapshots, instances, elsewhere, clock })
         }
         (Err(error), _) | (_, Err(error)) => {
             Err(format!("nothing is done here, since the listing is not complete: {}", chain(&error)))

@@ -32,6 +32,7 @@ pub mod promote;
 pub mod report;
 pub mod self_instance;
 pub mod sequence;
+pub mod shard_adopt;
 pub mod source;
 pub mod step;
 pub mod zone_run;

@@ -78,6 +78,7 @@ pub fn after(before: ZoneMemory, zone: &ZoneReport, at: Timestamp) -> ZoneMemory
         // What is still to come: a deletion that is done is no longer planned.
         memory.plan = Some(PlanSums { delete: plan.delete.saturating_sub(done), ..plan.clone() });
         memory.instances.clone_from(&zone.instances);
+        memory.elsewhere = zone.elsewhere;
         memory.coverage.clone_from(&zone.coverage);
     }
     memory

@@ -478,7 +478,8 @@ fn settled_keep<'p>(keep: NonZeroU32, policy: &Policy, plan: &'p ZonePlan) -> Op
 /// Why a template is not deleted, however many there are.
 fn needed(promotion: &Promotion, template_id: TemplateId, plan: &ZonePlan) -> Option<String> {
     let inventory = &plan.listing.inventory;
-    let user = inventory.instances.iter().find(|instance| instance.template_id == Some(template_id));
+    let mut instances = inventory.instances.iter().chain(&inventory.elsewhere);
+    let user = instances.find(|instance| instance.template_id == Some(template_id));
     if let Some(instance) = user {
         return Some(format!("instance {} runs on it", printable(&instance.name)));
     }

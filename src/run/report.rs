@@ -125,6 +125,9 @@ pub struct ZoneReport {
     pub plan: Option<PlanSums>,
     /// What each selected instance has after the run, also one without any snapshot.
     pub instances: Vec<InstanceCounts>,
+    /// How many instances the policy selects that other shards are for; for metrics, so no part of the printed report.
+    #[serde(skip)]
+    pub elsewhere: u64,
     /// How all policies together cover the zone; for metrics, so no part of the printed report.
     #[serde(skip)]
     pub coverage: Option<ZoneCoverage>,
@@ -293,6 +296,7 @@ impl ZoneReport {
             unmatched: None,
             plan: None,
             instances: Vec::new(),
+            elsewhere: 0,
             coverage: None,
             details: None,
             steps: Vec::new(),

@@ -347,6 +347,8 @@ impl Sequence<'_> {
         }
         report.instances = instances;
         let inventory = &plan.listing.inventory;
+        let elsewhere = inventory.elsewhere.iter();
+        report.elsewhere = elsewhere.filter(|instance| policy.select.selects_listed(instance)).count() as u64;
         report.coverage = Some(coverage::of_zone(&runner.policies, &runner.exempt, inventory, listed_at));
     }
 

@@ -14,7 +14,8 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::disk::Metadata;
 use crate::policy::name::ArchiveName;
-use crate::snapshot::ZoneName;
+use crate::policy::shard::Shard;
+use crate::snapshot::{InstanceId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::file;
@@ -110,6 +111,17 @@ impl Archives {
                 memory
             }
             _ => own,
+        }
+    }
+
+    /// Forgets the copies of instances of other shards, which will not be looked at. A copy's path has its instance's id.
+    pub(crate) fn retain_shard(&mut self, shard: Shard) {
+        let is_of_shard = |stem: &str| {
+            stem.split('/').find_map(|part| part.parse().ok()).is_none_or(|id: InstanceId| shard.has(id))
+        };
+        for memory in self.archives.values_mut() {
+            memory.copies.retain(|stem| is_of_shard(stem));
+            memory.corrupt.retain(|stem, _| is_of_shard(stem));
         }
     }
 

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::disk::{self, Access, Disk, Kind, Metadata};
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::shard::Shard;
 use crate::policy::span::Span;
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::state::audit::{AuditLog, AuditMark, Line};
@@ -26,13 +27,15 @@ pub struct StateDirectory {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     pub(super) audit_log: Arc<AuditLog>,
+    /// The part of the instances that it is about; none for all.
+    pub(super) shard: Option<Shard>,
 }
 
 impl StateDirectory {
     /// The directory, for reading what may be there; nothing is created or changed.
     pub fn at(disk: Arc<dyn Disk>, path: &Path) -> Self {
         let audit_log = Arc::new(AuditLog::new(Arc::clone(&disk), path));
-        Self { disk, path: path.to_owned(), audit_log }
+        Self { disk, path: path.to_owned(), audit_log, shard: None }
     }
 
     /// Opens the directory for a run; one that is missing is created if the folder above it exists. This blocks: it is

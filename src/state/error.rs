@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::policy::shard::Shard;
+
 /// The state directory can't be used as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -87,6 +89,19 @@ pub enum StateError {
         /// The lock's file.
         path: PathBuf,
     },
+    /// It is about another part of the instances.
+    #[error(
+        "the state directory {} was made for {}, and this is {}: nothing is done. To make it that one, which tells what moves: snapwarden shard adopt{}",
+        .path.display(), described(*.made_for), described(*.wanted), .wanted.map_or_else(String::new, |shard| format!(" --shard {shard}"))
+    )]
+    OtherShard {
+        /// Its path.
+        path: PathBuf,
+        /// The part that it is about; none for all instances.
+        made_for: Option<Shard>,
+        /// The part that this process is for.
+        wanted: Option<Shard>,
+    },
     /// A stop came while another had the lock.
     #[error("stopping, and not waiting any longer for {what}, which is locked by another process ({})", .path.display())]
     Stopped {
@@ -95,4 +110,9 @@ pub enum StateError {
         /// The lock's file.
         path: PathBuf,
     },
+}
+
+/// A part of the instances, for people.
+pub fn described(shard: Option<Shard>) -> String {
+    shard.map_or_else(|| "all instances (no shard)".to_owned(), |shard| format!("shard {shard}"))
 }

@@ -1,7 +1,7 @@
 //! The results of a policy's last runs, and their listings: for metrics and status after a restart, and for the guard.
 //! It is written at the end of a run, under the policy's lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::disk::Metadata;
 use crate::policy::name::{ArchiveName, PolicyName};
+use crate::policy::shard::Shard;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
@@ -93,6 +94,9 @@ pub struct ZoneMemory {
     /// What each instance had then: every one that the policy selects, those with selected snapshots that are not listed any
     /// more, and for a week those that vanished.
     pub instances: Vec<InstanceCounts>,
+    /// How many listed instances the policy selects that other shards are for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub elsewhere: u64,
     /// The listing against which a drop is measured.
     pub accepted: Option<AcceptedListing>,
     /// What that run rested on, in the form of `retention`: later changes are found by it.
@@ -214,6 +218,30 @@ pub struct MissedFromListing {
     pub ids: BTreeSet<Uuid>,
 }
 
+impl ZoneMemory {
+    /// Forgets the instances of other shards, which will not be listed.
+    pub(crate) fn retain_shard(&mut self, shard: Shard) {
+        self.instances.retain(|instance| shard.has(instance.id));
+        self.missed = None;
+        let Some(before) = self.accepted.take() else { return };
+        let instance_of: HashMap<u32, InstanceId> =
+            before.of_instances.iter().flat_map(|(id, places)| places.iter().map(|place| (*place, *id))).collect();
+        let (snapshots, of_instances) = (Vec::new(), BTreeMap::new());
+        let mut accepted = AcceptedListing { snapshots, of_instances, ..before.clone() };
+        for (place, id) in (0..).zip(&before.snapshots) {
+            let instance = instance_of.get(&place).copied();
+            if shard.has_of(*id, instance) {
+                if let Some(instance) = instance {
+                    let place = u32::try_from(accepted.snapshots.len()).unwrap_or(u32::MAX);
+                    accepted.of_instances.entry(instance).or_default().push(place);
+                }
+                accepted.snapshots.push(*id);
+            }
+        }
+        self.accepted = Some(accepted);
+    }
+}
+
 impl PlanSums {
     /// How many are kept for want of a required copy, whether it is missing or the archive cannot be read.
     pub fn waiting_for_copies(&self) -> u64 {
@@ -273,6 +301,11 @@ impl StateDirectory {
     pub async fn set_last_runs(&self, policy: &PolicyName, runs: LastRuns) -> Result<(), StateError> {
         self.save(file_name(policy), VERSION, runs).await
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn file_name(policy: &PolicyName) -> String {

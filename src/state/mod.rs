@@ -5,6 +5,7 @@
 //! | `audit.jsonl`, `audit-<month>.jsonl` | a line before and after everything that changes something ([`audit`]) |
 //! | `policy-<name>.json`, `policy-<name>.<generation>.jsonl` | the creations and promotions of a policy, and later changes of them ([`policy_state`]) |
 //! | `runs-<name>.json` | the results of its last runs, and the listings that they accepted ([`last_runs`]) |
+//! | `shard.json` | which part of the instances the directory is about, if not all ([`shard`]) |
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
 //! | `daemon.lock`, `daemon.json` | which daemon works on the directory, and where it listens ([`daemon`]) |
@@ -37,3 +38,4 @@ mod locks;
 pub mod notifications;
 pub mod policy_state;
 pub mod schedules;
+pub mod shard;

@@ -610,7 +610,8 @@ fn encode(mut families: Vec<MetricFamily>, text: &mut String) {
 fn is_unmatched(zone: &ZoneModel) -> bool {
     let nothing = |plan: &PlanSums| *plan == PlanSums::default();
     let would_create = zone.creates && zone.memory.instances.iter().any(|instance| instance.is_listed);
-    zone.in_force().plan.as_ref().is_some_and(nothing) && !would_create
+    let is_elsewhere = zone.memory.elsewhere > 0;
+    zone.in_force().plan.as_ref().is_some_and(nothing) && !would_create && !is_elsewhere
 }
 
 /// The result of the last run as a number.

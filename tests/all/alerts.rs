@@ -245,6 +245,10 @@ fn problems() -> Vec<Problem> {
                 Values::Rising,
             )
         },
+        Problem {
+            lasts: DAY + 1,
+            ..problem("SnapwardenHookFailed", "hook_failures_total", POLICY, Values::Rising)
+        },
         problem("SnapwardenDownloadStalled", "exports_in_progress", POLICY, instead(1)),
         problem("SnapwardenArchiveNotThere", "archive_present", ARCHIVE, NOT_ONE),
         problem("SnapwardenArchiveNotReadable", "archive_readable", ARCHIVE, NOT_ONE),

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use snapwarden::config;
+use snapwarden::policy::shard::Shard;
 
 /// The indented block after a line that ends with `key`, without its indentation.
 fn block(text: &str, key: &str) -> String {
@@ -55,4 +56,16 @@ fn every_manifest_is_judged_by_schemas_that_refuse_unknown_fields() {
     let said = command.output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
     assert!(said.status.success(), "{text}");
+}
+
+#[test]
+fn the_indexed_job_has_a_pod_for_each_shard() {
+    let job = include_str!("../../deploy/kubernetes/shards/cronjob.yaml");
+    let after = |key: &str| {
+        let (_, rest) = job.split_once(key).unwrap_or_else(|| panic!("{key}"));
+        rest.lines().next().unwrap().trim().trim_matches('"').to_owned()
+    };
+    let pods = after("\n      completions:");
+    assert_eq!(after("name: SNAPWARDEN_SHARDS\n                  value:"), pods);
+    format!("0/{pods}").parse::<Shard>().unwrap();
 }

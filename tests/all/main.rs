@@ -47,6 +47,7 @@ mod reloading;
 mod restoring;
 mod restraint;
 mod s3;
+mod shards;
 mod simulated_zone;
 mod simulation;
 mod sources;

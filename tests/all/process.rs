@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -612,4 +613,56 @@ async fn through_the_clock_changes_of_2027_it_runs_once_at_the_right_moment() {
 /// When a line of the log was written.
 fn moment(line: &str) -> Timestamp {
     line.split_whitespace().next().unwrap().parse().unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+/// A policy that runs at once, with this script of the shell as one of its hooks.
+fn with_hook(ground: &Ground, key: &str, script: &str) -> String {
+    let path = ground.path("hook");
+    ground.write("hook", &format!("#!/bin/sh\n{script}"));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    format!("{AT_ONCE}[policies.p.hooks]\n{key} = [\"{}\", \"an argument\"]\n", path.display())
+}
+
+#[tokio::test]
+async fn the_output_of_a_hook_is_logged_within_limits_and_it_gets_no_key() {
+    let ground = Ground::new(YEARLY).await;
+    let script = format!(
+        "env > {}\nprintf '%s\\033[31m\\n' \"$1\"\nyes x | head -n 5000\nhead -c 100000 /dev/zero\nsleep 5 &\necho; echo the end >&2\nexit 3",
+        ground.path("environment").display()
+    );
+    let policies = with_hook(&ground, "after", &script);
+    ground.configure("127.0.0.1:0", &ground.path("state"), &policies);
+    let (status, said) = Running::start(ground.command("once")).ended().await;
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("hook `after`: an argument\\u{1b}[31m"), "{said}");
+    assert!(said.matches("hook `after`: x").count() >= 190, "{said}");
+    assert!(said.contains("lines more, which are not logged") && said.len() < 100_000, "{}", said.len());
+    assert!(said.contains("it ended with exit status: 3; its last line is: "), "{said}");
+    let environment = read(&ground.path("environment"));
+    assert!(environment.contains("SNAPWARDEN_RESULT=success") && environment.contains("SNAPWARDEN_CREATED=1"));
+    assert!(!environment.contains("EXOSCALE") && !environment.contains(API_SECRET), "{environment}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_hook_with_all_that_it_started() {
+    let ground = Ground::new(YEARLY).await;
+    let script = format!(
+        "trap '' TERM\n(trap '' TERM; while :; do sleep 100; done) &\necho $! > {}\necho ready\nwait",
+        ground.path("pid").display()
+    );
+    let policies = with_hook(&ground, "before", &script);
+    ground.configure("127.0.0.1:0", &ground.path("state"), &policies);
+    let mut daemon = Running::ready(&ground).await;
+    daemon.says("hook `before`: ready").await;
+    daemon.signal(Signal::TERM);
+    let (_, said) = daemon.ended().await;
+    let process = PathBuf::from(format!("/proc/{}/cmdline", read(&ground.path("pid")).trim()));
+    // Of one that was killed and that nobody has waited for yet, nothing is left but its number.
+    let is_there = || snapwarden::disk::read_named_file(&process, 1 << 16).is_ok_and(|line| !line.is_empty());
+    let clock = SystemClock::start();
+    while is_there() {
+        assert!(clock.elapsed() < PATIENCE, "{said}");
+        clock.sleep(Duration::from_millis(20)).await;
+    }
+    assert!(ground.world.changes().is_empty());
 }
