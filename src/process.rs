@@ -169,7 +169,8 @@ impl Processes for RealProcesses {
         })?;
         // There is a number, since nothing has waited for it yet; and both were asked for.
         let group = child.id().and_then(|id| i32::try_from(id).ok());
-        let (Some(group), Some(stdout), Some(stderr)) = (group, child.stdout.take(), child.stderr.take()) else {
+        let (Some(group), Some(stdout), Some(stderr)) = (group, child.stdout.take(), child.stderr.take())
+        else {
             return Err(ProgramError::Start(path, io::Error::other("it ended at once")));
         };
         running(&self.groups).insert(group);
@@ -269,8 +270,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_gets_its_arguments_as_they_are_and_a_small_environment() {
-        let Started { mut process, stdout, stderr } =
-            start(&RealProcesses::default(), "sh", &["-c", "env; pwd; echo \"$1\" >&2; exit 7", "sh", "$(id) *"]);
+        let Started { mut process, stdout, stderr } = start(
+            &RealProcesses::default(),
+            "sh",
+            &["-c", "env; pwd; echo \"$1\" >&2; exit 7", "sh", "$(id) *"],
+        );
         assert_eq!(text(stderr).await, "$(id) *\n");
         let said = text(stdout).await;
         // The shell adds some of its own.
@@ -288,7 +292,8 @@ mod tests {
             let processes = RealProcesses::default();
             // The child keeps the pipe open for as long as it is there.
             let text_of_script = "trap '' TERM; (trap '' TERM; while :; do sleep 100; done) & echo; wait";
-            let Started { mut process, mut stdout, stderr } = start(&processes, "sh", &["-c", text_of_script]);
+            let Started { mut process, mut stdout, stderr } =
+                start(&processes, "sh", &["-c", text_of_script]);
             assert_eq!(stdout.read_u8().await.unwrap(), b'\n');
             match how {
                 "kill" => process.kill(),
@@ -302,8 +307,7 @@ mod tests {
     #[tokio::test]
     async fn asked_to_end_it_can_clean_up_and_what_it_leaves_can_still_be_killed() {
         let script = "(trap '' TERM; while :; do sleep 100; done) & trap 'echo bye; exit 4' TERM; echo; wait";
-        let Started { mut process, mut stdout, .. } =
-            start(&RealProcesses::default(), "sh", &["-c", script]);
+        let Started { mut process, mut stdout, .. } = start(&RealProcesses::default(), "sh", &["-c", script]);
         assert_eq!(stdout.read_u8().await.unwrap(), b'\n');
         process.terminate();
         assert_eq!(process.wait().await.unwrap().code(), Some(4));

@@ -209,7 +209,8 @@ impl Catalogue {
         self.copies.retain(|copy| shard.has(copy.manifest.instance.id));
         self.unmarked.retain(|(copy, _)| shard.has(copy.manifest.instance.id));
         // One that is in no folder of an instance is for all to see.
-        let instance_of = |path: &Path| path.iter().filter_map(OsStr::to_str).find_map(|part| part.parse().ok());
+        let instance_of =
+            |path: &Path| path.iter().filter_map(OsStr::to_str).find_map(|part| part.parse().ok());
         self.problems.retain(|problem| instance_of(&problem.path).is_none_or(|id| shard.has(id)));
         self.index();
     }

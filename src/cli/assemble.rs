@@ -106,7 +106,9 @@ fn shard(global: &Global) -> Result<Option<Shard>, Refusal> {
         )));
     };
     let shard = format!("{index}/{of}").parse::<Shard>();
-    shard.map(Some).map_err(|error| Refusal::usage(format!("{INDEX_VARIABLE} and {SHARDS_VARIABLE}: {error}")))
+    shard
+        .map(Some)
+        .map_err(|error| Refusal::usage(format!("{INDEX_VARIABLE} and {SHARDS_VARIABLE}: {error}")))
 }
 
 /// Reads a configuration file, and looks where the folders of its archives lead.

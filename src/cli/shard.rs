@@ -42,7 +42,10 @@ fn render(path: &str, adopted: &Adopted, output: Output) -> String {
         text.push_str(&output.indented_table(&["SHARD", "INSTANCE", "ID"], rows.collect()));
     }
     if !holds.is_empty() {
-        let _ = writeln!(text, "\nthese holds protect nothing here; repeat them in their shard, before its next run:");
+        let _ = writeln!(
+            text,
+            "\nthese holds protect nothing here; repeat them in their shard, before its next run:"
+        );
         for MovedHold { hold, shard } in holds {
             let shard = shard.map_or_else(|| "I/N".to_owned(), |shard| shard.to_string());
             let about = hold.about.as_ref().map(|about| format!("  # {}", printable(&about.name)));

@@ -40,7 +40,10 @@ impl Shard {
             return Err(wrong(format!("{of} shards are not possible: 1 to {SHARDS_MAX} are")));
         };
         if index >= of {
-            return Err(wrong(format!("there is no shard {index} of {of}: the first is 0, the last {}", of - 1)));
+            return Err(wrong(format!(
+                "there is no shard {index} of {of}: the first is 0, the last {}",
+                of - 1
+            )));
         }
         Ok(Self { index, of: count })
     }
@@ -124,7 +127,8 @@ impl FromStr for Shard {
     type Err = InvalidText;
 
     fn from_str(text: &str) -> Result<Self, InvalidText> {
-        let numbers = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
+        let numbers =
+            text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
         let Some((index, of)) = numbers else {
             return Err(InvalidText::new(
                 format!("`{}` is no shard", excerpt(text, 32)),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::policy::name::ArchiveName;
+use crate::policy::shard::Shard;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::archive_adopt::{Adopted, adopt};
 use crate::run::archive_presence::Presence;
@@ -63,7 +64,9 @@ impl Runner {
                     || !catalogue.problems().is_empty()
                     || matches!(catalogue.marker(), Ok(Some(_)))
             });
-            if is_used && listing.presence(name).is_some_and(Presence::is_first_use) {
+            // The others wait for its marker, also where it has nothing to store.
+            let is_first_shard = self.state.shard().is_some_and(Shard::is_first);
+            if (is_used || is_first_shard) && listing.presence(name).is_some_and(Presence::is_first_use) {
                 let marked = self.mark_archive(name).await;
                 failures.extend(marked.err().map(|why| format!("archive {name} gets no marker: {why}")));
             }

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
-use crate::archive::marker::{MARKER_FILE, Marker};
+use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::transfer::sink::SinkError;
 use crate::clock::Clock;
@@ -24,6 +25,12 @@ use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::{chain, counted};
+
+/// How often a shard tries to add itself to a marker that others write as well.
+const MARK_TRIES: u32 = 10;
+
+/// Between two of these attempts.
+const MARK_POLL: Duration = Duration::from_millis(200);
 
 /// How many copies that vanished are named.
 const NAMED: usize = 3;
@@ -277,23 +284,39 @@ pub(crate) async fn mark(
         (state_id, *memory.reserved.get_or_insert(new_archive))
     };
     let (state_id, reserved) = state.change_archives(clock, reserve).await.map_err(|error| chain(&error))?;
-    let found = archive.marker().await.map_err(|error| chain(&error))?;
-    let found = match (found, id) {
-        (Ok(found), _) => found,
-        // Whoever takes it over has seen that it is damaged.
-        (Err(_), Some(_)) => None,
-        (Err(problem), None) => return Err(format!("its marker {} {problem}", archive.marker_place())),
-    };
-    let mut marker = found.clone().unwrap_or_else(|| Marker::new(id.unwrap_or(reserved)));
-    marker.states.insert(state_id);
-    if found.as_ref() != Some(&marker) {
+    let mut tries = MARK_TRIES;
+    let marker = loop {
+        tries -= 1;
+        let found = archive.marker().await.map_err(|error| chain(&error))?;
+        let found = match (found, id) {
+            (Ok(found), _) => found,
+            // Whoever takes it over has seen that it is damaged.
+            (Err(_), Some(_)) => None,
+            // Another shard may be writing it at this moment.
+            (Err(MarkerProblem::Damaged(_)), None) if tries > 0 && state.shard().is_some() => {
+                clock.sleep(MARK_POLL).await;
+                continue;
+            }
+            (Err(problem), None) => return Err(format!("its marker {} {problem}", archive.marker_place())),
+        };
+        let mut marker = found.clone().unwrap_or_else(|| Marker::new(id.unwrap_or(reserved)));
+        marker.states.insert(state_id);
+        if found.as_ref() == Some(&marker) {
+            break marker;
+        }
         let written = archive.write_marker(&marker).await;
+        // Shards that begin at the same time all add themselves.
+        if written.is_err() && tries > 0 && state.shard().is_some() {
+            clock.sleep(MARK_POLL).await;
+            continue;
+        }
         let failure = written.as_ref().err().map(|error| chain(error));
         if !written.as_ref().is_err_and(SinkError::is_full) {
             remember_write(state, clock, &name, failure).await?;
         }
         written.map_err(|error| chain(&error))?;
-    }
+        break marker;
+    };
     let id = marker.id;
     let remember = move |all: &mut Archives| {
         let memory = all.archives.entry(name).or_default();

@@ -22,7 +22,7 @@ use crate::policy::{Policy, Program};
 use crate::process::{Command, Output, Process, Started};
 use crate::run::context::{RunOptions, Runner};
 use crate::run::persist;
-use crate::run::report::{HookReport, Hook, REPORTED, RunReport, RunResult};
+use crate::run::report::{Hook, HookReport, REPORTED, RunReport, RunResult};
 use crate::snapshot::ZoneName;
 use crate::text::{chain, excerpt, printable};
 
@@ -94,7 +94,8 @@ impl Hooks<'_> {
             Err(error) => Err(chain(&error)),
         };
         let seconds = clock.elapsed().saturating_sub(begun).as_secs_f64();
-        let failure = result.err().map(|why| format!("hook `{name}` ({}): {why}", printable(&command.program)));
+        let failure =
+            result.err().map(|why| format!("hook `{name}` ({}): {why}", printable(&command.program)));
         match &failure {
             Some(failure) => warn!(target: REPORTED, "{failure}"),
             None => info!("hook `{name}` ended after {seconds:.1} s"),
@@ -155,11 +156,15 @@ impl Hooks<'_> {
             let too_long = pin!(clock.sleep(limit));
             let stopped = pin!(self.stopped(&self.options.stop));
             let over = select(too_long, stopped).map(|over| match over {
-                Either::Left(_) => format!("it was ended, since it took longer than {} s (`timeout`)", limit.as_secs_f64()),
+                Either::Left(_) => {
+                    format!("it was ended, since it took longer than {} s (`timeout`)", limit.as_secs_f64())
+                }
                 Either::Right(_) => "it was ended, since the program is stopping".to_owned(),
             });
             match select(process.wait(), pin!(over)).await {
-                Either::Left((ended, _)) => return ended.map_err(|error| format!("its end is not known: {error}")),
+                Either::Left((ended, _)) => {
+                    return ended.map_err(|error| format!("its end is not known: {error}"));
+                }
                 Either::Right((over, _)) => over,
             }
         };
@@ -207,7 +212,8 @@ fn facts_of(report: &RunReport) -> BTreeMap<String, String> {
         let whole = zone.failures.iter().chain(&zone.held).chain(&zone.missing).chain(&zone.unmatched);
         let whole = whole.chain(&zone.pending).chain(&zone.warnings).cloned();
         let steps = zone.steps.iter().filter_map(persist::failure_of);
-        let of_zone = whole.chain(steps).map(|text| excerpt(&format!("zone {}: {text}", zone.zone), PROBLEM_MAX));
+        let of_zone =
+            whole.chain(steps).map(|text| excerpt(&format!("zone {}: {text}", zone.zone), PROBLEM_MAX));
         problems.extend(of_zone);
     }
     problems.extend(report.hooks.iter().filter_map(|hook| hook.failure.clone()));

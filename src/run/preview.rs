@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
-use crate::policy::{Hooks, Policy};
 use crate::policy::name::ArchiveName;
 use crate::policy::select::Exemption;
+use crate::policy::{Hooks, Policy};
 use crate::randomness::Randomness;
 use crate::retention::guard::Held;
 use crate::retention::inventory::Inventory;

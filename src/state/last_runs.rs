@@ -224,8 +224,11 @@ impl ZoneMemory {
         self.instances.retain(|instance| shard.has(instance.id));
         self.missed = None;
         let Some(before) = self.accepted.take() else { return };
-        let instance_of: HashMap<u32, InstanceId> =
-            before.of_instances.iter().flat_map(|(id, places)| places.iter().map(|place| (*place, *id))).collect();
+        let instance_of: HashMap<u32, InstanceId> = before
+            .of_instances
+            .iter()
+            .flat_map(|(id, places)| places.iter().map(|place| (*place, *id)))
+            .collect();
         let (snapshots, of_instances) = (Vec::new(), BTreeMap::new());
         let mut accepted = AcceptedListing { snapshots, of_instances, ..before.clone() };
         for (place, id) in (0..).zip(&before.snapshots) {

@@ -62,7 +62,11 @@ impl StateDirectory {
     /// [`StateError::File`].
     pub fn remember_shard(&self) -> Result<(), StateError> {
         let Remembered { shard } = self.read(FILE, VERSION)?;
-        if shard == self.shard { Ok(()) } else { self.write(FILE, VERSION, &Remembered { shard: self.shard }) }
+        if shard == self.shard {
+            Ok(())
+        } else {
+            self.write(FILE, VERSION, &Remembered { shard: self.shard })
+        }
     }
 
     /// Makes the directory that of another part.

@@ -30,6 +30,7 @@ fn client(server: &MockServer) -> Client {
         poll_interval: Duration::from_millis(1),
         operation_timeout: Duration::from_secs(30),
         requests_per_second: 1000.try_into().unwrap(),
+        shards: std::num::NonZeroU32::MIN,
         concurrency: 4.try_into().unwrap(),
     };
     let credentials = Credentials::new("EXO1", "hush", None).unwrap();

@@ -36,6 +36,7 @@ fn nightly() -> String {
 /// Two instances of twenty snapshots, and three programs that succeed at once.
 fn stage() -> Stage {
     let (stage, _) = Stage::two_by_twenty();
+    stage.step(SignedDuration::from_hours(1));
     for name in ["freeze", "thaw", "alarm"] {
         stage.processes.install(name, SimProgram::default());
     }
@@ -83,8 +84,7 @@ async fn a_hook_gets_the_facts_of_its_run_and_nothing_else() {
         pairs.iter().map(|(name, value)| (format!("SNAPWARDEN_{name}"), (*value).to_owned())).collect()
     };
     let (id, at) = (report.run_id.to_string(), report.started_at.to_string());
-    let of_run =
-        [("POLICY", "nightly"), ("RUN_ID", &id), ("ZONES", "ch-gva-2"), ("STARTED_AT", &at)];
+    let of_run = [("POLICY", "nightly"), ("RUN_ID", &id), ("ZONES", "ch-gva-2"), ("STARTED_AT", &at)];
     assert_eq!(before.environment, facts(&[&of_run[..], &[("HOOK", "before")]].concat()));
     let counts = [
         ("HOOK", "after"),
@@ -117,6 +117,7 @@ async fn without_a_successful_before_nothing_is_done_and_what_is_now_missing_kee
         (None, "there is no program `freeze` in PATH", 0),
     ] {
         let (stage, _) = Stage::two_by_twenty();
+        stage.step(SignedDuration::from_hours(1));
         stage.processes.install("thaw", SimProgram::default());
         stage.processes.install("alarm", SimProgram::default());
         let is_there = program.is_some();
@@ -210,8 +211,7 @@ async fn a_plan_names_hooks_and_starts_none_and_a_limited_run_says_what_it_is_li
     assert_eq!(named, [("before", "freeze"), ("after", "thaw"), ("on_failure", "alarm")]);
     assert_eq!(started(&stage), [""; 0]);
 
-    let options =
-        RunOptions { instances: Some(Pattern::new("web-*").unwrap()), ..RunOptions::default() };
+    let options = RunOptions { instances: Some(Pattern::new("web-*").unwrap()), ..RunOptions::default() };
     stage.run_with(&nightly(), &options).await;
     assert_eq!(started(&stage), ["freeze", "thaw"]);
     assert_eq!(stage.processes.started()[0].environment["SNAPWARDEN_INSTANCE"], "web-*");
@@ -220,8 +220,8 @@ async fn a_plan_names_hooks_and_starts_none_and_a_limited_run_says_what_it_is_li
 #[tokio::test(start_paused = true)]
 async fn another_hook_is_no_change_that_deletions_wait_for() {
     let stage = stage();
-    let [with, without] = [nightly(), without_hooks()]
-        .map(|policies| deciding_keys(&stage.runner(&policies).policies[0]));
+    let [with, without] =
+        [nightly(), without_hooks()].map(|policies| deciding_keys(&stage.runner(&policies).policies[0]));
     assert_eq!(with, without);
 }
 

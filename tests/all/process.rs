@@ -639,7 +639,9 @@ async fn the_output_of_a_hook_is_logged_within_limits_and_it_gets_no_key() {
     assert!(said.contains("lines more, which are not logged") && said.len() < 100_000, "{}", said.len());
     assert!(said.contains("it ended with exit status: 3; its last line is: "), "{said}");
     let environment = read(&ground.path("environment"));
-    assert!(environment.contains("SNAPWARDEN_RESULT=success") && environment.contains("SNAPWARDEN_CREATED=1"));
+    assert!(
+        environment.contains("SNAPWARDEN_RESULT=success") && environment.contains("SNAPWARDEN_CREATED=1")
+    );
     assert!(!environment.contains("EXOSCALE") && !environment.contains(API_SECRET), "{environment}");
 }
 
