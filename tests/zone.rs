@@ -1,7 +1,7 @@
 //! A simulated zone on loopback, to try the program manually and to measure it: `cargo run --example zone`.
 //!
 //! It has one zone, `ch-gva-2`, with instances `big-1`, `big-2` … (one, or as many as the second argument says) of one
-//! snapshot each, whose image has the given MiB of data (24 if none are given). It prints what to put into the
+//! snapshot each (or as many as `ZONE_SNAPSHOTS` says, a day apart), whose image has the given MiB of data (24 if none are given). It prints what to put into the
 //! environment, and for each image an address that any HTTP client can fetch it from, with its MD5. Ctrl-C ends it.
 //!
 //! With a folder and an address as third and fourth argument, the images are written to that folder (`big-1.qcow2` …),
@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use secrecy::ExposeSecret as _;
 use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::credentials::Credentials;
@@ -32,6 +33,7 @@ use snapwarden::transport::HttpTransport;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let number = |nth, otherwise| std::env::args().nth(nth).map_or(Ok(otherwise), |text| text.parse::<u64>());
     let (data_mib, instances) = (number(1, 24)?, number(2, 1)?);
+    let snapshots_each = std::env::var("ZONE_SNAPSHOTS").map_or(Ok(1), |text| text.parse::<i64>())?;
     let elsewhere = std::env::args().nth(3).zip(std::env::args().nth(4));
     let clock = Arc::new(SimClock::starting_at(SystemClock::start().now()));
     let world = World::new(clock.clone(), 1);
@@ -41,6 +43,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for number in 1..=instances {
         let instance = world.add_instance(&zone, &format!("big-{number}"), &[]);
         world.set_disk(instance, DiskShape::with_data_mib(data_mib));
+        for days in (1..snapshots_each).rev() {
+            world.add_snapshot(instance, world.now() - SignedDuration::from_hours(24 * days));
+        }
         let snapshot = world.add_snapshot(instance, world.now());
         // Known before the first request, so that no measurement includes it.
         let image = world.image(snapshot);
