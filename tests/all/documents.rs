@@ -141,28 +141,49 @@ fn every_configuration_of_a_page_is_valid() {
     assert!(tried > 10, "{tried}");
 }
 
+/// The samples of the policies by example, with the arguments of their `simulate`.
+fn simulations() -> Vec<(String, Vec<String>)> {
+    let command = |(_, lines): (String, Vec<String>)| {
+        let command = lines[0].strip_prefix("$ snapwarden --config docs/policies.toml ")?.to_owned();
+        Some((command, lines))
+    };
+    let found: Vec<_> =
+        blocks(include_str!("../../docs/policies.md")).into_iter().filter_map(command).collect();
+    assert_eq!(found.len(), 8);
+    found
+}
+
+fn simulated(command: &str) -> String {
+    let mut program = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+    program.current_dir(ROOT).args(["--config", "docs/policies.toml"]).args(command.split(' '));
+    String::from_utf8(program.output().unwrap().stdout).unwrap()
+}
+
 #[test]
 fn the_policies_by_example_leave_what_their_page_says() {
-    let page = include_str!("../../docs/policies.md");
     let policies = include_str!("../../docs/policies.toml");
-    let mut tried = 0;
-    for (language, lines) in blocks(page) {
-        if language == "toml" {
-            let text = lines.join("\n");
-            assert!(policies.contains(text.trim()), "docs/policies.toml has another:\n{text}");
-        }
-        let Some(command) = lines[0].strip_prefix("$ snapwarden --config docs/policies.toml ") else {
-            continue;
-        };
-        tried += 1;
-        let mut program = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
-        program.current_dir(ROOT).args(["--config", "docs/policies.toml"]).args(command.split(' '));
-        let output = program.output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
+    for (language, lines) in blocks(include_str!("../../docs/policies.md")) {
+        let text = lines.join("\n");
+        assert!(
+            language != "toml" || policies.contains(text.trim()),
+            "docs/policies.toml has another:\n{text}"
+        );
+    }
+    for (command, lines) in simulations() {
+        let said = simulated(&command);
         let shown = lines[1..].iter().filter(|line| *line != "[…]").cloned().collect::<Vec<_>>().join("\n");
         assert!(said.contains(&shown), "`{command}` does not say\n{shown}\nbut\n{said}");
     }
-    assert_eq!(tried, 8);
+}
+
+#[test]
+fn the_pictures_of_the_policies_are_what_simulate_draws() {
+    for (command, _) in simulations() {
+        let policy = command.split(' ').nth(1).unwrap();
+        let stored = read(&Path::new(ROOT).join(format!("docs/pictures/{policy}.svg")));
+        let is_same = simulated(&format!("{command} --output svg")) == stored;
+        assert!(is_same, "draw it again: snapwarden {command} --output svg > docs/pictures/{policy}.svg");
+    }
 }
 
 /// As pages of Git hosts make them.
