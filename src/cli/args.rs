@@ -50,7 +50,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
     /// The format of log lines on stderr
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    // The last one counts: the images begin their command line with one.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", overrides_with = "log_format")]
     pub log_format: logging::Format,
     /// The least severe log lines to show
     #[arg(long, global = true, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]

@@ -37,6 +37,9 @@ const LISTED: usize = 50;
 /// Instances among what is wrong; all are in the table.
 const WORST: usize = 8;
 
+/// What an instance lacks, where others are listed beside it; its own page has all.
+const LACKS: usize = 3;
+
 /// A name at Exoscale has at most 255 characters.
 const NAME: usize = 255;
 
@@ -57,8 +60,6 @@ pub(crate) static CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
 /// The page of all: the instances that a text is found in, and everything else where none is asked for.
 pub(crate) fn index(overview: &Overview, query: &str, page: usize) -> String {
     let query = query.trim();
-    let found: Vec<&InstanceSummary> =
-        overview.instances.iter().filter(|instance| is_found(instance, query)).collect();
     let is_first = query.is_empty() && page <= 1;
     let now = overview.status.at.unwrap_or(Timestamp::UNIX_EPOCH);
     let (tone, headline) = verdict(overview);
@@ -70,7 +71,7 @@ pub(crate) fn index(overview: &Overview, query: &str, page: usize) -> String {
             (deleted_next(&overview.deleted_next, now))
             (deleted_last(&overview.deleted_last, now))
         }
-        (instances(&found, query, page, now))
+        (instances(overview, query, page, now))
         @if is_first {
             (policies(overview, now))
             (archives(overview, now))
@@ -103,7 +104,7 @@ pub(crate) fn instance(instance: &InstanceOverview, version: &str) -> String {
         }
         @if !summary.problems.is_empty() {
             h2 id="wrong" { "What is wrong" }
-            ul class="list" { @for problem in &summary.problems { (problem_item(problem, None, tone)) } }
+            ul class="list" { @for problem in &summary.problems { (problem_item(std::slice::from_ref(problem), None, tone)) } }
         }
         (timeline(instance))
         (snapshots(instance))
@@ -194,8 +195,10 @@ fn state(state: InstanceState) -> Markup {
 fn moment(at: Option<Timestamp>, now: Timestamp, none: &str) -> Markup {
     let Some(at) = at else { return html! { span class="dim" { (none) } } };
     html! {
-        time class="nowrap" datetime=(at.strftime("%Y-%m-%dT%H:%M:%SZ")) { (at.strftime("%Y-%m-%d %H:%MZ")) }
-        " " span class="dim nowrap" { (ago(at, now)) }
+        span class="moment" {
+            time class="nowrap" datetime=(at.strftime("%Y-%m-%dT%H:%M:%SZ")) { (at.strftime("%Y-%m-%d %H:%MZ")) }
+            " " span class="dim nowrap" { (ago(at, now)) }
+        }
     }
 }
 
@@ -281,13 +284,24 @@ fn command(text: &str) -> Markup {
     html! { span class="run" { code { (text) } } }
 }
 
-fn problem_item(problem: &Problem, of: Option<&InstanceSummary>, tone: Tone) -> Markup {
+/// The commands to begin with, each once.
+fn commands(problems: &[Problem]) -> Markup {
+    let mut all: Vec<&str> = problems.iter().map(|problem| problem.command.as_str()).collect();
+    all.dedup();
+    html! { @for text in all { (command(text)) } }
+}
+
+/// One entry of what is wrong; an instance that lacks several things is one entry.
+fn problem_item(problems: &[Problem], of: Option<&InstanceSummary>, tone: Tone) -> Markup {
     html! {
         li class=(tone.class()) {
             div {
                 @if let Some(instance) = of { (link(instance)) ": " }
-                (excerpt(&problem.text, SENTENCE))
-                (command(&problem.command))
+                @for (number, problem) in problems.iter().enumerate() {
+                    @if number > 0 { "; " }
+                    (excerpt(&problem.text, SENTENCE))
+                }
+                (commands(problems))
             }
         }
     }
@@ -302,6 +316,10 @@ fn link(instance: &InstanceSummary) -> Markup {
             None => bdi { (name) },
         }
     }
+}
+
+fn first(problems: &[Problem]) -> &[Problem] {
+    problems.get(..LACKS).unwrap_or(problems)
 }
 
 fn lacking(overview: &Overview) -> impl Iterator<Item = &InstanceSummary> {
@@ -377,9 +395,9 @@ fn wrong(overview: &Overview) -> Markup {
             p { "Nothing." }
         } @else {
             ul class="list" {
-                @for problem in overview.problems.iter().take(LISTED) { (problem_item(problem, None, Tone::Warn)) }
+                @for problem in overview.problems.iter().take(LISTED) { (problem_item(std::slice::from_ref(problem), None, Tone::Warn)) }
                 @for instance in lacking(overview).take(WORST) {
-                    @for problem in instance.problems.iter().take(2) { (problem_item(problem, Some(instance), tone(instance.state))) }
+                    (problem_item(first(&instance.problems), Some(instance), tone(instance.state)))
                 }
             }
             @if all > WORST { p { a href="#instances" { (all - WORST) " more instances with problems" } } }
@@ -509,7 +527,35 @@ fn is_found(instance: &InstanceSummary, query: &str) -> bool {
         || instance.id.is_some_and(|id| id.to_string().starts_with(&query))
 }
 
-fn instances(found: &[&InstanceSummary], query: &str, page: usize, now: Timestamp) -> Markup {
+/// Where a part of the instances is.
+fn address(query: &str, page: usize) -> String {
+    let query = form_urlencoded::Serializer::new(String::new())
+        .append_pair("q", query)
+        .append_pair("page", &page.to_string())
+        .finish();
+    format!("/?{query}#instances")
+}
+
+/// How many instances are in each state, each with a link to these alone.
+fn states(instances: &[InstanceSummary]) -> Markup {
+    let mut counts: BTreeMap<InstanceState, usize> = BTreeMap::new();
+    for instance in instances {
+        *counts.entry(instance.state).or_default() += 1;
+    }
+    html! {
+        @if counts.len() > 1 {
+            ul class="states" aria-label="Instances by state" {
+                @for (state, count) in counts {
+                    li { a class=(tone(state).class()) href=(address(state.as_str(), 1)) { (count) " " (state.as_str()) } }
+                }
+            }
+        }
+    }
+}
+
+fn instances(overview: &Overview, query: &str, page: usize, now: Timestamp) -> Markup {
+    let found: Vec<&InstanceSummary> =
+        overview.instances.iter().filter(|instance| is_found(instance, query)).collect();
     let pages = found.len().div_ceil(ROWS).max(1);
     let page = page.clamp(1, pages);
     let row = |instance: &&&InstanceSummary| {
@@ -518,7 +564,8 @@ fn instances(found: &[&InstanceSummary], query: &str, page: usize, now: Timestam
             html! { (link(instance)) " " span class="dim nowrap" { (instance.zone) } },
             html! {
                 (state(instance.state))
-                @for problem in instance.problems.iter().take(3) { p { (excerpt(&problem.text, SENTENCE)) (command(&problem.command)) } }
+                @for problem in first(&instance.problems) { p { (excerpt(&problem.text, SENTENCE)) } }
+                (commands(first(&instance.problems)))
             },
             html! { (moment(instance.newest_snapshot, now, "none")) },
             html! {
@@ -528,13 +575,7 @@ fn instances(found: &[&InstanceSummary], query: &str, page: usize, now: Timestam
             html! { (policies.join(", ")) },
         ]
     };
-    let to = |page: usize| {
-        let query = form_urlencoded::Serializer::new(String::new())
-            .append_pair("q", query)
-            .append_pair("page", &page.to_string())
-            .finish();
-        format!("/?{query}#instances")
-    };
+    let to = |page: usize| address(query, page);
     let shown = found.iter().skip((page - 1) * ROWS).take(ROWS);
     html! {
         h2 id="instances" { "Instances" }
@@ -544,6 +585,7 @@ fn instances(found: &[&InstanceSummary], query: &str, page: usize, now: Timestam
             button { "Find" }
             @if !query.is_empty() { a href="/#instances" { "Show all" } }
         }
+        (states(&overview.instances))
         @if found.is_empty() {
             p { @if query.is_empty() { "None is known: no run has ended yet." } @else { "None is found." } }
         } @else {

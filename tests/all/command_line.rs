@@ -54,6 +54,18 @@ fn bare(arguments: &[&str]) -> assert_cmd::Command {
     command
 }
 
+/// The images begin their command line with `--log-format json`.
+#[test]
+fn the_last_format_of_the_log_counts() {
+    for (formats, is_json) in [(["text", "json"], true), (["json", "text"], false)] {
+        let arguments =
+            ["--log-format", formats[0], "--log-format", formats[1], "--config", "/nowhere", "check"];
+        let output = bare(&arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.starts_with('{')), (Some(78), is_json), "{said}");
+    }
+}
+
 /// Runs a process to its end, beside the zone that it speaks with.
 pub(crate) async fn end_of(mut command: assert_cmd::Command) -> Said {
     let ended = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
