@@ -13,6 +13,7 @@
 //! config │ retention │ exoscale │ archive │ state
 //!                                configuration file │ decisions (pure) │ API client │ exported images │ state on
 //!                                disk: none imports another
+//! judge                          reads the rules again before anything is deleted: by policy, schedule and snapshot alone
 //! policy · schedule · snapshot · lookup · text    data types; no I/O
 //! clock · disk · process · randomness · transport
 //!                                the five seams: a small trait and its real implementation each
@@ -32,6 +33,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod disk;
 pub mod exoscale;
+pub mod judge;
 pub mod lock;
 pub mod lookup;
 pub mod picture;

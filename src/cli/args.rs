@@ -320,6 +320,12 @@ pub struct Plan {
     /// Show only what would change with this configuration file
     #[arg(long, value_name = "FILE")]
     pub candidate: Option<PathBuf>,
+    /// Play again a case about which the plan and the second judge disagreed: both verdicts for each snapshot; needs no
+    /// configuration, network, credentials or state
+    ///
+    /// FILE is disagreement-POLICY-ZONE.json in the state directory. Exits with 3 if the two still disagree.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["policies", "at", "snapshots", "candidate", "only", "instance", "summary"])]
+    pub facts: Option<PathBuf>,
 }
 
 /// A verdict of `plan`.

@@ -2,6 +2,7 @@
 
 pub(super) mod candidate;
 pub(super) mod decisions;
+pub(super) mod facts;
 pub(super) mod files;
 pub(super) mod keys;
 pub(super) mod table;
@@ -29,6 +30,9 @@ use crate::run::preview::preview_offline;
 /// # Errors
 /// [`Refusal`] if nothing can be planned.
 pub async fn plan(global: &Global, plan: &Plan, output: Output) -> Result<Exit, Refusal> {
+    if let Some(file) = &plan.facts {
+        return facts::play_again(file, output);
+    }
     let mut config = assemble::configuration(global)?;
     let seams = Seams::real();
     // Over files there is no state.

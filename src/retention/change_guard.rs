@@ -71,13 +71,17 @@ fn deletions(plan: &PolicyPlan) -> impl Iterator<Item = (usize, &Decision)> {
     decisions.filter(|(_, decision)| decision.verdict == Verdict::Delete)
 }
 
-/// The plan of one policy; none if it is none of these.
+/// The plan of one policy; none if it is none of these, or if it is not known what it selected.
 fn plan_of(
     name: &PolicyName,
     policies: &[Policy],
     inventory: &Inventory,
     at: Timestamp,
 ) -> Option<PolicyPlan> {
+    // Which instance `self` was is not known: any may be one that the policy did not select.
+    if policies.iter().any(|policy| policy.name == *name && policy.select.is_in_doubt()) {
+        return None;
+    }
     let plans = combine(&mut rules_for(policies, inventory, at), inventory, at, false).policies;
     let mut plan = plans.into_iter().find(|plan| plan.policy == *name)?;
     keep_where_missing(&mut plan, policies, inventory);

@@ -35,6 +35,8 @@ pub struct GuardedPlan {
     pub(crate) missed: BTreeSet<Uuid>,
     /// Which deletions wait for a change to settle, if there are any.
     pub(crate) pending: Option<String>,
+    /// Why the second judge blocks all deletions of the plan, if it does.
+    pub(crate) disagreement: Option<String>,
     /// Whether later listings are compared with this one.
     pub(crate) is_accepted: bool,
 }
@@ -285,7 +287,8 @@ fn hold(
         let pending = plan.pending_text(policy, pending);
         let text = emptied_text(policy, &plan, &emptied, run.deletes);
         let emptied = text.map(|text| (emptied, text));
-        Ok(GuardedPlan { plan, held, emptied, pending, missed: missed.ids, is_accepted })
+        let missed = missed.ids;
+        Ok(GuardedPlan { plan, held, emptied, pending, missed, disagreement: None, is_accepted })
     });
     guarded.collect()
 }
@@ -322,6 +325,7 @@ fn unguarded(plans: Vec<Result<ZonePlan, String>>) -> Vec<Result<GuardedPlan, St
             emptied: None,
             pending: None,
             missed: BTreeSet::new(),
+            disagreement: None,
             is_accepted: true,
         })
     });

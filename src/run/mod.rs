@@ -1,7 +1,7 @@
 //! One run of a policy: list → select → plan → create → export → promote → list again → plan again → delete → report.
 //!
 //! [`sequence`] is the order of all this, and [`preview`] shows it without changing anything; both work on a [`context`].
-//! [`list`] reads a zone, [`plan`] decides, and [`guard`] may block the deletions of a zone. [`create`], [`export`],
+//! [`list`] reads a zone, [`plan`] decides, and [`guard`] may block the deletions of a zone, as does [`second_judge`]. [`create`], [`export`],
 //! [`promote`], [`delete`] and [`archive_prune`] do the work, each step of it through [`step`], which writes it to the audit
 //! log before and after. [`report`] is the result, [`coverage`] says which instances lack snapshots, and [`persist`] saves what the next run needs. [`hooks`] starts the policy's programs around it. `retention` alone decides
 //! which snapshots are kept.
@@ -30,6 +30,7 @@ pub mod policy_memory;
 pub mod preview;
 pub mod promote;
 pub mod report;
+pub mod second_judge;
 pub mod self_instance;
 pub mod sequence;
 pub mod shard_adopt;

@@ -33,6 +33,8 @@ pub struct ZonePlan {
     pub plan: PolicyPlan,
     /// The changes that have not settled, of which some may keep what the plan would delete otherwise.
     pub(crate) unsettled: Vec<Seen>,
+    /// Whether what waits for a change to settle or for a newer snapshot is deleted all the same, since somebody let it pass.
+    pub(crate) accepts_changes: bool,
 }
 
 /// An export or a promotion that a run would do before deleting.
@@ -96,6 +98,7 @@ impl ZonePlan {
     pub(crate) fn accept_changes(&mut self, policies: &[Policy], policy: &Policy) -> Result<(), String> {
         let is_for_changes = self.plan.decisions.iter().any(|decision| decision.rule == Rule::Change);
         self.plan = plan_of(policies, policy, &self.listing.inventory, self.plan.at)?;
+        self.accepts_changes = true;
         if is_for_changes {
             self.unsettled.clear();
         }
@@ -134,7 +137,7 @@ impl ZonePlan {
 
     /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen.
     pub(crate) fn memory(&self, policies: &[Policy], started_at: Timestamp, is_accepted: bool) -> Memory {
-        let Self { listing: Listing { inventory, memory, .. }, plan, unsettled } = self;
+        let Self { listing: Listing { inventory, memory, .. }, plan, unsettled, .. } = self;
         let from_start = |seen: &Seen| Seen { since: seen.since.min(started_at), ..seen.clone() };
         if is_accepted {
             let unsettled = unsettled.iter().map(from_start).collect();
@@ -204,7 +207,7 @@ pub(crate) fn decide(
     listing.warnings.extend(here.filter_map(self_instance::warning));
     listing.warnings.extend(late_texts(policy, &listing.inventory, at));
     let (plan, unsettled) = judge(policies, policy, &listing, at)?;
-    Ok(ZonePlan { listing, plan, unsettled })
+    Ok(ZonePlan { listing, plan, unsettled, accepts_changes: false })
 }
 
 /// The plan, in which whatever waits for a newer snapshot or for a change to settle is kept; and the changes that have
@@ -218,7 +221,10 @@ fn judge(
     let mut plan = plan_of(policies, policy, &listing.inventory, at)?;
     keep_where_missing(&mut plan, policies, &listing.inventory);
     let unsettled = change_guard::keep_pending(&mut plan, policies, &listing.inventory, &listing.memory);
-    Ok((plan, unsettled.map_err(|why| format!("nothing is done here: {why}"))?))
+    let unsettled = unsettled.map_err(|why| format!("nothing is done here: {why}"))?;
+    #[cfg(test)]
+    crate::run::second_judge::tests::plant(&mut plan, &listing.inventory);
+    Ok((plan, unsettled))
 }
 
 fn plan_of(

@@ -369,7 +369,7 @@ impl RunReport {
         let mut sums = StepSums { failed, ..StepSums::default() };
         for plan in self.zones.iter().filter_map(|zone| zone.plan.as_ref()) {
             let counted = |count| usize::try_from(count).unwrap_or(usize::MAX);
-            sums.blocked_by_guard += counted(plan.blocked_by_guard);
+            sums.blocked_by_guard += counted(plan.blocked_by_guard + plan.blocked_by_judge);
             sums.pending += counted(plan.pending + plan.blocked_by_source);
         }
         for step in self.steps() {

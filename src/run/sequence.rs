@@ -250,10 +250,13 @@ impl Sequence<'_> {
             let (templates, mark) = (templates.as_ref(), mark.as_ref());
             report.unmatched.clone_from(&unmatched);
             let deletion = async move {
-                let guarded = guarded.map_err(|failure| report.failures.push(failure)).ok()?;
-                let seen = self.report_plan(report, &guarded, mark, [started_at, listed_at]);
+                let mut guarded = guarded.map_err(|failure| report.failures.push(failure)).ok()?;
                 let is_unadopted = guarded.plan.listing.inventory.unadopted.is_some();
                 if guarded.held.is_none() && !is_unadopted {
+                    guarded.disagreement = runner.judge_again(policy, &guarded).await;
+                }
+                let seen = self.report_plan(report, &guarded, mark, [started_at, listed_at]);
+                if guarded.held.is_none() && !is_unadopted && guarded.disagreement.is_none() {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
                 self.report_instances(report, &guarded, longest_gap, listed_at).await;
@@ -275,9 +278,10 @@ impl Sequence<'_> {
 
     /// The manifests of pruned copies that nothing needs any more, by a listing that is in no doubt.
     fn stale_manifests(&self, guarded: &GuardedPlan) -> Vec<(ArchiveName, StoredCopy)> {
-        let GuardedPlan { plan, held, emptied, is_accepted, .. } = guarded;
+        let GuardedPlan { plan, held, emptied, disagreement, is_accepted, .. } = guarded;
         let is_whole = self.options.instances.is_none() && plan.listing.inventory.unadopted.is_none();
-        let is_sure = is_whole && held.is_none() && emptied.is_none() && *is_accepted;
+        let is_free = held.is_none() && emptied.is_none() && disagreement.is_none();
+        let is_sure = is_whole && is_free && *is_accepted;
         let before = self.before.zones.get(plan.zone()).and_then(|zone| zone.accepted.as_ref());
         before.filter(|_| is_sure).map(|before| stale_manifests(plan, before)).unwrap_or_default()
     }
@@ -290,16 +294,20 @@ impl Sequence<'_> {
         mark: Result<&AuditMark, &StateError>,
         [started_at, listed_at]: [Timestamp; 2],
     ) -> SeenZone {
-        let GuardedPlan { plan, held, emptied, pending, missed, is_accepted } = guarded;
+        let GuardedPlan { plan, held, emptied, pending, missed, disagreement, is_accepted } = guarded;
         let mut sums = sums_of(&plan.plan);
         if held.is_some() || plan.listing.inventory.unadopted.is_some() {
             sums.blocked_by_guard += sums.delete;
+        }
+        if disagreement.is_some() {
+            sums.blocked_by_judge += sums.delete;
         }
         report.plan = Some(sums);
         report.held = held.as_ref().map(ToString::to_string).or_else(|| Some(emptied.as_ref()?.1.clone()));
         if let Some(archive) = &plan.listing.inventory.unadopted {
             report.held = Some(unadopted_text(archive));
         }
+        report.held = disagreement.clone().or_else(|| report.held.take());
         report.pending.clone_from(pending);
         report.warnings.extend(plan.listing.warnings.iter().cloned());
         report.warnings.extend(persist::overdue_in(self.policy, self.before, plan, listed_at));

@@ -131,6 +131,8 @@ pub struct PlanSums {
     pub blocked_by_source: u64,
     /// To delete, or kept of an instance that lost all its snapshots: the guard blocks them.
     pub blocked_by_guard: u64,
+    /// To delete: the second judge says otherwise of some of them, so all are blocked.
+    pub blocked_by_judge: u64,
     /// Of the kept ones: to delete once a change has settled.
     pub pending: u64,
 }

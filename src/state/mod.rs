@@ -15,6 +15,7 @@
 //! | `controls.json` | policies that are paused by hand, or to run now ([`controls`]) |
 //! | `notifications.json` | what notifiers were notified of ([`notifications`]) |
 //! | `archives.json` | which archives were used, and what was in them ([`archives`]) |
+//! | `disagreement-<policy>-<zone>.json` | the last case about which the plan and the second judge disagreed ([`disagreements`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
 //! | `holds.lock`, `allowances.lock`, `controls.lock`, `archives.lock`, `notifications.lock` | who changes what commands change beside a running daemon |
 //! | `audit.lock` | who begins a new month |
@@ -29,6 +30,7 @@ pub mod audit;
 pub mod controls;
 pub mod daemon;
 pub mod directory;
+pub mod disagreements;
 pub mod error;
 mod file;
 pub mod history;

@@ -118,7 +118,7 @@ enum Read {
     /// By `policy` and `zone`.
     Zone(fn(&ZoneModel) -> Option<f64>),
     /// By `policy`, `zone` and `reason`.
-    Blocked(fn(&ZoneModel) -> [(&'static str, u64); 9]),
+    Blocked(fn(&ZoneModel) -> [(&'static str, u64); 10]),
     /// By `policy`, `zone`, `instance_id` and `instance_name`.
     Instance(fn(&InstanceCounts) -> Option<f64>),
     /// As [`Read::Instance`], and by one more label.
@@ -625,7 +625,7 @@ fn result_number(zone: &ZoneModel) -> f64 {
 }
 
 /// How many snapshots stay although the policy would delete them, by the reason.
-fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
+fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 10] {
     let plan = zone.in_force().plan.clone().unwrap_or_default();
     let late = |reason| zone.blocked_late(reason);
     [
@@ -638,6 +638,7 @@ fn blocked(zone: &ZoneModel) -> [(&'static str, u64); 9] {
         ("change", plan.pending),
         ("busy", late("busy")),
         ("guard", plan.blocked_by_guard),
+        ("judge", plan.blocked_by_judge),
     ]
 }
 

@@ -7,7 +7,6 @@ use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::oracle::is_own;
 use super::*;
 use crate::policy::Period;
 use crate::policy::select::NameGlob;
@@ -43,7 +42,7 @@ const SPANS: [&str; 15] = [
     "1y1mo1d",
 ];
 
-fn spans() -> impl Strategy<Value = Span> {
+pub(super) fn spans() -> impl Strategy<Value = Span> {
     select(&SPANS[..]).prop_map(span)
 }
 
@@ -218,6 +217,18 @@ fn councils_of(most: usize) -> impl Strategy<Value = Vec<Policy>> {
         }
         policies
     })
+}
+
+/// Whether the policy took the snapshot or was served by it, or nobody can say who else may prune it.
+fn is_own(policy: &Policy, policies: &[Policy], inventory: &Inventory, snapshot: &Snapshot) -> bool {
+    match inventory.created.get(&snapshot.id) {
+        None => false,
+        Some(Ownership { maker: None, .. }) => true,
+        Some(Ownership { maker: Some(maker), served }) => {
+            let is_gone = policies.iter().all(|policy| policy.name != *maker);
+            is_gone || *maker == policy.name || served.contains(&policy.name)
+        }
+    }
 }
 
 /// Whether a snapshot is not foreign to a policy.

@@ -3,10 +3,11 @@
 mod cases;
 mod changes;
 mod coverage;
+mod judge;
 mod laws;
-mod oracle;
 mod points;
 mod restic;
+mod small_scope;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
