@@ -1,18 +1,32 @@
 //! How fast the engine judges, and how much memory that takes: `cargo bench --bench retention`.
 //!
 //! Hourly snapshots of many instances, unordered, and six keep rules in a zone with clock changes.
+//! `second_judge` is what a run adds for 10,000 snapshots of which one of each of 100 instances is deleted, and `whole_run` that
+//! run, over a simulated zone that answers at once.
+//!
 //! The README quotes the time on one core and, as `alloc`, the bytes that were asked for at the same time at most; both
 //! grow with the number of snapshots, so there are three sizes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, black_box};
 use jiff::{SignedDuration, Timestamp};
+use snapwarden::cli::assemble::{self, Seams, Use};
 use snapwarden::config;
+use snapwarden::credentials::Credentials;
+use snapwarden::disk::RealDisk;
+use snapwarden::judge;
 use snapwarden::policy::Policy;
 use snapwarden::retention::inventory::Inventory;
+use snapwarden::retention::memory::Memory;
 use snapwarden::retention::{decide, plan};
+use snapwarden::run::context::{RunOptions, Runner};
+use snapwarden::run::second_judge::Judged;
+use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::randomness::SeededRandomness;
+use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
 use uuid::Uuid;
 
@@ -113,4 +127,72 @@ fn one_instance(bencher: Bencher<'_, '_>, snapshots: u32) {
     bencher
         .counter(ItemsCount::new(snapshots))
         .bench_local(|| plan(black_box(&policies), black_box(&inventory), now()));
+}
+
+/// Keeps all but the oldest of each instance.
+const ALL_BUT_ONE: &str =
+    "keep_last = 99\nkeep_daily = 14\nkeep_monthly = 12\nmax_age = \"400d\"\nkeep_oldest = false\n";
+
+/// Collecting the facts, and judging each deletion again.
+#[divan::bench]
+fn second_judge(bencher: Bencher<'_, '_>) {
+    let (policies, inventory) = (policies(ALL_BUT_ONE), inventory(10_000, now()));
+    let decided = plan(&policies, &inventory, now());
+    let deleted = decided.policies[0].decisions.iter().filter(|one| one.verdict.as_str() == "delete");
+    let victims: Vec<SnapshotId> = deleted.map(|one| inventory.snapshots[one.index as usize].id).collect();
+    assert_eq!(victims.len(), 100);
+    let judged = Judged {
+        policies: &policies,
+        policy: &policies[0],
+        inventory: &inventory,
+        memory: &Memory::default(),
+        at: now(),
+        emptied: &[],
+        changes_are_allowed: false,
+    };
+    bencher.bench_local(|| {
+        let facts = black_box(&judged).facts(&victims).expect("no memory");
+        assert_eq!(judge::objections(&facts, &victims), []);
+    });
+}
+
+/// A zone with as many snapshots, and a program with a state directory.
+fn ready_to_run() -> (tempfile::TempDir, Runner) {
+    let clock = SimClock::starting_at(now());
+    let world = World::new(Arc::new(clock.clone()), 7);
+    let zone = world.add_zone("ch-gva-2");
+    for instance in 0..100 {
+        let instance = world.add_instance(&zone, &format!("web-{instance}"), &[]);
+        for age in 0..100 {
+            world.add_snapshot(instance, now() - SignedDuration::from_hours(7 * age));
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let seams = Seams {
+        transport: world.transport(),
+        disk: Arc::new(RealDisk),
+        clock: Arc::new(clock),
+        randomness: Arc::new(SeededRandomness::new(11)),
+        host: "bench".into(),
+    };
+    let text = format!(
+        "[state]\ndirectory = \"{}/state\"\n[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.retention]\nkeep_last = 99\n",
+        folder.path().display()
+    );
+    let config = config::parse(&text, "bench.toml", None).expect("a valid configuration");
+    let credentials = Credentials::new(API_KEY, API_SECRET, None).expect("a key");
+    let runner = assemble::runner(&config, credentials, &seams, Use::Changing);
+    (folder, runner.unwrap_or_else(|refusal| panic!("{}", refusal.text)))
+}
+
+#[divan::bench(sample_count = 5)]
+fn whole_run(bencher: Bencher<'_, '_>) {
+    // Time that nobody works in passes at once: what is left is the work.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let runtime = runtime.expect("a runtime");
+    bencher.with_inputs(ready_to_run).bench_local_values(|(folder, runner)| {
+        let report = runtime.block_on(runner.run(&runner.policies[0], &RunOptions::default()));
+        assert_eq!(report.expect("a run").sums().deleted, 100);
+        folder
+    });
 }

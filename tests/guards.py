@@ -30,10 +30,11 @@ def copy():
         shutil.copy2(TREE / file, COPY / file)
 
 
-def switch(guards):
-    """Two guards may have the same line."""
+def switch(guards, judge):
+    """Two guards may have the same line. Without any of them, the second judge is off as well."""
     by_code = {}
     for number, guard in enumerate(guards):
+        by_code.setdefault((judge["file"], judge["code"]), []).append((number, judge["off"]))
         for edit in guard["edit"]:
             by_code.setdefault((edit["file"], edit["code"]), []).append((number, edit["off"]))
     for (file, code), edits in by_code.items():
@@ -78,9 +79,10 @@ def found_by(program, number):
 
 
 CAMPAIGN = re.search(r"fn (whatever_goes_wrong_in_a_fortnight\w*)", (TREE / "tests/all/wide_crashes.rs").read_text())[1]
-guards = tomllib.loads((TREE / "tests" / "guards.toml").read_text())["guard"]
+table = tomllib.loads((TREE / "tests" / "guards.toml").read_text())
+guards = table["guard"]
 copy()
-switch(guards)
+switch(guards, table["judge"])
 program = build()
 meant = [number for number, guard in enumerate(guards) if WORD in guard["name"]]
 missed = 0

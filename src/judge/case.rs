@@ -26,10 +26,15 @@ pub(super) struct Shelf<'f> {
 
 /// The copies of a case.
 pub(super) fn shelves(facts: &Facts) -> Shelves<'_> {
-    let shelf = |holdings| {
-        let mut shelf = Shelf::default();
+    facts.archives.iter().map(|(name, holdings)| (name.as_str(), Shelf::new(holdings))).collect()
+}
+
+impl<'f> Shelf<'f> {
+    /// None if the archive can't be read.
+    fn new(holdings: &'f Holdings) -> Option<Self> {
+        let mut shelf = Self::default();
         match holdings {
-            &Holdings::Unreachable => return None,
+            Holdings::Unreachable => return None,
             Holdings::Assumed => shelf.has_all = true,
             Holdings::Known(copies) => {
                 for copy in copies {
@@ -39,8 +44,7 @@ pub(super) fn shelves(facts: &Facts) -> Shelves<'_> {
             }
         }
         Some(shelf)
-    };
-    facts.archives.iter().map(|(name, holdings)| (name.as_str(), shelf(holdings))).collect()
+    }
 }
 
 /// One situation.
@@ -98,7 +102,9 @@ impl<'f> Case<'f> {
                 Opinion::NotSelected => None,
                 Opinion::Ignores(rule) => Some(Ruling::new(Verdict::Ignore, rule)),
                 Opinion::Keeps(rule) => Some(Ruling::keep(rule)),
-                Opinion::Deletes(_) if own.reading.is_in_doubt() => Some(Ruling::keep_by("policy", own.name)),
+                Opinion::Deletes(_) if own.reading.is_in_doubt() => {
+                    Some(Ruling::keep_by("policy", own.name.as_str()))
+                }
                 Opinion::Deletes(rule) => Some(if self.is_on_hold(snapshot) {
                     Ruling::keep("hold")
                 } else if let Some(archive) = self.lacking_copy(own, snapshot, newer_stays, shelves) {
@@ -107,7 +113,7 @@ impl<'f> Case<'f> {
                     let opinion = opinions.get(place).copied().unwrap_or(Opinion::NotSelected);
                     self.keeps_for_others(party, opinion, snapshot, newer_stays, shelves)
                 }) {
-                    Ruling::keep_by("policy", keeper.0.name)
+                    Ruling::keep_by("policy", keeper.0.name.as_str())
                 } else {
                     Ruling::new(Verdict::Delete, rule)
                 }),
@@ -270,14 +276,13 @@ impl<'f> Case<'f> {
             return true;
         }
         // A policy that does not prune has done its part where its last run exported the newest one of then.
-        let Some(last_due) = reading.last_due.filter(|_| {
-            newer_stays && paused_at.is_none() && reading.table.is_none()
-        }) else {
+        let Some(last_due) =
+            reading.last_due.filter(|_| newer_stays && paused_at.is_none() && reading.table.is_none())
+        else {
             return false;
         };
-        let of_run = counted().filter(|copy| {
-            copy.exported_at.is_some_and(|at| last_due <= at && at <= self.facts.now)
-        });
+        let of_run = counted()
+            .filter(|copy| copy.exported_at.is_some_and(|at| last_due <= at && at <= self.facts.now));
         let Some(newest) = of_run.map(|copy| (copy.created_at, copy.snapshot_id)).max() else { return false };
         !self.facts.snapshots.iter().any(|other| {
             let was_good = self.is_good(other)

@@ -16,7 +16,7 @@ mod reading;
 pub mod ruling;
 mod table;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::judge::case::{Case, shelves};
 use crate::judge::facts::{Facts, SnapshotFacts};
@@ -76,13 +76,19 @@ pub fn rulings(facts: &Facts) -> Result<Vec<Option<Ruling>>, String> {
             |ruling: &Option<Ruling>| ruling.as_ref().is_some_and(|one| one.verdict == Verdict::Delete);
         if !facts.changes_are_allowed && ruled.iter().any(is_deleted) {
             if facts.has_too_many_changes {
-                ruled.iter_mut().filter(|one| is_deleted(one)).for_each(|one| *one = Some(Ruling::keep("change")));
+                ruled
+                    .iter_mut()
+                    .filter(|one| is_deleted(one))
+                    .for_each(|one| *one = Some(Ruling::keep("change")));
             }
             for case in &before {
                 for (now, then) in ruled.iter_mut().zip(case.judge(&group, &shelves)) {
                     if is_deleted(now) && !is_deleted(&then) {
                         let then = then.map_or("not selected".to_owned(), |then| then.to_string());
-                        *now = Some(Ruling::keep_by("change", format!("only the change deletes it; before: {then}")));
+                        *now = Some(Ruling::keep_by(
+                            "change",
+                            format!("only the change deletes it; before: {then}"),
+                        ));
                     }
                 }
             }
@@ -110,10 +116,4 @@ fn by_instance(snapshots: &[SnapshotFacts]) -> Vec<Vec<usize>> {
         group.into_iter().map(|(place, _)| place).collect()
     });
     sorted.collect()
-}
-
-/// The instances of these snapshots.
-pub fn instances_of(facts: &Facts, snapshots: &[SnapshotId]) -> HashSet<Option<InstanceId>> {
-    let is_meant = |one: &&SnapshotFacts| snapshots.contains(&one.id);
-    facts.snapshots.iter().filter(is_meant).map(|one| one.instance_id).collect()
 }

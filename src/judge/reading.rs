@@ -13,6 +13,7 @@ use crate::snapshot::{InstanceId, SnapshotId};
 
 /// What a policy asks for.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each stands for a key of its own")]
 pub(super) struct Reading {
     pub(super) is_enabled: bool,
     pub(super) time_zone: TimeZone,
@@ -89,8 +90,8 @@ impl Reading {
 
     /// Whether it is not known which instances it selects.
     pub(super) fn is_in_doubt(&self) -> bool {
-        let all = self.instances.iter().flatten().chain(&self.exclude_instances);
-        all.into_iter().any(|named| matches!(named, Named::AnyMachine))
+        let mut all = self.instances.iter().flatten().chain(&self.exclude_instances);
+        all.any(|named| matches!(named, Named::AnyMachine))
     }
 
     /// Whether it selects an instance, of which nothing but the id is known if it is not listed. While it is not known which

@@ -46,8 +46,8 @@ impl Ruling {
         Self::new(Verdict::Keep, rule)
     }
 
-    pub(super) fn keep_by(rule: &'static str, by: impl ToString) -> Self {
-        Self { by: Some(by.to_string()), ..Self::keep(rule) }
+    pub(super) fn keep_by(rule: &'static str, by: impl Into<String>) -> Self {
+        Self { by: Some(by.into()), ..Self::keep(rule) }
     }
 }
 

@@ -58,7 +58,8 @@ impl Table {
                 }
             }
         }
-        let needs_dates = self.keep.iter().any(Option::is_some) || self.keep_within_each.iter().any(Option::is_some);
+        let needs_dates =
+            self.keep.iter().any(Option::is_some) || self.keep_within_each.iter().any(Option::is_some);
         let dated = good.iter().filter(|_| needs_dates);
         let dates: Vec<Date> = dated.map(|snapshot| zone.to_datetime(snapshot.created_at).date()).collect();
         for ((period, key, _), count) in PERIODS.into_iter().zip(self.keep) {
@@ -82,10 +83,9 @@ impl Table {
             for (place, snapshot) in good.iter().enumerate() {
                 let is_oldest = place + 1 == good.len();
                 let is_meant = newest.get(place) == Some(&true) || self.keep_oldest && is_oldest;
-                if is_meant && !within.is_exceeded(snapshot.created_at, zone, now) {
-                    if let Some(wanting) = wanting.get_mut(place) {
-                        wanting.get_or_insert(key);
-                    }
+                let wants = is_meant && !within.is_exceeded(snapshot.created_at, zone, now);
+                if let Some(wanting) = wanting.get_mut(place).filter(|_| wants) {
+                    wanting.get_or_insert(key);
                 }
             }
         }
@@ -94,8 +94,7 @@ impl Table {
         let (mut kept, mut consistent) = (0_u64, 0_u64);
         for ((number, snapshot), wanting) in (1_u64..).zip(good).zip(wanting) {
             let wanting = if has_keep_rule { wanting } else { Some("none") };
-            let is_too_old =
-                self.max_age.is_some_and(|age| age.is_exceeded(snapshot.created_at, zone, now));
+            let is_too_old = self.max_age.is_some_and(|age| age.is_exceeded(snapshot.created_at, zone, now));
             let opinion = match wanting {
                 None => Opinion::Deletes("keep"),
                 Some(_) if is_too_old => Opinion::Deletes("max_age"),

@@ -17,9 +17,7 @@ use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::retention;
 use crate::retention::deciding_keys::{deciding_keys, policy_of_keys};
-use crate::retention::inventory::{
-    ArchivedCopy, Copies, Failed, Hold, Inventory, Missing, Ownership,
-};
+use crate::retention::inventory::{ArchivedCopy, Copies, Failed, Hold, Inventory, Missing, Ownership};
 use crate::retention::memory::{Memory, is_overfull};
 use crate::retention::sources::keep_where_missing;
 use crate::retention::verdict::{Rule, Verdict};
@@ -58,14 +56,21 @@ pub struct Victim {
 
 /// A plan, and what else a second judgement of it needs to know.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Judged<'a> {
-    pub(crate) policies: &'a [Policy],
-    pub(crate) policy: &'a Policy,
-    pub(crate) inventory: &'a Inventory,
-    pub(crate) memory: &'a Memory,
-    pub(crate) at: Timestamp,
-    pub(crate) emptied: &'a [InstanceId],
-    pub(crate) changes_are_allowed: bool,
+pub struct Judged<'a> {
+    /// Every policy of the configuration.
+    pub policies: &'a [Policy],
+    /// Whose plan it is.
+    pub policy: &'a Policy,
+    /// What the plan is about.
+    pub inventory: &'a Inventory,
+    /// What the policy's last run rested on.
+    pub memory: &'a Memory,
+    /// The moment of the plan.
+    pub at: Timestamp,
+    /// The instances that lost all their snapshots.
+    pub emptied: &'a [InstanceId],
+    /// Whether somebody let pass what waits for changes or for newer snapshots.
+    pub changes_are_allowed: bool,
 }
 
 impl Runner {
@@ -114,7 +119,8 @@ impl Runner {
         };
         let snapshots = plan.listing.inventory.snapshots.iter();
         let name = snapshots.clone().find(|one| one.id == first.snapshot).map(|one| printable(&one.name));
-        let others = if count > 1 { format!(" (and {})", counted(count - 1, "other")) } else { String::new() };
+        let others =
+            if count > 1 { format!(" (and {})", counted(count - 1, "other")) } else { String::new() };
         let look = match file {
             Ok(path) => format!(
                 "the case is in {0}; look: snapwarden plan --facts {0}; report it with that file",
@@ -154,7 +160,7 @@ impl Judged<'_> {
     ///
     /// # Errors
     /// Why the changes that have not settled are not known.
-    pub(crate) fn facts(&self, victims: &[SnapshotId]) -> Result<Facts, String> {
+    pub fn facts(&self, victims: &[SnapshotId]) -> Result<Facts, String> {
         let Self { policies, policy, inventory, memory, at, .. } = *self;
         let victims: HashSet<SnapshotId> = victims.iter().copied().collect();
         let of_victims = inventory.snapshots.iter().filter(|one| victims.contains(&one.id));
@@ -171,13 +177,14 @@ impl Judged<'_> {
             )
         };
         let ids: HashSet<SnapshotId> = small.snapshots.iter().map(|one| one.id).collect();
-        let is_about = |copy: &&ArchivedCopy| {
-            ids.contains(&copy.snapshot_id) || whose.contains(&Some(copy.instance_id))
-        };
+        let is_about =
+            |copy: &&ArchivedCopy| ids.contains(&copy.snapshot_id) || whose.contains(&Some(copy.instance_id));
         let holdings = |copies: &Copies| match copies {
             Copies::Unreachable(_) => Holdings::Unreachable,
             Copies::Assumed => Holdings::Assumed,
-            Copies::Known(copies) => Holdings::Known(copies.iter().filter(is_about).map(copy_facts).collect()),
+            Copies::Known(copies) => {
+                Holdings::Known(copies.iter().filter(is_about).map(copy_facts).collect())
+            }
         };
         let unsettled = memory.unsettled(policies, inventory, at, policy.guard.settle);
         let has_too_many_changes = is_overfull(&unsettled, inventory);
@@ -203,7 +210,11 @@ impl Judged<'_> {
             has_too_many_changes,
             changes_are_allowed: self.changes_are_allowed,
             snapshots: small.snapshots.iter().map(|one| snapshot_facts(one, inventory)).collect(),
-            archives: inventory.archives.iter().map(|(name, copies)| (name.clone(), holdings(copies))).collect(),
+            archives: inventory
+                .archives
+                .iter()
+                .map(|(name, copies)| (name.clone(), holdings(copies)))
+                .collect(),
             unadopted: inventory.unadopted.clone(),
             missing: inventory.missing.iter().map(missing_facts).collect(),
             emptied: self.emptied.iter().copied().collect(),
@@ -282,10 +293,7 @@ pub fn plan_again(facts: &Facts) -> Result<BTreeMap<SnapshotId, (Verdict, Rule)>
     Ok(plan)
 }
 
-fn plan_in(
-    facts: &Facts,
-    situation: &Situation,
-) -> Result<BTreeMap<SnapshotId, (Verdict, Rule)>, String> {
+fn plan_in(facts: &Facts, situation: &Situation) -> Result<BTreeMap<SnapshotId, (Verdict, Rule)>, String> {
     let (policies, inventory) = (policies_in(facts, situation)?, inventory_in(facts, situation));
     let plans = retention::decide(&policies, &inventory, facts.now).policies.into_iter();
     let Some(mut plan) = plans.into_iter().find(|plan| plan.policy == facts.policy) else {

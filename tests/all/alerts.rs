@@ -145,6 +145,10 @@ fn well() -> Series {
             ] {
                 add(name, &of_zone, values);
             }
+            for reason in ["guard", "judge"] {
+                let values = if reason == "judge" { none } else { Values::Always(3) };
+                add("blocked_deletes", &format!("{of_zone},reason=\"{reason}\""), values);
+            }
             for state in ["fresh", "stale", "none", "vanished"] {
                 let values = if state == "fresh" { Values::Always(3) } else { none };
                 add("policy_instances", &format!("{of_zone},state=\"{state}\""), values);
@@ -228,6 +232,7 @@ fn problems() -> Vec<Problem> {
         problem("SnapwardenInstanceUncovered", "instances", &by(&of_zone, "state=\"uncovered\""), instead(2)),
         problem("SnapwardenPolicySelectsNothing", "policy_unmatched", ZONE, instead(1)),
         problem("SnapwardenDeletionsHeld", "policy_held", ZONE, instead(1)),
+        problem("SnapwardenJudgesDisagree", "blocked_deletes", &by(ZONE, "reason=\"judge\""), instead(3)),
         problem("SnapwardenDeletionsPending", "pending_deletes", ZONE, instead(4)),
         problem(
             "SnapwardenExportMissing",

@@ -29,6 +29,7 @@ mod guards;
 mod hooks;
 mod http_port;
 mod including;
+mod judging;
 mod kills;
 mod layers;
 mod mishaps;

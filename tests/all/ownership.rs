@@ -229,7 +229,7 @@ keep_daily = 7
 /// Turns the state into that of the version before, which knew neither owners nor what a run rested on.
 async fn forget_what_is_new(stage: &Stage) {
     fn strip(value: &mut Value) {
-        const NEW: [&str; 9] = [
+        const NEW: [&str; 10] = [
             "owner",
             "missing",
             "rested_on",
@@ -239,6 +239,7 @@ async fn forget_what_is_new(stage: &Stage) {
             "blocked_by_paused",
             "blocked_by_source",
             "blocked_by_guard",
+            "blocked_by_judge",
         ];
         match value {
             Value::Object(map) => {

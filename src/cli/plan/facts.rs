@@ -71,7 +71,8 @@ pub(super) fn play_again(file: &Path, output: Output) -> Result<Exit, Refusal> {
 
 fn json_of(case: &Disagreement, all: &[Both<'_>]) -> Value {
     let one = |both: &Both<'_>| {
-        let plan = both.plan.map(|(verdict, rule)| json!({ "verdict": verdict.as_str(), "rule": rule.as_str() }));
+        let plan =
+            both.plan.map(|(verdict, rule)| json!({ "verdict": verdict.as_str(), "rule": rule.as_str() }));
         json!({
             "snapshot": both.snapshot,
             "name": both.facts.map(|facts| &facts.name),
@@ -115,8 +116,16 @@ fn render(case: &Disagreement, all: &[Both<'_>], output: Output) -> String {
     let count = all.iter().filter(|both| both.disagree()).count();
     // Writing to a String cannot fail.
     let _ = match count {
-        0 => writeln!(text, "\n  this version agrees with its second judge; the case was written by {}", case.program),
-        _ => writeln!(text, "\n  the judges disagree about {}: one of them has a fault", counted(count, "snapshot")),
+        0 => writeln!(
+            text,
+            "\n  this version agrees with its second judge; the case was written by {}",
+            case.program
+        ),
+        _ => writeln!(
+            text,
+            "\n  the judges disagree about {}: one of them has a fault",
+            counted(count, "snapshot")
+        ),
     };
     text
 }

@@ -6,15 +6,15 @@
 //! apart. The tests play a part: four instants, and each 139th of the other combinations. With `SNAPWARDEN_SMALL_SCOPE=all`
 //! all is played, with a number N each N-th of the combinations of rules, time zones and moments, with all six instants.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::judge::facts;
 use super::*;
 use crate::judge;
 use crate::judge::facts::Facts;
 use crate::policy::Period;
-use crate::retention::deciding_keys::deciding_keys;
 use crate::retention::decide;
+use crate::retention::deciding_keys::deciding_keys;
 use crate::retention::memory::Memory;
 
 const ZONES: [&str; 4] = ["UTC", "Europe/Zurich", "America/New_York", "Australia/Lord_Howe"];
@@ -136,7 +136,8 @@ fn agree(table: &Retention, time_zone: &str, grid: &Inventory, facts: &mut Facts
     assert_eq!(plan.decisions.len(), rulings.len());
     for decision in &plan.decisions {
         let ruling = rulings[decision.index as usize].as_ref().unwrap();
-        let (engine, judge) = ((decision.verdict.as_str(), decision.rule.as_str()), (ruling.verdict, ruling.rule));
+        let (engine, judge) =
+            ((decision.verdict.as_str(), decision.rule.as_str()), (ruling.verdict, ruling.rule));
         let is_same = engine.1 == judge.1
             && match judge.0 {
                 judge::ruling::Verdict::Keep => decision.verdict == Verdict::Keep,
@@ -146,7 +147,8 @@ fn agree(table: &Retention, time_zone: &str, grid: &Inventory, facts: &mut Facts
         if !is_same {
             let snapshot = &grid.snapshots[decision.index as usize];
             let of_instance = grid.snapshots.iter().filter(|one| one.instance_id == snapshot.instance_id);
-            let all: Vec<String> = of_instance.map(|one| format!("{} {}", one.created_at, one.state)).collect();
+            let all: Vec<String> =
+                of_instance.map(|one| format!("{} {}", one.created_at, one.state)).collect();
             panic!(
                 "{} by {table:?} in {time_zone} at {at}: the plan says {engine:?}, the second judge {judge:?}; of {all:?}",
                 snapshot.created_at
@@ -180,15 +182,17 @@ fn play(offsets: &[i64], step: usize) -> u64 {
             }
         }
     };
-    let next = AtomicU64::new(0);
+    let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let edge = next.fetch_add(1, Ordering::Relaxed)
-                    && (edge as usize) < EDGES.len()
-                {
-                    work(edge as usize);
+                loop {
+                    let edge = next.fetch_add(1, Ordering::Relaxed);
+                    if edge >= EDGES.len() {
+                        break;
+                    }
+                    work(edge);
                 }
             });
         }

@@ -112,7 +112,9 @@ impl Stage {
         assert_eq!(report.result, RunResult::Held, "{says}: {:?}", report.zones);
         assert_eq!(self.there(), before, "{says}: {held}");
         assert!(held.starts_with("judges disagree: "), "{says}: {held}");
-        for part in [&victim.to_string(), says, "disagreement-nightly-ch-gva-2.json", "snapwarden plan --facts"] {
+        for part in
+            [&victim.to_string(), says, "disagreement-nightly-ch-gva-2.json", "snapwarden plan --facts"]
+        {
             assert!(held.contains(part), "{says}: {held}");
         }
         assert!(zone.plan.as_ref().unwrap().blocked_by_judge > 0, "{says}");
@@ -124,7 +126,10 @@ impl Stage {
         // Played again, without the fault: both keep it.
         assert!(judge::objections(&case.facts, &[victim])[0].says.contains(says), "{says}");
         let again = plan_again(&case.facts).unwrap();
-        assert!(again.get(&victim).is_none_or(|(verdict, _)| *verdict != Verdict::Delete), "{says}: {again:?}");
+        assert!(
+            again.get(&victim).is_none_or(|(verdict, _)| *verdict != Verdict::Delete),
+            "{says}: {again:?}"
+        );
     }
 }
 
@@ -203,7 +208,10 @@ async fn a_snapshot_that_is_not_good_or_dated_ahead() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_the_policy_does_not_own() {
     let stage = Stage::new();
-    let owned = KEEP_7.replace("[policies.nightly.retention]", "[policies.nightly.select]\nownership = \"created\"\n[policies.nightly.retention]");
+    let owned = KEEP_7.replace(
+        "[policies.nightly.retention]",
+        "[policies.nightly.select]\nownership = \"created\"\n[policies.nightly.retention]",
+    );
     stage.finds(&owned, stage.snapshots[0], "ignore (foreign)").await;
 }
 
