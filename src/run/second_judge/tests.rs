@@ -17,6 +17,7 @@ use crate::run::context::RunOptions;
 use crate::run::report::{RunReport, RunResult};
 use crate::sim::clock::SimClock;
 use crate::sim::image::DiskShape;
+use crate::sim::processes::SimProcesses;
 use crate::sim::randomness::SeededRandomness;
 use crate::sim::world::{API_KEY, API_SECRET, World};
 use crate::snapshot::{SnapshotState, ZoneName};
@@ -64,6 +65,7 @@ impl Stage {
             disk: Arc::new(RealDisk),
             clock: Arc::new(clock.clone()),
             randomness: Arc::new(SeededRandomness::new(11)),
+            processes: Arc::new(SimProcesses::new(Arc::new(clock.clone()))),
             host: "backup-1".into(),
         };
         let instance = world.add_instance(&zone, "web-1", &[]);
