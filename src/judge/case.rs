@@ -14,36 +14,36 @@ use crate::snapshot::{InstanceId, SnapshotId};
 const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(5);
 
 /// The copies of each archive, to be looked up; none for one that can't be read.
-pub(super) type Shelves<'f> = HashMap<&'f str, Option<Shelf<'f>>>;
+pub(super) type Archives<'f> = HashMap<&'f str, Option<HeldCopies<'f>>>;
 
 /// The copies of one archive.
 #[derive(Debug, Default)]
-pub(super) struct Shelf<'f> {
+pub(super) struct HeldCopies<'f> {
     has_all: bool,
     of_snapshots: HashMap<SnapshotId, Vec<&'f CopyFacts>>,
     of_instances: HashMap<InstanceId, Vec<&'f CopyFacts>>,
 }
 
 /// The copies of a case.
-pub(super) fn shelves(facts: &Facts) -> Shelves<'_> {
-    facts.archives.iter().map(|(name, holdings)| (name.as_str(), Shelf::new(holdings))).collect()
+pub(super) fn archives(facts: &Facts) -> Archives<'_> {
+    facts.archives.iter().map(|(name, holdings)| (name.as_str(), HeldCopies::new(holdings))).collect()
 }
 
-impl<'f> Shelf<'f> {
+impl<'f> HeldCopies<'f> {
     /// None if the archive can't be read.
     fn new(holdings: &'f Holdings) -> Option<Self> {
-        let mut shelf = Self::default();
+        let mut held = Self::default();
         match holdings {
             Holdings::Unreachable => return None,
-            Holdings::Assumed => shelf.has_all = true,
+            Holdings::Assumed => held.has_all = true,
             Holdings::Known(copies) => {
                 for copy in copies {
-                    shelf.of_snapshots.entry(copy.snapshot_id).or_default().push(copy);
-                    shelf.of_instances.entry(copy.instance_id).or_default().push(copy);
+                    held.of_snapshots.entry(copy.snapshot_id).or_default().push(copy);
+                    held.of_instances.entry(copy.instance_id).or_default().push(copy);
                 }
             }
         }
-        Some(shelf)
+        Some(held)
     }
 }
 
@@ -83,7 +83,7 @@ impl<'f> Case<'f> {
 
     /// What the policy of the run may do with all snapshots of an instance, newest first; none for one that it does not
     /// select.
-    pub(super) fn judge(&self, group: &[&SnapshotFacts], shelves: &Shelves<'_>) -> Vec<Option<Ruling>> {
+    pub(super) fn judge(&self, group: &[&SnapshotFacts], archives: &Archives<'_>) -> Vec<Option<Ruling>> {
         let mut rulings: Vec<Option<Ruling>> = vec![None; group.len()];
         let is_own = |party: &&Party<'_>| *party.name == self.facts.policy && party.paused_at.is_none();
         let Some(own) = self.policies.iter().find(is_own) else { return rulings };
@@ -107,11 +107,11 @@ impl<'f> Case<'f> {
                 }
                 Opinion::Deletes(rule) => Some(if self.is_on_hold(snapshot) {
                     Ruling::keep("hold")
-                } else if let Some(archive) = self.lacking_copy(own, snapshot, newer_stays, shelves) {
+                } else if let Some(archive) = self.lacking_copy(own, snapshot, newer_stays, archives) {
                     Ruling::keep_by("export", archive)
                 } else if let Some(keeper) = others.iter().find(|(party, opinions)| {
                     let opinion = opinions.get(place).copied().unwrap_or(Opinion::NotSelected);
-                    self.keeps_for_others(party, opinion, snapshot, newer_stays, shelves)
+                    self.keeps_for_others(party, opinion, snapshot, newer_stays, archives)
                 }) {
                     Ruling::keep_by("policy", keeper.0.name.as_str())
                 } else {
@@ -216,13 +216,13 @@ impl<'f> Case<'f> {
         opinion: Opinion,
         snapshot: &SnapshotFacts,
         newer_stays: bool,
-        shelves: &Shelves<'_>,
+        archives: &Archives<'_>,
     ) -> bool {
         match opinion {
             // What is foreign to a policy is none of its business.
             Opinion::NotSelected | Opinion::Ignores("foreign") => false,
             Opinion::Ignores(_) | Opinion::Keeps(_) if party.reading.table.is_some() => true,
-            _ => self.lacking_copy(party, snapshot, newer_stays, shelves).is_some(),
+            _ => self.lacking_copy(party, snapshot, newer_stays, archives).is_some(),
         }
     }
 
@@ -232,7 +232,7 @@ impl<'f> Case<'f> {
         party: &'c Party<'_>,
         snapshot: &SnapshotFacts,
         newer_stays: bool,
-        shelves: &Shelves<'_>,
+        archives: &Archives<'_>,
     ) -> Option<&'c str> {
         if let Some(archive) = &self.facts.unadopted {
             return Some(archive.as_str());
@@ -243,8 +243,8 @@ impl<'f> Case<'f> {
             return None;
         }
         let has_copy = |archive: &&String| {
-            let Some(Some(shelf)) = shelves.get(archive.as_str()) else { return false };
-            shelf.has_all || self.has_copy(party, snapshot, newer_stays, shelf)
+            let Some(Some(held)) = archives.get(archive.as_str()) else { return false };
+            held.has_all || self.has_copy(party, snapshot, newer_stays, held)
         };
         party.reading.required.iter().find(|archive| !has_copy(archive)).map(String::as_str)
     }
@@ -254,17 +254,17 @@ impl<'f> Case<'f> {
         party: &Party<'_>,
         snapshot: &SnapshotFacts,
         newer_stays: bool,
-        shelf: &Shelf<'_>,
+        held: &HeldCopies<'_>,
     ) -> bool {
         let Party { reading, paused_at, .. } = party;
         let was_there = |copy: &&&CopyFacts| {
             paused_at.is_none_or(|then| copy.exported_at.is_none_or(|exported| exported <= then))
         };
-        let of_itself = shelf.of_snapshots.get(&snapshot.id).map_or(&[][..], Vec::as_slice);
+        let of_itself = held.of_snapshots.get(&snapshot.id).map_or(&[][..], Vec::as_slice);
         if of_itself.iter().any(|copy| was_there(&copy)) {
             return true;
         }
-        let Some(of_instance) = snapshot.instance_id.and_then(|id| shelf.of_instances.get(&id)) else {
+        let Some(of_instance) = snapshot.instance_id.and_then(|id| held.of_instances.get(&id)) else {
             return false;
         };
         if reading.requires_all {

@@ -18,7 +18,7 @@ mod table;
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::judge::case::{Case, shelves};
+use crate::judge::case::{Case, archives};
 use crate::judge::facts::{Facts, SnapshotFacts};
 use crate::judge::ruling::{Ruling, Verdict};
 use crate::snapshot::{InstanceId, SnapshotId};
@@ -66,12 +66,12 @@ pub fn rulings(facts: &Facts) -> Result<Vec<Option<Ruling>>, String> {
     let present = Case::new(facts, &facts.present)?;
     let before: Result<Vec<Case<'_>>, String> =
         facts.before.iter().map(|situation| Case::new(facts, situation)).collect();
-    let (before, shelves) = (before?, shelves(facts));
+    let (before, archives) = (before?, archives(facts));
     let mut rulings: Vec<Option<Ruling>> = vec![None; facts.snapshots.len()];
     for places in by_instance(&facts.snapshots) {
         let group: Vec<&SnapshotFacts> =
             places.iter().filter_map(|place| facts.snapshots.get(*place)).collect();
-        let mut ruled = present.judge(&group, &shelves);
+        let mut ruled = present.judge(&group, &archives);
         let is_deleted =
             |ruling: &Option<Ruling>| ruling.as_ref().is_some_and(|one| one.verdict == Verdict::Delete);
         if !facts.changes_are_allowed && ruled.iter().any(is_deleted) {
@@ -82,7 +82,7 @@ pub fn rulings(facts: &Facts) -> Result<Vec<Option<Ruling>>, String> {
                     .for_each(|one| *one = Some(Ruling::keep("change")));
             }
             for case in &before {
-                for (now, then) in ruled.iter_mut().zip(case.judge(&group, &shelves)) {
+                for (now, then) in ruled.iter_mut().zip(case.judge(&group, &archives)) {
                     if is_deleted(now) && !is_deleted(&then) {
                         let then = then.map_or("not selected".to_owned(), |then| then.to_string());
                         *now = Some(Ruling::keep_by(

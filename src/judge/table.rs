@@ -60,8 +60,8 @@ impl Table {
         }
         let needs_dates =
             self.keep.iter().any(Option::is_some) || self.keep_within_each.iter().any(Option::is_some);
-        let dated = good.iter().filter(|_| needs_dates);
-        let dates: Vec<Date> = dated.map(|snapshot| zone.to_datetime(snapshot.created_at).date()).collect();
+        let needed = good.iter().filter(|_| needs_dates);
+        let dates: Vec<Date> = needed.map(|snapshot| zone.to_datetime(snapshot.created_at).date()).collect();
         for ((period, key, _), count) in PERIODS.into_iter().zip(self.keep) {
             let Some(count) = count else { continue };
             has_keep_rule = true;
@@ -119,6 +119,6 @@ impl Table {
 /// Of which snapshots no newer one is of the same period.
 fn newest_of_each(period: Period, newest_first: &[&SnapshotFacts], dates: &[Date]) -> Vec<bool> {
     let mut seen = BTreeSet::new();
-    let dated = newest_first.iter().zip(dates);
-    dated.map(|(snapshot, date)| seen.insert(period_of(period, snapshot.created_at, *date))).collect()
+    let with_dates = newest_first.iter().zip(dates);
+    with_dates.map(|(snapshot, date)| seen.insert(period_of(period, snapshot.created_at, *date))).collect()
 }

@@ -151,7 +151,7 @@ impl More {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// With pauses, sources that fail, and changes since the last run: policies edited, added, removed or paused, instances
     /// renamed or gone, snapshots that failed.
