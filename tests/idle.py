@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 
-from measuring import cpu_seconds, free_port, get, rss_mb
+from measuring import UNIT, cpu_seconds, free_port, get, rss_mb
 
 PROGRAM = sys.argv[1] if len(sys.argv) > 1 else "target/release/snapwarden"
 SECONDS = max(1, int(sys.argv[2])) if len(sys.argv) > 2 else 60
@@ -86,7 +86,7 @@ def runs_ended(port):
 
 zone = subprocess.Popen(["target/debug/examples/zone", "0", "100"], stdout=subprocess.PIPE, text=True,
                         env=os.environ | {"ZONE_SNAPSHOTS": "20"})
-environment = {key: value for key, value in os.environ.items() if not key.startswith("EXOSCALE_")}
+environment = {key: value for key, value in os.environ.items() if not key.startswith("EXOSCALE_")} | UNIT
 while "EXOSCALE_API_SECRET" not in environment:
     line = zone.stdout.readline() or sys.exit("the simulated zone does not start")
     if line.startswith("export "):

@@ -2,6 +2,8 @@
 import os
 import socket
 
+# As in the systemd unit.
+UNIT = {"MALLOC_ARENA_MAX": "2"}
 SECRETS = {"EXOSCALE_API_KEY": "EXO0123456789abcdef01234567", "EXOSCALE_API_SECRET": "s" * 43}
 
 

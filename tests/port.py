@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 
-from measuring import SECRETS, cpu_seconds, free_port, get, rss_mb
+from measuring import SECRETS, UNIT, cpu_seconds, free_port, get, rss_mb
 
 PROGRAM = sys.argv[1] if len(sys.argv) > 1 else "target/release/snapwarden"
 SECONDS = max(1, int(sys.argv[2])) if len(sys.argv) > 2 else 20
@@ -74,7 +74,7 @@ def daemon(policies):
                 file.write(remembered(instances))
         with open(f"{folder}/snapwarden.toml", "w") as file:
             file.write(text)
-        process = subprocess.Popen([PROGRAM, "--config", f"{folder}/snapwarden.toml", "run"], env=os.environ | SECRETS,
+        process = subprocess.Popen([PROGRAM, "--config", f"{folder}/snapwarden.toml", "run"], env=os.environ | UNIT | SECRETS,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
             try:

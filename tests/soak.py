@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from measuring import free_port, get, rss_mb
+from measuring import UNIT, free_port, get, rss_mb
 
 MINUTES = max(1, int(sys.argv[1])) if len(sys.argv) > 1 else 30
 BIN = "target/release"
@@ -61,7 +61,7 @@ settle = "0s"
 archives = ["vault"]
 """)
     log = open(f"{folder}/log", "w")
-    daemon = subprocess.Popen([f"{BIN}/snapwarden", "--config", f"{folder}/snapwarden.toml", "run"], env=os.environ | of_zone,
+    daemon = subprocess.Popen([f"{BIN}/snapwarden", "--config", f"{folder}/snapwarden.toml", "run"], env=os.environ | UNIT | of_zone,
                               stdout=log, stderr=log)
     begun, memory, files = time.monotonic(), [], []
     for minute in range(1, MINUTES + 1):
