@@ -205,9 +205,10 @@ pub fn render(report: &RunReport, output: Output) -> String {
             let _ = writeln!(text, "  plan: {}", plan_sums(plan));
         }
     }
-    let failed = report.hooks.iter().filter_map(|hook| hook.failure.as_ref());
-    let failed: String = failed.map(|failure| format!("\n  FAILED: {}\n", printable(failure))).collect();
-    let _ = writeln!(text, "{failed}\n  total: {}\n", report.sums());
+    for failure in report.hooks.iter().filter_map(|hook| hook.failure.as_ref()) {
+        let _ = writeln!(text, "\n  FAILED: {}", printable(failure));
+    }
+    let _ = writeln!(text, "\n  total: {}\n", report.sums());
     text
 }
 

@@ -75,6 +75,7 @@ impl Shard {
     }
 
     /// The one of these shards to which an instance belongs.
+    #[must_use]
     pub fn of(self, instance: InstanceId) -> Self {
         Self { index: jump(key(instance.0), self.of.get()), ..self }
     }

@@ -96,9 +96,10 @@ impl Hooks<'_> {
         let seconds = clock.elapsed().saturating_sub(begun).as_secs_f64();
         let failure =
             result.err().map(|why| format!("hook `{name}` ({}): {why}", printable(&command.program)));
-        match &failure {
-            Some(failure) => warn!(target: REPORTED, "{failure}"),
-            None => info!("hook `{name}` ended after {seconds:.1} s"),
+        if let Some(failure) = &failure {
+            warn!(target: REPORTED, "{failure}");
+        } else {
+            info!("hook `{name}` ended after {seconds:.1} s");
         }
         HookReport { hook, seconds, failure }
     }

@@ -75,6 +75,6 @@ impl StateDirectory {
     /// [`StateError::File`].
     pub async fn set_shard(&mut self, shard: Option<Shard>) -> Result<(), StateError> {
         self.shard = shard;
-        self.blocking(|state| state.remember_shard()).await
+        self.blocking(Self::remember_shard).await
     }
 }

@@ -124,6 +124,7 @@ fn well() -> Series {
             ("policy_expected_interval_seconds", Values::Always(3600)),
             ("policy_missed_runs_total", none),
             ("export_checksum_mismatches_total", none),
+            ("hook_failures_total", none),
             ("exports_in_progress", none),
             ("export_progress_bytes", none),
             ("guard_allowance", none),
