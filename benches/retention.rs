@@ -25,6 +25,7 @@ use snapwarden::retention::{decide, plan};
 use snapwarden::run::context::{RunOptions, Runner};
 use snapwarden::run::second_judge::Judged;
 use snapwarden::sim::clock::SimClock;
+use snapwarden::sim::processes::SimProcesses;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState};
@@ -171,6 +172,7 @@ fn ready_to_run() -> (tempfile::TempDir, Runner) {
     let seams = Seams {
         transport: world.transport(),
         disk: Arc::new(RealDisk),
+        processes: Arc::new(SimProcesses::new(Arc::new(clock.clone()))),
         clock: Arc::new(clock),
         randomness: Arc::new(SeededRandomness::new(11)),
         host: "bench".into(),

@@ -114,16 +114,13 @@ impl Reading {
         if self.exclude_instances.iter().any(|one| is_meant(one, false)) || !self.labels.iter().all(has) {
             return false;
         }
-        match listed {
-            Some(instance) => {
-                !(self.excludes_managed && instance.is_managed) && !self.exclude_labels.iter().any(has)
-            }
-            // Its name, its labels and its manager are unknown: it may be excluded by them.
-            None => {
-                let by_name = self.exclude_instances.iter().any(|one| matches!(one, Named::Name(_)));
-                !self.excludes_managed && self.exclude_labels.is_empty() && !by_name
-            }
+        if let Some(instance) = listed {
+            let is_excluded = self.excludes_managed && instance.is_managed;
+            return !is_excluded && !self.exclude_labels.iter().any(has);
         }
+        // Its name, its labels and its manager are unknown: it may be excluded by them.
+        let by_name = self.exclude_instances.iter().any(|one| matches!(one, Named::Name(_)));
+        !self.excludes_managed && self.exclude_labels.is_empty() && !by_name
     }
 
     /// Whether it selects a snapshot of an instance that it selects.
