@@ -174,7 +174,7 @@ fn play(offsets: &[i64], step: usize) -> u64 {
             for (table, retention) in tables.iter().enumerate() {
                 for (zone, name) in ZONES.iter().enumerate() {
                     let number = place * of_place + table * ZONES.len() + zone;
-                    if number % step == 0 {
+                    if number.is_multiple_of(step) {
                         let judged = agree(retention, name, &grid, &mut facts, now);
                         judgements.fetch_add(judged, Ordering::Relaxed);
                     }
