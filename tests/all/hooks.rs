@@ -58,9 +58,9 @@ async fn before_comes_before_every_request_and_after_once_all_is_done_and_saved(
     let stage = stage();
     let seen = Arc::new(Mutex::new(Vec::new()));
     for name in ["freeze", "thaw"] {
-        let (seen, world, state) = (Arc::clone(&seen), stage.world.clone(), stage.state());
+        let (seen, world, folder) = (Arc::clone(&seen), stage.world.clone(), stage.state());
         let effect = move |_: &_| {
-            let is_saved = state.join("runs-nightly.json").exists();
+            let is_saved = folder.join("runs-nightly.json").exists();
             let deleted = world.changes().iter().filter(|change| change.call == Call::DeleteSnapshot).count();
             seen.lock().unwrap().push((world.log().len(), deleted, is_saved));
         };

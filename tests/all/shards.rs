@@ -41,8 +41,8 @@ fn fleet() -> (Stage, BTreeMap<InstanceId, Vec<SnapshotId>>) {
 }
 
 /// The process of a shard; its state has a folder of this name.
-fn process(stage: &Stage, state: &str, shard: Option<Shard>, policies: &str) -> Result<Runner, Refusal> {
-    let text = stage.config(policies).replace("/state\"", &format!("/{state}\""));
+fn process(stage: &Stage, folder: &str, shard: Option<Shard>, policies: &str) -> Result<Runner, Refusal> {
+    let text = stage.config(policies).replace("/state\"", &format!("/{folder}\""));
     let mut config = config::parse(&text, "test.toml", None).unwrap_or_else(|error| panic!("{error}"));
     config.shard = shard;
     let credentials = Credentials::new(API_KEY, API_SECRET, None).unwrap();
@@ -208,19 +208,19 @@ async fn another_number_of_shards_is_refused_until_what_moves_was_said() {
     assert_eq!(runner.state.shard(), Some(was));
     assert!(runner.state.require_shard(None).is_err());
 
-    let moves = moves(is);
-    let (moved, stays) = (*moves.first().unwrap(), stays(is).unwrap());
-    let mut state = runner.state.clone();
-    for id in [moved, stays] {
+    let expected = moves(is);
+    let gone = *expected.first().unwrap();
+    let mut directory = runner.state.clone();
+    for id in [gone, stays(is).unwrap()] {
         let snapshot = *fleet[&id].last().unwrap();
         let hold = Hold { snapshot, until: None, reason: None, since: stage.now(), about: None };
-        state.hold(&stage.clock, hold).await.unwrap();
+        directory.hold(&stage.clock, hold).await.unwrap();
     }
-    let adopted = shard_adopt::adopt(&mut state, &stage.clock, Some(is)).await.unwrap();
-    assert_eq!(adopted.moved.iter().map(|one| one.instance_id).collect::<BTreeSet<_>>(), moves);
+    let adopted = shard_adopt::adopt(&mut directory, &stage.clock, Some(is)).await.unwrap();
+    assert_eq!(adopted.moved.iter().map(|one| one.instance_id).collect::<BTreeSet<_>>(), expected);
     assert!(adopted.moved.iter().all(|one| one.shard == is.of(one.instance_id)));
     let held: Vec<SnapshotId> = adopted.holds.iter().map(|one| one.hold.snapshot).collect();
-    assert_eq!(held, [*fleet[&moved].last().unwrap()]);
+    assert_eq!(held, [*fleet[&gone].last().unwrap()]);
 
     // What moved is not missed here, and the new shard waits for its archive.
     let runner =
@@ -228,7 +228,7 @@ async fn another_number_of_shards_is_refused_until_what_moves_was_said() {
     let report = run(&runner).await;
     assert_eq!(report.result, RunResult::Success, "{report:?}");
     assert!(report.zones[0].instances.iter().all(|one| is.has(one.id) && one.vanished_at.is_none()));
-    let new = is.of(moved);
+    let new = is.of(gone);
     let runner =
         process(&stage, "shard-new", Some(new), NIGHTLY).unwrap_or_else(|refusal| panic!("{}", refusal.text));
     let report = run(&runner).await;
