@@ -15,8 +15,10 @@ use std::os::unix::fs::{
     DirBuilderExt as _, FileExt, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use rustix::fs::{Access as Wanted, Advice, AtFlags, OFlags};
+use rustix::io::Errno;
 
 /// The kind of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -515,7 +517,22 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
-        OpenOptions::new().read(true).open(folder)?.sync_all()
+        match OpenOptions::new().read(true).open(folder)?.sync_all() {
+            // Shares over SMB have no sync of folders. A rename is done by their server before it returns, so a crash of
+            // this machine loses none; what a crash of the server loses, no call could prevent.
+            Err(error) if is_unsupported(&error) => {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| {
+                    tracing::warn!(
+                        "the file system of {} cannot sync folders ({error}): whether the names of new files survive a \
+                         crash of its server is up to that server",
+                        folder.display()
+                    );
+                });
+                Ok(())
+            }
+            synced => synced,
+        }
     }
 
     fn may_write(&self, folder: &Path) -> io::Result<()> {
@@ -533,9 +550,28 @@ impl Disk for RealDisk {
         match file.try_lock() {
             Ok(()) => Ok(Box::new(RealLock(file))),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::Error(error)) => Err(explain_lock(error)),
         }
     }
+}
+
+/// Whether a file system does not offer what was asked of it.
+fn is_unsupported(error: &io::Error) -> bool {
+    let unsupported = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS];
+    error.raw_os_error().is_some_and(|code| unsupported.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+/// Says what to do about a file system without locks. Without one, two processes could write one file: nothing goes on then.
+fn explain_lock(error: io::Error) -> io::Error {
+    let has_no_locks = error.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) || is_unsupported(&error);
+    if !has_no_locks {
+        return error;
+    }
+    let text = format!(
+        "its file system has no locks ({error}): mount it with locks, over NFS with `local_lock=flock` or with rpc.statd \
+         running on both sides"
+    );
+    io::Error::new(error.kind(), text)
 }
 
 fn kind_of(found: fs::FileType) -> Kind {
@@ -685,6 +721,23 @@ mod tests {
         assert_eq!(RealDisk.lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(held);
         RealDisk.lock(&path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_no_failure_and_a_lock_that_cannot_be_had_says_what_to_do() {
+        // Its folders answer EINVAL, as those of SMB do.
+        let answer = OpenOptions::new().read(true).open("/proc/self").unwrap().sync_all().unwrap_err();
+        assert_eq!(answer.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+        RealDisk.sync_dir(Path::new("/proc/self")).unwrap();
+        assert!(RealDisk.sync_dir(Path::new("/proc/self/none")).is_err());
+
+        let explained = explain_lock(Errno::NOLCK.into()).to_string();
+        assert!(
+            explained.contains("local_lock=flock") && explained.contains("No locks available"),
+            "{explained}"
+        );
+        let other = explain_lock(Errno::ACCESS.into());
+        assert_eq!(other.raw_os_error(), Some(Errno::ACCESS.raw_os_error()));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::archive::catalogue::{Catalogue, StoredCopy};
+use uuid::Uuid;
+
+use crate::archive::catalogue::{Catalogue, ImageHead, Leftover, StoredCopy};
+use crate::archive::layout::{CopyId, HoldMark};
 use crate::archive::local::LocalArchive;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem, ProbeSteps};
@@ -122,10 +125,17 @@ impl Archive {
     /// # Errors
     /// [`StoreError`]; [`StoreError::Busy`] while another process stores it.
     pub async fn begin(&self, image: &ImageToStore) -> Result<Begin, StoreError> {
-        let id = image.id()?;
+        self.begin_copy(&image.id()?).await
+    }
+
+    /// Prepares to store the image of a copy that another archive has.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub(crate) async fn begin_copy(&self, id: &CopyId) -> Result<Begin, StoreError> {
         match self {
-            Self::Local(archive) => archive.begin(&id).await,
-            Self::S3(archive) => archive.begin(&id).await.map_err(|error| {
+            Self::Local(archive) => archive.begin(id).await,
+            Self::S3(archive) => archive.begin(id).await.map_err(|error| {
                 if error.is_busy() {
                     return StoreError::Busy { image: archive.place() };
                 }
@@ -143,6 +153,20 @@ impl Archive {
         match self {
             Self::Local(archive) => Ok(archive.has(copy).await),
             Self::S3(archive) => Ok(archive.has(copy).await?),
+        }
+    }
+
+    /// What the archive says of a copy's image without giving its bytes; none if there is no image.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub(crate) async fn head(&self, copy: &StoredCopy) -> Result<Option<ImageHead>, ArchiveError> {
+        match self {
+            Self::Local(archive) => archive.head(copy).await.map_err(|source| {
+                let (archive, path) = (archive.name().clone(), archive.path().to_owned());
+                ArchiveError::Local { archive, path, source }
+            }),
+            Self::S3(archive) => Ok(archive.head(copy).await?),
         }
     }
 
@@ -169,6 +193,84 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.forget_pruned(copy).await,
             Self::S3(archive) => archive.forget_pruned(copy).await,
+        }
+    }
+
+    /// Marks a hold on a copy's snapshot, in the place of an earlier one of the same state directory. `text` is for people who
+    /// open the file. False if the copy has no image any more.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub(crate) async fn mark_hold(
+        &self,
+        id: &CopyId,
+        mark: HoldMark,
+        text: Vec<u8>,
+    ) -> Result<bool, UpdateError> {
+        match self {
+            Self::Local(archive) => archive.mark_hold(id, mark, text).await,
+            Self::S3(archive) => archive.mark_hold(id, mark, text).await,
+        }
+    }
+
+    /// Removes the marks of holds on a copy's snapshot that this state directory put there, or all; how many.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub(crate) async fn remove_holds(&self, id: &CopyId, of: Option<Uuid>) -> Result<usize, UpdateError> {
+        match self {
+            Self::Local(archive) => archive.remove_holds(id, of).await,
+            Self::S3(archive) => archive.remove_holds(id, of).await,
+        }
+    }
+
+    /// What interrupted exports left.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub async fn leftovers(&self) -> Result<Vec<Leftover>, ArchiveError> {
+        match self {
+            Self::Local(archive) => Ok(archive.leftovers().await),
+            Self::S3(archive) => Ok(archive.leftovers().await?),
+        }
+    }
+
+    /// Removes the leftovers that no export will use. Returns those that were removed.
+    ///
+    /// # Errors
+    /// [`SinkError`]; some may have been removed then.
+    pub(crate) async fn remove_leftovers(&self) -> Result<Vec<Leftover>, SinkError> {
+        match self {
+            Self::Local(archive) => {
+                let (removed, failure) = archive.remove_leftovers().await;
+                failure.map_or(Ok(removed), Err)
+            }
+            Self::S3(archive) => archive
+                .remove_leftovers()
+                .await
+                .map_err(|error| error.into_sink_error("abort abandoned uploads".to_owned())),
+        }
+    }
+
+    /// Removes a copy that the archive says to be corrupt, its manifest included, if that is still the one in `copy`.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub(crate) async fn remove_corrupt(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        match self {
+            Self::Local(archive) => archive.remove_corrupt(copy).await,
+            Self::S3(archive) => archive.remove_corrupt(copy).await,
+        }
+    }
+
+    /// The bytes of a copy's manifest, with all that later versions wrote there; none if it is not the one in `copy` any more.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub(crate) async fn manifest_bytes(&self, copy: &StoredCopy) -> Result<Option<Vec<u8>>, ArchiveError> {
+        match self {
+            Self::Local(archive) => Ok(archive.manifest_bytes(copy).await),
+            Self::S3(archive) => Ok(archive.manifest_bytes(copy).await?),
         }
     }
 

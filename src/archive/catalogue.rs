@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::archive::layout::{self, CopyPaths, MARKS, Role, manifest_end};
+use crate::archive::layout::{self, CopyPaths, HoldMark, MARKS, Role, manifest_end};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
@@ -22,7 +22,7 @@ use crate::disk::{Disk, Entry, Kind, Metadata, read_file};
 use crate::policy::Which;
 use crate::policy::name::ArchiveName;
 use crate::policy::shard::Shard;
-use crate::snapshot::{InstanceId, Snapshot, ZoneName};
+use crate::snapshot::{InstanceId, Snapshot, SnapshotId, ZoneName};
 use crate::text::{excerpt, printable};
 
 /// The content of an archive. Only reading an archive makes one.
@@ -33,6 +33,10 @@ pub struct Catalogue {
     copies: Vec<StoredCopy>,
     /// Those that were found corrupt, although the archive does not say so.
     unmarked: Vec<(StoredCopy, Timestamp)>,
+    /// Those that the archive says to be corrupt.
+    corrupt: Vec<StoredCopy>,
+    /// By snapshot; ended ones may be among them.
+    holds: BTreeMap<SnapshotId, BTreeSet<HoldMark>>,
     problems: Vec<Problem>,
     /// The places of the copies of each instance that count, by zone. The first of each has its image.
     of_instance: BTreeMap<InstanceId, Vec<Range<usize>>>,
@@ -56,6 +60,15 @@ impl StoredCopy {
     }
 }
 
+/// What an archive says of an image without giving its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ImageHead {
+    pub(crate) bytes: u64,
+    pub(crate) etag: Option<String>,
+    /// The MD5 in its metadata.
+    pub(crate) md5: Option<String>,
+}
+
 /// Which copies are meant: by default all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CopyFilter {
@@ -77,7 +90,7 @@ impl CopyFilter {
     }
 
     /// Whether a file is meant, by the folders that it is in.
-    fn includes_path(&self, path: &Path) -> bool {
+    pub(crate) fn includes_path(&self, path: &Path) -> bool {
         let folders: Vec<_> = path.iter().filter_map(OsStr::to_str).collect();
         let instance = self.instance.map(|id| id.to_string());
         let is_in = |folder: Option<&str>| folder.is_none_or(|folder| folders.contains(&folder));
@@ -87,9 +100,10 @@ impl CopyFilter {
 
 /// The zone, the instance and the name of a copy's file, without its ending.
 fn stem_of(path: &Path) -> String {
-    let path = path.with_extension("");
     let parts: Vec<_> = path.iter().rev().take(3).collect();
-    parts.into_iter().rev().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+    let path = parts.into_iter().rev().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
+    // The folders are of a zone and an id, which have no dots.
+    path.split_once('.').map_or(path.clone(), |(stem, _)| stem.to_owned())
 }
 
 /// A file or folder that looks like a part of a copy, and is of none that counts.
@@ -135,10 +149,26 @@ pub enum ProblemKind {
     Folder(String),
 }
 
+/// What an interrupted export left: a part of an image, or one with a wrong MD5. It is listed, and counts for nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Of the file, or of the upload.
+    pub path: PathBuf,
+    /// Its length; none where it is not known.
+    pub bytes: Option<u64>,
+    /// Whether no export will use it, so that it may be removed.
+    pub is_useless: bool,
+}
+
 impl Problem {
     /// One line for people.
     pub fn describe(&self) -> String {
         format!("{}: {}", printable(&self.path.to_string_lossy()), self.kind)
+    }
+
+    /// The path of the copy's files that it is about, relative to the archive and without an ending.
+    pub(crate) fn stem(&self) -> String {
+        stem_of(&self.path)
     }
 }
 
@@ -199,6 +229,7 @@ impl Catalogue {
     pub(crate) fn retain(&mut self, wanted: &CopyFilter) {
         self.copies.retain(|copy| wanted.includes(&copy.manifest));
         self.unmarked.retain(|(copy, _)| wanted.includes(&copy.manifest));
+        self.corrupt.retain(|copy| wanted.includes(&copy.manifest));
         self.problems.retain(|problem| wanted.includes_path(&problem.path));
         self.index();
     }
@@ -208,6 +239,7 @@ impl Catalogue {
         let Some(shard) = shard else { return };
         self.copies.retain(|copy| shard.has(copy.manifest.instance.id));
         self.unmarked.retain(|(copy, _)| shard.has(copy.manifest.instance.id));
+        self.corrupt.retain(|copy| shard.has(copy.manifest.instance.id));
         // One that is in no folder of an instance is for all to see.
         let instance_of =
             |path: &Path| path.iter().filter_map(OsStr::to_str).find_map(|part| part.parse().ok());
@@ -215,9 +247,31 @@ impl Catalogue {
         self.index();
     }
 
+    /// The same archive without the image of one copy, as if that were pruned.
+    pub(crate) fn without(&self, copy: &StoredCopy) -> Self {
+        let mut without = self.clone();
+        let is_it = |other: &&mut StoredCopy| other.image == copy.image && other.manifest.pruned_at.is_none();
+        for other in without.copies.iter_mut().filter(is_it) {
+            let pruned_at = Some(other.manifest.snapshot.created_at);
+            other.manifest = Arc::new(Manifest { pruned_at, ..(*other.manifest).clone() });
+        }
+        without.index();
+        without
+    }
+
     /// The copies that were found corrupt, although the archive does not say so, with the time.
     pub(crate) fn unmarked(&self) -> &[(StoredCopy, Timestamp)] {
         &self.unmarked
+    }
+
+    /// The copies that the archive says to be corrupt. Those whose image is there may have been repaired since.
+    pub(crate) fn corrupt(&self) -> &[StoredCopy] {
+        &self.corrupt
+    }
+
+    /// The holds that state directories marked in the archive, by snapshot; ended ones may be among them.
+    pub fn holds(&self) -> &BTreeMap<SnapshotId, BTreeSet<HoldMark>> {
+        &self.holds
     }
 
     /// The copies whose image should be there.
@@ -302,11 +356,16 @@ impl Catalogue {
 
 /// A copy's manifest with the bytes of its file, if the copy counts in the archive at `path`.
 pub(super) fn find_copy(disk: &dyn Disk, path: &Path, paths: &CopyPaths) -> Option<(Manifest, Vec<u8>)> {
-    let is_there = |here: &PathBuf| !matches!(disk.metadata(here), Err(error) if error.kind() == io::ErrorKind::NotFound);
-    let here = paths.manifests().into_iter().find(is_there)?;
-    let (manifest, bytes) = read_at(disk, path, &here).ok()?;
+    let (manifest, bytes) = find_manifest(disk, path, paths)?;
     check_image(&manifest, || image_bytes(disk, &paths.image())).ok()?;
     Some((manifest, bytes))
+}
+
+/// A manifest with the bytes of its file, if it is valid in the archive at `path`, whether or not its copy counts.
+pub(super) fn find_manifest(disk: &dyn Disk, path: &Path, paths: &CopyPaths) -> Option<(Manifest, Vec<u8>)> {
+    let is_there = |here: &PathBuf| !matches!(disk.metadata(here), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let here = paths.manifests().into_iter().find(is_there)?;
+    read_at(disk, path, &here).ok()
 }
 
 /// The manifest at `here` in the archive at `path`, if it is valid there, with its bytes.
@@ -315,13 +374,11 @@ fn read_at(disk: &dyn Disk, path: &Path, here: &Path) -> Result<(Manifest, Vec<u
     Ok((read_manifest(&bytes, path, here)?, bytes))
 }
 
-/// The manifest at `here` in the archive at `path`, if its copy counts; read only if it is not in the cache.
-fn read_copy(
-    disk: &dyn Disk,
-    cache: &ManifestCache,
-    path: &Path,
-    [here, image]: [&Path; 2],
-) -> Result<Arc<Manifest>, ProblemKind> {
+/// A valid manifest, and why its copy does not count if it does not; or why the manifest can't be used.
+pub(super) type ReadCopy = Result<(Arc<Manifest>, Result<(), ProblemKind>), ProblemKind>;
+
+/// The manifest at `here` in the archive at `path`; read only if it is not in the cache.
+fn read_copy(disk: &dyn Disk, cache: &ManifestCache, path: &Path, [here, image]: [&Path; 2]) -> ReadCopy {
     let Metadata { len, stamp: (inode, modified), .. } =
         disk.metadata(here).map_err(|error| unreadable(&error))?;
     let key = here.strip_prefix(path).unwrap_or(here).to_string_lossy();
@@ -333,8 +390,8 @@ fn read_copy(
         cache.put(&key, &tag, &manifest);
         manifest
     };
-    check_image(&manifest, || image_bytes(disk, image))?;
-    Ok(manifest)
+    let counts = check_image(&manifest, || image_bytes(disk, image));
+    Ok((manifest, counts))
 }
 
 fn image_bytes(disk: &dyn Disk, image: &Path) -> Result<Option<u64>, ProblemKind> {
@@ -408,14 +465,14 @@ pub(super) fn read(
     Ok(catalogue.sorted())
 }
 
-/// The content of an archive whose files have these paths, relative to `path`. `read` reads the manifest at the first path, if
-/// its copy counts, whose image has the second.
+/// The content of an archive whose files have these paths, relative to `path`. `read` reads the manifest at the first path, whose
+/// image has the second.
 pub(super) fn read_listed<'a>(
     archive: &ArchiveName,
     marker: Result<Option<Marker>, MarkerProblem>,
     path: &Path,
     paths: impl IntoIterator<Item = &'a str>,
-    read: impl Fn([&Path; 2]) -> Result<Arc<Manifest>, ProblemKind>,
+    read: impl Fn([&Path; 2]) -> ReadCopy,
 ) -> Catalogue {
     let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::new();
     for (zone, instance_id, name) in paths.into_iter().filter_map(layout::read_path) {
@@ -431,8 +488,16 @@ pub(super) fn read_listed<'a>(
 
 impl Catalogue {
     fn empty(archive: &ArchiveName, marker: Result<Option<Marker>, MarkerProblem>) -> Self {
-        let (copies, unmarked, problems) = (Vec::new(), Vec::new(), Vec::new());
-        Self { archive: archive.clone(), marker, copies, unmarked, problems, of_instance: BTreeMap::new() }
+        Self {
+            archive: archive.clone(),
+            marker,
+            copies: Vec::new(),
+            unmarked: Vec::new(),
+            corrupt: Vec::new(),
+            holds: BTreeMap::new(),
+            problems: Vec::new(),
+            of_instance: BTreeMap::new(),
+        }
     }
 
     fn sorted(mut self) -> Self {
@@ -462,12 +527,7 @@ impl Catalogue {
     }
 
     /// Reads the copies in an instance's folder.
-    fn read_instance(
-        &mut self,
-        folder: &Path,
-        entries: &[Entry],
-        read: impl Fn([&Path; 2]) -> Result<Arc<Manifest>, ProblemKind>,
-    ) {
+    fn read_instance(&mut self, folder: &Path, entries: &[Entry], read: impl Fn([&Path; 2]) -> ReadCopy) {
         let names: HashSet<&OsStr> = entries.iter().map(|entry| &*entry.name).collect();
         let has = |stem: &str, end: &str| names.contains(OsStr::new(&format!("{stem}{end}")));
         for entry in entries {
@@ -480,15 +540,30 @@ impl Catalogue {
                 }
                 // It is checked with its manifest.
                 Role::Image => {}
+                Role::Hold(mark) => {
+                    if let Some(id) = layout::snapshot_of(stem) {
+                        self.holds.entry(id).or_default().insert(mark);
+                    }
+                }
                 // What a crash left of one that is marked.
                 Role::Manifest(mark)
                     if MARKS.iter().find(|mark| has(stem, manifest_end(**mark))) != Some(&mark) => {}
                 Role::Manifest(_) => {
                     let image = folder.join(format!("{stem}.qcow2"));
                     match read([&here, &image]) {
-                        Ok(manifest) => {
+                        Ok((manifest, counts)) => {
                             let has_image = has(stem, ".qcow2");
-                            self.copies.push(StoredCopy { manifest, image, has_image });
+                            let copy = StoredCopy { manifest, image, has_image };
+                            match counts {
+                                Ok(()) => self.copies.push(copy),
+                                Err(kind) => {
+                                    let is_corrupt = matches!(kind, ProblemKind::Corrupt(_));
+                                    self.add_problem(here, kind);
+                                    if is_corrupt && copy.manifest.pruned_at.is_none() {
+                                        self.corrupt.push(copy);
+                                    }
+                                }
+                            }
                         }
                         Err(kind) => self.add_problem(here, kind),
                     }

@@ -73,7 +73,7 @@ impl<'a> CopyReader<'a> {
         }
     }
 
-    /// Reads a copy's image from `source` into `sink`. Returns the sink, ready to be published, once every byte is
+    /// Reads a copy's image from `source` into `output`. Returns its sink, ready to be published, once every byte is
     /// verified, with the reason if the image is not a valid qcow2 image all the same.
     ///
     /// # Errors
@@ -82,9 +82,8 @@ impl<'a> CopyReader<'a> {
         &self,
         archive: &ArchiveName,
         source: &'a dyn ImageSource,
-        sink: Box<dyn Sink>,
+        output: Output,
     ) -> Result<(Box<dyn Sink>, Option<Qcow2Error>), ReadError> {
-        let output = Output::new(archive.clone(), String::new(), sink);
         let mut outputs = Outputs { open: vec![output], failed: Vec::new() };
         let error = match self.download(source).fetch(&mut outputs, false).await {
             Ok(fetched) if fetched.md5 == fetched.expected => match outputs.open.pop() {
@@ -101,7 +100,11 @@ impl<'a> CopyReader<'a> {
                 None => ReadError::Unreadable { archive: archive.clone(), source },
             },
         };
-        for Output { sink, .. } in outputs.open {
+        for Output { mut sink, .. } in outputs.open {
+            if matches!(error, ReadError::Damaged { .. }) {
+                // These bytes must not be resumed. Should this fail, so will the next step.
+                let _ = sink.restart().await;
+            }
             sink.abandon().await;
         }
         Err(error)

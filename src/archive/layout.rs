@@ -2,13 +2,17 @@
 //!
 //! `<archive>/<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>.qcow2` and the files beside
 //! it: `….json`, the manifest, or `….pruned.json` or `….corrupt.json`, a marked one; `….qcow2.md5`; and, while it is received, `….qcow2.part`, its journal `….qcow2.part.json`,
-//! `….qcow2.bad` and `….qcow2.lock`. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
+//! `….qcow2.bad` and `….qcow2.lock`. A hold on the snapshot is a file `….hold-<id of the state directory>.json`, or
+//! `….hold-<id>-<until>.json`. A path is formed of ids, a zone's name and a time, never of a text from outside. Fractions of a second
 //! are dropped from the time; the id keeps the names apart.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use uuid::Uuid;
 
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 
@@ -89,9 +93,19 @@ impl CopyPaths {
         self.beside(".qcow2.lock")
     }
 
+    /// The mark of a hold.
+    pub(super) fn hold(&self, mark: &HoldMark) -> PathBuf {
+        self.beside(&mark.end())
+    }
+
     /// The beginning of the paths of all files.
     pub(super) fn stem(&self) -> PathBuf {
         self.beside("")
+    }
+
+    /// The beginning of the names of all files.
+    pub(super) fn stem_name(&self) -> &str {
+        &self.stem
     }
 
     fn beside(&self, end: &str) -> PathBuf {
@@ -128,6 +142,50 @@ pub(super) fn manifest_end(mark: Option<Mark>) -> &'static str {
 pub(super) enum Role {
     Image,
     Manifest(Option<Mark>),
+    Hold(HoldMark),
+}
+
+/// A hold that a state directory put on a copy's snapshot, marked in the archive by a name alone, so that other machines see it
+/// in a listing. Each state directory has a mark of its own: one that releases its hold leaves those of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HoldMark {
+    /// The id of the state directory.
+    pub state: Uuid,
+    /// The hold ends at this whole second; without it, it never ends.
+    pub until: Option<Timestamp>,
+}
+
+impl HoldMark {
+    /// The mark of a hold. One that ends within a second counts until that is over.
+    pub fn new(state: Uuid, until: Option<Timestamp>) -> Self {
+        let whole = |until: Timestamp| {
+            let up = i64::from(until.subsec_nanosecond() > 0);
+            Timestamp::from_second(until.as_second().saturating_add(up)).unwrap_or(Timestamp::MAX)
+        };
+        Self { state, until: until.map(whole) }
+    }
+
+    /// Whether it has not ended by then.
+    pub fn counts_at(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
+
+    /// The end of its file's name.
+    pub(super) fn end(&self) -> String {
+        let until =
+            self.until.map_or_else(String::new, |until| until.strftime("-%Y%m%dT%H%M%SZ").to_string());
+        format!(".hold-{}{until}.json", self.state)
+    }
+
+    /// The mark with this end of its file's name, without the dot. A time that can't be read is no end: in doubt it holds.
+    fn read(end: &str) -> Option<Self> {
+        let text = end.strip_prefix("hold-")?.strip_suffix(".json")?;
+        let (state, rest) = text.split_at_checked(36)?;
+        let until = rest.strip_prefix('-').and_then(read_time);
+        (is_id(state) && (rest.is_empty() || rest.starts_with('-')))
+            .then_some(())
+            .and_then(|()| Some(Self { state: state.parse().ok()?, until }))
+    }
 }
 
 /// The stem and the role of an image or a manifest of ours; `None` for all other names.
@@ -138,11 +196,40 @@ pub(super) fn read_name(name: &OsStr) -> Option<(&str, Role)> {
         (stem, "json") => (stem, Role::Manifest(None)),
         (stem, "pruned.json") => (stem, Role::Manifest(Some(Mark::Pruned))),
         (stem, "corrupt.json") => (stem, Role::Manifest(Some(Mark::Corrupt))),
-        _ => return None,
+        (stem, end) => (stem, Role::Hold(HoldMark::read(end)?)),
     };
-    let (time, id) = stem.split_once('-')?;
+    is_stem(stem).then_some((stem, role))
+}
+
+/// Whether the names of a copy's files begin so.
+fn is_stem(stem: &str) -> bool {
+    let Some((time, id)) = stem.split_once('-') else { return false };
     let shape = time.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
-    (shape.eq(*b"00000000T000000Z") && is_id(id)).then_some((stem, role))
+    shape.eq(*b"00000000T000000Z") && is_id(id)
+}
+
+/// The ends of the names that an interrupted export leaves, in the order in which to remove them.
+pub(super) const LEFTOVERS: [&str; 3] = [".qcow2.part.json", ".qcow2.part", ".qcow2.bad"];
+
+/// The stem and the end of a name that an interrupted export left; `None` for all other names.
+pub(super) fn read_leftover(name: &OsStr) -> Option<(&str, &'static str)> {
+    let name = name.to_str()?;
+    let (stem, end) = LEFTOVERS.iter().find_map(|end| Some((name.strip_suffix(end)?, *end)))?;
+    is_stem(stem).then_some((stem, end))
+}
+
+/// When the snapshot was taken, by the beginning of its files' names.
+pub(super) fn time_of(stem: &str) -> Option<Timestamp> {
+    read_time(stem.split_once('-')?.0)
+}
+
+/// The snapshot, by the beginning of its files' names.
+pub(super) fn snapshot_of(stem: &str) -> Option<SnapshotId> {
+    stem.split_once('-')?.1.parse().ok()
+}
+
+fn read_time(text: &str) -> Option<Timestamp> {
+    TimeZone::UTC.to_timestamp(DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?).ok()
 }
 
 /// An instance's id, written as in folder names.
@@ -184,6 +271,28 @@ mod tests {
         assert_eq!(paths.manifest(None), PathBuf::from(format!("{folder}/{stem}.json")));
         assert_eq!(paths.md5(), PathBuf::from(format!("{folder}/{stem}.qcow2.md5")));
         assert_eq!(read_name(OsStr::new(&paths.image_name())), Some((stem, Role::Image)));
+    }
+
+    #[test]
+    fn the_name_of_a_hold_says_whose_it_is_and_until_when() {
+        let stem = "20261101T023000Z-b0c0ab00-0000-4000-8000-00000000f105";
+        let state = "0198c0de-0000-7000-8000-00000000000a".parse().unwrap();
+        let until = |text: &str| Some(text.parse::<Timestamp>().unwrap());
+        for (given, whole) in [
+            (None, None),
+            (until("2027-01-31T00:00:00Z"), until("2027-01-31T00:00:00Z")),
+            (until("2027-01-31T00:00:00.001Z"), until("2027-01-31T00:00:01Z")),
+        ] {
+            let mark = HoldMark::new(state, given);
+            assert_eq!(mark.until, whole);
+            let name = format!("{stem}{}", mark.end());
+            assert_eq!(read_name(OsStr::new(&name)), Some((stem, Role::Hold(mark))));
+        }
+        let odd = format!("{stem}.hold-{state}-soon.json");
+        assert_eq!(read_name(OsStr::new(&odd)), Some((stem, Role::Hold(HoldMark { state, until: None }))));
+        for end in [".hold-.json", ".hold-x.json", ".hold-0198c0de-0000-7000-8000-00000000000a.json.new"] {
+            assert_eq!(read_name(OsStr::new(&format!("{stem}{end}"))), None, "{end}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@
 
 mod files;
 mod image;
+mod leftovers;
+mod space;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,14 +17,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::archive::catalogue::{self, Catalogue, StoredCopy};
-use crate::archive::layout::{CopyId, CopyPaths};
-use crate::archive::local::files::{CopyFiles, remove, remove_manifests};
+use crate::archive::catalogue::{self, Catalogue, ImageHead, Leftover, StoredCopy};
+use crate::archive::layout::{CopyId, CopyPaths, HoldMark};
+use crate::archive::local::files::{CopyFiles, holds_of, remove, remove_manifests};
 use crate::archive::local::image::LocalImage;
+use crate::archive::local::space::{Share, Space};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_cache::ManifestCache;
-use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError, check_holds};
 use crate::archive::marker::{
     MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem, PROBE, PROBE_FILE, ProbeSteps, read_back,
 };
@@ -35,6 +40,7 @@ use crate::clock::Clock;
 use crate::disk::{
     Access, Disk, DiskFile, DiskLock, Kind, blocking, create_folders, free_bytes_at, read_file, replace_file,
 };
+use crate::lock::{LockOutcome, LockWait, wait_for_lock};
 use crate::policy::name::ArchiveName;
 use crate::snapshot::ZoneName;
 use crate::text::chain;
@@ -51,6 +57,9 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// file of its own.
 const UPDATE_LOCK: &str = "archive.lock";
 
+/// How long an update waits for others.
+const UPDATE_WAIT: LockWait = LockWait { poll: Duration::from_millis(50), max: Duration::from_secs(10) };
+
 /// An archive in a folder.
 #[derive(Debug, Clone)]
 pub struct LocalArchive {
@@ -59,12 +68,13 @@ pub struct LocalArchive {
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     manifests: Arc<ManifestCache>,
+    space: Arc<Space>,
 }
 
 impl LocalArchive {
     /// The archive `name` in the folder `path`, which is created when something is first stored.
     pub fn new(name: ArchiveName, path: PathBuf, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Self {
-        Self { name, path, disk, clock, manifests: Arc::default() }
+        Self { name, path, disk, clock, manifests: Arc::default(), space: Arc::default() }
     }
 
     /// With the manifests that earlier processes read.
@@ -174,8 +184,8 @@ impl LocalArchive {
             let free = free.map_err(|error| SinkError::disk("ask for the free space of", folder, error))?;
             let (image, bad) = (shown(&files.paths.image()), Some(files.paths.bad()));
             let bytes = resumable.as_ref().map_or(0, |received| received.bytes);
-            let free = free.saturating_add(bytes);
-            let sink = Box::new(LocalSink::new(Arc::new(files), file, bytes, free, archive.clock));
+            let share = Share::new(&archive.space, free.saturating_add(bytes));
+            let sink = Box::new(LocalSink::new(Arc::new(files), file, bytes, share, archive.clock));
             Ok(Begin::Missing(Output { archive: archive.name, image, bad, resumable, sink }))
         })
         .await
@@ -191,6 +201,17 @@ impl LocalArchive {
         .await
     }
 
+    /// What the disk says of an image; none if there is none.
+    pub(super) async fn head(&self, copy: &StoredCopy) -> io::Result<Option<ImageHead>> {
+        let (disk, image) = (Arc::clone(&self.disk), copy.image.clone());
+        blocking(move || match disk.metadata(&image) {
+            Ok(found) => Ok(Some(ImageHead { bytes: found.len, etag: None, md5: None })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
     /// Updates the manifest of a copy, and removes the image of one that is pruned.
     pub(super) async fn update_manifest(
         &self,
@@ -198,21 +219,36 @@ impl LocalArchive {
         update: ManifestUpdate,
     ) -> Result<(), UpdateError> {
         let (archive, before) = (self.clone(), copy.manifest.clone());
+        let lock = self.lock_updates(&before.id()).await?;
         blocking(move || {
+            let _lock = lock;
             let paths = CopyPaths::new(&archive.path, &before.id());
             let image = shown(&paths.image());
-            let _lock = archive.lock_updates(&image)?;
             let files = CopyFiles::lock(archive.disk, paths).map_err(|error| match error {
                 StoreError::Busy { image } => UpdateError::Busy { image },
                 error => UpdateError::Archive(error),
             })?;
-            let updated = match files.find_copy(&archive.path) {
+            let holds = holds_of(&*files.disk, &files.paths).map_err(update_failed)?;
+            check_holds(update, holds.iter().map(|(mark, _)| *mark))?;
+            // One that is marked as corrupt does not count; that is what the update may end.
+            let found = match before.corrupt_since {
+                Some(_) => files.find_manifest(&archive.path),
+                None => files.find_copy(&archive.path),
+            };
+            let updated = match found {
                 Some((found, bytes)) if found == *before => {
                     files.update_manifest(&found, &bytes, update).map_err(update_failed)
                 }
                 _ => Err(UpdateError::Changed { image }),
             };
-            if !matches!(update, ManifestUpdate::Corrupt(_)) {
+            if matches!(update, ManifestUpdate::Pruned(_)) && updated.is_ok() {
+                // They have ended.
+                for (_, path) in &holds {
+                    let _ = files.disk.remove_file(path);
+                }
+            }
+            let counts = || updated.is_ok() || files.find_copy(&archive.path).is_some();
+            if !matches!(update, ManifestUpdate::Corrupt(_)) && counts() {
                 // Only a copy that counts makes a waiting process write nothing, so only then the lock's file is removed.
                 let _ = files.disk.remove_file(&files.paths.lock());
             }
@@ -221,22 +257,126 @@ impl LocalArchive {
         .await
     }
 
-    fn lock_updates(&self, image: &str) -> Result<Box<dyn DiskLock>, UpdateError> {
-        let lock = self.path.join(UPDATE_LOCK);
-        self.disk.lock(&lock).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => UpdateError::Busy { image: image.to_owned() },
-            _ => update_failed(SinkError::disk("lock", &lock, error)),
+    /// Removes a copy that is marked as corrupt.
+    pub(super) async fn remove_corrupt(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        let (archive, before) = (self.clone(), copy.manifest.clone());
+        let lock = self.lock_updates(&before.id()).await?;
+        blocking(move || {
+            let _lock = lock;
+            let paths = CopyPaths::new(&archive.path, &before.id());
+            let image = shown(&paths.image());
+            let files = CopyFiles::lock(archive.disk, paths).map_err(|error| match error {
+                StoreError::Busy { image } => UpdateError::Busy { image },
+                error => UpdateError::Archive(error),
+            })?;
+            let is_same = files.find_manifest(&archive.path).is_some_and(|(found, _)| found == *before);
+            if before.corrupt_since.is_none() || !is_same {
+                return Err(UpdateError::Changed { image });
+            }
+            let (disk, paths) = (&*files.disk, &files.paths);
+            let holds = holds_of(disk, paths).map_err(update_failed)?.into_iter().map(|(_, path)| path);
+            for path in [paths.image(), paths.md5()].into_iter().chain(holds) {
+                remove(disk, &path).map_err(update_failed)?;
+            }
+            // Last: until then it can be removed again.
+            remove_manifests(disk, paths).map_err(update_failed)
         })
+        .await
+    }
+
+    /// The bytes of a copy's manifest.
+    pub(super) async fn manifest_bytes(&self, copy: &StoredCopy) -> Option<Vec<u8>> {
+        let (Self { path, disk, .. }, manifest) = (self.clone(), copy.manifest.clone());
+        blocking(move || {
+            let found = catalogue::find_manifest(&*disk, &path, &CopyPaths::new(&path, &manifest.id()));
+            found.filter(|(found, _)| found.image == manifest.image).map(|(_, bytes)| bytes)
+        })
+        .await
+    }
+
+    /// Marks a hold on a copy's snapshot, in the place of an earlier one of the same state directory; false if the copy has
+    /// no image any more.
+    pub(super) async fn mark_hold(
+        &self,
+        id: &CopyId,
+        mark: HoldMark,
+        text: Vec<u8>,
+    ) -> Result<bool, UpdateError> {
+        let (archive, id) = (self.clone(), id.clone());
+        let lock = self.lock_updates(&id).await?;
+        blocking(move || {
+            let _lock = lock;
+            let paths = CopyPaths::new(&archive.path, &id);
+            let found = catalogue::find_manifest(&*archive.disk, &archive.path, &paths);
+            if found.is_none_or(|(manifest, _)| manifest.pruned_at.is_some()) {
+                return Ok(false);
+            }
+            let (path, disk) = (paths.hold(&mark), &*archive.disk);
+            replace_file(disk, &path, &text, Access::Group)
+                .map_err(|error| update_failed(SinkError::disk("write", &path, error)))?;
+            let others = holds_of(disk, &paths).map_err(update_failed)?.into_iter();
+            for (_, path) in others.filter(|(other, _)| other.state == mark.state && *other != mark) {
+                remove(disk, &path).map_err(update_failed)?;
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Removes the marks of holds on a copy's snapshot that this state directory put there, or all; how many.
+    pub(super) async fn remove_holds(&self, id: &CopyId, of: Option<Uuid>) -> Result<usize, UpdateError> {
+        let (archive, id) = (self.clone(), id.clone());
+        let lock = self.lock_updates(&id).await?;
+        blocking(move || {
+            let _lock = lock;
+            let (paths, disk) = (CopyPaths::new(&archive.path, &id), &*archive.disk);
+            let all = holds_of(disk, &paths).map_err(update_failed)?.into_iter();
+            let mut count = 0;
+            for (_, path) in all.filter(|(mark, _)| of.is_none_or(|of| of == mark.state)) {
+                count += usize::from(remove(disk, &path).map_err(update_failed)?);
+            }
+            let synced = if count > 0 { disk.sync_dir(&paths.folder) } else { Ok(()) };
+            synced
+                .map_err(|error| update_failed(SinkError::disk("sync the folder", &paths.folder, error)))?;
+            Ok(count)
+        })
+        .await
+    }
+
+    /// What interrupted exports left.
+    pub(super) async fn leftovers(&self) -> Vec<Leftover> {
+        let (Self { path, disk, .. }, now) = (self.clone(), self.clock.now());
+        blocking(move || leftovers::find(&*disk, &path, now)).await
+    }
+
+    /// Removes what no export will use. Returns what was removed, and the first failure.
+    pub(super) async fn remove_leftovers(&self) -> (Vec<Leftover>, Option<SinkError>) {
+        let (Self { path, disk, .. }, now) = (self.clone(), self.clock.now());
+        blocking(move || leftovers::remove_useless(&*disk, &path, now)).await
+    }
+
+    /// Waits for other updates, each of which takes milliseconds.
+    async fn lock_updates(&self, id: &CopyId) -> Result<Box<dyn DiskLock>, UpdateError> {
+        let lock = self.path.join(UPDATE_LOCK);
+        let never = CancellationToken::new();
+        match wait_for_lock(&self.disk, &lock, UPDATE_WAIT, &*self.clock, &never).await {
+            Ok(LockOutcome::Acquired(lock)) => Ok(lock),
+            Ok(LockOutcome::GaveUp | LockOutcome::Stopped) => {
+                Err(UpdateError::Busy { image: shown(&CopyPaths::new(&self.path, id).image()) })
+            }
+            Err(error) => Err(update_failed(SinkError::disk("lock", &lock, error))),
+        }
     }
 
     /// Removes the manifest of a pruned copy. The copy itself need not be locked: while the manifest is there, nothing is
     /// stored under its name.
     pub(super) async fn forget_pruned(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
         let (archive, before) = (self.clone(), copy.manifest.clone());
+        let lock = self.lock_updates(&before.id()).await?;
         blocking(move || {
+            let _lock = lock;
             let paths = CopyPaths::new(&archive.path, &before.id());
             let image = shown(&paths.image());
-            let _lock = archive.lock_updates(&image)?;
             let disk = &*archive.disk;
             let is_same = catalogue::find_copy(disk, &archive.path, &paths).is_some_and(|(found, _)| found == *before);
             let has_image = !matches!(disk.metadata(&paths.image()), Err(error) if error.kind() == io::ErrorKind::NotFound);
@@ -268,8 +408,8 @@ struct LocalSink {
     synced_at: Duration,
     /// The image, once it is known.
     image: Option<ImageVersion>,
-    /// Free bytes for the whole image.
-    free: u64,
+    /// The space for the whole image.
+    share: Share,
     /// The part file can't be relied on.
     has_failed: bool,
 }
@@ -293,7 +433,7 @@ impl LocalSink {
         files: Arc<CopyFiles>,
         file: Arc<dyn DiskFile>,
         bytes: u64,
-        free: u64,
+        share: Share,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let part_file = Arc::new(PartFile::new(file, bytes));
@@ -307,28 +447,31 @@ impl LocalSink {
             synced_at: clock.elapsed(),
             clock,
             image: None,
-            free,
+            share,
             has_failed: false,
         }
     }
 
     fn fits(&self, needs: u64) -> Result<(), SinkError> {
-        let free = self.free;
+        let (free, taken) = self.share.free();
         if needs <= free.saturating_sub(SPARE_BYTES) {
             Ok(())
         } else {
-            Err(SinkError::NoSpace { needs, spare: SPARE_BYTES, free })
+            Err(SinkError::NoSpace { needs, spare: SPARE_BYTES, free, taken })
         }
     }
 
     async fn take(&mut self, bytes: Bytes) -> Result<(), SinkError> {
         let len = bytes.len() as u64;
         // Several connections may have written further.
-        self.position = self.position.max(self.part_file.frontier());
+        let position = self.position.max(self.part_file.frontier());
+        self.share.wrote(position - self.position);
+        self.position = position;
         self.fits(self.position.saturating_add(len))?;
         let failed = |error| SinkError::disk("write", &self.files.paths.part(), error);
         self.part_file.write_at(self.position, bytes).await.map_err(failed)?;
         self.position += len;
+        self.share.wrote(len);
         let (written, now) = (self.part_file.frontier(), self.clock.elapsed());
         let is_due = written.saturating_sub(self.synced) >= SYNC_BYTES
             || (written > self.synced && now.saturating_sub(self.synced_at) >= SYNC_INTERVAL);
@@ -355,7 +498,8 @@ impl LocalSink {
         let files = Arc::clone(&self.files);
         let created = blocking(move || first(&files).and_then(|()| files.create_part()));
         let file = created.await.inspect_err(|_| self.has_failed = true)?;
-        *self = Self::new(Arc::clone(&self.files), file, 0, self.free, Arc::clone(&self.clock));
+        let (files, share) = (Arc::clone(&self.files), self.share.again());
+        *self = Self::new(files, file, 0, share, Arc::clone(&self.clock));
         Ok(())
     }
 }
@@ -363,7 +507,10 @@ impl LocalSink {
 impl Sink for LocalSink {
     fn expect(&mut self, image: &ImageVersion) -> Result<(), SinkError> {
         self.image = Some(image.clone());
-        image.bytes.map_or(Ok(()), |bytes| self.fits(bytes)).inspect_err(|_| self.has_failed = true)
+        let Some(bytes) = image.bytes else { return Ok(()) };
+        self.fits(bytes).inspect_err(|_| self.has_failed = true)?;
+        self.share.reserve(bytes.saturating_sub(self.position));
+        Ok(())
     }
 
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), SinkError>> {
@@ -377,7 +524,7 @@ impl Sink for LocalSink {
     fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>> {
         Box::pin(async move {
             let idle = self.wait_idle().await;
-            let Self { files, part_file, .. } = *self;
+            let Self { files, part_file, clock, .. } = *self;
             blocking(move || {
                 let published = idle
                     .and_then(|()| files.sync_image(&part_file, manifest.image.bytes))
@@ -385,6 +532,8 @@ impl Sink for LocalSink {
                 if published.is_err() {
                     // A disk that failed is not trusted with these bytes again; if they can't be removed, they do no harm.
                     let _ = files.discard();
+                } else {
+                    leftovers::remove_in(&*files.disk, &files.paths.folder, clock.now());
                 }
                 published.map(|()| manifest)
             })

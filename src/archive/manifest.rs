@@ -20,9 +20,11 @@
 //! needed to trust the copy are required.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::archive::layout::{CopyId, Mark};
@@ -68,6 +70,9 @@ pub struct Manifest {
     pub pruned_at: Option<Timestamp>,
     /// When the image was found to differ from its MD5. The copy does not count.
     pub corrupt_since: Option<Timestamp>,
+    /// The bytes of the manifest that this one is made of, if it is: what a later version wrote there stays.
+    #[serde(skip)]
+    pub made_of: Option<Arc<[u8]>>,
 }
 
 /// The snapshot, as it was listed.
@@ -115,6 +120,9 @@ pub struct ImageRecord {
     pub qcow2_version: Option<u32>,
     /// The size of the disk in it.
     pub virtual_size_bytes: Option<u64>,
+    /// The store's name of these very bytes, where the archive is in a bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 /// The model for a template that is made of the image.
@@ -151,7 +159,16 @@ impl Manifest {
 
     /// The content of its file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("JSON can hold all that a manifest has");
+        let ours = serde_json::to_value(self).expect("JSON can hold all that a manifest has");
+        let before = self.made_of.as_ref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let mut bytes = match before {
+            Some(mut whole) => {
+                merge(&mut whole, ours);
+                serde_json::to_vec_pretty(&whole)
+            }
+            None => serde_json::to_vec_pretty(self),
+        }
+        .expect("JSON can hold all that a manifest has");
         bytes.push(b'\n');
         bytes
     }
@@ -162,5 +179,17 @@ impl Manifest {
     /// It is no JSON, or lacks what is needed. The text may hold words of the file.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
+    }
+}
+
+/// Puts each field of `ours` in the place of the one that is there.
+fn merge(there: &mut Value, ours: Value) {
+    match (there, ours) {
+        (Value::Object(there), Value::Object(ours)) => {
+            for (name, value) in ours {
+                merge(there.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (there, ours) => *there = ours,
     }
 }

@@ -1,8 +1,8 @@
 //! Later findings about a copy, and its removal: a new manifest replaces the old one.
 
 use jiff::Timestamp;
-use serde_json::Value;
 
+use crate::archive::layout::HoldMark;
 use crate::archive::manifest::Manifest;
 use crate::archive::store::StoreError;
 use crate::archive::transfer::sink::SinkError;
@@ -10,7 +10,7 @@ use crate::archive::transfer::sink::SinkError;
 /// A change of a copy's manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManifestUpdate {
-    /// Its bytes were verified again.
+    /// Its bytes were verified again. One that was corrupt counts again.
     Verified(Timestamp),
     /// Its bytes were found to differ: it no longer counts. The image stays for an inspection.
     Corrupt(Timestamp),
@@ -24,37 +24,13 @@ impl ManifestUpdate {
     pub(super) fn apply(self, manifest: &Manifest, bytes: &[u8]) -> (Manifest, Vec<u8>) {
         let mut manifest = manifest.clone();
         match self {
-            Self::Verified(at) => manifest.verified_at = at,
-            Self::Corrupt(at) => manifest.corrupt_since = Some(at),
+            Self::Verified(at) => (manifest.verified_at, manifest.corrupt_since) = (at, None),
+            Self::Corrupt(at) => manifest.corrupt_since = manifest.corrupt_since.or(Some(at)),
             // A crash may have left the image of one that was pruned before: that time stays.
             Self::Pruned(at) => manifest.pruned_at = manifest.pruned_at.or(Some(at)),
         }
-        let ours = manifest.to_bytes();
-        let read = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes);
-        let merged = match (read(bytes), read(&ours)) {
-            (Ok(mut merged), Ok(ours)) => {
-                merge(&mut merged, ours);
-                serde_json::to_vec_pretty(&merged)
-            }
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        };
-        let bytes = merged.map_or(ours, |mut bytes| {
-            bytes.push(b'\n');
-            bytes
-        });
-        (manifest, bytes)
-    }
-}
-
-/// Puts each field of `ours` in the place of the one that is there.
-fn merge(there: &mut Value, ours: Value) {
-    match (there, ours) {
-        (Value::Object(there), Value::Object(ours)) => {
-            for (name, value) in ours {
-                merge(there.entry(name).or_insert(Value::Null), value);
-            }
-        }
-        (there, ours) => *there = ours,
+        let file = Manifest { made_of: Some(bytes.into()), ..manifest.clone() }.to_bytes();
+        (manifest, file)
     }
 }
 
@@ -73,9 +49,25 @@ pub enum UpdateError {
         /// The image.
         image: String,
     },
+    /// Its snapshot is on hold, so it is not pruned.
+    #[error("its snapshot is on hold{}, by a mark in the archive", until_text(.0))]
+    Held(HoldMark),
     /// The archive failed: either nothing changed, or the manifest is the new one.
     #[error(transparent)]
     Archive(#[from] StoreError),
+}
+
+fn until_text(mark: &HoldMark) -> String {
+    mark.until.map_or_else(String::new, |until| format!(" until {until}"))
+}
+
+/// The first of these marks that keeps a copy from such an update.
+pub(super) fn check_holds(
+    update: ManifestUpdate,
+    mut marks: impl Iterator<Item = HoldMark>,
+) -> Result<(), UpdateError> {
+    let ManifestUpdate::Pruned(now) = update else { return Ok(()) };
+    marks.find(|mark| mark.counts_at(now)).map_or(Ok(()), |mark| Err(UpdateError::Held(mark)))
 }
 
 impl UpdateError {
@@ -83,7 +75,7 @@ impl UpdateError {
     pub(crate) fn failed_write(&self) -> Option<&SinkError> {
         match self {
             Self::Archive(error) => error.failed_write(),
-            Self::Busy { .. } | Self::Changed { .. } => None,
+            Self::Busy { .. } | Self::Changed { .. } | Self::Held(_) => None,
         }
     }
 }

@@ -294,6 +294,7 @@ fn manifest(
             md5: fetched.md5,
             qcow2_version: Some(qcow2.version),
             virtual_size_bytes: Some(qcow2.virtual_size_bytes),
+            etag: None,
         },
         exported_at: Some(exported_at),
         verified_at,
@@ -304,5 +305,6 @@ fn manifest(
         warnings,
         pruned_at: None,
         corrupt_since: None,
+        made_of: None,
     }
 }

@@ -76,6 +76,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
             md5: md5_of(bytes).parse().unwrap(),
             qcow2_version: Some(3),
             virtual_size_bytes: None,
+            etag: None,
         },
         exported_at: None,
         verified_at: created_at,
@@ -86,6 +87,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
         warnings: Vec::new(),
         pruned_at: None,
         corrupt_since: None,
+        made_of: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::{Catalogue, CopyFilter, Problem, StoredCopy};
-use crate::archive::verify::{Outcome, Verification, describe};
+use crate::archive::catalogue::{Catalogue, CopyFilter, Leftover, Problem, StoredCopy};
+use crate::archive::transfer::hash::Hashers;
+use crate::archive::verify::{Look, Outcome, Verification, describe};
 use crate::cli::args::{Copies, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
@@ -26,7 +28,7 @@ use crate::run::archive_adopt::{self, Adopted};
 use crate::run::archive_presence::{Looker, exclude_corrupt};
 use crate::run::archive_prune::ArchivePruner;
 use crate::run::archive_retention::CopyDecision;
-use crate::run::archive_verify::ArchiveVerifier;
+use crate::run::archive_verify::{self, ArchiveVerifier};
 use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::audit::{StepFacts, StepOutcome};
@@ -99,24 +101,33 @@ async fn filter(
     archives: &BTreeMap<ArchiveName, Arc<Archive>>,
     names: &[ArchiveName],
 ) -> Result<CopyFilter, Refusal> {
-    let Some(text) = &copies.instance else {
-        return Ok(CopyFilter { instance: None, zone: copies.zone.clone() });
-    };
     let mut known = Vec::new();
-    if lookup::whole_id(text).is_none() {
+    if copies.instance.as_ref().is_some_and(|text| lookup::whole_id(text).is_none()) {
         for (_, archive) in archives.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
             // One that can't be read is complained of when it is used.
             let Ok(catalogue) = archive.catalogue().await else { continue };
-            known.extend(catalogue.copies().iter().map(|StoredCopy { manifest, .. }| Known {
-                id: manifest.instance.id.0,
-                name: manifest.instance.name.clone(),
-                zone: Some(manifest.zone.clone()),
-                taken_at: Some(manifest.snapshot.created_at),
-            }));
+            known.extend(catalogue.copies().iter().cloned());
         }
     }
+    filter_of(copies, &known)
+}
+
+/// The filter that the command line gives. Names are those in the manifests of these copies.
+pub(super) fn filter_of<'c>(
+    copies: &Copies,
+    among: impl IntoIterator<Item = &'c StoredCopy>,
+) -> Result<CopyFilter, Refusal> {
+    let Some(text) = &copies.instance else {
+        return Ok(CopyFilter { instance: None, zone: copies.zone.clone() });
+    };
+    let known = among.into_iter().map(|StoredCopy { manifest, .. }| Known {
+        id: manifest.instance.id.0,
+        name: manifest.instance.name.clone(),
+        zone: Some(manifest.zone.clone()),
+        taken_at: Some(manifest.snapshot.created_at),
+    });
     let in_zone = |known: &Known| copies.zone.is_none() || copies.zone == known.zone;
-    let instance = lookup::find(Kind::Instance, text, known.into_iter().filter(in_zone));
+    let instance = lookup::find(Kind::Instance, text, known.filter(in_zone));
     let instance = instance.map_err(|error| Refusal::usage(format!("in the archives, {error}")))?;
     Ok(CopyFilter { instance: Some(InstanceId(instance)), zone: copies.zone.clone() })
 }
@@ -124,6 +135,7 @@ async fn filter(
 /// The copies in an archive, and what is wrong with the archive as a whole.
 struct Listed {
     catalogue: Catalogue,
+    leftovers: Vec<Leftover>,
     alert: Alert,
 }
 
@@ -182,7 +194,19 @@ pub async fn show(
             exclude_corrupt(&mut catalogue, &archives.of(archive.name()));
         }
         catalogue.retain(only);
-        Ok(Listed { catalogue, alert: alert(archive, rules, state, output).await })
+        // They are no copies: if they can't be listed, the copies still are.
+        let leftovers = match archive.leftovers().await {
+            Ok(leftovers) => {
+                leftovers.into_iter().filter(|leftover| only.includes_path(&leftover.path)).collect()
+            }
+            Err(error) => {
+                let (name, why) = (archive.name(), chain(&error));
+                output
+                    .complain(&format!("archive {name}: what interrupted exports left is not known: {why}"));
+                Vec::new()
+            }
+        };
+        Ok(Listed { catalogue, leftovers, alert: alert(archive, rules, state, output).await })
     };
     let results = each(archives, names, "", output, read).await;
     let fields = |listed: Option<&Listed>| {
@@ -193,10 +217,16 @@ pub async fn show(
             "problems": catalogue.map(|catalogue| sentences(catalogue.problems())).unwrap_or_default(),
             "alert": listed.and_then(|listed| listed.alert.text.as_ref()),
             "missing": listed.map(|listed| listed.alert.missing.as_slice()).unwrap_or_default(),
+            "leftovers": leftovers(listed.map(|listed| listed.leftovers.as_slice()).unwrap_or_default()),
         })
     };
     let text = |(name, result): &(&ArchiveName, Result<Listed, String>)| {
-        render(name, result.as_ref().ok().map(|listed| &listed.catalogue), now, output)
+        let listed = result.as_ref().ok();
+        let mut text = render(name, listed.map(|listed| &listed.catalogue), now, output);
+        for leftover in listed.iter().flat_map(|listed| &listed.leftovers) {
+            let _ = writeln!(text, "{}", describe_leftover(leftover));
+        }
+        text
     };
     output.show(|| json(&results, fields), || results.iter().map(text).collect());
     exit_of(&results, |listed| listed.alert.text.is_none())
@@ -256,7 +286,7 @@ fn render_adopted(name: &ArchiveName, adopted: &Adopted) -> String {
 pub async fn verify(
     global: &Global,
     names: &[ArchiveName],
-    percent: u64,
+    (percent, concurrency): (u64, NonZeroUsize),
     copies: &Copies,
     output: Output,
 ) -> Result<Exit, Refusal> {
@@ -266,6 +296,7 @@ pub async fn verify(
     let archives = assemble::archives(&config, &seams, Use::Changing)?;
     let state = assemble::state(&config, &seams, Use::Reading)?;
     let only = &filter(copies, &archives, names).await?;
+    let hashers = &Hashers::default();
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         // It may take hours, so problems are reported at once.
         let report = |copy: &StoredCopy, outcome: &Outcome| {
@@ -274,7 +305,7 @@ pub async fn verify(
             }
         };
         let (clock, randomness) = (&*seams.clock, &*seams.randomness);
-        let work = ArchiveVerifier { state: &state, clock, randomness, archive, only };
+        let work = ArchiveVerifier { state: &state, clock, randomness, archive, hashers, only, concurrency };
         let verified = work.verify(percent, &report).await?;
         for problem in sentences(&verified.problems) {
             output.complain(&format!("archive {name}: {problem}"));
@@ -305,8 +336,76 @@ pub async fn verify(
     Ok(exit_of(&results, |(verified, alert)| verified.is_good() && alert.text.is_none()))
 }
 
+/// What was found without reading a byte, and what is wrong with the archive.
+type Looks = (Vec<(StoredCopy, Look)>, Vec<Problem>, Alert);
+
+/// Compares lengths and `ETag`s with the manifests, and records nothing.
+///
+/// # Errors
+/// [`Refusal`] if an archive is named that is not configured.
+pub async fn look(
+    global: &Global,
+    names: &[ArchiveName],
+    copies: &Copies,
+    output: Output,
+) -> Result<Exit, Refusal> {
+    let config = assemble::configuration(global)?;
+    assemble::check_archives(&config, names)?;
+    let seams = Seams::real();
+    let archives = assemble::archives(&config, &seams, Use::Reading)?;
+    let state = assemble::state(&config, &seams, Use::Reading)?;
+    let only = &filter(copies, &archives, names).await?;
+    let hashers = &Hashers::default();
+    let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
+        let (clock, randomness, concurrency) =
+            (&*seams.clock, &*seams.randomness, archive_verify::CONCURRENCY);
+        let work = ArchiveVerifier { state: &state, clock, randomness, archive, hashers, only, concurrency };
+        let (looks, problems) = work.look().await?;
+        for line in looks.iter().filter_map(|(copy, look)| describe(name, copy, &look.outcome)) {
+            output.complain(&line);
+        }
+        for problem in sentences(&problems) {
+            output.complain(&format!("archive {name}: {problem}"));
+        }
+        Ok((looks, problems, alert(archive, &config.archive_rules, &state, output).await))
+    };
+    let results = each(&archives, names, "", output, work).await;
+    let fields = |result: Option<&Looks>| {
+        let looks = result.iter().flat_map(|(looks, ..)| looks);
+        let image = |(copy, look): &(StoredCopy, Look)| {
+            let mut image = verified_image(copy, &look.outcome);
+            image["etag_compared"] = json!(look.has_etag);
+            image
+        };
+        json!({
+            "images": looks.map(image).collect::<Value>(),
+            "problems": result.map(|(_, problems, _)| sentences(problems)).unwrap_or_default(),
+            "alert": result.and_then(|(.., alert)| alert.text.as_ref()),
+            "missing": result.map(|(.., alert)| alert.missing.as_slice()).unwrap_or_default(),
+            "bytes_read": false,
+        })
+    };
+    let text = |(name, result): &(&ArchiveName, Result<Looks, String>)| {
+        let looks = result.as_ref().map_or(&[][..], |(looks, ..)| looks);
+        let with_etag = looks.iter().filter(|(_, look)| look.has_etag).count();
+        let wrong = looks.iter().filter(|(_, look)| !look.outcome.is_good()).count();
+        format!(
+            "archive {name}: {} looked at, {wrong} wrong; {with_etag} by length and ETag, {} by length alone. No byte was read: \
+             this is no proof, and nothing is recorded\n",
+            counted(looks.len(), "image"),
+            looks.len() - with_etag
+        )
+    };
+    output.show(|| json(&results, fields), || results.iter().map(text).collect());
+    let is_good = |(looks, problems, alert): &Looks| {
+        let all_good = looks.iter().all(|(_, look)| look.outcome.is_good());
+        all_good && problems.is_empty() && alert.text.is_none()
+    };
+    Ok(exit_of(&results, is_good))
+}
+
 /// Has a daemon look at the archives, if the state directory ever met one.
-async fn show_daemon(state: &StateDirectory, seams: &Seams, output: Output) {
+pub(super) async fn show_daemon(state: &StateDirectory, seams: &Seams, output: Output) {
     if state.archives_version().await.is_none() {
         return;
     }
@@ -373,7 +472,8 @@ pub async fn prune(
             })
         });
         let notes = pruning.map_or_else(Vec::new, |pruning| pruning.blocked.clone());
-        json!({ "dry_run": dry_run, "copies": copies.collect::<Value>(), "blocked": notes })
+        let left = leftovers(pruning.map(|pruning| pruning.leftovers.as_slice()).unwrap_or_default());
+        json!({ "dry_run": dry_run, "copies": copies.collect::<Value>(), "blocked": notes, "leftovers": left })
     };
     let text = |(name, result): &(&ArchiveName, Result<Pruning, String>)| {
         result.as_ref().map_or_else(|_| String::new(), |done| render_pruned(name, done, dry_run, output))
@@ -397,6 +497,8 @@ struct Pruning {
     copies: Vec<PrunedCopy>,
     /// What the guard keeps, in sentences, and how to let it pass.
     blocked: Vec<String>,
+    /// What interrupted exports left, and was removed or would be.
+    leftovers: Vec<Leftover>,
 }
 
 /// Prunes an archive, or shows what would be pruned.
@@ -426,7 +528,16 @@ async fn prune_one(
         let (outcome, message) = step.map_or((None, None), |step| (Some(step.outcome), step.message));
         copies.push(PrunedCopy { facts, blocked_by, outcome, message });
     }
-    Ok(Pruning { copies, blocked: plan.held.into_values().chain(plan.pending.into_values()).collect() })
+    let blocked = plan.held.into_values().chain(plan.pending.into_values()).collect();
+    let leftovers = if pruner.only != CopyFilter::default() {
+        Vec::new()
+    } else if dry_run {
+        let all = pruner.archive.leftovers().await.map_err(|error| chain(&error))?.into_iter();
+        all.filter(|leftover| leftover.is_useless).collect()
+    } else {
+        pruner.archive.remove_leftovers().await.map_err(|error| chain(&error))?
+    };
+    Ok(Pruning { copies, blocked, leftovers })
 }
 
 /// A wrong clock makes every copy look old. So it is compared with the API's clock here, as in a run.
@@ -457,7 +568,7 @@ pub(super) fn clock_problem(skew: Option<SignedDuration>, max: Duration) -> Opti
 }
 
 fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: Output) -> String {
-    let Pruning { copies, blocked } = pruning;
+    let Pruning { copies, blocked, leftovers } = pruning;
     let head = if dry_run { "would be deleted" } else { "to delete" };
     let deletions = copies.iter().filter(|copy| copy.blocked_by.is_none()).count();
     let mut text = format!("archive {name}: {} {head}\n", counted(deletions, "copy"));
@@ -487,6 +598,11 @@ fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: O
     for why in blocked {
         text.push_str(&output.note("BLOCKED:", Tone::Bad, why));
     }
+    let fate = if dry_run { "would be removed" } else { "removed" };
+    for leftover in leftovers {
+        let path = printable(&leftover.path.to_string_lossy()).into_owned();
+        let _ = writeln!(text, "leftover of an interrupted export, {fate}: {path}");
+    }
     text
 }
 
@@ -495,7 +611,7 @@ fn render_verified(name: &ArchiveName, verified: Option<&Verification>) -> Strin
     let copies = verified.map_or(&[][..], |verified| &verified.copies);
     for (_, outcome) in copies {
         *match outcome {
-            Outcome::Good => &mut good,
+            Outcome::Good | Outcome::Repaired(_) => &mut good,
             Outcome::Corrupt(_) => &mut corrupt,
             Outcome::Failed(_) => &mut failed,
         } += 1;
@@ -506,14 +622,36 @@ fn render_verified(name: &ArchiveName, verified: Option<&Verification>) -> Strin
     )
 }
 
+/// What an interrupted export left, for people.
+fn describe_leftover(leftover: &Leftover) -> String {
+    let path = printable(&leftover.path.to_string_lossy()).into_owned();
+    let bytes = leftover.bytes.map_or_else(String::new, |bytes| format!(", {}", size(bytes)));
+    let fate = if leftover.is_useless { "`archive prune` removes it" } else { "an export may resume it" };
+    format!("leftover of an interrupted export: {path}{bytes}; {fate}")
+}
+
+fn leftovers(leftovers: &[Leftover]) -> Value {
+    let leftover = |leftover: &Leftover| {
+        let Leftover { path, bytes, is_useless } = leftover;
+        json!({ "file": path.display().to_string(), "bytes": bytes, "is_useless": is_useless })
+    };
+    leftovers.iter().map(leftover).collect()
+}
+
 fn sentences(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(Problem::describe).collect()
 }
 
 /// The copies that the archive's retention removed, or those that it did not; for programs.
 fn images(catalogue: &Catalogue, pruned: bool) -> Value {
-    let copies = catalogue.copies().iter();
-    copies.filter(|copy| copy.manifest.pruned_at.is_some() == pruned).map(image).collect()
+    let copies = catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_some() == pruned);
+    let with_holds = |copy: &StoredCopy| {
+        let mut image = image(copy);
+        let marks = catalogue.holds().get(&copy.manifest.snapshot.id).into_iter().flatten();
+        image["holds"] = marks.map(|mark| json!({ "state_id": mark.state, "until": mark.until })).collect();
+        image
+    };
+    copies.map(with_holds).collect()
 }
 
 /// An age for people.
@@ -548,8 +686,9 @@ fn image(copy: &StoredCopy) -> Value {
 fn verified_image(copy: &StoredCopy, outcome: &Outcome) -> Value {
     let (word, message) = match outcome {
         Outcome::Good => ("good", None),
-        Outcome::Corrupt(why) => ("corrupt", Some(why)),
-        Outcome::Failed(why) => ("failed", Some(why)),
+        Outcome::Repaired(since) => ("good", Some(format!("it was marked as corrupt since {since}"))),
+        Outcome::Corrupt(why) => ("corrupt", Some(why.clone())),
+        Outcome::Failed(why) => ("failed", Some(why.clone())),
     };
     let mut image = image(copy);
     image["outcome"] = json!(word);
@@ -582,6 +721,19 @@ fn render(name: &ArchiveName, catalogue: Option<&Catalogue>, now: Timestamp, out
         // In the order in which they can be done without; JSON has them all.
         let optional = ["FILE", "MD5", "ZONE", "AGE", "VERIFIED", "SIZE"];
         text.push_str(&output.fitted_table(&head, images.iter().map(row).collect(), &optional));
+    }
+    for copy in &images {
+        let id = copy.manifest.snapshot.id;
+        let marks = catalogue.and_then(|catalogue| catalogue.holds().get(&id)).into_iter().flatten();
+        for mark in marks.filter(|mark| mark.counts_at(now)) {
+            let until = mark.until.map_or_else(String::new, |until| format!(" until {until}"));
+            let _ = writeln!(
+                text,
+                "on hold: snapshot {}{until}, marked by state directory {}",
+                id.short(),
+                mark.state
+            );
+        }
     }
     if !pruned.is_empty() {
         let copies = counted(pruned.len(), "copy");

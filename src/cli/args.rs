@@ -1,5 +1,6 @@
 //! The command-line arguments.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +13,7 @@ use crate::policy::shard::Shard;
 use crate::policy::span::Span;
 use crate::restore::template::BootMode;
 use crate::retention::verdict::Verdict;
+use crate::run::archive_verify;
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::telemetry::logging;
 
@@ -162,6 +164,9 @@ pub enum Command {
         /// The ID of the snapshot, the first 8 characters or more of it, or its name
         #[arg(value_name = "SNAPSHOT")]
         snapshot: String,
+        /// Also remove the marks that other hosts put beside its copies in the archives: for hosts that are gone
+        #[arg(long)]
+        others: bool,
     },
     /// List the snapshots on hold; changes nothing
     Holds,
@@ -480,7 +485,7 @@ pub struct History {
     pub since: Option<When>,
     /// Only changes of this kind, such as delete
     #[arg(long, value_name = "ACTION", value_parser = [
-        "create", "export", "promote", "delete", "delete_template", "prune_copy", "restore",
+        "create", "export", "promote", "delete", "delete_template", "prune_copy", "copy", "restore",
     ])]
     pub action: Option<String>,
 }
@@ -517,6 +522,17 @@ pub struct Copies {
     pub zone: Option<ZoneName>,
 }
 
+/// What is lost with a copy beside the copy itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Loss {
+    /// Its snapshot is on hold
+    Hold,
+    /// A policy deletes snapshots only if this copy is there
+    Gate,
+    /// Nothing else is left of it: no other copy, and no snapshot
+    OnlyCopy,
+}
+
 /// The subcommands of `archive`.
 #[derive(Debug, Subcommand)]
 pub enum ArchiveCommand {
@@ -531,8 +547,8 @@ pub enum ArchiveCommand {
     },
     /// Read the images again and verify their checksums
     ///
-    /// The result is recorded in the manifests. Exits with 1 if an image is corrupt or unreadable. Works while the daemon
-    /// runs.
+    /// The result is recorded in the manifests: a corrupt copy counts no more, and one that was corrupt and is good again counts
+    /// again. Exits with 1 if an image is corrupt or unreadable. Works while the daemon runs.
     Verify {
         /// The archives [default: all]
         #[arg(value_name = "ARCHIVE")]
@@ -540,6 +556,61 @@ pub enum ArchiveCommand {
         /// Verify this percentage of the images of each archive, starting with the least recently verified
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100))]
         percent: u64,
+        /// Compare lengths, and in buckets each `ETag`, without reading the images
+        ///
+        /// It takes seconds and proves little: damage that leaves the length as it is, is not found. So nothing is recorded.
+        #[arg(long, conflicts_with = "percent")]
+        head: bool,
+        /// How many images to read at a time
+        #[arg(long, value_name = "N", default_value_t = archive_verify::CONCURRENCY)]
+        concurrency: NonZeroUsize,
+        /// The copies
+        #[command(flatten)]
+        copies: Copies,
+    },
+    /// Copy verified images from one archive to another
+    ///
+    /// Each image is verified as it is written, by the MD5 in its manifest, and published last. What is there already is
+    /// skipped, so is what the other archive's retention removed; what was interrupted is resumed. Needs no API credentials,
+    /// works while the daemon runs.
+    Copy {
+        /// The archive to read
+        #[arg(value_name = "FROM")]
+        from: ArchiveName,
+        /// The archive that gets the copies
+        #[arg(value_name = "TO")]
+        to: ArchiveName,
+        /// Only the copy of this snapshot: its ID, the first 8 characters or more of it, or its name
+        #[arg(long, value_name = "SNAPSHOT")]
+        snapshot: Option<String>,
+        /// Only the newest copy of each instance
+        #[arg(long, conflicts_with = "snapshot")]
+        newest: bool,
+        /// How many images to copy at a time
+        #[arg(long, value_name = "N", default_value_t = archive_verify::CONCURRENCY)]
+        concurrency: NonZeroUsize,
+        /// The copies
+        #[command(flatten)]
+        copies: Copies,
+    },
+    /// Delete one copy
+    ///
+    /// Its manifest remains, marked as pruned; a corrupt copy goes with its manifest. Asks first. If more is lost than one of
+    /// several copies, it says what, and the answer has to name it: the hold on its snapshot, the gate that deletions of
+    /// snapshots need it for, or the only copy. Works while the daemon runs.
+    Rm {
+        /// The archive
+        #[arg(value_name = "ARCHIVE")]
+        archive: ArchiveName,
+        /// The ID of the snapshot, the first 8 characters or more of it, or its name
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// What may be lost with it; needed with --yes if anything is
+        #[arg(long, value_name = "WHAT", value_delimiter = ',', requires = "yes")]
+        losing: Vec<Loss>,
         /// The copies
         #[command(flatten)]
         copies: Copies,

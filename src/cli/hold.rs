@@ -8,11 +8,15 @@ use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::once::instance;
 use crate::cli::output::{Output, Row, plain};
-use crate::cli::survey::{IDS_ARE_SHOWN, Survey};
+use crate::cli::survey::{IDS_ARE_SHOWN, LOOK_WAIT_MAX, Survey};
+use crate::clock::timeout;
+use crate::config::sections::Config;
 use crate::lookup::{self, Kind, Known, LookupError};
+use crate::run::archive_holds::{HoldMarker, unmarked_text};
 use crate::snapshot::SnapshotId;
+use crate::state::directory::StateDirectory;
 use crate::state::holds::Hold;
-use crate::text::{excerpt, printable, to_the_second};
+use crate::text::{chain, counted, excerpt, printable, to_the_second};
 
 /// Puts a snapshot on hold. One that no zone and no archive knows is refused; if that can't be asked, a whole id is taken.
 ///
@@ -30,10 +34,8 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let reading = assemble::state(&config, &seams, Use::Reading)?;
     let mut survey = Survey::default();
     survey.ask_zones(&config, &seams).await;
-    let whole = lookup::whole_id(&hold.snapshot).map(SnapshotId);
-    if whole.is_none_or(|id| survey.listed(id).is_none()) {
-        survey.ask_archives(&config, &seams, &reading).await;
-    }
+    // Also for a listed one: its copies are marked as well.
+    survey.ask_archives(&config, &seams, &reading).await;
     let holds = reading.holds().await?.holds;
     let known = survey.snapshots().chain(holds.iter().map(Hold::known));
     let snapshot = lookup::find(Kind::Snapshot, &hold.snapshot, known);
@@ -61,9 +63,86 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let new = Hold { snapshot, until, reason: hold.reason.clone(), since: now, about };
     let replaced = state.hold(&*seams.clock, new.clone()).await?;
+    mark(&config, &seams, &state, &survey, &new, output).await;
     let before = replaced.map_or_else(String::new, |before| format!(" (previously {})", terms(&before)));
     output.show(|| &new, || format!("{} is on hold {}{before}\n", described(&new), terms(&new)));
     Ok(Exit::Done)
+}
+
+/// Marks a hold in the archives that have copies, so that the pruning of other hosts sees it. What can't be marked now, the
+/// next run marks.
+async fn mark(
+    config: &Config,
+    seams: &Seams,
+    state: &StateDirectory,
+    survey: &Survey,
+    hold: &Hold,
+    output: Output,
+) {
+    if survey.archives.is_empty() {
+        return;
+    }
+    let marker = match HoldMarker::new(state, &*seams.clock, &*seams.randomness, &seams.host).await {
+        Ok(marker) => marker,
+        Err(why) => {
+            return output.complain(&format!("warning: the hold is not marked in the archives: {why}"));
+        }
+    };
+    for catalogue in &survey.archives {
+        let name = catalogue.archive();
+        let Some(settings) = config.archives.get(name) else { continue };
+        let archive = assemble::archive(name, settings, seams, (&config.state_directory, Use::Changing));
+        // One without credentials could not have been read.
+        let Ok(archive) = archive else { continue };
+        if let Err(error) = marker.mark(&archive, catalogue, hold).await {
+            output.complain(&format!("warning: {}", unmarked_text(name, hold.snapshot, &error)));
+        }
+    }
+}
+
+/// Removes the marks of a hold from the archives, or those of others too. Returns how many stay that others put, and complains
+/// of the archives whose marks may stay.
+async fn unmark(
+    config: &Config,
+    seams: &Seams,
+    state: &StateDirectory,
+    snapshot: SnapshotId,
+    others: bool,
+    output: Output,
+) -> usize {
+    let mut stay = 0;
+    if config.archives.is_empty() {
+        return stay;
+    }
+    let marker = match HoldMarker::new(state, &*seams.clock, &*seams.randomness, &seams.host).await {
+        Ok(marker) => marker,
+        Err(why) => {
+            output.complain(&format!("warning: marks of the hold may stay in the archives: {why}"));
+            return 0;
+        }
+    };
+    for (name, settings) in &config.archives {
+        let removed = async {
+            let archive = assemble::archive(name, settings, seams, (&config.state_directory, Use::Changing));
+            let archive = archive.map_err(|refusal| refusal.text)?;
+            let catalogue = timeout(&*seams.clock, LOOK_WAIT_MAX, archive.catalogue()).await;
+            let catalogue = catalogue.map_err(|late| late.to_string())?.map_err(|error| chain(&error))?;
+            let marks = catalogue.holds().get(&snapshot).into_iter().flatten();
+            let now = seams.clock.now();
+            let of_others =
+                marks.filter(|mark| mark.state != marker.state_id() && mark.counts_at(now)).count();
+            marker.unmark(&archive, &catalogue, snapshot, others).await.map_err(|error| chain(&error))?;
+            Ok::<_, String>(if others { 0 } else { of_others })
+        };
+        match removed.await {
+            Ok(of_others) => stay += of_others,
+            Err(why) => output.complain(&format!(
+                "warning: if archive {name} has a mark of the hold, it stays, and its copy with it: {why}; run `snapwarden \
+                 unhold {snapshot}` again once the archive is there"
+            )),
+        }
+    }
+    stay
 }
 
 /// Releases a snapshot. One that is not on hold is no error. Of several with a name, the only one on hold is meant; nothing
@@ -71,7 +150,7 @@ pub async fn hold(global: &Global, hold: &args::Hold, output: Output) -> Result<
 ///
 /// # Errors
 /// [`Refusal`] if the snapshot is unknown, or the state cannot be changed.
-pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit, Refusal> {
+pub async fn unhold(global: &Global, text: &str, others: bool, output: Output) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     let seams = Seams::real();
     let reading = assemble::state(&config, &seams, Use::Reading)?;
@@ -97,13 +176,22 @@ pub async fn unhold(global: &Global, text: &str, output: Output) -> Result<Exit,
     let snapshot = SnapshotId(snapshot);
     let state = assemble::state(&config, &seams, Use::Changing)?;
     let was = state.unhold(&*seams.clock, snapshot).await?;
+    let stay = unmark(&config, &seams, &state, snapshot, others, output).await;
+    if stay > 0 {
+        output.complain(&format!(
+            "snapshot {snapshot} stays on hold by {} that other hosts put in the archives; if those hosts are gone: snapwarden \
+             unhold {snapshot} --others",
+            counted(stay, "mark")
+        ));
+    }
     let text = match &was {
         Some(was) => format!("{} is no longer on hold (previously {})\n", described(was), terms(was)),
         None => format!(
             "snapshot {snapshot} was not on hold, so nothing changed; `snapwarden holds` lists the holds\n"
         ),
     };
-    output.show(|| json!({ "snapshot": snapshot, "was_held": was.is_some() }), || text);
+    output
+        .show(|| json!({ "snapshot": snapshot, "was_held": was.is_some(), "held_by_others": stay }), || text);
     Ok(Exit::Done)
 }
 

@@ -285,6 +285,15 @@ pub(crate) const PAGES: &[Page] = &[
         ("A tenth of the copies, beginning with those verified longest ago.",
          "archive verify vault --percent 10"),
     ], &["archive-list"]),
+    command("archive copy", COPIES, CONFIGURED, &[
+        ("Copy what another archive lacks.", "archive copy vault offsite"),
+        ("The newest copy of each instance alone.", "archive copy vault offsite --newest"),
+    ], &["archive-list", "archive-verify"]),
+    command("archive rm", COPIES, CONFIGURED, &[
+        ("Delete one copy, after a question.", "archive rm vault 9ee8cb98"),
+        ("The same in a script, though nothing else is left of it.",
+         "archive rm vault 9ee8cb98 --yes --losing only-copy"),
+    ], &["archive-list", "archive-prune", "hold"]),
     command("archive adopt", COPIES, CONFIGURED, &[
         ("After its disk was replaced: look first, then take it over.",
          "archive list vault\narchive adopt vault"),

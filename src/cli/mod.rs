@@ -5,9 +5,12 @@
 
 pub mod allow;
 pub mod archive;
+mod archive_copy;
+mod archive_rm;
 pub mod args;
 pub mod assemble;
 pub mod check;
+mod confirm;
 pub mod controls;
 pub mod coverage;
 #[cfg(feature = "demo")]
@@ -101,7 +104,7 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
         Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
-        Command::Unhold { snapshot } => on_runtime(hold::unhold(global, snapshot, output)),
+        Command::Unhold { snapshot, others } => on_runtime(hold::unhold(global, snapshot, *others, output)),
         Command::Holds => on_runtime(hold::holds(global, output)),
         Command::Explain { snapshot } => on_runtime(explain::explain(global, snapshot, output)),
         Command::History(history) => on_runtime(history::history(global, history, output)),
@@ -113,8 +116,19 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
             ArchiveCommand::List { archives, copies } => {
                 on_runtime(archive::list(global, archives, copies, output))
             }
-            ArchiveCommand::Verify { archives, percent, copies } => {
-                on_runtime(archive::verify(global, archives, *percent, copies, output))
+            ArchiveCommand::Verify { archives, copies, head: true, .. } => {
+                on_runtime(archive::look(global, archives, copies, output))
+            }
+            ArchiveCommand::Verify { archives, percent, concurrency, copies, .. } => {
+                on_runtime(archive::verify(global, archives, (*percent, *concurrency), copies, output))
+            }
+            ArchiveCommand::Copy { from, to, snapshot, newest, concurrency, copies } => {
+                let wanted = (snapshot.as_deref(), *newest, copies);
+                on_runtime(archive_copy::copy(global, [from, to], wanted, *concurrency, output))
+            }
+            ArchiveCommand::Rm { archive, snapshot, yes, losing, copies } => {
+                let answer = yes.then_some(losing.as_slice());
+                on_runtime(archive_rm::rm(global, archive, (snapshot, copies), answer, output))
             }
             ArchiveCommand::Adopt { archive } => on_runtime(archive::adopt(global, archive, output)),
             ArchiveCommand::Prune { archives, dry_run, copies } => {

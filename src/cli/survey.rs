@@ -21,7 +21,7 @@ use crate::state::holds::About;
 use crate::text::chain;
 
 /// How long a zone or an archive may take to answer.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(20);
+pub(super) const LOOK_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// The listings of a zone.
 #[derive(Debug)]

@@ -404,7 +404,7 @@ fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
     let bucket = table
         .required("bucket", "write the bucket's name, such as `bucket = \"acme-backups\"`")
         .and_then(|value| value.written("a bucket's name", form, is_bucket));
-    let form = "at most 256 letters, digits, `-`, `_`, `.` and `/`, with `/` at the end and not at the \
+    let form = "at most 256 letters, digits, `-_.=@,:~` and `/`, with `/` at the end and not at the \
                 beginning, such as `snapwarden/`";
     let prefix = table
         .value("prefix")
@@ -437,7 +437,7 @@ fn is_bucket(text: &str) -> bool {
 fn is_prefix(text: &str) -> bool {
     let is_part = |part: &str| {
         !matches!(part, "" | "." | "..")
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.=@,:~".contains(&b))
     };
     text.is_empty()
         || text.len() <= 256 && text.strip_suffix('/').is_some_and(|parts| parts.split('/').all(is_part))

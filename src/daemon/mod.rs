@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::archive::backend::Archive;
-use crate::archive::verify::describe;
+use crate::archive::verify::{Outcome, describe};
 use crate::clock::timeout;
 use crate::config::sections::ServerSettings;
 use crate::daemon::server::BindError;
@@ -831,10 +831,10 @@ async fn open_other_port(listen: SocketAddr, before: SocketAddr) -> Result<TcpLi
 async fn verify_one(runner: &Runner, archive: &Archive, percent: u64) {
     let name = archive.name();
     info!("archive {name}: verifying {percent} % of it");
-    let report = |copy: &_, outcome: &_| {
-        if let Some(line) = describe(name, copy, outcome) {
-            error!("{line}");
-        }
+    let report = |copy: &_, outcome: &Outcome| match describe(name, copy, outcome) {
+        Some(line) if outcome.is_good() => info!("{line}"),
+        Some(line) => error!("{line}"),
+        None => {}
     };
     match runner.verifier(archive).verify(percent, &report).await {
         Ok(verified) => {

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use crate::archive::copy_reader::{CopyReader, ReadError};
 use crate::archive::manifest::Manifest;
 use crate::archive::s3::archive::S3Archive;
-use crate::archive::transfer::sink::Begin;
+use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::ImageSource;
 use crate::disk::Disk;
 use crate::policy::name::ArchiveName;
@@ -80,14 +80,17 @@ pub(super) async fn copy_image(
     reader: CopyReader<'_>,
     destination: Destination<'_>,
 ) -> Result<(), RestoreError> {
-    let sink = match destination {
-        Destination::File { disk, path } => file::create(disk, path, manifest.image.bytes).await?,
+    let output = match destination {
+        Destination::File { disk, path } => {
+            let sink = file::create(disk, path, manifest.image.bytes).await?;
+            Output::new(archive.clone(), String::new(), sink)
+        }
         Destination::Bucket(bucket) => match begin_in(bucket, manifest).await? {
             Begin::Stored(_) => return Ok(()),
-            Begin::Missing(output) => output.sink,
+            Begin::Missing(output) => output,
         },
     };
-    let (sink, invalid) = match reader.read(archive, source, sink).await {
+    let (sink, invalid) = match reader.read(archive, source, output).await {
         Ok(read) => read,
         Err(ReadError::Sink(error)) => return Err(error.into()),
         Err(error) => return Err(RestoreError::Copy(error)),

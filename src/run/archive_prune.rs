@@ -157,6 +157,9 @@ impl ArchivePruner {
             return Err(StepError::skipped("its snapshot has been put on hold since the plan"));
         }
         let pruned = self.archive.update_manifest(copy, ManifestUpdate::Pruned(now)).await;
+        if let Err(held @ UpdateError::Held(_)) = &pruned {
+            return Err(StepError::skipped(chain(held)));
+        }
         let failure = pruned.as_ref().err().and_then(UpdateError::failed_write).map(|error| chain(error));
         if pruned.is_ok() || failure.is_some() {
             let remembered = remember_write(&self.state, &*self.clock, self.archive.name(), failure).await;
@@ -213,7 +216,8 @@ impl Runner {
             }
             match archive.forget_pruned(copy).await {
                 // Another process is at it, or was: the next run looks again.
-                Ok(()) | Err(UpdateError::Changed { .. } | UpdateError::Busy { .. }) => {}
+                Ok(())
+                | Err(UpdateError::Changed { .. } | UpdateError::Busy { .. } | UpdateError::Held(_)) => {}
                 Err(error) => {
                     return Err(format!(
                         "archive {name}: the manifests of copies that were pruned, and whose snapshots are deleted, stay: {}",

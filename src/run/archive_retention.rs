@@ -18,7 +18,7 @@ use crate::retention;
 use crate::retention::change_guard::keep_pending;
 use crate::retention::deciding_keys::policy_of_keys;
 use crate::retention::guard::{self, Limit, ListingDrop, WholeRun, ZoneCase};
-use crate::retention::inventory::{ClockSkew, Inventory};
+use crate::retention::inventory::{ClockSkew, Hold, Inventory};
 use crate::retention::memory::Memory;
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::sources::{keep_where_missing, late_texts};
@@ -141,7 +141,10 @@ impl Judged<'_> {
 
     /// A copy that is marked as pruned while its image is still there: an earlier pruning was interrupted.
     fn left_behind(&self, copy: &StoredCopy, pruned_at: Timestamp, now: Timestamp) -> Option<CopyDecision> {
-        if !copy.has_image || self.holds.on(copy.manifest.snapshot.id, now).is_some() {
+        let id = copy.manifest.snapshot.id;
+        let is_marked =
+            self.catalogue.holds().get(&id).is_some_and(|marks| marks.iter().any(|mark| mark.counts_at(now)));
+        if !copy.has_image || is_marked || self.holds.on(id, now).is_some() {
             return None;
         }
         let reason = format!("it was marked as pruned at {pruned_at}, and its image is still there");
@@ -164,7 +167,8 @@ impl Judged<'_> {
             copies.into_iter().filter(|copy| times.get(&copy.manifest.snapshot.id) == Some(&1)).collect();
         let policies = [policy(zone, self.rules)?];
         let coming = self.coming.iter().filter(|(of, _)| of == zone).map(|(_, subject)| subject);
-        let inventory = inventory(zone, &copies, coming, self.holds);
+        let holds = holds_by_snapshot(self.holds, [self.catalogue]);
+        let inventory = inventory(zone, &copies, coming, holds);
         let mut plan = decide(&policies, &inventory, now)?;
         keep_where_missing(&mut plan, &policies, &inventory);
         let memory = remembered(self.archive, self.memory, zone)?;
@@ -374,7 +378,7 @@ fn inventory<'s>(
     zone: &ZoneName,
     copies: &[&StoredCopy],
     coming: impl Iterator<Item = &'s Subject>,
-    holds: &Holds,
+    holds: BTreeMap<SnapshotId, Hold>,
 ) -> Inventory {
     let mut instances: BTreeMap<InstanceId, Instance> = BTreeMap::new();
     let mut snapshots = Vec::new();
@@ -407,5 +411,5 @@ fn inventory<'s>(
         add(subject, None, None);
     }
     let instances = instances.into_values().collect();
-    Inventory { holds: holds_by_snapshot(holds), ..Inventory::on_paper(zone.clone(), snapshots, instances) }
+    Inventory { holds, ..Inventory::on_paper(zone.clone(), snapshots, instances) }
 }

@@ -1,9 +1,17 @@
 //! Verifies an archive again, and remembers what could not be written into it.
 
+use std::num::NonZeroUsize;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt as _};
+
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::{CopyFilter, StoredCopy};
+use crate::archive::catalogue::{Catalogue, CopyFilter, Problem, StoredCopy};
+use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest_update::UpdateError;
-use crate::archive::verify::{Outcome, Verification, Verified, due, verify};
+use crate::archive::transfer::hash::Hashers;
+use crate::archive::verify::{Look, Outcome, Verification, Verified, due, look, verify};
 use crate::clock::Clock;
 use crate::randomness::Randomness;
 use crate::run::archive_presence::exclude_corrupt;
@@ -12,6 +20,13 @@ use crate::state::archives::{ArchiveMemory, CorruptCopy};
 use crate::state::directory::StateDirectory;
 use crate::text::chain;
 
+/// How many images are read at a time, unless a command says otherwise: one more than most machines hash at once, so that the
+/// disk and the network stay busy.
+pub const CONCURRENCY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+
+/// How many images are looked at at a time: each takes a short request.
+const LOOKS: usize = 8;
+
 /// Verifies one archive.
 #[derive(Debug, Clone, Copy)]
 pub struct ArchiveVerifier<'a> {
@@ -19,8 +34,12 @@ pub struct ArchiveVerifier<'a> {
     pub(crate) clock: &'a dyn Clock,
     pub(crate) randomness: &'a dyn Randomness,
     pub(crate) archive: &'a Archive,
+    /// They verify the bytes.
+    pub(crate) hashers: &'a Hashers,
     /// The copies that are read again.
     pub(crate) only: &'a CopyFilter,
+    /// How many are read at a time.
+    pub(crate) concurrency: NonZeroUsize,
 }
 
 /// Every copy.
@@ -29,8 +48,9 @@ const ALL: CopyFilter = CopyFilter { instance: None, zone: None };
 impl Runner {
     /// The verifier of this archive.
     pub fn verifier<'a>(&'a self, archive: &'a Archive) -> ArchiveVerifier<'a> {
-        let Self { state, clock, randomness, .. } = self;
-        ArchiveVerifier { state, clock: &**clock, randomness: &**randomness, archive, only: &ALL }
+        let Self { state, clock, randomness, hashers, .. } = self;
+        let (clock, randomness) = (&**clock, &**randomness);
+        ArchiveVerifier { state, clock, randomness, archive, hashers, only: &ALL, concurrency: CONCURRENCY }
     }
 }
 
@@ -45,6 +65,42 @@ impl ArchiveVerifier<'_> {
         percent: u64,
         report: &(dyn Fn(&StoredCopy, &Outcome) + Send + Sync),
     ) -> Result<Verification, String> {
+        let catalogue = self.catalogue().await?;
+        let mut verification = Verification::of(&catalogue);
+        let mut reads: Vec<BoxFuture<'_, _>> = Vec::new();
+        for copy in due(&catalogue, percent) {
+            let Self { clock, randomness, hashers, .. } = self;
+            let read = async move {
+                let verified = verify(self.archive, &copy, CopyReader { clock, randomness, hashers }).await;
+                let outcome = self.remember(&copy, verified).await;
+                report(&copy, &outcome);
+                (copy, outcome)
+            };
+            reads.push(read.boxed());
+        }
+        verification.copies = stream::iter(reads).buffered(self.concurrency.get()).collect().await;
+        Ok(verification)
+    }
+
+    /// Compares what the archive says of its images with the manifests, without reading a byte. Nothing is recorded.
+    ///
+    /// # Errors
+    /// Why the archive can't be read.
+    pub async fn look(self) -> Result<(Vec<(StoredCopy, Look)>, Vec<Problem>), String> {
+        let catalogue = self.catalogue().await?;
+        let mut looks: Vec<BoxFuture<'_, _>> = Vec::new();
+        for copy in catalogue.unpruned().cloned() {
+            let look = async move {
+                let found = look(self.archive, &copy).await;
+                (copy, found)
+            };
+            looks.push(look.boxed());
+        }
+        let looks = stream::iter(looks).buffered(LOOKS).collect().await;
+        Ok((looks, catalogue.damaged().cloned().collect()))
+    }
+
+    async fn catalogue(&self) -> Result<Catalogue, String> {
         let mut catalogue = self.archive.catalogue().await.map_err(|error| chain(&error))?;
         catalogue.retain_shard(self.state.shard());
         // If it can't be read, these are read again like all others.
@@ -52,14 +108,7 @@ impl ArchiveVerifier<'_> {
             exclude_corrupt(&mut catalogue, &archives.of(self.archive.name()));
         }
         catalogue.retain(self.only);
-        let mut verification = Verification::of(&catalogue);
-        for copy in due(&catalogue, percent) {
-            let verified = verify(self.archive, &copy, self.clock, self.randomness).await;
-            let outcome = self.remember(&copy, verified).await;
-            report(&copy, &outcome);
-            verification.copies.push((copy, outcome));
-        }
-        Ok(verification)
+        Ok(catalogue)
     }
 
     /// Remembers a corrupt copy that the archive does not say to be so, and how the write ended.

@@ -343,7 +343,7 @@ impl<'a> Exporter<'a> {
             // One that has changed was stored or marked by another process.
             Ok(()) | Err(UpdateError::Changed { .. }) => return Ok(()),
             Err(UpdateError::Archive(error)) => self.failed(archive.name(), &error).await,
-            Err(error @ UpdateError::Busy { .. }) => chain(&error),
+            Err(error @ (UpdateError::Busy { .. } | UpdateError::Held(_))) => chain(&error),
         };
         Err(format!(
             "the corrupt copy that is there cannot be marked as such, so it cannot be replaced: {why}"

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join, join_all};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::archive::catalogue::Catalogue;
 use crate::policy::Policy;
@@ -246,7 +247,10 @@ pub async fn complete(
     let mut inventory = Inventory {
         created: created(&states, zone),
         missing: missing(&states, zone),
-        holds: holds_by_snapshot(&holds),
+        holds: holds_by_snapshot(
+            &holds,
+            archives.catalogues.values().flatten().map(|catalogue| &**catalogue),
+        ),
         archives: archived_copies(archives, zone),
         unadopted: archives.unadopted().cloned(),
         ..raw.on_paper(zone)
@@ -326,10 +330,32 @@ async fn remembered(
     Ok(last.map(|(_, memory)| memory).unwrap_or_default())
 }
 
-/// The holds as `retention` reads them.
-pub(crate) fn holds_by_snapshot(holds: &Holds) -> BTreeMap<SnapshotId, Hold> {
-    let hold = |hold: &holds::Hold| Hold { until: hold.until, reason: hold.reason.clone() };
-    holds.holds.iter().map(|one| (one.snapshot, hold(one))).collect()
+/// The holds as `retention` reads them: those of this state, and those that are marked in archives. Of several on one snapshot
+/// the longest counts.
+pub(crate) fn holds_by_snapshot<'c>(
+    holds: &Holds,
+    catalogues: impl IntoIterator<Item = &'c Catalogue>,
+) -> BTreeMap<SnapshotId, Hold> {
+    let own = |hold: &holds::Hold| (hold.snapshot, Hold { until: hold.until, reason: hold.reason.clone() });
+    let mut all: BTreeMap<SnapshotId, Hold> = BTreeMap::new();
+    let ends = |hold: &Hold| hold.until.unwrap_or(Timestamp::MAX);
+    for (id, hold) in holds.holds.iter().map(own).chain(catalogues.into_iter().flat_map(marked_holds)) {
+        match all.get_mut(&id) {
+            // The mark of the same hold ends with its second.
+            Some(known) if ends(&hold).duration_since(ends(known)) < SignedDuration::from_secs(1) => {}
+            _ => drop(all.insert(id, hold)),
+        }
+    }
+    all
+}
+
+/// The holds that are marked in an archive.
+fn marked_holds(catalogue: &Catalogue) -> impl Iterator<Item = (SnapshotId, Hold)> {
+    let reason = format!("marked in archive {}", catalogue.archive());
+    catalogue.holds().iter().flat_map(move |(id, marks)| {
+        let reason = reason.clone();
+        marks.iter().map(move |mark| (*id, Hold { until: mark.until, reason: Some(reason.clone()) }))
+    })
 }
 
 /// The snapshots that policies could not take when they were last due, also policies that are gone by now: that change has

@@ -7,6 +7,8 @@
 //! which snapshots are kept.
 
 pub mod archive_adopt;
+pub mod archive_copy;
+pub mod archive_holds;
 mod archive_memory;
 pub(crate) mod archive_presence;
 pub mod archive_prune;

@@ -566,13 +566,17 @@ pub async fn promote_manually(
             "snapshot {snapshot_id} is in state `{state}`: only `exported` and `ready` ones are complete"
         ));
     }
-    let known: HashSet<TemplateId> = client
-        .list_templates()
-        .await
-        .map_err(|error| chain(&error))?
-        .iter()
-        .map(|template| template.id)
-        .collect();
+    let templates = client.list_templates().await.map_err(|error| chain(&error))?;
+    // The API takes a name any number of times: whoever repeats the command would have two and not know which.
+    if let Some(existing) = templates.iter().find(|template| template.name == request.name) {
+        return Err(format!(
+            "zone {zone} already has a template named {} ({}), perhaps from an earlier promotion: use it, or give another \
+             name",
+            printable(&request.name),
+            existing.id
+        ));
+    }
+    let known: HashSet<TemplateId> = templates.iter().map(|template| template.id).collect();
     let now = runner.clock.now();
     let recorder =
         Recorder::manual(runner.state.clone(), runner.clock.clone(), fresh_id(&*runner.randomness, now));

@@ -385,7 +385,7 @@ impl RunReport {
                     Action::DeleteTemplate => sums.templates_deleted += 1,
                     Action::PruneCopy => sums.copies_pruned += 1,
                     // Only a manual command restores.
-                    Action::Restore => {}
+                    Action::Copy | Action::Restore => {}
                 },
             }
         }

@@ -231,6 +231,7 @@ impl Sequence<'_> {
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
             if options.instances.is_none() {
                 report.failures.extend(runner.accept_archives(listing, &names).await);
+                report.warnings.extend(runner.mark_holds(listing).await);
             }
             let exports = policy.export.iter();
             report.failures.extend(exports.flat_map(|export| export::write_failed(export, listing)));

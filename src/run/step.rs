@@ -156,7 +156,7 @@ impl Recorder {
             }
         }
         let adds = match action {
-            Action::Create | Action::Export | Action::Promote | Action::Restore => true,
+            Action::Create | Action::Export | Action::Promote | Action::Copy | Action::Restore => true,
             Action::Delete | Action::DeleteTemplate | Action::PruneCopy => false,
         };
         Ok(if self.stop.is_cancelled() {

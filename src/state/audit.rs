@@ -49,6 +49,8 @@ pub enum Action {
     DeleteTemplate,
     /// Its copy in an archive is removed, by the archive's retention.
     PruneCopy,
+    /// A verified copy of it is copied to another archive.
+    Copy,
     /// A verified copy of it becomes a template.
     Restore,
 }
@@ -63,6 +65,7 @@ impl Action {
             Self::Delete => "delete",
             Self::DeleteTemplate => "delete template",
             Self::PruneCopy => "prune copy",
+            Self::Copy => "copy",
             Self::Restore => "restore",
         }
     }
@@ -76,6 +79,7 @@ impl Action {
             Self::Delete => "deleted",
             Self::DeleteTemplate => "deleted the template of",
             Self::PruneCopy => "pruned the copy of",
+            Self::Copy => "copied",
             Self::Restore => "restored",
         }
     }

@@ -345,7 +345,7 @@ impl PolicyModel {
             Action::Promote => Some(&mut self.promotes),
             Action::Delete => Some(&mut self.deletes),
             // There is no metric for these: templates beyond `keep`, copies, and manual steps.
-            Action::DeleteTemplate | Action::PruneCopy | Action::Restore => None,
+            Action::DeleteTemplate | Action::PruneCopy | Action::Copy | Action::Restore => None,
         };
         if let Some(counts) = counts {
             count(counts, word(step.outcome));

@@ -1095,11 +1095,12 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn promote_makes_one_template_and_prints_its_id() {
     let (play, ids) = Play::five(PRUNE).await;
-    let promote = |id: &str, more: &[&str]| {
-        let all = [&["promote", id, "--zone", "ch-gva-2", "--name", "golden"], more].concat();
+    let promote_as = |name: &str, id: &str, more: &[&str]| {
+        let all = [&["promote", id, "--zone", "ch-gva-2", "--name", name], more].concat();
         play.command(&all)
     };
-    let said = end_of(promote(&ids[0].to_string(), &[])).await;
+    let promote = |id: &str, more: &[&str]| promote_as("golden-2", id, more);
+    let said = end_of(promote_as("golden", &ids[0].to_string(), &[])).await;
     assert_eq!(said.status, 0, "{said:?}");
     let template = play.world.templates(&play.zone)[0].clone();
     assert_eq!(said.out, format!("template {} (golden) in zone ch-gva-2\n", template.id));
@@ -1107,11 +1108,14 @@ async fn promote_makes_one_template_and_prints_its_id() {
     let made = play.world.templates(&play.zone).into_iter().find(|made| made.id != template.id).unwrap();
     assert_eq!(
         said.json(),
-        json!({"zone": "ch-gva-2", "snapshot_id": ids[1], "template_id": made.id, "template_name": "golden"})
+        json!({"zone": "ch-gva-2", "snapshot_id": ids[1], "template_id": made.id, "template_name": "golden-2"})
     );
+    let again = end_of(promote_as("golden", &ids[0].to_string(), &[])).await;
+    again.refused(1, &["already has a template named golden", &template.id.to_string(), "another name"]);
     let outcomes: Vec<Value> = play.audit().iter().map(|line| line["outcome"].clone()).collect();
     assert_eq!(outcomes, ["intended", "done", "intended", "done"]);
 
+    let promote = |id: &str, more: &[&str]| promote_as("golden-3", id, more);
     let unknown = id(404);
     end_of(promote(&unknown, &[])).await.refused(1, &[&unknown, "ch-gva-2"]);
     play.world.set_state(ids[2], SnapshotState::Error);

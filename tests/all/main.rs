@@ -57,6 +57,7 @@ mod stage;
 mod status;
 mod systemd;
 mod telemetry;
+mod tending;
 mod this_machine;
 mod vendor_client;
 mod web_config;

@@ -143,6 +143,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
             md5,
             qcow2_version: Some(3),
             virtual_size_bytes: None,
+            etag: None,
         },
         exported_at: None,
         verified_at: of.created_at,
@@ -153,6 +154,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
         warnings: Vec::new(),
         pruned_at: None,
         corrupt_since: None,
+        made_of: None,
     }
 }
 

@@ -1,18 +1,20 @@
 //! The files of one copy in a folder, under a lock.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::catalogue;
 use crate::archive::journal::{JOURNAL_BYTES_MAX, Journal};
-use crate::archive::layout::CopyPaths;
+use crate::archive::layout::{self, CopyPaths, HoldMark, Role};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::ManifestUpdate;
 use crate::archive::store::StoreError;
 use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::sink::{ImageVersion, SinkError, shown};
-use crate::disk::{Access, Disk, DiskFile, DiskLock, Kind, Open, create_folders, read_file, replace_file};
+use crate::disk::{
+    Access, Disk, DiskFile, DiskLock, Entry, Kind, Open, create_folders, read_file, replace_file,
+};
 
 /// One copy's files. The lock is held until the last step on the blocking pool has ended, even if its caller was dropped
 /// before, so no two processes ever work on the same names.
@@ -64,6 +66,11 @@ impl CopyFiles {
     /// The manifest with its bytes, if the copy counts in the archive at `archive`.
     pub(super) fn find_copy(&self, archive: &Path) -> Option<(Manifest, Vec<u8>)> {
         catalogue::find_copy(&*self.disk, archive, &self.paths)
+    }
+
+    /// The manifest with its bytes, if it is valid in the archive at `archive`, whether or not the copy counts.
+    pub(super) fn find_manifest(&self, archive: &Path) -> Option<(Manifest, Vec<u8>)> {
+        catalogue::find_manifest(&*self.disk, archive, &self.paths)
     }
 
     /// Removes the files that are of no use beside a copy that counts.
@@ -181,15 +188,29 @@ impl CopyFiles {
         let path = self.paths.manifest(manifest.mark());
         replace_file(&*self.disk, &path, &bytes, Access::Group)
             .map_err(|error| SinkError::disk("write", &path, error))?;
-        if manifest.mark().is_some() {
-            self.remove(&self.paths.manifest(None))?;
+        let mut has_changed_names = manifest.mark().is_some();
+        for other in self.paths.manifests().iter().filter(|other| **other != path) {
+            has_changed_names |= self.remove(other)?;
         }
         if let ManifestUpdate::Pruned(_) = update {
             self.remove(&self.paths.image())?;
             self.remove(&self.paths.md5())?;
         }
-        if manifest.mark().is_some() { self.sync_folder() } else { Ok(()) }
+        if has_changed_names { self.sync_folder() } else { Ok(()) }
     }
+}
+
+/// The marks of holds on a copy's snapshot, with their files.
+pub(super) fn holds_of(disk: &dyn Disk, paths: &CopyPaths) -> Result<Vec<(HoldMark, PathBuf)>, SinkError> {
+    let entries = match disk.list(&paths.folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        listed => listed.map_err(|error| SinkError::disk("list", &paths.folder, error))?,
+    };
+    let mark = |entry: &Entry| match layout::read_name(&entry.name)? {
+        (stem, Role::Hold(mark)) if stem == paths.stem_name() => Some((mark, paths.folder.join(&entry.name))),
+        _ => None,
+    };
+    Ok(entries.iter().filter_map(mark).collect())
 }
 
 /// Removes a file; false if there was none.

@@ -922,15 +922,22 @@ async fn a_part_that_is_not_what_its_journal_says_ends_in_the_right_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_part_of_another_snapshot_is_left_alone() {
+async fn the_part_of_another_snapshot_is_left_alone_until_it_is_old() {
     let (bench, bytes) = (Bench::new(), image(LEN, 1));
-    let other = ImageToStore { snapshot: snapshot(2, "2026-10-01T00:00:00Z"), ..to_store() };
-    bench.store_this(&other, &broken_at(Offer::of(&bytes), 2_000_000)).await.unwrap_err();
-    let before = bench.ends();
+    let day = |number, at| ImageToStore { snapshot: snapshot(number, at), ..to_store() };
+    let now = bench.clock.now();
+    let [recent, old] = [6, 8].map(|days| (now - jiff::SignedDuration::from_hours(24 * days)).to_string());
+    for (number, at) in [(2, &recent), (3, &old)] {
+        bench.store_this(&day(number, at), &broken_at(Offer::of(&bytes), 2_000_000)).await.unwrap_err();
+    }
+    let before: Vec<_> = bench.ends().into_iter().filter(|name| name.contains("00000002")).collect();
+    assert!(!before.is_empty());
     let source = FakeSource::new(Offer::of(&bytes), []);
     bench.store(&source).await.unwrap();
     assert_eq!(source.offsets(), [0]);
     assert!(before.iter().all(|name| bench.ends().contains(name)), "{:?}", bench.ends());
+    let is_left = |name: &String| name.contains("00000003") && !name.contains(".lock");
+    assert!(!bench.ends().iter().any(is_left), "{:?}", bench.ends());
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,12 +8,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use secrecy::SecretString;
+use uuid::Uuid;
 
-use crate::archive::catalogue::{self, Catalogue, ProblemKind, StoredCopy};
-use crate::archive::layout::{self, CopyId, Role};
+use crate::archive::catalogue::{self, Catalogue, ImageHead, Leftover, ProblemKind, StoredCopy};
+use crate::archive::layout::{self, CopyId, HoldMark, Role};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_cache::ManifestCache;
-use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError, check_holds};
 use crate::archive::marker::{
     MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem, PROBE, PROBE_FILE, ProbeSteps, read_back,
 };
@@ -23,7 +24,7 @@ use crate::archive::s3::bucket::Bucket;
 use crate::archive::s3::client::{Client, S3Location};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
-use crate::archive::s3::xml::{self, ListedObject};
+use crate::archive::s3::xml::{self, ListedObject, UnfinishedUpload};
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
@@ -92,7 +93,7 @@ impl S3Archive {
     /// [`S3Error`] if the listing can't be read, or a manifest although it may be read: nothing is known of the archive then.
     pub async fn catalogue(&self) -> Result<Catalogue, S3Error> {
         let prefix = self.bucket.prefix();
-        let (mut listed, mut images) = (Vec::new(), HashMap::new());
+        let (mut listed, mut images, mut holds) = (Vec::new(), HashMap::new(), Vec::new());
         let (marker_key, mut has_marker) = (self.marker_key(), false);
         let each = |object: ListedObject| {
             has_marker |= object.key == marker_key;
@@ -103,6 +104,7 @@ impl S3Archive {
                     images.insert(object.key, object.bytes);
                 }
                 Some(Role::Manifest(_)) => listed.push(object),
+                Some(Role::Hold(_)) => holds.push(object.key),
                 None => {}
             }
         };
@@ -119,16 +121,17 @@ impl S3Archive {
         let manifests = read?;
         let root = self.bucket.root();
         let path = PathBuf::from(format!("{root}{prefix}"));
-        let keys = manifests.keys().chain(images.keys()).filter_map(|key| key.strip_prefix(prefix));
+        let keys =
+            manifests.keys().chain(images.keys()).chain(&holds).filter_map(|key| key.strip_prefix(prefix));
         Ok(catalogue::read_listed(self.name(), marker, &path, keys, |[here, image]| {
             let Some(manifest) = key_of(here, &root).and_then(|key| manifests.get(key)) else {
                 return Err(ProblemKind::Unreadable("it was deleted while it was listed".to_owned()));
             };
             let manifest = manifest.clone()?;
-            catalogue::check_image(&manifest, || {
+            let counts = catalogue::check_image(&manifest, || {
                 Ok(key_of(image, &root).and_then(|key| images.get(key)).copied())
-            })?;
-            Ok(manifest)
+            });
+            Ok((manifest, counts))
         }))
     }
 
@@ -240,7 +243,7 @@ impl S3Archive {
             return Err(S3Error::new("store", image, S3Cause::Busy));
         };
         let existing = bucket.existing(id).await?;
-        if let Some((manifest, _)) = &existing.verified {
+        if let Some(manifest) = existing.verified() {
             return Ok(Begin::Stored(VerifiedCopy::new(&bucket.name, manifest)));
         }
         bucket.abort_uploads_of(&key).await;
@@ -250,8 +253,18 @@ impl S3Archive {
 
     /// Whether the copy still counts.
     pub(crate) async fn has(&self, copy: &StoredCopy) -> Result<bool, S3Error> {
-        let found = self.bucket.existing(&copy.manifest.id()).await?.verified;
-        Ok(found.is_some_and(|(found, _)| found.image == copy.manifest.image))
+        let existing = self.bucket.existing(&copy.manifest.id()).await?;
+        Ok(existing.verified().is_some_and(|found| found.image == copy.manifest.image))
+    }
+
+    /// What the store says of an image; none if there is none.
+    pub(crate) async fn head(&self, copy: &StoredCopy) -> Result<Option<ImageHead>, S3Error> {
+        let found = self.bucket.client.head(&self.bucket.image_key(&copy.manifest.id())).await?;
+        Ok(found.map(|found| ImageHead {
+            bytes: found.bytes.unwrap_or_default(),
+            etag: Some(found.etag).filter(|etag| !etag.is_empty()),
+            md5: found.md5,
+        }))
     }
 
     /// The image of a copy, to be read again or restored.
@@ -284,14 +297,32 @@ impl S3Archive {
             return Err(UpdateError::Busy { image });
         };
         let existing = bucket.existing(&id).await.map_err(update_failed)?;
-        let Some((before, bytes)) = existing.verified.filter(|(found, _)| *found == *copy.manifest) else {
+        check_holds(update, existing.holds.into_iter().map(|(mark, _)| mark))?;
+        let found = existing.manifest.filter(|(found, _)| *found == *copy.manifest);
+        // One that is marked as corrupt does not count; that is what the update may end.
+        let is_valid = existing.counts || copy.manifest.corrupt_since.is_some();
+        let Some((before, bytes)) = found.filter(|_| is_valid) else {
             return Err(UpdateError::Changed { image });
         };
         // The manifest is marked before the image is deleted: without its image and unmarked, the copy would not count any
         // more, and snapshots that need it could not be deleted.
-        let (manifest, bytes) = update.apply(&before, &bytes);
+        let (manifest, new_bytes) = update.apply(&before, &bytes);
         let new_key = bucket.manifest_key(&id, manifest.mark());
-        client.put(&new_key, "application/json", bytes).await.map_err(update_failed)?;
+        client.put(&new_key, "application/json", new_bytes).await.map_err(update_failed)?;
+        if let ManifestUpdate::Pruned(_) = update {
+            // A hold that was marked since: its process finds the new manifest, or this one finds its mark.
+            let holds = bucket.holds_of(&id).await.map_err(update_failed)?;
+            if let Err(held) = check_holds(update, holds.iter().map(|(mark, _)| *mark)) {
+                // The manifest before is still there.
+                if before.pruned_at.is_none() {
+                    client.delete(&new_key).await.map_err(update_failed)?;
+                }
+                return Err(held);
+            }
+            for (_, ended) in &holds {
+                client.delete(ended).await.map_err(update_failed)?;
+            }
+        }
         for key in existing.manifests.iter().filter(|key| **key != new_key) {
             client.delete(key).await.map_err(update_failed)?;
         }
@@ -302,12 +333,94 @@ impl S3Archive {
         Ok(())
     }
 
+    /// Removes a copy that is marked as corrupt.
+    pub(crate) async fn remove_corrupt(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        let (bucket, client) = (&self.bucket, &self.bucket.client);
+        let id = copy.manifest.id();
+        let key = bucket.image_key(&id);
+        let Some(_lock) = bucket.lock(&key) else {
+            return Err(UpdateError::Busy { image: client.shown(&key) });
+        };
+        let existing = bucket.existing(&id).await.map_err(update_failed)?;
+        let is_same = existing.manifest.is_some_and(|(found, _)| found == *copy.manifest);
+        if copy.manifest.corrupt_since.is_none() || !is_same {
+            return Err(UpdateError::Changed { image: client.shown(&key) });
+        }
+        let holds = existing.holds.into_iter().map(|(_, key)| key);
+        // The manifests last: until then it can be removed again.
+        for key in [key, bucket.md5_key(&id)].into_iter().chain(holds).chain(existing.manifests) {
+            client.delete(&key).await.map_err(update_failed)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of a copy's manifest.
+    pub(crate) async fn manifest_bytes(&self, copy: &StoredCopy) -> Result<Option<Vec<u8>>, S3Error> {
+        let found = self.bucket.existing(&copy.manifest.id()).await?.manifest;
+        let same = found.filter(|(found, _)| found.image == copy.manifest.image);
+        Ok(same.map(|(_, bytes)| bytes.to_vec()))
+    }
+
+    /// Marks a hold on a copy's snapshot, in the place of an earlier one of the same state directory; false if the copy has
+    /// no image any more.
+    pub(crate) async fn mark_hold(
+        &self,
+        id: &CopyId,
+        mark: HoldMark,
+        text: Vec<u8>,
+    ) -> Result<bool, UpdateError> {
+        let (bucket, client) = (&self.bucket, &self.bucket.client);
+        let key = bucket.hold_key(id, &mark);
+        client.put(&key, "application/json", text).await.map_err(update_failed)?;
+        // After the mark, so that a pruning at the same time sees it, or is seen here.
+        let existing = bucket.existing(id).await.map_err(update_failed)?;
+        if existing.manifest.is_none_or(|(manifest, _)| manifest.pruned_at.is_some()) {
+            client.delete(&key).await.map_err(update_failed)?;
+            return Ok(false);
+        }
+        let others = existing.holds.iter().filter(|(other, _)| other.state == mark.state && *other != mark);
+        for (_, key) in others {
+            client.delete(key).await.map_err(update_failed)?;
+        }
+        Ok(true)
+    }
+
+    /// Removes the marks of holds on a copy's snapshot that this state directory put there, or all; how many.
+    pub(crate) async fn remove_holds(&self, id: &CopyId, of: Option<Uuid>) -> Result<usize, UpdateError> {
+        let existing = self.bucket.existing(id).await.map_err(update_failed)?;
+        let mut count = 0;
+        for (_, key) in existing.holds.iter().filter(|(mark, _)| of.is_none_or(|of| of == mark.state)) {
+            self.bucket.client.delete(key).await.map_err(update_failed)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// The unfinished uploads. How much of them is there is not listed.
+    pub(crate) async fn leftovers(&self) -> Result<Vec<Leftover>, S3Error> {
+        let uploads = self.bucket.our_uploads().await?.into_iter();
+        let leftover = |(upload, is_useless): (UnfinishedUpload, bool)| Leftover {
+            path: PathBuf::from(format!("{}{}", self.bucket.root(), upload.key)),
+            bytes: None,
+            is_useless,
+        };
+        Ok(uploads.map(leftover).collect())
+    }
+
+    /// Aborts the abandoned uploads, and returns them.
+    pub(crate) async fn remove_leftovers(&self) -> Result<Vec<Leftover>, S3Error> {
+        let mut leftovers = self.leftovers().await?;
+        self.bucket.clean().await?;
+        leftovers.retain(|leftover| leftover.is_useless);
+        Ok(leftovers)
+    }
+
     /// Deletes the manifest of a pruned copy.
     pub(crate) async fn forget_pruned(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
         let (bucket, client) = (&self.bucket, &self.bucket.client);
         let id = copy.manifest.id();
         let existing = bucket.existing(&id).await.map_err(update_failed)?;
-        let is_same = existing.verified.is_some_and(|(found, _)| found == *copy.manifest);
+        let is_same = existing.verified().is_some_and(|found| *found == *copy.manifest);
         if copy.manifest.pruned_at.is_none() || existing.image.is_some() || !is_same {
             return Err(UpdateError::Changed { image: client.shown(&bucket.image_key(&id)) });
         }

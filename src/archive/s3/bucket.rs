@@ -9,10 +9,11 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::OnceCell;
 
 use crate::archive::catalogue::{self, ProblemKind};
-use crate::archive::layout::{self, CopyId, CopyPaths, Mark, Role};
+use crate::archive::layout::{self, CopyId, CopyPaths, HoldMark, Mark, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
 use crate::archive::s3::error::{S3Cause, S3Error};
+use crate::archive::s3::xml::UnfinishedUpload;
 use crate::policy::name::ArchiveName;
 use crate::text::chain;
 use crate::transport::BodyError;
@@ -54,12 +55,23 @@ impl Drop for ImageLock {
 
 /// The objects that have the names of a copy.
 pub(super) struct ExistingCopy {
-    /// The manifest with its bytes, if the copy counts.
-    pub(super) verified: Option<(Manifest, Bytes)>,
+    /// The manifest with its bytes, if it is valid.
+    pub(super) manifest: Option<(Manifest, Bytes)>,
+    /// Whether the copy counts.
+    pub(super) counts: bool,
     /// The keys of all its manifests, in the order in which to delete them: one that is marked after the one that is not,
     /// which would count without it.
     pub(super) manifests: Vec<String>,
     pub(super) image: Option<Head>,
+    /// The marks of holds on its snapshot, with their keys.
+    pub(super) holds: Vec<(HoldMark, String)>,
+}
+
+impl ExistingCopy {
+    /// The manifest, if the copy counts.
+    pub(super) fn verified(&self) -> Option<&Manifest> {
+        self.manifest.as_ref().filter(|_| self.counts).map(|(manifest, _)| manifest)
+    }
 }
 
 impl Bucket {
@@ -86,6 +98,10 @@ impl Bucket {
 
     pub(super) fn manifest_key(&self, id: &CopyId, mark: Option<Mark>) -> String {
         key(&self.paths(id).manifest(mark))
+    }
+
+    pub(super) fn hold_key(&self, id: &CopyId, mark: &HoldMark) -> String {
+        key(&self.paths(id).hold(mark))
     }
 
     /// The file name of an image, for the `.md5` beside it.
@@ -136,14 +152,25 @@ impl Bucket {
             None => None,
         };
         let image = self.client.head(&self.image_key(id)).await?;
-        let verified = here.zip(read).and_then(|(here, bytes)| {
+        let manifest = here.zip(read).and_then(|(here, bytes)| {
             let bytes = bytes.ok()?;
             let manifest = catalogue::read_manifest(&bytes, Path::new(self.prefix()), here).ok()?;
-            catalogue::check_image(&manifest, || Ok(image.as_ref().and_then(|image| image.bytes))).ok()?;
             Some((manifest, bytes))
         });
+        let image_bytes = || Ok(image.as_ref().and_then(|image| image.bytes));
+        let counts = manifest
+            .as_ref()
+            .is_some_and(|(manifest, _)| catalogue::check_image(manifest, image_bytes).is_ok());
+        let holds = listed.iter().filter_map(|key| hold_at(key)).collect();
         let manifests = names.iter().rev().map(|name| key(name)).filter(|key| listed.contains(key)).collect();
-        Ok(ExistingCopy { verified, manifests, image })
+        Ok(ExistingCopy { manifest, counts, manifests, image, holds })
+    }
+
+    /// The marks of holds on a copy's snapshot, with their keys.
+    pub(super) async fn holds_of(&self, id: &CopyId) -> Result<Vec<(HoldMark, String)>, S3Error> {
+        let (beginning, mut holds) = (format!("{}.hold-", key(&self.paths(id).stem())), Vec::new());
+        self.client.list(&beginning, |object| holds.extend(hold_at(&object.key))).await?;
+        Ok(holds)
     }
 
     /// Aborts earlier uploads of this image, which the caller has locked.
@@ -185,19 +212,29 @@ impl Bucket {
             count += usize::from(self.client.abort(&key, &id).await?);
             self.uploads().left_behind.retain(|(_, other)| *other != id);
         }
+        for (upload, _) in self.our_uploads().await?.iter().filter(|(_, is_abandoned)| *is_abandoned) {
+            count += usize::from(self.client.abort(&upload.key, &upload.id).await?);
+        }
+        Ok(count)
+    }
+
+    /// The unfinished uploads of images, each with whether it is abandoned.
+    pub(super) async fn our_uploads(&self) -> Result<Vec<(UnfinishedUpload, bool)>, S3Error> {
         let old = self.client.clock.now().checked_sub(ABANDONED_AFTER).unwrap_or(Timestamp::MIN);
+        let mut ours = Vec::new();
         for upload in self.client.list_uploads(self.prefix()).await? {
             let path = upload.key.strip_prefix(self.prefix()).and_then(layout::read_path);
             let is_ours = path.is_some_and(|(_, _, name)| {
                 layout::read_name(name.as_ref()).is_some_and(|(_, role)| role == Role::Image)
             });
-            let began = upload.initiated.and_then(|time| time.parse::<Timestamp>().ok());
+            let began = upload.initiated.as_ref().and_then(|time| time.parse::<Timestamp>().ok());
             let is_old = began.is_some_and(|began| began < old);
-            if is_ours && is_old && !self.uploads().locked.contains(&upload.key) {
-                count += usize::from(self.client.abort(&upload.key, &upload.id).await?);
+            if is_ours {
+                let is_abandoned = is_old && !self.uploads().locked.contains(&upload.key);
+                ours.push((upload, is_abandoned));
             }
         }
-        Ok(count)
+        Ok(ours)
     }
 
     /// Remembers an upload that ended and is not aborted, for [`Self::clean`].
@@ -212,6 +249,13 @@ impl Bucket {
             self.name,
             chain(error)
         );
+    }
+}
+
+fn hold_at(key: &str) -> Option<(HoldMark, String)> {
+    match layout::read_name(Path::new(key).file_name()?)? {
+        (_, Role::Hold(mark)) => Some((mark, key.to_owned())),
+        _ => None,
     }
 }
 

@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{ProblemKind, StoredCopy};
+use crate::archive::copy_reader::CopyReader;
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_cache::ManifestCache;
@@ -27,7 +28,8 @@ use crate::archive::s3::client::S3Location;
 use crate::archive::s3::sign::{encode, sha256_hex};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
-use crate::archive::tests::contract::Fixture;
+use crate::archive::tests::contract::{Fixture, without_etag};
+use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::sink;
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::archive::transfer::source::{ImageSource as _, SourceError};
@@ -486,7 +488,9 @@ async fn an_image_is_uploaded_in_parts_and_visible_only_once_it_is_verified() {
     assert_eq!(sums, format!("{}  20261101T023000Z-{SNAPSHOT}.qcow2\n", md5(&image)));
     // It is there now, and is not uploaded again.
     assert!(matches!(archive.begin(&of()).await.unwrap(), sink::Begin::Stored(again) if again == copy));
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image).into());
+    let found = archive.catalogue().await.unwrap().copies()[0].manifest.clone();
+    assert_eq!(without_etag(&found), manifest_of(&image));
+    assert!(found.image.etag.is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -623,7 +627,9 @@ async fn the_manifest_of_an_image_that_does_not_count_never_counts_for_the_next(
     assert!(archive.catalogue().await.unwrap().copies().is_empty());
     store.state().faults.clear();
     self::store(&archive, &image).await.unwrap();
-    assert_eq!(archive.catalogue().await.unwrap().copies()[0].manifest, manifest_of(&image).into());
+    let found = archive.catalogue().await.unwrap().copies()[0].manifest.clone();
+    assert_eq!(without_etag(&found), manifest_of(&image));
+    assert!(found.image.etag.is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -958,7 +964,9 @@ async fn scene_with_an_image() -> (Scene, Archive, StoredCopy, Bytes) {
 }
 
 async fn verify_one(archive: &Archive, copy: &StoredCopy) -> Outcome {
-    verify::verify(archive, copy, &TestClock::at("2026-11-20T00:00:00Z"), &NoRandomness).await.outcome
+    let (clock, hashers) = (TestClock::at("2026-11-20T00:00:00Z"), Hashers::default());
+    let reader = CopyReader { clock: &clock, randomness: &NoRandomness, hashers: &hashers };
+    verify::verify(archive, copy, reader).await.outcome
 }
 
 #[tokio::test(start_paused = true)]
@@ -1019,8 +1027,9 @@ async fn corruption_that_a_bucket_does_not_let_be_noted_is_told_apart() {
     flipped[9 * MIB - 1] ^= 1;
     store.put(&key(".qcow2"), Bytes::from(flipped));
     store.always("put .corrupt.json", refuse(403, "AccessDenied"));
-    let (clock, randomness) = (TestClock::at(NOW), NoRandomness);
-    let verified = verify::verify(&archive, &copy, &clock, &randomness).await;
+    let (clock, hashers) = (TestClock::at(NOW), Hashers::default());
+    let reader = CopyReader { clock: &clock, randomness: &NoRandomness, hashers: &hashers };
+    let verified = verify::verify(&archive, &copy, reader).await;
     assert!(
         matches!(&verified.outcome, Outcome::Corrupt(why) if why.contains("AccessDenied")),
         "{verified:?}"

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 
 use crate::archive::layout::CopyId;
-use crate::archive::manifest::Manifest;
+use crate::archive::manifest::{ImageRecord, Manifest};
 use crate::archive::md5::Md5Sum;
 use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
 use crate::archive::s3::error::{S3Cause, S3Error};
@@ -66,6 +66,14 @@ struct Upload {
     etags: Vec<String>,
     bytes: u64,
     in_flight: JoinSet<Result<(usize, String), S3Error>>,
+}
+
+/// How an upload ended.
+enum Completed {
+    /// The image is there, by this `ETag`.
+    Ours { etag: String },
+    /// Another process stored a verified copy first, with this manifest.
+    Theirs(Box<Manifest>),
 }
 
 impl Upload {
@@ -192,9 +200,12 @@ impl S3Sink {
         if declared.is_some_and(|md5| md5 != manifest.image.md5) {
             return Err(self.error("store", "it was uploaded with another MD5 than the verified one"));
         }
-        if let Some(theirs) = self.complete(&manifest).await? {
-            return Ok(theirs);
-        }
+        let etag = match self.complete(&manifest).await? {
+            Completed::Theirs(theirs) => return Ok(*theirs),
+            Completed::Ours { etag } => Some(etag).filter(|etag| !etag.is_empty()),
+        };
+        let image = ImageRecord { etag, ..manifest.image };
+        let manifest = Manifest { image, ..manifest };
         // The manifest is last: it makes the copy count, so everything else must be there already.
         let client = &self.bucket.client;
         let name = self.bucket.image_name(&self.id);
@@ -205,8 +216,8 @@ impl S3Sink {
         Ok(manifest)
     }
 
-    /// Makes the image visible. If another process stored a verified copy meanwhile, returns its manifest.
-    async fn complete(&mut self, manifest: &Manifest) -> Result<Option<Manifest>, S3Error> {
+    /// Makes the image visible, unless another process stored a verified copy meanwhile.
+    async fn complete(&mut self, manifest: &Manifest) -> Result<Completed, S3Error> {
         let bucket = Arc::clone(&self.bucket);
         let (client, key) = (&bucket.client, self.image_key.clone());
         // The old manifest does not count, or there would be nothing to upload. Beside the new image it might, although
@@ -214,7 +225,7 @@ impl S3Sink {
         for key in &self.before.manifests {
             client.delete(key).await?;
         }
-        let Some(upload) = &self.upload else { return Ok(None) };
+        let Some(upload) = &self.upload else { return Err(self.error("store", "it has no bytes")) };
         let is_new = self.before.image.is_none();
         let mut completed = client.complete(&key, &upload.id, &upload.etags, is_new).await;
         if is_new && completed.as_ref().is_err_and(S3Error::is_unsupported) {
@@ -224,8 +235,9 @@ impl S3Sink {
             Ok(()) => {}
             Err(error) if error.is_precondition() => {
                 self.abort().await;
-                let theirs = bucket.existing(&self.id).await?.verified;
-                return theirs.map(|(theirs, _)| Some(theirs)).ok_or(error);
+                let theirs = bucket.existing(&self.id).await?;
+                let theirs = theirs.verified().cloned().map(Box::new);
+                return theirs.map(Completed::Theirs).ok_or(error);
             }
             // An earlier attempt may have completed it, and only its response was lost.
             Err(error) if error.is_missing() => {
@@ -250,7 +262,7 @@ impl S3Sink {
         if found.md5.as_ref().is_some_and(|md5| *md5 != expected) {
             return Err(self.error("store", "another process stored another image of it at the same moment"));
         }
-        Ok(None)
+        Ok(Completed::Ours { etag: found.etag })
     }
 
     /// Whether the object is certainly what this upload made: another than before, of this MD5 and length.

@@ -104,17 +104,19 @@ pub struct Received {
 pub enum SinkError {
     /// The file system has too little space for it.
     #[error(
-        "the image needs {} MiB beside {} MiB to spare, and {} MiB are free: free some space on this file system, or \
+        "the image needs {} MiB beside {} MiB to spare, and {} MiB are free{}: free some space on this file system, or \
          move the archive to a larger one",
-        .needs.div_ceil(MIB), .spare / MIB, .free / MIB
+        .needs.div_ceil(MIB), .spare / MIB, .free / MIB, beside_others(*.taken)
     )]
     NoSpace {
         /// Bytes of the image, as far as it is known.
         needs: u64,
         /// Bytes that are to stay free.
         spare: u64,
-        /// Bytes that are free.
+        /// Bytes that are free for it.
         free: u64,
+        /// Bytes that other images take, which are being stored at the same time.
+        taken: u64,
     },
     /// The file system ran full while the image was received.
     #[error("{doing} {}: the file system is full: free some space there, or move the archive to a larger one", shown(.path))]
@@ -162,6 +164,13 @@ pub enum SinkError {
 }
 
 const MIB: u64 = 1 << 20;
+
+fn beside_others(taken: u64) -> String {
+    if taken == 0 {
+        return String::new();
+    }
+    format!(", {} MiB for other images that are being stored now not counted", taken.div_ceil(MIB))
+}
 
 impl SinkError {
     /// An error of the disk at `path`; a full one gets its own advice.
