@@ -301,6 +301,12 @@ pub(crate) const PAGES: &[Page] = &[
     command("archive prune", COPIES, GUARDED, &[
         ("Which copies would be deleted, and why?", "archive prune --dry-run vault"),
     ], &["archive-list", "allow"]),
+    command("shard", REMEMBERED, CONFIGURED, &[
+        ("After the number of shards changed: what moves?", "--shard 0/4 shard adopt"),
+    ], &["run", "once"]),
+    command("shard adopt", REMEMBERED, CONFIGURED, &[
+        ("After the number of shards changed: what moves?", "--shard 0/4 shard adopt"),
+    ], &["run", "once", "holds"]),
     command("notify", &[Output], CONFIGURED, &[
         ("Does a message arrive?", "notify test ops"),
     ], &["status"]),

@@ -80,7 +80,11 @@ fn done(reports: &[RunReport]) -> BTreeMap<(String, SnapshotId), usize> {
 
 fn images(stage: &Stage) -> BTreeSet<String> {
     let name = |path: std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-    paths(&stage.archive()).into_iter().map(name).filter(|name| name.ends_with(".qcow2")).collect()
+    paths(&stage.archive())
+        .into_iter()
+        .map(name)
+        .filter(|name| name.rsplit('.').next() == Some("qcow2"))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +104,9 @@ async fn the_shards_together_do_what_one_process_does_and_nothing_twice() {
         let unlisted = InstanceId("9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap());
         let listed = stage.world.snapshots(&stage.zone);
         let gone = listed.iter().find(|one| one.id == orphans[0]).unwrap().instance_id.unwrap();
-        orphans.into_iter().for_each(|id| stage.world.set_instance(id, Some(unlisted)));
+        for id in orphans {
+            stage.world.set_instance(id, Some(unlisted));
+        }
         stage.world.remove_instance(gone);
     }
     for days in [0, 8] {
