@@ -344,6 +344,9 @@ impl Play {
         let snapshot = dice.any(&found).id;
         if self.on_hold.remove(&snapshot) {
             self.state().unhold(&self.clock, snapshot).await.unwrap();
+            for mark in self.hold_marks(snapshot) {
+                self.disk.remove_file(&mark).unwrap();
+            }
         } else {
             let hold = Hold { snapshot, until: None, reason: None, since: self.clock.now(), about: None };
             self.state().hold(&self.clock, hold).await.unwrap();
@@ -821,7 +824,9 @@ impl Play {
             }
             let key = (newest.created_at, newest.id);
             assert_eq!(self.copies[instance].last(), Some(&key), "{context}\nno copy of {newest:?}");
-            let is_kept = |id: &SnapshotId| self.on_hold.contains(id) || self.consistent.contains(id);
+            // A mark in the archive outlives a state that was restored from before its hold.
+            let is_on_hold = |id: &SnapshotId| self.on_hold.contains(id) || !self.hold_marks(*id).is_empty();
+            let is_kept = |id: &SnapshotId| is_on_hold(id) || self.consistent.contains(id);
             let may_stay = |id: &SnapshotId| is_kept(id) || busy.contains(id);
             let left = of_instance.iter().skip(*keeps).find(|snapshot| !may_stay(&snapshot.id));
             assert!(left.is_none(), "{context}\nshould be deleted: {left:?}");
@@ -829,9 +834,16 @@ impl Play {
                 copy.0 + COPIES_KEPT_WITHIN + SignedDuration::from_hours(1) < self.world.now()
             };
             let copies = self.copies[instance].iter().rev().skip(COPIES_KEPT);
-            let copies = copies.filter(|copy| is_old(copy)).find(|copy| !self.on_hold.contains(&copy.1));
+            let copies = copies.filter(|copy| is_old(copy)).find(|copy| !is_on_hold(&copy.1));
             assert!(copies.is_none(), "{context}\na copy that should be deleted: {copies:?}");
         }
+    }
+
+    /// The marks of holds on a snapshot, beside its copies.
+    fn hold_marks(&self, snapshot: SnapshotId) -> Vec<PathBuf> {
+        let mut found = self.files(Path::new(FOLDER), ".json");
+        found.retain(|path| path.to_string_lossy().contains(&format!("{snapshot}.hold-")));
+        found
     }
 
     /// The files below a folder whose names have this end.
