@@ -116,13 +116,17 @@ impl ArchiveVerifier<'_> {
         let is_written = verified.is_written();
         let Verified { outcome, unwritten } = verified;
         let is_corrupt = matches!(outcome, Outcome::Corrupt(_));
+        // The archive says so already: nothing had to be written, so nothing is known of how a write would end.
+        let was_marked = is_corrupt && copy.manifest.corrupt_since.is_some();
         let failure = unwritten.as_ref().and_then(UpdateError::failed_write).map(|error| chain(error));
         let found = CorruptCopy { since: self.clock.now(), verified_at: copy.manifest.verified_at };
         let stem = copy.stem();
         let change = move |memory: &mut ArchiveMemory| {
             if is_written {
                 memory.corrupt.remove(&stem);
-                memory.write_failure = None;
+                if !was_marked {
+                    memory.write_failure = None;
+                }
             } else if is_corrupt {
                 let known = memory.corrupt.entry(stem.clone()).or_insert(found);
                 if known.verified_at != found.verified_at {

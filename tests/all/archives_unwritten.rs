@@ -228,6 +228,22 @@ async fn a_read_only_archive_closes_its_gate_until_a_write_succeeds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_corrupt_copy_that_is_read_again_is_no_write_that_succeeds() {
+    let play = Play::new().await;
+    play.flip();
+    assert!(matches!(&play.verify().await[..], [Outcome::Corrupt(_)]));
+    play.set_read_only(true);
+    let web = play.stage.world.snapshots(&play.stage.zone)[0].instance_id.unwrap();
+    play.stage.step(jiff::SignedDuration::from_hours(24));
+    play.stage.world.add_snapshot(web, play.stage.now());
+    play.stage.run(&keeping(3)).await;
+    assert!(play.memory().await.write_failure.is_some());
+    assert!(matches!(&play.verify().await[..], [Outcome::Corrupt(_)]));
+    assert!(play.memory().await.write_failure.is_some());
+    play.deletes_nothing(&[]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_kind_of_write_closes_the_gate_and_a_full_disk_does_not() {
     for (call, kind, closes) in [
         (DiskCall::Write, ErrorKind::Other, true),
