@@ -224,10 +224,7 @@ impl LocalArchive {
             let _lock = lock;
             let paths = CopyPaths::new(&archive.path, &before.id());
             let image = shown(&paths.image());
-            let files = CopyFiles::lock(archive.disk, paths).map_err(|error| match error {
-                StoreError::Busy { image } => UpdateError::Busy { image },
-                error => UpdateError::Archive(error),
-            })?;
+            let files = CopyFiles::lock(archive.disk, paths).map_err(not_locked)?;
             let holds = holds_of(&*files.disk, &files.paths).map_err(update_failed)?;
             check_holds(update, holds.iter().map(|(mark, _)| *mark))?;
             // One that is marked as corrupt does not count; that is what the update may end.
@@ -265,10 +262,7 @@ impl LocalArchive {
             let _lock = lock;
             let paths = CopyPaths::new(&archive.path, &before.id());
             let image = shown(&paths.image());
-            let files = CopyFiles::lock(archive.disk, paths).map_err(|error| match error {
-                StoreError::Busy { image } => UpdateError::Busy { image },
-                error => UpdateError::Archive(error),
-            })?;
+            let files = CopyFiles::lock(archive.disk, paths).map_err(not_locked)?;
             let is_same = files.find_manifest(&archive.path).is_some_and(|(found, _)| found == *before);
             if before.corrupt_since.is_none() || !is_same {
                 return Err(UpdateError::Changed { image });
@@ -387,6 +381,13 @@ impl LocalArchive {
             removed.map_err(update_failed)
         })
         .await
+    }
+}
+
+fn not_locked(error: StoreError) -> UpdateError {
+    match error {
+        StoreError::Busy { image } => UpdateError::Busy { image },
+        error => UpdateError::Archive(error),
     }
 }
 
