@@ -130,8 +130,8 @@ async fn one_run_each(output: Output, progress: &Progress) -> Result<Exit, Refus
     let templates: Vec<String> = world.templates(&zone).into_iter().map(|template| template.name).collect();
     output.print(&format!(
         "\nzone {zone}: {} of {history} snapshots, templates: {}\n\n\
-         The configuration, the state and the archive were in a temporary folder, which has been deleted.\n\
-         For a first policy of your own see README.md.\n",
+         The configuration, the state and the archive were in a temporary folder, which\n\
+         has been deleted. For a first policy of your own see README.md.\n",
         world.snapshots(&zone).len(),
         templates.join(", ")
     ));
@@ -344,13 +344,13 @@ directory = "{0}/state"
 type = "local"
 path = "{0}/vault"
 
-[policies.nightly]                    # prune, but never without a verified copy
+[policies.nightly]                    # prune, never without a verified copy
 schedule = "30 2 * * *"
 timezone = "Europe/Zurich"
 zones = ["ch-gva-2"]
 [policies.nightly.retention]
-keep_last = 7                         # keep the newest seven of each instance
-keep_within = "14d"                   # and all that are younger than two weeks
+keep_last = 7                         # keep the newest 7 of each instance
+keep_within = "14d"                   # and all younger than two weeks
 max_age = "400d"
 [policies.nightly.export]
 archives = ["vault"]                  # each deleted one has a newer copy
@@ -386,7 +386,7 @@ directory = "{0}/state"
 type = "local"
 path = "{0}/vault"
 
-[policies.nightly]                    # prune, but never without a verified copy
+[policies.nightly]                    # prune, never without a verified copy
 schedule = "*/20 * * * * *"           # six fields: seconds first
 timezone = "Europe/Zurich"
 zones = ["ch-gva-2"]

@@ -754,7 +754,7 @@ impl Daemon {
         any
     }
 
-    /// Reads what commands change beside the daemon: allowances, which runs use up, and last runs, if there are others.
+    /// Reads what commands change beside the daemon: holds, allowances, which runs use up, and last runs, if there are others.
     /// Returns whether there may be anything else in the archives.
     async fn look_beside(&mut self) -> bool {
         let Self { runner, telemetry, beside, .. } = self;
@@ -762,6 +762,10 @@ impl Daemon {
         let archives = runner.state.archives_version().await;
         let mut has_changed = archives != beside.archives;
         beside.archives = archives;
+        let now = runner.clock.now();
+        // Where they can't be read, each run fails and says why.
+        let holds = runner.state.holds().await.ok();
+        telemetry.holds(holds.map(|holds| holds.count_at(now)));
         for policy in &runner.policies {
             let name = &policy.name;
             telemetry.allowance(name, runner.allowance(policy).await);

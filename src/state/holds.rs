@@ -81,6 +81,11 @@ impl Holds {
         self.holds.iter().find(|hold| hold.snapshot == snapshot && hold.counts_at(now))
     }
 
+    /// How many count at that moment.
+    pub fn count_at(&self, now: Timestamp) -> u64 {
+        self.holds.iter().filter(|hold| hold.counts_at(now)).count() as u64
+    }
+
     /// Removes ended holds, and the hold on this snapshot, which is returned.
     fn release(&mut self, snapshot: SnapshotId, now: Timestamp) -> Option<Hold> {
         self.holds.retain(|hold| hold.counts_at(now));

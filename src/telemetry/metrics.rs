@@ -168,6 +168,11 @@ const METRICS: &[Metric] = &[
         Read::Program(|model| Some(flag(model.status.state_error.is_none()))),
     ),
     gauge(
+        "snapwarden_holds",
+        "Snapshots on hold by hand; absent if they can't be read, and then nothing is deleted.",
+        Read::Program(|model| model.holds.map(number)),
+    ),
+    gauge(
         "snapwarden_scheduler_last_tick_timestamp_seconds",
         "When the scheduler's loop last ran.",
         Read::Program(|model| model.ticked_at.map(seconds)),

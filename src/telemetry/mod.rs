@@ -72,6 +72,7 @@ impl Telemetry {
             archives: BTreeMap::new(),
             quotas: BTreeMap::new(),
             deleted_last: Vec::new(),
+            holds: None,
             clock_skew: BTreeMap::new(),
             api_requests: BTreeMap::new(),
             api_retries: BTreeMap::new(),
@@ -170,6 +171,11 @@ impl Telemetry {
     /// How many deletions the guard may let pass in the policy's next run.
     pub fn allowance(&self, policy: &PolicyName, deletes: u64) {
         self.of(policy, |policy| policy.allowance = deletes);
+    }
+
+    /// How many snapshots are on hold; none if that can't be read, and then no run deletes anything.
+    pub fn holds(&self, count: Option<u64>) {
+        self.model().holds = count;
     }
 
     /// The state directory has another last run of the policy: one that another process did.

@@ -96,6 +96,8 @@ pub(super) struct Model {
     pub(super) quotas: BTreeMap<String, (u64, Option<u64>)>,
     /// What was deleted last, the newest last.
     pub(super) deleted_last: Vec<Change>,
+    /// How many snapshots are on hold; none if that is not known.
+    pub(super) holds: Option<u64>,
     /// How far this machine's clock is ahead of the API's, in seconds.
     pub(super) clock_skew: BTreeMap<ZoneName, f64>,
     pub(super) api_requests: BTreeMap<(ZoneName, &'static str, Option<StatusCode>), u64>,

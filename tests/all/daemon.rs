@@ -17,6 +17,7 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::error::StateError;
+use snapwarden::state::holds::Hold;
 use snapwarden::telemetry::Telemetry;
 use snapwarden::transport::{Request, Response, Transport, TransportError};
 use tokio::sync::{Notify, mpsc};
@@ -300,6 +301,27 @@ async fn an_allowance_that_is_given_beside_it_shows_within_a_minute_and_goes_wit
     until(&stage, "2026-11-01T12:31:00Z").await;
     assert_eq!(taken(&stage).len(), 1);
     assert_eq!(play.value(series), Some(0.0));
+    play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_shows_within_a_minute_and_so_does_its_end() {
+    let stage = stage_at("2026-11-01T12:00:00Z");
+    let id = stage.instance("db-1", 1)[0];
+    let policies = creating("schedule = \"@yearly\"");
+    let play = play(&stage, &policies).await;
+    until(&stage, "2026-11-01T12:01:00Z").await;
+    assert_eq!(play.value("snapwarden_holds"), Some(0.0));
+    let hold = Hold { snapshot: id, until: None, reason: None, since: stage.now(), about: None };
+    stage.runner(&policies).state.hold(&stage.clock, hold).await.unwrap();
+    until(&stage, "2026-11-01T12:02:00Z").await;
+    assert_eq!(play.value("snapwarden_holds"), Some(1.0));
+    std::fs::write(stage.state().join("holds.json"), "{").unwrap();
+    until(&stage, "2026-11-01T12:03:00Z").await;
+    assert_eq!(play.value("snapwarden_holds"), None);
+    std::fs::remove_file(stage.state().join("holds.json")).unwrap();
+    until(&stage, "2026-11-01T12:04:00Z").await;
+    assert_eq!(play.value("snapwarden_holds"), Some(0.0));
     play.stop().await;
 }
 

@@ -162,3 +162,17 @@ fn the_commands_for_a_second_terminal_work_and_ctrl_c_leaves_nothing() {
     assert!(matches!(code, Some(0 | 1)), "{code:?}");
     assert_eq!(names_in(demo.folder.path()), Vec::<String>::new());
 }
+
+#[test]
+fn all_that_is_shown_once_fits_into_80_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+    command.args(["demo", "--once"]).env("TMPDIR", folder.path()).env("COLUMNS", "80").envs(ELSEWHERE);
+    let ended = command.output().unwrap();
+    let said = String::from_utf8(ended.stdout).unwrap();
+    assert!(ended.status.success() && said.contains("35 of 49 snapshots"), "{said}");
+    // The folder's path is as long as it is.
+    for line in said.lines().filter(|line| !line.contains(folder.path().to_str().unwrap())) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}

@@ -471,12 +471,12 @@ impl Transport for Occasion {
     }
 }
 
-/// One bit of a file is another one.
+/// The last byte of a file is another one, also if it was damaged before.
 pub(crate) fn damage(disk: &MemoryDisk, path: &Path) {
     let file = disk.open(path, Open::Update, Access::Group).unwrap();
     let last = file.len().unwrap() - 1;
     let mut byte = [0];
     file.read_at(&mut byte, last).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], last).unwrap();
+    file.write_all_at(&[byte[0].wrapping_add(1)], last).unwrap();
     file.sync().unwrap();
 }

@@ -835,7 +835,11 @@ impl Play {
             };
             let copies = self.copies[instance].iter().rev().skip(COPIES_KEPT);
             let copies = copies.filter(|copy| is_old(copy)).find(|copy| !is_on_hold(&copy.1));
-            assert!(copies.is_none(), "{context}\na copy that should be deleted: {copies:?}");
+            assert!(
+                copies.is_none(),
+                "{context}\na copy that should be deleted: {copies:?}\n{:#?}",
+                night.reports
+            );
         }
     }
 

@@ -267,6 +267,27 @@ fn a_policy_that_is_renamed_or_replaced_still_counts_until_that_has_settled() {
 }
 
 #[test]
+fn a_policy_of_this_machine_that_is_widened_waits_until_that_has_settled() {
+    // It is remembered as `self`, and which instance that was is not: it may not be taken for one of all instances.
+    let of = |names: &[&str]| {
+        let mut policy = policy("nightly").with(keep_last(1));
+        policy.select.this_machine.is_selected = true;
+        policy.select.instances = Some(names.iter().map(|name| Pattern::new(name).unwrap()).collect());
+        policy.select.resolve(instance_id("web-1"));
+        [policy]
+    };
+    let zone = inventory(
+        ["web-1", "web-2"].into_iter().flat_map(|name| [1, 2].map(|day| snap(name, days_ago(day)))),
+    );
+    let (plan, memory) = run(&of(&[]), &zone, &Memory::default(), now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![2], vec![]));
+    let (plan, memory) = run(&of(&["web-2"]), &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![], vec![2, 4]));
+    let (plan, _) = run(&of(&["web-2"]), &zone, &memory, hours_later(20));
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![2, 4], vec![]));
+}
+
+#[test]
 fn what_an_instance_was_called_and_labelled_counts_until_that_has_settled() {
     let long = |select: Select| Policy { select, ..policy("long").with(keep_last(5)) };
     let glob = |text: &str| [("backup".to_owned(), NameGlob::new(text).unwrap())].into();
