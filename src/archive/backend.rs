@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::archive::catalogue::{Catalogue, ImageHead, Leftover, StoredCopy};
@@ -11,6 +12,7 @@ use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem, ProbeSteps};
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::error::S3Error;
+use crate::archive::s3::versions::Versions;
 use crate::archive::store::{ImageToStore, StoreError};
 use crate::archive::transfer::sink::{Begin, SinkError, shown};
 use crate::archive::transfer::source::ImageSource;
@@ -279,6 +281,59 @@ impl Archive {
         match self {
             Self::Local(archive) => Box::new(archive.image(copy)),
             Self::S3(archive) => Box::new(archive.image(copy)),
+        }
+    }
+
+    /// Until when what is kept now is locked; none where nothing is.
+    pub(crate) fn lock_until(&self, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Local(_) => None,
+            Self::S3(archive) => archive.lock_until(now),
+        }
+    }
+
+    /// Locks a copy at least until then, so that nobody can delete its bytes before. What is locked for longer stays so.
+    ///
+    /// # Errors
+    /// [`ArchiveError`]; a part of it may be locked by then.
+    pub(crate) async fn lock_copy(&self, copy: &StoredCopy, until: Timestamp) -> Result<(), ArchiveError> {
+        match self {
+            Self::Local(_) => Ok(()),
+            Self::S3(archive) => Ok(archive.lock_copy(copy, until).await?),
+        }
+    }
+
+    /// Keeps anybody from deleting the bytes of a copy, or ends that, where the archive locks its copies.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub(crate) async fn set_legal_hold(&self, copy: &StoredCopy, is_on: bool) -> Result<(), ArchiveError> {
+        match self {
+            Self::Local(_) => Ok(()),
+            Self::S3(archive) => Ok(archive.set_legal_hold(copy, is_on).await?),
+        }
+    }
+
+    /// What the archive keeps of files that were overwritten or deleted; none where it keeps nothing. `asked` are copies of
+    /// which it is to be said how much is left.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub(crate) async fn versions(&self, asked: &[&StoredCopy]) -> Result<Option<Versions>, ArchiveError> {
+        match self {
+            Self::Local(_) => Ok(None),
+            Self::S3(archive) => Ok(archive.versions(asked).await?),
+        }
+    }
+
+    /// Deletes what is left of copies that the retention deleted, where the archive's `noncurrent` says so and no lock keeps it.
+    ///
+    /// # Errors
+    /// [`ArchiveError`]; what was not deleted is found the next time.
+    pub(crate) async fn delete_noncurrent(&self) -> Result<(), ArchiveError> {
+        match self {
+            Self::Local(_) => Ok(()),
+            Self::S3(archive) => Ok(archive.delete_noncurrent().await?),
         }
     }
 

@@ -123,6 +123,10 @@ pub struct ImageRecord {
     /// The store's name of these very bytes, where the archive is in a bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
+    /// The store's name of this version of the object, where its bucket keeps versions: whatever becomes of the key, the
+    /// bytes are read by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<String>,
 }
 
 /// The model for a template that is made of the image.

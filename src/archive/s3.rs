@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod error;
 mod sign;
 mod upload;
+pub(crate) mod versions;
 mod xml;
 
 #[cfg(test)]

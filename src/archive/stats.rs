@@ -23,6 +23,8 @@ pub struct ArchiveStats {
     pub verified_at: Option<Timestamp>,
     /// Bytes that may still be written on its file system; none where that is unknown.
     pub free_bytes: Option<u64>,
+    /// The length of what was overwritten or deleted, and is kept as noncurrent versions; none where the archive keeps none.
+    pub noncurrent_bytes: Option<u64>,
     /// The reason if it can't be read; the sums are zero then.
     pub error: Option<String>,
 }
@@ -47,6 +49,7 @@ impl ArchiveStats {
             corrupt: catalogue.damaged().count() as u64,
             verified_at: images().map(|manifest| manifest.verified_at).min(),
             free_bytes,
+            noncurrent_bytes: None,
             error: None,
         }
     }

@@ -295,6 +295,7 @@ fn manifest(
             qcow2_version: Some(qcow2.version),
             virtual_size_bytes: Some(qcow2.virtual_size_bytes),
             etag: None,
+            version_id: None,
         },
         exported_at: Some(exported_at),
         verified_at,

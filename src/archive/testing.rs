@@ -77,6 +77,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
             qcow2_version: Some(3),
             virtual_size_bytes: None,
             etag: None,
+            version_id: None,
         },
         exported_at: None,
         verified_at: created_at,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, CopyFilter, Leftover, Problem, StoredCopy};
+use crate::archive::s3::versions::Versions;
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::verify::{Look, Outcome, Verification, describe};
 use crate::cli::args::{Copies, Global};
@@ -31,6 +33,7 @@ use crate::run::archive_retention::CopyDecision;
 use crate::run::archive_verify::{self, ArchiveVerifier};
 use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
+use crate::state::archives::CopyLock;
 use crate::state::audit::{StepFacts, StepOutcome};
 use crate::state::directory::StateDirectory;
 use crate::text::{chain, counted, printable, size, to_the_second};
@@ -136,6 +139,10 @@ pub(super) fn filter_of<'c>(
 struct Listed {
     catalogue: Catalogue,
     leftovers: Vec<Leftover>,
+    /// What the bucket keeps of deleted files; none where it keeps nothing.
+    versions: Option<Versions>,
+    /// The copies that this state locked.
+    locked: BTreeMap<String, CopyLock>,
     alert: Alert,
 }
 
@@ -190,10 +197,16 @@ pub async fn show(
     let read = async |_: &_, archive: &Arc<Archive>| {
         let mut catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
         // If it can't be read, the alert says so.
-        if let Ok(archives) = state.archives().await {
-            exclude_corrupt(&mut catalogue, &archives.of(archive.name()));
-        }
+        let memory = state.archives().await.map(|archives| archives.of(archive.name())).unwrap_or_default();
+        exclude_corrupt(&mut catalogue, &memory);
         catalogue.retain(only);
+        let versions = archive.versions(&[]).await.unwrap_or_else(|error| {
+            let (name, why) = (archive.name(), chain(&error));
+            output.complain(&format!(
+                "archive {name}: what its bucket keeps of deleted files is not known: {why}"
+            ));
+            None
+        });
         // They are no copies: if they can't be listed, the copies still are.
         let leftovers = match archive.leftovers().await {
             Ok(leftovers) => {
@@ -206,14 +219,17 @@ pub async fn show(
                 Vec::new()
             }
         };
-        Ok(Listed { catalogue, leftovers, alert: alert(archive, rules, state, output).await })
+        let alert = alert(archive, rules, state, output).await;
+        Ok(Listed { catalogue, leftovers, versions, locked: memory.locked, alert })
     };
     let results = each(archives, names, "", output, read).await;
     let fields = |listed: Option<&Listed>| {
         let catalogue = listed.map(|listed| &listed.catalogue);
         json!({
-            "images": catalogue.map(|catalogue| images(catalogue, false)).unwrap_or_default(),
-            "pruned": catalogue.map(|catalogue| images(catalogue, true)).unwrap_or_default(),
+            "images": listed.map(|listed| images(listed, false)).unwrap_or_default(),
+            "pruned": listed.map(|listed| images(listed, true)).unwrap_or_default(),
+            "noncurrent": noncurrent(listed.and_then(|listed| listed.versions.as_ref())),
+            "hidden": hidden(listed, only).map(|path| path.display().to_string()).collect::<Value>(),
             "problems": catalogue.map(|catalogue| sentences(catalogue.problems())).unwrap_or_default(),
             "alert": listed.and_then(|listed| listed.alert.text.as_ref()),
             "missing": listed.map(|listed| listed.alert.missing.as_slice()).unwrap_or_default(),
@@ -226,6 +242,7 @@ pub async fn show(
         for leftover in listed.iter().flat_map(|listed| &listed.leftovers) {
             let _ = writeln!(text, "{}", describe_leftover(leftover));
         }
+        text.push_str(&listed.map_or_else(String::new, |listed| render_versions(listed, only)));
         text
     };
     output.show(|| json(&results, fields), || results.iter().map(text).collect());
@@ -451,7 +468,7 @@ pub async fn prune(
     archives.retain(|name, _| retention(name).is_some());
     let state = assemble::state(&config, &seams, purpose)?;
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
-        let Some(rules) = config.archive_rules.get(name).cloned() else { return Ok(Pruning::default()) };
+        let Some(rules) = config.archive_rules.get(name).cloned() else { return Ok(Pruning::none()) };
         let (clock, archive) = (Arc::clone(&seams.clock), Arc::clone(archive));
         let policies = config.policies.clone();
         let pruner =
@@ -473,7 +490,11 @@ pub async fn prune(
         });
         let notes = pruning.map_or_else(Vec::new, |pruning| pruning.blocked.clone());
         let left = leftovers(pruning.map(|pruning| pruning.leftovers.as_slice()).unwrap_or_default());
-        json!({ "dry_run": dry_run, "copies": copies.collect::<Value>(), "blocked": notes, "leftovers": left })
+        json!({
+            "dry_run": dry_run, "copies": copies.collect::<Value>(), "blocked": notes, "leftovers": left,
+            "freed_bytes": pruning.filter(|_| !dry_run).and_then(Pruning::freed_bytes),
+            "noncurrent": noncurrent(pruning.and_then(|pruning| pruning.versions.as_ref().ok()?.as_ref())),
+        })
     };
     let text = |(name, result): &(&ArchiveName, Result<Pruning, String>)| {
         result.as_ref().map_or_else(|_| String::new(), |done| render_pruned(name, done, dry_run, output))
@@ -492,13 +513,32 @@ pub async fn prune(
 }
 
 /// What was pruned of an archive, or would be.
-#[derive(Default)]
 struct Pruning {
     copies: Vec<PrunedCopy>,
     /// What the guard keeps, in sentences, and how to let it pass.
     blocked: Vec<String>,
     /// What interrupted exports left, and was removed or would be.
     leftovers: Vec<Leftover>,
+    /// The length of the images that were deleted.
+    deleted_bytes: u64,
+    /// What the bucket keeps of deleted files, those that were deleted now included; none where it keeps nothing.
+    versions: Result<Option<Versions>, String>,
+    /// A rule of the bucket that deletes these.
+    rule: Option<String>,
+}
+
+impl Pruning {
+    /// Nothing.
+    fn none() -> Self {
+        let (copies, blocked, leftovers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { copies, blocked, leftovers, deleted_bytes: 0, versions: Ok(None), rule: None }
+    }
+
+    /// How many bytes of the deleted images are not there any more; none if that is not known.
+    fn freed_bytes(&self) -> Option<u64> {
+        let left = self.versions.as_ref().ok()?.as_ref().map_or(0, |versions| versions.left_bytes);
+        Some(self.deleted_bytes.saturating_sub(left))
+    }
 }
 
 /// Prunes an archive, or shows what would be pruned.
@@ -522,10 +562,11 @@ async fn prune_one(
         None => (plan, Vec::new()),
     };
     let mut steps = steps.into_iter();
-    let mut copies = Vec::new();
-    for CopyDecision { facts, blocked_by, .. } in plan.decisions {
+    let (mut copies, mut deleted) = (Vec::new(), Vec::new());
+    for CopyDecision { copy, facts, blocked_by } in plan.decisions {
         let step = if blocked_by.is_none() { steps.next() } else { None };
         let (outcome, message) = step.map_or((None, None), |step| (Some(step.outcome), step.message));
+        deleted.extend((outcome == Some(StepOutcome::Done)).then_some(copy));
         copies.push(PrunedCopy { facts, blocked_by, outcome, message });
     }
     let blocked = plan.held.into_values().chain(plan.pending.into_values()).collect();
@@ -537,7 +578,14 @@ async fn prune_one(
     } else {
         pruner.archive.remove_leftovers().await.map_err(|error| chain(&error))?
     };
-    Ok(Pruning { copies, blocked, leftovers })
+    let versions = pruner.archive.versions(&deleted.iter().collect::<Vec<_>>()).await;
+    let versions = versions.map_err(|error| chain(&error));
+    let deleted_bytes = deleted.iter().map(|copy| copy.manifest.image.bytes).sum();
+    let rule = match &*pruner.archive {
+        Archive::S3(bucket) if !bucket.deletes_noncurrent() => Some(bucket.lifecycle_rule(seams.clock.now())),
+        _ => None,
+    };
+    Ok(Pruning { copies, blocked, leftovers, deleted_bytes, versions, rule })
 }
 
 /// A wrong clock makes every copy look old. So it is compared with the API's clock here, as in a run.
@@ -568,7 +616,7 @@ pub(super) fn clock_problem(skew: Option<SignedDuration>, max: Duration) -> Opti
 }
 
 fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: Output) -> String {
-    let Pruning { copies, blocked, leftovers } = pruning;
+    let Pruning { copies, blocked, leftovers, versions, rule, .. } = pruning;
     let head = if dry_run { "would be deleted" } else { "to delete" };
     let deletions = copies.iter().filter(|copy| copy.blocked_by.is_none()).count();
     let mut text = format!("archive {name}: {} {head}\n", counted(deletions, "copy"));
@@ -602,6 +650,24 @@ fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: O
     for leftover in leftovers {
         let path = printable(&leftover.path.to_string_lossy()).into_owned();
         let _ = writeln!(text, "leftover of an interrupted export, {fate}: {path}");
+    }
+    if !dry_run && pruning.deleted_bytes > 0 {
+        let freed = pruning.freed_bytes().map_or_else(|| "unknown".to_owned(), size);
+        let _ = writeln!(text, "freed: {freed} of {}", size(pruning.deleted_bytes));
+    }
+    if let Err(why) = versions {
+        let _ = writeln!(text, "what the bucket keeps of deleted files is not known: {why}");
+    }
+    let versions = versions.as_ref().ok().and_then(Option::as_ref);
+    if let Some(Versions { count, bytes, .. }) = versions.filter(|versions| versions.count > 0) {
+        let count = counted(usize::try_from(*count).unwrap_or(usize::MAX), "noncurrent version");
+        let _ = writeln!(text, "the bucket keeps {count} of deleted and overwritten files, {}", size(*bytes));
+        if let Some(rule) = rule {
+            let _ = writeln!(
+                text,
+                "a lifecycle rule of the bucket deletes them (it replaces the rules that it has): {rule}"
+            );
+        }
     }
     text
 }
@@ -642,13 +708,53 @@ fn sentences(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(Problem::describe).collect()
 }
 
+/// How much an archive's bucket keeps of deleted files; for programs.
+fn noncurrent(versions: Option<&Versions>) -> Value {
+    versions.map_or(Value::Null, |Versions { count, bytes, .. }| json!({ "versions": count, "bytes": bytes }))
+}
+
+/// The images that are hidden by a delete marker and not pruned.
+fn hidden<'l>(listed: Option<&'l Listed>, only: &CopyFilter) -> impl Iterator<Item = &'l Path> {
+    let versions = listed.and_then(|listed| listed.versions.as_ref());
+    let hidden = versions.into_iter().flat_map(|versions| &versions.hidden).map(PathBuf::as_path);
+    hidden.filter(|path| only.includes_path(path))
+}
+
+/// What an archive's bucket keeps beside the copies, and how many of these are locked, for people.
+fn render_versions(listed: &Listed, only: &CopyFilter) -> String {
+    let mut text = String::new();
+    let locks = listed.catalogue.unpruned().filter_map(|copy| listed.locked.get(&copy.stem()));
+    let locks: Vec<Timestamp> = locks.map(|lock| lock.until).collect();
+    if let Some(first) = locks.iter().min() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} locked; the first lock ends at {first}", counted(locks.len(), "copy"));
+    }
+    for path in hidden(Some(listed), only) {
+        let path = printable(&path.display().to_string()).into_owned();
+        let _ = writeln!(
+            text,
+            "hidden by a delete marker: {path}: its bytes are still there; whoever may delete versions brings it back by \
+             deleting the marker, and that of its manifest"
+        );
+    }
+    if let Some(Versions { count, bytes, .. }) =
+        listed.versions.as_ref().filter(|versions| versions.count > 0)
+    {
+        let count = counted(usize::try_from(*count).unwrap_or(usize::MAX), "noncurrent version");
+        let _ = writeln!(text, "{count} of deleted and overwritten files in the bucket, {}", size(*bytes));
+    }
+    text
+}
+
 /// The copies that the archive's retention removed, or those that it did not; for programs.
-fn images(catalogue: &Catalogue, pruned: bool) -> Value {
+fn images(listed: &Listed, pruned: bool) -> Value {
+    let Listed { catalogue, locked, .. } = listed;
     let copies = catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_some() == pruned);
     let with_holds = |copy: &StoredCopy| {
         let mut image = image(copy);
         let marks = catalogue.holds().get(&copy.manifest.snapshot.id).into_iter().flatten();
         image["holds"] = marks.map(|mark| json!({ "state_id": mark.state, "until": mark.until })).collect();
+        image["locked_until"] = json!(locked.get(&copy.stem()).filter(|_| !pruned).map(|lock| lock.until));
         image
     };
     copies.map(with_holds).collect()

@@ -273,7 +273,7 @@ pub fn archive(
             let archive = LocalArchive::new(name.clone(), path.clone(), disk, clock);
             Ok(Archive::Local(archive.with_cache(cache)))
         }
-        ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file } => {
+        ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file, rules } => {
             let environment = |name: &str| std::env::var(name).ok();
             let credentials = s3::credentials::find(name, &environment, credentials_file.as_deref())
                 .map_err(|error| Refusal::bad_configuration(&error))?;
@@ -282,6 +282,7 @@ pub fn archive(
                 region: region.clone(),
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
+                rules: rules.clone(),
             };
             let archive = S3Archive::new(
                 name.clone(),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::archive::backend::Archive;
-use crate::archive::s3::archive::BucketSettings;
+use crate::archive::s3::archive::S3Archive;
 use crate::cli::archive::clock_problem;
 use crate::cli::args::{Global, RolePart};
 use crate::cli::assemble::{self, Seams, Use};
@@ -313,25 +313,44 @@ async fn try_archive(
         }));
     }
     if let Archive::S3(bucket) = &**archive {
-        let BucketSettings { versioning, object_lock } = bucket.bucket_settings().await;
         let prunes = runner.archive_rules.get(name).is_some_and(|rules| rules.retention.is_some());
-        let keeps_versions = versioning.as_ref().is_ok_and(|status| status == "Enabled");
-        warnings.extend((prunes && keeps_versions).then(|| {
-            format!(
-                "archive `{name}`: its bucket keeps the versions of what is deleted, so pruning frees no space; let a \
-                 lifecycle rule of the bucket expire noncurrent versions"
-            )
-        }));
-        for (what, setting) in [("versioning", versioning), ("object lock", object_lock)] {
-            let note = match setting {
-                Ok(setting) if setting.is_empty() => "off".to_owned(),
-                Ok(setting) => setting,
-                Err(error) => format!("unknown: {}", chain(&error)),
-            };
-            tried.push(Tried::noted(&place, what, note));
-        }
+        let (of_bucket, warning) = try_bucket(bucket, prunes, runner.clock.now(), &place).await;
+        tried.extend(of_bucket);
+        warnings.extend(warning);
     }
     (tried, warnings)
+}
+
+/// Tests what an archive's bucket keeps of deleted files, and whether the archive's key can break a lock.
+async fn try_bucket(
+    bucket: &S3Archive,
+    prunes: bool,
+    now: Timestamp,
+    place: &str,
+) -> (Vec<Tried>, Option<String>) {
+    let settings = bucket.bucket_settings().await;
+    let warning = (prunes && settings.keeps_versions() && !bucket.deletes_noncurrent()).then(|| {
+        format!(
+            "archive `{}`: its bucket keeps the versions of what is deleted, so pruning frees no space; set \
+             `noncurrent = \"delete\"`, or let a lifecycle rule of the bucket expire noncurrent versions, such as {} (it \
+             replaces the rules that the bucket has)",
+            bucket.name(),
+            bucket.lifecycle_rule(now)
+        )
+    });
+    let mut tried = Vec::new();
+    for (what, setting) in [("versioning", settings.versioning), ("object lock", settings.object_lock)] {
+        let note = match setting {
+            Ok(setting) if setting.is_empty() => "off".to_owned(),
+            Ok(setting) => setting,
+            Err(error) => format!("unknown: {}", chain(&error)),
+        };
+        tried.push(Tried::noted(place, what, note));
+    }
+    if let Some(steps) = bucket.probe_lock().await {
+        tried.extend(steps.into_iter().map(|(step, error)| Tried::new(place, step, error)));
+    }
+    (tried, warning)
 }
 
 /// Tests whether each instance that a policy selects has a good snapshot, and whether each of its patterns matches one. What

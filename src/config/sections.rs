@@ -14,6 +14,7 @@ use crate::config::keys::KnownKeys;
 use crate::config::notifiers;
 use crate::config::policies;
 use crate::config::toml_reader::{OpenFile, Place, Table, Value};
+use crate::policy::bucket::{BucketRules, LOCK_MAX, LockMode, LockRule, Noncurrent};
 use crate::policy::name::ArchiveName;
 use crate::policy::notifier::NotifierSettings;
 use crate::policy::select::Exemption;
@@ -140,6 +141,8 @@ pub enum ArchiveSettings {
         prefix: String,
         /// A file with `api_key` and `api_secret`.
         credentials_file: Option<PathBuf>,
+        /// What is done with versions, and how copies are locked.
+        rules: BucketRules,
     },
 }
 
@@ -411,13 +414,41 @@ fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
         .map_or_else(|| Some(String::new()), |value| value.written("a prefix", form, is_prefix));
     // An invalid one is reported like any other, and makes the whole configuration invalid.
     let credentials_file = table.read("credentials_file", Value::path);
+    let rules = read_bucket_rules(table);
     Some(ArchiveSettings::S3 {
         endpoint: endpoint?,
         region: region?,
         bucket: bucket?,
         prefix: prefix?,
         credentials_file,
+        rules,
     })
+}
+
+fn read_bucket_rules(table: &Table<'_>) -> BucketRules {
+    let noncurrent = [("keep", Noncurrent::Keep), ("delete", Noncurrent::Delete)];
+    let noncurrent = table.choice("noncurrent", &noncurrent).unwrap_or_default();
+    let modes = [("governance", LockMode::Governance), ("compliance", LockMode::Compliance)];
+    let mode = table.choice("lock_mode", &modes);
+    let lock = table.read("lock_for", |value| {
+        let days = LOCK_MAX.as_secs() / (24 * 60 * 60);
+        let rule = LockRule::new(value.span()?, mode.unwrap_or(LockMode::Governance));
+        rule.map_or_else(
+            || {
+                let fact = format!("a lock of more than {days} days");
+                value.wrong(
+                    fact,
+                    "write less: what is locked can't be deleted by anybody, and each run locks again what is still kept",
+                )
+            },
+            Some,
+        )
+    });
+    if let (Some(value), None) = (table.value("lock_mode"), table.value("lock_for")) {
+        let help = "write for how long as well, such as `lock_for = \"30d\"`, or take this out";
+        value.place().wrong("nothing is locked without `lock_for`", help);
+    }
+    BucketRules { noncurrent, lock }
 }
 
 fn is_region(text: &str) -> bool {

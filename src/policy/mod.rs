@@ -3,6 +3,7 @@
 //! `config` reads them from TOML, `retention` decides by them, `run` carries them out. Every value here is
 //! already valid: a count is not zero, a name is safe in a path, an archive that is named exists.
 
+pub mod bucket;
 pub mod name;
 pub mod notifier;
 pub mod rate;

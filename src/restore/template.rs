@@ -115,7 +115,8 @@ pub async fn to_template(
     let work = async {
         let copy =
             stored_in(&bucket, runner, copies).await.map_err(|error| StepError::failed(chain(&error)))?;
-        let url = bucket.presign_get(&copy, URL_VALID_FOR);
+        let url = bucket.presign_get(&copy, URL_VALID_FOR).await;
+        let url = url.map_err(|error| StepError::failed(chain(&error)))?;
         let request = request(&copy.manifest, record, &wanted.name, boot_mode, url);
         info!(
             "registering template {}: the platform fetches the image, which may take long",

@@ -199,7 +199,7 @@ impl ArchiveCopier<'_> {
         let manifest = Manifest {
             verified_at: self.clock.now(),
             // Of the other store, if it has any.
-            image: ImageRecord { etag: None, ..image },
+            image: ImageRecord { etag: None, version_id: None, ..image },
             made_of: before.map(Into::into),
             ..(*copy.manifest).clone()
         };

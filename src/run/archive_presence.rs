@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tracing::debug;
 use uuid::Uuid;
 
 use crate::archive::backend::Archive;
@@ -357,7 +358,19 @@ impl Runner {
         match found {
             Ok(found) => {
                 let stats = ArchiveStats::of(&found.catalogue, free_bytes);
-                ArchiveStats { corrupt: stats.corrupt.max(found.vanished.len() as u64), ..stats }
+                let corrupt = stats.corrupt.max(found.vanished.len() as u64);
+                let noncurrent_bytes = match archive.versions(&[]).await {
+                    Ok(versions) => versions.map(|versions| versions.bytes),
+                    Err(error) => {
+                        debug!(
+                            "archive {}: its noncurrent versions are not known: {}",
+                            archive.name(),
+                            chain(&error)
+                        );
+                        None
+                    }
+                };
+                ArchiveStats { corrupt, noncurrent_bytes, ..stats }
             }
             Err(error) => ArchiveStats { free_bytes, error: Some(error), ..ArchiveStats::default() },
         }

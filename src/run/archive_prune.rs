@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{CopyFilter, StoredCopy};
@@ -146,6 +147,10 @@ impl ArchivePruner {
         for CopyDecision { copy, facts, .. } in plan.deletions() {
             steps.push(recorder.step(facts.clone(), self.prune_one(copy)).await);
         }
+        // What an earlier pruning left may not be locked any more.
+        if let Err(error) = self.archive.delete_noncurrent().await {
+            warn!("archive {}: noncurrent versions stay: {}", self.archive.name(), chain(&error));
+        }
         Ok((plan, steps))
     }
 
@@ -243,7 +248,7 @@ impl Runner {
     }
 
     /// Whether this machine's clock is right, by the listings of the run and at this moment: hours may have passed.
-    async fn is_clock_right(&self, policy: &Policy, guard: &Guard, zones: &[ZoneRun]) -> bool {
+    pub(super) async fn is_clock_right(&self, policy: &Policy, guard: &Guard, zones: &[ZoneRun]) -> bool {
         let is_right = |skew: ClockSkew| match skew {
             ClockSkew::Known(skew) => skew.unsigned_abs() <= guard.max_clock_skew,
             ClockSkew::Unknown | ClockSkew::OnPaper => false,

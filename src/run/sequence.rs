@@ -163,6 +163,8 @@ impl Sequence<'_> {
                 export::export(runner, recorder, policy, export, &plans_of(&zones)).await;
             add_steps(&mut zones, steps);
             full = without_space;
+            // Before anything is deleted that needs a copy.
+            runner.lock_copies(policy, export, &mut zones, &self.options.stop).boxed().await;
         }
         if let Some(promote) = &policy.promote {
             let steps = promote::promote(runner, recorder, policy, promote, &plans_of(&zones)).await;

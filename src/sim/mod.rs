@@ -11,6 +11,7 @@
 
 mod answer;
 mod api;
+pub mod bucket;
 pub mod call;
 pub mod clock;
 pub mod disk;

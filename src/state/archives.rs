@@ -60,9 +60,24 @@ pub struct ArchiveMemory {
     /// Why the last write failed, unless that was for want of space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_failure: Option<String>,
+    /// The copies that this state locked, or put a legal hold on.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub locked: BTreeMap<String, CopyLock>,
     /// By zone, what the last accepted pruning rested on; what it means is for `retention` to say.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rested_on: BTreeMap<ZoneName, Value>,
+}
+
+/// How a copy was locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyLock {
+    /// Until when.
+    pub until: Timestamp,
+    /// The last verification in its manifest then. A manifest that was written since is another version, and not locked.
+    pub verified_at: Timestamp,
+    /// Whether it has a legal hold beside.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_held: bool,
 }
 
 /// A copy that was found corrupt where the archive could not be written to say so.
@@ -122,6 +137,7 @@ impl Archives {
         for memory in self.archives.values_mut() {
             memory.copies.retain(|stem| is_of_shard(stem));
             memory.corrupt.retain(|stem, _| is_of_shard(stem));
+            memory.locked.retain(|stem, _| is_of_shard(stem));
         }
     }
 

@@ -423,6 +423,11 @@ const METRICS: &[Metric] = &[
         Read::Archive(|stats| stats.free_bytes.map(number)),
     ),
     gauge(
+        "snapwarden_archive_noncurrent_bytes",
+        "The length of what the archive's bucket keeps of deleted and overwritten files; absent where it keeps no versions.",
+        Read::Archive(|stats| stats.noncurrent_bytes.map(number)),
+    ),
+    gauge(
         "snapwarden_archive_last_verify_timestamp_seconds",
         "The oldest time of last verification among the archive's copies; absent without a copy.",
         Read::Archive(|stats| readable(stats)?.verified_at.map(seconds)),

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use snapwarden::config::sections::{ArchiveSettings, ExoscaleSettings};
 use snapwarden::config::{self, ConfigError};
 use snapwarden::disk::{Disk as _, RealDisk, read_named_file};
+use snapwarden::policy::bucket::{BucketRules, LockMode, LockRule, Noncurrent};
 use snapwarden::policy::{Count, Period, Retention, Which};
 
 /// The files of a folder with such an ending, with their texts.
@@ -62,6 +63,7 @@ fn the_full_example_has_every_key_that_is_available() {
     let (retention, export) = (policy.retention.as_ref().unwrap(), policy.export.as_ref().unwrap());
     let promote = policy.promote.as_ref().unwrap();
     assert_eq!(config.state_directory.as_deref(), Some(Path::new("/var/lib/snapwarden")));
+    let lock = LockRule::new("30d".parse().unwrap(), LockMode::Governance);
     assert_eq!(
         config.archives.values().collect::<Vec<_>>(),
         [
@@ -71,6 +73,7 @@ fn the_full_example_has_every_key_that_is_available() {
                 bucket: "acme-backups".to_owned(),
                 prefix: "snapwarden/".to_owned(),
                 credentials_file: Some("/etc/snapwarden/offsite".into()),
+                rules: BucketRules { lock, noncurrent: Noncurrent::Keep },
             },
             &ArchiveSettings::Local { path: "/var/lib/snapwarden/archive".into() },
         ]

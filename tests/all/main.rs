@@ -32,6 +32,7 @@ mod including;
 mod judging;
 mod kills;
 mod layers;
+mod locks;
 mod mishaps;
 mod names;
 mod notifying;

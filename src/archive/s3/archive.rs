@@ -24,7 +24,7 @@ use crate::archive::s3::bucket::Bucket;
 use crate::archive::s3::client::{Client, S3Location};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
-use crate::archive::s3::xml::{self, ListedObject, UnfinishedUpload};
+use crate::archive::s3::xml::{ListedObject, UnfinishedUpload};
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
@@ -37,15 +37,6 @@ use crate::transport::{BodyError, Transport};
 
 /// Manifests that are read at once: a store answers each in some ten milliseconds, and there may be thousands.
 const READERS: usize = 8;
-
-/// What a bucket does with objects that are overwritten or deleted. Empty texts mean that it is off.
-#[derive(Debug)]
-pub(crate) struct BucketSettings {
-    /// The status of its versioning: `Enabled` or `Suspended`.
-    pub(crate) versioning: Result<String, S3Error>,
-    /// How long, and how strictly, a new object is locked.
-    pub(crate) object_lock: Result<String, S3Error>,
-}
 
 /// An archive in a bucket. Clones are one archive.
 #[derive(Debug, Clone)]
@@ -175,15 +166,6 @@ impl S3Archive {
         vec![("write", failure(written)), ("read back", read), ("delete", failure(deleted))]
     }
 
-    /// Whether the bucket keeps what is overwritten and deleted in it, and whether it locks what is written.
-    pub(crate) async fn bucket_settings(&self) -> BucketSettings {
-        let client = &self.bucket.client;
-        BucketSettings {
-            versioning: client.setting("read the versioning of", "versioning", xml::versioning).await,
-            object_lock: client.setting("read the object lock of", "object-lock", xml::object_lock).await,
-        }
-    }
-
     /// The listed manifests by their keys: those that are not known with the same `ETag` are read.
     async fn read_manifests(
         &self,
@@ -259,7 +241,9 @@ impl S3Archive {
 
     /// What the store says of an image; none if there is none.
     pub(crate) async fn head(&self, copy: &StoredCopy) -> Result<Option<ImageHead>, S3Error> {
-        let found = self.bucket.client.head(&self.bucket.image_key(&copy.manifest.id())).await?;
+        let key = self.bucket.image_key(&copy.manifest.id());
+        let version = copy.manifest.image.version_id.as_deref();
+        let found = self.bucket.client.head_version(&key, version).await?;
         Ok(found.map(|found| ImageHead {
             bytes: found.bytes.unwrap_or_default(),
             etag: Some(found.etag).filter(|etag| !etag.is_empty()),
@@ -271,12 +255,22 @@ impl S3Archive {
     pub fn image(&self, copy: &StoredCopy) -> StoredImage {
         let manifest = &copy.manifest;
         let key = self.bucket.image_key(&manifest.id());
-        StoredImage { bucket: Arc::clone(&self.bucket), key, md5: manifest.image.md5 }
+        let version_id = manifest.image.version_id.clone();
+        StoredImage { bucket: Arc::clone(&self.bucket), key, version_id, md5: manifest.image.md5 }
     }
 
     /// An address, itself a secret, at which anybody can read the image for `valid_for`, at most a week.
-    pub fn presign_get(&self, copy: &StoredCopy, valid_for: Duration) -> SecretString {
-        self.bucket.client.presign_get(&self.bucket.image_key(&copy.manifest.id()), valid_for)
+    ///
+    /// # Errors
+    /// [`S3Error`] if the store can't be asked which version of it is there.
+    pub async fn presign_get(&self, copy: &StoredCopy, valid_for: Duration) -> Result<SecretString, S3Error> {
+        let (client, key) = (&self.bucket.client, self.bucket.image_key(&copy.manifest.id()));
+        let version = match copy.manifest.image.version_id.as_deref() {
+            // In a bucket that was copied it is another.
+            Some(version) => client.head_version(&key, Some(version)).await?.and_then(|head| head.version_id),
+            None => None,
+        };
+        Ok(client.presign_get(&key, version.as_deref(), valid_for))
     }
 
     /// Writes the new manifest of a copy, and deletes the image of one that is pruned. No store has locks, so another
@@ -374,9 +368,13 @@ impl S3Archive {
         client.put(&key, "application/json", text).await.map_err(update_failed)?;
         // After the mark, so that a pruning at the same time sees it, or is seen here.
         let existing = bucket.existing(id).await.map_err(update_failed)?;
-        if existing.manifest.is_none_or(|(manifest, _)| manifest.pruned_at.is_some()) {
+        let manifest = existing.manifest.map(|(manifest, _)| manifest);
+        let Some(manifest) = manifest.filter(|manifest| manifest.pruned_at.is_none()) else {
             client.delete(&key).await.map_err(update_failed)?;
             return Ok(false);
+        };
+        if bucket.rules().lock.is_some() {
+            bucket.set_legal_hold(&manifest, true).await.map_err(update_failed)?;
         }
         let others = existing.holds.iter().filter(|(other, _)| other.state == mark.state && *other != mark);
         for (_, key) in others {
@@ -392,6 +390,11 @@ impl S3Archive {
         for (_, key) in existing.holds.iter().filter(|(mark, _)| of.is_none_or(|of| of == mark.state)) {
             self.bucket.client.delete(key).await.map_err(update_failed)?;
             count += 1;
+        }
+        if let Some((manifest, _)) = existing.manifest.filter(|_| count == existing.holds.len())
+            && self.bucket.rules().lock.is_some()
+        {
+            self.bucket.set_legal_hold(&manifest, false).await.map_err(update_failed)?;
         }
         Ok(count)
     }
@@ -446,6 +449,8 @@ fn key_of<'a>(path: &'a Path, root: &str) -> Option<&'a str> {
 pub struct StoredImage {
     bucket: Arc<Bucket>,
     key: String,
+    /// Of which version.
+    version_id: Option<String>,
     md5: Md5Sum,
 }
 
@@ -461,7 +466,13 @@ impl ImageSource for StoredImage {
         etag: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ImageStream, SourceError>> {
         Box::pin(async move {
-            let opened = self.bucket.client.open(&self.key, offset, until, etag).await;
+            let client = &self.bucket.client;
+            let version = self.version_id.as_deref();
+            let mut opened = client.open((&self.key, version), offset, until, etag).await;
+            if version.is_some() && opened.as_ref().is_err_and(S3Error::is_missing_version) {
+                // In a bucket that was copied it is another: the MD5 says whether it is the same image.
+                opened = client.open((&self.key, None), offset, until, etag).await;
+            }
             let response = opened.map_err(source_error)?;
             ImageStream::from_response(response.status, &response.headers, response.body)
         })

@@ -14,6 +14,7 @@ use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::xml::UnfinishedUpload;
+use crate::policy::bucket::BucketRules;
 use crate::policy::name::ArchiveName;
 use crate::text::chain;
 use crate::transport::BodyError;
@@ -81,6 +82,24 @@ impl Bucket {
 
     pub(super) fn prefix(&self) -> &str {
         &self.client.location.prefix
+    }
+
+    pub(super) fn rules(&self) -> &BucketRules {
+        &self.client.location.rules
+    }
+
+    /// Puts a legal hold on a copy, or removes it.
+    pub(super) async fn set_legal_hold(&self, manifest: &Manifest, is_on: bool) -> Result<(), S3Error> {
+        let id = manifest.id();
+        let image = (self.image_key(&id), manifest.image.version_id.as_deref());
+        for (key, version) in [image, (self.manifest_key(&id, manifest.mark()), None)] {
+            // What was pruned meanwhile needs no hold.
+            let Some(found) = self.client.head_version(&key, version).await? else { continue };
+            if found.has_legal_hold != is_on {
+                self.client.set_legal_hold(&key, found.version_id.as_deref(), is_on).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The beginning of all paths in a catalogue of this bucket, which is not part of the keys.

@@ -13,15 +13,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use jiff::Timestamp;
 use secrecy::SecretString;
 use url::Url;
 
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::sign::{Signer, encode, query, sha256_hex};
-use crate::archive::s3::xml::{self, ListedObject, Page, UnfinishedUpload};
+use crate::archive::s3::xml::{self, ListedObject, ListedVersion, Page, UnfinishedUpload};
 use crate::clock::{Clock, timeout};
 use crate::credentials::Credentials;
 use crate::disk::blocking;
+use crate::policy::bucket::{BucketRules, LockMode};
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, retry_after};
 use crate::text::printable;
@@ -45,6 +47,9 @@ const PAGES_MAX: usize = 10_000;
 /// The longest validity of a presigned address: a week, the limit of signature version 4.
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 
+/// The header by which a key with the right to that ends locks of mode `GOVERNANCE` before their time.
+const BYPASS: &str = "x-amz-bypass-governance-retention";
+
 /// Where the objects of an archive are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Location {
@@ -56,6 +61,8 @@ pub struct S3Location {
     pub bucket: String,
     /// The beginning of all keys of the archive: empty, or ending with a slash.
     pub prefix: String,
+    /// What is done with versions, and how copies are locked.
+    pub rules: BucketRules,
 }
 
 /// A request before it is signed.
@@ -100,6 +107,25 @@ pub(super) struct Head {
     pub(super) etag: String,
     /// The MD5 of the image, by the object's metadata.
     pub(super) md5: Option<String>,
+    /// The store's name of this version; none where the bucket keeps no versions.
+    pub(super) version_id: Option<String>,
+    /// Until when it is locked; none also where the key may not know.
+    pub(super) locked_until: Option<Timestamp>,
+    pub(super) has_legal_hold: bool,
+}
+
+impl Head {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        Self {
+            bytes: text("content-length").and_then(|length| length.parse().ok()),
+            etag: etag(headers),
+            md5: text("x-amz-meta-md5").map(str::to_owned),
+            version_id: version_id(headers),
+            locked_until: text("x-amz-object-lock-retain-until-date").and_then(|time| time.parse().ok()),
+            has_legal_hold: text("x-amz-object-lock-legal-hold") == Some("ON"),
+        }
+    }
 }
 
 /// The client of one bucket.
@@ -300,11 +326,11 @@ impl Client {
         none_if_missing(self.call(&request, max, |headers, body| Ok((body, etag(headers)))).await)
     }
 
-    /// The bytes of an object from `offset` on, up to `until`, with their body still to be read; only if the object has
-    /// this `ETag`, where one is given.
+    /// The bytes of an object, or of one version of it, from `offset` on, up to `until`, with their body still to be read;
+    /// only if it has this `ETag`, where one is given.
     pub(super) async fn open(
         &self,
-        key: &str,
+        (key, version): (&str, Option<&str>),
         offset: u64,
         until: Option<u64>,
         etag: Option<&str>,
@@ -317,31 +343,135 @@ impl Client {
         if let Some(etag) = etag {
             request.headers.push(("if-match", etag.to_owned()));
         }
+        request.query.extend(version.map(|version| ("versionId", version)));
         self.with_retries(&request, || self.send(&request)).await
     }
 
     /// An object without its bytes; `None` if there is none.
     pub(super) async fn head(&self, key: &str) -> Result<Option<Head>, S3Error> {
-        let request = S3Request::new("look up", Method::HEAD, key);
-        let found = self.call(&request, 0, |headers, _| {
-            let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-            Ok(Head {
-                bytes: text("content-length").and_then(|length| length.parse().ok()),
-                etag: etag(headers),
-                md5: text("x-amz-meta-md5").map(str::to_owned),
-            })
-        });
-        none_if_missing(found.await)
+        self.head_version(key, None).await
+    }
+
+    /// A version of an object without its bytes. What has the key now, where the store does not have that version: in a bucket
+    /// that was copied every object has another.
+    pub(super) async fn head_version(
+        &self,
+        key: &str,
+        version: Option<&str>,
+    ) -> Result<Option<Head>, S3Error> {
+        let mut request = S3Request::new("look up", Method::HEAD, key);
+        request.query.extend(version.map(|version| ("versionId", version)));
+        match self.call(&request, 0, |headers, _| Ok(Head::of(headers))).await {
+            Err(error) if version.is_some() && error.is_missing_version() => {
+                let request = S3Request::new("look up", Method::HEAD, key);
+                none_if_missing(self.call(&request, 0, |headers, _| Ok(Head::of(headers))).await)
+            }
+            found => none_if_missing(found),
+        }
     }
 
     /// Writes a small object.
     pub(super) async fn put(&self, key: &str, kind: &str, bytes: Vec<u8>) -> Result<(), S3Error> {
+        self.put_with(key, kind, bytes, Vec::new()).await.map(drop)
+    }
+
+    /// Writes a small object that is locked from the beginning; its version.
+    pub(super) async fn put_locked(
+        &self,
+        key: &str,
+        bytes: Vec<u8>,
+        mode: LockMode,
+        until: Timestamp,
+    ) -> Result<Option<String>, S3Error> {
+        let headers = vec![
+            ("x-amz-object-lock-mode", mode.as_str().to_owned()),
+            ("x-amz-object-lock-retain-until-date", time_of_lock(until)),
+        ];
+        self.put_with(key, "text/plain", bytes, headers).await
+    }
+
+    async fn put_with(
+        &self,
+        key: &str,
+        kind: &str,
+        bytes: Vec<u8>,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<Option<String>, S3Error> {
         let mut request = S3Request::new("write", Method::PUT, key);
+        request.headers = headers;
         request.headers.push(("content-type", kind.to_owned()));
         // A bucket with object locks requires it, and for small objects it costs nothing.
         request.headers.push(("content-md5", content_md5(&bytes)));
         request.set_body(bytes);
+        self.call(&request, XML_BYTES_MAX, |headers, _| Ok(version_id(headers))).await
+    }
+
+    /// Sets until when a version is locked. A store never shortens a lock, unless `bypasses` is set and the key has the right to
+    /// that.
+    pub(super) async fn set_retention(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        (mode, until): (LockMode, Timestamp),
+        bypasses: bool,
+    ) -> Result<(), S3Error> {
+        let (mode, until) = (mode.as_str(), time_of_lock(until));
+        let body =
+            format!("<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+        let mut request = S3Request::new("lock", Method::PUT, key);
+        request.headers.extend(bypasses.then(|| (BYPASS, "true".to_owned())));
+        self.put_setting(request, "retention", version, body).await
+    }
+
+    /// Puts a legal hold on a version, or removes it.
+    pub(super) async fn set_legal_hold(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        is_on: bool,
+    ) -> Result<(), S3Error> {
+        let status = if is_on { "ON" } else { "OFF" };
+        let body = format!("<LegalHold><Status>{status}</Status></LegalHold>");
+        let request = S3Request::new("put a legal hold on", Method::PUT, key);
+        self.put_setting(request, "legal-hold", version, body).await
+    }
+
+    async fn put_setting<'a>(
+        &self,
+        mut request: S3Request<'a>,
+        name: &'static str,
+        version: Option<&'a str>,
+        body: String,
+    ) -> Result<(), S3Error> {
+        request.query.push((name, ""));
+        request.query.extend(version.map(|version| ("versionId", version)));
+        request.headers.push(("content-type", "application/xml".to_owned()));
+        request.headers.push(("content-md5", content_md5(body.as_bytes())));
+        request.set_body(body);
         self.call(&request, XML_BYTES_MAX, |_, _| Ok(())).await
+    }
+
+    /// Deletes one version of an object, for good.
+    pub(super) async fn delete_version(
+        &self,
+        key: &str,
+        version: &str,
+        bypasses: bool,
+    ) -> Result<(), S3Error> {
+        let mut request = S3Request::new("delete a version of", Method::DELETE, key);
+        request.query.push(("versionId", version));
+        request.headers.extend(bypasses.then(|| (BYPASS, "true".to_owned())));
+        none_if_missing(self.call(&request, XML_BYTES_MAX, |_, _| Ok(())).await).map(|_| ())
+    }
+
+    /// Every version of every object whose key begins with `prefix`, and what hides them.
+    pub(super) async fn list_versions(
+        &self,
+        prefix: &str,
+        each: impl FnMut(ListedVersion),
+    ) -> Result<(), S3Error> {
+        let fixed = [("versions", ""), ("encoding-type", "url"), ("prefix", prefix), ("max-keys", "1000")];
+        self.pages("list the versions in", &fixed, xml::versions, each).await
     }
 
     /// Deletes an object, if there is one.
@@ -417,10 +547,11 @@ impl Client {
         none_if_missing(self.call(&request, XML_BYTES_MAX, |_, _| Ok(())).await).map(|done| done.is_some())
     }
 
-    /// An address, itself a secret, at which anybody can read the object for `valid_for`, at most a week.
-    pub(super) fn presign_get(&self, key: &str, valid_for: Duration) -> SecretString {
+    /// An address, itself a secret, at which anybody can read the object, or one version of it, for `valid_for`, at most a week.
+    pub(super) fn presign_get(&self, key: &str, version: Option<&str>, valid_for: Duration) -> SecretString {
         let seconds = valid_for.as_secs().clamp(1, PRESIGNED_SECONDS_MAX);
-        self.signer().presign(&Method::GET, &self.url(key, &[]), seconds)
+        let arguments: Vec<_> = version.map(|version| ("versionId", version)).into_iter().collect();
+        self.signer().presign(&Method::GET, &self.url(key, &arguments), seconds)
     }
 }
 
@@ -428,6 +559,16 @@ impl Client {
 fn etag(headers: &HeaderMap) -> String {
     let text = headers.get(header::ETAG).and_then(|etag| etag.to_str().ok());
     text.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// The version of the object; none where the bucket keeps no versions. One with the id `null` is overwritten by the next.
+fn version_id(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("x-amz-version-id").and_then(|id| id.to_str().ok())?;
+    (!text.is_empty() && text != "null").then(|| text.to_owned())
+}
+
+fn time_of_lock(until: Timestamp) -> String {
+    until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn content_md5(bytes: &[u8]) -> String {

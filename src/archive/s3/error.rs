@@ -57,6 +57,10 @@ impl S3Error {
             "delete" => "s3:DeleteObject",
             "list the unfinished uploads of" => "s3:ListBucketMultipartUploads",
             "abort the upload of" => "s3:AbortMultipartUpload",
+            "lock" => "s3:PutObjectRetention",
+            "put a legal hold on" => "s3:PutObjectLegalHold",
+            "list the versions in" => "s3:ListBucketVersions",
+            "delete a version of" => "s3:DeleteObjectVersion",
             "read the versioning of" => "s3:GetBucketVersioning",
             "read the object lock of" => "s3:GetBucketObjectLockConfiguration",
             _ => "s3:PutObject",
@@ -70,6 +74,16 @@ impl S3Error {
     /// Whether the object or the upload does not exist.
     pub(super) fn is_missing(&self) -> bool {
         self.status() == Some(StatusCode::NOT_FOUND) && self.code() != "NoSuchBucket"
+    }
+
+    /// Whether the store does not have the version that was asked for. The response to a HEAD has no code.
+    pub(super) fn is_missing_version(&self) -> bool {
+        self.is_missing() || self.status() == Some(StatusCode::BAD_REQUEST)
+    }
+
+    /// Whether the store refused, for this request's own sake.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.status().is_some_and(|status| status.is_client_error()) && !self.cause.is_transient()
     }
 
     /// Whether the object exists already, where it must not.

@@ -72,7 +72,9 @@ impl Signer<'_> {
             arguments.push(("X-Amz-Security-Token", token.expose_secret().to_owned()));
         }
         arguments.push(("X-Amz-SignedHeaders", "host".to_owned()));
-        let query = query(arguments.iter().map(|(name, value)| (*name, value.as_str())));
+        let own: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let own = own.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let query = query(arguments.iter().map(|(name, value)| (*name, value.as_str())).chain(own));
         let lines = format!("host:{}\n", host(url));
         let signature = self.signature(method, url.path(), &query, &lines, "host", UNSIGNED);
         let mut signed = url.clone();

@@ -36,9 +36,11 @@ use crate::archive::transfer::source::{ImageSource as _, SourceError};
 use crate::archive::verify::{self, Outcome};
 use crate::credentials::Credentials;
 use crate::disk::{Access, Disk as _, read_file, replace_file};
+use crate::policy::bucket::{BucketRules, LockMode, LockRule};
+use crate::sim::bucket::SimBucket;
 use crate::sim::disk::MemoryDisk;
 use crate::text::chain;
-use crate::transport::{Reached, Request, Response, Transport, TransportError};
+use crate::transport::{Reached, Request, Response, Transport, TransportError, read_body};
 
 const MIB: usize = 1 << 20;
 const NOW: &str = "2026-11-01T02:30:00Z";
@@ -392,6 +394,7 @@ fn archive(store: &Arc<Store>) -> S3Archive {
         region: "ch-gva-2".to_owned(),
         bucket: "bucket".to_owned(),
         prefix: "snapwarden/".to_owned(),
+        rules: BucketRules::default(),
     };
     let credentials = Credentials::new("EXO1", "hush", None).unwrap();
     let name = "offsite".parse().unwrap();
@@ -1122,7 +1125,7 @@ async fn versioning_and_locks_of_a_bucket_are_read() {
 async fn a_presigned_address_is_a_secret_that_ends() {
     let Scene { archive, .. } = scene();
     let copy = StoredCopy { manifest: manifest_of(&bytes(5)).into(), image: PathBuf::new(), has_image: true };
-    let address = archive.presign_get(&copy, Duration::from_hours(1_000_000));
+    let address = archive.presign_get(&copy, Duration::from_hours(1_000_000)).await.unwrap();
     assert!(!format!("{address:?}").contains("exo.io"));
     let url = Url::parse(address.expose_secret()).unwrap();
     assert_eq!(url.path(), format!("/bucket/{}", key(".qcow2")));
@@ -1160,4 +1163,82 @@ impl Fixture for Bucket {
     fn remove(&self, path: &str) {
         self.store.state().objects.remove(&format!("snapwarden/{path}")).unwrap();
     }
+}
+
+/// An archive in a simulated bucket that locks.
+fn locking(bucket: &SimBucket, mode: LockMode) -> S3Archive {
+    let lock = LockRule::new("30d".parse().unwrap(), mode);
+    let location = S3Location {
+        endpoint: Url::parse("https://sos-ch-gva-2.exo.io").unwrap(),
+        region: "ch-gva-2".to_owned(),
+        bucket: "bucket".to_owned(),
+        prefix: "snapwarden/".to_owned(),
+        rules: BucketRules { lock, ..BucketRules::default() },
+    };
+    let (credentials, clock) =
+        (Credentials::new("EXO1", "hush", None).unwrap(), Arc::new(TestClock::at(NOW)));
+    let (name, transport) = ("offsite".parse().unwrap(), Arc::new(bucket.clone()));
+    S3Archive::new(name, location, credentials, transport, clock, Arc::new(NoRandomness))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_finds_out_whether_a_lock_holds_against_the_archives_own_key() {
+    let bucket = SimBucket::new(Arc::new(TestClock::at(NOW)), true);
+    for mode in [LockMode::Governance, LockMode::Compliance] {
+        let steps = locking(&bucket, mode).probe_lock().await.unwrap();
+        assert_eq!(steps, [("lock", None), ("keep the lock", None)], "{mode:?}");
+    }
+    assert!(bucket.keys().is_empty());
+    bucket.let_bypass(true);
+    let steps = locking(&bucket, LockMode::Governance).probe_lock().await.unwrap();
+    let why = steps[1].1.as_ref().unwrap();
+    assert!(why.contains("shorten it by a bypass, delete what is locked by a bypass"), "{why}");
+    let steps = locking(&bucket, LockMode::Compliance).probe_lock().await.unwrap();
+    assert_eq!(steps[1].1, None, "nobody bypasses it");
+    let unversioned = SimBucket::new(Arc::new(TestClock::at(NOW)), false);
+    let steps = locking(&unversioned, LockMode::Governance).probe_lock().await.unwrap();
+    assert!(steps[0].1.as_ref().unwrap().contains("keeps no versions"), "{steps:?}");
+    assert!(scene().archive.probe_lock().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_version_is_read_whatever_stands_above_it_and_wherever_it_was_copied_to() {
+    let bucket = SimBucket::new(Arc::new(TestClock::at(NOW)), true);
+    let archive = locking(&bucket, LockMode::Governance);
+    let image = bytes(20 * MIB);
+    let manifest = store(&archive, &image).await.unwrap();
+    let pinned = manifest.image.version_id.clone().unwrap();
+    let found = archive.catalogue().await.unwrap();
+    let copy = &found.copies()[0];
+    let read = async |archive: &S3Archive, copy: &StoredCopy| {
+        let opened = archive.image(copy).open(0, None, None).await.unwrap();
+        md5(&read_body(opened.body, 32 * MIB).await.unwrap())
+    };
+    assert_eq!(read(&archive, copy).await, md5(&image));
+
+    archive.bucket.client.put(&key(".qcow2"), "text/plain", image.to_vec()).await.unwrap();
+    archive.bucket.client.put(&key(".qcow2"), "text/plain", b"overwritten".to_vec()).await.unwrap();
+    assert_eq!(read(&archive, copy).await, md5(&image));
+    let address = archive.presign_get(copy, Duration::from_mins(1)).await.unwrap();
+    assert!(address.expose_secret().contains(&format!("&versionId={pinned}")));
+    let found = archive.catalogue().await.unwrap();
+    assert!(matches!(found.problems()[0].kind, ProblemKind::Length { .. }), "it does not count");
+
+    archive.bucket.client.delete(&key(".qcow2")).await.unwrap();
+    let versions = archive.versions(&[copy]).await.unwrap().unwrap();
+    let hidden = PathBuf::from(format!("s3://bucket/{}", key(".qcow2")));
+    assert_eq!((versions.hidden, versions.count), (vec![hidden], 3));
+    assert_eq!(versions.left_bytes, 2 * 20 * MIB as u64 + 11);
+    assert_eq!(read(&archive, copy).await, md5(&image));
+
+    // A copy of the bucket, where every version has another name.
+    let other = SimBucket::new(Arc::new(TestClock::at(NOW)), true);
+    let there = locking(&other, LockMode::Governance);
+    for _ in 0..9 {
+        there.bucket.client.put("other", "text/plain", Vec::new()).await.unwrap();
+    }
+    there.bucket.client.put(&key(".qcow2"), "text/plain", image.to_vec()).await.unwrap();
+    there.bucket.client.put(&key(".json"), "application/json", manifest.to_bytes()).await.unwrap();
+    let found = there.catalogue().await.unwrap();
+    assert_eq!(read(&there, &found.copies()[0]).await, md5(&image));
 }

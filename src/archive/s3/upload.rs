@@ -70,8 +70,8 @@ struct Upload {
 
 /// How an upload ended.
 enum Completed {
-    /// The image is there, by this `ETag`.
-    Ours { etag: String },
+    /// The image is there, by this `ETag` and as this version.
+    Ours { etag: String, version_id: Option<String> },
     /// Another process stored a verified copy first, with this manifest.
     Theirs(Box<Manifest>),
 }
@@ -200,11 +200,13 @@ impl S3Sink {
         if declared.is_some_and(|md5| md5 != manifest.image.md5) {
             return Err(self.error("store", "it was uploaded with another MD5 than the verified one"));
         }
-        let etag = match self.complete(&manifest).await? {
+        let image = match self.complete(&manifest).await? {
             Completed::Theirs(theirs) => return Ok(*theirs),
-            Completed::Ours { etag } => Some(etag).filter(|etag| !etag.is_empty()),
+            Completed::Ours { etag, version_id } => {
+                let etag = Some(etag).filter(|etag| !etag.is_empty());
+                ImageRecord { etag, version_id, ..manifest.image }
+            }
         };
-        let image = ImageRecord { etag, ..manifest.image };
         let manifest = Manifest { image, ..manifest };
         // The manifest is last: it makes the copy count, so everything else must be there already.
         let client = &self.bucket.client;
@@ -262,7 +264,7 @@ impl S3Sink {
         if found.md5.as_ref().is_some_and(|md5| *md5 != expected) {
             return Err(self.error("store", "another process stored another image of it at the same moment"));
         }
-        Ok(Completed::Ours { etag: found.etag })
+        Ok(Completed::Ours { etag: found.etag, version_id: found.version_id })
     }
 
     /// Whether the object is certainly what this upload made: another than before, of this MD5 and length.

@@ -25,6 +25,17 @@ pub(super) struct UnfinishedUpload {
     pub(super) initiated: Option<String>,
 }
 
+/// A version of an object, or a mark that hides all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListedVersion {
+    pub(super) key: String,
+    pub(super) id: String,
+    /// Whether it is what the key stands for.
+    pub(super) is_latest: bool,
+    /// Its length; none for a delete marker.
+    pub(super) bytes: Option<u64>,
+}
+
 /// One page of a listing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page<T> {
@@ -102,8 +113,8 @@ fn next(
     let mut arguments = Vec::new();
     for (element_name, argument) in names {
         if let Some(text) = child(element, element_name).filter(|text| !text.is_empty()) {
-            let text =
-                if is_encoded && argument.ends_with("marker") { decode(text)? } else { text.to_owned() };
+            // Ids and tokens are never encoded.
+            let text = if is_encoded && *argument == "key-marker" { decode(text)? } else { text.to_owned() };
             arguments.push((*argument, text));
         }
     }
@@ -143,6 +154,33 @@ pub(super) fn uploads(body: &[u8]) -> Result<Page<UnfinishedUpload>, S3Cause> {
             });
         }
         let markers = [("NextKeyMarker", "key-marker"), ("NextUploadIdMarker", "upload-id-marker")];
+        Ok(Page { items, next: next(root, is_encoded, &markers)? })
+    })
+}
+
+/// Reads the response to `ListObjectVersions`.
+pub(super) fn versions(body: &[u8]) -> Result<Page<ListedVersion>, S3Cause> {
+    read(body, "ListVersionsResult", |root| {
+        let is_encoded = child(root, "EncodingType") == Some("url");
+        let mut items = Vec::new();
+        // In the order of the store: the newest of a key first.
+        for node in root.children() {
+            let bytes = match node.tag_name().name() {
+                "Version" => match required(node, "Size")?.trim().parse() {
+                    Ok(bytes) => Some(bytes),
+                    Err(_) => return unexpected("a size in it is not a number"),
+                },
+                "DeleteMarker" => None,
+                _ => continue,
+            };
+            items.push(ListedVersion {
+                key: key_of(node, is_encoded)?,
+                id: required(node, "VersionId")?.to_owned(),
+                is_latest: required(node, "IsLatest")? == "true",
+                bytes,
+            });
+        }
+        let markers = [("NextKeyMarker", "key-marker"), ("NextVersionIdMarker", "version-id-marker")];
         Ok(Page { items, next: next(root, is_encoded, &markers)? })
     })
 }
@@ -256,6 +294,27 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn versions_are_told_from_what_hides_them() {
+        let body = br#"<ListVersionsResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>
+            <NextKeyMarker>a%2Fb</NextKeyMarker><NextVersionIdMarker>x%2B</NextVersionIdMarker>
+            <DeleteMarker><Key>a%2Fb</Key><VersionId>2</VersionId><IsLatest>true</IsLatest></DeleteMarker>
+            <Version><Key>a%2Fb</Key><VersionId>1</VersionId><IsLatest>false</IsLatest><Size>7</Size></Version>
+            </ListVersionsResult>"#;
+        let page = versions(body).unwrap();
+        let one = |id: &str, is_latest, bytes| ListedVersion {
+            key: "a/b".to_owned(),
+            id: id.to_owned(),
+            is_latest,
+            bytes,
+        };
+        assert_eq!(page.items, [one("2", true, None), one("1", false, Some(7))]);
+        let next = [("key-marker", "a/b".to_owned()), ("version-id-marker", "x%2B".to_owned())];
+        assert_eq!(page.next, Some(next.to_vec()));
+        let short = b"<ListVersionsResult><Version><Key>a</Key><IsLatest>true</IsLatest></Version></ListVersionsResult>";
+        assert!(versions(short).is_err());
     }
 
     #[test]

@@ -187,7 +187,7 @@ async fn assert_holds(fixture: &dyn Fixture, bytes: &[u8], why: &str) {
 
 /// A bucket adds the `ETag` that its store gave the image.
 pub(in crate::archive) fn without_etag(manifest: &Manifest) -> Manifest {
-    let image = ImageRecord { etag: None, ..manifest.image.clone() };
+    let image = ImageRecord { etag: None, version_id: None, ..manifest.image.clone() };
     Manifest { image, ..manifest.clone() }
 }
 
