@@ -169,15 +169,29 @@ pub enum BodyError {
 /// their exchanges by the clock seam. Each is made when it is first needed: reading the machine's certificates takes
 /// time, and many processes never need a client.
 ///
-/// They trust the machine's certificate authorities, or the bundled ones where it has none.
+/// They trust the machine's certificate authorities, or the bundled ones where it has none; or those that they are given, alone.
 #[derive(Debug, Clone, Default)]
 pub struct HttpTransport {
+    /// Empty: the machine's.
+    authorities: Vec<reqwest::Certificate>,
     api: OnceLock<reqwest::Client>,
     image: OnceLock<reqwest::Client>,
     direct: OnceLock<reqwest::Client>,
 }
 
 impl HttpTransport {
+    /// One that trusts these certificate authorities alone, in PEM.
+    ///
+    /// # Errors
+    /// What is wrong with them, as a sentence.
+    pub fn trusting(pem: &[u8]) -> Result<Self, String> {
+        let authorities = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| error.to_string())?;
+        if authorities.is_empty() {
+            return Err("there is no certificate in PEM in it".to_owned());
+        }
+        Ok(Self { authorities, ..Self::default() })
+    }
+
     fn client(&self, purpose: Purpose) -> Result<&reqwest::Client, TransportError> {
         let made = match purpose {
             Purpose::Api => &self.api,
@@ -188,12 +202,23 @@ impl HttpTransport {
             return Ok(client);
         }
         let fresh = match purpose {
-            Purpose::Api => build(|| client().http2_adaptive_window(true)),
-            Purpose::Image | Purpose::Notification => build(|| client().http1_only().no_gzip()),
-            Purpose::Direct => build(|| client().http1_only().no_gzip().no_proxy()),
+            Purpose::Api => self.build(|| client().http2_adaptive_window(true)),
+            Purpose::Image | Purpose::Notification => self.build(|| client().http1_only().no_gzip()),
+            Purpose::Direct => self.build(|| client().http1_only().no_gzip().no_proxy()),
         }?;
         // One that another thread made meanwhile is as good.
         Ok(made.get_or_init(|| fresh))
+    }
+
+    fn build(&self, client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client, TransportError> {
+        if self.authorities.is_empty() {
+            return build(client);
+        }
+        let client = client().tls_certs_only(self.authorities.iter().cloned()).build();
+        client.map_err(|error| {
+            let text = "nothing was sent: set up TLS with the certificates of `ca_file`";
+            TransportError::because(Reached::Nothing, text, error)
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
+use crate::archive::s3::credentials::BucketKey;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
 use crate::cli::exit::{Exit, Refusal};
@@ -22,7 +23,7 @@ use crate::config::keys::nearest;
 use crate::config::sections::{ArchiveSettings, Config};
 use crate::credentials::{Credentials, Search};
 use crate::daemon::web::WebFile;
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, read_named_file};
 use crate::exoscale::client::{Client, Settings};
 use crate::exoscale::credentials;
 use crate::exoscale::metadata::Metadata;
@@ -39,7 +40,7 @@ use crate::snapshot::ZoneName;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::telemetry::notifier::{Notifier, Wires};
-use crate::text::{chain, excerpt};
+use crate::text::{chain, excerpt, printable};
 use crate::transport::{HttpTransport, Transport};
 
 /// How many shards there are, where Kubernetes gives each pod of an Indexed Job its number.
@@ -50,6 +51,9 @@ const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 
 /// The default state directory.
 const STATE_DIRECTORY: &str = "/var/lib/snapwarden";
+
+/// A bundle of all authorities that browsers trust has a quarter of this.
+const CA_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Printed if no policy is named and none is enabled: silence would look like success.
 pub(super) const NOTHING_ENABLED: &str = "no policy is enabled, so there is nothing to do";
@@ -273,10 +277,15 @@ pub fn archive(
             let archive = LocalArchive::new(name.clone(), path.clone(), disk, clock);
             Ok(Archive::Local(archive.with_cache(cache)))
         }
-        ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file, rules } => {
-            let environment = |name: &str| std::env::var(name).ok();
-            let credentials = s3::credentials::find(name, &environment, credentials_file.as_deref())
-                .map_err(|error| Refusal::bad_configuration(&error))?;
+        ArchiveSettings::S3 { endpoint, region, bucket, prefix, credentials_file, ca_file, rules } => {
+            let (of, file) = (name.clone(), credentials_file.clone());
+            let find =
+                move || s3::credentials::find(&of, &|name: &str| std::env::var(name).ok(), file.as_deref());
+            let key = BucketKey::read_by(find).map_err(|error| Refusal::bad_configuration(&error))?;
+            let transport = match ca_file {
+                Some(path) => trusting(name, path)?,
+                None => seams.transport.clone(),
+            };
             let location = S3Location {
                 endpoint: endpoint.clone(),
                 region: region.clone(),
@@ -287,12 +296,25 @@ pub fn archive(
             let archive = S3Archive::new(
                 name.clone(),
                 location,
-                credentials,
-                seams.transport.clone(),
+                key,
+                transport,
                 seams.clock.clone(),
                 seams.randomness.clone(),
             );
             Ok(Archive::S3(archive.with_cache(cache)))
+        }
+    }
+}
+
+/// A transport that trusts the certificate authorities in a file alone.
+fn trusting(archive: &ArchiveName, path: &Path) -> Result<Arc<dyn Transport>, Refusal> {
+    let read = read_named_file(path, CA_FILE_BYTES_MAX).map_err(|error| error.to_string());
+    match read.and_then(|text| HttpTransport::trusting(text.as_bytes())) {
+        Ok(transport) => Ok(Arc::new(transport)),
+        Err(why) => {
+            let path = printable(&path.display().to_string()).into_owned();
+            let text = format!("`ca_file` of archive `{archive}`, {path}, can't be used: {why}");
+            Err(Refusal::new(Exit::BadConfiguration, text))
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::config::keys::KnownKeys;
 use crate::config::notifiers;
 use crate::config::policies;
 use crate::config::toml_reader::{OpenFile, Place, Table, Value};
-use crate::policy::bucket::{BucketRules, LOCK_MAX, LockMode, LockRule, Noncurrent};
+use crate::policy::bucket::{Addressing, BucketRules, Encryption, LOCK_MAX, LockMode, LockRule, Noncurrent};
 use crate::policy::name::ArchiveName;
 use crate::policy::notifier::NotifierSettings;
 use crate::policy::select::Exemption;
@@ -141,7 +141,9 @@ pub enum ArchiveSettings {
         prefix: String,
         /// A file with `api_key` and `api_secret`.
         credentials_file: Option<PathBuf>,
-        /// What is done with versions, and how copies are locked.
+        /// The certificates of the authorities that the store's is checked by; none: the system's.
+        ca_file: Option<PathBuf>,
+        /// How the bucket is used.
         rules: BucketRules,
     },
 }
@@ -414,18 +416,48 @@ fn read_s3(table: &Table<'_>) -> Option<ArchiveSettings> {
         .map_or_else(|| Some(String::new()), |value| value.written("a prefix", form, is_prefix));
     // An invalid one is reported like any other, and makes the whole configuration invalid.
     let credentials_file = table.read("credentials_file", Value::path);
+    let ca_file = table.read("ca_file", Value::path);
     let rules = read_bucket_rules(table);
+    if let (Addressing::Virtual, Some(value), Some(bucket), Some(endpoint)) =
+        (rules.addressing, table.value("addressing"), &bucket, &endpoint)
+    {
+        let has_name = matches!(endpoint.host(), Some(url::Host::Domain(_)));
+        if !has_name {
+            value
+                .place()
+                .wrong("the store's address has no name to put the bucket's before", "use `\"path\"`");
+        } else if bucket.contains('.') && endpoint.scheme() == "https" {
+            let help = "use `\"path\"`, or a bucket without dots";
+            value.place().wrong("no certificate is for a bucket's name with dots in it", help);
+        }
+    }
     Some(ArchiveSettings::S3 {
         endpoint: endpoint?,
         region: region?,
         bucket: bucket?,
         prefix: prefix?,
         credentials_file,
+        ca_file,
         rules,
     })
 }
 
 fn read_bucket_rules(table: &Table<'_>) -> BucketRules {
+    let addressing = [("path", Addressing::Path), ("virtual", Addressing::Virtual)];
+    let addressing = table.choice("addressing", &addressing).unwrap_or_default();
+    let storage_class = table.read("storage_class", |value| {
+        let form = "a store's word, such as `STANDARD`";
+        let class = value.written("a storage class", form, is_storage_class)?;
+        // Their objects have to be ordered hours before they can be read.
+        if matches!(class.as_str(), "GLACIER" | "DEEP_ARCHIVE") {
+            return value.wrong(
+                format!("what is stored as `{class}` can't be read at once"),
+                "use another: a copy that can't be read is neither verified nor restored",
+            );
+        }
+        Some(class)
+    });
+    let encryption = table.choice("sse", &[("AES256", Encryption::Aes256), ("aws:kms", Encryption::Kms)]);
     let noncurrent = [("keep", Noncurrent::Keep), ("delete", Noncurrent::Delete)];
     let noncurrent = table.choice("noncurrent", &noncurrent).unwrap_or_default();
     let modes = [("governance", LockMode::Governance), ("compliance", LockMode::Compliance)];
@@ -448,11 +480,16 @@ fn read_bucket_rules(table: &Table<'_>) -> BucketRules {
         let help = "write for how long as well, such as `lock_for = \"30d\"`, or take this out";
         value.place().wrong("nothing is locked without `lock_for`", help);
     }
-    BucketRules { noncurrent, lock }
+    BucketRules { addressing, storage_class, encryption, noncurrent, lock }
 }
 
 fn is_region(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn is_storage_class(text: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+    (1..=40).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
 fn is_bucket(text: &str) -> bool {

@@ -1,4 +1,4 @@
-//! What an archive does with the versions and the locks of its bucket.
+//! How an archive uses its bucket: addresses, classes, encryption, versions and locks.
 
 use std::time::Duration;
 
@@ -10,6 +10,35 @@ use crate::policy::span::Span;
 /// No lock is longer: a year and a month. What is locked can't be deleted by anybody, so a mistyped span would cost for as
 /// long as it says; copies that are kept for longer are locked again by each run.
 pub const LOCK_MAX: Duration = Duration::from_hours(400 * 24);
+
+/// Where an address has the bucket's name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Addressing {
+    /// In the path, which every store understands but for some buckets of Amazon's.
+    #[default]
+    Path,
+    /// Before the host's name.
+    Virtual,
+}
+
+/// How the store is asked to encrypt what it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    /// With a key of the store.
+    Aes256,
+    /// With the bucket's key in the key management service.
+    Kms,
+}
+
+impl Encryption {
+    /// S3's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Aes256 => "AES256",
+            Self::Kms => "aws:kms",
+        }
+    }
+}
 
 /// What pruning does with versions, where the bucket keeps them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,6 +97,12 @@ impl LockRule {
 /// The rules of a bucket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BucketRules {
+    /// Where addresses have the bucket's name.
+    pub addressing: Addressing,
+    /// The storage class of images; none: the bucket's.
+    pub storage_class: Option<String>,
+    /// How the store encrypts; none: as the bucket says.
+    pub encryption: Option<Encryption>,
     /// What pruning does with versions.
     pub noncurrent: Noncurrent,
     /// How copies are locked; none: they are not.

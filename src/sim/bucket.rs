@@ -262,6 +262,8 @@ impl State {
 
     fn list_versions(&self, call: &Call<'_>) -> Answer {
         let mut content = "<IsTruncated>false</IsTruncated>".to_owned();
+        // Last, as some stores have them.
+        let mut markers = String::new();
         let prefix = call.argument("prefix");
         for (key, versions) in self.objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
             for (place, version) in versions.iter().rev().enumerate() {
@@ -270,10 +272,11 @@ impl State {
                     format!("<Key>{key}</Key><VersionId>{id}</VersionId><IsLatest>{is_latest}</IsLatest>");
                 let _ = match &version.bytes {
                     Some(bytes) => write!(content, "<Version>{inner}<Size>{}</Size></Version>", bytes.len()),
-                    None => write!(content, "<DeleteMarker>{inner}</DeleteMarker>"),
+                    None => write!(markers, "<DeleteMarker>{inner}</DeleteMarker>"),
                 };
             }
         }
+        content.push_str(&markers);
         Answer::xml("ListVersionsResult", &content)
     }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use snapwarden::config::sections::{ArchiveSettings, ExoscaleSettings};
 use snapwarden::config::{self, ConfigError};
 use snapwarden::disk::{Disk as _, RealDisk, read_named_file};
-use snapwarden::policy::bucket::{BucketRules, LockMode, LockRule, Noncurrent};
+use snapwarden::policy::bucket::{Addressing, BucketRules, Encryption, LockMode, LockRule, Noncurrent};
 use snapwarden::policy::{Count, Period, Retention, Which};
 
 /// The files of a folder with such an ending, with their texts.
@@ -73,7 +73,14 @@ fn the_full_example_has_every_key_that_is_available() {
                 bucket: "acme-backups".to_owned(),
                 prefix: "snapwarden/".to_owned(),
                 credentials_file: Some("/etc/snapwarden/offsite".into()),
-                rules: BucketRules { lock, noncurrent: Noncurrent::Keep },
+                ca_file: Some("/etc/ssl/our-ca.pem".into()),
+                rules: BucketRules {
+                    addressing: Addressing::Path,
+                    storage_class: Some("STANDARD".to_owned()),
+                    encryption: Some(Encryption::Aes256),
+                    lock,
+                    noncurrent: Noncurrent::Keep,
+                },
             },
             &ArchiveSettings::Local { path: "/var/lib/snapwarden/archive".into() },
         ]

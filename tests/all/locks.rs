@@ -95,8 +95,8 @@ async fn a_year_of_nights_locks_what_is_kept_and_loses_nothing_that_is_locked() 
     let (stage, bucket) = scene();
     let instances = ["web-1", "db-1", "mail-1"].map(|name| stage.world.add_instance(&stage.zone, name, &[]));
     instances.iter().for_each(|instance| stage.world.set_disk(*instance, DiskShape::with_data_mib(1)));
-    let archive = "lock_for = \"30d\"\nlock_mode = \"compliance\"\nnoncurrent = \"delete\"\n\
-                   [archives.offsite.retention]\nkeep_daily = 14\nkeep_monthly = 3\n";
+    let archive = "lock_for = \"14d\"\nlock_mode = \"compliance\"\nnoncurrent = \"delete\"\n\
+                   [archives.offsite.retention]\nkeep_daily = 7\nkeep_monthly = 2\n";
     let policies = policies(&stage, archive);
     let day = SignedDuration::from_hours(24);
     let (mut before, mut images_max) = (BTreeMap::new(), 0);
@@ -114,7 +114,8 @@ async fn a_year_of_nights_locks_what_is_kept_and_loses_nothing_that_is_locked() 
             }
             let there = versions.get(key).and_then(|all| all.iter().find(|version| version.id == *id));
             let there = there.unwrap_or_else(|| panic!("night {night}: {key} {id} is gone"));
-            assert_eq!(there.bytes, *bytes, "night {night}: {key}");
+            let start = |bytes: &Option<Bytes>| bytes.as_ref().map(|bytes| bytes.as_ptr());
+            assert_eq!(start(&there.bytes), start(bytes), "night {night}: {key}");
             assert!(there.lock.as_ref().unwrap().1 >= *until, "night {night}: {key}: a lock was shortened");
         }
         // What is there is locked, image and manifest, and for no longer than was asked for.
@@ -123,9 +124,9 @@ async fn a_year_of_nights_locks_what_is_kept_and_loses_nothing_that_is_locked() 
                 panic!("night {night}: {key} is not locked");
             });
             let left = until.duration_since(now);
-            assert!(mode == "COMPLIANCE" && left <= 30 * day, "night {night}: {key}: {left}");
+            assert!(mode == "COMPLIANCE" && left <= 14 * day, "night {night}: {key}: {left}");
         }
-        let newest = |version: &&Version| version.lock.as_ref().unwrap().1 > now + 29 * day;
+        let newest = |version: &&Version| version.lock.as_ref().unwrap().1 > now + 13 * day;
         assert!(locked.values().filter(newest).count() >= 6, "night {night}");
         let images = versions.iter().filter(|(key, _)| key.ends_with(".qcow2"));
         images_max =
@@ -133,13 +134,13 @@ async fn a_year_of_nights_locks_what_is_kept_and_loses_nothing_that_is_locked() 
         before = locked;
         stage.step(day);
     }
-    // 14 daily and up to 3 monthly ones, and those whose lock has not ended yet: what has no lock any more is deleted for good.
-    assert!(images_max <= 3 * (14 + 3 + 30 + 2), "{images_max} images");
+    // 7 daily and up to 2 monthly ones, and those whose lock has not ended yet: what has no lock any more is deleted for good.
+    assert!(images_max <= 3 * (7 + 2 + 14 + 2), "{images_max} images");
 
     // Somebody with the program's key does all that can be done with it.
     let now = stage.now();
     let victims = locked(&bucket, now);
-    assert!(victims.len() > 200, "{}", victims.len());
+    assert!(victims.len() > 100, "{}", victims.len());
     let soon = now + SignedDuration::from_secs(5);
     for (key, versions) in bucket.versions() {
         for version in &versions {

@@ -30,6 +30,10 @@ use snapwarden::credentials::Credentials;
 use snapwarden::policy::bucket::BucketRules;
 use snapwarden::randomness::SystemRandomness;
 use snapwarden::transport::{Body, HttpTransport, Purpose, Request, Transport as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::certificates::Authority;
+use crate::command_line::{Play, end_of};
 
 /// The server, and what boto3 sees in it. It ends with this.
 pub(crate) struct Server {
@@ -78,11 +82,6 @@ impl Server {
 
     pub(crate) fn keep_versions(&mut self) {
         self.ask("versions");
-    }
-
-    /// Whether unfinished uploads can be listed there, and so be aborted.
-    fn lists_uploads(&mut self) -> bool {
-        self.ask("uploads").is_array()
     }
 
     /// How many uploads are not complete; as many as `expected` of a server that lists none.
@@ -262,39 +261,39 @@ async fn a_bucket_holds_a_verified_image_and_gives_it_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_published_leaves_nothing_in_the_bucket() {
+async fn what_is_not_published_is_not_visible_and_is_resumed_by_the_next_process() {
     let Some(mut server) = Server::start() else { return };
     let first = archive(&server.endpoint);
-    let count = 17 * 16;
+    let count = 33 * 16;
     let (bytes, md5) = (count << 16, md5_of(chunks(count)));
 
     let mut sink = begin(&first).await;
     write(&mut sink, count, md5).await;
     sink.restart().await.unwrap();
-    assert_eq!(server.uploads(0), 0);
+    assert_eq!(server.uploads(0), 0, "it was another image");
     write(&mut sink, count, md5).await;
     sink.abandon().await;
-    assert_eq!((server.keys().len(), server.uploads(0)), (0, 0));
-
-    // Another process, after this one was killed.
+    assert_eq!((server.keys().len(), server.uploads(1)), (0, 1));
     let mut sink = begin(&first).await;
     write(&mut sink, count, md5).await;
     drop(sink);
-    assert_eq!(server.uploads(1), 1);
+    // Where a store lists its uploads, it is the same one all the time.
+    assert_eq!((server.keys().len(), server.uploads(1)), (0, 1));
+
+    // Another process, after this one was killed; and a third beside it.
     let second = archive(&server.endpoint);
     let mut sink = begin(&second).await;
-    assert_eq!(server.uploads(0), 0);
-
-    // Two at once, where the store enforces conditions: the later one takes the copy of the earlier.
     write(&mut sink, count, md5).await;
     let mut other = begin(&archive(&server.endpoint)).await;
-    // The second aborts the uploads that it finds at this key, so the first has to begin again.
     write(&mut other, count, md5).await;
-    let first_is_aborted = server.lists_uploads();
-    assert_eq!(sink.publish(manifest(bytes, md5)).await.is_err(), first_is_aborted);
-    other.publish(manifest(bytes, md5)).await.unwrap();
+    let published = sink.publish(manifest(bytes, md5)).await.unwrap();
+    let again = other.publish(manifest(bytes, md5)).await.unwrap();
+    assert_eq!(published.image.md5, again.image.md5);
     assert_eq!((server.keys().len(), server.uploads(0)), (3, 0));
-    assert_eq!(first.catalogue().await.unwrap().copies().len(), 1);
+    let copies = first.catalogue().await.unwrap();
+    assert_eq!((copies.copies().len(), copies.problems().len()), (1, 0));
+    let stored = first.image(&copies.copies()[0]).open(0, None, None).await.unwrap();
+    assert_eq!(hash(stored.body).await, md5);
 }
 
 /// What the next test starts as a process of its own.
@@ -331,4 +330,49 @@ fn peak_kib() -> u64 {
     let status = crate::stage::read(Path::new("/proc/self/status"));
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_trusted_by_the_authority_of_ca_file_alone() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let authority = Authority::new();
+    let (acceptor, address) = (authority.sign().acceptor(), listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let _ = stream.read(&mut [0; 8192]).await;
+                let body = "<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>";
+                let answer = format!(
+                    "HTTP/1.1 404 no\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    let play = Play::new().await;
+    let list = async |ca_file: &str| {
+        play.configure(&format!(
+            "[archives.offsite]\ntype = \"s3\"\nendpoint = \"https://localhost:{}\"\nregion = \"r\"\nbucket = \"backups\"\n\
+             {ca_file}\n[policies.nightly]\nzones = [\"ch-gva-2\"]\n",
+            address.port()
+        ));
+        let mut command = play.command(&["archive", "list", "offsite"]);
+        command.env("AWS_ACCESS_KEY_ID", "EXO1").env("AWS_SECRET_ACCESS_KEY", "hush-hush-hush");
+        end_of(command).await
+    };
+    let path = authority.write(&play.path(""));
+    let trusted = list(&format!("ca_file = \"{}\"", path.display())).await;
+    trusted.complained(&["the store answers 404 Not Found (NoSuchBucket"]);
+    for (ca_file, words) in [
+        ("/nowhere/ca.pem".to_owned(), ["`ca_file` of archive `offsite`, /nowhere/ca.pem, can't be used"]),
+        (play.path("snapwarden.toml").display().to_string(), ["no certificate in PEM"]),
+    ] {
+        let refused = list(&format!("ca_file = \"{ca_file}\"")).await;
+        assert_eq!(refused.status, 78, "{refused:?}");
+        refused.complained(&words);
+    }
 }

@@ -22,14 +22,15 @@ use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::bucket::Bucket;
 use crate::archive::s3::client::{Client, S3Location};
+use crate::archive::s3::credentials::BucketKey;
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::upload::S3Sink;
 use crate::archive::s3::xml::{ListedObject, UnfinishedUpload};
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
-use crate::credentials::Credentials;
 use crate::disk::blocking;
+use crate::policy::bucket::Noncurrent;
 use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
 use crate::text::{chain, excerpt};
@@ -53,12 +54,12 @@ impl S3Archive {
     pub fn new(
         name: ArchiveName,
         location: S3Location,
-        credentials: Credentials,
+        key: impl Into<BucketKey>,
         transport: Arc<dyn Transport>,
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        let client = Client::new(location, credentials, transport, clock, randomness);
+        let client = Client::new(location, key.into(), transport, clock, randomness);
         Self { bucket: Arc::new(Bucket::new(name, client)), manifests: Arc::default() }
     }
 
@@ -218,7 +219,7 @@ impl S3Archive {
     /// [`S3Error`] if a request fails, or this process is storing the same image already.
     pub async fn begin(&self, id: &CopyId) -> Result<Begin, S3Error> {
         let bucket = &self.bucket;
-        bucket.clean_once().await;
+        bucket.clean_daily().await;
         let key = bucket.image_key(id);
         let image = bucket.client.shown(&key);
         let Some(lock) = bucket.lock(&key) else {
@@ -228,7 +229,6 @@ impl S3Archive {
         if let Some(manifest) = existing.verified() {
             return Ok(Begin::Stored(VerifiedCopy::new(&bucket.name, manifest)));
         }
-        bucket.abort_uploads_of(&key).await;
         let sink = S3Sink::new(Arc::clone(bucket), id.clone(), existing, lock);
         Ok(Begin::Missing(Output::new(bucket.name.clone(), image, Box::new(sink))))
     }
@@ -426,6 +426,13 @@ impl S3Archive {
         let is_same = existing.verified().is_some_and(|found| *found == *copy.manifest);
         if copy.manifest.pruned_at.is_none() || existing.image.is_some() || !is_same {
             return Err(UpdateError::Changed { image: client.shown(&bucket.image_key(&id)) });
+        }
+        // By its mark the versions of the image are found that are still to be deleted.
+        let key = bucket.image_key(&id);
+        if bucket.rules().noncurrent == Noncurrent::Delete
+            && bucket.has_versions(&key).await.map_err(update_failed)?
+        {
+            return Err(UpdateError::Changed { image: client.shown(&key) });
         }
         client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
         for key in &existing.manifests {

@@ -1,12 +1,13 @@
 //! The bucket as the archive and its uploads share it: the objects of a copy, and the uploads of this process.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::OnceCell;
 
 use crate::archive::catalogue::{self, ProblemKind};
 use crate::archive::layout::{self, CopyId, CopyPaths, HoldMark, Mark, Role};
@@ -23,14 +24,17 @@ use crate::transport::BodyError;
 /// another process: an upload of 4 TiB, the largest object, takes less at 25 MiB/s.
 const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(48);
 
+/// Abandoned uploads are looked for so often.
+const DAY: Duration = Duration::from_hours(24);
+
 /// The bucket of an archive.
 #[derive(Debug)]
 pub(super) struct Bucket {
     pub(super) name: ArchiveName,
     pub(super) client: Client,
     uploads: Mutex<Uploads>,
-    /// Set once the uploads that earlier processes abandoned were looked for.
-    is_cleaned: OnceCell<()>,
+    /// When abandoned uploads were last looked for.
+    cleaned: tokio::sync::Mutex<Option<Timestamp>>,
 }
 
 /// The uploads of this process.
@@ -77,7 +81,7 @@ impl ExistingCopy {
 
 impl Bucket {
     pub(super) fn new(name: ArchiveName, client: Client) -> Self {
-        Self { name, client, uploads: Mutex::default(), is_cleaned: OnceCell::new() }
+        Self { name, client, uploads: Mutex::default(), cleaned: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -100,6 +104,16 @@ impl Bucket {
             }
         }
         Ok(())
+    }
+
+    /// Whether any bytes are left of an object that was deleted.
+    pub(super) async fn has_versions(&self, key: &str) -> Result<bool, S3Error> {
+        let mut has_versions = false;
+        let listed = self.client.list_versions(key, |version| has_versions |= version.bytes.is_some()).await;
+        match listed {
+            Err(error) if error.is_unsupported() => Ok(false),
+            listed => listed.map(|()| has_versions),
+        }
     }
 
     /// The beginning of all paths in a catalogue of this bucket, which is not part of the keys.
@@ -192,30 +206,25 @@ impl Bucket {
         Ok(holds)
     }
 
-    /// Aborts earlier uploads of this image, which the caller has locked.
-    pub(super) async fn abort_uploads_of(&self, image_key: &str) {
-        let aborted = async {
-            for upload in self.client.list_uploads(image_key).await? {
-                if upload.key == image_key {
-                    self.client.abort(image_key, &upload.id).await?;
-                }
-            }
-            Ok::<(), S3Error>(())
-        };
-        // What is left costs money, but does not prevent another upload.
-        if let Err(error) = aborted.await {
-            self.warn_of_leftovers(&error);
-        }
+    /// The unfinished uploads of this image, the newest first.
+    pub(super) async fn uploads_of(&self, image_key: &str) -> Result<Vec<UnfinishedUpload>, S3Error> {
+        let mut uploads = self.client.list_uploads(image_key).await?;
+        uploads.retain(|upload| upload.key == image_key);
+        uploads.sort_by_key(|upload| Reverse(began(upload)));
+        Ok(uploads)
     }
 
-    /// Looks for abandoned uploads when the archive is first used for storing.
-    pub(super) async fn clean_once(&self) {
-        let clean = async {
+    /// Looks for abandoned uploads when the archive is first used for storing, and once a day from then on.
+    pub(super) async fn clean_daily(&self) {
+        let (mut cleaned, now) = (self.cleaned.lock().await, self.client.clock.now());
+        let is_due = |at: Timestamp| now.duration_since(at).unsigned_abs() >= DAY;
+        if cleaned.is_none_or(is_due) {
+            *cleaned = Some(now);
+            // What is left costs money, but does not prevent another upload.
             if let Err(error) = self.clean().await {
                 self.warn_of_leftovers(&error);
             }
-        };
-        self.is_cleaned.get_or_init(|| clean).await;
+        }
     }
 
     /// Aborts the uploads that were abandoned, by this process or an earlier one; how many. Those that began within the
@@ -246,8 +255,7 @@ impl Bucket {
             let is_ours = path.is_some_and(|(_, _, name)| {
                 layout::read_name(name.as_ref()).is_some_and(|(_, role)| role == Role::Image)
             });
-            let began = upload.initiated.as_ref().and_then(|time| time.parse::<Timestamp>().ok());
-            let is_old = began.is_some_and(|began| began < old);
+            let is_old = began(&upload).is_some_and(|began| began < old);
             if is_ours {
                 let is_abandoned = is_old && !self.uploads().locked.contains(&upload.key);
                 ours.push((upload, is_abandoned));
@@ -269,6 +277,10 @@ impl Bucket {
             chain(error)
         );
     }
+}
+
+fn began(upload: &UnfinishedUpload) -> Option<Timestamp> {
+    upload.initiated.as_ref()?.parse().ok()
 }
 
 fn hold_at(key: &str) -> Option<(HoldMark, String)> {

@@ -1,7 +1,7 @@
 //! Requests to a bucket: signed, bounded, and repeated where that may help.
 //!
 //! All requests here may be sent twice: a second time has no further effect. (Beginning an upload twice leaves one behind,
-//! which is cleaned up like all abandoned ones.) Addresses are path-style, which every store understands.
+//! which is cleaned up like all abandoned ones.) A key that may have expired is read anew.
 
 use std::fmt::{self, Debug, Write as _};
 use std::future::Future;
@@ -12,18 +12,19 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::archive::s3::credentials::BucketKey;
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::sign::{Signer, encode, query, sha256_hex};
-use crate::archive::s3::xml::{self, ListedObject, ListedVersion, Page, UnfinishedUpload};
+use crate::archive::s3::xml::{self, ListedObject, ListedPart, ListedVersion, Page, UnfinishedUpload};
 use crate::clock::{Clock, timeout};
 use crate::credentials::Credentials;
 use crate::disk::blocking;
-use crate::policy::bucket::{BucketRules, LockMode};
+use crate::policy::bucket::{Addressing, BucketRules, LockMode};
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, retry_after};
 use crate::text::printable;
@@ -34,6 +35,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The limit of completing an upload: Amazon's documentation says that a large one may take several minutes.
 const COMPLETE_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// A request of an upload that fails for now is repeated at least for so long: an image is long on its way, and a store that asks
+/// for less may do so for a minute or two.
+const UPLOAD_PATIENCE: Duration = Duration::from_mins(2);
+
+/// Also for a store that asks for no pause.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A request with a body has a second more for each of these: the slowest line on which an image is worth sending.
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
@@ -61,7 +69,7 @@ pub struct S3Location {
     pub bucket: String,
     /// The beginning of all keys of the archive: empty, or ending with a slash.
     pub prefix: String,
-    /// What is done with versions, and how copies are locked.
+    /// How the bucket is used.
     pub rules: BucketRules,
 }
 
@@ -78,6 +86,8 @@ struct S3Request<'a> {
     body_sha256: String,
     /// Beside the time that the body takes.
     timeout: Duration,
+    /// The pauses between its attempts last at least so long together.
+    patience: Duration,
 }
 
 impl<'a> S3Request<'a> {
@@ -91,6 +101,7 @@ impl<'a> S3Request<'a> {
             body: Bytes::new(),
             body_sha256: sha256_hex(&[]),
             timeout: REQUEST_TIMEOUT,
+            patience: Duration::ZERO,
         }
     }
 
@@ -131,7 +142,7 @@ impl Head {
 /// The client of one bucket.
 pub(super) struct Client {
     pub(super) location: S3Location,
-    credentials: Credentials,
+    pub(super) key: Arc<BucketKey>,
     transport: Arc<dyn Transport>,
     pub(super) clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
@@ -148,12 +159,13 @@ impl Debug for Client {
 impl Client {
     pub(super) fn new(
         location: S3Location,
-        credentials: Credentials,
+        key: BucketKey,
         transport: Arc<dyn Transport>,
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        Self { location, credentials, transport, clock, randomness, requires_md5: AtomicBool::new(false) }
+        let (key, requires_md5) = (Arc::new(key), AtomicBool::new(false));
+        Self { location, key, transport, clock, randomness, requires_md5 }
     }
 
     /// An object's address as people write it.
@@ -164,14 +176,27 @@ impl Client {
     fn url(&self, key: &str, arguments: &[(&str, &str)]) -> Url {
         let mut url = self.location.endpoint.clone();
         let root = url.path().trim_end_matches('/').to_owned();
-        let slash = if key.is_empty() { "" } else { "/" };
-        url.set_path(&format!("{root}/{}{slash}{}", encode(&self.location.bucket, false), encode(key, true)));
+        let (bucket, key) = (encode(&self.location.bucket, false), encode(key, true));
+        let host = format!("{bucket}.{}", url.host_str().unwrap_or_default());
+        let is_virtual = self.location.rules.addressing == Addressing::Virtual;
+        if is_virtual && url.set_host(Some(&host)).is_ok() {
+            url.set_path(&format!("{root}/{key}"));
+        } else {
+            let slash = if key.is_empty() { "" } else { "/" };
+            url.set_path(&format!("{root}/{bucket}{slash}{key}"));
+        }
         url.set_query((!arguments.is_empty()).then(|| query(arguments.iter().copied())).as_deref());
         url
     }
 
-    fn signer(&self) -> Signer<'_> {
-        Signer { credentials: &self.credentials, region: &self.location.region, now: self.clock.now() }
+    fn signer<'a>(&'a self, credentials: &'a Credentials) -> Signer<'a> {
+        Signer { credentials, region: &self.location.region, now: self.clock.now() }
+    }
+
+    /// The headers by which the store encrypts what it is given.
+    fn encryption(&self) -> Option<(&'static str, String)> {
+        let encryption = self.location.rules.encryption?;
+        Some(("x-amz-server-side-encryption", encryption.as_str().to_owned()))
     }
 
     /// Sends a request once and waits for the head of a response with a status of success.
@@ -189,7 +214,8 @@ impl Client {
             headers
                 .extend(HeaderValue::try_from(md5).map(|md5| (HeaderName::from_static("content-md5"), md5)));
         }
-        self.signer().sign(&request.method, &url, &request.body_sha256, &mut headers);
+        let used = self.key.current();
+        self.signer(&used).sign(&request.method, &url, &request.body_sha256, &mut headers);
         let (method, body) = (request.method.clone(), request.body.clone());
         let response =
             self.transport.send(Request { method, url, headers, body, purpose: Purpose::Image }).await?;
@@ -207,6 +233,12 @@ impl Client {
                 return Box::pin(self.send(request)).await;
             }
         }
+        if may_be_of_an_old_key(status, &code) {
+            let key = Arc::clone(&self.key);
+            if blocking(move || key.renew(&used)).await {
+                return Box::pin(self.send(request)).await;
+            }
+        }
         Err(S3Cause::Refused { status, code, message, retry_after })
     }
 
@@ -218,7 +250,7 @@ impl Client {
     ) -> Result<T, S3Error> {
         let seconds = request.body.len() as u64 / SLOWEST_BYTES_PER_SECOND;
         let limit = request.timeout + Duration::from_secs(seconds);
-        let mut attempts = Attempts::new(REQUESTS);
+        let (mut attempts, mut waited) = (Attempts::new(REQUESTS), Duration::ZERO);
         loop {
             let cause = match timeout(&*self.clock, limit, attempt()).await {
                 Ok(Ok(done)) => return Ok(done),
@@ -226,14 +258,17 @@ impl Client {
                 Err(timed_out) => S3Cause::from(timed_out),
             };
             attempts.count_failure();
-            if attempts.are_exhausted() || !cause.is_transient() {
+            let is_exhausted = attempts.are_exhausted() && waited >= request.patience;
+            if is_exhausted || !cause.is_transient() {
                 return Err(S3Error::new(request.doing, self.shown(request.key), cause));
             }
             let retry_after = match &cause {
                 S3Cause::Refused { retry_after, .. } => *retry_after,
                 _ => None,
             };
-            self.clock.sleep(attempts.pause(retry_after, &*self.randomness)).await;
+            let pause = attempts.pause(retry_after, &*self.randomness).max(SHORTEST_PAUSE);
+            waited += pause;
+            self.clock.sleep(pause).await;
         }
     }
 
@@ -266,14 +301,14 @@ impl Client {
     /// All pages of a listing, item by item. Either all of it was read, or this is an error.
     async fn pages<T>(
         &self,
-        doing: &'static str,
+        (doing, key): (&'static str, &str),
         fixed: &[(&str, &str)],
         read: impl Fn(&[u8]) -> Result<Page<T>, S3Cause>,
         mut each: impl FnMut(T),
     ) -> Result<(), S3Error> {
         let mut next: Vec<(&'static str, String)> = Vec::new();
         for _ in 0..PAGES_MAX {
-            let mut request = S3Request::new(doing, Method::GET, "");
+            let mut request = S3Request::new(doing, Method::GET, key);
             request.query = fixed.to_vec();
             request.query.extend(next.iter().map(|(name, value)| (*name, value.as_str())));
             let page = self.call(&request, XML_BYTES_MAX, |_, body| read(&body)).await?;
@@ -291,7 +326,7 @@ impl Client {
     /// Every object whose key begins with `prefix`.
     pub(super) async fn list(&self, prefix: &str, each: impl FnMut(ListedObject)) -> Result<(), S3Error> {
         let fixed = [("list-type", "2"), ("encoding-type", "url"), ("prefix", prefix), ("max-keys", "1000")];
-        self.pages("list", &fixed, xml::objects, each).await
+        self.pages(("list", ""), &fixed, xml::objects, each).await
     }
 
     /// Every unfinished upload whose key begins with `prefix`; none where the store does not list them.
@@ -299,12 +334,20 @@ impl Client {
         let fixed = [("uploads", ""), ("encoding-type", "url"), ("prefix", prefix), ("max-uploads", "1000")];
         let mut found = Vec::new();
         let listed = self
-            .pages("list the unfinished uploads of", &fixed, xml::uploads, |upload| found.push(upload))
+            .pages(("list the unfinished uploads of", ""), &fixed, xml::uploads, |upload| found.push(upload))
             .await;
         match listed {
             Err(error) if error.is_unsupported() => Ok(Vec::new()),
             listed => listed.map(|()| found),
         }
+    }
+
+    /// The parts of an unfinished upload.
+    pub(super) async fn list_parts(&self, key: &str, id: &str) -> Result<Vec<ListedPart>, S3Error> {
+        let fixed = [("uploadId", id), ("max-parts", "1000")];
+        let mut found = Vec::new();
+        self.pages(("list the parts of", key), &fixed, xml::parts, |part| found.push(part)).await?;
+        Ok(found)
     }
 
     /// A setting of the bucket, as `read` finds it in the response; empty where there is none.
@@ -398,7 +441,9 @@ impl Client {
         headers: Vec<(&'static str, String)>,
     ) -> Result<Option<String>, S3Error> {
         let mut request = S3Request::new("write", Method::PUT, key);
-        request.headers = headers;
+        // The last words of an upload are written so.
+        (request.headers, request.patience) = (headers, UPLOAD_PATIENCE);
+        request.headers.extend(self.encryption());
         request.headers.push(("content-type", kind.to_owned()));
         // A bucket with object locks requires it, and for small objects it costs nothing.
         request.headers.push(("content-md5", content_md5(&bytes)));
@@ -471,7 +516,7 @@ impl Client {
         each: impl FnMut(ListedVersion),
     ) -> Result<(), S3Error> {
         let fixed = [("versions", ""), ("encoding-type", "url"), ("prefix", prefix), ("max-keys", "1000")];
-        self.pages("list the versions in", &fixed, xml::versions, each).await
+        self.pages(("list the versions in", ""), &fixed, xml::versions, each).await
     }
 
     /// Deletes an object, if there is one.
@@ -488,9 +533,13 @@ impl Client {
         md5: Option<String>,
     ) -> Result<String, S3Error> {
         let mut request = S3Request::new("begin the upload of", Method::POST, key);
+        request.patience = UPLOAD_PATIENCE;
         request.query = vec![("uploads", "")];
         request.headers.push(("content-type", kind.to_owned()));
         request.headers.extend(md5.map(|md5| ("x-amz-meta-md5", md5)));
+        request.headers.extend(self.encryption());
+        let class = self.location.rules.storage_class.clone();
+        request.headers.extend(class.map(|class| ("x-amz-storage-class", class)));
         self.call(&request, XML_BYTES_MAX, |_, body| xml::upload_id(&body)).await
     }
 
@@ -504,6 +553,7 @@ impl Client {
     ) -> Result<String, S3Error> {
         let number = number.to_string();
         let mut request = S3Request::new("upload a part of", Method::PUT, key);
+        request.patience = UPLOAD_PATIENCE;
         request.query = vec![("partNumber", &number), ("uploadId", id)];
         let hashed = part.clone();
         (request.body, request.body_sha256) = (part, blocking(move || sha256_hex(&hashed)).await);
@@ -530,7 +580,7 @@ impl Client {
         }
         body.push_str("</CompleteMultipartUpload>");
         let mut request = S3Request::new("complete the upload of", Method::POST, key);
-        request.timeout = COMPLETE_TIMEOUT;
+        (request.timeout, request.patience) = (COMPLETE_TIMEOUT, UPLOAD_PATIENCE);
         request.query = vec![("uploadId", id)];
         request.headers.push(("content-type", "application/xml".to_owned()));
         if is_new {
@@ -551,7 +601,7 @@ impl Client {
     pub(super) fn presign_get(&self, key: &str, version: Option<&str>, valid_for: Duration) -> SecretString {
         let seconds = valid_for.as_secs().clamp(1, PRESIGNED_SECONDS_MAX);
         let arguments: Vec<_> = version.map(|version| ("versionId", version)).into_iter().collect();
-        self.signer().presign(&Method::GET, &self.url(key, &arguments), seconds)
+        self.signer(&self.key.current()).presign(&Method::GET, &self.url(key, &arguments), seconds)
     }
 }
 
@@ -559,6 +609,19 @@ impl Client {
 fn etag(headers: &HeaderMap) -> String {
     let text = headers.get(header::ETAG).and_then(|etag| etag.to_str().ok());
     text.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// Whether a refusal may mean that the key has expired or was replaced. The response to a HEAD has no code.
+fn may_be_of_an_old_key(status: StatusCode, code: &str) -> bool {
+    let is_about_keys = matches!(
+        code,
+        "ExpiredToken"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
+            | "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+    );
+    is_about_keys || code.is_empty() && matches!(status.as_u16(), 400 | 403)
 }
 
 /// The version of the object; none where the bucket keeps no versions. One with the id `null` is overwritten by the next.

@@ -1,9 +1,69 @@
-//! Where the key to a bucket is found.
+//! Where the key to a bucket is found, at first and once it has expired.
 
+use std::fmt::{self, Debug};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use secrecy::ExposeSecret as _;
 
 use crate::credentials::{Credentials, CredentialsError, Search, Source};
 use crate::policy::name::ArchiveName;
+
+type Find = dyn Fn() -> Result<Credentials, CredentialsError> + Send + Sync;
+
+/// The key to a bucket. A temporary one is replaced by whoever issues it, mostly in the file that it was read from.
+pub struct BucketKey {
+    current: Mutex<Credentials>,
+    find: Option<Box<Find>>,
+}
+
+impl Debug for BucketKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BucketKey").finish_non_exhaustive()
+    }
+}
+
+/// A key that stays.
+impl From<Credentials> for BucketKey {
+    fn from(credentials: Credentials) -> Self {
+        Self { current: Mutex::new(credentials), find: None }
+    }
+}
+
+impl BucketKey {
+    /// The key that `find` finds, now and whenever the store refuses it.
+    ///
+    /// # Errors
+    /// That of `find`.
+    pub fn read_by(
+        find: impl Fn() -> Result<Credentials, CredentialsError> + Send + Sync + 'static,
+    ) -> Result<Self, CredentialsError> {
+        Ok(Self { current: Mutex::new(find()?), find: Some(Box::new(find)) })
+    }
+
+    pub(super) fn current(&self) -> Credentials {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the key again. Whether it is another than the one that was used.
+    pub(super) fn renew(&self, used: &Credentials) -> bool {
+        match self.find.as_ref().map(|find| find()) {
+            Some(Ok(found)) if !is_same(&found, used) => {
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                true
+            }
+            // What the store says of the old one tells more.
+            _ => false,
+        }
+    }
+}
+
+fn is_same(one: &Credentials, other: &Credentials) -> bool {
+    let token = |of: &Credentials| of.session_token.as_ref().map(|token| token.expose_secret().to_owned());
+    one.key == other.key
+        && one.secret.expose_secret() == other.secret.expose_secret()
+        && token(one) == token(other)
+}
 
 /// Looks in `credentials_file`, among systemd's credentials, and in the environment, in this order: what is given for this
 /// archive comes before what is given for all.
@@ -37,8 +97,6 @@ pub fn find(
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-
-    use secrecy::ExposeSecret as _;
 
     use super::*;
     use crate::disk::{Access, RealDisk, replace_file};

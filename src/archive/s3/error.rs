@@ -56,6 +56,7 @@ impl S3Error {
             "read" | "look up" => "s3:GetObject",
             "delete" => "s3:DeleteObject",
             "list the unfinished uploads of" => "s3:ListBucketMultipartUploads",
+            "list the parts of" => "s3:ListMultipartUploadParts",
             "abort the upload of" => "s3:AbortMultipartUpload",
             "lock" => "s3:PutObjectRetention",
             "put a legal hold on" => "s3:PutObjectLegalHold",
@@ -91,6 +92,16 @@ impl S3Error {
         self.status() == Some(StatusCode::PRECONDITION_FAILED)
             // Amazon's code for two conditional writes at the same moment.
             || self.code() == "ConditionalRequestConflict"
+    }
+
+    /// Whether what the store holds is not what was sent.
+    pub(super) fn is_difference(&self) -> bool {
+        matches!(self.cause, S3Cause::Differs(_))
+    }
+
+    /// Whether the response is none that S3 gives.
+    pub(super) fn is_unexpected(&self) -> bool {
+        matches!(self.cause, S3Cause::Unexpected(_))
     }
 
     /// Whether the store does not support such a request.
@@ -151,6 +162,9 @@ fn hint(status: StatusCode, code: &str) -> &'static str {
     match (code, status.as_u16()) {
         ("InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
             "; check the archive's credentials and its `region`"
+        }
+        ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
+            "; put a new key where the archive's is read from: it is read again with the next request"
         }
         ("RequestTimeTooSkewed", _) => "; set this machine's clock",
         ("NoSuchBucket", _) => "; create the bucket, or correct `bucket`, `endpoint` and `region`",

@@ -25,6 +25,7 @@ use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
+use crate::archive::s3::credentials::BucketKey;
 use crate::archive::s3::sign::{encode, sha256_hex};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
@@ -36,8 +37,9 @@ use crate::archive::transfer::source::{ImageSource as _, SourceError};
 use crate::archive::verify::{self, Outcome};
 use crate::credentials::Credentials;
 use crate::disk::{Access, Disk as _, read_file, replace_file};
-use crate::policy::bucket::{BucketRules, LockMode, LockRule};
+use crate::policy::bucket::{Addressing, BucketRules, Encryption, LockMode, LockRule, Noncurrent};
 use crate::sim::bucket::SimBucket;
+use crate::sim::clock::SimClock;
 use crate::sim::disk::MemoryDisk;
 use crate::text::chain;
 use crate::transport::{Reached, Request, Response, Transport, TransportError, read_body};
@@ -166,6 +168,7 @@ fn name_of(request: &Request, key: &str, query: &BTreeMap<String, String>) -> St
     let part = query.get("partNumber");
     match (request.method.as_str(), part, query.contains_key("uploads"), query.contains_key("uploadId")) {
         ("GET", _, true, _) => "list-uploads".to_owned(),
+        ("GET", _, _, true) => "list-parts".to_owned(),
         ("GET", ..) if query.contains_key("list-type") => "list".to_owned(),
         ("POST", _, true, _) => "begin".to_owned(),
         ("POST", _, _, true) => "complete".to_owned(),
@@ -239,6 +242,19 @@ impl Store {
                 }
                 answer(200, body + "</ListMultipartUploadsResult>")
             }
+            "list-parts" => {
+                let Some(begun) = state.uploads.get(&id) else { return error(404, "NoSuchUpload") };
+                let mut body = String::from("<ListPartsResult><IsTruncated>false</IsTruncated>");
+                for (number, (bytes, etag)) in &begun.parts {
+                    let size = bytes.len();
+                    write!(
+                        body,
+                        "<Part><PartNumber>{number}</PartNumber><Size>{size}</Size><ETag>&quot;{etag}&quot;</ETag></Part>"
+                    )
+                    .unwrap();
+                }
+                answer(200, body + "</ListPartsResult>")
+            }
             "begin" => {
                 let id = format!("u/{}+", state.counter);
                 let begun = Begin {
@@ -253,7 +269,7 @@ impl Store {
             }
             "part" => {
                 let Some(begun) = state.uploads.get_mut(&id) else { return error(404, "NoSuchUpload") };
-                let etag = text("x-amz-content-sha256").unwrap();
+                let etag = md5(&request.body).to_string();
                 begun
                     .parts
                     .insert(query["partNumber"].parse().unwrap(), (request.body.clone(), etag.clone()));
@@ -450,6 +466,13 @@ async fn write(sink: &mut Box<dyn Sink>, bytes: &Bytes) -> Result<(), SinkError>
     Ok(())
 }
 
+/// Writes the bytes of this range, of an image that is known.
+async fn write_some(sink: &mut Box<dyn Sink>, image: &Bytes, range: std::ops::Range<usize>) {
+    let whole = ImageVersion { md5: md5(image), bytes: Some(image.len() as u64), etag: None };
+    sink.expect(&whole).unwrap();
+    sink.write(image.slice(range)).await.unwrap();
+}
+
 /// One whole upload.
 async fn store(archive: &S3Archive, bytes: &Bytes) -> Result<Manifest, SinkError> {
     let mut sink = sink(archive).await;
@@ -497,29 +520,146 @@ async fn an_image_is_uploaded_in_parts_and_visible_only_once_it_is_verified() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_published_is_aborted() {
+async fn what_was_interrupted_is_resumed_and_no_part_is_sent_twice() {
+    let image = bytes(41 * MIB);
+    // Given up after an error; dropped as if killed, and continued by another process.
+    for is_killed in [false, true] {
+        let Scene { store, archive } = scene();
+        let mut first = sink(&archive).await;
+        write_some(&mut first, &image, 0..33 * MIB).await;
+        // As much as is on its way arrives.
+        for _ in 0..99 {
+            tokio::task::yield_now().await;
+        }
+        let there = store.state().uploads.values().next().unwrap().parts.len();
+        assert!(there >= 3, "{there}");
+        if is_killed {
+            drop(first);
+        } else {
+            first.abandon().await;
+        }
+        assert!(store.keys().is_empty(), "nothing is visible");
+        store.done();
+        let again = if is_killed { self::archive(&store) } else { archive };
+        self::store(&again, &image).await.unwrap();
+        let done = store.done();
+        let sent = done.iter().filter(|name| name.starts_with("part")).count();
+        assert_eq!((sent, done.iter().any(|name| name == "begin")), (6 - there, false), "{done:?}");
+        assert_eq!(store.keys(), whole());
+        assert_eq!(store.state().objects[&key(".qcow2")].bytes, image);
+        assert!(store.state().uploads.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_of_another_image_is_not_resumed_and_a_part_that_differs_is_sent_again() {
     let Scene { store, archive } = scene();
-    let image = bytes(17 * MIB);
+    let image = bytes(33 * MIB);
     let mut first = sink(&archive).await;
     write(&mut first, &image).await.unwrap();
     first.abandon().await;
-    assert!(store.state().uploads.is_empty() && store.keys().is_empty());
-    // Dropped as if killed: the next use of the archive aborts it, also in a new process.
-    for again in [archive.clone(), self::archive(&store)] {
-        let mut dropped = sink(&archive).await;
-        write(&mut dropped, &image).await.unwrap();
-        drop(dropped);
-        assert_eq!(store.state().uploads.len(), 1);
-        let next = sink(&again).await;
-        assert!(store.state().uploads.is_empty());
-        drop(next);
+    let mut other = image.to_vec();
+    other[0] ^= 1;
+    self::store(&archive, &other.clone().into()).await.unwrap();
+    assert_eq!(store.state().objects[&key(".qcow2")].bytes, other);
+    assert_eq!(store.state().uploads.len(), 1, "it is for the daily look");
+
+    let Scene { store, archive } = scene();
+    let mut first = sink(&archive).await;
+    write(&mut first, &image).await.unwrap();
+    first.abandon().await;
+    for begun in store.state().uploads.values_mut() {
+        begun.parts.get_mut(&2).unwrap().1 = "other".to_owned();
+        begun.parts.remove(&4);
     }
-    // Where the image is not asked for again, cleaning finds what this process left.
-    let mut dropped = sink(&archive).await;
-    write(&mut dropped, &image).await.unwrap();
-    drop(dropped);
-    store.fault("abort", Effect::Answer(403, String::new()));
+    store.done();
+    self::store(&archive, &image).await.unwrap();
+    let sent = store.done().into_iter().filter(|name| name.starts_with("part")).collect::<Vec<_>>();
+    assert!(sent.contains(&"part 2".to_owned()) && !sent.contains(&"part 1".to_owned()), "{sent:?}");
+    assert_eq!(store.state().objects[&key(".qcow2")].bytes, image);
+    // One that can't be looked at is no worse than none.
+    for fault in ["list-uploads", "list-parts"] {
+        let Scene { store, archive } = scene();
+        let mut first = sink(&archive).await;
+        write(&mut first, &image).await.unwrap();
+        first.abandon().await;
+        store.always(fault, refuse(403, "AccessDenied"));
+        self::store(&archive, &image).await.unwrap();
+        assert_eq!(store.keys(), whole(), "{fault}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_at_one_image_do_not_disturb_each_other() {
+    let Scene { store, archive } = scene();
+    let image = bytes(33 * MIB);
+    let mut one = sink(&archive).await;
+    write_some(&mut one, &image, 0..25 * MIB).await;
+    let other = self::archive(&store);
+    let mut two = sink(&other).await;
+    write_some(&mut two, &image, 0..17 * MIB).await;
+    one.write(image.slice(25 * MIB..)).await.unwrap();
+    let first = one.publish(manifest_of(&image)).await.unwrap();
+    // The upload is complete; the other goes on, and finds the copy.
+    two.write(image.slice(17 * MIB..)).await.unwrap();
+    let second = two.publish(manifest_of(&image)).await.unwrap();
+    assert_eq!(first, second);
+    assert_eq!(store.keys(), whole());
+    assert_eq!(archive.catalogue().await.unwrap().copies().len(), 1);
+
+    // One that gives up, since its image is another, leaves the upload of the other.
+    let Scene { store, archive } = scene();
+    let mut one = sink(&archive).await;
+    write_some(&mut one, &image, 0..25 * MIB).await;
+    let mut two = sink(&self::archive(&store)).await;
+    write_some(&mut two, &image, 0..17 * MIB).await;
+    two.restart().await.unwrap();
+    two.abandon().await;
+    one.write(image.slice(25 * MIB..)).await.unwrap();
+    one.publish(manifest_of(&image)).await.unwrap();
+    assert_eq!(store.keys(), whole());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_outlasts_two_minutes_of_a_store_that_asks_for_less() {
+    for on in ["begin", "part 1", "complete", "put .json"] {
+        let Scene { store, archive } = scene();
+        let began = tokio::time::Instant::now();
+        store.always(on, refuse(503, "SlowDown"));
+        let calm = Arc::clone(&store);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(110)).await;
+            calm.state().faults.clear();
+        });
+        self::store(&archive, &bytes(9 * MIB)).await.unwrap_or_else(|error| panic!("{on}: {error:?}"));
+        assert!(began.elapsed() >= Duration::from_secs(110), "{on}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn abandoned_uploads_are_looked_for_once_a_day() {
+    let store: Arc<Store> = Arc::default();
+    let (clock, name) = (Arc::new(SimClock::starting_at(NOW.parse().unwrap())), "offsite".parse().unwrap());
+    let location = archive(&store).bucket.client.location.clone();
+    let credentials = Credentials::new("EXO1", "hush", None).unwrap();
+    let randomness = Arc::new(NoRandomness);
+    let archive = S3Archive::new(name, location, credentials, store.clone(), clock.clone(), randomness);
+    for (hours, looks) in [(0, 1), (1, 1), (22, 1), (2, 2), (25, 3)] {
+        clock.step(jiff::SignedDuration::from_hours(hours));
+        drop(sink(&archive).await);
+        assert_eq!(store.asked("list-uploads"), looks, "after {hours} hours");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_aborted_is_tried_again_by_the_daily_look() {
+    let Scene { store, archive } = scene();
+    let mut sink = sink(&archive).await;
+    write(&mut sink, &bytes(17 * MIB)).await.unwrap();
+    store.always("abort", Effect::Answer(403, String::new()));
+    sink.restart().await.unwrap();
     assert!(archive.bucket.clean().await.is_err());
+    store.state().faults.clear();
     assert_eq!(archive.bucket.clean().await.unwrap(), 1);
     assert!(store.state().uploads.is_empty() && store.keys().is_empty());
 }
@@ -569,7 +709,7 @@ async fn a_store_that_asks_for_time_gets_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_fails_leaves_nothing_and_says_why() {
+async fn an_upload_that_fails_leaves_nothing_that_can_be_read_and_says_why() {
     let image = bytes(9 * MIB);
     let cases = [
         ("begin", refuse(403, "AccessDenied"), "must be allowed to list, read, write and delete"),
@@ -593,11 +733,11 @@ async fn an_upload_that_fails_leaves_nothing_and_says_why() {
         let shown = chain(&error);
         assert!(shown.contains(why), "{on} {effect:?}: {shown}");
         assert!(!shown.contains("hush") && !shown.contains("Signature="), "{shown}");
-        assert!(
-            store.keys().is_empty() && store.state().uploads.is_empty(),
-            "{on} {effect:?}: {:?}",
-            store.keys()
-        );
+        assert!(store.keys().is_empty(), "{on} {effect:?}: {:?}", store.keys());
+        // Once it is mended, the parts that are there are used.
+        store.state().faults.clear();
+        self::store(&archive, &image).await.unwrap();
+        assert_eq!((store.keys(), store.state().uploads.len()), (whole(), 0), "{on} {effect:?}");
     }
 }
 
@@ -1241,4 +1381,171 @@ async fn a_pinned_version_is_read_whatever_stands_above_it_and_wherever_it_was_c
     there.bucket.client.put(&key(".json"), "application/json", manifest.to_bytes()).await.unwrap();
     let found = there.catalogue().await.unwrap();
     assert_eq!(read(&there, &found.copies()[0]).await, md5(&image));
+}
+
+/// Keeps every request, and answers as the bucket does.
+#[derive(Debug)]
+struct Spy {
+    bucket: SimBucket,
+    requests: Mutex<Vec<Request>>,
+}
+
+impl Transport for Spy {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        self.requests.lock().unwrap().push(request.clone());
+        self.bucket.send(request)
+    }
+}
+
+fn spied(rules: BucketRules, key: impl Into<BucketKey>) -> (S3Archive, Arc<Spy>) {
+    let bucket = SimBucket::new(Arc::new(TestClock::at(NOW)), false);
+    let spy = Arc::new(Spy { bucket, requests: Mutex::default() });
+    let location = S3Location {
+        endpoint: Url::parse("https://store.example:8443/s3").unwrap(),
+        region: "r".to_owned(),
+        bucket: "backups".to_owned(),
+        prefix: "env=prod/".to_owned(),
+        rules,
+    };
+    let (name, clock) = ("offsite".parse().unwrap(), Arc::new(TestClock::at(NOW)));
+    (S3Archive::new(name, location, key, spy.clone(), clock, Arc::new(NoRandomness)), spy)
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_classes_and_encryption_are_as_configured() {
+    let key = || Credentials::new("EXO1", "hush", None).unwrap();
+    for (addressing, address) in [
+        (Addressing::Path, "https://store.example:8443/s3/backups/env%3Dprod/a"),
+        (Addressing::Virtual, "https://backups.store.example:8443/s3/env%3Dprod/a"),
+    ] {
+        let (archive, spy) = spied(BucketRules { addressing, ..BucketRules::default() }, key());
+        let client = &archive.bucket.client;
+        client.put("env=prod/a", "text/plain", b"a".to_vec()).await.unwrap();
+        let request = spy.requests.lock().unwrap().pop().unwrap();
+        assert_eq!(request.url.as_str(), address);
+        assert!(!request.headers.contains_key("x-amz-server-side-encryption"));
+        // With the bucket alone.
+        let _ = client.list("", |_| ()).await;
+        let request = spy.requests.lock().unwrap().pop().unwrap();
+        assert!(request.url.path().ends_with(if addressing == Addressing::Path {
+            "/backups"
+        } else {
+            "/s3/"
+        }));
+    }
+    let storage_class = Some("STANDARD_IA".to_owned());
+    for encryption in [Encryption::Aes256, Encryption::Kms] {
+        let rules = BucketRules {
+            storage_class: storage_class.clone(),
+            encryption: Some(encryption),
+            ..Default::default()
+        };
+        let (archive, spy) = spied(rules, key());
+        store(&archive, &bytes(MIB)).await.unwrap();
+        let requests = spy.requests.lock().unwrap();
+        let text = |request: &Request, name: &str| {
+            request.headers.get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        let writes: Vec<_> = requests
+            .iter()
+            .filter(|one| {
+                one.method == "PUT" && one.url.query().is_none() || one.url.query() == Some("uploads=")
+            })
+            .map(|one| (text(one, "x-amz-server-side-encryption"), text(one, "x-amz-storage-class")))
+            .collect();
+        let encrypted = Some(encryption.as_str().to_owned());
+        let small = (encrypted.clone(), None);
+        // The image; its manifest is read by every run, so it is as the bucket says.
+        assert_eq!(writes, [(encrypted, storage_class.clone()), small.clone(), small]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_expired_is_read_anew_and_one_that_stays_wrong_is_not_tried_for_ever() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reads);
+    let key = BucketKey::read_by(move || {
+        let number = counted.fetch_add(1, Ordering::SeqCst).min(1);
+        Ok(Credentials::new(["OLD", "NEW"][number], "hush", Some("token")).unwrap())
+    });
+    let store: Arc<Store> = Arc::default();
+    let location = archive(&store).bucket.client.location.clone();
+    let (name, clock) = ("offsite".parse().unwrap(), Arc::new(TestClock::at(NOW)));
+    let archive = S3Archive::new(name, location, key.unwrap(), store.clone(), clock, Arc::new(NoRandomness));
+    assert_eq!(archive.bucket.client.put("a", "text/plain", Vec::new()).await.map_err(|_| ()), Ok(()));
+    assert_eq!(reads.load(Ordering::SeqCst), 1, "nothing was refused");
+    store.fault("put", refuse(400, "ExpiredToken"));
+    archive.bucket.client.put("a", "text/plain", Vec::new()).await.unwrap();
+    assert_eq!((reads.load(Ordering::SeqCst), archive.bucket.client.key.current().key.as_str()), (2, "NEW"));
+    store.done();
+    store.always("put", refuse(403, "InvalidAccessKeyId"));
+    let error = archive.bucket.client.put("a", "text/plain", Vec::new()).await.unwrap_err();
+    assert_eq!((reads.load(Ordering::SeqCst), store.done().len()), (3, 1), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_another_form_to_completing_is_decided_by_a_look() {
+    for effect in [Effect::Lose, Effect::Answer(200, "<Completed/>".to_owned())] {
+        let Scene { store, archive } = scene();
+        // It is done the first time, and the answers do not say so.
+        store.fault("complete", Effect::Lose);
+        for _ in 0..9 {
+            store.fault("complete", effect.clone());
+        }
+        self::store(&archive, &bytes(9 * MIB)).await.unwrap();
+        assert_eq!(store.keys(), whole());
+    }
+    let Scene { store, archive } = scene();
+    store.always("complete", Effect::Answer(200, "<Completed/>".to_owned()));
+    assert!(self::store(&archive, &bytes(9 * MIB)).await.is_err(), "it is not there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_marked_as_pruned_is_deleted_for_good_and_its_mark_stays_as_long() {
+    let clock = Arc::new(SimClock::starting_at(NOW.parse().unwrap()));
+    let bucket = SimBucket::new(clock.clone(), true);
+    let make = |noncurrent| {
+        let mut archive = locking(&bucket, LockMode::Compliance);
+        let mut location = archive.bucket.client.location.clone();
+        location.rules.noncurrent = noncurrent;
+        let (credentials, transport) =
+            (Credentials::new("EXO1", "hush", None).unwrap(), Arc::new(bucket.clone()));
+        let name = archive.name().clone();
+        archive =
+            S3Archive::new(name, location, credentials, transport, clock.clone(), Arc::new(NoRandomness));
+        archive
+    };
+    let archive = make(Noncurrent::Delete);
+    let image = bytes(9 * MIB);
+    store(&archive, &image).await.unwrap();
+    let there = |bucket: &SimBucket| {
+        let versions = bucket.versions();
+        versions.get(&key(".qcow2")).map_or(0, |all| all.iter().filter(|one| one.bytes.is_some()).count())
+    };
+    let copy = || async { archive.catalogue().await.unwrap().copies()[0].clone() };
+    // A mark that was taken back, and an image that somebody hid.
+    let stored = copy().await;
+    let client = &archive.bucket.client;
+    client.put(&key(".pruned.json"), "application/json", b"{}".to_vec()).await.unwrap();
+    client.delete(&key(".pruned.json")).await.unwrap();
+    client.delete(&key(".qcow2")).await.unwrap();
+    archive.delete_noncurrent().await.unwrap();
+    assert_eq!(there(&bucket), 1, "it was not pruned");
+    // Brought back, locked, and pruned.
+    let marker = bucket.versions()[&key(".qcow2")].last().unwrap().id.clone();
+    client.delete_version(&key(".qcow2"), &marker, false).await.unwrap();
+    archive.lock_copy(&stored, "2026-11-05T00:00:00Z".parse().unwrap()).await.unwrap();
+    archive.update_manifest(&stored, ManifestUpdate::Pruned(NOW.parse().unwrap())).await.unwrap();
+    make(Noncurrent::Keep).delete_noncurrent().await.unwrap();
+    archive.delete_noncurrent().await.unwrap();
+    assert_eq!(there(&bucket), 1, "it is locked");
+    let pruned = copy().await;
+    assert!(archive.forget_pruned(&pruned).await.is_err(), "by its mark it is found");
+    clock.step(jiff::SignedDuration::from_hours(5 * 24));
+    make(Noncurrent::Keep).delete_noncurrent().await.unwrap();
+    assert_eq!(there(&bucket), 1, "a rule of the bucket deletes it");
+    archive.delete_noncurrent().await.unwrap();
+    assert_eq!((there(&bucket), bucket.versions().contains_key(&key(".qcow2"))), (0, false));
+    archive.forget_pruned(&pruned).await.unwrap();
+    assert!(archive.catalogue().await.unwrap().copies().is_empty());
 }

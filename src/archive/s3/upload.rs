@@ -3,7 +3,13 @@
 //! Its bytes are gathered to parts, and up to two parts are sent while the next one fills: three are in memory, however
 //! large the image. Nothing is visible in the bucket until the upload is completed, and only [`Sink::publish`] completes
 //! it, that is, once the image is verified.
+//!
+//! An upload that was interrupted is continued by the next one of the same image, in whichever process: the image is downloaded
+//! anew, since all of it has to be hashed, and a part is not sent whose length and MD5 the store has. So two processes may work
+//! on one upload, and do not disturb each other: they send the same bytes, and whoever completes it second finds it done.
+//! It is aborted only by the process that began it, if the image is another one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -12,10 +18,13 @@ use tokio::task::JoinSet;
 
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::{ImageRecord, Manifest};
-use crate::archive::md5::Md5Sum;
+use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
 use crate::archive::s3::error::{S3Cause, S3Error};
+use crate::archive::s3::xml::ListedPart;
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
+use crate::disk::blocking;
+use crate::text::chain;
 
 /// The smallest part. S3 takes no less than 5 MiB but for the last one, and each request costs time and money.
 const PART_BYTES_MIN: u64 = 8 << 20;
@@ -32,6 +41,9 @@ const PARTS_OF_A_SIZE: u64 = 1000;
 
 /// Parts that are sent while the next one fills: enough to keep a line busy, and memory flat.
 const PARTS_IN_FLIGHT_MAX: usize = 2;
+
+/// Unfinished uploads of an image that are looked at, the newest first: more are there only if exports fail again and again.
+const RESUMABLE_MAX: usize = 3;
 
 /// The content type of qcow2 images.
 const IMAGE_TYPE: &str = "application/x-qemu-disk";
@@ -53,6 +65,10 @@ pub(super) struct S3Sink {
     before: ExistingCopy,
     image: Option<ImageVersion>,
     upload: Option<Upload>,
+    /// Whether an earlier upload may be continued.
+    may_resume: bool,
+    /// The upload is not there any more: another process completed it.
+    lost: Option<S3Error>,
     filling: BytesMut,
     _lock: ImageLock,
 }
@@ -60,8 +76,10 @@ pub(super) struct S3Sink {
 /// An upload that was begun.
 struct Upload {
     id: String,
-    /// In the metadata that the object will have.
+    /// In the metadata that the object will have; not known of one that is resumed.
     md5: Option<Md5Sum>,
+    /// What the store has of an upload that is resumed, by number; none for one that was begun here.
+    found: Option<HashMap<usize, ListedPart>>,
     /// By number; empty while the part is in flight.
     etags: Vec<String>,
     bytes: u64,
@@ -100,8 +118,8 @@ impl Upload {
 impl S3Sink {
     pub(super) fn new(bucket: Arc<Bucket>, id: CopyId, before: ExistingCopy, lock: ImageLock) -> Self {
         let image_key = bucket.image_key(&id);
-        let (image, upload, filling) = (None, None, BytesMut::new());
-        Self { bucket, id, image_key, before, image, upload, filling, _lock: lock }
+        let (image, upload, lost, filling) = (None, None, None, BytesMut::new());
+        Self { bucket, id, image_key, before, image, upload, may_resume: true, lost, filling, _lock: lock }
     }
 
     fn error(&self, doing: &'static str, why: impl Into<String>) -> S3Error {
@@ -116,7 +134,7 @@ impl S3Sink {
     }
 
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), S3Error> {
-        while !bytes.is_empty() {
+        while !bytes.is_empty() && self.lost.is_none() {
             let part = self.part_bytes();
             if self.filling.is_empty() {
                 self.filling.reserve(part);
@@ -124,21 +142,64 @@ impl S3Sink {
             let next = bytes.split_to(bytes.len().min(part.saturating_sub(self.filling.len())));
             self.filling.extend_from_slice(&next);
             if self.filling.len() >= part {
-                self.send_part().await?;
+                match self.send_part().await {
+                    // Whoever did that has the image, or begins anew: at the end it is looked what became of it.
+                    Err(error) if error.is_missing() => self.lost = Some(error),
+                    sent => sent?,
+                }
             }
         }
         Ok(())
+    }
+
+    /// Continues an upload whose first part is this one, or begins one.
+    async fn begin(&self, first: &Bytes) -> Result<Upload, S3Error> {
+        if let Some(upload) = self.resumable(first).await {
+            return Ok(upload);
+        }
+        let md5 = self.image.as_ref().map(|image| image.md5);
+        let md5_text = md5.map(|md5| md5.to_string());
+        let id = self.bucket.client.begin_upload(&self.image_key, IMAGE_TYPE, md5_text).await?;
+        Ok(Upload { id, md5, found: None, etags: Vec::new(), bytes: 0, in_flight: JoinSet::new() })
+    }
+
+    /// An upload that was interrupted, and began with this part.
+    async fn resumable(&self, first: &Bytes) -> Option<Upload> {
+        if !self.may_resume {
+            return None;
+        }
+        let uploads = match self.bucket.uploads_of(&self.image_key).await {
+            Ok(uploads) => uploads,
+            Err(error) => {
+                tracing::debug!("no upload is resumed: {}", chain(&error));
+                return None;
+            }
+        };
+        for upload in uploads.into_iter().take(RESUMABLE_MAX) {
+            // One that ended meanwhile, or that can't be looked at, is no worse than none.
+            let Ok(parts) = self.bucket.client.list_parts(&self.image_key, &upload.id).await else {
+                continue;
+            };
+            let found: HashMap<_, _> =
+                parts.into_iter().filter_map(|part| Some((part.number.checked_sub(1)?, part))).collect();
+            if is_there(&found, 0, first).await {
+                tracing::info!(
+                    "the upload of {} is resumed: {} parts are there",
+                    self.bucket.client.shown(&self.image_key),
+                    found.len()
+                );
+                let (found, etags, in_flight) = (Some(found), Vec::new(), JoinSet::new());
+                return Some(Upload { id: upload.id, md5: None, found, etags, bytes: 0, in_flight });
+            }
+        }
+        None
     }
 
     /// Begins to send what was gathered; waits while too many parts are in flight.
     async fn send_part(&mut self) -> Result<(), S3Error> {
         let part = std::mem::take(&mut self.filling).freeze();
         if self.upload.is_none() {
-            let md5 = self.image.as_ref().map(|image| image.md5);
-            let md5_text = md5.map(|md5| md5.to_string());
-            let id = self.bucket.client.begin_upload(&self.image_key, IMAGE_TYPE, md5_text).await?;
-            let in_flight = JoinSet::new();
-            self.upload = Some(Upload { id, md5, etags: Vec::new(), bytes: 0, in_flight });
+            self.upload = Some(self.begin(&part).await?);
         }
         let too_long =
             self.error("upload", format!("it has more than {PARTS_MAX} parts, which no store takes"));
@@ -149,7 +210,15 @@ impl S3Sink {
         while upload.in_flight.len() >= PARTS_IN_FLIGHT_MAX {
             upload.wait().await?;
         }
-        let (number, id) = (upload.etags.len(), upload.id.clone());
+        let number = upload.etags.len();
+        if let Some(found) = &upload.found
+            && is_there(found, number, &part).await
+        {
+            upload.etags.push(found.get(&number).map(|part| part.etag.clone()).unwrap_or_default());
+            upload.bytes += part.len() as u64;
+            return Ok(());
+        }
+        let id = upload.id.clone();
         let (bucket, key) = (Arc::clone(&self.bucket), self.image_key.clone());
         upload.etags.push(String::new());
         upload.bytes += part.len() as u64;
@@ -161,35 +230,31 @@ impl S3Sink {
         Ok(())
     }
 
-    /// Aborts the upload.
+    /// Aborts the upload, if it was begun here: what was resumed may be another process's as well.
     async fn abort(&mut self) {
         self.filling = BytesMut::new();
-        // It stays here until it is aborted: if this is dropped meanwhile, it is remembered.
-        let Some(upload) = &mut self.upload else { return };
+        self.may_resume = false;
+        let Some(mut upload) = self.upload.take() else { return };
         upload.in_flight.shutdown().await;
-        match self.bucket.client.abort(&self.image_key, &upload.id).await {
-            Ok(_) => self.upload = None,
-            Err(error) => {
-                self.bucket.warn_of_leftovers(&error);
-                self.leave_behind();
-            }
-        }
-    }
-
-    fn leave_behind(&mut self) {
-        if let Some(upload) = self.upload.take() {
+        if upload.found.is_none()
+            && let Err(error) = self.bucket.client.abort(&self.image_key, &upload.id).await
+        {
+            self.bucket.warn_of_leftovers(&error);
             self.bucket.leave_behind(&self.image_key, upload.id);
         }
     }
 
+    /// The copy of another process, if it stored one; else this error.
+    async fn theirs(&self, error: S3Error) -> Result<Manifest, S3Error> {
+        let theirs = self.bucket.existing(&self.id).await?;
+        theirs.verified().cloned().ok_or(error)
+    }
+
     async fn publish(&mut self, manifest: Manifest) -> Result<Manifest, S3Error> {
-        if !self.filling.is_empty() || self.upload.is_none() {
-            self.send_part().await?;
+        if let Err(error) = self.send_last().await {
+            return if error.is_missing() { self.theirs(error).await } else { Err(error) };
         }
         let Some(upload) = &mut self.upload else { return Err(self.error("store", "it has no bytes")) };
-        while !upload.in_flight.is_empty() {
-            upload.wait().await?;
-        }
         let (bytes, declared) = (upload.bytes, upload.md5);
         let expected = manifest.image.bytes;
         if bytes != expected {
@@ -218,6 +283,22 @@ impl S3Sink {
         Ok(manifest)
     }
 
+    /// Sends what is left, and waits until the store has all parts.
+    async fn send_last(&mut self) -> Result<(), S3Error> {
+        if let Some(lost) = self.lost.take() {
+            return Err(lost);
+        }
+        if !self.filling.is_empty() || self.upload.is_none() {
+            self.send_part().await?;
+        }
+        if let Some(upload) = &mut self.upload {
+            while !upload.in_flight.is_empty() {
+                upload.wait().await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the image visible, unless another process stored a verified copy meanwhile.
     async fn complete(&mut self, manifest: &Manifest) -> Result<Completed, S3Error> {
         let bucket = Arc::clone(&self.bucket);
@@ -237,12 +318,10 @@ impl S3Sink {
             Ok(()) => {}
             Err(error) if error.is_precondition() => {
                 self.abort().await;
-                let theirs = bucket.existing(&self.id).await?;
-                let theirs = theirs.verified().cloned().map(Box::new);
-                return theirs.map(Completed::Theirs).ok_or(error);
+                return Ok(Completed::Theirs(Box::new(self.theirs(error).await?)));
             }
-            // An earlier attempt may have completed it, and only its response was lost.
-            Err(error) if error.is_missing() => {
+            // An earlier attempt may have completed it, and its response was lost, or in a form of the store's own.
+            Err(error) if error.is_missing() || error.is_unexpected() => {
                 if !self.is_there_now(manifest).await? {
                     return Err(error);
                 }
@@ -276,10 +355,18 @@ impl S3Sink {
     }
 }
 
-impl Drop for S3Sink {
-    fn drop(&mut self) {
-        self.leave_behind();
-    }
+/// Whether the store has this part, by its length and its MD5. Where a store's `ETag`s are none, no part is found.
+async fn is_there(found: &HashMap<usize, ListedPart>, number: usize, part: &Bytes) -> bool {
+    let Some(found) = found.get(&number).filter(|found| found.bytes == part.len() as u64) else {
+        return false;
+    };
+    let part = part.clone();
+    let md5 = blocking(move || {
+        let mut md5 = Md5::new();
+        md5.update(&part);
+        md5.finish().to_string()
+    });
+    md5.await == found.etag
 }
 
 fn sink_error(error: S3Error) -> SinkError {
@@ -306,7 +393,7 @@ impl Sink for S3Sink {
     fn publish(mut self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>> {
         Box::pin(async move {
             let published = S3Sink::publish(&mut self, manifest).await;
-            if published.is_err() {
+            if published.as_ref().is_err_and(S3Error::is_difference) {
                 self.abort().await;
             }
             published.map_err(sink_error)
@@ -318,8 +405,13 @@ impl Sink for S3Sink {
         self.restart()
     }
 
+    /// The next upload of the image continues it.
     fn abandon(mut self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move { self.abort().await })
+        Box::pin(async move {
+            if let Some(upload) = &mut self.upload {
+                upload.in_flight.shutdown().await;
+            }
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 //! is on one version: nobody can delete it before its time, but anybody who may write can still hide it, or store another one
 //! above it. So a manifest names the version of its image.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,8 +15,7 @@ use crate::archive::layout::{self, Mark, Role};
 use crate::archive::marker::{PROBE, PROBE_FILE, ProbeSteps};
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::error::{S3Cause, S3Error};
-use crate::archive::s3::xml;
-use crate::archive::s3::xml::ListedVersion;
+use crate::archive::s3::xml::{self, ListedVersion};
 use crate::policy::bucket::{LockMode, LockRule, Noncurrent};
 use crate::text::chain;
 
@@ -53,7 +52,7 @@ pub(crate) struct Versions {
     pub(crate) hidden: Vec<PathBuf>,
     /// The length of the versions that are left of the images that were asked for.
     pub(crate) left_bytes: u64,
-    /// The keys of images that the retention deleted, with the versions that are left of them, markers last.
+    /// The keys of images that are marked as pruned, with the versions that are left of them: some have bytes.
     deleted: BTreeMap<String, Vec<ListedVersion>>,
 }
 
@@ -79,9 +78,10 @@ impl S3Archive {
         }
         let asked: HashSet<String> =
             asked.iter().map(|copy| self.bucket.image_key(&copy.manifest.id())).collect();
-        let mut versions = Versions::default();
-        // By the beginning of a copy's keys.
-        let (mut marked, mut hidden) = (HashSet::new(), BTreeSet::new());
+        let (mut versions, mut deleted) =
+            (Versions::default(), BTreeMap::<String, Vec<ListedVersion>>::new());
+        // By the beginning of a copy's keys: whose manifest is, or ever was, marked; and is marked as pruned now.
+        let (mut marked, mut pruned) = (HashSet::new(), HashSet::new());
         client
             .list_versions(prefix, |version| {
                 let path = version.key.strip_prefix(prefix).and_then(layout::read_path);
@@ -96,16 +96,20 @@ impl S3Archive {
                     versions.bytes += bytes;
                 }
                 match role {
-                    Role::Manifest(Some(Mark::Pruned | Mark::Corrupt)) => drop(marked.insert(stem)),
+                    Role::Manifest(Some(mark)) => {
+                        let is_there = version.is_latest && version.bytes.is_some();
+                        if mark == Mark::Pruned && is_there {
+                            pruned.insert(stem.clone());
+                        }
+                        marked.insert(stem);
+                    }
                     Role::Image => {
                         if asked.contains(&version.key) {
                             versions.left_bytes += version.bytes.unwrap_or_default();
                         }
-                        if version.is_latest && version.bytes.is_none() {
-                            hidden.insert(version.key.clone());
-                        }
-                        if hidden.contains(&version.key) {
-                            versions.deleted.entry(version.key.clone()).or_default().push(version);
+                        // In whichever order they come: some stores list all markers last.
+                        if !version.is_latest || version.bytes.is_none() {
+                            deleted.entry(version.key.clone()).or_default().push(version);
                         }
                     }
                     Role::Manifest(None) | Role::Hold(_) => {}
@@ -114,20 +118,25 @@ impl S3Archive {
             .await?;
         let stem_of = |key: &str| key.strip_suffix(".qcow2").unwrap_or(key).to_owned();
         let root = self.bucket.root();
-        for key in hidden {
-            let has_bytes =
-                versions.deleted.get(&key).is_some_and(|all| all.iter().any(|one| one.bytes.is_some()));
-            if !marked.contains(&stem_of(&key)) {
-                versions.deleted.remove(&key);
-                if has_bytes {
-                    versions.hidden.push(PathBuf::from(format!("{root}{key}")));
-                }
+        for (key, of_key) in deleted {
+            let is_hidden = of_key.iter().any(|one| one.is_latest && one.bytes.is_none());
+            let has_bytes = of_key.iter().any(|one| one.bytes.is_some());
+            if !is_hidden || !has_bytes {
+                continue;
+            }
+            let stem = stem_of(&key);
+            if !marked.contains(&stem) {
+                versions.hidden.push(PathBuf::from(format!("{root}{key}")));
+            }
+            // A mark that is not there any more may have been taken back: what somebody hid since is not for us to delete.
+            if pruned.contains(&stem) {
+                versions.deleted.insert(key, of_key);
             }
         }
         Ok(Some(versions))
     }
 
-    /// Deletes the versions of images that the retention deleted, where the archive's `noncurrent` says so; those that are
+    /// Deletes the versions of images that are marked as pruned, where the archive's `noncurrent` says so; those that are
     /// still locked stay for a later time.
     ///
     /// # Errors
@@ -152,7 +161,7 @@ impl S3Archive {
                     Err(error) => return Err(error),
                 }
             }
-            // What it hid is deleted.
+            // What they hid is deleted: until then a marker must not go, or the image would be there again.
             for version in markers.into_iter().filter(|_| !is_locked) {
                 client.delete_version(&key, &version.id, false).await?;
             }
@@ -281,9 +290,8 @@ fn broken_text(mode: LockMode, attempts: &[(&str, Result<(), S3Error>)]) -> Opti
         };
         return Some(format!("whoever has this key can break a lock ({}): {way_out}", done.join(", ")));
     }
-    let unknown = attempts.iter().find_map(|(attempt, done)| {
+    attempts.iter().find_map(|(attempt, done)| {
         let error = done.as_ref().err().filter(|error| !error.is_refusal())?;
         Some(format!("whether this key can {attempt} is not known: {}", chain(error)))
-    });
-    unknown
+    })
 }

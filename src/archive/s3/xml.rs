@@ -25,6 +25,15 @@ pub(super) struct UnfinishedUpload {
     pub(super) initiated: Option<String>,
 }
 
+/// A part of an unfinished upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListedPart {
+    /// Stores count from one.
+    pub(super) number: usize,
+    pub(super) bytes: u64,
+    pub(super) etag: String,
+}
+
 /// A version of an object, or a mark that hides all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ListedVersion {
@@ -185,6 +194,27 @@ pub(super) fn versions(body: &[u8]) -> Result<Page<ListedVersion>, S3Cause> {
     })
 }
 
+/// Reads the response to `ListParts`.
+pub(super) fn parts(body: &[u8]) -> Result<Page<ListedPart>, S3Cause> {
+    let page = |root: Node<'_, '_>| {
+        let mut items = Vec::new();
+        for node in all(root, "Part") {
+            let (number, bytes) = (required(node, "PartNumber")?.parse(), required(node, "Size")?.parse());
+            let (Ok(number), Ok(bytes)) = (number, bytes) else {
+                return unexpected("a number in it is not one");
+            };
+            let etag = required(node, "ETag")?.trim_matches('"').to_owned();
+            items.push(ListedPart { number, bytes, etag });
+        }
+        Ok(Page { items, next: next(root, false, &[("NextPartNumberMarker", "part-number-marker")])? })
+    };
+    // The second is how some stores name it.
+    read(body, "ListPartsResult", page).or_else(|error| match error {
+        S3Cause::Unexpected(_) => read(body, "ListPartsResponse", page),
+        error => Err(error),
+    })
+}
+
 /// The id in the response to `CreateMultipartUpload`.
 pub(super) fn upload_id(body: &[u8]) -> Result<String, S3Cause> {
     read(body, "InitiateMultipartUploadResult", |root| Ok(required(root, "UploadId")?.to_owned()))
@@ -315,6 +345,20 @@ mod tests {
         assert_eq!(page.next, Some(next.to_vec()));
         let short = b"<ListVersionsResult><Version><Key>a</Key><IsLatest>true</IsLatest></Version></ListVersionsResult>";
         assert!(versions(short).is_err());
+    }
+
+    #[test]
+    fn parts_are_read_by_either_name_of_their_list() {
+        for root in ["ListPartsResult", "ListPartsResponse"] {
+            let part = "<Part><PartNumber>2</PartNumber><ETag>\"e\"</ETag><Size>7</Size></Part>";
+            let next = "<NextPartNumberMarker>2</NextPartNumberMarker><IsTruncated>true</IsTruncated>";
+            let page = parts(format!("<{root}>{next}{part}</{root}>").as_bytes()).unwrap();
+            assert_eq!(page.items, [ListedPart { number: 2, bytes: 7, etag: "e".to_owned() }]);
+            assert_eq!(page.next, Some(vec![("part-number-marker", "2".to_owned())]));
+        }
+        let gone = parts(b"<Error><Code>NoSuchUpload</Code></Error>");
+        assert!(matches!(gone, Err(S3Cause::Refused { code, .. }) if code == "NoSuchUpload"));
+        assert!(parts(b"<html></html>").is_err());
     }
 
     #[test]
