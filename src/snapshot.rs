@@ -211,6 +211,65 @@ pub struct Instance {
     pub created_at: Option<Timestamp>,
 }
 
+/// All that is needed to build an instance again, beside its name, its labels, its template and its disk. Texts are hostile.
+///
+/// It is also a part of a manifest, hence the names of its fields.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Machine {
+    /// Family and size, such as `standard.medium`.
+    pub instance_type: Option<String>,
+    /// The id of the type.
+    pub instance_type_id: Option<Uuid>,
+    /// The size of the disk in GiB; a snapshot that was taken before the disk grew is smaller.
+    pub disk_size_gib: Option<u64>,
+    /// The security groups, which are the organization's in all zones.
+    pub security_groups: Vec<Attached>,
+    /// The private networks, which are of one zone.
+    pub private_networks: Vec<Attached>,
+    /// The elastic IPs, which are of one zone; their names are the addresses.
+    pub elastic_ips: Vec<Attached>,
+    /// The anti-affinity groups, which are the organization's in all zones.
+    pub anti_affinity_groups: Vec<Attached>,
+    /// Dedicated hosts, which are in one zone.
+    pub deploy_target: Option<Attached>,
+    /// The names of the SSH keys.
+    pub ssh_keys: Vec<String>,
+    /// Whether secure boot is enabled.
+    pub secure_boot: Option<bool>,
+    /// Whether it has a TPM.
+    pub tpm: Option<bool>,
+    /// The public addresses that it gets: `inet4`, `dual` or `none`.
+    pub public_ip_assignment: Option<String>,
+    /// Whether its snapshots are meant to be application-consistent.
+    pub application_consistent_snapshots: Option<bool>,
+    /// What it is a member of.
+    pub manager: Option<Manager>,
+    /// The user data for cloud-init, in base64. It often holds secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+}
+
+/// Something that an instance is attached to, or a member of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name or its address, if the API gives one; hostile text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// The instance pool or the SKS node pool that makes and removes an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manager {
+    /// Its id.
+    pub id: Option<Uuid>,
+    /// `instance-pool` or `sks-nodepool`; hostile text.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,8 +8,10 @@ use crate::archive::transfer::connection::Download;
 use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::outputs::Outputs;
+use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::{Output, Sink, SinkError};
 use crate::archive::transfer::source::ImageSource;
+use crate::archive::transfer::throttle::Throttle;
 use crate::clock::Clock;
 use crate::policy::name::ArchiveName;
 use crate::randomness::Randomness;
@@ -56,9 +58,18 @@ pub struct CopyReader<'a> {
     pub randomness: &'a dyn Randomness,
     /// They verify the bytes.
     pub hashers: &'a Hashers,
+    /// Keeps the reading below a rate.
+    pub throttle: Option<&'a Throttle>,
+    /// Called for each event.
+    pub progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
 
 impl<'a> CopyReader<'a> {
+    /// One that reads as fast as it can, and reports nothing.
+    pub fn new(clock: &'a dyn Clock, randomness: &'a dyn Randomness, hashers: &'a Hashers) -> Self {
+        Self { clock, randomness, hashers, throttle: None, progress: &|_| {} }
+    }
+
     /// The download of a copy's image.
     pub(crate) fn download(&self, source: &'a dyn ImageSource) -> Download<'a> {
         Download {
@@ -68,8 +79,8 @@ impl<'a> CopyReader<'a> {
             stall_timeout: STALL_TIMEOUT,
             connections: 1,
             hashers: self.hashers,
-            throttle: None,
-            progress: &|_| {},
+            throttle: self.throttle,
+            progress: self.progress,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {
-//!   "version": 1,
+//!   "version": 2,
 //!   "zone": "ch-gva-2",
 //!   "snapshot": { "id": "…", "name": "…", "created_at": "2026-11-01T02:30:00Z", "state": "exported", "size_gib": 10,
 //!                 "application_consistent": true },
@@ -10,7 +10,9 @@
 //!   "image": { "file": "20261101T023000Z-….qcow2", "bytes": 1, "md5": "…", "qcow2_version": 3, "virtual_size_bytes": 10737418240 },
 //!   "exported_at": "…", "verified_at": "…",
 //!   "policy": "nightly", "run_id": "…", "program_version": "0.1.0",
-//!   "template": { "id": "…", "boot_mode": "uefi", "default_user": "debian", "password_enabled": false, "ssh_key_enabled": true },
+//!   "template": { "id": "…", "boot_mode": "uefi", "default_user": "debian", "password_enabled": false, "ssh_key_enabled": true,
+//!                 "application_consistent": true, "origin": { "name": "…", "version": "…", "build": "…", "maintainer": "…" } },
+//!   "machine": { "instance_type": "standard.medium", "disk_size_gib": 10, "ssh_keys": ["alice"], … },
 //!   "warnings": [], "pruned_at": null, "corrupt_since": null
 //! }
 //! ```
@@ -18,24 +20,28 @@
 //! A manifest that is read back is treated as hostile: its size is bounded, no name in it is used as a path, and its ids
 //! must be those of the file's own name. Fields of a later version are ignored, and survive a rewrite; only those that are
 //! needed to trust the copy are required.
+//!
+//! Version 2 added `machine`, and to `template` its last two fields. What only a restore needs ([`BuildFacts`]) is not kept in
+//! memory with the rest: it is read from the file of the one copy that is restored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::archive::layout::{CopyId, Mark};
 use crate::archive::md5::Md5Sum;
-use crate::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
+use crate::snapshot::{InstanceId, Machine, SnapshotId, TemplateId, ZoneName};
 
 /// A manifest is never larger, in bytes.
 pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
 /// The version that this program writes.
-pub const MANIFEST_VERSION: u64 = 1;
+pub const MANIFEST_VERSION: u64 = 2;
 
 /// The record of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +69,9 @@ pub struct Manifest {
     pub program_version: Option<String>,
     /// The instance's template, where it was known: the model for a restored one.
     pub template: Option<TemplateRecord>,
+    /// How to build the instance again, where that was known. It is written, and never read with the rest.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Box<Machine>>,
     /// Oddities of the image that do not keep it from being verified.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -142,6 +151,58 @@ pub struct TemplateRecord {
     pub password_enabled: Option<bool>,
     /// Whether one may log in by SSH key.
     pub ssh_key_enabled: Option<bool>,
+    /// Whether application-consistent snapshots of its instances are possible.
+    #[serde(default)]
+    pub application_consistent: Option<bool>,
+    /// Where it comes from. It is written, and never read with the rest.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<TemplateOrigin>>,
+}
+
+/// What a template is, for those who choose among them. Hostile texts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TemplateOrigin {
+    /// Its name.
+    pub name: Option<String>,
+    /// The version of its operating system.
+    pub version: Option<String>,
+    /// Its own version.
+    pub build: Option<String>,
+    /// Who maintains it.
+    pub maintainer: Option<String>,
+}
+
+/// What only a restore needs of a manifest: how to build the instance and its template again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildFacts {
+    /// None if the export could not read it, or was made before version 2.
+    pub machine: Option<Machine>,
+    /// Where the instance's template came from.
+    pub origin: TemplateOrigin,
+}
+
+impl BuildFacts {
+    /// Those of a manifest's file. What can't be read counts as not there: the copy can be restored without it.
+    pub fn of(manifest: &[u8]) -> Self {
+        let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+        let origin = manifest.get("template").and_then(|template| template.get("origin"));
+        Self { machine: read(manifest.get("machine")), origin: read(origin).unwrap_or_default() }
+    }
+}
+
+fn read<T: DeserializeOwned>(value: Option<&Value>) -> Option<T> {
+    value.filter(|value| value.is_object()).and_then(|value| T::deserialize(value).ok())
+}
+
+/// A manifest's file without the user data of its instance, which not every archive may hold.
+pub(crate) fn without_user_data(manifest: Vec<u8>) -> Vec<u8> {
+    let Ok(mut value) = serde_json::from_slice::<Value>(&manifest) else { return manifest };
+    let machine = value.get_mut("machine").and_then(Value::as_object_mut);
+    match machine.and_then(|machine| machine.remove("user_data")) {
+        Some(_) => serde_json::to_vec(&value).unwrap_or(manifest),
+        None => manifest,
+    }
 }
 
 impl Manifest {
@@ -194,6 +255,68 @@ fn merge(there: &mut Value, ours: Value) {
                 merge(there.entry(name).or_insert(Value::Null), value);
             }
         }
+        // A rewrite changes no list: its entries are the same ones.
+        (Value::Array(there), Value::Array(ours)) if there.len() == ours.len() => {
+            there.iter_mut().zip(ours).for_each(|(there, ours)| merge(there, ours));
+        }
         (there, ours) => *there = ours,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::archive::testing::{image, manifest_of};
+
+    #[test]
+    fn what_only_a_restore_needs_is_read_from_the_file_alone_and_survives_a_rewrite() {
+        let machine = Machine {
+            ssh_keys: vec!["alice".to_owned()],
+            user_data: Some("aHVzaA==".to_owned()),
+            ..Machine::default()
+        };
+        let file = Manifest { machine: Some(Box::new(machine.clone())), ..manifest_of(&image(300_000, 1)) }
+            .to_bytes();
+        let read = Manifest::from_bytes(&file).unwrap();
+        assert_eq!(read.machine, None);
+        assert_eq!(BuildFacts::of(&file).machine, Some(machine.clone()));
+
+        let mut later: Value = serde_json::from_slice(&file).unwrap();
+        later["machine"]["security_groups"] =
+            json!([{ "id": "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec", "colour": "red" }]);
+        later["machine"]["gpu"] = json!({ "count": 2 });
+        let made_of = Some(later.to_string().into_bytes().into());
+        let again: Value = serde_json::from_slice(&Manifest { made_of, ..read }.to_bytes()).unwrap();
+        assert_eq!(again["machine"], later["machine"]);
+        let without: Value =
+            serde_json::from_slice(&without_user_data(again.to_string().into_bytes())).unwrap();
+        assert_eq!(
+            (&without["machine"]["gpu"], &without["machine"]["user_data"]),
+            (&json!({ "count": 2 }), &Value::Null)
+        );
+    }
+
+    #[test]
+    fn a_list_keeps_what_a_later_version_wrote_into_its_entries() {
+        let mut there = json!({ "list": [{ "id": 1, "colour": "red" }], "other": [1, 2] });
+        merge(&mut there, json!({ "list": [{ "id": 2 }], "other": [3] }));
+        assert_eq!(there, json!({ "list": [{ "id": 2, "colour": "red" }], "other": [3] }));
+    }
+
+    #[test]
+    fn odd_facts_make_no_copy_unreadable() {
+        let mut manifest = serde_json::to_value(manifest_of(&image(300_000, 1))).unwrap();
+        for odd in
+            [json!("x"), json!(7), json!([]), json!({ "ssh_keys": 3 }), json!({ "security_groups": [{}] })]
+        {
+            manifest["machine"] = odd;
+            manifest["version"] = 2.into();
+            let file = manifest.to_string().into_bytes();
+            assert!(Manifest::from_bytes(&file).is_ok());
+            assert_eq!(BuildFacts::of(&file), BuildFacts::default());
+        }
+        assert_eq!(BuildFacts::of(b"no JSON"), BuildFacts::default());
     }
 }

@@ -1,5 +1,6 @@
 //! Stores an image in all archives that lack it, by one download.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,11 +21,15 @@ use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::{Output, SinkError, shown};
 use crate::policy::name::{ArchiveName, PolicyName};
-use crate::snapshot::{Instance, Snapshot, SnapshotId, ZoneName};
+use crate::snapshot::{Instance, Machine, Snapshot, SnapshotId, ZoneName};
 
 /// Longer names are cut in the manifest, and longer label text is left out, so that it keeps its bound.
 const NAME_CHARACTERS_MAX: usize = 4096;
 const LABEL_BYTES_MAX: usize = 128 << 10;
+
+/// The largest disk that the platform is documented to make a template of, in bytes (custom templates: 10 to 100 GB). The page is
+/// old, so a larger one may work.
+pub const TEMPLATE_VIRTUAL_MAX: u64 = 100 << 30;
 
 /// A snapshot whose image is to be stored, with all that its manifest records.
 #[derive(Debug, Clone)]
@@ -35,12 +40,18 @@ pub struct ImageToStore {
     pub snapshot: Snapshot,
     /// Its instance, if it is still listed.
     pub instance: Option<Instance>,
-    /// The policy that exports it.
-    pub policy: PolicyName,
+    /// The policy that exports it; none for a manual command.
+    pub policy: Option<PolicyName>,
     /// The run that exports it.
     pub run_id: Uuid,
     /// The instance's template, where it is known.
     pub template: Option<TemplateRecord>,
+    /// How to build the instance again, where that is known.
+    pub machine: Option<Machine>,
+    /// The archives that may hold the instance's user data.
+    pub user_data_in: BTreeSet<ArchiveName>,
+    /// What is missing in the manifest and why, each a sentence.
+    pub missing: Vec<String>,
 }
 
 impl ImageToStore {
@@ -191,7 +202,13 @@ pub async fn store(
         Ok((fetched, qcow2)) => {
             let manifest = manifest(image, &id, &fetched, &qcow2, [exported_at, download.clock.now()]);
             for Output { archive, sink, .. } in outputs.open {
-                let published = sink.publish(manifest.clone()).await;
+                let mut manifest = manifest.clone();
+                if let Some(machine) =
+                    manifest.machine.as_mut().filter(|_| !image.user_data_in.contains(&archive))
+                {
+                    machine.user_data = None;
+                }
+                let published = sink.publish(manifest).await;
                 let copy = published.map(|manifest| VerifiedCopy::new(&archive, &manifest));
                 stored.push((archive, copy.map_err(StoreError::Sink)));
             }
@@ -255,12 +272,20 @@ fn manifest(
     [exported_at, verified_at]: [Timestamp; 2],
 ) -> Manifest {
     let cut = |text: &str| -> String { text.chars().take(NAME_CHARACTERS_MAX).collect() };
-    let mut warnings = Vec::new();
+    let mut warnings = image.missing.clone();
     let snapshot = &image.snapshot;
     let virtual_size = qcow2.virtual_size_bytes;
     if let Some(size_gib) = snapshot.size_gib.filter(|gib| gib.checked_mul(1 << 30) != Some(virtual_size)) {
         warnings.push(format!(
             "the disk in the image has {virtual_size} bytes, although the snapshot is listed with {size_gib} GiB"
+        ));
+    }
+    if virtual_size > TEMPLATE_VIRTUAL_MAX {
+        warnings.push(format!(
+            "the disk has {} GiB, and templates are documented for at most {} GiB: a restore to a file is possible, one to a \
+             template or to an instance perhaps not",
+            virtual_size.div_ceil(1 << 30),
+            TEMPLATE_VIRTUAL_MAX >> 30
         ));
     }
     if qcow2.dirty {
@@ -299,10 +324,11 @@ fn manifest(
         },
         exported_at: Some(exported_at),
         verified_at,
-        policy: Some(image.policy.to_string()),
+        policy: image.policy.as_ref().map(ToString::to_string),
         run_id: Some(image.run_id),
         program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         template: image.template.clone(),
+        machine: image.machine.clone().map(Box::new),
         warnings,
         pruned_at: None,
         corrupt_since: None,

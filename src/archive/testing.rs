@@ -85,6 +85,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
         run_id: None,
         program_version: None,
         template: None,
+        machine: None,
         warnings: Vec::new(),
         pruned_at: None,
         corrupt_since: None,
@@ -135,7 +136,7 @@ pub(crate) enum Fault {
 #[derive(Debug, Clone)]
 pub(crate) struct Offer {
     pub(super) bytes: Bytes,
-    pub(super) md5: Option<String>,
+    pub(crate) md5: Option<String>,
     pub(super) etag: Option<&'static str>,
     pub(super) tells_total: bool,
 }

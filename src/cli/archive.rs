@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,13 @@ use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, CopyFilter, Leftover, Problem, StoredCopy};
 use crate::archive::s3::versions::Versions;
 use crate::archive::transfer::hash::Hashers;
+use crate::archive::transfer::throttle::Throttle;
 use crate::archive::verify::{Look, Outcome, Verification, describe};
 use crate::cli::args::{Copies, Global};
 use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain};
+use crate::cli::progress::Progress;
 use crate::config::sections::Config;
 use crate::lookup::{self, Kind, Known};
 use crate::policy::name::ArchiveName;
@@ -31,6 +33,7 @@ use crate::run::archive_presence::{Looker, exclude_corrupt};
 use crate::run::archive_prune::ArchivePruner;
 use crate::run::archive_retention::CopyDecision;
 use crate::run::archive_verify::{self, ArchiveVerifier};
+use crate::run::downloads::ReadWatch;
 use crate::run::step::Recorder;
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::archives::CopyLock;
@@ -303,9 +306,10 @@ fn render_adopted(name: &ArchiveName, adopted: &Adopted) -> String {
 pub async fn verify(
     global: &Global,
     names: &[ArchiveName],
-    (percent, concurrency): (u64, NonZeroUsize),
+    (percent, concurrency, bandwidth_limit): (u64, NonZeroUsize, Option<NonZeroU64>),
     copies: &Copies,
     output: Output,
+    progress: &Progress,
 ) -> Result<Exit, Refusal> {
     let config = assemble::configuration(global)?;
     assemble::check_archives(&config, names)?;
@@ -314,6 +318,8 @@ pub async fn verify(
     let state = assemble::state(&config, &seams, Use::Reading)?;
     let only = &filter(copies, &archives, names).await?;
     let hashers = &Hashers::default();
+    let downloads = progress.downloads();
+    let watch = Some(ReadWatch { downloads: &downloads, clock: &seams.clock });
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         // It may take hours, so problems are reported at once.
         let report = |copy: &StoredCopy, outcome: &Outcome| {
@@ -322,14 +328,27 @@ pub async fn verify(
             }
         };
         let (clock, randomness) = (&*seams.clock, &*seams.randomness);
-        let work = ArchiveVerifier { state: &state, clock, randomness, archive, hashers, only, concurrency };
+        let configured = || config.archive_rules.get(name)?.verify.as_ref()?.bandwidth_limit;
+        let throttle = bandwidth_limit.or_else(configured).map(|limit| Throttle::new(limit.get()));
+        let work = ArchiveVerifier {
+            state: &state,
+            clock,
+            randomness,
+            archive,
+            hashers,
+            only,
+            concurrency,
+            throttle: throttle.as_ref(),
+            watch,
+        };
         let verified = work.verify(percent, &report).await?;
         for problem in sentences(&verified.problems) {
             output.complain(&format!("archive {name}: {problem}"));
         }
         Ok((verified, alert(archive, &config.archive_rules, &state, output).await))
     };
-    let results = each(&archives, names, "", output, work).await;
+    let work = each(&archives, names, "", output, work);
+    let results = progress.during(&downloads, &*seams.clock, work).await;
     show_daemon(&state, &seams, output).await;
     let fields = |result: Option<&(Verification, Alert)>| {
         let (verified, alert) = (result.map(|(verified, _)| verified), result.map(|(_, alert)| alert));
@@ -376,7 +395,18 @@ pub async fn look(
     let work = async |name: &ArchiveName, archive: &Arc<Archive>| {
         let (clock, randomness, concurrency) =
             (&*seams.clock, &*seams.randomness, archive_verify::CONCURRENCY);
-        let work = ArchiveVerifier { state: &state, clock, randomness, archive, hashers, only, concurrency };
+        let (throttle, watch, state) = (None, None, &state);
+        let work = ArchiveVerifier {
+            state,
+            clock,
+            randomness,
+            archive,
+            hashers,
+            only,
+            concurrency,
+            throttle,
+            watch,
+        };
         let (looks, problems) = work.look().await?;
         for line in looks.iter().filter_map(|(copy, look)| describe(name, copy, &look.outcome)) {
             output.complain(&line);
@@ -384,7 +414,7 @@ pub async fn look(
         for problem in sentences(&problems) {
             output.complain(&format!("archive {name}: {problem}"));
         }
-        Ok((looks, problems, alert(archive, &config.archive_rules, &state, output).await))
+        Ok((looks, problems, alert(archive, &config.archive_rules, state, output).await))
     };
     let results = each(&archives, names, "", output, work).await;
     let fields = |result: Option<&Looks>| {

@@ -1,6 +1,6 @@
 //! The command-line arguments.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::cli::manual;
 use crate::cli::when::When;
 use crate::policy::name::{ArchiveName, NotifierName, PolicyName};
+use crate::policy::rate::parse_rate;
 use crate::policy::select::Pattern;
 use crate::policy::shard::Shard;
 use crate::policy::span::Span;
@@ -98,7 +99,7 @@ pub enum RolePart {
     Keeper,
     /// Delete snapshots and templates
     Pruner,
-    /// Promote and restore
+    /// Promote, restore and revert
     Restorer,
 }
 
@@ -135,7 +136,7 @@ pub enum Command {
         /// Print, as JSON, the policy of a role that allows what the enabled policies need and nothing else, or a part of it
         ///
         /// It needs no network and no credentials. `keeper` is everything but deletions, `pruner` deletions alone, and
-        /// `restorer` what `promote` and `restore --to-template` need.
+        /// `restorer` what `promote`, `revert`, and `restore` to a template or an instance need.
         #[arg(long, value_name = "PART", conflicts_with = "online")]
         print_role: Option<Option<RolePart>>,
     },
@@ -150,13 +151,25 @@ pub enum Command {
     Simulate(Simulate),
     /// Make a template of a snapshot now
     Promote(Promote),
-    /// Restore a verified copy from an archive, to a file or to a template
+    /// Restore a verified copy from an archive: to a file, to a template, or to an existing instance
     ///
     /// A file is written as FILE.part, verified, synced, and then renamed to FILE; existing files are never overwritten.
     /// This needs only the credentials of the archive. The image of a template is fetched by the platform from an archive
     /// of type `s3`: a copy from a local archive is stored there first. The template gets the boot mode and the login
-    /// settings of the instance's original template.
+    /// settings of the instance's original template, and the commands that build the whole instance again are printed.
+    ///
+    /// An instance is reset with such a template: what is on its disk is lost. A snapshot of it is taken before, put on hold for 30
+    /// days, and exported to an archive. No policy with this state directory deletes in the zone meanwhile.
+    ///
+    /// Of an image that goes to the standard output the last MiB is held back until all of it is verified: if the status is not 0,
+    /// what was written ends too early, and must not be used.
     Restore(Restore),
+    /// Take an instance back to one of its snapshots: all that was written since is lost
+    ///
+    /// A snapshot of the instance as it is is taken first, put on hold for 30 days, and exported to an archive. Then the instance is
+    /// stopped, reverted, and started again if it ran. What it writes between that snapshot and its stop is lost: stop it yourself
+    /// before, if that matters. No policy with this state directory deletes in the zone meanwhile.
+    Revert(Revert),
     /// Put a snapshot on hold: no policy deletes it; an unknown one is refused, or taken with a warning if zones and archives can't be asked; works while the daemon runs
     Hold(Hold),
     /// Release a snapshot from its hold; needs no credentials, works while the daemon runs
@@ -423,6 +436,34 @@ pub struct Promote {
     pub description: Option<String>,
 }
 
+/// What is done before an instance is changed.
+#[derive(Debug, Args)]
+pub struct Safety {
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Do not export the snapshot from before the change to an archive
+    #[arg(long, conflicts_with = "copy_to")]
+    pub without_copy: bool,
+    /// Export the snapshot from before the change to this archive [default: the one that a policy exports the instance to, or the only one]
+    #[arg(long, value_name = "ARCHIVE")]
+    pub copy_to: Option<ArchiveName>,
+}
+
+/// Arguments of `revert`.
+#[derive(Debug, Args)]
+pub struct Revert {
+    /// The ID of the snapshot, the first 8 characters or more of it, or its name
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshot: String,
+    /// The zone of the snapshot [default: the policies' zones are searched]
+    #[arg(long)]
+    pub zone: Option<ZoneName>,
+    /// What is done before.
+    #[command(flatten)]
+    pub safety: Safety,
+}
+
 /// Arguments of `restore`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("copy").required(true))]
@@ -440,18 +481,35 @@ pub struct Restore {
     /// back such as 36h.
     #[arg(long, value_name = "TIME", requires = "latest", conflicts_with = "snapshot")]
     pub before: Option<When>,
-    /// Write this new file
+    /// Write this new file; `-` for the standard output
     #[arg(long, value_name = "FILE", group = "destination")]
     pub to: Option<PathBuf>,
     /// Make a template with this name
     #[arg(long, value_name = "NAME", group = "destination", requires = "zone")]
     pub to_template: Option<String>,
-    /// The zone of the template
-    #[arg(long, requires = "to_template", conflicts_with = "to")]
+    /// Reset this instance of the zone: its ID, the first 8 characters or more of it, or its name
+    ///
+    /// What is on its disk is lost. Before that a snapshot of it is taken, put on hold for 30 days, and exported to an archive.
+    #[arg(long, value_name = "INSTANCE", group = "destination", requires = "zone")]
+    pub to_instance: Option<String>,
+    /// The zone of the template or the instance
+    #[arg(long, conflicts_with = "to")]
     pub zone: Option<ZoneName>,
     /// The boot mode of the template [default: as recorded in the manifest]
-    #[arg(long, value_name = "MODE", requires = "to_template", conflicts_with = "to")]
+    #[arg(long, value_name = "MODE", conflicts_with = "to")]
     pub boot_mode: Option<BootMode>,
+    /// Reset the instance also with the copy of another one
+    #[arg(long)]
+    pub from_other: bool,
+    /// Read at most this much per second, such as 80MiB
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub bandwidth_limit: Option<NonZeroU64>,
+    /// What is done before an instance is reset.
+    #[command(flatten)]
+    pub safety: Safety,
+    /// Also if the disk is larger than the 100 GiB that templates are documented for
+    #[arg(long, conflicts_with = "to")]
+    pub force: bool,
     /// Use only this archive [default: the first with a good copy, local archives first]
     #[arg(long)]
     pub archive: Option<ArchiveName>,
@@ -485,7 +543,8 @@ pub struct History {
     pub since: Option<When>,
     /// Only changes of this kind, such as delete
     #[arg(long, value_name = "ACTION", value_parser = [
-        "create", "export", "promote", "delete", "delete_template", "prune_copy", "copy", "restore",
+        "create", "export", "promote", "delete", "delete_template", "prune_copy", "copy", "restore", "stop_instance", "revert",
+        "reset", "start_instance",
     ])]
     pub action: Option<String>,
 }
@@ -564,6 +623,9 @@ pub enum ArchiveCommand {
         /// How many images to read at a time
         #[arg(long, value_name = "N", default_value_t = archive_verify::CONCURRENCY)]
         concurrency: NonZeroUsize,
+        /// Read at most this much per second of each archive, such as 80MiB [default: `bandwidth_limit` in `[archives.NAME.verify]`]
+        #[arg(long, value_name = "RATE", value_parser = parse_rate, conflicts_with = "head")]
+        bandwidth_limit: Option<NonZeroU64>,
         /// The copies
         #[command(flatten)]
         copies: Copies,
@@ -647,7 +709,7 @@ impl Command {
     /// Whether the log has a line per run and per change by default.
     fn logs_changes(&self) -> bool {
         match self {
-            Self::Run | Self::Once { .. } | Self::Promote(_) | Self::Restore(_) => true,
+            Self::Run | Self::Once { .. } | Self::Promote(_) | Self::Restore(_) | Self::Revert(_) => true,
             #[cfg(feature = "demo")]
             Self::Demo { once } => !once,
             _ => false,

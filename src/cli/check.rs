@@ -457,6 +457,7 @@ async fn try_zone(runner: &Runner, zone: &ZoneName, policies: &[&Policy]) -> Vec
             "list-templates" => client.list_templates().await.map(drop),
             "get-snapshot" => client.get_snapshot(snapshot).await.map(drop),
             "get-instance" => client.get_instance(instance).await.map(drop),
+            "get-instance-type" => client.get_instance_type(nothing).await.map(drop),
             "get-template" => client.get_template(template).await.map(drop),
             "get-quota" => client.get_quota("snapshot").await.map(drop),
             "create-snapshot" => client.create_snapshot(instance).await.map(drop),

@@ -131,7 +131,7 @@ pub(crate) const FILES: &Facts = &[
 ];
 
 /// The commands (none: all that may take a while), their signals, the effect.
-const SIGNALS: [(&[&str], &str, &str); 6] = [
+const SIGNALS: [(&[&str], &str, &str); 7] = [
     (
         &["run", "demo"],
         "SIGTERM, SIGINT",
@@ -150,7 +150,17 @@ const SIGNALS: [(&[&str], &str, &str); 6] = [
         "SIGTERM, SIGINT",
         "No new step begins, and running steps finish. A second signal ends the program at once, with status 1.",
     ),
-    (&["restore"], "SIGTERM, SIGINT", "Ends it with status 1. A file that it began to write is removed."),
+    (
+        &["restore"],
+        "SIGTERM, SIGINT",
+        "Ends it with status 1. A file that it began to write is removed. An instance is reset as `revert` says.",
+    ),
+    (
+        &["revert"],
+        "SIGTERM, SIGINT",
+        "Nothing of the instance is changed any more, unless that has begun: then it is ended first. A second signal ends the program \
+         at once, with status 1.",
+    ),
     (
         &["run", "once"],
         "SIGKILL",
@@ -244,7 +254,13 @@ pub(crate) const PAGES: &[Page] = &[
         ("The newest copy of an instance, as a file.", "restore --latest db-1 --to db-1.qcow2"),
         ("As it was two days ago, as a template.",
          "restore --latest db-1 --before '2 days ago' \\\n    --to-template db-1-back --zone ch-gva-2"),
-    ], &["archive-list", "promote"]),
+        ("The instance itself, after a question: its disk is replaced.",
+         "restore --latest db-1 --to-instance db-1 --zone ch-gva-2"),
+        ("Into a pipe.", "restore --latest db-1 --to - | zstd > db-1.qcow2.zst"),
+    ], &["archive-list", "promote", "revert"]),
+    command("revert", ZONES, CONFIGURED, &[
+        ("The instance as it was at that snapshot.", "revert 9ee8cb98"),
+    ], &["restore", "holds", "history"]),
     command("hold", ZONES, CONFIGURED, &[
         ("Keep a snapshot for a week.", "hold 9ee8cb98 --until 7d --reason 'ticket 4711'"),
     ], &["unhold", "holds"]),

@@ -19,6 +19,7 @@ pub mod exit;
 pub mod explain;
 pub mod history;
 pub mod hold;
+mod in_place;
 mod manual;
 pub mod notify;
 pub mod once;
@@ -28,6 +29,7 @@ pub mod plan;
 pub mod progress;
 pub mod promote;
 pub mod restore;
+pub mod revert;
 mod role;
 pub mod run;
 pub mod shard;
@@ -102,7 +104,8 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
         Command::Check { online: _, print_role: Some(part) } => check::print_role(global, *part, output),
         Command::Check { online, print_role: None } => on_runtime(check::check(global, *online, output)),
         Command::Promote(promote) => on_runtime(promote::promote(global, promote, output)),
-        Command::Restore(restore) => on_runtime(restore::restore(global, restore, output)),
+        Command::Restore(restore) => on_runtime(restore::restore(global, restore, output, progress)),
+        Command::Revert(revert) => on_runtime(revert::revert(global, revert, output, progress)),
         Command::Hold(hold) => on_runtime(hold::hold(global, hold, output)),
         Command::Unhold { snapshot, others } => on_runtime(hold::unhold(global, snapshot, *others, output)),
         Command::Holds => on_runtime(hold::holds(global, output)),
@@ -119,8 +122,9 @@ fn dispatch(arguments: &Arguments, output: Output, progress: &Progress) -> Resul
             ArchiveCommand::Verify { archives, copies, head: true, .. } => {
                 on_runtime(archive::look(global, archives, copies, output))
             }
-            ArchiveCommand::Verify { archives, percent, concurrency, copies, .. } => {
-                on_runtime(archive::verify(global, archives, (*percent, *concurrency), copies, output))
+            ArchiveCommand::Verify { archives, percent, concurrency, bandwidth_limit, copies, .. } => {
+                let how = (*percent, *concurrency, *bandwidth_limit);
+                on_runtime(archive::verify(global, archives, how, copies, output, progress))
             }
             ArchiveCommand::Copy { from, to, snapshot, newest, concurrency, copies } => {
                 let wanted = (snapshot.as_deref(), *newest, copies);

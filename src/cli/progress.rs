@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::args::Global;
 use crate::clock::Clock;
-use crate::policy::name::PolicyName;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::run::downloads::{DownloadState, Downloads, RunningDownload};
 use crate::snapshot::{SnapshotId, ZoneName};
 use crate::telemetry::logging::Format;
@@ -64,13 +64,15 @@ impl Progress {
 /// The bars on the terminal; dropping this removes them.
 struct Drawn<'a> {
     lines: &'a MultiProgress,
-    /// A policy has one download of a snapshot in a zone.
-    bars: BTreeMap<(PolicyName, ZoneName, SnapshotId), ProgressBar>,
+    /// A policy has one download of a snapshot in a zone; a command may read several copies of one.
+    bars: BTreeMap<(Option<PolicyName>, Vec<ArchiveName>, ZoneName, SnapshotId), ProgressBar>,
 }
 
 impl Drawn<'_> {
     fn show(&mut self, running: &[RunningDownload]) {
-        let key = |seen: &RunningDownload| (seen.policy.clone(), seen.zone.clone(), seen.snapshot_id);
+        let key = |seen: &RunningDownload| {
+            (seen.policy.clone(), seen.archives.clone(), seen.zone.clone(), seen.snapshot_id)
+        };
         self.bars.retain(|known, bar| {
             let runs = running.iter().any(|seen| key(seen) == *known);
             if !runs {
@@ -143,7 +145,8 @@ mod tests {
 
     fn seen(id: u8, how_far: HowFar) -> RunningDownload {
         RunningDownload {
-            policy: "nightly".parse().unwrap(),
+            doing: "exporting",
+            policy: Some("nightly".parse().unwrap()),
             zone: "ch-gva-2".parse().unwrap(),
             snapshot_id: format!("0198c0de-0000-7000-8000-0000000000{id:02}").parse().unwrap(),
             snapshot_name: "before\u{1b}[2K\n".to_owned(),

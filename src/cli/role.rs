@@ -16,27 +16,32 @@ pub(super) enum Work {
     Promote,
     Prune,
     PruneTemplates,
-    /// `restore` and `promote`.
+    /// `restore`, `revert` and `promote`.
     Restore,
 }
 
 /// The operations as a role's policy spells them, and the work that needs each. `list-zones` is none of them: it is asked
 /// without a signature.
-const OPERATIONS: [(&str, &[Work]); 15] = [
+const OPERATIONS: [(&str, &[Work]); 20] = [
     ("list-snapshots", &[Work::Any, Work::Restore]),
     ("list-instances", &[Work::Any, Work::Restore]),
     ("list-quotas", &[Work::Any]),
     ("get-snapshot", &[Work::Create, Work::Export, Work::Prune, Work::Restore]),
-    ("get-instance", &[Work::Create]),
+    ("get-instance", &[Work::Create, Work::Export, Work::Restore]),
+    ("get-instance-type", &[Work::Export, Work::Restore]),
     ("get-quota", &[Work::Create]),
-    ("create-snapshot", &[Work::Create]),
+    ("create-snapshot", &[Work::Create, Work::Restore]),
     ("delete-snapshot", &[Work::Prune]),
-    ("export-snapshot", &[Work::Export]),
-    ("get-template", &[Work::Export]),
+    ("export-snapshot", &[Work::Export, Work::Restore]),
+    ("get-template", &[Work::Export, Work::Restore]),
     ("list-templates", &[Work::Promote, Work::PruneTemplates, Work::Restore]),
     ("promote-snapshot-to-template", &[Work::Promote, Work::Restore]),
     ("register-template", &[Work::Restore]),
     ("delete-template", &[Work::PruneTemplates]),
+    ("stop-instance", &[Work::Restore]),
+    ("revert-instance-to-snapshot", &[Work::Restore]),
+    ("reset-instance", &[Work::Restore]),
+    ("start-instance", &[Work::Restore]),
     (
         "get-operation",
         &[Work::Create, Work::Export, Work::Promote, Work::Prune, Work::PruneTemplates, Work::Restore],

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 use jiff::tz::{self, TimeZone};
@@ -250,11 +250,13 @@ fn read_export(table: &Table<'_>, archives: &BTreeSet<ArchiveName>) -> Option<Ex
             .and_then(NonZeroUsize::new)
             .unwrap_or(NonZeroUsize::MIN),
         stall_timeout: table.read("stall_timeout", Value::duration).unwrap_or(STALL_TIMEOUT),
-        bandwidth_limit: table
-            .value("bandwidth_limit")
-            .and_then(|value| value.valid(parse_rate(value.text()?))),
+        bandwidth_limit: read_bandwidth_limit(table),
     };
     table.is_there().then_some(export)
+}
+
+pub(super) fn read_bandwidth_limit(table: &Table<'_>) -> Option<NonZeroU64> {
+    table.value("bandwidth_limit").and_then(|value| value.valid(parse_rate(value.text()?)))
 }
 
 fn read_archive_name(value: &Value<'_>, archives: &BTreeSet<ArchiveName>) -> Option<ArchiveName> {

@@ -360,8 +360,11 @@ fn read_archive_rules(table: &Table<'_>) -> ArchiveRules {
     let verify = table.table("verify");
     let schedule = verify.required("schedule", "write when, such as `schedule = \"0 5 * * 0\"`");
     let percent = verify.number("percent", 1..=100).unwrap_or(VERIFY_PERCENT);
-    let verify = schedule.and_then(|value| value.schedule()).map(|schedule| VerifyPlan { schedule, percent });
-    ArchiveRules { retention, verify, guard: policies::read_guard(&table.table("guard")) }
+    let bandwidth_limit = policies::read_bandwidth_limit(&verify);
+    let verify = schedule.and_then(|value| value.schedule());
+    let verify = verify.map(|schedule| VerifyPlan { schedule, percent, bandwidth_limit });
+    let user_data = table.read("user_data", Value::boolean).unwrap_or(false);
+    ArchiveRules { retention, verify, guard: policies::read_guard(&table.table("guard")), user_data }
 }
 
 fn read_archive(table: &Table<'_>) -> Option<ArchiveSettings> {

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::archive::backend::Archive;
+use crate::archive::transfer::throttle::Throttle;
 use crate::archive::verify::{Outcome, describe};
 use crate::clock::timeout;
 use crate::config::sections::ServerSettings;
@@ -40,6 +41,7 @@ use crate::disk::{DiskLock, Metadata};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
+use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
 use crate::run::pauses;
 use crate::run::report::{RunReport, RunResult};
@@ -729,11 +731,11 @@ impl Daemon {
             let next = |plan: &VerifyPlan| plan.schedule.next_after(served, &TimeZone::UTC);
             due.extend(
                 plan.filter(|plan| next(plan).is_some_and(|next| next <= now))
-                    .map(|plan| (name.clone(), plan.percent)),
+                    .map(|plan| (name.clone(), plan.clone())),
             );
         }
         let any = !due.is_empty();
-        for (name, percent) in due {
+        for (name, plan) in due {
             let Some(archive) = self.runner.archives.get(&name).map(Arc::clone) else { continue };
             if self.verifying.get(&name).is_some_and(|running| !running.is_finished()) {
                 warn!("archive {name} is still being verified: this time is skipped");
@@ -745,7 +747,7 @@ impl Daemon {
                 tokio::select! {
                     // Every copy is noted by itself, so nothing is lost.
                     () = stop.cancelled() => {}
-                    () = verify_one(&runner, &archive, percent) => {}
+                    () = verify_one(&runner, &archive, &plan) => {}
                 }
                 telemetry.archive(&name, runner.archive_stats(&archive).await);
             });
@@ -832,15 +834,17 @@ async fn open_other_port(listen: SocketAddr, before: SocketAddr) -> Result<TcpLi
 }
 
 /// Verifies an archive and logs the result.
-async fn verify_one(runner: &Runner, archive: &Archive, percent: u64) {
-    let name = archive.name();
+async fn verify_one(runner: &Runner, archive: &Archive, plan: &VerifyPlan) {
+    let (name, percent) = (archive.name(), plan.percent);
+    let throttle = plan.bandwidth_limit.map(|limit| Throttle::new(limit.get()));
+    let work = ArchiveVerifier { throttle: throttle.as_ref(), ..runner.verifier(archive) };
     info!("archive {name}: verifying {percent} % of it");
     let report = |copy: &_, outcome: &Outcome| match describe(name, copy, outcome) {
         Some(line) if outcome.is_good() => info!("{line}"),
         Some(line) => error!("{line}"),
         None => {}
     };
-    match runner.verifier(archive).verify(percent, &report).await {
+    match work.verify(percent, &report).await {
         Ok(verified) => {
             for problem in &verified.problems {
                 error!("archive {name}: {}", problem.describe());

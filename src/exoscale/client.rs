@@ -14,8 +14,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use jiff::SignedDuration;
 use serde::Serialize;
+use serde_json::json;
 use tokio::sync::Semaphore;
 use url::Url;
+use uuid::Uuid;
 
 use crate::clock::{Clock, timeout};
 use crate::credentials::Credentials;
@@ -24,7 +26,7 @@ use crate::exoscale::pace::Pace;
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};
 use crate::exoscale::wire::{
     self, DecodeError, Deleted, InstanceDetails, ListedSnapshots, Operation, PromoteRequest, Quota,
-    RegisterRequest, SnapshotDetails, Template, Zone,
+    RegisterRequest, ResetRequest, SnapshotDetails, Template, Zone,
 };
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, RetryPolicy, retry_after};
@@ -150,6 +152,10 @@ impl<'a> ApiRequest<'a> {
         Self { method: Method::POST, is_idempotent: false, ..Self::get(operation, path) }
     }
 
+    fn put(operation: &'static str, path: &'a [&'a str]) -> Self {
+        Self { method: Method::PUT, ..Self::post(operation, path) }
+    }
+
     fn with_json(self, body: &impl Serialize) -> Self {
         let body = serde_json::to_vec(body).expect("a request of texts, numbers and flags becomes JSON");
         Self { body: body.into(), ..self }
@@ -255,6 +261,54 @@ impl ZoneClient {
     pub async fn get_instance(&self, id: InstanceId) -> Result<Option<InstanceDetails>, ApiError> {
         let path = ["instance", &id.to_string()];
         self.read_if_any(&ApiRequest::get("get-instance", &path), wire::decode_instance).await
+    }
+
+    /// `get-instance-type`: family and size, such as `standard.medium`; `None` if there is no such type, or it has none.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn get_instance_type(&self, id: Uuid) -> Result<Option<String>, ApiError> {
+        let path = ["instance-type", &id.to_string()];
+        let request = ApiRequest::get("get-instance-type", &path);
+        Ok(self.read_if_any(&request, wire::decode_instance_type).await?.flatten())
+    }
+
+    /// `stop-instance`, until it is done. It is never repeated blindly: an instance that is stopped already refuses it.
+    ///
+    /// # Errors
+    /// [`ApiError`]; after one that [may have happened](ApiError::may_have_happened) look at the instance's state.
+    pub async fn stop_instance(&self, id: InstanceId) -> Result<Operation, ApiError> {
+        let path = ["instance", &format!("{id}:stop")];
+        self.operate(&ApiRequest::put("stop-instance", &path)).await
+    }
+
+    /// `start-instance`, until it is done. It is never repeated blindly: an instance that runs already refuses it.
+    ///
+    /// # Errors
+    /// [`ApiError`]; after one that [may have happened](ApiError::may_have_happened) look at the instance's state.
+    pub async fn start_instance(&self, id: InstanceId) -> Result<Operation, ApiError> {
+        let path = ["instance", &format!("{id}:start")];
+        self.operate(&ApiRequest::put("start-instance", &path).with_json(&json!({}))).await
+    }
+
+    /// `revert-instance-to-snapshot`, until it is done: all that was written since the snapshot is lost. The instance must be
+    /// stopped.
+    ///
+    /// # Errors
+    /// [`ApiError`]; after one that [may have happened](ApiError::may_have_happened) the disk may be either.
+    pub async fn revert_instance(&self, id: InstanceId, to: SnapshotId) -> Result<Operation, ApiError> {
+        let path = ["instance", &format!("{id}:revert-snapshot")];
+        let request = ApiRequest::post("revert-instance-to-snapshot", &path);
+        self.operate(&request.with_json(&json!({ "id": to }))).await
+    }
+
+    /// `reset-instance`, until it is done: all that is on the disk is lost.
+    ///
+    /// # Errors
+    /// [`ApiError`]; after one that [may have happened](ApiError::may_have_happened) look at the instance's template.
+    pub async fn reset_instance(&self, id: InstanceId, reset: &ResetRequest) -> Result<Operation, ApiError> {
+        let path = ["instance", &format!("{id}:reset")];
+        self.operate(&ApiRequest::put("reset-instance", &path).with_json(reset)).await
     }
 
     /// `get-snapshot`; `None` if there is none in this zone.
@@ -649,6 +703,10 @@ mod tests {
             description: None,
             default_user: None,
             size: None,
+            application_consistent_snapshot_enabled: None,
+            version: None,
+            build: None,
+            maintainer: None,
         };
         for (failure, perhaps) in transient_failures() {
             for call in 0..3 {

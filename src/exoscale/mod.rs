@@ -11,6 +11,7 @@
 pub mod client;
 pub mod credentials;
 pub mod error;
+mod machine;
 pub mod metadata;
 pub mod operation;
 mod pace;

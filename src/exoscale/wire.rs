@@ -29,8 +29,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::exoscale::error::is_markup;
+use crate::exoscale::machine;
 use crate::snapshot::{
-    Instance, InstanceId, OperationId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName,
+    Instance, InstanceId, Machine, OperationId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName,
 };
 use crate::text::excerpt;
 
@@ -89,8 +90,14 @@ pub struct SnapshotDetails {
 pub struct InstanceDetails {
     /// The instance.
     pub instance: Instance,
-    /// Whether its snapshots are meant to be application-consistent; none if the answer does not say.
-    pub application_consistent: Option<bool>,
+    /// Its state in the API's words, such as `running` or `stopped`; empty if the answer does not say.
+    pub state: String,
+    /// Its public IPv4 address.
+    pub public_ip: Option<String>,
+    /// All that is needed to build it again.
+    pub machine: Machine,
+    /// The fields that are too long or too many to be kept, and so are not in `machine`, or not wholly.
+    pub left_out: Vec<&'static str>,
 }
 
 /// Where an exported image can be fetched for a while.
@@ -126,6 +133,18 @@ pub struct Template {
     pub password_enabled: Option<bool>,
     /// Whether its instances accept an SSH key.
     pub ssh_key_enabled: Option<bool>,
+    /// Whether application-consistent snapshots of its instances are possible.
+    #[serde(default, rename = "application-consistent-snapshot-enabled", deserialize_with = "if_flag")]
+    pub application_consistent: Option<bool>,
+    /// The version of its operating system.
+    #[serde(default, deserialize_with = "if_text")]
+    pub version: Option<String>,
+    /// Its own version.
+    #[serde(default, deserialize_with = "if_text")]
+    pub build: Option<String>,
+    /// Who maintains it.
+    #[serde(default, deserialize_with = "if_text")]
+    pub maintainer: Option<String>,
 }
 
 /// The use of one kind of resource by the organization, and its limit.
@@ -217,6 +236,36 @@ pub struct RegisterRequest {
     /// The disk's size in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Whether application-consistent snapshots of its instances are possible.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application_consistent_snapshot_enabled: Option<bool>,
+    /// The version of its operating system, 1 to 255 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its own version, 1 to 255 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
+    /// Who maintains it, 1 to 255 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintainer: Option<String>,
+}
+
+/// The body of resetting an instance: its disk is wiped, and made of this template.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ResetRequest {
+    /// The template.
+    pub template: TemplateReference,
+    /// The size of the disk in GiB; `None` leaves it to the platform.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_size: Option<u64>,
+}
+
+/// A template by its id.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct TemplateReference {
+    /// The id.
+    pub id: TemplateId,
 }
 
 fn exposed<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
@@ -269,6 +318,12 @@ fn if_flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D
     Ok(Option::<serde_json::Value>::deserialize(deserializer)?.and_then(|value| value.as_bool()))
 }
 
+/// A text that is not longer than the API allows; anything else is as good as none.
+fn if_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(value.as_ref().and_then(serde_json::Value::as_str).and_then(machine::short_text))
+}
+
 /// A time; anything else is as good as none.
 fn if_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     Ok(Option::<serde_json::Value>::deserialize(deserializer)?.and_then(|value| value.as_str()?.parse().ok()))
@@ -300,8 +355,6 @@ struct RawInstance {
     template: Option<Reference<TemplateId>>,
     /// Any form of it says that there is a manager, but for an empty one.
     manager: Option<serde_json::Value>,
-    #[serde(default, rename = "application-consistent-snapshot-enabled", deserialize_with = "if_flag")]
-    application_consistent: Option<bool>,
     #[serde(default, rename = "created-at", deserialize_with = "if_time")]
     created_at: Option<Timestamp>,
 }
@@ -413,10 +466,17 @@ pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<SnapshotDetails, DecodeErr
 }
 
 pub(super) fn decode_instance(bytes: &[u8]) -> Result<InstanceDetails, DecodeError> {
-    one(bytes, |raw: RawInstance| {
-        let application_consistent = raw.application_consistent;
-        Ok(InstanceDetails { instance: raw.checked()?, application_consistent })
-    })
+    let instance = one(bytes, RawInstance::checked)?;
+    // Any shape of the rest is accepted: a field that is odd is none.
+    let body = one(bytes, Ok::<serde_json::Value, String>)?;
+    let text = |name: &str| body.get(name).and_then(serde_json::Value::as_str).and_then(machine::short_text);
+    let (machine, left_out) = machine::machine_of(&body);
+    let (state, public_ip) = (text("state").unwrap_or_default(), text("public-ip"));
+    Ok(InstanceDetails { instance, state, public_ip, machine, left_out })
+}
+
+pub(super) fn decode_instance_type(bytes: &[u8]) -> Result<Option<String>, DecodeError> {
+    Ok(machine::type_name(&one(bytes, Ok::<serde_json::Value, String>)?))
 }
 
 pub(super) fn decode_operation(bytes: &[u8]) -> Result<RawOperation, DecodeError> {
@@ -662,7 +722,7 @@ mod tests {
         for (json, expected) in [("true", Some(true)), ("false", Some(false)), ("\"on\"", None)] {
             let json = format!(r#"{{"id":"{INSTANCE}","application-consistent-snapshot-enabled":{json}}}"#);
             let details = decode_instance(json.as_bytes()).unwrap();
-            assert_eq!(details.application_consistent, expected, "{json}");
+            assert_eq!(details.machine.application_consistent_snapshots, expected, "{json}");
         }
     }
 
@@ -825,6 +885,10 @@ mod tests {
             description: None,
             default_user: None,
             size: None,
+            application_consistent_snapshot_enabled: None,
+            version: None,
+            build: None,
+            maintainer: None,
         };
         assert!(!format!("{request:?}").contains("hush"));
         assert_eq!(

@@ -279,6 +279,8 @@ pub struct ArchiveRules {
     pub verify: Option<VerifyPlan>,
     /// The limits beyond which no copy is pruned, and beyond which copies that vanished close the archive.
     pub guard: Guard,
+    /// Whether the manifests hold the user data of the instances, which often has secrets in it.
+    pub user_data: bool,
 }
 
 /// When the daemon verifies copies again, and how many of them.
@@ -288,6 +290,8 @@ pub struct VerifyPlan {
     pub schedule: Schedule,
     /// The share that is verified each time, in percent, beginning with the longest unverified.
     pub percent: u64,
+    /// Bytes per second, all images that are read at the same time together.
+    pub bandwidth_limit: Option<NonZeroU64>,
 }
 
 /// Which good snapshots of an instance.

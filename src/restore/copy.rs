@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::archive::copy_reader::{CopyReader, ReadError};
-use crate::archive::manifest::Manifest;
+use crate::archive::manifest::{Manifest, without_user_data};
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::ImageSource;
@@ -15,6 +15,8 @@ use crate::policy::name::ArchiveName;
 use crate::restore::error::RestoreError;
 use crate::restore::file;
 use crate::restore::find::ArchivedCopy;
+use crate::restore::stream::Stream;
+use crate::run::downloads::ReadWatch;
 use crate::text::chain;
 
 /// The destination of an image.
@@ -27,8 +29,15 @@ pub enum Destination<'a> {
         /// The path, where nothing exists yet.
         path: &'a Path,
     },
+    /// A stream, which can't be taken back.
+    Stream(&'a Stream),
     /// A bucket, where it is a verified copy like any other. An existing copy stays as it is.
-    Bucket(&'a S3Archive),
+    Bucket {
+        /// The bucket.
+        bucket: &'a S3Archive,
+        /// Whether the manifests there may hold the user data of instances.
+        user_data: bool,
+    },
 }
 
 /// The copy that was used.
@@ -47,6 +56,7 @@ pub struct Restored<'a> {
 pub async fn copy_first_good<'a>(
     copies: &'a [ArchivedCopy],
     reader: CopyReader<'_>,
+    watch: ReadWatch<'_>,
     destination: Destination<'_>,
 ) -> Result<Restored<'a>, RestoreError> {
     let mut passed_over = Vec::new();
@@ -55,8 +65,24 @@ pub async fn copy_first_good<'a>(
         let (id, bytes) = (copy.manifest.snapshot.id, copy.manifest.image.bytes);
         info!("reading the copy of snapshot {id} in archive {}: {bytes} bytes", archive.name());
         let source = archive.image(copy);
-        match copy_image(archive.name(), &*source, &copy.manifest, reader, destination).await {
+        let before = match destination {
+            Destination::File { .. } | Destination::Stream(_) => None,
+            Destination::Bucket { user_data, .. } => manifest_of(used, user_data).await,
+        };
+        let manifest = Manifest { made_of: before.map(Into::into), ..(*copy.manifest).clone() };
+        let shown = watch.begin("restoring", archive.name(), &manifest);
+        let progress = |progress| shown.note_all(progress);
+        let reader = CopyReader { progress: &progress, ..reader };
+        let result = copy_image(archive.name(), &*source, &manifest, reader, destination).await;
+        let written = match destination {
+            Destination::Stream(stream) => stream.written(),
+            Destination::File { .. } | Destination::Bucket { .. } => 0,
+        };
+        match result {
             Ok(()) => return Ok(Restored { used, passed_over }),
+            Err(error) if written > 0 => {
+                return Err(RestoreError::HalfWritten { written, why: chain(&error) });
+            }
             Err(RestoreError::Copy(error)) => {
                 warn!("{}", chain(&error));
                 passed_over.push(chain(&error));
@@ -72,6 +98,17 @@ pub async fn copy_first_good<'a>(
     Err(RestoreError::NoGoodCopy(passed_over))
 }
 
+/// The file of a copy's manifest, with what is not kept in memory; without it, the new one lacks that.
+async fn manifest_of(ArchivedCopy { archive, copy }: &ArchivedCopy, user_data: bool) -> Option<Vec<u8>> {
+    match archive.manifest_bytes(copy).await {
+        Ok(bytes) => bytes.map(|bytes| if user_data { bytes } else { without_user_data(bytes) }),
+        Err(error) => {
+            warn!("how to build the instance again is not copied along: {}", chain(&error));
+            None
+        }
+    }
+}
+
 /// Reads one image, verifies it, and publishes it at the destination.
 pub(super) async fn copy_image(
     archive: &ArchiveName,
@@ -85,7 +122,8 @@ pub(super) async fn copy_image(
             let sink = file::create(disk, path, manifest.image.bytes).await?;
             Output::new(archive.clone(), String::new(), sink)
         }
-        Destination::Bucket(bucket) => match begin_in(bucket, manifest).await? {
+        Destination::Stream(stream) => Output::new(archive.clone(), String::new(), stream.sink()),
+        Destination::Bucket { bucket, .. } => match begin_in(bucket, manifest).await? {
             Begin::Stored(_) => return Ok(()),
             Begin::Missing(output) => output,
         },
@@ -115,7 +153,9 @@ mod tests {
     use crate::archive::local::LocalArchive;
     use crate::archive::testing::{NoRandomness, TestClock, image, manifest_of};
     use crate::archive::transfer::hash::Hashers;
+    use crate::clock::Clock;
     use crate::disk::{Access, RealDisk, replace_file};
+    use crate::run::downloads::Downloads;
 
     #[tokio::test(start_paused = true)]
     async fn a_destination_that_fails_after_a_damaged_copy_names_both_causes() {
@@ -133,14 +173,14 @@ mod tests {
         too_large.image.bytes = u64::MAX;
         let copies =
             [copy_in("spare", &image(300_000, 2), manifest_of(&bytes)), copy_in("vault", &bytes, too_large)];
-        let reader = CopyReader {
-            clock: &TestClock::at("2026-11-01T12:00:00Z"),
-            randomness: &NoRandomness,
-            hashers: &Hashers::default(),
-        };
+        let (clock, hashers) = (TestClock::at("2026-11-01T12:00:00Z"), Hashers::default());
+        let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
         let path = folder.path().join("disk.raw");
         let destination = Destination::File { disk: &disk, path: &path };
-        let refused = copy_first_good(&copies, reader, destination).await.unwrap_err().to_string();
+        let watch_clock: Arc<dyn Clock> = Arc::new(TestClock::at("2026-11-01T12:00:00Z"));
+        let downloads = Downloads::default();
+        let watch = ReadWatch { downloads: &downloads, clock: &watch_clock };
+        let refused = copy_first_good(&copies, reader, watch, destination).await.unwrap_err().to_string();
         assert!(refused.contains("the copy in archive `spare` is damaged"), "{refused}");
         assert!(refused.contains("bytes are free in"), "{refused}");
         assert!(disk.metadata(&path).is_err());

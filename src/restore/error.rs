@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::archive::copy_reader::ReadError;
 use crate::archive::s3::error::S3Error;
+use crate::archive::store::TEMPLATE_VIRTUAL_MAX;
 use crate::archive::transfer::sink::{SinkError, shown};
 use crate::exoscale::error::ApiError;
 use crate::lookup::{Kind, LookupError};
@@ -113,6 +114,17 @@ pub enum RestoreError {
     /// Every copy is unreadable or damaged, or the destination failed after one was. Each cause is a sentence.
     #[error("no copy of it could be restored: {}", .0.join("; "))]
     NoGoodCopy(Vec<String>),
+    /// The bytes that were written are not all of the image, or not right.
+    #[error(
+        "what was written to the standard output ({written} bytes) is not the image, and must not be used: throw it away and try \
+         again: {why}"
+    )]
+    HalfWritten {
+        /// In bytes.
+        written: u64,
+        /// The cause, as a sentence.
+        why: String,
+    },
     /// A template needs a bucket.
     #[error(
         "the platform fetches a template's image from a URL, so a template needs an archive of type `s3`, and the \
@@ -126,6 +138,16 @@ pub enum RestoreError {
          type `s3`, or restore to a file with `--to`"
     )]
     PrunedInBucket(ArchiveName),
+    /// The disk is larger than templates are documented for.
+    #[error(
+        "the disk has {} GiB, and templates are documented for at most {} GiB, so the platform may refuse it after hours: add \
+         `--force` to try it all the same, or restore to a file with `--to`",
+        .disk_bytes.div_ceil(1 << 30), TEMPLATE_VIRTUAL_MAX >> 30
+    )]
+    TooLargeForTemplate {
+        /// The size of the disk in bytes.
+        disk_bytes: u64,
+    },
     /// The boot mode is unknown.
     #[error(
         "the manifest does not record the boot mode of the instance, since its template was unreadable during the \
@@ -146,6 +168,73 @@ pub enum RestoreError {
         name: String,
         /// The existing template.
         id: TemplateId,
+    },
+    /// There is no such instance.
+    #[error(
+        "zone {zone} has no instance {id}: one that was deleted can be built again, by `snapwarden restore … --to-template NAME`"
+    )]
+    NoInstance {
+        /// The zone.
+        zone: ZoneName,
+        /// The instance.
+        id: InstanceId,
+    },
+    /// There is no such snapshot any more.
+    #[error(
+        "zone {zone} has no snapshot {id}: of one that was exported, `snapwarden restore {id} --to-instance …` has the copy"
+    )]
+    NoSnapshot {
+        /// The zone.
+        zone: ZoneName,
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// The API does not say whose snapshot it is.
+    #[error("the API does not say which instance snapshot {0} is of")]
+    Orphan(SnapshotId),
+    /// The snapshot is not whole.
+    #[error("snapshot {id} is in state `{}`, so no instance can be reverted to it", printable(.state))]
+    NotGood {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Its state in the API's words.
+        state: String,
+    },
+    /// An instance pool or an SKS node pool makes and removes the instance.
+    #[error(
+        "instance {0} belongs to an instance pool or an SKS node pool, which may replace it at any time: change the template of \
+         the pool instead"
+    )]
+    Managed(InstanceId),
+    /// The image does not fit.
+    #[error(
+        "the disk of instance {id} has {disk_gib} GiB, and the image needs {} GiB: enlarge the disk first, by `exo compute instance \
+         resize-disk`",
+        .needs.div_ceil(1 << 30)
+    )]
+    SmallerDisk {
+        /// The instance.
+        id: InstanceId,
+        /// The size of its disk in GiB.
+        disk_gib: u64,
+        /// In bytes.
+        needs: u64,
+    },
+    /// A size that decides is missing.
+    #[error("{0} is not known, so whether the image fits on the disk is not known either")]
+    SizeUnknown(&'static str),
+    /// The copy is of another instance.
+    #[error(
+        "the copy is of instance {of}{}, not of instance {id}: add `--from-other` if that is meant",
+        .name.as_deref().map_or_else(String::new, |name| format!(" ({})", printable(name)))
+    )]
+    OfOther {
+        /// The copy's instance.
+        of: InstanceId,
+        /// The name of that.
+        name: Option<String>,
+        /// The instance that was given.
+        id: InstanceId,
     },
     /// The API failed.
     #[error(transparent)]

@@ -179,11 +179,8 @@ mod tests {
         disk: Arc<dyn Disk>,
         folder: &Path,
     ) -> Result<(), RestoreError> {
-        let reader = CopyReader {
-            clock: &TestClock::at("2026-11-01T12:00:00Z"),
-            randomness: &NoRandomness,
-            hashers: &Hashers::default(),
-        };
+        let (clock, hashers) = (TestClock::at("2026-11-01T12:00:00Z"), Hashers::default());
+        let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
         let destination = Destination::File { disk: &disk, path: &folder.join("disk.raw") };
         copy_image(&"vault".parse().unwrap(), source, &manifest_of(bytes), reader, destination).await
     }

@@ -7,14 +7,17 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use futures_util::FutureExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use tracing::{info, warn};
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::StoredCopy;
 use crate::archive::copy_reader::CopyReader;
-use crate::archive::manifest::{Manifest, TemplateRecord};
+use crate::archive::manifest::{BuildFacts, Manifest, TemplateOrigin, TemplateRecord};
 use crate::archive::s3::archive::S3Archive;
+use crate::archive::store::TEMPLATE_VIRTUAL_MAX;
+use crate::archive::transfer::throttle::Throttle;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::RegisterRequest;
@@ -25,6 +28,7 @@ use crate::restore::find::ArchivedCopy;
 use crate::run::archive_presence::remember_write;
 use crate::run::archive_retention::subject_of;
 use crate::run::context::Runner;
+use crate::run::downloads::ReadWatch;
 use crate::run::promote::look;
 use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
@@ -73,6 +77,8 @@ pub struct NewTemplate {
     pub zone: ZoneName,
     /// How its instances boot; without it, as the manifest says.
     pub boot_mode: Option<BootMode>,
+    /// Also if the disk is larger than templates are documented for.
+    pub force: bool,
 }
 
 /// Makes a template of one of these copies. Its properties are those of the instance's own template, as the manifest
@@ -83,13 +89,13 @@ pub struct NewTemplate {
 pub async fn to_template(
     runner: &Runner,
     copies: &[ArchivedCopy],
+    facts: &BuildFacts,
     wanted: &NewTemplate,
+    throttle: Option<&Throttle>,
 ) -> Result<Step, RestoreError> {
     let Some(first) = copies.first() else { return Err(RestoreError::NoGoodCopy(Vec::new())) };
+    let (boot_mode, bucket) = check(runner, copies, wanted)?;
     let record = template_record(copies);
-    let boot_mode =
-        wanted.boot_mode.or_else(|| recorded_boot_mode(record?)).ok_or(RestoreError::NoBootMode)?;
-    let bucket = bucket(runner, copies)?;
     let client = runner.client.zone(&wanted.zone);
     let templates = client.list_templates().await?;
     if let Some(existing) = templates.iter().find(|template| template.name == wanted.name) {
@@ -113,18 +119,45 @@ pub async fn to_template(
         )
     };
     let work = async {
-        let copy =
-            stored_in(&bucket, runner, copies).await.map_err(|error| StepError::failed(chain(&error)))?;
+        let copy = stored_in(&bucket, runner, copies, throttle)
+            .await
+            .map_err(|error| StepError::failed(chain(&error)))?;
         let url = bucket.presign_get(&copy, URL_VALID_FOR).await;
         let url = url.map_err(|error| StepError::failed(chain(&error)))?;
-        let request = request(&copy.manifest, record, &wanted.name, boot_mode, url);
+        let request = request(&copy.manifest, (record, &facts.origin), &wanted.name, boot_mode, url);
         info!(
             "registering template {}: the platform fetches the image, which may take long",
             printable(&wanted.name)
         );
         register_and_find(runner, &client, &request, &known).await
     };
-    Ok(recorder.step(intent, work).await)
+    // Boxed, as it would make every future that restores too large.
+    Ok(recorder.step(intent, work.boxed()).await)
+}
+
+/// What a template of these copies needs: how it boots, and the bucket that the platform fetches the image from. Nothing is asked
+/// of anybody.
+///
+/// # Errors
+/// [`RestoreError`] if it can't be made.
+pub(super) fn check(
+    runner: &Runner,
+    copies: &[ArchivedCopy],
+    wanted: &NewTemplate,
+) -> Result<(BootMode, S3Archive), RestoreError> {
+    let bytes = copies.first().and_then(|first| virtual_bytes(&first.copy.manifest));
+    if let Some(disk_bytes) = bytes.filter(|bytes| *bytes > TEMPLATE_VIRTUAL_MAX && !wanted.force) {
+        return Err(RestoreError::TooLargeForTemplate { disk_bytes });
+    }
+    let recorded = || recorded_boot_mode(template_record(copies)?);
+    let boot_mode = wanted.boot_mode.or_else(recorded).ok_or(RestoreError::NoBootMode)?;
+    Ok((boot_mode, bucket(runner, copies)?))
+}
+
+/// The size of the disk in the image; of the snapshot's disk if that is not recorded.
+pub(super) fn virtual_bytes(manifest: &Manifest) -> Option<u64> {
+    let of_snapshot = || manifest.snapshot.size_gib.map(|gib| gib.saturating_mul(1 << 30));
+    manifest.image.virtual_size_bytes.or_else(of_snapshot)
 }
 
 /// The instance's template as the export recorded it. Archives may hold copies of several exports: one that knows the
@@ -153,17 +186,20 @@ async fn stored_in(
     bucket: &S3Archive,
     runner: &Runner,
     copies: &[ArchivedCopy],
+    throttle: Option<&Throttle>,
 ) -> Result<StoredCopy, RestoreError> {
     if let Some(here) = copies.iter().find(|found| found.archive.name() == bucket.name()) {
         return Ok(here.copy.clone());
     }
     let reader =
-        CopyReader { clock: &*runner.clock, randomness: &*runner.randomness, hashers: &runner.hashers };
+        CopyReader { throttle, ..CopyReader::new(&*runner.clock, &*runner.randomness, &runner.hashers) };
+    let watch = ReadWatch { downloads: &runner.downloads, clock: &runner.clock };
     let name = bucket.name();
     let ready = runner.make_ready(name).await;
     ready.map_err(|why| RestoreError::NotThere { archive: name.clone(), why })?;
     info!("storing the image in archive {name} first");
-    let restored = copy_first_good(copies, reader, Destination::Bucket(bucket)).await;
+    let user_data = runner.archive_rules.get(name).is_some_and(|rules| rules.user_data);
+    let restored = copy_first_good(copies, reader, watch, Destination::Bucket { bucket, user_data }).await;
     let failure = match &restored {
         Ok(_) => Some(None),
         Err(RestoreError::Destination(error)) if !error.is_full() => Some(Some(chain(error))),
@@ -190,14 +226,16 @@ async fn stored_in(
 
 fn request(
     manifest: &Manifest,
-    template: Option<&TemplateRecord>,
+    (template, origin): (Option<&TemplateRecord>, &TemplateOrigin),
     name: &str,
     boot_mode: BootMode,
     url: SecretString,
 ) -> RegisterRequest {
-    let valid =
-        |user: &&str| (1..=255).contains(&user.chars().count()) && !user.chars().any(char::is_control);
-    let default_user = template.and_then(|template| template.default_user.as_deref()).filter(valid);
+    let valid = |text: Option<&str>| {
+        let is_valid =
+            |text: &&str| (1..=255).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+        text.filter(is_valid).map(str::to_owned)
+    };
     RegisterRequest {
         name: name.to_owned(),
         url,
@@ -212,9 +250,14 @@ fn request(
             manifest.instance.id,
             manifest.snapshot.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
         )),
-        default_user: default_user.map(str::to_owned),
+        default_user: valid(template.and_then(|template| template.default_user.as_deref())),
         // The platform reads it from the image.
         size: None,
+        application_consistent_snapshot_enabled: template
+            .and_then(|template| template.application_consistent),
+        version: valid(origin.version.as_deref()),
+        build: valid(origin.build.as_deref()),
+        maintainer: valid(origin.maintainer.as_deref()),
     }
 }
 

@@ -15,7 +15,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, CopyFilter, StoredCopy};
 use crate::archive::copy_reader::{CopyReader, ReadError};
-use crate::archive::manifest::{ImageRecord, Manifest};
+use crate::archive::manifest::{ImageRecord, Manifest, without_user_data};
 use crate::archive::store::StoreError;
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::sink::{Begin, SinkError};
@@ -53,6 +53,8 @@ pub struct ArchiveCopier<'a> {
     pub to: &'a Archive,
     /// How the archives lose copies that nobody deleted.
     pub guards: [&'a Guard; 2],
+    /// Whether the archive that gets the copies may hold the user data of instances.
+    pub user_data: bool,
 }
 
 /// Which copies are copied on.
@@ -174,7 +176,7 @@ impl ArchiveCopier<'_> {
         let before = before.map_err(|error| StepError::failed(chain(&error)))?;
         let source = self.from.image(copy);
         let (clock, randomness, hashers) = (&**self.clock, self.randomness, self.hashers);
-        let read = CopyReader { clock, randomness, hashers }.read(from, &*source, output).await;
+        let read = CopyReader::new(clock, randomness, hashers).read(from, &*source, output).await;
         let sink = match read {
             Ok((sink, None)) => sink,
             Ok((sink, Some(invalid))) => {
@@ -200,7 +202,7 @@ impl ArchiveCopier<'_> {
             verified_at: self.clock.now(),
             // Of the other store, if it has any.
             image: ImageRecord { etag: None, version_id: None, ..image },
-            made_of: before.map(Into::into),
+            made_of: before.map(|bytes| self.allowed(bytes).into()),
             ..(*copy.manifest).clone()
         };
         let bytes = manifest.image.bytes;
@@ -213,6 +215,11 @@ impl ArchiveCopier<'_> {
             message = format!("{message}; {why}");
         }
         Ok(Done { message: Some(message), ..Done::default() })
+    }
+
+    /// What the manifest in the other archive may hold.
+    fn allowed(&self, manifest: Vec<u8>) -> Vec<u8> {
+        if self.user_data { manifest } else { without_user_data(manifest) }
     }
 
     /// Marks this state's hold on the snapshot beside the new copy. Returns why not.

@@ -11,11 +11,13 @@ use crate::archive::catalogue::{Catalogue, CopyFilter, Problem, StoredCopy};
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest_update::UpdateError;
 use crate::archive::transfer::hash::Hashers;
+use crate::archive::transfer::throttle::Throttle;
 use crate::archive::verify::{Look, Outcome, Verification, Verified, due, look, verify};
 use crate::clock::Clock;
 use crate::randomness::Randomness;
 use crate::run::archive_presence::exclude_corrupt;
 use crate::run::context::Runner;
+use crate::run::downloads::ReadWatch;
 use crate::state::archives::{ArchiveMemory, CorruptCopy};
 use crate::state::directory::StateDirectory;
 use crate::text::chain;
@@ -40,6 +42,10 @@ pub struct ArchiveVerifier<'a> {
     pub(crate) only: &'a CopyFilter,
     /// How many are read at a time.
     pub(crate) concurrency: NonZeroUsize,
+    /// Keeps all reading below a rate.
+    pub(crate) throttle: Option<&'a Throttle>,
+    /// Shows the reading.
+    pub(crate) watch: Option<ReadWatch<'a>>,
 }
 
 /// Every copy.
@@ -50,7 +56,17 @@ impl Runner {
     pub fn verifier<'a>(&'a self, archive: &'a Archive) -> ArchiveVerifier<'a> {
         let Self { state, clock, randomness, hashers, .. } = self;
         let (clock, randomness) = (&**clock, &**randomness);
-        ArchiveVerifier { state, clock, randomness, archive, hashers, only: &ALL, concurrency: CONCURRENCY }
+        ArchiveVerifier {
+            state,
+            clock,
+            randomness,
+            archive,
+            hashers,
+            only: &ALL,
+            concurrency: CONCURRENCY,
+            throttle: None,
+            watch: None,
+        }
     }
 }
 
@@ -69,9 +85,16 @@ impl ArchiveVerifier<'_> {
         let mut verification = Verification::of(&catalogue);
         let mut reads: Vec<BoxFuture<'_, _>> = Vec::new();
         for copy in due(&catalogue, percent) {
-            let Self { clock, randomness, hashers, .. } = self;
+            let Self { clock, randomness, hashers, throttle, watch, .. } = self;
             let read = async move {
-                let verified = verify(self.archive, &copy, CopyReader { clock, randomness, hashers }).await;
+                let shown = watch.map(|watch| watch.begin("verifying", self.archive.name(), &copy.manifest));
+                let progress = |progress| shown.iter().for_each(|shown| shown.note_all(progress));
+                let reader = CopyReader {
+                    throttle,
+                    progress: &progress,
+                    ..CopyReader::new(clock, randomness, hashers)
+                };
+                let verified = verify(self.archive, &copy, reader).await;
                 let outcome = self.remember(&copy, verified).await;
                 report(&copy, &outcome);
                 (copy, outcome)

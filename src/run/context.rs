@@ -1,6 +1,6 @@
 //! What every run works with, whichever policy it is for, and what may differ from run to run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +65,14 @@ pub struct Runner {
     pub downloads: Downloads,
     /// The threads that compute checksums.
     pub hashers: Hashers,
+}
+
+impl Runner {
+    /// The archives whose manifests may hold user data.
+    pub(crate) fn user_data_in(&self) -> BTreeSet<ArchiveName> {
+        let rules = self.archive_rules.iter().filter(|(_, rules)| rules.user_data);
+        rules.map(|(name, _)| name.clone()).collect()
+    }
 }
 
 /// What may differ from run to run.

@@ -137,7 +137,7 @@ pub(crate) async fn warn_of_inconsistent(runner: &Runner, zones: &mut [ZoneRun])
         }));
         for (snapshot, answer) in answers {
             let Ok(Some(details)) = answer else { continue };
-            if details.application_consistent == Some(true) {
+            if details.machine.application_consistent_snapshots == Some(true) {
                 report.warnings.push(format!(
                     "snapshot {} ({}) of instance {} is not application-consistent, although the instance asks for it: \
                      does its guest agent (qemu-guest-agent) run?",

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use crate::archive::manifest::Manifest;
 use crate::archive::transfer::progress::Progress;
 use crate::clock::Clock;
 use crate::policy::name::{ArchiveName, PolicyName};
@@ -38,8 +39,10 @@ pub struct Downloads {
 /// An image on its way into archives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunningDownload {
-    /// Whose run it is of.
-    pub policy: PolicyName,
+    /// What is done with it, as the beginning of a log line: `exporting`, `restoring` or `verifying`.
+    pub doing: &'static str,
+    /// Whose run it is of; none for a manual command.
+    pub policy: Option<PolicyName>,
     /// Where the snapshot is.
     pub zone: ZoneName,
     /// The snapshot.
@@ -199,6 +202,34 @@ impl Downloads {
     }
 }
 
+/// Shows the reading of copies.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadWatch<'a> {
+    /// Where they are shown.
+    pub downloads: &'a Downloads,
+    /// Gives the time.
+    pub clock: &'a Arc<dyn Clock>,
+}
+
+impl ReadWatch<'_> {
+    /// The reading of one copy begins: `doing` is as in [`RunningDownload`].
+    pub fn begin(&self, doing: &'static str, archive: &ArchiveName, manifest: &Manifest) -> Running {
+        let Manifest { zone, snapshot, instance, .. } = manifest;
+        let read = RunningDownload {
+            doing,
+            policy: None,
+            zone: zone.clone(),
+            snapshot_id: snapshot.id,
+            snapshot_name: snapshot.name.clone(),
+            instance_name: instance.name.clone(),
+            archives: vec![archive.clone()],
+            started_at: self.clock.now(),
+            how_far: HowFar::default(),
+        };
+        self.downloads.begin(read, Arc::clone(self.clock))
+    }
+}
+
 /// One that runs; dropped, it runs no more.
 #[derive(Debug)]
 pub struct Running {
@@ -208,6 +239,15 @@ pub struct Running {
 }
 
 impl Running {
+    /// Notes progress, where all bytes that are there were received since the beginning.
+    pub fn note_all(&self, progress: Progress) {
+        let received = match progress {
+            Progress::Downloading { bytes, .. } | Progress::Resumed { bytes } => bytes,
+            Progress::StartedOver | Progress::ChecksumMismatch | Progress::Verifying => 0,
+        };
+        self.note(progress, received);
+    }
+
     /// Notes progress, with all bytes received so far. Logs it now and then.
     pub fn note(&self, progress: Progress, received: u64) {
         let now = self.clock.elapsed();
@@ -224,7 +264,7 @@ impl Running {
         info!(
             zone.name = %seen.zone,
             snapshot.id = %seen.snapshot_id,
-            "exporting snapshot {}: {}", seen.of(), seen.how_far
+            "{} snapshot {}: {}", seen.doing, seen.of(), seen.how_far
         );
     }
 }
@@ -242,7 +282,8 @@ mod tests {
 
     fn download() -> RunningDownload {
         RunningDownload {
-            policy: "nightly".parse().unwrap(),
+            doing: "exporting",
+            policy: Some("nightly".parse().unwrap()),
             zone: "ch-gva-2".parse().unwrap(),
             snapshot_id: "0198c0de-0000-7000-8000-000000000001".parse().unwrap(),
             snapshot_name: "before\u{1b}[2K".to_owned(),

@@ -9,11 +9,11 @@ use futures_util::future::{self, BoxFuture, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::{Mutex, oneshot};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::Catalogue;
-use crate::archive::manifest::{Manifest, TemplateRecord};
+use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::store::{self, ImageToStore, StoreError};
@@ -21,10 +21,10 @@ use crate::archive::transfer::connection::Download;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::Begin;
 use crate::archive::transfer::throttle::Throttle;
-use crate::exoscale::client::ZoneClient;
 use crate::policy::name::ArchiveName;
 use crate::policy::{Export, Policy, Which};
 use crate::run::archive_presence::{Presence, is_still_there, remember_write};
+use crate::run::build_facts;
 use crate::run::context::Runner;
 use crate::run::downloads::{HowFar, RunningDownload};
 use crate::run::list::Listing;
@@ -32,7 +32,7 @@ use crate::run::plan::{PlannedAction, ZonePlan};
 use crate::run::report::{Step, Transfer};
 use crate::run::source::ExportedImage;
 use crate::run::step::{Done, Recorder, StepError};
-use crate::snapshot::{Instance, InstanceId, OperationId, Snapshot, SnapshotId};
+use crate::snapshot::{InstanceId, OperationId, Snapshot, SnapshotId};
 use crate::state::audit::{Action, StepFacts};
 use crate::text::{chain, printable};
 
@@ -181,12 +181,16 @@ impl<'a> Exporter<'a> {
         let (zone, snapshot) = (missing.plan.zone(), missing.snapshot);
         let client = self.runner.client.zone(zone);
         let instance = missing.plan.listing.instance_of(snapshot);
+        let found = build_facts::find(&client, snapshot.instance_id, instance).await;
         let image = ImageToStore {
             zone: zone.clone(),
             snapshot: snapshot.clone(),
             instance: instance.cloned(),
-            template: template_of(&client, instance).await,
-            policy: self.policy.name.clone(),
+            template: found.template,
+            machine: found.machine,
+            user_data_in: self.runner.user_data_in(),
+            missing: found.missing,
+            policy: Some(self.policy.name.clone()),
             run_id: self.recorder.run_id(),
         };
         for Waiting { archive, result } in waiting {
@@ -220,7 +224,8 @@ impl<'a> Exporter<'a> {
         };
         let running = self.runner.downloads.begin(
             RunningDownload {
-                policy: self.policy.name.clone(),
+                doing: "exporting",
+                policy: Some(self.policy.name.clone()),
                 zone: zone.clone(),
                 snapshot_id: snapshot.id,
                 snapshot_name: snapshot.name.to_string(),
@@ -434,26 +439,4 @@ fn missing<'a>(export: &'a Export, plan: &'a ZonePlan) -> Vec<Missing<'a>> {
         Some(Missing { plan, snapshot, archives, newest_copy })
     });
     missing.collect()
-}
-
-/// The settings that a template made from the image should have one day. The export is worth more than these: if they
-/// cannot be read, it continues without them.
-async fn template_of(client: &ZoneClient, instance: Option<&Instance>) -> Option<TemplateRecord> {
-    let id = instance?.template_id?;
-    match client.get_template(id).await {
-        Ok(found) => found.map(|template| TemplateRecord {
-            id,
-            boot_mode: template.boot_mode,
-            default_user: template.default_user,
-            password_enabled: template.password_enabled,
-            ssh_key_enabled: template.ssh_key_enabled,
-        }),
-        Err(error) => {
-            warn!(
-                "template {id} cannot be read, so the manifest lacks its boot mode and users: {}",
-                chain(&error)
-            );
-            None
-        }
-    }
 }

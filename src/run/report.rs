@@ -385,7 +385,12 @@ impl RunReport {
                     Action::DeleteTemplate => sums.templates_deleted += 1,
                     Action::PruneCopy => sums.copies_pruned += 1,
                     // Only a manual command restores.
-                    Action::Copy | Action::Restore => {}
+                    Action::Copy
+                    | Action::Restore
+                    | Action::StopInstance
+                    | Action::Revert
+                    | Action::Reset
+                    | Action::StartInstance => {}
                 },
             }
         }

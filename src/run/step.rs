@@ -156,8 +156,16 @@ impl Recorder {
             }
         }
         let adds = match action {
-            Action::Create | Action::Export | Action::Promote | Action::Copy | Action::Restore => true,
             Action::Delete | Action::DeleteTemplate | Action::PruneCopy => false,
+            Action::Create
+            | Action::Export
+            | Action::Promote
+            | Action::Copy
+            | Action::Restore
+            | Action::StopInstance
+            | Action::Revert
+            | Action::Reset
+            | Action::StartInstance => true,
         };
         Ok(if self.stop.is_cancelled() {
             Some(STOPPED)

@@ -6,6 +6,7 @@ use http::StatusCode;
 use http::header::AUTHORIZATION;
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -14,7 +15,10 @@ use crate::sim::fault::Ending;
 use crate::sim::host::Target;
 use crate::sim::signature::{Authorization, presign};
 use crate::sim::store;
-use crate::sim::world::{InstanceRecord, Operation, SnapshotRecord, State, Template, Work, Zone};
+use crate::sim::world::{
+    INSTANCE_TYPE, InstanceRecord, NewInstance, Operation, Reference, SnapshotRecord, State, Template, Work,
+    Zone,
+};
 use crate::snapshot::{InstanceId, OperationId, SnapshotId, SnapshotState, TemplateId};
 use crate::transport::Request;
 
@@ -58,6 +62,16 @@ struct NewTemplate {
     boot_mode: Option<String>,
     version: Option<String>,
     build: Option<String>,
+    maintainer: Option<String>,
+    application_consistent_snapshot_enabled: Option<bool>,
+}
+
+/// The body of reset-instance.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Reset {
+    template: Option<Reference<TemplateId>>,
+    disk_size: Option<u64>,
 }
 
 impl ApiRequest<'_> {
@@ -82,10 +96,18 @@ impl ApiRequest<'_> {
                 Ok(json!({ "zones": zones.collect::<Vec<_>>() }))
             }
             Call::ListInstances => {
-                let all = zone.instances.iter().map(|(id, record)| instance(*id, record));
+                let all = zone.instances.iter().map(|(id, record)| record.listed(*id));
                 Ok(json!({ "instances": all.collect::<Vec<_>>() }))
             }
-            Call::GetInstance => self.get_instance(instance_id),
+            Call::GetInstance => zone.shown(instance_id).ok_or_else(no_instance),
+            Call::GetInstanceType if self.id == INSTANCE_TYPE => {
+                Ok(json!({ "id": self.id, "family": "standard", "size": "medium", "cpus": 2 }))
+            }
+            Call::CreateInstance => self.create_instance(),
+            Call::StopInstance => self.set_running(instance_id, false),
+            Call::StartInstance => self.set_running(instance_id, true),
+            Call::RevertInstance => self.revert(instance_id),
+            Call::ResetInstance => self.reset(instance_id),
             Call::CreateSnapshot => {
                 zone.instances.get(&instance_id).ok_or_else(no_instance)?;
                 self.within_quota("snapshot")?;
@@ -127,7 +149,7 @@ impl ApiRequest<'_> {
                 let resource = self.request.url.path().rsplit('/').next().unwrap_or_default();
                 self.quota(resource).ok_or_else(not_found)
             }
-            Call::GetImage | Call::Unknown => Err(not_found()),
+            Call::GetInstanceType | Call::GetImage | Call::Unknown => Err(not_found()),
         }
     }
 
@@ -161,16 +183,71 @@ impl ApiRequest<'_> {
         &self.state.zones[&self.target.zone]
     }
 
-    fn get_instance(&self, id: InstanceId) -> Result<Value, Refusal> {
+    /// An instance on which no other operation works.
+    fn idle_instance(&self, id: InstanceId) -> Result<&InstanceRecord, Refusal> {
         let zone = self.zone();
         let record = zone.instances.get(&id).ok_or_else(no_instance)?;
-        let snapshots = zone.snapshots.values().map(|record| &record.snapshot);
-        let snapshots = snapshots.filter(|snapshot| snapshot.instance_id == Some(id));
-        let mut whole = instance(id, record);
-        whole["snapshots"] = snapshots.map(|snapshot| json!({ "id": snapshot.id })).collect();
-        whole["disk-size"] = record.disk.size_gib.into();
-        whole["application-consistent-snapshot-enabled"] = record.asks_for_consistency.into();
-        Ok(whole)
+        let mut unsettled = zone.unsettled.iter().filter_map(|(_, id)| zone.operations.get(id));
+        if unsettled.any(|operation| operation.work.instance() == Some(id)) {
+            return Err(refused(StatusCode::CONFLICT, "Instance is busy"));
+        }
+        Ok(record)
+    }
+
+    fn body<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        let malformed = |error| (StatusCode::BAD_REQUEST, format!("malformed body: {error}"));
+        serde_json::from_slice(&self.request.body).map_err(malformed)
+    }
+
+    fn create_instance(&mut self) -> Result<Value, Refusal> {
+        let new: NewInstance = self.body()?;
+        let template = self.zone().templates.get(&new.template.id).ok_or_else(not_found)?;
+        if new.instance_type.id != INSTANCE_TYPE {
+            return Err(not_found());
+        }
+        if new.disk_size << 30 < template.size_bytes {
+            return Err(refused(StatusCode::BAD_REQUEST, "disk-size is smaller than the template"));
+        }
+        self.within_quota("instance")?;
+        let id = self.state.add_instance(&self.target.zone, new, self.now);
+        self.begin(Work::AddInstance(id))
+    }
+
+    fn set_running(&mut self, id: InstanceId, is_running: bool) -> Result<Value, Refusal> {
+        if self.idle_instance(id)?.is_running == is_running {
+            let message =
+                if is_running { "Instance is already running" } else { "Instance is already stopped" };
+            return Err(refused(StatusCode::CONFLICT, message));
+        }
+        self.begin(Work::SetRunning(id, is_running))
+    }
+
+    fn revert(&mut self, id: InstanceId) -> Result<Value, Refusal> {
+        let Reference { id: snapshot } = self.body::<Reference<SnapshotId>>()?;
+        let record = self.idle_instance(id)?;
+        if record.is_running {
+            return Err(refused(StatusCode::CONFLICT, "Instance must be stopped"));
+        }
+        let found = &good(self.zone(), snapshot)?.snapshot;
+        if found.instance_id != Some(id) {
+            return Err(refused(StatusCode::BAD_REQUEST, "the snapshot is of another instance"));
+        }
+        if found.size_gib.is_some_and(|size| size > record.disk.size_gib) {
+            return Err(refused(StatusCode::BAD_REQUEST, "the disk is smaller than the snapshot"));
+        }
+        self.begin(Work::Revert { instance: id, snapshot })
+    }
+
+    fn reset(&mut self, id: InstanceId) -> Result<Value, Refusal> {
+        let Reset { template, disk_size } = self.body()?;
+        let record = self.idle_instance(id)?;
+        let template = template.map_or(record.template, |template| template.id);
+        let found = self.zone().templates.get(&template).ok_or_else(not_found)?;
+        let disk_gib = disk_size.unwrap_or(record.disk.size_gib);
+        if disk_gib << 30 < found.size_bytes {
+            return Err(refused(StatusCode::BAD_REQUEST, "the disk is smaller than the template"));
+        }
+        self.begin(Work::Reset { instance: id, template, disk_gib })
     }
 
     fn snapshot(&self, record: &SnapshotRecord) -> Value {
@@ -278,6 +355,8 @@ impl ApiRequest<'_> {
             family: String::new(),
             version: body.version.unwrap_or_default(),
             build: body.build.unwrap_or_default(),
+            maintainer: body.maintainer.unwrap_or_default(),
+            application_consistent: body.application_consistent_snapshot_enabled.unwrap_or(false),
             url: Some(url),
             checksum: Some(checksum),
         };
@@ -286,7 +365,6 @@ impl ApiRequest<'_> {
 
     fn template(&self, template: &Template) -> Value {
         let mut json = json!(template);
-        json["application-consistent-snapshot-enabled"] = false.into();
         json["zones"] = json!([self.target.zone]);
         json
     }
@@ -349,25 +427,11 @@ fn good(zone: &Zone, id: SnapshotId) -> Result<&SnapshotRecord, Refusal> {
     if found.snapshot.state.is_good() { Ok(found) } else { Err(not_ready()) }
 }
 
-fn instance(id: InstanceId, record: &InstanceRecord) -> Value {
-    let mut instance = json!({
-        "id": id,
-        "name": record.name,
-        "labels": record.labels,
-        "state": "running",
-        "template": { "id": record.template },
-        "created-at": record.created_at,
-    });
-    if let Some(pool) = record.pool {
-        instance["manager"] = json!({ "id": pool, "type": "instance-pool" });
-    }
-    instance
-}
-
 fn operation(id: OperationId, operation: &Operation) -> Value {
     let kind = match operation.work {
         Work::Create(_) | Work::Delete { .. } | Work::Export(_) => "snapshot",
         Work::AddTemplate { .. } | Work::DeleteTemplate(_) => "template",
+        Work::AddInstance(_) | Work::SetRunning(..) | Work::Revert { .. } | Work::Reset { .. } => "instance",
     };
     let reference = operation.work.reference();
     let mut json = json!({

@@ -12,6 +12,18 @@ pub enum Call {
     ListInstances,
     /// `GET /instance/{id}`
     GetInstance,
+    /// `POST /instance`
+    CreateInstance,
+    /// `PUT /instance/{id}:stop`
+    StopInstance,
+    /// `PUT /instance/{id}:start`
+    StartInstance,
+    /// `PUT /instance/{id}:reset`
+    ResetInstance,
+    /// `POST /instance/{id}:revert-snapshot`
+    RevertInstance,
+    /// `GET /instance-type/{id}`
+    GetInstanceType,
     /// `POST /instance/{id}:create-snapshot`
     CreateSnapshot,
     /// `GET /snapshot`
@@ -47,10 +59,16 @@ pub enum Call {
 /// Each operation of the API: verb, collection, whether an id follows, the action behind the id, and its name.
 type Operation = (Call, &'static str, &'static str, bool, Option<&'static str>, &'static str);
 
-const OPERATIONS: [Operation; 16] = [
+const OPERATIONS: [Operation; 22] = [
     (Call::ListZones, "GET", "zone", false, None, "list-zones"),
     (Call::ListInstances, "GET", "instance", false, None, "list-instances"),
     (Call::GetInstance, "GET", "instance", true, None, "get-instance"),
+    (Call::CreateInstance, "POST", "instance", false, None, "create-instance"),
+    (Call::StopInstance, "PUT", "instance", true, Some("stop"), "stop-instance"),
+    (Call::StartInstance, "PUT", "instance", true, Some("start"), "start-instance"),
+    (Call::ResetInstance, "PUT", "instance", true, Some("reset"), "reset-instance"),
+    (Call::RevertInstance, "POST", "instance", true, Some("revert-snapshot"), "revert-instance-to-snapshot"),
+    (Call::GetInstanceType, "GET", "instance-type", true, None, "get-instance-type"),
     (Call::CreateSnapshot, "POST", "instance", true, Some("create-snapshot"), "create-snapshot"),
     (Call::ListSnapshots, "GET", "snapshot", false, None, "list-snapshots"),
     (Call::GetSnapshot, "GET", "snapshot", true, None, "get-snapshot"),
@@ -102,7 +120,12 @@ impl Call {
     pub fn changes(self) -> bool {
         matches!(
             self,
-            Self::CreateSnapshot
+            Self::CreateInstance
+                | Self::StopInstance
+                | Self::StartInstance
+                | Self::ResetInstance
+                | Self::RevertInstance
+                | Self::CreateSnapshot
                 | Self::DeleteSnapshot
                 | Self::ExportSnapshot
                 | Self::PromoteSnapshot

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -29,6 +30,12 @@ pub const API_KEY: &str = "EXO0123456789abcdef01234567";
 
 /// The secret of [`API_KEY`].
 pub const API_SECRET: &str = "simulated-secret-0123456789abcdefghijklmnop";
+
+/// The one instance type that every world has.
+pub const INSTANCE_TYPE: Uuid = Uuid::from_u128(0x2162_4abb_764e_4def_81d7_9fc5_4b59_57fb);
+
+/// The field of an instance that asks for application-consistent snapshots.
+pub(super) const CONSISTENCY: &str = "application-consistent-snapshot-enabled";
 
 /// A simulated organisation; clones are the same one.
 #[derive(Clone)]
@@ -46,6 +53,7 @@ impl fmt::Debug for World {
 /// A template, in the API's JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[expect(clippy::struct_excessive_bools, reason = "the API has them")]
 pub struct Template {
     /// Its id.
     pub id: TemplateId,
@@ -80,6 +88,12 @@ pub struct Template {
     /// The vendor's build.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub build: String,
+    /// Who maintains it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub maintainer: String,
+    /// Whether application-consistent snapshots of its instances are possible.
+    #[serde(rename = "application-consistent-snapshot-enabled")]
+    pub application_consistent: bool,
     /// The address that the platform fetches it from; none if it was promoted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -167,6 +181,32 @@ pub(super) struct InstanceRecord {
     has_agent: bool,
     /// The `n` in the names of its snapshots.
     number: u64,
+    pub(super) is_running: bool,
+    /// What get-instance shows beside the listing, in the API's JSON.
+    pub(super) machine: Map<String, Value>,
+    /// The image of the snapshot that its disk was reverted to; the next snapshots have it, too.
+    reverted_to: Option<Arc<Image>>,
+}
+
+/// The body of create-instance.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct NewInstance {
+    pub(super) name: Option<String>,
+    pub(super) disk_size: u64,
+    pub(super) instance_type: Reference<Uuid>,
+    pub(super) template: Reference<TemplateId>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    /// What else it is to have, as get-instance shows it.
+    #[serde(flatten)]
+    pub(super) machine: Map<String, Value>,
+}
+
+/// Something by its id.
+#[derive(Debug, Deserialize)]
+pub(super) struct Reference<Id> {
+    pub(super) id: Id,
 }
 
 #[derive(Debug)]
@@ -200,6 +240,18 @@ pub(super) enum Work {
         from: Option<SnapshotId>,
     },
     DeleteTemplate(TemplateId),
+    AddInstance(InstanceId),
+    /// To running or stopped.
+    SetRunning(InstanceId, bool),
+    Revert {
+        instance: InstanceId,
+        snapshot: SnapshotId,
+    },
+    Reset {
+        instance: InstanceId,
+        template: TemplateId,
+        disk_gib: u64,
+    },
 }
 
 impl Work {
@@ -209,6 +261,21 @@ impl Work {
             Self::Create(id) | Self::Export(id) | Self::Delete { snapshot: id, .. } => id.0,
             Self::AddTemplate { template, .. } => template.id.0,
             Self::DeleteTemplate(id) => id.0,
+            Self::AddInstance(id)
+            | Self::SetRunning(id, _)
+            | Self::Revert { instance: id, .. }
+            | Self::Reset { instance: id, .. } => id.0,
+        }
+    }
+
+    /// The instance that it works on, with which nothing else can be done meanwhile.
+    pub(super) fn instance(&self) -> Option<InstanceId> {
+        match self {
+            Self::AddInstance(id)
+            | Self::SetRunning(id, _)
+            | Self::Revert { instance: id, .. }
+            | Self::Reset { instance: id, .. } => Some(*id),
+            _ => None,
         }
     }
 
@@ -216,8 +283,11 @@ impl Work {
     pub(super) fn snapshot(&self) -> Option<SnapshotId> {
         match self {
             Self::Create(id) | Self::Export(id) | Self::Delete { snapshot: id, .. } => Some(*id),
+            Self::Revert { snapshot, .. } => Some(*snapshot),
             Self::AddTemplate { from, .. } => *from,
-            Self::DeleteTemplate(_) => None,
+            Self::DeleteTemplate(_) | Self::AddInstance(_) | Self::SetRunning(..) | Self::Reset { .. } => {
+                None
+            }
         }
     }
 }
@@ -264,6 +334,8 @@ impl World {
             family: "ubuntu".to_owned(),
             version: "24.04 LTS".to_owned(),
             build: "2026-01-01-simulated".to_owned(),
+            maintainer: "Exoscale".to_owned(),
+            application_consistent: false,
             url: None,
             checksum: None,
         };
@@ -276,24 +348,52 @@ impl World {
     pub fn add_instance(&self, zone: &ZoneName, name: &str, labels: &[(&str, &str)]) -> InstanceId {
         let created_at = self.now();
         let mut state = self.state();
-        let id = InstanceId(state.fresh_id());
-        state.instances_added += 1;
-        let number = 100_000 + state.instances_added;
-        let zone = state.zone(zone);
-        let template = zone.templates.values().find(|template| template.public).map(|template| template.id);
-        let record = InstanceRecord {
-            name: name.to_owned(),
+        let templates = &mut state.zone(zone).templates;
+        let template = templates.values().find(|template| template.public).map(|template| template.id);
+        let new = NewInstance {
+            name: Some(name.to_owned()),
+            disk_size: DiskShape::default().size_gib,
+            instance_type: Reference { id: INSTANCE_TYPE },
+            template: Reference { id: template.expect("add_zone put a public template there") },
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-            template: template.expect("add_zone put a public template there"),
-            disk: DiskShape::default(),
-            created_at,
-            pool: None,
-            asks_for_consistency: false,
-            has_agent: false,
-            number,
+            machine: Map::new(),
         };
-        zone.instances.insert(id, record);
-        id
+        state.add_instance(zone, new, created_at)
+    }
+
+    /// Sets what get-instance shows beside the listing: fields of the API's JSON, such as `ssh-keys`.
+    pub fn set_machine(&self, instance: InstanceId, fields: Value) {
+        let Value::Object(fields) = fields else { panic!("fields of an instance") };
+        self.state().instance(instance).1.machine.extend(fields);
+    }
+
+    /// Creates an instance, as create-instance does with this body.
+    pub fn create_instance(&self, zone: &ZoneName, body: Value) -> InstanceId {
+        let new = serde_json::from_value(body).expect("the body of create-instance");
+        let created_at = self.now();
+        self.state().add_instance(zone, new, created_at)
+    }
+
+    /// An instance as get-instance shows it, without a request.
+    pub fn shown(&self, instance: InstanceId) -> Value {
+        let state = self.settled();
+        let mut zones = state.zones.values();
+        zones.find_map(|zone| zone.shown(instance)).expect("an instance that exists")
+    }
+
+    /// Stops or starts an instance.
+    pub fn set_running(&self, instance: InstanceId, is_running: bool) {
+        self.state().instance(instance).1.is_running = is_running;
+    }
+
+    /// Whether an instance runs.
+    pub fn is_running(&self, instance: InstanceId) -> bool {
+        self.settled().instance(instance).1.is_running
+    }
+
+    /// The template that an instance runs on.
+    pub fn template_of(&self, instance: InstanceId) -> TemplateId {
+        self.settled().instance(instance).1.template
     }
 
     /// Sets the shape of the instance's disk, and so of the images of its later snapshots.
@@ -511,6 +611,39 @@ impl State {
         self.zones.values_mut().find_map(|zone| zone.snapshots.get_mut(&id)).expect("a snapshot that exists")
     }
 
+    pub(super) fn add_instance(
+        &mut self,
+        zone: &ZoneName,
+        new: NewInstance,
+        created_at: Timestamp,
+    ) -> InstanceId {
+        let id = InstanceId(self.fresh_id());
+        self.instances_added += 1;
+        let number = 100_000 + self.instances_added;
+        let mut machine = new.machine;
+        machine.insert("instance-type".to_owned(), json!({ "id": new.instance_type.id }));
+        // Of the addresses for documentation.
+        let last = self.instances_added % 250 + 1;
+        machine.entry("public-ip").or_insert_with(|| format!("192.0.2.{last}").into());
+        let asks = machine.get(CONSISTENCY).and_then(Value::as_bool);
+        let record = InstanceRecord {
+            name: new.name.unwrap_or_else(|| id.to_string()),
+            labels: new.labels,
+            template: new.template.id,
+            disk: DiskShape { size_gib: new.disk_size, ..DiskShape::default() },
+            created_at,
+            pool: None,
+            asks_for_consistency: asks.unwrap_or(false),
+            has_agent: false,
+            number,
+            is_running: true,
+            machine,
+            reverted_to: None,
+        };
+        self.zone(zone).instances.insert(id, record);
+        id
+    }
+
     pub(super) fn add_snapshot(
         &mut self,
         instance: InstanceId,
@@ -531,7 +664,7 @@ impl State {
             instance_id: Some(instance),
             application_consistent: Some(record.asks_for_consistency && record.has_agent),
         };
-        let image = Arc::new(Image::new(record.disk, seed));
+        let image = record.reverted_to.clone().unwrap_or_else(|| Arc::new(Image::new(record.disk, seed)));
         let record = SnapshotRecord { snapshot, image, export: None, template: record.template };
         let zone = zone.clone();
         self.zone(&zone).snapshots.insert(id, record);
@@ -575,7 +708,40 @@ impl State {
     }
 }
 
+impl InstanceRecord {
+    /// An instance as list-instances shows it.
+    pub(super) fn listed(&self, id: InstanceId) -> Value {
+        let mut instance = json!({
+            "id": id,
+            "name": self.name,
+            "labels": self.labels,
+            "state": if self.is_running { "running" } else { "stopped" },
+            "template": { "id": self.template },
+            "created-at": self.created_at,
+        });
+        if let Some(pool) = self.pool {
+            instance["manager"] = json!({ "id": pool, "type": "instance-pool" });
+        }
+        instance
+    }
+}
+
 impl Zone {
+    /// An instance as get-instance shows it.
+    pub(super) fn shown(&self, id: InstanceId) -> Option<Value> {
+        let record = self.instances.get(&id)?;
+        let snapshots = self.snapshots.values().map(|record| &record.snapshot);
+        let snapshots = snapshots.filter(|snapshot| snapshot.instance_id == Some(id));
+        let mut whole = record.listed(id);
+        for (name, value) in &record.machine {
+            whole[name] = value.clone();
+        }
+        whole["snapshots"] = snapshots.map(|snapshot| json!({ "id": snapshot.id })).collect();
+        whole["disk-size"] = record.disk.size_gib.into();
+        whole[CONSISTENCY] = record.asks_for_consistency.into();
+        Some(whole)
+    }
+
     fn finish(&mut self, work: Work, succeeded: bool, export: Uuid, now: Timestamp) {
         match work {
             Work::Create(id) => {
@@ -599,7 +765,31 @@ impl Zone {
                 self.templates.insert(template.id, *template);
             }
             Work::DeleteTemplate(id) if succeeded => drop(self.templates.remove(&id)),
-            Work::Export(_) | Work::AddTemplate { .. } | Work::DeleteTemplate(_) => {}
+            Work::SetRunning(id, is_running) if succeeded => {
+                if let Some(record) = self.instances.get_mut(&id) {
+                    record.is_running = is_running;
+                }
+            }
+            Work::Revert { instance, snapshot } if succeeded => {
+                let image = self.snapshots.get(&snapshot).map(|record| Arc::clone(&record.image));
+                if let Some(record) = self.instances.get_mut(&instance) {
+                    record.reverted_to = image;
+                }
+            }
+            Work::Reset { instance, template, disk_gib } if succeeded => {
+                if let Some(record) = self.instances.get_mut(&instance) {
+                    (record.template, record.disk.size_gib, record.reverted_to) = (template, disk_gib, None);
+                    record.is_running = true;
+                }
+            }
+            Work::AddInstance(id) if !succeeded => drop(self.instances.remove(&id)),
+            Work::Export(_)
+            | Work::AddTemplate { .. }
+            | Work::DeleteTemplate(_)
+            | Work::AddInstance(_)
+            | Work::SetRunning(..)
+            | Work::Revert { .. }
+            | Work::Reset { .. } => {}
         }
     }
 }

@@ -53,6 +53,14 @@ pub enum Action {
     Copy,
     /// A verified copy of it becomes a template.
     Restore,
+    /// Its instance is stopped, to be reverted to it.
+    StopInstance,
+    /// Its instance is reverted to it.
+    Revert,
+    /// An instance is reset with a template that was made of a verified copy of it.
+    Reset,
+    /// Its instance is started again.
+    StartInstance,
 }
 
 impl Action {
@@ -67,6 +75,10 @@ impl Action {
             Self::PruneCopy => "prune copy",
             Self::Copy => "copy",
             Self::Restore => "restore",
+            Self::StopInstance => "stop instance",
+            Self::Revert => "revert",
+            Self::Reset => "reset",
+            Self::StartInstance => "start instance",
         }
     }
 
@@ -81,6 +93,10 @@ impl Action {
             Self::PruneCopy => "pruned the copy of",
             Self::Copy => "copied",
             Self::Restore => "restored",
+            Self::StopInstance => "stopped for the revert to",
+            Self::Revert => "reverted to",
+            Self::Reset => "reset to",
+            Self::StartInstance => "started after the change to",
         }
     }
 }

@@ -510,7 +510,9 @@ impl Read {
                 }
             }
             Self::Downloads(read) => {
-                let own = running.iter().filter(|download| download.policy.as_str() == name);
+                let own = running.iter().filter(|download| {
+                    download.policy.as_ref().is_some_and(|policy| policy.as_str() == name)
+                });
                 add(&[name], number(own.map(read).sum()));
             }
             _ => {

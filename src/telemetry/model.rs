@@ -347,7 +347,14 @@ impl PolicyModel {
             Action::Promote => Some(&mut self.promotes),
             Action::Delete => Some(&mut self.deletes),
             // There is no metric for these: templates beyond `keep`, copies, and manual steps.
-            Action::DeleteTemplate | Action::PruneCopy | Action::Copy | Action::Restore => None,
+            Action::DeleteTemplate
+            | Action::PruneCopy
+            | Action::Copy
+            | Action::Restore
+            | Action::StopInstance
+            | Action::Revert
+            | Action::Reset
+            | Action::StartInstance => None,
         };
         if let Some(counts) = counts {
             count(counts, word(step.outcome));
@@ -398,7 +405,7 @@ impl ZoneModel {
 
 fn download_status(download: RunningDownload) -> DownloadStatus {
     DownloadStatus {
-        policy: download.policy.to_string(),
+        policy: download.policy.map(|policy| policy.to_string()).unwrap_or_default(),
         zone: download.zone.to_string(),
         snapshot_id: download.snapshot_id.to_string(),
         snapshot_name: download.snapshot_name,

@@ -28,6 +28,7 @@ mod fuzz;
 mod guards;
 mod hooks;
 mod http_port;
+mod in_place;
 mod including;
 mod judging;
 mod kills;

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, StatusCode};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 use snapwarden::archive::backend::Archive;
-use snapwarden::archive::manifest::Manifest;
+use snapwarden::archive::manifest::{BuildFacts, Manifest};
 use snapwarden::archive::md5::Md5;
 use snapwarden::clock::{Clock as _, SystemClock};
 use snapwarden::disk::{Access, Disk as _, RealDisk, read_file, replace_file};
@@ -23,11 +23,12 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::clock::SimClock;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::image::DiskShape;
-use snapwarden::sim::world::{API_KEY, API_SECRET, Template, World};
+use snapwarden::sim::world::{API_KEY, API_SECRET, INSTANCE_TYPE, Template, World};
 use snapwarden::snapshot::{InstanceId, SnapshotId, TemplateId, ZoneName};
 use snapwarden::state::audit::StepOutcome;
 use snapwarden::transport::{HttpTransport, Purpose, Request, Transport as _};
 
+use crate::in_place::{machine, without};
 use crate::s3::{Server, archive, hash};
 use crate::stage::{NOW, Said, Stage, days_ago, files, read};
 
@@ -268,6 +269,12 @@ async fn what_makes_no_sense_is_wrong_usage() {
         &[id, "--to", "disk", "--zone", "ch-gva-2"],
         &[id, "--before", NOW, "--to", "disk"],
         &[id, "--to-template", "golden", "--zone", "ch-gva-2", "--boot-mode", "grub"],
+        &[id, "--to-instance", "web-1", "--yes"],
+        &[id, "--to-template", "golden", "--zone", "ch-gva-2", "--yes"],
+        &[id, "--to-template", "golden", "--zone", "ch-gva-2", "--from-other"],
+        &[id, "--to", "disk", "--force"],
+        &[id, "--to", "-", "--output", "json"],
+        &[id, "--to", "disk", "--bandwidth-limit", "much"],
     ] {
         let said = program(folder.path(), &[], &[&["restore"], arguments].concat()).await;
         assert_eq!((said.status, &*said.out), (2, ""), "{arguments:?}: {said:?}");
@@ -299,6 +306,39 @@ async fn hostile_words_of_a_manifest_are_no_paths_and_move_no_terminal() {
     assert!(!said.err.contains('\u{1b}'), "{said:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_image_goes_into_a_pipe_and_a_damaged_one_ends_too_early_with_an_error() {
+    let play = Play::new(1).await;
+    let id = play.ids[0];
+    let pipe = async |arguments: &[&str]| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_snapwarden"));
+        command.env_clear().current_dir(play.folder()).timeout(Duration::from_mins(1));
+        command
+            .args(["--config", "snapwarden.toml", "restore", &id.to_string(), "--to", "-"])
+            .args(arguments);
+        tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    };
+    let ended = pipe(&["--bandwidth-limit", "1GiB"]).await;
+    assert!(
+        ended.status.success() && ended.stdout == play.image(id),
+        "{:?}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    assert!(String::from_utf8(ended.stderr).unwrap().contains("verified"));
+    assert!(!play.path("-").exists());
+    // What was written can't be taken back, so no other archive serves.
+    play.damage("spare", id);
+    let ended = pipe(&[]).await;
+    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(ended.stdout.len(), play.image(id).len() - (1 << 20));
+    let err = String::from_utf8(ended.stderr).unwrap();
+    for words in ["is damaged", "must not be used"] {
+        assert!(err.contains(words), "{words}: {err}");
+    }
+    let ended = pipe(&["--archive", "vault"]).await;
+    assert!(ended.status.success() && ended.stdout == play.image(id));
+}
+
 /// A snapshot with a copy that a bucket is said to have; an address of it can be made without asking the bucket.
 struct AsTemplate {
     stage: Stage,
@@ -321,9 +361,14 @@ impl AsTemplate {
     }
 
     async fn restore(&self) -> Result<Step, RestoreError> {
-        let wanted =
-            NewTemplate { name: "golden".to_owned(), zone: self.stage.zone.clone(), boot_mode: None };
-        to_template(&self.runner, std::slice::from_ref(&self.found), &wanted).await
+        let wanted = NewTemplate {
+            name: "golden".to_owned(),
+            zone: self.stage.zone.clone(),
+            boot_mode: None,
+            force: false,
+        };
+        to_template(&self.runner, std::slice::from_ref(&self.found), &BuildFacts::default(), &wanted, None)
+            .await
     }
 
     /// The private templates that are there.
@@ -459,8 +504,12 @@ async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
         name: "golden".to_owned(),
         zone: play.stage.zone.clone(),
         boot_mode: Some(BootMode::Legacy),
+        force: false,
     };
-    let step = to_template(&play.runner, std::slice::from_ref(&play.found), &wanted).await.unwrap();
+    let step =
+        to_template(&play.runner, std::slice::from_ref(&play.found), &BuildFacts::default(), &wanted, None)
+            .await
+            .unwrap();
     assert_eq!(step.outcome, StepOutcome::Done, "{step:?}");
     let made = &play.made()[0];
     assert_eq!((&*made.boot_mode, made.ssh_key_enabled, made.password_enabled), ("legacy", true, true));
@@ -471,8 +520,16 @@ async fn without_a_bucket_there_is_no_template_and_nothing_is_asked_for() {
     let play = AsTemplate::new().await;
     let vault = Arc::clone(&play.runner.archives[&"vault".parse().unwrap()]);
     let found = ArchivedCopy { archive: vault, copy: play.found.copy.clone() };
-    let wanted = NewTemplate { name: "golden".to_owned(), zone: play.stage.zone.clone(), boot_mode: None };
-    let refused = to_template(&play.runner, &[found], &wanted).await.unwrap_err().to_string();
+    let wanted = NewTemplate {
+        name: "golden".to_owned(),
+        zone: play.stage.zone.clone(),
+        boot_mode: None,
+        force: false,
+    };
+    let refused = to_template(&play.runner, &[found], &BuildFacts::default(), &wanted, None)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("`s3`") && refused.contains("--to"), "{refused}");
     assert!(play.stage.world.changes().is_empty());
 }
@@ -491,6 +548,83 @@ async fn fetch(template: &Template) -> String {
     hash(answer.body).await.to_string()
 }
 
+/// Carries out the commands that a restore printed: a shell reads them, and the zone gets what `exo` would ask for.
+fn build(world: &World, zone: &ZoneName, folder: &Path, told: &Value) -> InstanceId {
+    let create = words(folder, told["next"].as_str().unwrap());
+    let mut options = create.iter().map(String::as_str);
+    let beginning: Vec<&str> = options.by_ref().take(4).collect();
+    assert_eq!(beginning[..3], ["compute", "instance", "create"]);
+    let (mut body, mut networks) = (json!({ "name": beginning[3], "labels": {} }), json!([]));
+    let push = |list: &mut Value, entry: Value| match list {
+        Value::Array(list) => list.push(entry),
+        list => *list = json!([entry]),
+    };
+    while let Some(option) = options.next() {
+        if let Some(asked) = option.strip_prefix("--application-consistent-snapshot-enabled=") {
+            body["application-consistent-snapshot-enabled"] = (asked == "true").into();
+            continue;
+        }
+        match option {
+            "--secureboot" => body["secureboot-enabled"] = true.into(),
+            "--tpm" => body["tpm-enabled"] = true.into(),
+            _ => {
+                let value = options.next().unwrap();
+                match option {
+                    "--zone" => assert_eq!(value, zone.as_str()),
+                    "--template" => body["template"] = json!({ "id": value }),
+                    "--template-visibility" => assert_eq!(value, "private"),
+                    "--disk-size" => body["disk-size"] = value.parse::<u64>().unwrap().into(),
+                    "--instance-type" => {
+                        assert_eq!(value, "standard.medium");
+                        body["instance-type"] = json!({ "id": INSTANCE_TYPE });
+                    }
+                    "--security-group" => push(&mut body["security-groups"], json!({ "id": value })),
+                    "--anti-affinity-group" => {
+                        push(&mut body["anti-affinity-groups"], json!({ "id": value }));
+                    }
+                    "--private-network" => push(&mut networks, json!({ "id": value })),
+                    "--deploy-target" => body["deploy-target"] = json!({ "id": value }),
+                    "--public-ip" => body["public-ip-assignment"] = value.into(),
+                    "--ssh-key" => push(&mut body["ssh-keys"], json!({ "name": of_csv(value) })),
+                    "--label" => {
+                        let field =
+                            if value.matches('=').count() > 1 { of_csv(value) } else { value.to_owned() };
+                        let (key, value) = field.split_once('=').unwrap();
+                        body["labels"][key] = value.into();
+                    }
+                    other => panic!("{other}"),
+                }
+            }
+        }
+    }
+    let made = world.create_instance(zone, body);
+    let mut addresses = json!([]);
+    for command in told["then"].as_array().unwrap() {
+        let words = words(folder, command.as_str().unwrap());
+        assert_eq!(words[..5], ["compute", "instance", "elastic-ip", "attach", "web-1"]);
+        push(&mut addresses, json!({ "id": words[5] }));
+    }
+    world.set_machine(made, json!({ "private-networks": networks, "elastic-ips": addresses }));
+    made
+}
+
+/// The arguments that `exo` gets from a shell.
+fn words(folder: &Path, command: &str) -> Vec<String> {
+    let script = format!("exo() {{ for word in \"$@\"; do printf '%s\\0' \"$word\"; done; }}\n{command}\n");
+    let ended = std::process::Command::new("sh").arg("-c").arg(script).current_dir(folder).output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    let text = String::from_utf8(ended.stdout).unwrap();
+    text.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// A line of CSV with one field.
+fn of_csv(line: &str) -> String {
+    match line.strip_prefix('"').and_then(|line| line.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => line.to_owned(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_exported() {
     let Some(mut bucket_server) = Server::start() else { return };
@@ -507,6 +641,10 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
         (instance, snapshot, world.image(snapshot).md5().to_owned())
     };
     let (web, db) = (instance("web-1"), instance("db; rm -rf ~"));
+    world.rename_instance(web.0, "web-1", &[("backup", "nightly"), ("say", "it's $HOME, a=b")]);
+    world.set_machine(web.0, machine());
+    world.set_consistency(web.0, true, true);
+    let before = world.shown(web.0);
     // One goes to the bucket, the other to the folder alone.
     let policy = |name: &str, of: &str, archive: &str| {
         format!(
@@ -553,10 +691,23 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     let made = private(&world, &zone);
     assert_eq!((made.len(), made[0].id, &*made[0].name), (1, id, "web-again"));
     assert_eq!((&told["archive"], &told["snapshot_id"]), (&json!("offsite"), &json!(web.1.to_string())));
-    let next = format!(
-        "exo compute instance create web-1 --zone ch-gva-2 --template {id} --template-visibility private --disk-size 10"
+    // The printed commands, by a shell, build it again.
+    let again = build(&world, &zone, folder.path(), &told);
+    // User data is only where an archive may hold it.
+    let different = ["id", "created-at", "snapshots", "template", "public-ip", "user-data"];
+    let shown = |id: InstanceId| without(world.shown(id), &different);
+    assert_eq!(shown(again), without(before.clone(), &different));
+    assert_eq!(
+        (world.template_of(again), &told["next"].as_str().unwrap()[..32]),
+        (id, "exo compute instance create web-")
     );
-    assert_eq!(told["next"], next);
+    let source: TemplateId = before["template"]["id"].as_str().unwrap().parse().unwrap();
+    assert_ne!(source, id);
+    assert_eq!((&*made[0].version, &*made[0].build), ("24.04 LTS", "2026-01-01-simulated"));
+    assert_eq!(
+        (&*made[0].maintainer, made[0].ssh_key_enabled, made[0].password_enabled),
+        ("Exoscale", true, false)
+    );
     assert_eq!((&*made[0].boot_mode, made[0].default_user.as_deref()), ("uefi", Some("ubuntu")));
     assert_eq!(made[0].checksum.as_ref(), Some(&web.2));
     assert_eq!(fetch(&made[0]).await, web.2);
@@ -566,7 +717,8 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     let made = private(&world, &zone).into_iter().find(|template| template.name == "db-again").unwrap();
     assert_eq!(made.checksum.as_ref(), Some(&db.2));
     assert_eq!(fetch(&made).await, db.2);
-    assert!(text.out.contains(&format!("create NAME --zone ch-gva-2 --template {}", made.id)), "{text:?}");
+    let command = format!("create 'db; rm -rf ~' \\\n    --zone ch-gva-2 \\\n    --template {} ", made.id);
+    assert!(text.out.contains(&command), "{text:?}");
     assert_eq!(bucket_server.keys().len(), 7);
     let listed =
         program(folder.path(), &variables, &["archive", "list", "offsite", "--output", "json"]).await;
@@ -590,10 +742,42 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     md5.update(&bytes_of(&folder.path().join("web.qcow2")));
     assert_eq!(md5.finish().to_string(), web.2);
 
+    // An existing instance gets the disk back; its id and all that it is attached to stay.
+    let shown = world.shown(again);
+    let arguments = ["--latest", &before["id"].as_str().unwrap()[..8], "--to-instance", &again.to_string()];
+    let safe = ["--yes", "--from-other", "--copy-to", "vault", "--output", "json"];
+    let refused =
+        program(folder.path(), &variables, &[&["restore", "--zone", "ch-gva-2"], &arguments[..]].concat())
+            .await;
+    refused.refused(2, &["nobody can be asked", "--yes"]);
+    let of_other =
+        [&["restore", "--zone", "ch-gva-2"], &arguments[..], &["--yes", "--copy-to", "vault"]].concat();
+    program(folder.path(), &variables, &of_other).await.refused(1, &["--from-other"]);
+    let reset = restore(&[&arguments[..], &safe[..]].concat()).await;
+    let told_of_reset = reset.json();
+    let different = ["snapshots", "template"];
+    assert_eq!(without(world.shown(again), &different), without(shown, &different));
+    let on: TemplateId = told_of_reset["template_id"].as_str().unwrap().parse().unwrap();
+    assert_eq!((world.template_of(again), &told_of_reset["before_archive"]), (on, &json!("vault")));
+    let holds = program(folder.path(), &variables, &["holds", "--output", "json"]).await;
+    assert!(holds.out.contains(told_of_reset["before_snapshot_id"].as_str().unwrap()), "{holds:?}");
+
+    // And back to what it was before that.
+    let safety = told_of_reset["before_snapshot_id"].as_str().unwrap();
+    program(folder.path(), &variables, &["revert", safety]).await.refused(2, &["--yes"]);
+    let reverted =
+        program(folder.path(), &variables, &["revert", &safety[..8], "--yes", "--copy-to", "vault"]).await;
+    assert_eq!(reverted.status, 0, "{reverted:?}");
+    reverted.has(&["reverted instance web-1", "on hold until", "with a verified copy in archive vault"]);
+    assert!(world.is_running(again));
+
     // What is not said at all can't hold a secret.
     assert!(text.err.contains("register-template"), "{text:?}");
-    for secret in ["X-Amz-Signature", bucket_secret, API_SECRET] {
+    for secret in ["X-Amz-Signature", bucket_secret, API_SECRET, "aHVzaC1odXNo"] {
         for said in [
+            &reset.out,
+            &reset.err,
+            &reverted.err,
             &text.out,
             &text.err,
             &told.to_string(),

@@ -157,6 +157,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
         run_id: None,
         program_version: None,
         template: None,
+        machine: None,
         warnings: Vec::new(),
         pruned_at: None,
         corrupt_since: None,

@@ -133,7 +133,8 @@ async fn all_is_well_and_is_shown_as_a_table_and_as_json() {
     assert_eq!(json["downloads"], serde_json::json!([]));
 
     let download = RunningDownload {
-        policy: "nightly".parse().unwrap(),
+        doing: "exporting",
+        policy: Some("nightly".parse().unwrap()),
         zone: "ch-gva-2".parse().unwrap(),
         snapshot_id: "0198c0de-0000-7000-8000-000000000001".parse().unwrap(),
         snapshot_name: "before\u{1b}[2K".to_owned(),

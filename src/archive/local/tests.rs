@@ -1,5 +1,6 @@
 //! Claims about storing. The real disk in a temporary folder, a source in memory, paused time.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::Mutex;
@@ -8,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::ProblemKind;
-use crate::archive::manifest::TemplateRecord;
+use crate::archive::manifest::{TemplateOrigin, TemplateRecord};
 use crate::archive::store::{ImageToStore, Unverified, store};
 use crate::archive::testing::{
     FakeSource, Fault, GIB, NoRandomness, Offer, Shared, TestDisk, image, md5_of, put,
@@ -22,7 +23,7 @@ use crate::sim::clock::SimClock;
 use crate::sim::disk::MemoryDisk;
 use crate::sim::image::{DiskShape, Image};
 use crate::sim::randomness::SeededRandomness;
-use crate::snapshot::{Instance, Snapshot, SnapshotState};
+use crate::snapshot::{Instance, Machine, Snapshot, SnapshotState};
 use crate::text::chain;
 
 const STEM: &str = "20261101T023000Z-b0c0ab00-0000-4000-8000-000000000001";
@@ -148,9 +149,12 @@ fn to_store() -> ImageToStore {
             is_managed: false,
             created_at: None,
         }),
-        policy: "nightly".parse().unwrap(),
+        policy: Some("nightly".parse().unwrap()),
         run_id: "01932b5e-0000-7000-8000-000000000000".parse().unwrap(),
         template: None,
+        machine: None,
+        user_data_in: BTreeSet::new(),
+        missing: Vec::new(),
     }
 }
 
@@ -201,13 +205,26 @@ async fn the_manifest_says_all_that_a_restore_needs() {
         default_user: Some("debian".to_owned()),
         password_enabled: Some(false),
         ssh_key_enabled: Some(true),
+        application_consistent: Some(false),
+        origin: Some(Box::new(TemplateOrigin {
+            name: Some("Debian 12".to_owned()),
+            ..TemplateOrigin::default()
+        })),
     };
-    let what = ImageToStore { template: Some(template), ..to_store() };
+    let machine = Machine {
+        instance_type: Some("standard.medium".to_owned()),
+        disk_size_gib: Some(10),
+        ssh_keys: vec!["alice".to_owned()],
+        user_data: Some("aHVzaA==".to_owned()),
+        ..Machine::default()
+    };
+    let missing = vec!["half of it".to_owned()];
+    let what = ImageToStore { template: Some(template), machine: Some(machine), missing, ..to_store() };
     bench.store_this(&what, &FakeSource::new(Offer::of(&image(LEN, 1)), [])).await.unwrap();
     let text = String::from_utf8(bench.read(".json")).unwrap();
     insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "[version]"), @r#"
     {
-      "version": 1,
+      "version": 2,
       "zone": "ch-gva-2",
       "snapshot": {
         "id": "b0c0ab00-0000-4000-8000-000000000001",
@@ -241,9 +258,36 @@ async fn the_manifest_says_all_that_a_restore_needs() {
         "boot_mode": "uefi",
         "default_user": "debian",
         "password_enabled": false,
-        "ssh_key_enabled": true
+        "ssh_key_enabled": true,
+        "application_consistent": false,
+        "origin": {
+          "name": "Debian 12",
+          "version": null,
+          "build": null,
+          "maintainer": null
+        }
       },
-      "warnings": [],
+      "machine": {
+        "instance_type": "standard.medium",
+        "instance_type_id": null,
+        "disk_size_gib": 10,
+        "security_groups": [],
+        "private_networks": [],
+        "elastic_ips": [],
+        "anti_affinity_groups": [],
+        "deploy_target": null,
+        "ssh_keys": [
+          "alice"
+        ],
+        "secure_boot": null,
+        "tpm": null,
+        "public_ip_assignment": null,
+        "application_consistent_snapshots": null,
+        "manager": null
+      },
+      "warnings": [
+        "half of it"
+      ],
       "pruned_at": null,
       "corrupt_since": null
     }

@@ -1108,7 +1108,7 @@ async fn scene_with_an_image() -> (Scene, Archive, StoredCopy, Bytes) {
 
 async fn verify_one(archive: &Archive, copy: &StoredCopy) -> Outcome {
     let (clock, hashers) = (TestClock::at("2026-11-20T00:00:00Z"), Hashers::default());
-    let reader = CopyReader { clock: &clock, randomness: &NoRandomness, hashers: &hashers };
+    let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
     verify::verify(archive, copy, reader).await.outcome
 }
 
@@ -1171,7 +1171,7 @@ async fn corruption_that_a_bucket_does_not_let_be_noted_is_told_apart() {
     store.put(&key(".qcow2"), Bytes::from(flipped));
     store.always("put .corrupt.json", refuse(403, "AccessDenied"));
     let (clock, hashers) = (TestClock::at(NOW), Hashers::default());
-    let reader = CopyReader { clock: &clock, randomness: &NoRandomness, hashers: &hashers };
+    let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
     let verified = verify::verify(&archive, &copy, reader).await;
     assert!(
         matches!(&verified.outcome, Outcome::Corrupt(why) if why.contains("AccessDenied")),

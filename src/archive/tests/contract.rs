@@ -1,6 +1,6 @@
 //! Claims that hold for every kind of archive: a folder on a disk in memory, and a bucket in a store in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,9 +118,12 @@ fn to_store() -> ImageToStore {
         zone: "ch-gva-2".parse().unwrap(),
         snapshot: snapshot(0xf105, "2026-11-01T02:30:00Z"),
         instance: None,
-        policy: "nightly".parse().unwrap(),
+        policy: Some("nightly".parse().unwrap()),
         run_id: "01932b5e-0000-7000-8000-000000000000".parse().unwrap(),
         template: None,
+        machine: None,
+        user_data_in: BTreeSet::new(),
+        missing: Vec::new(),
     }
 }
 
@@ -375,7 +378,7 @@ async fn the_catalogue_counts_only_verified_copies_and_names_every_problem() {
         let fixture = &*fixture;
         store_image(fixture.archive(), &source(&bytes)).await.unwrap();
         // One of a later version, and one that was pruned, count.
-        let later = of("00000000000a").replace("\"version\": 1", "\"version\": 7, \"colour\": {\"of\": [1]}");
+        let later = of("00000000000a").replace("\"version\": 2", "\"version\": 7, \"colour\": {\"of\": [1]}");
         fixture.write(&named("00000000000a", ".json"), later.as_bytes());
         fixture.write(&named("00000000000a", ".qcow2"), &bytes);
         let pruned =
@@ -504,7 +507,7 @@ async fn a_mark_stands_in_the_name_of_the_manifest_and_counts_more_than_one_with
             let copy = stored_copy(fixture, &bytes).await;
             // What a later version wrote survives.
             let plain = String::from_utf8(fixture.files()[&path(".json")].to_vec()).unwrap();
-            let later = plain.replace("\"version\": 1", "\"version\": 3, \"colour\": {\"of\": [1]}");
+            let later = plain.replace("\"version\": 2", "\"version\": 3, \"colour\": {\"of\": [1]}");
             fixture.write(
                 &path(".json"),
                 later.replace("\"labels\": {", "\"tpm\": true, \"labels\": {").as_bytes(),
@@ -589,7 +592,7 @@ async fn a_copy_is_verified_again_and_one_bit_makes_it_count_no_more() {
         let later = TestClock::at("2026-12-01T00:00:00Z");
         let verify = async |copy: &StoredCopy| {
             let hashers = Hashers::default();
-            let reader = CopyReader { clock: &later, randomness: &NoRandomness, hashers: &hashers };
+            let reader = CopyReader::new(&later, &NoRandomness, &hashers);
             verify::verify(fixture.archive(), copy, reader).await.outcome
         };
         assert_eq!(verify(&copy).await, Outcome::Good);
@@ -619,7 +622,7 @@ async fn a_corrupt_copy_whose_bytes_are_right_again_counts_again() {
         fixture.archive().update_manifest(&copy, ManifestUpdate::Corrupt(at)).await.unwrap();
         let verify = async || {
             let (clock, hashers) = (TestClock::at("2026-12-01T00:00:00Z"), Hashers::default());
-            let reader = CopyReader { clock: &clock, randomness: &NoRandomness, hashers: &hashers };
+            let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
             let [copy] = &verify::due(&catalogue(fixture).await, 1)[..] else {
                 panic!("it is not read again")
             };

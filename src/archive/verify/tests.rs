@@ -82,7 +82,7 @@ impl Bench {
 
     async fn verify_one(&self, copy: &StoredCopy) -> Outcome {
         let (clock, hashers) = (TestClock::at(NOW), Hashers::default());
-        let reader = CopyReader { clock: &clock, randomness: &NoRandomness, hashers: &hashers };
+        let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
         verify(&self.archive, copy, reader).await.outcome
     }
 }

@@ -59,7 +59,7 @@ impl Bench {
             settle: std::time::Duration::ZERO,
             expect_newest: None,
         };
-        let rules = ArchiveRules { retention: Some(retention), verify: None, guard };
+        let rules = ArchiveRules { retention: Some(retention), verify: None, guard, user_data: false };
         Self {
             folder,
             pruner: ArchivePruner {
