@@ -1,6 +1,6 @@
 //! The process seam: other programs.
 //!
-//! A program is started without a shell. It reads nothing, runs in the folder `/`, and gets an environment of its own: what
+//! A program is started without a shell. It reads what we write to it, or nothing, runs in the folder `/`, and gets an environment of its own: what
 //! [`INHERITED`] names of ours, and what its [`Command`] gives, so that no secret of ours reaches it that way. It leads a
 //! group of processes, which receives our signals as a whole. The real form is [`RealProcesses`]; the simulated one is
 //! `sim::processes::SimProcesses`.
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Child;
 
 /// The variables of our environment that other programs get.
@@ -34,6 +34,8 @@ pub struct Command {
     pub arguments: Vec<String>,
     /// Its environment, beside the variables of [`INHERITED`].
     pub environment: BTreeMap<String, String>,
+    /// Whether we write to its standard input.
+    pub has_input: bool,
 }
 
 /// Why a program cannot be started.
@@ -65,10 +67,16 @@ pub enum ProgramError {
 /// What a program writes, as it comes.
 pub type Output = Pin<Box<dyn AsyncRead + Send>>;
 
-/// A program that was started.
+/// What a program reads. Dropped, it is at its end.
+pub type Input = Pin<Box<dyn AsyncWrite + Send>>;
+
+/// A program that was started. If it is dropped, the process is killed before its input ends: a program that takes the end
+/// of its input for the end of its work must not do so.
 pub struct Started {
     /// To wait for it, and to end it.
     pub process: Box<dyn Process>,
+    /// Its standard input, if its command has one.
+    pub stdin: Option<Input>,
     /// What it writes to its standard output.
     pub stdout: Output,
     /// What it writes to its standard error.
@@ -85,6 +93,9 @@ pub trait Process: Send + Debug {
 
     /// Asks the whole group to end.
     fn terminate(&mut self);
+
+    /// Asks the whole group to end as Ctrl-C does, for programs that clean up only then.
+    fn interrupt(&mut self);
 
     /// Ends the whole group, also what remains of it after the end of the process itself.
     fn kill(&mut self);
@@ -155,7 +166,7 @@ impl Processes for RealProcesses {
             .envs(inherited)
             .envs(&command.environment)
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(if command.has_input { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -174,8 +185,9 @@ impl Processes for RealProcesses {
             return Err(ProgramError::Start(path, io::Error::other("it ended at once")));
         };
         running(&self.groups).insert(group);
-        let process = RealProcess { child, group, groups: Arc::clone(&self.groups) };
-        Ok(Started { process: Box::new(process), stdout: Box::pin(stdout), stderr: Box::pin(stderr) })
+        let mut process = RealProcess { child, group, groups: Arc::clone(&self.groups) };
+        let stdin = process.child.stdin.take().map(|stdin| Box::pin(stdin) as Input);
+        Ok(Started { process: Box::new(process), stdin, stdout: Box::pin(stdout), stderr: Box::pin(stderr) })
     }
 
     fn kill_all(&self) {
@@ -226,6 +238,10 @@ impl Process for RealProcess {
         signal(self.group, Signal::TERM);
     }
 
+    fn interrupt(&mut self) {
+        signal(self.group, Signal::INT);
+    }
+
     fn kill(&mut self) {
         signal(self.group, Signal::KILL);
     }
@@ -243,7 +259,7 @@ impl Drop for RealProcess {
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
     use crate::disk::{Access, RealDisk, replace_file};
@@ -259,7 +275,8 @@ mod tests {
     fn start(processes: &RealProcesses, program: &str, arguments: &[&str]) -> Started {
         let environment = BTreeMap::from([("FACT".to_owned(), "a b".to_owned())]);
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        processes.start(&Command { program: program.to_owned(), arguments, environment }).unwrap()
+        let program = program.to_owned();
+        processes.start(&Command { program, arguments, environment, has_input: false }).unwrap()
     }
 
     async fn text(mut output: Output) -> String {
@@ -270,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_gets_its_arguments_as_they_are_and_a_small_environment() {
-        let Started { mut process, stdout, stderr } = start(
+        let Started { mut process, stdout, stderr, .. } = start(
             &RealProcesses::default(),
             "sh",
             &["-c", "env; pwd; echo \"$1\" >&2; exit 7", "sh", "$(id) *"],
@@ -292,7 +309,7 @@ mod tests {
             let processes = RealProcesses::default();
             // The child keeps the pipe open for as long as it is there.
             let text_of_script = "trap '' TERM; (trap '' TERM; while :; do sleep 100; done) & echo; wait";
-            let Started { mut process, mut stdout, stderr } =
+            let Started { mut process, mut stdout, stderr, .. } =
                 start(&processes, "sh", &["-c", text_of_script]);
             assert_eq!(stdout.read_u8().await.unwrap(), b'\n');
             match how {
@@ -313,6 +330,35 @@ mod tests {
         assert_eq!(process.wait().await.unwrap().code(), Some(4));
         process.kill();
         assert_eq!(text(stdout).await, "bye\n");
+    }
+
+    #[tokio::test]
+    async fn it_reads_what_is_written_to_it_and_dropped_it_never_sees_the_end_of_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let ended = folder.path().join("ended");
+        let command = |script: &str| Command {
+            program: "sh".to_owned(),
+            arguments: ["-c", script, "sh", ended.to_str().unwrap()].map(str::to_owned).into(),
+            environment: BTreeMap::new(),
+            has_input: true,
+        };
+        let mut started = RealProcesses::default().start(&command("cat; exit 3")).unwrap();
+        let mut stdin = started.stdin.take().unwrap();
+        stdin.write_all(b"abc").await.unwrap();
+        drop(stdin);
+        assert_eq!(text(started.stdout).await, "abc");
+        assert_eq!(started.process.wait().await.unwrap().code(), Some(3));
+        // As a program that saves what it has got once its input ends.
+        for _ in 0..20 {
+            let mut started = RealProcesses::default().start(&command("echo; cat; : > \"$1\"")).unwrap();
+            assert_eq!(started.stdout.read_u8().await.unwrap(), b'\n');
+            started.stdin.as_mut().unwrap().write_all(b"abc").await.unwrap();
+            // It holds the pipe until its end.
+            let stdout = std::mem::replace(&mut started.stdout, Box::pin(tokio::io::empty()));
+            drop(started);
+            text(stdout).await;
+            assert!(!ended.exists());
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::archive::layout::{CopyId, HoldMark};
 use crate::archive::local::LocalArchive;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem, ProbeSteps};
+use crate::archive::restic::archive::ResticArchive;
+use crate::archive::restic::error::ResticError;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::error::S3Error;
 use crate::archive::s3::versions::Versions;
@@ -25,6 +27,8 @@ pub enum Archive {
     Local(LocalArchive),
     /// In a bucket.
     S3(S3Archive),
+    /// In a repository of restic.
+    Restic(ResticArchive),
 }
 
 /// An archive can't be read, so its content is unknown.
@@ -44,6 +48,9 @@ pub enum ArchiveError {
     /// One in a bucket.
     #[error(transparent)]
     S3(#[from] S3Error),
+    /// One in a repository of restic.
+    #[error(transparent)]
+    Restic(#[from] ResticError),
 }
 
 impl Archive {
@@ -52,6 +59,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.name(),
             Self::S3(archive) => archive.name(),
+            Self::Restic(archive) => archive.name(),
         }
     }
 
@@ -66,6 +74,7 @@ impl Archive {
                 ArchiveError::Local { archive, path, source }
             }),
             Self::S3(archive) => Ok(archive.catalogue().await?),
+            Self::Restic(archive) => Ok(archive.catalogue().await?),
         }
     }
 
@@ -74,6 +83,7 @@ impl Archive {
         match self {
             Self::Local(archive) => shown(archive.path()),
             Self::S3(archive) => archive.place(),
+            Self::Restic(archive) => archive.place(),
         }
     }
 
@@ -82,6 +92,7 @@ impl Archive {
         match self {
             Self::Local(archive) => shown(&archive.path().join(MARKER_FILE)),
             Self::S3(archive) => format!("{}{MARKER_FILE}", archive.place()),
+            Self::Restic(archive) => format!("{} in {}", MARKER_FILE, archive.place()),
         }
     }
 
@@ -93,6 +104,7 @@ impl Archive {
         Ok(match self {
             Self::Local(archive) => archive.marker().await,
             Self::S3(archive) => archive.marker().await?,
+            Self::Restic(archive) => archive.marker().await?,
         })
     }
 
@@ -110,6 +122,10 @@ impl Archive {
                 .write_marker(marker)
                 .await
                 .map_err(|error| error.into_sink_error(format!("write the marker of {}", archive.place()))),
+            Self::Restic(archive) => archive
+                .write_marker(marker)
+                .await
+                .map_err(|error| error.into_sink_error(format!("write the marker of {}", archive.place()))),
         }
     }
 
@@ -119,6 +135,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.probe().await,
             Self::S3(archive) => archive.probe().await,
+            Self::Restic(archive) => archive.probe().await,
         }
     }
 
@@ -144,6 +161,13 @@ impl Archive {
                 let doing = format!("begin to store in {}", archive.place());
                 StoreError::Sink(error.into_sink_error(doing))
             }),
+            Self::Restic(archive) => archive.begin(id).await.map_err(|error| {
+                if error.is_busy() {
+                    return StoreError::Busy { image: archive.place() };
+                }
+                let doing = format!("begin to store in {}", archive.place());
+                StoreError::Sink(error.into_sink_error(doing))
+            }),
         }
     }
 
@@ -155,6 +179,7 @@ impl Archive {
         match self {
             Self::Local(archive) => Ok(archive.has(copy).await),
             Self::S3(archive) => Ok(archive.has(copy).await?),
+            Self::Restic(archive) => Ok(archive.has(copy).await?),
         }
     }
 
@@ -169,6 +194,7 @@ impl Archive {
                 ArchiveError::Local { archive, path, source }
             }),
             Self::S3(archive) => Ok(archive.head(copy).await?),
+            Self::Restic(archive) => Ok(archive.head(copy).await?),
         }
     }
 
@@ -184,6 +210,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.update_manifest(copy, update).await,
             Self::S3(archive) => archive.update_manifest(copy, update).await,
+            Self::Restic(archive) => archive.update_manifest(copy, update).await,
         }
     }
 
@@ -195,6 +222,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.forget_pruned(copy).await,
             Self::S3(archive) => archive.forget_pruned(copy).await,
+            Self::Restic(archive) => archive.forget_pruned(copy).await,
         }
     }
 
@@ -212,6 +240,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.mark_hold(id, mark, text).await,
             Self::S3(archive) => archive.mark_hold(id, mark, text).await,
+            Self::Restic(archive) => archive.mark_hold(id, mark, text).await,
         }
     }
 
@@ -223,6 +252,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.remove_holds(id, of).await,
             Self::S3(archive) => archive.remove_holds(id, of).await,
+            Self::Restic(archive) => archive.remove_holds(id, of).await,
         }
     }
 
@@ -234,6 +264,7 @@ impl Archive {
         match self {
             Self::Local(archive) => Ok(archive.leftovers().await),
             Self::S3(archive) => Ok(archive.leftovers().await?),
+            Self::Restic(archive) => Ok(archive.leftovers().await?),
         }
     }
 
@@ -251,6 +282,10 @@ impl Archive {
                 .remove_leftovers()
                 .await
                 .map_err(|error| error.into_sink_error("abort abandoned uploads".to_owned())),
+            Self::Restic(archive) => archive
+                .remove_leftovers()
+                .await
+                .map_err(|error| error.into_sink_error("free the space of deleted images".to_owned())),
         }
     }
 
@@ -262,6 +297,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.remove_corrupt(copy).await,
             Self::S3(archive) => archive.remove_corrupt(copy).await,
+            Self::Restic(archive) => archive.remove_corrupt(copy).await,
         }
     }
 
@@ -273,6 +309,7 @@ impl Archive {
         match self {
             Self::Local(archive) => Ok(archive.manifest_bytes(copy).await),
             Self::S3(archive) => Ok(archive.manifest_bytes(copy).await?),
+            Self::Restic(archive) => Ok(archive.manifest_bytes(copy).await?),
         }
     }
 
@@ -281,13 +318,14 @@ impl Archive {
         match self {
             Self::Local(archive) => Box::new(archive.image(copy)),
             Self::S3(archive) => Box::new(archive.image(copy)),
+            Self::Restic(archive) => Box::new(archive.image(copy)),
         }
     }
 
     /// Until when what is kept now is locked; none where nothing is.
     pub(crate) fn lock_until(&self, now: Timestamp) -> Option<Timestamp> {
         match self {
-            Self::Local(_) => None,
+            Self::Local(_) | Self::Restic(_) => None,
             Self::S3(archive) => archive.lock_until(now),
         }
     }
@@ -298,7 +336,7 @@ impl Archive {
     /// [`ArchiveError`]; a part of it may be locked by then.
     pub(crate) async fn lock_copy(&self, copy: &StoredCopy, until: Timestamp) -> Result<(), ArchiveError> {
         match self {
-            Self::Local(_) => Ok(()),
+            Self::Local(_) | Self::Restic(_) => Ok(()),
             Self::S3(archive) => Ok(archive.lock_copy(copy, until).await?),
         }
     }
@@ -309,7 +347,7 @@ impl Archive {
     /// [`ArchiveError`].
     pub(crate) async fn set_legal_hold(&self, copy: &StoredCopy, is_on: bool) -> Result<(), ArchiveError> {
         match self {
-            Self::Local(_) => Ok(()),
+            Self::Local(_) | Self::Restic(_) => Ok(()),
             Self::S3(archive) => Ok(archive.set_legal_hold(copy, is_on).await?),
         }
     }
@@ -321,7 +359,7 @@ impl Archive {
     /// [`ArchiveError`] if the archive can't be read.
     pub(crate) async fn versions(&self, asked: &[&StoredCopy]) -> Result<Option<Versions>, ArchiveError> {
         match self {
-            Self::Local(_) => Ok(None),
+            Self::Local(_) | Self::Restic(_) => Ok(None),
             Self::S3(archive) => Ok(archive.versions(asked).await?),
         }
     }
@@ -332,9 +370,14 @@ impl Archive {
     /// [`ArchiveError`]; what was not deleted is found the next time.
     pub(crate) async fn delete_noncurrent(&self) -> Result<(), ArchiveError> {
         match self {
-            Self::Local(_) => Ok(()),
+            Self::Local(_) | Self::Restic(_) => Ok(()),
             Self::S3(archive) => Ok(archive.delete_noncurrent().await?),
         }
+    }
+
+    /// Whether copies share their data, so that a damage of one may be one of others.
+    pub(crate) fn shares_data(&self) -> bool {
+        matches!(self, Self::Restic(_))
     }
 
     /// Bytes that may still be written, as far as the archive can say: a bucket has no limit of its own.
@@ -342,6 +385,7 @@ impl Archive {
         match self {
             Self::Local(archive) => archive.free_bytes().await,
             Self::S3(_) => None,
+            Self::Restic(archive) => archive.free_bytes().await,
         }
     }
 }

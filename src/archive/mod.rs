@@ -7,7 +7,8 @@
 //!
 //! [`store`] downloads an image ([`transfer`]) into all archives that lack it, has it verified by its MD5 ([`md5`]) and its
 //! structure ([`qcow2`]), and published under the names of [`layout`] with a [`manifest`]. An archive ([`backend`]) is a
-//! folder ([`local`], whose `journal` says what can be resumed) or a prefix in a bucket ([`s3`]).
+//! folder ([`local`], whose `journal` says what can be resumed), a prefix in a bucket ([`s3`]), or a repository of restic
+//! ([`restic`]).
 //! [`catalogue`] reads an archive back, and [`stats`] adds it up: there is no database beside it, though a [`manifest_cache`]
 //! spares reading what has not changed. [`copy_reader`] reads a
 //! copy's bytes again, for a restore; [`verify`] does to check them, and [`manifest_update`] records the result. [`proof`] is the value without which a snapshot whose export is
@@ -29,6 +30,7 @@ pub mod marker;
 pub mod md5;
 pub mod proof;
 pub mod qcow2;
+pub mod restic;
 pub mod s3;
 pub mod stats;
 pub mod store;
@@ -36,7 +38,7 @@ pub mod store;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests {
-    pub(super) mod contract;
+    pub(in crate::archive) mod contract;
 }
 pub mod transfer;
 pub mod verify;

@@ -6,6 +6,7 @@
 //! remember what was found.
 
 use std::collections::HashSet;
+use std::error::Error;
 
 use jiff::Timestamp;
 
@@ -14,7 +15,9 @@ use crate::archive::catalogue::{Catalogue, Problem, ProblemKind, StoredCopy};
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
+use crate::archive::restic::archive::Damaged;
 use crate::archive::transfer::download::Fetched;
+use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::sink::shown;
 use crate::policy::name::ArchiveName;
@@ -114,6 +117,7 @@ pub async fn verify(archive: &Archive, copy: &StoredCopy, reader: CopyReader<'_>
     // Without an output the image is hashed, and not kept.
     let compared = match reader.download(&*source).fetch(&mut Outputs::default(), false).await {
         Ok(fetched) => compare(&fetched, &copy.manifest),
+        Err(error) if is_damage(&error) => Err(chain(&error)),
         Err(error) => {
             return Verified::new(Outcome::Failed(format!("it can't be read: {}", chain(&error))));
         }
@@ -179,6 +183,12 @@ pub struct Look {
     pub outcome: Outcome,
     /// Whether an `ETag` was compared, and not the length alone.
     pub has_etag: bool,
+}
+
+/// Whether a copy can't be read since the archive has lost data of it.
+fn is_damage(error: &DownloadError) -> bool {
+    let first: &(dyn Error + 'static) = error;
+    std::iter::successors(Some(first), |error| (*error).source()).any(<dyn Error>::is::<Damaged>)
 }
 
 /// Whether the bytes are those of the manifest; if not, the reason.

@@ -60,7 +60,7 @@ pub(super) async fn rm(
     let found = looker.look(&archive, &rules.guard).await;
     let found = found.map_err(|why| Refusal::failed(format!("archive {name}: {why}")))?;
     match &found.presence {
-        Presence::Closed(why) | Presence::WriteFailed { why, .. } => {
+        Presence::Closed(why) | Presence::InDoubt { why, .. } => {
             return Err(Refusal::failed(format!("nothing is deleted from archive {name}: {why}")));
         }
         Presence::Unadopted => return Err(Refusal::failed(unadopted_text(name))),

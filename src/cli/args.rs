@@ -166,7 +166,7 @@ pub enum Command {
     Restore(Restore),
     /// Take an instance back to one of its snapshots: all that was written since is lost
     ///
-    /// A snapshot of the instance as it is is taken first, put on hold for 30 days, and exported to an archive. Then the instance is
+    /// First a snapshot of the instance as it is now is taken, put on hold for 30 days, and exported to an archive. Then the instance is
     /// stopped, reverted, and started again if it ran. What it writes between that snapshot and its stop is lost: stop it yourself
     /// before, if that matters. No policy with this state directory deletes in the zone meanwhile.
     Revert(Revert),

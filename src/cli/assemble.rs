@@ -8,6 +8,10 @@ use std::sync::Arc;
 use crate::archive::backend::Archive;
 use crate::archive::local::LocalArchive;
 use crate::archive::manifest_cache::ManifestCache;
+use crate::archive::restic;
+use crate::archive::restic::archive::ResticArchive;
+use crate::archive::restic::files::ResticFileError;
+use crate::archive::restic::repository::ResticSettings;
 use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
@@ -229,6 +233,12 @@ fn systemd_state_directory() -> Option<PathBuf> {
     folders.split(':').next().filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
+/// The first of the folders that systemd created for the service's cache.
+fn systemd_cache_directory() -> Option<PathBuf> {
+    let folders = std::env::var("CACHE_DIRECTORY").ok()?;
+    folders.split(':').next().filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
 /// The archives of the configuration. None is accessed yet.
 ///
 /// # Errors
@@ -302,6 +312,27 @@ pub fn archive(
                 seams.randomness.clone(),
             );
             Ok(Archive::S3(archive.with_cache(cache)))
+        }
+        ArchiveSettings::Restic { repository, password_file, program, cache_directory, environment_file } => {
+            let bad = |error: &ResticFileError| Refusal::bad_configuration(error);
+            let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+            let password_file =
+                restic::files::password_file(name, password_file.as_deref(), systemd.as_deref());
+            let environment = environment_file.as_deref().map(|path| restic::files::environment(name, path));
+            let settings = ResticSettings {
+                repository: repository.as_str().into(),
+                password_file: password_file.map_err(|error| bad(&error))?,
+                program: program.clone(),
+                cache: cache_directory
+                    .clone()
+                    .or_else(systemd_cache_directory)
+                    .unwrap_or_else(|| state_path(state_directory.clone()).join(format!("restic-{name}"))),
+                environment: environment.transpose().map_err(|error| bad(&error))?.unwrap_or_default(),
+                host: seams.host.clone(),
+            };
+            let (processes, disk, clock) = (seams.processes.clone(), seams.disk.clone(), seams.clock.clone());
+            let archive = ResticArchive::new(name.clone(), settings, processes, disk, clock);
+            Ok(Archive::Restic(archive.with_cache(cache)))
         }
     }
 }

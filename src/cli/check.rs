@@ -291,9 +291,7 @@ async fn try_archive(
         Ok(Found { presence: Presence::Known | Presence::FirstUse, catalogue, .. }) => {
             (None, Some(catalogue))
         }
-        Ok(Found { presence: Presence::WriteFailed { why, .. }, catalogue, .. }) => {
-            (Some(why), Some(catalogue))
-        }
+        Ok(Found { presence: Presence::InDoubt { why, .. }, catalogue, .. }) => (Some(why), Some(catalogue)),
         Ok(Found { presence: Presence::Closed(why), .. }) | Err(why) => (Some(why), None),
         Ok(Found { presence: Presence::Unadopted, .. }) => (Some(unadopted_text(name)), None),
     };

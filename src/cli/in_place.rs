@@ -38,6 +38,13 @@ pub(super) async fn carry_out(
     output: Output,
     progress: &Progress,
 ) -> Result<Exit, Refusal> {
+    let id = change.instance.instance.id;
+    if let Some(shard) = config.shard.filter(|shard| !shard.has(id)) {
+        let of = shard.of(id);
+        return Err(Refusal::usage(format!(
+            "instance {id} is of shard {of}: a hold here would protect nothing, and deletions there would not wait; change it there"
+        )));
+    }
     let archive = copy_archive(runner, config, &change.instance.instance, change, safety)?;
     let copy = archive.as_ref().map(|archive| archive.name().clone());
     let described = change.described();

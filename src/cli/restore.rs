@@ -77,8 +77,10 @@ pub async fn restore(
 ) -> Result<Exit, Refusal> {
     check_usage(restore, output)?;
     let mut config = assemble::configuration(global)?;
-    // Whatever the shard, everything can be restored.
-    config.shard = None;
+    if restore.to_instance.is_none() {
+        // Whatever the shard, everything can be restored.
+        config.shard = None;
+    }
     let seams = Seams::real();
     let wanted = match (&restore.snapshot, &restore.latest) {
         (Some(text), _) => Wanted::Snapshot(text.clone()),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -42,6 +42,9 @@ const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
 const REQUESTS_PER_SECOND_MAX: u64 = 1000;
 /// Several, so that one slow export does not hold up the rest of its zone.
 const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// As Debian's package has it.
+const RESTIC: &str = "restic";
 
 /// All copies, unless the operator wants less to be read at once.
 const VERIFY_PERCENT: u64 = 100;
@@ -145,6 +148,19 @@ pub enum ArchiveSettings {
         ca_file: Option<PathBuf>,
         /// How the bucket is used.
         rules: BucketRules,
+    },
+    /// In a repository of restic.
+    Restic {
+        /// As restic takes it: an absolute path, or an address such as `rest:https://host/`, without a password.
+        repository: String,
+        /// A file with the repository's password; else a systemd credential has it.
+        password_file: Option<PathBuf>,
+        /// The program: an absolute path, or a name to be found in `PATH`.
+        program: String,
+        /// Where restic keeps its cache; `None` leaves the choice to the caller.
+        cache_directory: Option<PathBuf>,
+        /// Lines `KEY=value`: more environment of restic, for its backend.
+        environment_file: Option<PathBuf>,
     },
 }
 
@@ -321,6 +337,9 @@ fn report_overlap(
         ArchiveSettings::S3 { .. } => {
             ("bucket", "this place in the bucket", "give each archive a `prefix` or a bucket of its own")
         }
+        ArchiveSettings::Restic { .. } => {
+            ("repository", "this repository", "give each archive a repository of its own")
+        }
     };
     if let Some(value) = archive.value(key) {
         let fact = format!("{fact} is also that of archive `{other}`, or one lies in the other");
@@ -343,6 +362,16 @@ fn overlap(one: &ArchiveSettings, other: &ArchiveSettings) -> bool {
             bucket == other_bucket
                 && is_same_store(endpoint, other_endpoint)
                 && (prefix.starts_with(other_prefix) || other_prefix.starts_with(prefix))
+        }
+        (
+            ArchiveSettings::Restic { repository: one, .. },
+            ArchiveSettings::Restic { repository: other, .. },
+        ) => one.trim_end_matches('/') == other.trim_end_matches('/'),
+        // A folder in which restic keeps its files is none for images.
+        (ArchiveSettings::Local { path }, ArchiveSettings::Restic { repository, .. })
+        | (ArchiveSettings::Restic { repository, .. }, ArchiveSettings::Local { path }) => {
+            let folder = Path::new(repository);
+            path.starts_with(folder) || folder.starts_with(path)
         }
         _ => false,
     }
@@ -368,26 +397,56 @@ fn read_archive_rules(table: &Table<'_>) -> ArchiveRules {
 }
 
 fn read_archive(table: &Table<'_>) -> Option<ArchiveSettings> {
-    let is_local = table
-        .required("type", "write `type = \"local\"` or `type = \"s3\"`")?
-        .choice(&[("local", true), ("s3", false)])?;
-    let (foreign, fact, help) = if is_local {
-        (
-            table.values_read_by(read_s3),
-            "a local archive has no such key",
-            "take it out: it is for archives of type `s3`",
-        )
-    } else {
-        (
-            table.values_read_by(read_local),
-            "an archive of type `s3` has no such key",
-            "take it out: it is for archives of type `local`",
-        )
-    };
-    for value in foreign {
-        value.place().wrong(fact, help);
+    type Reader = fn(&Table<'_>) -> Option<ArchiveSettings>;
+    let kinds: [(&str, Reader); 3] = [("local", read_local), ("s3", read_s3), ("restic", read_restic)];
+    let (kind, read) = table
+        .required("type", "write `type = \"local\"`, `type = \"s3\"` or `type = \"restic\"`")?
+        .choice(&kinds.map(|kind| (kind.0, kind)))?;
+    for (other, read_other) in kinds.into_iter().filter(|other| other.0 != kind) {
+        for value in table.values_read_by(read_other) {
+            value.place().wrong(
+                format!("an archive of type `{kind}` has no such key"),
+                format!("take it out: it is for archives of type `{other}`"),
+            );
+        }
     }
-    if is_local { read_local(table) } else { read_s3(table) }
+    read(table)
+}
+
+fn read_restic(table: &Table<'_>) -> Option<ArchiveSettings> {
+    let example =
+        "write where the repository is, such as `repository = \"/srv/restic\"`, or an address of restic's";
+    let repository = table.required("repository", example).and_then(|value| {
+        let text = value.text()?;
+        if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return value
+                .wrong("the repository is empty, or has a blank or a control character in it", example);
+        }
+        let user = text.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
+        if user.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+            return value.wrong(
+                "the address has a password in it",
+                "take it out: give it as a variable in the file that `environment_file` names",
+            );
+        }
+        if !text.starts_with('/') && !text.contains(':') {
+            return value.wrong("the repository is neither an absolute path nor an address", example);
+        }
+        Some(text.to_owned())
+    });
+    let program = table.read("program", |value| {
+        let text = value.text()?;
+        let is_name = !text.is_empty() && (text.starts_with('/') || !text.contains('/'));
+        let help = "write an absolute path, or the name of a program in PATH";
+        if is_name { Some(text.to_owned()) } else { value.wrong("it is a relative path", help) }
+    });
+    Some(ArchiveSettings::Restic {
+        password_file: table.read("password_file", Value::path),
+        program: program.unwrap_or_else(|| RESTIC.to_owned()),
+        cache_directory: table.read("cache_directory", Value::path),
+        environment_file: table.read("environment_file", Value::path),
+        repository: repository?,
+    })
 }
 
 fn read_local(table: &Table<'_>) -> Option<ArchiveSettings> {

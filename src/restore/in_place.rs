@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::archive::backend::Archive;
@@ -268,6 +269,9 @@ impl Work<'_> {
         let lock = runner.state.lock_zone(zone, &*runner.clock, self.stop).await;
         let _lock = lock.map_err(|error| self.nothing_changed(&chain(&error)))?;
         let template_id = self.template().await?;
+        if self.stop.is_cancelled() {
+            return Err(self.nothing_changed(STOPPED));
+        }
         let (safety, hold) = self.take_safety_snapshot().await?;
         if let Some(archive) = copy_to {
             self.export(&safety, &hold, archive).await?;
@@ -335,6 +339,7 @@ impl Work<'_> {
             let hold = self.hold(reference.map(SnapshotId)).await.map_err(in_operation)?;
             on_hold = Some(hold.clone());
             let snapshot = self.watch(hold.snapshot).await.map_err(in_operation)?;
+            let hold = self.hold_by_name(hold, &snapshot).await;
             let message = Some(format!("on hold until {}", until_text(&hold)));
             let subject = Some(Subject::of(&snapshot, Some(&instance.instance)));
             stored = Some((snapshot, hold));
@@ -384,6 +389,19 @@ impl Work<'_> {
             StepError::failed(format!("snapshot {snapshot} was taken, and cannot be put on hold: {why}"))
         })?;
         Ok(hold)
+    }
+
+    /// Puts the snapshot's name and date into its hold, for people who list holds. It is on hold already.
+    async fn hold_by_name(&self, mut hold: Hold, snapshot: &Snapshot) -> Hold {
+        let Runner { state, clock, .. } = self.change.runner;
+        if let Some(about) = &mut hold.about {
+            about.name = snapshot.name.to_string();
+            about.created_at = snapshot.created_at;
+        }
+        if let Err(error) = state.hold(&**clock, hold.clone()).await {
+            warn!("the hold on snapshot {} has no name: {}", snapshot.id, chain(&error));
+        }
+        hold
     }
 
     /// Waits until the platform has copied a snapshot to its object storage.
@@ -545,6 +563,10 @@ impl Work<'_> {
             format!("its public address was {was}, and is {is}")
         };
         let mut notes = vec![addresses, format!("it runs on template {template_id}: keep that")];
+        if before.state != after.state {
+            let (was, is) = (printable(&before.state), printable(&after.state));
+            notes.push(format!("it was in state `{was}`, and was `{is}` right after the reset"));
+        }
         if after.instance.template_id != Some(template_id) {
             notes.push(
                 "the API does not show the template yet: look at the instance before you rely on it"

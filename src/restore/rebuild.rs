@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::archive::manifest::{BuildFacts, Manifest};
 use crate::restore::find::ArchivedCopy;
 use crate::snapshot::{Attached, Machine, TemplateId, ZoneName};
-use crate::text::{chain, printable};
+use crate::text::{chain, excerpt, printable};
 
 /// The longest name that the API knows, in characters.
 const NAME_MAX: usize = 255;
@@ -94,7 +94,7 @@ impl Rebuilding {
         if let Some(name) = word(name).filter(|_| !name.starts_with('-')) {
             return name;
         }
-        let shown = printable(name);
+        let shown = excerpt(name, NAME_MAX);
         self.note(format!(
             "the name of the instance, `{shown}`, cannot stand in a command: put one in the place of NAME"
         ));
@@ -205,7 +205,7 @@ impl Rebuilding {
     fn left_out(&mut self, flag: &str, value: &str) {
         self.note(format!(
             "`{flag}` is left out for `{}`, which cannot stand in a command",
-            printable(value)
+            excerpt(value, NAME_MAX)
         ));
     }
 }

@@ -176,7 +176,7 @@ fn bucket(runner: &Runner, copies: &[ArchivedCopy]) -> Result<S3Archive, Restore
     let with_copy = copies.iter().map(|found| &found.archive);
     let bucket = with_copy.chain(runner.archives.values()).find_map(|archive| match &**archive {
         Archive::S3(bucket) => Some(bucket.clone()),
-        Archive::Local(_) => None,
+        Archive::Local(_) | Archive::Restic(_) => None,
     });
     bucket.ok_or(RestoreError::NoBucket)
 }

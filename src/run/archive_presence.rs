@@ -45,9 +45,9 @@ pub(crate) enum Presence {
     FirstUse,
     /// It is the one that was used before, but nothing may be stored in it or deleted that needs a copy in it, for this reason.
     Closed(String),
-    /// The last write to it failed, so nothing may be deleted that needs a copy in it. It is still written to: a write that
-    /// succeeds ends this.
-    WriteFailed {
+    /// Nothing may be deleted that needs a copy in it, since the last write to it failed, or since its copies share data of which
+    /// some was found damaged. It is still written to and verified, which may end this.
+    InDoubt {
         /// As the end of a sentence about it, with what to do.
         why: String,
         /// Whether it had not been used before.
@@ -61,14 +61,14 @@ impl Presence {
     /// Why nothing may be deleted that needs a copy in it, if so.
     pub(crate) fn closed(&self) -> Option<&str> {
         match self {
-            Self::Closed(why) | Self::WriteFailed { why, .. } => Some(why),
+            Self::Closed(why) | Self::InDoubt { why, .. } => Some(why),
             Self::Known | Self::FirstUse | Self::Unadopted => None,
         }
     }
 
     /// Whether it gets its marker before anything is stored in it.
     pub(crate) fn is_first_use(&self) -> bool {
-        matches!(self, Self::FirstUse | Self::WriteFailed { is_first_use: true, .. })
+        matches!(self, Self::FirstUse | Self::InDoubt { is_first_use: true, .. })
     }
 }
 
@@ -117,12 +117,13 @@ impl Looker {
         exclude_corrupt(&mut catalogue, &memory);
         let (dropped, all) = (vanished.len() as u64, memory.copies.len() as u64);
         let is_drop = dropped > VERY_FEW && is_beyond(dropped, all, guard.max_listing_drop_percent);
-        let presence = match (presence, memory.write_failure.clone()) {
+        let failed = memory.write_failure.as_ref().map(|why| write_failed_text(archive, why));
+        let doubt = failed.or_else(|| shared_damage_text(archive, &catalogue, &memory));
+        let presence = match (presence, doubt) {
             _ if is_drop => Presence::Closed(vanished_text(archive, &vanished, memory.copies.len())),
-            (presence @ (Presence::Known | Presence::FirstUse), Some(why)) => Presence::WriteFailed {
-                why: write_failed_text(archive, &why),
-                is_first_use: presence == Presence::FirstUse,
-            },
+            (presence @ (Presence::Known | Presence::FirstUse), Some(why)) => {
+                Presence::InDoubt { why, is_first_use: presence == Presence::FirstUse }
+            }
             (presence, _) => presence,
         };
         let vanished = if is_drop { vanished } else { Vec::new() };
@@ -200,6 +201,30 @@ fn write_failed_text(archive: &Archive, why: &str) -> String {
          ends this, such as an export or `snapwarden archive verify {name}`; to accept it as it is: snapwarden archive \
          adopt {name}"
     )
+}
+
+/// Why the copies in an archive that share their data are in doubt: one of them was found corrupt, and the others were not all
+/// read since.
+fn shared_damage_text(archive: &Archive, catalogue: &Catalogue, memory: &ArchiveMemory) -> Option<String> {
+    let name = archive.name();
+    let corrupt = catalogue.corrupt().len() + catalogue.unmarked().len();
+    if !archive.shares_data() || (corrupt == 0 && memory.corruption_at.is_none()) {
+        return None;
+    }
+    if corrupt > 0 {
+        return Some(format!(
+            "{corrupt} of its copies are corrupt, and its copies share their data, so all are in doubt: repair the repository with \
+             restic, or remove the corrupt ones by `snapwarden archive rm {name} SNAPSHOT`, then run `snapwarden archive verify {name}`"
+        ));
+    }
+    let at = memory.corruption_at?;
+    let unread = catalogue.unpruned().filter(|copy| copy.manifest.verified_at < at).count();
+    (unread > 0).then(|| {
+        format!(
+            "a copy in it was found corrupt at {at}, and its copies share their data: {unread} of them were not read since; run \
+             `snapwarden archive verify {name}`"
+        )
+    })
 }
 
 fn missing_text(archive: &Archive, adopt: &str) -> String {

@@ -80,7 +80,7 @@ impl ArchivePruner {
         let archive = self.archive.name();
         let found = looker.look(&self.archive, &self.rules.guard).await?;
         match found.presence {
-            Presence::Closed(why) | Presence::WriteFailed { why, .. } => return Err(why),
+            Presence::Closed(why) | Presence::InDoubt { why, .. } => return Err(why),
             Presence::Unadopted => return Err(unadopted_text(archive)),
             Presence::Known | Presence::FirstUse => {}
         }

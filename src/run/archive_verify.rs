@@ -144,7 +144,11 @@ impl ArchiveVerifier<'_> {
         let failure = unwritten.as_ref().and_then(UpdateError::failed_write).map(|error| chain(error));
         let found = CorruptCopy { since: self.clock.now(), verified_at: copy.manifest.verified_at };
         let stem = copy.stem();
+        let is_new_corruption = is_corrupt && !was_marked && self.archive.shares_data();
         let change = move |memory: &mut ArchiveMemory| {
+            if is_new_corruption && !memory.corrupt.contains_key(&stem) {
+                memory.corruption_at = Some(found.since);
+            }
             if is_written {
                 memory.corrupt.remove(&stem);
                 if !was_marked {

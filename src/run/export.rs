@@ -385,7 +385,7 @@ pub(crate) fn unreadable(export: &Export, listing: &Listing) -> Vec<String> {
         Ok(_) => match listing.presence(name)? {
             Presence::Closed(reason) => Some(format!("nothing is exported into archive {name}: {reason}")),
             // An export may end that the last write failed.
-            Presence::WriteFailed { .. } | Presence::Known | Presence::FirstUse | Presence::Unadopted => None,
+            Presence::InDoubt { .. } | Presence::Known | Presence::FirstUse | Presence::Unadopted => None,
         },
         Err(reason) => {
             Some(format!("nothing is exported into archive {name}, since it cannot be read: {reason}"))
@@ -398,7 +398,7 @@ pub(crate) fn unreadable(export: &Export, listing: &Listing) -> Vec<String> {
 /// to export into them.
 pub(crate) fn write_failed(export: &Export, listing: &Listing) -> Vec<String> {
     let failure = |name: &ArchiveName| match listing.presence(name)? {
-        Presence::WriteFailed { why, .. } => Some(format!("archive {name}: {why}")),
+        Presence::InDoubt { why, .. } => Some(format!("archive {name}: {why}")),
         _ => None,
     };
     export.archives.iter().filter_map(failure).collect()

@@ -88,7 +88,7 @@ impl Hooks<'_> {
         let mut environment = self.facts(hook);
         environment.extend(more);
         let (program, arguments) = (program.name.clone(), program.arguments.clone());
-        let command = Command { program, arguments, environment };
+        let command = Command { program, arguments, environment, has_input: false };
         let result = match self.runner.processes.start(&command) {
             Ok(started) => self.watch(hook, started).await,
             Err(error) => Err(chain(&error)),
@@ -125,7 +125,7 @@ impl Hooks<'_> {
 
     /// Waits for the end of a hook, and logs what it writes meanwhile.
     async fn watch(&self, hook: Hook, started: Started) -> Result<(), String> {
-        let Started { mut process, stdout, stderr } = started;
+        let Started { mut process, stdout, stderr, .. } = started;
         let lines = Mutex::new(Lines { hook, logged: 0, not_logged: 0, last: None });
         let reading = pin!(join(read(stdout, &lines), read(stderr, &lines)));
         let ending = pin!(self.end_of(&mut *process));

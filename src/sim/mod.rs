@@ -21,6 +21,7 @@ pub mod http_server;
 pub mod image;
 pub mod processes;
 pub mod randomness;
+pub mod restic;
 mod service;
 mod signature;
 mod store;

@@ -1,4 +1,5 @@
-//! Simulated programs: they write, take their time by the clock, and end as they were told to, or by a signal.
+//! Simulated programs: they write, take their time by the clock, and end as they were told to, or by a signal. A
+//! [`SimTool`] reads its input, too, and does its work.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -9,17 +10,38 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::process::{Command, Process, Processes, ProgramError, Started};
+use crate::process::{Command, Input, Process, Processes, ProgramError, Started};
 
-/// SIGKILL and SIGTERM by their numbers on Linux.
+/// SIGKILL, SIGTERM and SIGINT by their numbers on Linux.
 const KILL: i32 = 9;
 const TERM: i32 = 15;
+const INT: i32 = 2;
 
 /// What is called when a program starts, such as one that looks at a zone.
 type Effect = Arc<dyn Fn(&Command) + Send + Sync>;
+
+/// What a process of a [`SimTool`] did.
+#[derive(Debug, Clone, Default)]
+pub struct Done {
+    /// What it writes to its standard output.
+    pub stdout: Bytes,
+    /// What it writes to its standard error.
+    pub stderr: String,
+    /// Its exit status.
+    pub status: i32,
+}
+
+/// A program that does its work, whatever is asked of it.
+pub trait SimTool: Send + Sync + Debug {
+    /// Runs with what it can read; the end of that is the end of its input. Dropped, it is killed.
+    fn run(&self, command: Command, input: DuplexStream) -> BoxFuture<'static, Done>;
+}
 
 /// A program, and how each of its processes behaves.
 #[derive(Clone, Default)]
@@ -52,18 +74,28 @@ impl Debug for SimProgram {
 pub struct SimProcesses {
     clock: Arc<dyn Clock>,
     programs: Arc<Mutex<BTreeMap<String, SimProgram>>>,
+    tools: Arc<Mutex<BTreeMap<String, Arc<dyn SimTool>>>>,
     started: Arc<Mutex<Vec<Command>>>,
 }
 
 impl SimProcesses {
     /// A machine without any program.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, programs: Arc::default(), started: Arc::default() }
+        Self { clock, programs: Arc::default(), tools: Arc::default(), started: Arc::default() }
     }
 
     /// Installs a program, or replaces it.
     pub fn install(&self, name: &str, program: SimProgram) {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), program);
+    }
+
+    /// Installs a program that does its work, or replaces it.
+    pub fn install_tool(&self, name: &str, tool: Arc<dyn SimTool>) {
+        self.tools.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), tool);
+    }
+
+    fn tool(&self, name: &str) -> Option<Arc<dyn SimTool>> {
+        self.tools.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// Everything that was started, the oldest first.
@@ -79,10 +111,17 @@ impl SimProcesses {
 
 impl Processes for SimProcesses {
     fn find(&self, program: &str) -> Result<PathBuf, ProgramError> {
-        self.program(program).map(|_| Path::new("/usr/bin").join(program))
+        if self.tool(program).is_none() {
+            self.program(program)?;
+        }
+        Ok(Path::new("/usr/bin").join(program))
     }
 
     fn start(&self, command: &Command) -> Result<Started, ProgramError> {
+        if let Some(tool) = self.tool(&command.program) {
+            self.started.lock().unwrap_or_else(PoisonError::into_inner).push(command.clone());
+            return Ok(start_tool(&*tool, command));
+        }
         let program = self.program(&command.program)?;
         self.started.lock().unwrap_or_else(PoisonError::into_inner).push(command.clone());
         if let Some(effect) = &program.effect {
@@ -95,11 +134,82 @@ impl Processes for SimProcesses {
             program,
             signal: None,
         };
-        Ok(Started { process: Box::new(process), stdout: Box::pin(stdout), stderr: Box::pin(stderr) })
+        let stdin = command.has_input.then(|| Box::pin(tokio::io::sink()) as Input);
+        Ok(Started { process: Box::new(process), stdin, stdout: Box::pin(stdout), stderr: Box::pin(stderr) })
     }
 
     /// Nothing of a simulation outlives it.
     fn kill_all(&self) {}
+}
+
+/// Bytes that a pipe of Linux holds.
+const PIPE_BYTES: usize = 64 << 10;
+
+fn start_tool(tool: &dyn SimTool, command: &Command) -> Started {
+    let [(stdin, input), (stdout, mut output), (stderr, mut errors)] =
+        std::array::from_fn(|_| tokio::io::duplex(PIPE_BYTES));
+    let work = tool.run(command.clone(), input);
+    let task = tokio::spawn(async move {
+        let done = work.await;
+        // Who reads may have gone.
+        let _ = output.write_all(&done.stdout).await;
+        let _ = errors.write_all(done.stderr.as_bytes()).await;
+        done.status
+    });
+    Started {
+        process: Box::new(ToolProcess { task, signal: None, ended: None }),
+        stdin: command.has_input.then(|| Box::pin(stdin) as Input),
+        stdout: Box::pin(stdout),
+        stderr: Box::pin(stderr),
+    }
+}
+
+/// A process that ends with its work, or by a signal.
+#[derive(Debug)]
+struct ToolProcess {
+    task: JoinHandle<i32>,
+    /// The first signal that it got.
+    signal: Option<i32>,
+    ended: Option<ExitStatus>,
+}
+
+impl ToolProcess {
+    fn end_by(&mut self, signal: i32) {
+        self.task.abort();
+        self.signal = self.signal.or(Some(signal));
+    }
+}
+
+impl Process for ToolProcess {
+    fn wait(&mut self) -> BoxFuture<'_, io::Result<ExitStatus>> {
+        Box::pin(async {
+            if self.ended.is_none() {
+                let ended = (&mut self.task).await;
+                // As the system encodes it.
+                let status = ended.map_or(self.signal.unwrap_or(KILL), |status| status << 8);
+                self.ended = Some(ExitStatus::from_raw(status));
+            }
+            Ok(self.ended.unwrap_or_default())
+        })
+    }
+
+    fn terminate(&mut self) {
+        self.end_by(TERM);
+    }
+
+    fn interrupt(&mut self) {
+        self.end_by(INT);
+    }
+
+    fn kill(&mut self) {
+        self.end_by(KILL);
+    }
+}
+
+impl Drop for ToolProcess {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 #[derive(Debug)]
@@ -136,6 +246,10 @@ impl Process for SimProcess {
         if !self.program.is_stubborn {
             self.end_by(TERM);
         }
+    }
+
+    fn interrupt(&mut self) {
+        self.terminate();
     }
 
     fn kill(&mut self) {

@@ -57,6 +57,9 @@ pub struct ArchiveMemory {
     /// The copies that were found corrupt where the archive could not be written to say so.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub corrupt: BTreeMap<String, CorruptCopy>,
+    /// When a copy was last found corrupt in an archive whose copies share their data: none that was last verified before counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corruption_at: Option<Timestamp>,
     /// Why the last write failed, unless that was for want of space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_failure: Option<String>,
@@ -95,6 +98,8 @@ pub struct CorruptCopy {
 pub struct Doubts {
     /// The copies that were found corrupt where the archive could not be written to say so.
     pub corrupt: BTreeMap<String, CorruptCopy>,
+    /// When a copy was last found corrupt in an archive whose copies share their data.
+    pub corruption_at: Option<Timestamp>,
     /// Why the last write failed, unless that was for want of space.
     pub write_failure: Option<String>,
 }
@@ -123,6 +128,7 @@ impl Archives {
                 let mut memory = other.clone();
                 memory.corrupt.append(&mut own.corrupt);
                 memory.write_failure = own.write_failure.or(memory.write_failure);
+                memory.corruption_at = memory.corruption_at.max(own.corruption_at);
                 memory
             }
             _ => own,

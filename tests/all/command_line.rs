@@ -43,7 +43,7 @@ pub(crate) struct Play {
     pub(crate) world: World,
     pub(crate) zone: ZoneName,
     served: Served,
-    folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
     pub(crate) begun: Timestamp,
 }
 

@@ -67,6 +67,13 @@ fn the_full_example_has_every_key_that_is_available() {
     assert_eq!(
         config.archives.values().collect::<Vec<_>>(),
         [
+            &ArchiveSettings::Restic {
+                repository: "/srv/restic".to_owned(),
+                password_file: Some("/etc/snapwarden/restic-password".into()),
+                program: "restic".to_owned(),
+                cache_directory: Some("/var/cache/snapwarden".into()),
+                environment_file: Some("/etc/snapwarden/restic.env".into()),
+            },
             &ArchiveSettings::S3 {
                 endpoint: "https://sos-de-fra-1.exo.io".parse().unwrap(),
                 region: "de-fra-1".to_owned(),

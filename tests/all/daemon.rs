@@ -316,10 +316,10 @@ async fn a_hold_shows_within_a_minute_and_so_does_its_end() {
     stage.runner(&policies).state.hold(&stage.clock, hold).await.unwrap();
     until(&stage, "2026-11-01T12:02:00Z").await;
     assert_eq!(play.value("snapwarden_holds"), Some(1.0));
-    std::fs::write(stage.state().join("holds.json"), "{").unwrap();
+    replace_file(&RealDisk, &stage.state().join("holds.json"), b"{", Access::Owner).unwrap();
     until(&stage, "2026-11-01T12:03:00Z").await;
     assert_eq!(play.value("snapwarden_holds"), None);
-    std::fs::remove_file(stage.state().join("holds.json")).unwrap();
+    RealDisk.remove_file(&stage.state().join("holds.json")).unwrap();
     until(&stage, "2026-11-01T12:04:00Z").await;
     assert_eq!(play.value("snapwarden_holds"), Some(0.0));
     play.stop().await;

@@ -148,6 +148,7 @@ async fn an_instance_goes_back_to_a_snapshot_and_what_it_was_is_safe() {
     let (holds, now) = (play.runner.state.holds().await.unwrap(), play.stage.now());
     let held = holds.on(changed.safety, now).unwrap();
     assert_eq!(held.until, Some(changed.held_until));
+    assert!(held.about.as_ref().unwrap().name.starts_with("web-1_ROOT-"), "{held:?}");
     let hours = changed.held_until.duration_since(now).as_hours();
     assert!((29 * 24..=30 * 24).contains(&hours), "{hours}");
     let catalogue = play.vault().catalogue().await.unwrap();
@@ -487,4 +488,29 @@ async fn a_disk_that_no_template_is_documented_for_is_warned_about_and_refused()
     assert!(refused.contains("101 GiB") && refused.contains("--force"), "{refused}");
     assert!(play.world().changes().is_empty());
     reset(true).await.unwrap().carry_out(None, &CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_simulated_zone_demands_what_the_platform_does() {
+    let play = Play::new();
+    let client = play.runner.client.zone(&play.stage.zone);
+    let (id, snapshot) = (play.instance, play.ids[0]);
+    let refused = client.revert_instance(id, snapshot).await.unwrap_err().to_string();
+    assert!(refused.contains("must be stopped") || refused.contains("409"), "{refused}");
+    assert!(client.start_instance(id).await.is_err());
+    client.stop_instance(id).await.unwrap();
+    assert_eq!(client.get_instance(id).await.unwrap().unwrap().state, "stopped");
+    assert!(client.stop_instance(id).await.is_err());
+    let other = play.world().add_instance(&play.stage.zone, "web-2", &[]);
+    let of_other = play.world().add_snapshot(other, days_ago(0));
+    assert!(client.revert_instance(id, of_other).await.is_err());
+    // Of two at once only one is begun, and its snapshot can't be deleted meanwhile.
+    let (one, two, deleted) = tokio::join!(
+        client.revert_instance(id, snapshot),
+        client.revert_instance(id, snapshot),
+        client.delete_snapshot(snapshot)
+    );
+    assert!(one.is_ok() && two.is_err() && deleted.is_err());
+    client.start_instance(id).await.unwrap();
+    assert!(play.world().is_running(id));
 }

@@ -47,6 +47,7 @@ mod points;
 mod port_access;
 mod process;
 mod reloading;
+mod restic;
 mod restoring;
 mod restraint;
 mod s3;

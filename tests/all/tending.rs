@@ -235,3 +235,34 @@ async fn what_an_interrupted_export_left_is_listed_and_goes_once_it_is_old() {
     assert!(RealDisk.metadata(&newer).is_ok(), "one may still");
     assert_eq!(images(&stage.archive()).len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn user_data_goes_along_only_where_the_other_archive_may_hold_it() {
+    for (may_hold, expected) in [(false, Value::Null), (true, "aHVzaC1odXNo".into())] {
+        let stage = Stage::new();
+        let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+        stage.world.set_machine(instance, crate::in_place::machine());
+        stage.days(instance, 0..1);
+        let mut policies = two_archives(&stage).replace("archives = [\"vault\"]", "archives = [\"second\"]");
+        policies = policies.replace("[archives.second]", "[archives.second]\nuser_data = true");
+        let third = stage.folder.path().join("third");
+        let section = format!(
+            "[archives.third]\ntype = \"local\"\npath = \"{}\"\nuser_data = {may_hold}\n",
+            third.display()
+        );
+        policies.push_str(&section);
+        assert_eq!(stage.run(&policies).await.sums().failed, 0);
+        let copied = said(&stage, &policies, &["archive", "copy", "second", "third"]);
+        assert_eq!(copied.status, 0, "{copied:?}");
+        let of_copy = |folder: &std::path::Path| {
+            let path = manifests(folder).into_iter().find(|path| path.to_string_lossy().contains("ch-gva-2"));
+            serde_json::from_str::<Value>(&read(&path.unwrap())).unwrap()["machine"].clone()
+        };
+        let (there, here) = (of_copy(&stage.folder.path().join("second")), of_copy(&third));
+        assert_eq!((&there["user_data"], &here["user_data"]), (&"aHVzaC1odXNo".into(), &expected));
+        assert_eq!(
+            (&there["ssh_keys"], &here["instance_type"]),
+            (&here["ssh_keys"], &"standard.medium".into())
+        );
+    }
+}

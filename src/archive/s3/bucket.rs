@@ -14,7 +14,7 @@ use crate::archive::layout::{self, CopyId, CopyPaths, HoldMark, Mark, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
 use crate::archive::s3::error::{S3Cause, S3Error};
-use crate::archive::s3::xml::UnfinishedUpload;
+use crate::archive::s3::xml::{ListedVersion, UnfinishedUpload};
 use crate::policy::bucket::BucketRules;
 use crate::policy::name::ArchiveName;
 use crate::text::chain;
@@ -109,7 +109,8 @@ impl Bucket {
     /// Whether any bytes are left of an object that was deleted.
     pub(super) async fn has_versions(&self, key: &str) -> Result<bool, S3Error> {
         let mut has_versions = false;
-        let listed = self.client.list_versions(key, |version| has_versions |= version.bytes.is_some()).await;
+        let each = |version: ListedVersion| has_versions |= version.key == key && version.bytes.is_some();
+        let listed = self.client.list_versions(key, each).await;
         match listed {
             Err(error) if error.is_unsupported() => Ok(false),
             listed => listed.map(|()| has_versions),

@@ -99,11 +99,6 @@ impl S3Error {
         matches!(self.cause, S3Cause::Differs(_))
     }
 
-    /// Whether the response is none that S3 gives.
-    pub(super) fn is_unexpected(&self) -> bool {
-        matches!(self.cause, S3Cause::Unexpected(_))
-    }
-
     /// Whether the store does not support such a request.
     pub(super) fn is_unsupported(&self) -> bool {
         matches!(self.status(), Some(StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED))

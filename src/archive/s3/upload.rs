@@ -320,8 +320,8 @@ impl S3Sink {
                 self.abort().await;
                 return Ok(Completed::Theirs(Box::new(self.theirs(error).await?)));
             }
-            // An earlier attempt may have completed it, and its response was lost, or in a form of the store's own.
-            Err(error) if error.is_missing() || error.is_unexpected() => {
+            // An attempt may have completed it, and its response was lost, or in a form of the store's own.
+            Err(error) if error.is_missing() || error.cause.is_transient() => {
                 if !self.is_there_now(manifest).await? {
                     return Err(error);
                 }

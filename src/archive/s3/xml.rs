@@ -328,11 +328,11 @@ mod tests {
 
     #[test]
     fn versions_are_told_from_what_hides_them() {
-        let body = br#"<ListVersionsResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>
+        let body = br"<ListVersionsResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>
             <NextKeyMarker>a%2Fb</NextKeyMarker><NextVersionIdMarker>x%2B</NextVersionIdMarker>
             <DeleteMarker><Key>a%2Fb</Key><VersionId>2</VersionId><IsLatest>true</IsLatest></DeleteMarker>
             <Version><Key>a%2Fb</Key><VersionId>1</VersionId><IsLatest>false</IsLatest><Size>7</Size></Version>
-            </ListVersionsResult>"#;
+            </ListVersionsResult>";
         let page = versions(body).unwrap();
         let one = |id: &str, is_latest, bytes| ListedVersion {
             key: "a/b".to_owned(),
