@@ -330,7 +330,7 @@ impl Archive {
         }
     }
 
-    /// Locks a copy at least until then, so that nobody can delete its bytes before. What is locked for longer stays so.
+    /// Locks a copy at least until then, so that its bytes cannot be deleted before. What is locked for longer stays so.
     ///
     /// # Errors
     /// [`ArchiveError`]; a part of it may be locked by then.

@@ -125,7 +125,7 @@ impl Runner {
             let until = match decision {
                 Some(decision) if decision.verdict == Verdict::Delete => None,
                 Some(Decision { expires_at: Some(expires_at), .. }) => Some(longest.min(*expires_at)),
-                // Kept without end, or nobody knows for how long.
+                // Kept without end, or for an unknown time.
                 _ => Some(longest),
             };
             let mut marks = catalogue.holds().get(&id).into_iter().flatten();

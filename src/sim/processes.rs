@@ -151,7 +151,7 @@ fn start_tool(tool: &dyn SimTool, command: &Command) -> Started {
     let work = tool.run(command.clone(), input);
     let task = tokio::spawn(async move {
         let done = work.await;
-        // Who reads may have gone.
+        // The reader may have stopped.
         let _ = output.write_all(&done.stdout).await;
         let _ = errors.write_all(done.stderr.as_bytes()).await;
         done.status

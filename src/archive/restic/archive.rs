@@ -98,7 +98,7 @@ impl ResticArchive {
             let role = layout::read_path(key).and_then(|(_, _, name)| layout::read_name(name.as_ref()));
             role.is_some_and(|(_, role)| matches!(role, Role::Manifest(_)))
         };
-        // Owned, like what the stream below makes of them: it goes on in whichever thread.
+        // Owned, since the stream below may move between threads.
         let newest: Vec<Object> = listed
             .iter()
             .filter(|(key, _)| is_manifest(key))

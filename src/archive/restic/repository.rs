@@ -96,7 +96,7 @@ struct Summary {
     snapshot_id: String,
 }
 
-/// A repository. What adds to it and reads it goes on side by side; what deletes has it alone.
+/// A repository. What adds to it and what reads it may run at once; what deletes has it alone.
 pub(super) struct Repository {
     pub(super) name: ArchiveName,
     settings: ResticSettings,

@@ -36,7 +36,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// The limit of completing an upload: Amazon's documentation says that a large one may take several minutes.
 const COMPLETE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// A request of an upload that fails for now is repeated at least for so long: an image is long on its way, and a store that asks
+/// A request of an upload that fails for now is repeated at least for this time: an image is long on its way, and a store that asks
 /// for less may do so for a minute or two.
 const UPLOAD_PATIENCE: Duration = Duration::from_mins(2);
 
@@ -86,7 +86,7 @@ struct S3Request<'a> {
     body_sha256: String,
     /// Beside the time that the body takes.
     timeout: Duration,
-    /// The pauses between its attempts last at least so long together.
+    /// The pauses between its attempts last at least this time together.
     patience: Duration,
 }
 

@@ -52,7 +52,7 @@ impl BucketKey {
                 *self.current.lock().unwrap_or_else(PoisonError::into_inner) = found;
                 true
             }
-            // What the store says of the old one tells more.
+            // What the store says of the old one explains more.
             _ => false,
         }
     }

@@ -128,7 +128,7 @@ impl S3Archive {
             if !marked.contains(&stem) {
                 versions.hidden.push(PathBuf::from(format!("{root}{key}")));
             }
-            // A mark that is not there any more may have been taken back: what somebody hid since is not for us to delete.
+            // A mark that is not there any more may have been taken back: what another hid since is not for us to delete.
             if pruned.contains(&stem) {
                 versions.deleted.insert(key, of_key);
             }

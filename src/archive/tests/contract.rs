@@ -108,7 +108,7 @@ fn every_kind() -> [Box<dyn Fixture>; 3] {
     [Box::new(Folder::new()), Box::new(Bucket::default()), Box::new(ResticFixture::default())]
 }
 
-/// Those in which one may put a file by hand.
+/// Those in which a test may put a file.
 fn of_plain_files() -> [Box<dyn Fixture>; 2] {
     [Box::new(Folder::new()), Box::new(Bucket::default())]
 }
