@@ -46,7 +46,7 @@ def series(folder, block):
     images = 0
     for _ in range(DAYS):
         with open(raw, "r+b") as disk:
-            for _ in range(CHANGED_BYTES // block):
+            for _ in range(max(1, CHANGED_BYTES // block)):
                 disk.seek(chance.randrange((MIB << 20) // block) * block)
                 disk.write(chance.randbytes(block))
         run("qemu-img", "convert", "-O", "qcow2", str(raw), str(image))
