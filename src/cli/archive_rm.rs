@@ -60,13 +60,18 @@ pub(super) async fn rm(
     let found = looker.look(&archive, &rules.guard).await;
     let found = found.map_err(|why| Refusal::failed(format!("archive {name}: {why}")))?;
     match &found.presence {
-        Presence::Closed(why) | Presence::InDoubt { why, .. } => {
-            return Err(Refusal::failed(format!("nothing is deleted from archive {name}: {why}")));
-        }
+        Presence::Closed(why) => return Err(in_doubt(name, why)),
         Presence::Unadopted => return Err(Refusal::failed(unadopted_text(name))),
-        Presence::Known | Presence::FirstUse => {}
+        Presence::InDoubt { .. } | Presence::Known | Presence::FirstUse => {}
     }
     let copy = find(&found.catalogue, text, copies)?;
+    if let Presence::InDoubt { why, .. } = &found.presence {
+        // Where copies share their data, removing the corrupt one is the way out; an export over lost data fails as well.
+        let is_corrupt = !found.catalogue.copies().contains(&copy);
+        if !is_corrupt || !archive.shares_data() {
+            return Err(in_doubt(name, why));
+        }
+    }
     let mut survey = Survey::default();
     survey.ask_zones(&config, &seams).await;
     survey.ask_archives(&config, &seams, &state).await;
@@ -197,6 +202,10 @@ fn losses(
     };
     losses.push((Loss::OnlyCopy, why));
     losses
+}
+
+fn in_doubt(name: &ArchiveName, why: &str) -> Refusal {
+    Refusal::failed(format!("nothing is deleted from archive {name}: {why}"))
 }
 
 /// The snapshots that a policy would not delete any more, if some need the copy.

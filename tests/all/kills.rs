@@ -54,7 +54,7 @@ archives = ["vault"]
 }
 
 /// A daemon, killed when it is dropped: also where a claim about it does not hold.
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -163,7 +163,8 @@ archives = ["vault"]
     )
 }
 
-fn once(folder: &Path) -> Killed {
+/// A run of all policies by the configuration in this folder.
+pub(crate) fn once(folder: &Path) -> Killed {
     let child = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
         .args(["--config", folder.join("snapwarden.toml").to_str().unwrap(), "once"])
         .env("EXOSCALE_API_KEY", API_KEY)

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ use snapwarden::disk::{Disk as _, RealDisk, read_file};
 use snapwarden::randomness::Randomness as _;
 use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::randomness::SeededRandomness;
-use snapwarden::sim::world::{API_KEY, API_SECRET, World};
+use snapwarden::sim::world::World;
 
 use crate::command_line::{Play, write};
+use crate::kills::once;
 use crate::stage::{paths, skipped};
 
 const POLICY: &str = r#"
@@ -134,7 +135,7 @@ async fn an_image_is_stored_listed_verified_and_restored_with_and_without_this_p
 async fn over_a_lost_pack_nothing_counts_and_the_gate_stays_shut() {
     let play = Play::new().await;
     let Some(repository) = Repository::init(play.folder.path()) else { return };
-    play.instance("web-1", 2, 24);
+    let newest = play.instance("web-1", 2, 24).1[0];
     play.configure(&(repository.section() + POLICY));
     assert_eq!(play.run(&["once"]).await.status, 0);
     let largest =
@@ -153,14 +154,8 @@ async fn over_a_lost_pack_nothing_counts_and_the_gate_stays_shut() {
     assert!(said.status != 0 && play.there().len() == 2, "nothing is deleted: {said:?}");
 
     // Without it the image is exported again: restic finds all its data in the index, and reports success.
-    let ids: Vec<String> =
-        repository.snapshots().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
-    let is_of_copy = |id: &&String| {
-        let all = repository.snapshots();
-        all.iter().any(|one| one["id"] == **id && one["paths"][0].as_str().unwrap().contains("ch-gva-2"))
-    };
-    let of_copy: Vec<&str> = ids.iter().filter(is_of_copy).map(String::as_str).collect();
-    repository.restic(&[&["forget", "--quiet"], &of_copy[..]].concat());
+    let removed = play.run(&["archive", "rm", "dedup", &newest.to_string(), "--yes"]).await;
+    assert_eq!(removed.status, 0, "{removed:?}");
     let said = play.run(&["once"]).await;
     assert!(said.status != 0 && play.there().len() == 2, "nothing is deleted: {said:?}");
     assert!(format!("{said:?}").contains("lost data"), "{said:?}");
@@ -171,17 +166,6 @@ async fn over_a_lost_pack_nothing_counts_and_the_gate_stays_shut() {
     let said = play.run(&["once"]).await;
     assert!(said.status == 0 && play.there().len() == 1, "{said:?}");
     assert_eq!(play.run(&["archive", "verify", "dedup"]).await.status, 0);
-}
-
-fn once(folder: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_snapwarden"))
-        .args(["--config", folder.join("snapwarden.toml").to_str().unwrap(), "once"])
-        .env("EXOSCALE_API_KEY", API_KEY)
-        .env("EXOSCALE_API_SECRET", API_SECRET)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
 }
 
 /// Killed by the signal that nobody sees coming, at random moments of an export: restic, which goes on, saves what it has got,
@@ -220,7 +204,7 @@ fn killed_at_any_moment_of_an_export_no_copy_is_listed_that_is_not_whole() {
     };
     // The first one, undisturbed, says how long an export takes.
     let begun = clock.elapsed();
-    assert!(once(folder.path()).wait().unwrap().success());
+    assert!(once(folder.path()).0.wait().unwrap().success());
     let whole = clock.elapsed().saturating_sub(begun);
     assert!(listed().contains(&md5));
     let mut wholes = 1;
@@ -229,11 +213,10 @@ fn killed_at_any_moment_of_an_export_no_copy_is_listed_that_is_not_whole() {
         world.set_disk(instance, DiskShape::with_data_mib(64 + kill));
         let snapshot = world.add_snapshot(instance, clock.now());
         let md5 = world.image(snapshot).md5().to_owned();
-        let mut child = once(folder.path());
+        let running = once(folder.path());
         let life = whole * u32::try_from(randomness.next_u64() % 1000).unwrap() / 1000;
         runtime.block_on(async { clock.sleep(life).await });
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(running);
         // restic may still be about to save what it has got.
         runtime.block_on(async { clock.sleep(Duration::from_secs(1)).await });
         if listed().contains(&md5) {
@@ -241,7 +224,7 @@ fn killed_at_any_moment_of_an_export_no_copy_is_listed_that_is_not_whole() {
         }
     }
     // Every image that a manifest names is whole, and the next run ends well.
-    assert!(once(folder.path()).wait().unwrap().success());
+    assert!(once(folder.path()).0.wait().unwrap().success());
     let verified = Command::new(env!("CARGO_BIN_EXE_snapwarden"))
         .args([
             "--config",

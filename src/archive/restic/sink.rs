@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
+use tracing::warn;
 
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::{ImageRecord, Manifest};
@@ -21,6 +22,7 @@ use crate::archive::transfer::sink::{Sink, SinkError};
 use crate::clock::timeout;
 use crate::disk::blocking;
 use crate::process::Started;
+use crate::text::chain;
 
 /// restic may take no bytes for this long: then this archive has failed, and the others go on.
 const STALL_TIMEOUT: Duration = Duration::from_mins(5);
@@ -142,21 +144,16 @@ impl ResticSink {
         let image = ImageRecord { etag: Some(made.tree.clone()), ..manifest.image };
         let manifest = Manifest { image, ..manifest };
         // What was there before may say that the copy is corrupt, and would count more than the new manifest.
-        let of_before = |object: &&Object| object.id != made.id;
-        let (manifests, images): (Vec<Object>, Vec<Object>) = self
-            .before
-            .objects
-            .iter()
-            .filter(of_before)
-            .cloned()
-            .partition(|object| object.key != self.names.image);
-        let manifests: Vec<Object> =
-            manifests.into_iter().filter(|object| self.names.manifests.contains(&object.key)).collect();
+        let manifests = self.names.manifests.each_ref().map(|key| &**key);
+        let manifests: Vec<Object> = self.before.named(&manifests).collect();
         self.repository.forget(&manifests).await?;
         // The manifest is last: it makes the copy count, so everything else must be there already.
         self.repository.put(&self.names.manifest, &manifest.to_bytes()).await?;
+        let images: Vec<Object> = self.before.named(&[&self.names.image]).collect();
         if let Err(error) = self.repository.forget(&images).await {
-            tracing::warn!(archive = %self.repository.name, "an older image stays in the archive: {}", crate::text::chain(&error));
+            // It has no manifest: a leftover, which `archive prune` deletes.
+            let name = &self.repository.name;
+            warn!(archive = %name, "archive {name}: an older image stays: {}", chain(&error));
         }
         Ok(manifest)
     }
