@@ -146,11 +146,6 @@ impl Sink for FileSink {
         })
     }
 
-    /// The damaged bytes are still in the archive: they are not kept a second time.
-    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
-        self.restart()
-    }
-
     fn abandon(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(blocking(move || drop(self)))
     }

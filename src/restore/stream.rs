@@ -116,10 +116,6 @@ impl Sink for StreamSink {
         })
     }
 
-    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
-        self.restart()
-    }
-
     fn abandon(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(std::future::ready(()))
     }

@@ -1,8 +1,8 @@
-//! Locks the copies that an archive keeps, where its bucket can: until then nobody deletes their bytes, not even with the key of
+//! Locks the copies that an archive keeps, where its bucket can: until then their bytes cannot be deleted, not even with the key of
 //! this program.
 //!
 //! Each run does it after its exports, and before anything is deleted that needs these copies. A copy is locked until the archive's
-//! retention would let it go, and no longer than `lock_for` from now; a later run locks it again. Locks are never shortened.
+//! retention would delete it, and no longer than `lock_for` from now; a later run locks it again. Locks are never shortened.
 //! What was locked is remembered, so that only what changed costs a request.
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,7 +35,7 @@ const STEPS: i32 = 100;
 /// What is to be done about one copy.
 struct Task<'a> {
     copy: &'a StoredCopy,
-    /// None: the retention lets it go now.
+    /// None: the retention deletes it now.
     until: Option<Timestamp>,
     is_held: bool,
     known: Option<CopyLock>,

@@ -54,11 +54,6 @@ impl ImageSource for LocalImage {
             Ok(ImageStream { offset, is_part: true, total: Some(total), etag: None, body })
         })
     }
-
-    /// A file has no URL that expires.
-    fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
 }
 
 /// The bytes of a file between two offsets.

@@ -531,11 +531,6 @@ impl ImageSource for ResticImage {
             })
         })
     }
-
-    /// Nothing to do: there is no address.
-    fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
 }
 
 /// A `restic dump` that is being read.

@@ -243,11 +243,6 @@ impl Sink for ResticSink {
         })
     }
 
-    /// What a repository has not saved can't be read: nothing is kept.
-    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
-        self.restart()
-    }
-
     fn abandon(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move { self.abort().await })
     }

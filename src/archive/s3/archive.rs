@@ -484,11 +484,6 @@ impl ImageSource for StoredImage {
             ImageStream::from_response(response.status, &response.headers, response.body)
         })
     }
-
-    /// Nothing to do: every request is signed anew.
-    fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
 }
 
 fn source_error(error: S3Error) -> SourceError {

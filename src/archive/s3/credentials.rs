@@ -11,7 +11,7 @@ use crate::policy::name::ArchiveName;
 
 type Find = dyn Fn() -> Result<Credentials, CredentialsError> + Send + Sync;
 
-/// The key to a bucket. A temporary one is replaced by whoever issues it, mostly in the file that it was read from.
+/// The key to a bucket. A temporary one is replaced by its issuer, mostly in the file that it was read from.
 pub struct BucketKey {
     current: Mutex<Credentials>,
     find: Option<Box<Find>>,

@@ -6,7 +6,7 @@
 //!
 //! An upload that was interrupted is continued by the next one of the same image, in whichever process: the image is downloaded
 //! anew, since all of it has to be hashed, and a part is not sent whose length and MD5 the store has. So two processes may work
-//! on one upload, and do not disturb each other: they send the same bytes, and whoever completes it second finds it done.
+//! on one upload, and do not disturb each other: they send the same bytes, and the one that completes it second finds it done.
 //! It is aborted only by the process that began it, if the image is another one.
 
 use std::collections::HashMap;
@@ -143,7 +143,7 @@ impl S3Sink {
             self.filling.extend_from_slice(&next);
             if self.filling.len() >= part {
                 match self.send_part().await {
-                    // Whoever did that has the image, or begins anew: at the end it is looked what became of it.
+                    // The process that did so has the image, or begins anew: at the end it is looked what became of it.
                     Err(error) if error.is_missing() => self.lost = Some(error),
                     sent => sent?,
                 }
@@ -398,11 +398,6 @@ impl Sink for S3Sink {
             }
             published.map_err(sink_error)
         })
-    }
-
-    /// An incomplete upload can't be read, and a complete one is visible: nothing is kept.
-    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
-        self.restart()
     }
 
     /// The next upload of the image continues it.

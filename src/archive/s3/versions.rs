@@ -1,7 +1,7 @@
 //! What a bucket keeps beside its objects: earlier versions, what hides them, and locks.
 //!
 //! Where a bucket keeps versions, deleting hides an object by a delete marker, and its bytes stay as a noncurrent version. A lock
-//! is on one version: nobody can delete it before its time, but anybody who may write can still hide it, or store another one
+//! is on one version: it cannot be deleted before its time, but anybody who may write can still hide it, or store another one
 //! above it. So a manifest names the version of its image.
 
 use std::collections::{BTreeMap, HashSet};

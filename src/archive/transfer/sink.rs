@@ -39,8 +39,11 @@ pub trait Sink: Send {
     /// there now: another process may have stored the image first.
     fn publish(self: Box<Self>, manifest: Manifest) -> BoxFuture<'static, Result<Manifest, SinkError>>;
 
-    /// The MD5 of the image differs: keep the bytes aside once if the archive can (`.bad`), and be ready to start over.
-    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
+    /// The MD5 of the image differs: keep the bytes aside once if the archive can (`.bad`), and be ready to start over. Most
+    /// can't: what is not published can't be read there, or is elsewhere still.
+    fn keep_bad(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        self.restart()
+    }
 
     /// Not to be published. What can be resumed later stays (a local `.part` with its journal), the rest is removed.
     fn abandon(self: Box<Self>) -> BoxFuture<'static, ()>;

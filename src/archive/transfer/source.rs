@@ -41,11 +41,13 @@ pub trait ImageSource: Send + Sync {
         etag: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ImageStream, SourceError>>;
 
-    /// Asks the service for a new address, that is, for a new export.
+    /// Asks the service for a new address, that is, for a new export. A copy in an archive has no address that expires.
     ///
     /// # Errors
     /// [`SourceError`]; after any but [`SourceError::Refused`] it is tried again.
-    fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>>;
+    fn renew(&self) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// The bytes of an image from some offset on.
