@@ -561,7 +561,7 @@ fn is_unsupported(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| unsupported.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Says what to do about a file system without locks. Without one, two processes could write one file: nothing goes on then.
+/// Says what to do about a file system without locks. Without one, two processes could write one file, so nothing is done then.
 fn explain_lock(error: io::Error) -> io::Error {
     let has_no_locks = error.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) || is_unsupported(&error);
     if !has_no_locks {

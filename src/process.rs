@@ -212,7 +212,7 @@ fn check(path: &Path) -> Result<(), ProgramError> {
 
 fn signal(group: i32, signal: Signal) {
     if let Some(group) = Pid::from_raw(group) {
-        // An error says that nobody of the group is left.
+        // An error says that no process of the group is left.
         let _ = kill_process_group(group, signal);
     }
 }

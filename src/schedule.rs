@@ -51,6 +51,9 @@ const EXAMPLE: &str =
 /// schedules, and few enough for each reload.
 const DUE_TIMES_COMPARED: usize = 128;
 
+/// How far ahead they are searched for, in days: a leap year comes within it.
+const DAYS_COMPARED: i64 = 5 * 366;
+
 /// The six fields: name, allowed values, and the letters allowed beside digits.
 const FIELDS: [(&str, &str, &str); 6] = [
     ("second", "0 to 59", ""),
@@ -153,14 +156,19 @@ impl Schedule {
         Some(best)
     }
 
-    /// The longest span between two successive due times, among the next 128 after `from`; `None` only at the end of
-    /// the calendar. A policy that did not run for longer than this is late.
+    /// The longest span between two successive due times, among the next 128 within five years after `from`, but of two at
+    /// least; `None` only at the end of the calendar. A policy that did not run for longer than this is late.
     pub fn longest_gap(&self, from: Timestamp, zone: &TimeZone) -> Option<SignedDuration> {
         let mut last = self.next_after(from, zone)?;
+        let end =
+            from.saturating_add(SignedDuration::from_hours(24 * DAYS_COMPARED)).unwrap_or(Timestamp::MAX);
         let mut longest = None;
         for _ in 1..DUE_TIMES_COMPARED {
             let Some(next) = self.next_after(last, zone) else { break };
             longest = longest.max(Some(next.duration_since(last)));
+            if next > end {
+                break;
+            }
             last = next;
         }
         longest
@@ -322,6 +330,8 @@ mod tests {
             ("0 8,20 * * *", "UTC", "2026-11-01T09:00:00Z", 12 * 3600),
             ("*/20 * * * * *", "UTC", "2026-11-01T00:00:01Z", 20),
             ("@yearly", "UTC", "2026-11-01T00:00:00Z", 366 * 86400),
+            // However far apart.
+            ("0 0 29 2 *", "UTC", "2095-11-01T00:00:00Z", (8 * 365 + 1) * 86400),
         ];
         for (line, name, from, seconds) in cases {
             let gap = Schedule::from_str(line).unwrap().longest_gap(at(from), &zone(name));
@@ -576,7 +586,7 @@ mod tests {
             has(0) && has(1) && has(2) && has(4) && days
         }
 
-        /// What is due in `(from, until]`, a second at a time. The clock that cron looks at never goes back: a fixed time
+        /// What is due in `(from, until]`, a second at a time. The clock that cron looks at never turns back: a fixed time
         /// that it showed before is not due again, and those that it jumped over are due at once.
         fn due(&self, from: Timestamp, until: Timestamp, zone: &TimeZone) -> Vec<Timestamp> {
             let is_wildcard = self.fields[1].0 || self.fields[2].0;

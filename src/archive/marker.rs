@@ -1,4 +1,4 @@
-//! The marker of an archive: a small file at its root, by which an archive is told from an empty folder.
+//! The marker of an archive: a small file at its root, by which an archive differs from an empty folder.
 //!
 //! Without it, a folder whose disk is not mounted looks like an archive that lost everything.
 

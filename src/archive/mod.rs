@@ -12,7 +12,7 @@
 //! [`catalogue`] reads an archive back, and [`stats`] adds it up: there is no database beside it, though a [`manifest_cache`]
 //! spares reading what has not changed. [`copy_reader`] reads a
 //! copy's bytes again, for a restore; [`verify`] does to check them, and [`manifest_update`] records the result. [`proof`] is the value without which a snapshot whose export is
-//! required is not deleted; no other module can make one. The [`marker`] tells an archive from an empty folder.
+//! required is not deleted; no other module can make one. By the [`marker`] an archive differs from an empty folder.
 //!
 //! Left to others: asking the service for an export and talking HTTP (`run` makes a source of the client), and
 //! which snapshots need a copy (`retention`).

@@ -2,7 +2,7 @@
 //!
 //! The keys are those of a local archive's files, below the archive's prefix. An image is uploaded in parts while it is
 //! downloaded (`upload`), and becomes visible only once it is verified; its manifest is written last. An upload that was
-//! interrupted is resumed; those that nobody resumes are aborted after two days. What the bucket holds is read from its listing and its manifests by the
+//! interrupted is resumed; those that are not resumed are aborted after two days. What the bucket holds is read from its listing and its manifests by the
 //! same rules as a folder (`archive`); what cannot be read completely is an error, never a short list, so that nothing
 //! is deleted because of it.
 //!

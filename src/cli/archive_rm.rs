@@ -66,7 +66,7 @@ pub(super) async fn rm(
     }
     let copy = find(&found.catalogue, text, copies)?;
     if let Presence::InDoubt { why, .. } = &found.presence {
-        // Where copies share their data, removing the corrupt one is the way out; an export over lost data fails as well.
+        // Where copies share their data, only removing the corrupt one helps; an export over lost data fails as well.
         let is_corrupt = !found.catalogue.copies().contains(&copy);
         if !is_corrupt || !archive.shares_data() {
             return Err(in_doubt(name, why));
@@ -258,7 +258,7 @@ fn described(copy: &StoredCopy) -> String {
     format!("snapshot {} of {instance}, taken {at}", manifest.snapshot.id)
 }
 
-/// Goes on only if the answer says all that is lost.
+/// Continues only if the answer says all that is lost.
 fn confirm(
     name: &ArchiveName,
     copy: &StoredCopy,

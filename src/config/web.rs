@@ -1,7 +1,7 @@
 //! Reads the web configuration file: who may use the HTTP port, in the form of Prometheus' exporter-toolkit
 //! (<https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md>).
 //!
-//! What that form has and this port does not is refused, so that nobody relies on it.
+//! What that form has and this port does not is refused, rather than relied on in vain.
 
 use std::collections::BTreeMap;
 use std::fmt;

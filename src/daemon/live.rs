@@ -31,7 +31,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Nobody has the socket, or this user may not open it.
+    /// No process has the socket, or this user may not open it.
     #[error("no daemon answers at {0}")]
     Connect(String, #[source] io::Error),
     /// The daemon took the connection, and did not answer as it should.

@@ -216,6 +216,11 @@ impl Daemon {
             asked_for: BTreeMap::new(),
             _lock: lock,
         };
+        for policy in &daemon.runner.policies {
+            // Before they are read: one that is saved meanwhile is read again.
+            let version = daemon.runner.state.last_runs_version(&policy.name).await;
+            daemon.beside.runs.insert(policy.name.clone(), version);
+        }
         let remembered = remembered(&daemon.runner).await?;
         daemon.configure(&remembered);
         daemon.notifications = Some(daemon.notify_from_now(notifiers));
@@ -893,7 +898,12 @@ async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, St
     for Policy { name, .. } in &runner.policies {
         state.allowances(&AllowanceOf::Policy(name.clone())).await?;
         state.policy_state(name).await?;
-        all.insert(name.clone(), state.last_runs(name).await?);
+        let mut runs = state.last_runs(name).await?;
+        for zone in runs.zones.values_mut() {
+            // Long, and for runs alone, which read them again.
+            (zone.accepted, zone.rested_on) = (None, None);
+        }
+        all.insert(name.clone(), runs);
     }
     Ok(all)
 }

@@ -64,7 +64,7 @@ impl Passwords {
         header: &HeaderValue,
     ) -> Verdict {
         let Some((user, password)) = user_and_password(header) else { return Verdict::Wrong };
-        // Without users nobody asks.
+        // Without users none is asked for.
         let Some((known, hash)) = users.get_key_value(&user).or_else(|| users.first_key_value()) else {
             return Verdict::Wrong;
         };

@@ -20,7 +20,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// For one of so many processes that share the limit.
+    /// For one of several processes that share the limit.
     pub(super) fn new(requests_per_second: NonZeroU32, shards: NonZeroU32) -> Self {
         let per_window = (requests_per_second.get() / shards).max(1);
         let window = Duration::from_secs(1) * per_window * shards.get() / requests_per_second.get();

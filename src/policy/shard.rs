@@ -29,7 +29,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Number `index` of so many, counted from 0.
+    /// Number `index` of `count`, counted from 0.
     ///
     /// # Errors
     /// A number that is not one of these, or too many shards.

@@ -57,7 +57,7 @@ impl FromStr for Span {
 }
 
 impl Span {
-    /// So many days of the calendar.
+    /// Days of the calendar.
     pub(crate) const fn days(days: u64) -> Self {
         Self { years: 0, months: 0, weeks: 0, days, milliseconds: 0 }
     }

@@ -104,7 +104,7 @@ impl Hooks<'_> {
         HookReport { hook, seconds, failure }
     }
 
-    /// What a hook is told of its run.
+    /// What a hook learns of its run.
     fn facts(&self, hook: Hook) -> BTreeMap<String, String> {
         let zones: Vec<&str> = self.policy.zones.iter().map(ZoneName::as_str).collect();
         let mut facts = BTreeMap::from([
@@ -189,7 +189,7 @@ fn variable(name: &str) -> String {
     format!("SNAPWARDEN_{name}")
 }
 
-/// What a hook is told of the run that ended.
+/// What a hook learns of the run that ended.
 fn facts_of(report: &RunReport) -> BTreeMap<String, String> {
     let sums = report.sums();
     let counts = [

@@ -42,7 +42,7 @@ pub struct ZonePlan {
 pub struct PlannedAction {
     /// Either `Export` or `Promote`.
     pub action: Action,
-    /// Where an export goes.
+    /// Where an export is stored.
     pub archive: Option<ArchiveName>,
     /// The snapshot that it is done to; without an id if the run would take the snapshot first.
     pub snapshot: Subject,

@@ -1,7 +1,7 @@
 //! Has each snapshot that a run is about to delete judged again by the second judge, from the same facts.
 //!
 //! Where it disagrees about any of them, nothing of the zone is deleted, and the case is written to the state directory:
-//! one of the two has a fault, and nobody knows yet which.
+//! one of the two has a fault, and it is not known yet which.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -27,7 +27,7 @@ use crate::run::plan::ZonePlan;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId};
 use crate::text::{chain, counted, printable};
 
-/// The most snapshots of which a file tells the case: one is enough to find the fault.
+/// The most snapshots whose case is written into a file: one is enough to find the fault.
 const VICTIMS_IN_FILE: usize = 100;
 
 /// A case about which the judges disagree, as it is written to a file.

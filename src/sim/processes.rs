@@ -1,4 +1,4 @@
-//! Simulated programs: they write, take their time by the clock, and end as they were told to, or by a signal. A
+//! Simulated programs: they write, take their time by the clock, and end as the test says, or by a signal. A
 //! [`SimTool`] reads its input, too, and does its work.
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! A simulated restic: the calls that an archive makes of it, over repositories in memory.
 //!
 //! As the real one, it saves a snapshot of whatever it has read once its input ends, none if it is killed before; it takes
-//! data that it knows for stored; and it says the same things, by which a caller tells failures apart.
+//! data that it knows for stored; and it says the same things, by which a caller distinguishes failures.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

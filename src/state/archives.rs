@@ -190,7 +190,7 @@ impl StateDirectory {
         Ok(read.await?.archives.remove(name).unwrap_or_default())
     }
 
-    /// Changes what is remembered of one archive. A change that changes nothing writes nothing, and waits for nobody.
+    /// Changes what is remembered of one archive. A change that changes nothing writes nothing, and waits for no lock.
     ///
     /// # Errors
     /// [`StateError`]; the file is as it was then, or new.

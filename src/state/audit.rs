@@ -224,7 +224,7 @@ const LINE_BEGINS: &[u8] = b"{\"at\":\"";
 /// As `2026-11`.
 const MONTH_BYTES: usize = 7;
 
-/// The months of a file are looked for in so many of its first and last bytes: a crash may have left pieces of lines there.
+/// The months of a file are looked for in this number of its first and last bytes: a crash may have left pieces of lines there.
 const END_BYTES: usize = 64 << 10;
 
 /// A place in the log, from which it is read on.

@@ -13,12 +13,12 @@ use std::io::{self, Write};
 use tracing::field::Field;
 use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::{self, Targets};
 use tracing_subscriber::fmt::format::{self, JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::{LookupSpan, Scope};
-use tracing_subscriber::{EnvFilter, filter};
 
 use crate::text::{excerpt, printable, safe_json};
 
@@ -83,13 +83,13 @@ fn is_to_journal() -> bool {
 }
 
 /// What is logged, and what is wrong with `RUST_LOG`, if so.
-fn wanted(rust_log: Option<&OsStr>, level: &str, silent: Option<&str>) -> (EnvFilter, Option<String>) {
+fn wanted(rust_log: Option<&OsStr>, level: &str, silent: Option<&str>) -> (Targets, Option<String>) {
     let silent = silent.map_or_else(String::new, |target| format!(",{target}=off"));
-    let usual = || EnvFilter::new(format!("warn,snapwarden={level}{silent}"));
+    let usual = || format!("warn,snapwarden={level}{silent}").parse().unwrap_or_default();
     let Some(text) = rust_log.map(OsStr::to_string_lossy).filter(|text| !text.trim().is_empty()) else {
         return (usual(), None);
     };
-    match EnvFilter::try_new(&*text) {
+    match text.parse() {
         Ok(filter) => (filter, None),
         Err(error) => {
             let trouble = format!(
@@ -119,7 +119,7 @@ fn leads_to(journal_stream: Option<&OsStr>, file: Option<(u64, u64)>) -> bool {
 
 fn subscriber<W>(
     format: Format,
-    filter: EnvFilter,
+    filter: Targets,
     is_to_journal: bool,
     color: bool,
     writer: W,
@@ -128,7 +128,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let builder = tracing_subscriber::fmt::fmt()
-        .with_env_filter(filter)
+        .with_max_level(Level::TRACE)
         .with_writer(Lines { to: writer, format, is_to_journal })
         .with_ansi(color && !is_to_journal)
         .with_target(false)
@@ -139,11 +139,13 @@ where
         Format::Text => {
             let line: fn(&FmtContext<'_, _, _>, Writer<'_>, &Event<'_>) -> fmt::Result =
                 if is_to_journal { journal_line } else { text_line };
-            Box::new(builder.fmt_fields(text_fields()).event_format(line).finish().with(silence))
+            Box::new(builder.fmt_fields(text_fields()).event_format(line).finish().with(filter).with(silence))
         }
         Format::Json => {
             let line: fn(&FmtContext<'_, _, _>, Writer<'_>, &Event<'_>) -> fmt::Result = json_line;
-            Box::new(builder.fmt_fields(JsonFields::new()).event_format(line).finish().with(silence))
+            Box::new(
+                builder.fmt_fields(JsonFields::new()).event_format(line).finish().with(filter).with(silence),
+            )
         }
     }
 }
@@ -372,7 +374,7 @@ mod tests {
     ) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let filter = EnvFilter::new(wanted);
+        let filter = wanted.parse().unwrap();
         let subscriber = subscriber(format, filter, is_to_journal, color, move || writer.clone());
         tracing::subscriber::with_default(subscriber, work);
         let bytes = written.0.lock().unwrap().clone();

@@ -1,7 +1,7 @@
 //! What interrupted exports left in a folder: parts of images that no export will resume.
 //!
 //! The next export of the same snapshot resumes a part, so it is of no use only if it is old; and a bad image is kept for
-//! people to look at. Whoever works on one holds its lock; the lock's file stays, since removing it could make two processes hold it.
+//! people to look at. The process that works on one holds its lock; the lock's file stays, since removing it could make two processes hold it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use crate::archive::transfer::sink::SinkError;
 use crate::disk::{Disk, Kind};
 use crate::snapshot::ZoneName;
 
-/// A part of a snapshot of this age, that nobody works on, is of no use: an export would have resumed it long ago.
+/// A part of a snapshot of this age, that no process works on, is of no use: an export would have resumed it long ago.
 const USELESS_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// The leftovers in an instance's folder, by the beginning of their names.

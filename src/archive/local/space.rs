@@ -37,7 +37,7 @@ impl Space {
 }
 
 impl Share {
-    /// The share of an image that begins now, when so many bytes are free.
+    /// The share of an image that begins now, of the bytes that are free.
     pub(super) fn new(space: &Arc<Space>, free: u64) -> Self {
         let mut ledger = space.ledger();
         let (key, written_before) = (ledger.next, ledger.written);
@@ -60,12 +60,12 @@ impl Share {
         (self.free.saturating_sub(taken), taken)
     }
 
-    /// This image is going to write so many more bytes.
+    /// This image is going to write this number of bytes more.
     pub(super) fn reserve(&self, bytes: u64) {
         self.space.ledger().outstanding.insert(self.key, bytes);
     }
 
-    /// This image has written so many more bytes.
+    /// This image has written this number of bytes more.
     pub(super) fn wrote(&mut self, bytes: u64) {
         self.written += bytes;
         let mut ledger = self.space.ledger();

@@ -568,7 +568,7 @@ fn a_change_that_was_taken_back_while_the_policy_did_not_run_begins_anew() {
     let (_, of_nightly) = run(std::slice::from_ref(&nightly), &zone, &Memory::default(), now());
     let (_, mut of_daily) = run(std::slice::from_ref(&daily), &zone, &of_nightly, now());
     assert_eq!(of_daily.changes.len(), 1);
-    // The name from before is back for days, and then gone again.
+    // The name from before is back for days, and then lost again.
     let (_, of_nightly) = run(std::slice::from_ref(&nightly), &zone, &of_nightly, hours_later(24));
     let (plan, _) = run(std::slice::from_ref(&daily), &zone, &of_daily, hours_later(120));
     assert_eq!(pending(&plan), [0; 0], "its own memory alone does not know");
