@@ -4,12 +4,13 @@
 //! [`list`] reads a zone, [`plan`] decides, and [`guard`] may block the deletions of a zone, as does [`second_judge`]. [`create`], [`export`],
 //! [`promote`], [`delete`] and [`archive_prune`] do the work, each step of it through [`step`], which writes it to the audit
 //! log before and after. [`report`] is the result, [`coverage`] says which instances lack snapshots, and [`persist`] saves what the next run needs.
-//! `archive_locks` locks the copies that stay. [`hooks`] starts the policy's programs around it. `retention` alone decides
+//! `archive_locks` locks the copies that stay, `archive_leftovers` removes what interrupted exports left. [`hooks`] starts the policy's programs around it. `retention` alone decides
 //! which snapshots are kept.
 
 pub mod archive_adopt;
 pub mod archive_copy;
 pub mod archive_holds;
+mod archive_leftovers;
 mod archive_locks;
 mod archive_memory;
 pub(crate) mod archive_presence;

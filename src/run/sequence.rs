@@ -173,6 +173,9 @@ impl Sequence<'_> {
         let seen = self.delete(&mut zones, started_at).await;
         if only.is_none() {
             runner.prune_archives(policy, recorder, &mut zones, full, &self.options.stop).boxed().await;
+            if let Some(export) = &policy.export {
+                runner.remove_leftovers(policy, export, &mut zones, &self.options.stop).boxed().await;
+            }
         }
         let times = [begun_at, runner.clock.now()];
         let quotas = self.quotas().await;

@@ -66,6 +66,9 @@ pub struct ArchiveMemory {
     /// The copies that this state locked, or put a legal hold on.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub locked: BTreeMap<String, CopyLock>,
+    /// When what interrupted exports left in it was last removed by a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leftovers_removed_at: Option<Timestamp>,
     /// By zone, what the last accepted pruning rested on; what it means is for `retention` to say.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rested_on: BTreeMap<ZoneName, Value>,

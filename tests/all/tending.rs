@@ -1,13 +1,16 @@
 //! Copies that people look after: copied on, removed one by one, repaired, and on hold for every host.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::Value;
+use snapwarden::archive::marker::MARKER_FILE;
 use snapwarden::cli::assemble::{self, Use};
 use snapwarden::config;
 use snapwarden::credentials::Credentials;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk, replace_file};
 use snapwarden::run::context::RunOptions;
+use snapwarden::sim::restic::SimRestic;
 use snapwarden::sim::world::{API_KEY, API_SECRET};
 use snapwarden::state::audit::{Action, StepOutcome};
 
@@ -234,6 +237,57 @@ async fn what_an_interrupted_export_left_is_listed_and_goes_once_it_is_old() {
     assert!(RealDisk.metadata(&older).is_err(), "no export resumed it for a week");
     assert!(RealDisk.metadata(&newer).is_ok(), "one may still");
     assert_eq!(images(&stage.archive()).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_a_day_a_run_removes_what_no_export_will_use_and_frees_what_restic_was_told_to_forget() {
+    let stage = Stage::new();
+    let restic = SimRestic::default();
+    let folder = stage.folder.path();
+    let repository = format!("{}/repository", folder.display());
+    restic.init(&repository);
+    stage.processes.install_tool("restic", Arc::new(restic.clone()));
+    replace_file(&RealDisk, &folder.join("password"), b"hush-hush", Access::Owner).unwrap();
+    let policies = two_archives(&stage).replace("[\"vault\"]", "[\"vault\", \"dedup\"]")
+        + &format!(
+            "[archives.dedup]\ntype = \"restic\"\nrepository = \"{repository}\"\npassword_file = \"{}/password\"\n",
+            folder.display()
+        );
+    stage.instance("web-1", 1);
+    let freed = || stage.processes.started().iter().filter(|command| command.arguments[0] == "prune").count();
+    // Of an instance that no export is about, and an image without a manifest.
+    let gone = "ch-gva-2/9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec/20261001T120000Z-b0c0ab00-0000-4000-8000-00000000f105.qcow2";
+    let part = stage.archive().join(format!("{gone}.part"));
+    RealDisk.create_dir_all(part.parent().unwrap(), Access::Group).unwrap();
+    let leave = || {
+        replace_file(&RealDisk, &part, b"half of an image", Access::Group).unwrap();
+        restic.with(&repository, |repository| {
+            repository.add(&format!("/{gone}"), "2026-10-01 12:00:00", "backup-1", "half".into());
+        });
+    };
+    let is_left = || {
+        let images = restic.with(&repository, |repository| {
+            repository.snapshots.iter().filter(|snapshot| snapshot.path.ends_with(gone)).count()
+        });
+        assert_eq!(RealDisk.metadata(&part).is_ok(), images != Some(0));
+        images != Some(0)
+    };
+    // By each run: for how many hours it is after the one before, whether there is anything left then, and how often restic
+    // has freed space.
+    for (hours, left, count) in [(0, false, 0), (1, false, 1), (1, true, 1), (22, false, 2), (24, false, 3)] {
+        stage.step(jiff::SignedDuration::from_hours(hours));
+        let report = stage.run(&policies).await;
+        assert_eq!((report.sums().failed, is_left(), freed()), (0, left, count), "{hours}: {report:?}");
+        leave();
+    }
+    // In doubt nothing is removed.
+    stage.step(jiff::SignedDuration::from_hours(24));
+    RealDisk.remove_file(&stage.archive().join(MARKER_FILE)).unwrap();
+    restic.with(&repository, |repository| {
+        repository.snapshots.retain(|snapshot| !snapshot.path.ends_with(MARKER_FILE))
+    });
+    stage.run(&policies).await;
+    assert_eq!((is_left(), freed()), (true, 3));
 }
 
 #[tokio::test(start_paused = true)]
