@@ -262,7 +262,7 @@ async fn once_a_day_a_run_removes_what_no_export_will_use_and_frees_what_restic_
     let leave = || {
         replace_file(&RealDisk, &part, b"half of an image", Access::Group).unwrap();
         restic.with(&repository, |repository| {
-            repository.add(&format!("/{gone}"), "2026-10-01 12:00:00", "backup-1", "half".into());
+            repository.add(&format!("/{gone}"), "2026-10-01 12:00:00", "backup-1", "half".into())
         });
     };
     let is_left = || {
