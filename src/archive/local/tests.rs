@@ -1186,4 +1186,5 @@ async fn a_probe_names_a_folder_that_can_not_be_written_and_creates_none() {
     let steps = archive.probe().await;
     let [("write", Some(failure))] = &steps[..] else { panic!("{steps:?}") };
     assert!(failure.starts_with("write /vault/snapwarden-archive.json.probe: "), "{failure}");
+    assert!(failure.contains("`ReadWritePaths=`"), "it says what to do: {failure}");
 }

@@ -178,7 +178,7 @@ fn beside_others(taken: u64) -> String {
 impl SinkError {
     /// An error of the disk at `path`; a full one gets its own advice.
     pub(crate) fn disk(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        let path = path.to_owned();
+        let (path, source) = (path.to_owned(), explain_read_only(source));
         if is_full(&source) { Self::Full { doing, path, source } } else { Self::Disk { doing, path, source } }
     }
 
@@ -190,6 +190,17 @@ impl SinkError {
             Self::Disk { .. } | Self::Length { .. } => false,
         }
     }
+}
+
+/// Says what to do about a file system that is read-only: to the hardened systemd unit all are that it does not name.
+fn explain_read_only(error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::ReadOnlyFilesystem {
+        return error;
+    }
+    let text = format!(
+        "{error}: it is mounted so, or the systemd unit has no line `ReadWritePaths=` for the archive (`systemctl edit snapwarden`)"
+    );
+    io::Error::new(error.kind(), text)
 }
 
 /// Whether there is no space left, on the disk or in a quota.
