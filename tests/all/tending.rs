@@ -284,7 +284,7 @@ async fn once_a_day_a_run_removes_what_no_export_will_use_and_frees_what_restic_
     stage.step(jiff::SignedDuration::from_hours(24));
     RealDisk.remove_file(&stage.archive().join(MARKER_FILE)).unwrap();
     restic.with(&repository, |repository| {
-        repository.snapshots.retain(|snapshot| !snapshot.path.ends_with(MARKER_FILE))
+        repository.snapshots.retain(|snapshot| !snapshot.path.ends_with(MARKER_FILE));
     });
     stage.run(&policies).await;
     assert_eq!((is_left(), freed()), (true, 3));
