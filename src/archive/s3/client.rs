@@ -52,6 +52,9 @@ const XML_BYTES_MAX: usize = 8 << 20;
 /// The longest listing: ten million keys. A store that has more pages never ends its listing.
 const PAGES_MAX: usize = 10_000;
 
+/// The most bytes of all pages of a listing, since what is listed is kept in memory: some 400 for each of a million keys.
+const LISTING_BYTES_MAX: usize = 512 << 20;
+
 /// The longest validity of a presigned address: a week, the limit of signature version 4.
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 
@@ -306,16 +309,18 @@ impl Client {
         read: impl Fn(&[u8]) -> Result<Page<T>, S3Cause>,
         mut each: impl FnMut(T),
     ) -> Result<(), S3Error> {
-        let mut next: Vec<(&'static str, String)> = Vec::new();
+        let (mut next, mut bytes): (Vec<(&'static str, String)>, usize) = (Vec::new(), 0);
         for _ in 0..PAGES_MAX {
             let mut request = S3Request::new(doing, Method::GET, key);
             request.query = fixed.to_vec();
             request.query.extend(next.iter().map(|(name, value)| (*name, value.as_str())));
-            let page = self.call(&request, XML_BYTES_MAX, |_, body| read(&body)).await?;
+            let read = |_: &HeaderMap, body: Bytes| Ok((body.len(), read(&body)?));
+            let (len, page) = self.call(&request, XML_BYTES_MAX, read).await?;
+            bytes += len;
             page.items.into_iter().for_each(&mut each);
             match page.next {
                 None => return Ok(()),
-                Some(same) if same == next => break,
+                Some(same) if same == next || bytes > LISTING_BYTES_MAX => break,
                 Some(more) => next = more,
             }
         }

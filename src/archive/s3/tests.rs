@@ -1034,6 +1034,41 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
     assert!(shown.contains("the listing has no end"), "{shown}");
 }
 
+/// A store whose listing goes on for ever, by pages as long as may be.
+#[derive(Debug, Default)]
+struct Endless(AtomicUsize);
+
+impl Transport for Endless {
+    fn send(&self, _request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        let number = self.0.fetch_add(1, Ordering::Relaxed);
+        let page = format!(
+            "{}<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{number}</NextContinuationToken>\
+             </ListBucketResult>",
+            " ".repeat(8 * MIB - 1024)
+        );
+        let body = Box::pin(stream::once(std::future::ready(Ok(page.into()))));
+        Box::pin(std::future::ready(Ok(Response { status: StatusCode::OK, headers: HeaderMap::new(), body })))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_without_end_is_an_error_before_it_fills_the_memory() {
+    let store = Arc::new(Endless::default());
+    let location = S3Location {
+        endpoint: Url::parse("https://store.example").unwrap(),
+        region: "r".to_owned(),
+        bucket: "backups".to_owned(),
+        prefix: String::new(),
+        rules: BucketRules::default(),
+    };
+    let key = Credentials::new("EXO1", "hush", None).unwrap();
+    let (name, clock) = ("offsite".parse().unwrap(), Arc::new(TestClock::at(NOW)));
+    let archive = S3Archive::new(name, location, key, store.clone(), clock, Arc::new(NoRandomness));
+    let error = archive.bucket.client.list("", |_| {}).await.unwrap_err();
+    assert!(chain(&error).contains("the listing has no end"), "{}", chain(&error));
+    assert!(store.0.load(Ordering::Relaxed) < 70, "{store:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn old_uploads_of_ours_are_aborted_and_no_others() {
     let Scene { store, archive } = scene();

@@ -2,7 +2,7 @@
 //! entities are refused, and a response of another form is an error, never an empty list.
 
 use http::StatusCode;
-use roxmltree::{Document, Node};
+use roxmltree::{Document, Node, ParsingOptions};
 
 use crate::archive::s3::error::S3Cause;
 use crate::text::excerpt;
@@ -53,6 +53,21 @@ pub(super) struct Page<T> {
     pub(super) next: Option<Vec<(&'static str, String)>>,
 }
 
+/// The most nodes of a response: some 40 for each of a thousand entries, several times.
+const NODES_MAX: u32 = 1 << 18;
+
+/// The most quotation marks from one `<` to the next, two for each attribute, and the most declarations of namespaces. Responses
+/// have one or two; a key may have some.
+const QUOTES_MAX: usize = 64;
+const NAMESPACES_MAX: usize = 64;
+
+/// Whether it takes no longer to parse than its length justifies: each attribute is compared with all others of its element, and
+/// each element inherits all namespaces.
+fn is_simple(text: &str) -> bool {
+    let quotes = |tag: &str| tag.bytes().filter(|byte| matches!(byte, b'"' | b'\'')).count();
+    text.split('<').all(|tag| quotes(tag) <= QUOTES_MAX) && text.matches("xmlns").count() <= NAMESPACES_MAX
+}
+
 fn unexpected<T>(why: impl Into<String>) -> Result<T, S3Cause> {
     Err(S3Cause::Unexpected(why.into()))
 }
@@ -65,10 +80,15 @@ fn read<T>(
 ) -> Result<T, S3Cause> {
     let Ok(text) = std::str::from_utf8(body) else { return unexpected("it is not text") };
     // A store that is slow to complete an upload sends blanks first, to keep the connection alive.
-    let document = match Document::parse(text.trim_start()) {
+    let text = text.trim_start();
+    if !is_simple(text) {
+        return unexpected("it has more attributes than any response");
+    }
+    let options = ParsingOptions { nodes_limit: NODES_MAX, ..ParsingOptions::default() };
+    let document = match Document::parse_with_options(text, options) {
         Ok(document) => document,
         Err(error) => {
-            let begins = excerpt(text.trim_start(), 40);
+            let begins = excerpt(text, 40);
             return unexpected(format!(
                 "it is not XML ({}); it begins with `{begins}`",
                 excerpt(&error.to_string(), 100)
@@ -320,6 +340,24 @@ mod tests {
         ];
         for (body, why) in cases {
             match objects(body) {
+                Err(S3Cause::Unexpected(said)) => assert!(said.contains(why), "{said}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_response_takes_longer_to_read_than_its_length_justifies() {
+        // The time for the first grows with the square of their number, for the second with its cube.
+        let attributes: String = (0..20_000).map(|number| format!(" a{number}='>'")).collect();
+        let nested: String = (0..2_000).map(|number| format!("<a xmlns:n{number}='x'>")).collect();
+        let many = "<a/>".repeat(1 << 18);
+        for (body, why) in [
+            (format!("<ListBucketResult{attributes}/>"), "more attributes than any response"),
+            (format!("<ListBucketResult>{nested}"), "more attributes than any response"),
+            (format!("<ListBucketResult>{many}</ListBucketResult>"), "nodes limit"),
+        ] {
+            match objects(body.as_bytes()) {
                 Err(S3Cause::Unexpected(said)) => assert!(said.contains(why), "{said}"),
                 other => panic!("{other:?}"),
             }

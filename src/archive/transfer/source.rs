@@ -73,11 +73,7 @@ impl ImageStream {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let is_part = status == StatusCode::PARTIAL_CONTENT;
         let (offset, total) = if is_part {
-            let range = text(header::CONTENT_RANGE).and_then(|range| {
-                let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
-                Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
-            });
-            range.ok_or_else(|| {
+            text(header::CONTENT_RANGE).and_then(part_of).ok_or_else(|| {
                 SourceError::Broken(
                     "the server sends a part of the image, and does not say which part".into(),
                 )
@@ -88,6 +84,17 @@ impl ImageStream {
         let etag = text(header::ETAG).filter(|etag| !etag.is_empty()).map(str::to_owned);
         Ok(Self { offset, is_part, total, etag, body })
     }
+}
+
+/// Where the part begins that a `Content-Range` names, and the length of the whole, if it is there. One that is not within
+/// its whole is none, as RFC 9110 has it.
+fn part_of(range: &str) -> Option<(u64, Option<u64>)> {
+    let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = span.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    // `*`, mostly.
+    let total: Option<u64> = total.parse().ok();
+    (first <= last && total.is_none_or(|total| last < total)).then_some((first, total))
 }
 
 /// Why a source could not be opened or renewed. No text in it holds an address.
@@ -105,4 +112,19 @@ pub enum SourceError {
     /// It may work another time.
     #[error("the image can't be reached at the moment")]
     Broken(#[source] Box<dyn Error + Send + Sync>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_is_not_within_its_whole_is_none() {
+        assert_eq!(part_of("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(part_of("bytes 5-9/*"), Some((5, None)));
+        for odd in ["bytes 5-9/9", "bytes 9-5/10", "bytes 5-/10", "bytes */10", "bytes -5-9/10", "5-9/10", ""]
+        {
+            assert_eq!(part_of(odd), None, "{odd}");
+        }
+    }
 }
