@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use crate::text::excerpt;
+
 /// The name of the file, below the archive's folder or its prefix.
 pub const MARKER_FILE: &str = "snapwarden-archive.json";
 
@@ -89,7 +91,8 @@ impl Marker {
         struct VersionAlone {
             version: u64,
         }
-        let damaged = |error: serde_json::Error| MarkerProblem::Damaged(error.to_string());
+        // The text may quote the file, of whatever length.
+        let damaged = |error: serde_json::Error| MarkerProblem::Damaged(excerpt(&error.to_string(), 200));
         let VersionAlone { version } = serde_json::from_slice(bytes).map_err(damaged)?;
         if version > VERSION {
             return Err(MarkerProblem::Later(version));
@@ -120,5 +123,12 @@ mod tests {
             let problem = Marker::from_bytes(text.as_bytes()).unwrap_err();
             assert!(matches!(problem, MarkerProblem::Damaged(_)), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_damaged_marker_is_quoted_in_few_words() {
+        let text = format!(r#"{{"version": "{}"}}"#, "a\\u001b".repeat(10_000));
+        let problem = Marker::from_bytes(text.as_bytes()).unwrap_err().to_string();
+        assert!(problem.len() < 1000 && !problem.contains('\u{1b}'), "{problem}");
     }
 }

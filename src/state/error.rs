@@ -1,9 +1,15 @@
 //! How the state directory fails.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::policy::shard::Shard;
+use crate::text::excerpt;
+
+/// What is wrong with the text of a file. It may quote some of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Damage(String);
 
 /// The state directory can't be used as it should.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +51,7 @@ pub enum StateError {
         column: usize,
         /// The cause.
         #[source]
-        source: serde_json::Error,
+        source: Damage,
     },
     /// A file was lost, or restored from a backup: the changes beside it are of a later one.
     #[error(
@@ -110,6 +116,14 @@ pub enum StateError {
         /// The lock's file.
         path: PathBuf,
     },
+}
+
+impl StateError {
+    /// The file at this path has an error at this line.
+    pub(super) fn damaged(path: &Path, line: usize, error: &serde_json::Error) -> Self {
+        let source = Damage(excerpt(&error.to_string(), 200));
+        Self::Damaged { path: path.to_owned(), line, column: error.column(), source }
+    }
 }
 
 /// A part of the instances, for people.

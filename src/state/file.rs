@@ -49,12 +49,7 @@ where
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
         Err(source) => return Err(StateError::File { verb: "read", path: path.to_owned(), source }),
     };
-    let damaged = |source: serde_json::Error| StateError::Damaged {
-        path: path.to_owned(),
-        line: source.line(),
-        column: source.column(),
-        source,
-    };
+    let damaged = |error: serde_json::Error| StateError::damaged(path, error.line(), &error);
     let found = serde_json::from_slice::<VersionAlone>(&bytes).map_err(damaged)?.version;
     if found > known {
         return Err(StateError::FromTheFuture { path: path.to_owned(), found, known });

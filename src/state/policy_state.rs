@@ -342,9 +342,8 @@ impl StateDirectory {
             let path = self.changes_of(policy, state.generation);
             match read_file(&*self.disk, &path, CHANGES_BYTES_MAX) {
                 Ok(changes) => {
-                    state.changes_len = apply(&changes, &mut state).map_err(|(line, source)| {
-                        StateError::Damaged { path, line, column: source.column(), source }
-                    })?;
+                    state.changes_len = apply(&changes, &mut state)
+                        .map_err(|(line, error)| StateError::damaged(&path, line, &error))?;
                     return Ok(state);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
