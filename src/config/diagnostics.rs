@@ -136,13 +136,16 @@ fn may_hold_a_secret(line: &str) -> bool {
 fn mark(line: &str, column: usize, spot: &str, hide_behind: bool) -> (String, usize, usize) {
     let mut line: Vec<char> =
         line.chars().map(|character| if character == '\t' { ' ' } else { character }).collect();
-    let spot_length = spot.lines().next().unwrap_or_default().chars().count().max(1);
-    let rest = line.get(column + spot_length..).unwrap_or_default();
+    let key_length = spot.lines().next().unwrap_or_default().chars().count();
+    let rest = line.get(column + key_length..).unwrap_or_default();
     let sign = if rest.contains(&'=') { '=' } else { ':' };
-    let hidden = hide_behind && (sign == '=' || rest.first() == Some(&':'));
+    // In YAML there may be blanks before the colon, and a key may be empty.
+    let is_yaml = rest.iter().find(|character| !" \"'".contains(**character)) == Some(&':');
+    let hidden = hide_behind && (sign == '=' || is_yaml);
     if hidden {
-        line.truncate(column + spot_length);
+        line.truncate(column + key_length);
     }
+    let spot_length = key_length.max(1);
     let from = if line.len() > LINE_MAX { column.saturating_sub(LINE_MAX / 3) } else { 0 };
     let until = line.len().min(from + LINE_MAX);
     let part = |range: Range<usize>| {

@@ -143,3 +143,11 @@ fn what_is_no_plain_yaml_is_refused_in_a_bounded_time() {
         assert!(said.contains(part) && said.len() < 60_000, "{part}: {said}");
     }
 }
+
+#[test]
+fn an_unknown_key_is_shown_without_the_hash_behind_it() {
+    for key in ["alice:", "alice :", "\"alice\" :", "'a b':", ":", "basic_auth_users: {}\nalice  :"] {
+        let said = refused(&format!("{key} {HASH}\n"));
+        assert!(said.contains("unknown key") && !said.contains("$2y$"), "{said}");
+    }
+}
