@@ -11,7 +11,7 @@ pub mod archive;
 pub mod error;
 mod existing;
 pub(crate) mod files;
-pub(crate) mod repository;
+pub mod repository;
 mod sink;
 #[cfg(test)]
 pub(in crate::archive) mod tests;
