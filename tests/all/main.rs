@@ -51,6 +51,7 @@ mod restic;
 mod restoring;
 mod restraint;
 mod s3;
+mod secrets;
 mod shards;
 mod simulated_zone;
 mod simulation;
