@@ -229,3 +229,52 @@ fn the_first_page_is_short() {
     let lines = include_str!("../../README.md").lines().count();
     assert!(lines <= 250, "{lines}");
 }
+
+/// The names of all functions of the sources and the tests.
+fn functions() -> BTreeSet<String> {
+    let root = Path::new(ROOT);
+    let sources = ["src", "tests"].into_iter().flat_map(|folder| paths(&root.join(folder)));
+    let sources = sources.filter(|path| path.extension().is_some_and(|end| end == "rs"));
+    let name = |rest: &str| rest.chars().take_while(|one| one.is_alphanumeric() || *one == '_').collect();
+    // The short cuts of the fuzz targets are made by a macro: `name: "target", 400;`.
+    let by_macro = |line: &str| line.trim_start().split_once(": \"").map(|(before, _)| before.to_owned());
+    let names = |text: String| -> Vec<String> {
+        let functions = text.split("fn ").skip(1).map(name);
+        functions.chain(text.lines().filter_map(by_macro)).collect()
+    };
+    sources.map(|path| read(&path)).flat_map(names).collect()
+}
+
+#[test]
+fn every_row_of_the_security_page_names_tests_that_exist() {
+    let page = read(&Path::new(ROOT).join("docs/security.md"));
+    let (_, rows) = page.split_once("| who | could | what stands against it | tests |\n").unwrap();
+    let rows: Vec<&str> = rows.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+    let functions = functions();
+    for row in &rows {
+        let tests = row.trim_end_matches([' ', '|']).rsplit_once(" | ").unwrap().1;
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row}");
+        for name in named {
+            let is_there = functions.contains(name) || Path::new(ROOT).join(name).exists();
+            assert!(is_there, "there is no test `{name}`");
+        }
+    }
+    assert!(rows.len() >= 11, "{rows:?}");
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let package: toml::Table = toml::from_str(&read(&Path::new(ROOT).join("Cargo.toml"))).unwrap();
+    let names = |section: &str| package[section].as_table().unwrap().keys().cloned();
+    let used: BTreeSet<String> = names("dependencies").chain(names("dev-dependencies")).collect();
+    let page = read(&Path::new(ROOT).join("docs/developers.md"));
+    let (_, rows) = page.split_once("| dependency | why |\n").unwrap();
+    let mut told = BTreeSet::new();
+    for row in rows.lines().skip(1).take_while(|line| line.starts_with('|')) {
+        let (names, why) = row.trim_matches(['|', ' ']).split_once(" | ").unwrap();
+        assert!(why.len() > 10, "{row}");
+        told.extend(names.split('`').skip(1).step_by(2).map(str::to_owned));
+    }
+    assert_eq!(told, used);
+}
