@@ -1,4 +1,4 @@
-//! How fast images are hashed: one alone, and several at once in the lanes of a vector.
+//! How fast images are hashed: one alone, several at once in the lanes of a vector, and one together with its parts.
 //!
 //!     cargo bench --bench md5
 //!
@@ -23,4 +23,14 @@ fn at_once(bencher: Bencher<'_, '_>, images: usize) {
         let mut each: Vec<_> = hashes.iter_mut().zip(batches.iter().map(Vec::as_slice)).collect();
         Md5::update_together(black_box(&mut each));
     });
+}
+
+/// The whole and its parts.
+#[divan::bench]
+fn twice_of_the_same_bytes(bencher: Bencher<'_, '_>) {
+    let batch = vec![0; BATCH_BYTES];
+    let (mut whole, mut part) = (Md5::new(), Md5::new());
+    bencher
+        .counter(BytesCount::new(BATCH_BYTES))
+        .bench_local(|| Md5::update_both(&mut whole, &mut part, black_box(&batch)));
 }

@@ -11,9 +11,10 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{Stream, StreamExt, TryStreamExt};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
+use tokio::sync::mpsc;
 use url::{Host, Url};
 
 /// What an exchange is for. It decides which connections are used, and whether the address is a secret.
@@ -124,6 +125,38 @@ pub trait Transport: Send + Sync + Debug {
     /// # Errors
     /// [`TransportError`] if no head of an answer came.
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>>;
+
+    /// Sends `request` with a body of `length` bytes that is not in memory as a whole. By default it is gathered, which will do
+    /// for a simulation.
+    ///
+    /// # Errors
+    /// [`TransportError`] if no head of an answer came, or the body ended early.
+    fn send_stream(
+        &self,
+        mut request: Request,
+        mut body: Body,
+        length: u64,
+    ) -> BoxFuture<'_, Result<Response, TransportError>> {
+        Box::pin(async move {
+            let mut whole = bytes::BytesMut::new();
+            while let Some(chunk) = body.next().await {
+                whole.extend_from_slice(&chunk?);
+            }
+            if whole.len() as u64 != length {
+                return Err(TransportError::new(Reached::Unknown, "the body of the request ended early"));
+            }
+            request.body = whole.freeze();
+            self.send(request).await
+        })
+    }
+}
+
+/// The sender of a body that is made while it is sent. It waits while two chunks are on their way, and fails once nobody reads
+/// them any more.
+pub(crate) fn piped() -> (mpsc::Sender<Result<Bytes, TransportError>>, Body) {
+    let (sender, receiver) = mpsc::channel(2);
+    let chunks = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+    (sender, Box::pin(chunks))
 }
 
 /// Reads a whole body of at most `max` bytes.
@@ -249,20 +282,32 @@ fn build(client: impl Fn() -> reqwest::ClientBuilder) -> Result<reqwest::Client,
     })
 }
 
+impl HttpTransport {
+    async fn exchange(&self, request: Request, body: reqwest::Body) -> Result<Response, TransportError> {
+        let client = self.client(request.purpose)?;
+        let sent = client.request(request.method, request.url).headers(request.headers).body(body).send();
+        let answer = sent.await.map_err(failed)?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let body = Box::pin(answer.bytes_stream().map_err(failed));
+        Ok(Response { status, headers, body })
+    }
+}
+
 impl Transport for HttpTransport {
-    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
-        Box::pin(async move {
-            let client = self.client(request.purpose)?;
-            let sent = client
-                .request(request.method, request.url)
-                .headers(request.headers)
-                .body(request.body)
-                .send();
-            let answer = sent.await.map_err(failed)?;
-            let (status, headers) = (answer.status(), answer.headers().clone());
-            let body = Box::pin(answer.bytes_stream().map_err(failed));
-            Ok(Response { status, headers, body })
-        })
+    fn send(&self, mut request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        let body = std::mem::take(&mut request.body);
+        Box::pin(self.exchange(request, body.into()))
+    }
+
+    fn send_stream(
+        &self,
+        mut request: Request,
+        body: Body,
+        length: u64,
+    ) -> BoxFuture<'_, Result<Response, TransportError>> {
+        // With its length the body is sent as it is, which stores require, and not in chunks.
+        request.headers.insert(header::CONTENT_LENGTH, length.into());
+        Box::pin(self.exchange(request, reqwest::Body::wrap_stream(body)))
     }
 }
 

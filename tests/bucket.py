@@ -1,10 +1,18 @@
 #!/usr/bin/env python3
 """A bucket for measurements: it speaks as much S3 as an upload needs, and keeps nothing of what is uploaded in parts.
 
-    python3 tests/bucket.py
+    python3 tests/bucket.py [CERTIFICATE KEY]
 
-It prints the address it listens on, and ends with its standard input.
+It prints the address it listens on, over TLS with a certificate, and ends with its standard input: then it prints how many
+requests there were. The `ETag` of a part is its MD5; the one that a part promises (`Content-MD5`) is taken at its word, so that
+a measurement is not one of this program.
 """
+
+import base64
+import collections
+import hashlib
+import json
+import ssl
 
 import sys
 import threading
@@ -13,6 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 
 objects = {}
 uploads = {}
+counts = collections.Counter()
+PAGE = 1000
 buffers = threading.local()
 
 
@@ -41,28 +51,39 @@ class Bucket(BaseHTTPRequestHandler):
 
     def asked(self):
         parts = urlsplit(self.path)
+        what = "page" if "list-type" in parts.query else "part" if "partNumber" in parts.query else "object"
+        counts[f"{self.command} {what}"] += 1
         return parts.path, {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
 
     def swallow(self):
+        """The body if it is small, and its MD5."""
         left, kept = int(self.headers.get("Content-Length", 0)), []
-        keeps = left <= 1 << 20
+        keeps, promised, md5 = left <= 1 << 20, self.headers.get("Content-MD5"), hashlib.md5()
         while left:
             count = self.rfile.readinto1(memoryview(buffers.own)[:left])
+            if not count:
+                raise ConnectionError("the body ended early")
             if keeps:
                 kept.append(bytes(buffers.own[:count]))
+            if not promised:
+                md5.update(memoryview(buffers.own)[:count])
             left -= count
-        return b"".join(kept)
+        return b"".join(kept), base64.b64decode(promised).hex() if promised else md5.hexdigest()
 
     def do_GET(self):
         key, query = self.asked()
         if "uploads" in query:
             self.xml("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>")
         elif "list-type" in query:
+            prefix, after = f"/bucket/{query.get('prefix', '')}", query.get("continuation-token", "")
+            listed = sorted((key, one[0]) for key, one in objects.items() if key.startswith(prefix) and key > after)
             found = "".join(
                 f"<Contents><Key>{key.split('/', 2)[2]}</Key><Size>{size}</Size><ETag>\"e\"</ETag></Contents>"
-                for key, (size, _, _) in sorted(objects.items())
+                for key, size in listed[:PAGE]
             )
-            self.xml("ListBucketResult", f"<IsTruncated>false</IsTruncated>{found}")
+            more = len(listed) > PAGE
+            token = f"<NextContinuationToken>{listed[PAGE - 1][0]}</NextContinuationToken>" if more else ""
+            self.xml("ListBucketResult", f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{found}")
         elif key in objects:
             self.answer(body=objects[key][1], ETag='"e"')
         else:
@@ -77,13 +98,13 @@ class Bucket(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         key, query = self.asked()
-        body = self.swallow()
+        body, md5 = self.swallow()
         size = int(self.headers["Content-Length"])
         if "partNumber" in query:
             uploads[query["uploadId"]][1] += size
         else:
             objects[key] = (size, body, None)
-        self.answer(ETag='"e"')
+        self.answer(ETag=f'"{md5}"')
 
     def do_POST(self):
         key, query = self.asked()
@@ -98,10 +119,31 @@ class Bucket(BaseHTTPRequestHandler):
             self.xml("CompleteMultipartUploadResult", '<ETag>"e"</ETag>')
 
     def do_DELETE(self):
+        self.asked()
         self.answer(204)
 
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def finish_request(self, request, address):
+        # In the thread of the connection: a slow handshake keeps no other waiting.
+        if tls:
+            request = tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, address)
+
+    def handle_error(self, *_):
+        if not isinstance(sys.exception(), (ConnectionError, ssl.SSLError)):
+            super().handle_error(*_)
+
+
+tls = None
+if len(sys.argv) > 2:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(sys.argv[1], sys.argv[2])
+server = Server(("127.0.0.1", 0), Bucket)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-print(f"http://127.0.0.1:{server.server_port}", flush=True)
+scheme = "https" if tls else "http"
+print(f"{scheme}://127.0.0.1:{server.server_port}", flush=True)
 sys.stdin.read()
+print(json.dumps(counts), flush=True)

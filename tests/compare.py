@@ -12,6 +12,7 @@ ratios of the others'. A way whose program is missing is named and left out.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -169,11 +170,8 @@ class Ways:
         return run([RELEASE / "snapwarden", "--config", "snapwarden.toml", "once"], folder, environment)
 
     def to_bucket(self, folder):
-        """To S3, as a bucket that keeps nothing speaks it."""
-        command = [sys.executable, ROOT / "tests/bucket.py"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bucket:
-            endpoint = bucket.stdout.readline().strip()
-            archive = f'type = "s3"\nendpoint = "{endpoint}"\nregion = "here"\nbucket = "bucket"'
+        """To S3, as a bucket that keeps nothing speaks it, over TLS."""
+        with bucket(folder) as archive:
             return self.once(folder, archive)
 
     def snapwarden(self, folder):
@@ -182,6 +180,23 @@ class Ways:
         found = sorted(json.loads(path.read_text())["image"]["md5"] for path in manifests)
         assert found == sorted(md5 for _, md5 in self.zone.addresses), found
         return figures
+
+
+@contextlib.contextmanager
+def bucket(folder):
+    """A bucket that keeps nothing, over TLS: its archive's settings."""
+    certificate = [Path(folder, name) for name in ("certificate.pem", "key.pem")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=bucket", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+         "-out", certificate[0], "-keyout", certificate[1]],
+        check=True, capture_output=True,
+    )
+    command = [sys.executable, ROOT / "tests/bucket.py", *certificate]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        endpoint = server.stdout.readline().strip()
+        yield (f'type = "s3"\nendpoint = "{endpoint}"\nregion = "here"\nbucket = "bucket"\n'
+               f'ca_file = "{certificate[0]}"')
 
 
 def in_folder(place, way):
@@ -254,9 +269,13 @@ def main():
                     print(f"{kind}: {name}: {figures[name][-1][0]:.2f} s", file=sys.stderr, flush=True)
             say(f"\n### {kind} ({place})\n")
             table(figures)
-        with_bucket = [in_folder(options.disk, ways.to_bucket) for _ in range(options.rounds)]
-        ratio = statistics.median(there[0] / here[0] for there, here in zip(with_bucket, figures["snapwarden once"]))
-        say(f"\nTo a bucket in {ratio:.2f} × the time to disk, {max(used[2] for used in with_bucket):.1f} MiB RSS.")
+        both = []
+        for _ in range(options.rounds):
+            here, there = in_folder(options.disk, ways.snapwarden), in_folder(options.disk, ways.to_bucket)
+            both.append((there[0] / here[0], (there[1] - here[1]) * 1024 / options.mib, there[2]))
+        ratio, cpu = (statistics.median(column) for column in list(zip(*both))[:2])
+        rss = max(row[2] for row in both)
+        say(f"\nTo a bucket over TLS in {ratio:.2f} × the time to disk, {cpu:+.2f} CPU s a GiB, {rss:.1f} MiB RSS.")
     four = options.mib // 4
     say(f"\n### four images of {four} MiB at once, and one after the other's time\n")
     with Zone(four, 4, options.tmpfs) as zone, Zone(options.mib, 1, options.tmpfs) as one:

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 mod four;
+mod two;
 
 /// An MD5 that is being computed.
 pub struct Md5 {
@@ -58,6 +59,24 @@ impl Md5 {
             for (md5, bytes) in four {
                 md5.update(bytes);
             }
+        }
+    }
+
+    /// Hashes the same next bytes for two, in little more than the time of one, if both have as many bytes in their last
+    /// block.
+    pub fn update_both(first: &mut Self, second: &mut Self, bytes: &[u8]) {
+        if first.begun() != second.begun() {
+            first.update(bytes);
+            return second.update(bytes);
+        }
+        let (blocks, rest) = first.head(bytes).as_chunks();
+        second.head(bytes);
+        let mut states = [first.state, second.state];
+        two::blocks(&mut states, blocks);
+        for (md5, state) in [first, second].into_iter().zip(states) {
+            md5.state = state;
+            md5.len += blocks.as_flattened().len() as u64;
+            md5.rest(rest);
         }
     }
 
@@ -116,6 +135,13 @@ impl Md5 {
 /// A finished MD5; as text 32 hexadecimal digits, written in lower case and read in any.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Md5Sum([u8; 16]);
+
+impl Md5Sum {
+    /// Its bytes, in the order in which they are written.
+    pub(crate) fn bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
 
 const BAD_MD5: &str = "an MD5 has 32 hexadecimal digits";
 
@@ -194,6 +220,28 @@ mod tests {
             }
             hash.update(&bytes[at..]);
             prop_assert_eq!(hash.finish(), oracle(&bytes));
+        }
+
+        #[test]
+        fn two_of_the_same_bytes_are_each_what_they_are_alone(
+            heads in [0..200_usize, 0..200],
+            cut in 0..600_usize,
+            bytes in proptest::collection::vec(any::<u8>(), 800),
+        ) {
+            // Often the same head, as parts of an image have it.
+            for heads in [heads, [heads[0]; 2], [heads[0], heads[0] % 64]] {
+                let [mut first, mut second] = heads.map(|head| {
+                    let mut md5 = Md5::new();
+                    md5.update(&bytes[..head]);
+                    md5
+                });
+                let (one, other) = bytes[200..].split_at(cut);
+                Md5::update_both(&mut first, &mut second, one);
+                Md5::update_both(&mut first, &mut second, other);
+                for (md5, head) in [(first, heads[0]), (second, heads[1])] {
+                    prop_assert_eq!(md5.finish(), oracle(&[&bytes[..head], &bytes[200..]].concat()));
+                }
+            }
         }
 
         #[test]

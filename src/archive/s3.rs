@@ -15,6 +15,7 @@ mod bucket;
 pub mod client;
 pub mod credentials;
 pub mod error;
+pub mod memory;
 mod sign;
 mod upload;
 pub(crate) mod versions;

@@ -16,6 +16,7 @@ use crate::archive::s3;
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::s3::client::S3Location;
 use crate::archive::s3::credentials::BucketKey;
+use crate::archive::s3::memory::PartMemory;
 use crate::archive::transfer::hash::Hashers;
 use crate::cli::args::Global;
 use crate::cli::exit::{Exit, Refusal};
@@ -311,7 +312,7 @@ pub fn archive(
                 seams.clock.clone(),
                 seams.randomness.clone(),
             );
-            Ok(Archive::S3(archive.with_cache(cache)))
+            Ok(Archive::S3(archive.with_cache(cache).with_memory(PartMemory::of_process())))
         }
         ArchiveSettings::Restic { repository, password_file, program, cache_directory, environment_file } => {
             let bad = |error: &ResticFileError| Refusal::bad_configuration(error);

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
@@ -16,6 +18,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 use crate::clock::Clock;
 use crate::text::hex;
@@ -194,10 +197,24 @@ impl Call<'_> {
     }
 }
 
-fn md5(bytes: &[u8]) -> String {
+fn md5_of(bytes: &[u8]) -> [u8; 16] {
     let mut md5 = fast_md5::Md5::new();
     md5.update(bytes);
-    hex(&md5.finalize())
+    md5.finalize()
+}
+
+fn md5(bytes: &[u8]) -> String {
+    hex(&md5_of(bytes))
+}
+
+/// Whether the body is the one that was signed, and has the MD5 that was promised. Only a part may be unsigned.
+fn is_as_sent(call: &Call<'_>) -> bool {
+    let body = &call.request.body;
+    let is_signed = match call.header("x-amz-content-sha256") {
+        Some("UNSIGNED-PAYLOAD") => call.has("partNumber") && call.request.url.scheme() == "https",
+        signed => signed == Some(&hex(&Sha256::digest(body))),
+    };
+    is_signed && call.header("content-md5").is_none_or(|sent| STANDARD.decode(sent) == Ok(md5_of(body).to_vec()))
 }
 
 impl State {
@@ -209,6 +226,9 @@ impl State {
         *self.requests.entry(format!("{method} {}", first.unwrap_or("object"))).or_default() += 1;
         if self.refused.iter().any(|argument| call.has(argument)) {
             return denied();
+        }
+        if !is_as_sent(call) {
+            return refusal(StatusCode::BAD_REQUEST, "BadDigest");
         }
         match (method, first) {
             ("GET", Some("versioning")) => {

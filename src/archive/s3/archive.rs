@@ -24,6 +24,7 @@ use crate::archive::s3::bucket::Bucket;
 use crate::archive::s3::client::{Client, S3Location};
 use crate::archive::s3::credentials::BucketKey;
 use crate::archive::s3::error::{S3Cause, S3Error};
+use crate::archive::s3::memory::PartMemory;
 use crate::archive::s3::upload::S3Sink;
 use crate::archive::s3::xml::{ListedObject, UnfinishedUpload};
 use crate::archive::transfer::sink::{Begin, Output};
@@ -44,6 +45,7 @@ const READERS: usize = 8;
 pub struct S3Archive {
     pub(super) bucket: Arc<Bucket>,
     manifests: Arc<ManifestCache>,
+    memory: PartMemory,
 }
 
 /// A manifest, or why its copy does not count.
@@ -60,7 +62,8 @@ impl S3Archive {
         randomness: Arc<dyn Randomness>,
     ) -> Self {
         let client = Client::new(location, key.into(), transport, clock, randomness);
-        Self { bucket: Arc::new(Bucket::new(name, client)), manifests: Arc::default() }
+        let bucket = Arc::new(Bucket::new(name, client));
+        Self { bucket, manifests: Arc::default(), memory: PartMemory::default() }
     }
 
     /// The name in the configuration.
@@ -77,6 +80,12 @@ impl S3Archive {
     #[must_use]
     pub fn with_cache(self, manifests: ManifestCache) -> Self {
         Self { manifests: Arc::new(manifests), ..self }
+    }
+
+    /// With a budget of memory that it shares with other archives.
+    #[must_use]
+    pub fn with_memory(self, memory: PartMemory) -> Self {
+        Self { memory, ..self }
     }
 
     /// Reads the copies that are there.
@@ -229,7 +238,7 @@ impl S3Archive {
         if let Some(manifest) = existing.verified() {
             return Ok(Begin::Stored(VerifiedCopy::new(&bucket.name, manifest)));
         }
-        let sink = S3Sink::new(Arc::clone(bucket), id.clone(), existing, lock);
+        let sink = S3Sink::new(Arc::clone(bucket), id.clone(), existing, lock, self.memory.clone());
         Ok(Begin::Missing(Output::new(bucket.name.clone(), image, Box::new(sink))))
     }
 

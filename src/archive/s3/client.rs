@@ -12,14 +12,17 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
 use url::Url;
 
+use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::s3::credentials::BucketKey;
 use crate::archive::s3::error::{S3Cause, S3Error};
-use crate::archive::s3::sign::{Signer, encode, query, sha256_hex};
+use crate::archive::s3::sign::{Signer, UNSIGNED, encode, query, sha256_hex};
 use crate::archive::s3::xml::{self, ListedObject, ListedPart, ListedVersion, Page, UnfinishedUpload};
 use crate::clock::{Clock, timeout};
 use crate::credentials::Credentials;
@@ -27,8 +30,8 @@ use crate::disk::blocking;
 use crate::policy::bucket::{Addressing, BucketRules, LockMode};
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, retry_after};
-use crate::text::printable;
-use crate::transport::{Purpose, Request, Response, Transport, read_body};
+use crate::text::{hex, printable};
+use crate::transport::{Body, Purpose, Request, Response, Transport, read_body};
 
 /// The limit of a request, beside the time that its body takes.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
@@ -85,7 +88,9 @@ struct S3Request<'a> {
     query: Vec<(&'a str, &'a str)>,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
-    /// The signature covers it.
+    /// In place of `body`.
+    part: Option<Part>,
+    /// The signature covers it, where it is one.
     body_sha256: String,
     /// Beside the time that the body takes.
     timeout: Duration,
@@ -102,6 +107,7 @@ impl<'a> S3Request<'a> {
             query: Vec::new(),
             headers: Vec::new(),
             body: Bytes::new(),
+            part: None,
             body_sha256: sha256_hex(&[]),
             timeout: REQUEST_TIMEOUT,
             patience: Duration::ZERO,
@@ -112,6 +118,42 @@ impl<'a> S3Request<'a> {
         self.body = body.into();
         self.body_sha256 = sha256_hex(&self.body);
     }
+}
+
+/// The bytes of a part, as they arrived. Clones are the same bytes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Part(pub(super) Arc<Vec<Bytes>>);
+
+impl Part {
+    pub(super) fn len(&self) -> u64 {
+        self.0.iter().map(|chunk| chunk.len() as u64).sum()
+    }
+
+    fn sha256(&self) -> String {
+        let mut sha256 = Sha256::new();
+        self.0.iter().for_each(|chunk| sha256.update(chunk));
+        hex(&sha256.finalize())
+    }
+
+    pub(super) fn md5(&self) -> Md5Sum {
+        let mut md5 = Md5::new();
+        self.0.iter().for_each(|chunk| md5.update(chunk));
+        md5.finish()
+    }
+
+    fn body(&self) -> Body {
+        let chunks = Arc::clone(&self.0);
+        Box::pin(stream::iter((0..chunks.len()).filter_map(move |nth| Some(Ok(chunks.get(nth)?.clone())))))
+    }
+}
+
+/// Where a part belongs.
+#[derive(Debug, Clone)]
+pub(super) struct PartOf {
+    pub(super) key: String,
+    pub(super) upload: String,
+    /// Counts from zero.
+    pub(super) number: usize,
 }
 
 /// An object without its bytes.
@@ -151,6 +193,9 @@ pub(super) struct Client {
     randomness: Arc<dyn Randomness>,
     /// Whether the bucket requires a `Content-MD5` with every body, as one with object locks does.
     requires_md5: AtomicBool,
+    /// Whether parts have to be signed, also where their way is encrypted: the `ETag` of a part is not its MD5, which nothing
+    /// else shows of a part that is not signed, or the store takes no others.
+    signs_parts: AtomicBool,
 }
 
 impl Debug for Client {
@@ -167,8 +212,8 @@ impl Client {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        let (key, requires_md5) = (Arc::new(key), AtomicBool::new(false));
-        Self { location, key, transport, clock, randomness, requires_md5 }
+        let (key, requires_md5, signs_parts) = (Arc::new(key), AtomicBool::new(false), AtomicBool::new(false));
+        Self { location, key, transport, clock, randomness, requires_md5, signs_parts }
     }
 
     /// An object's address as people write it.
@@ -202,8 +247,33 @@ impl Client {
         Some(("x-amz-server-side-encryption", encryption.as_str().to_owned()))
     }
 
+    /// Whether parts have to be signed, and so to be in memory.
+    pub(super) fn signs_parts(&self) -> bool {
+        self.signs_parts.load(Ordering::Relaxed)
+    }
+
+    /// Whether the MD5 of every body has to be known before it is sent.
+    pub(super) fn requires_md5(&self) -> bool {
+        self.requires_md5.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sign_parts(&self, why: &str) {
+        if !self.signs_parts.swap(true, Ordering::Relaxed) {
+            tracing::debug!("s3://{}: parts are signed from now on: {why}", self.location.bucket);
+        }
+    }
+
     /// Sends a request once and waits for the head of a response with a status of success.
     async fn send(&self, request: &S3Request<'_>) -> Result<Response, S3Cause> {
+        self.send_with(request, None).await
+    }
+
+    /// The same, with a body that can be sent only once.
+    async fn send_with(
+        &self,
+        request: &S3Request<'_>,
+        streamed: Option<(Body, u64)>,
+    ) -> Result<Response, S3Cause> {
         let url = self.url(request.key, &request.query);
         let mut headers = HeaderMap::new();
         for (name, value) in &request.headers {
@@ -211,7 +281,7 @@ impl Client {
                 .map_err(|_| S3Cause::Unexpected(format!("it gave a `{name}` that can't be sent back")))?;
             headers.insert(HeaderName::from_static(name), value);
         }
-        if self.requires_md5.load(Ordering::Relaxed) && !request.body.is_empty() {
+        if self.requires_md5() && !request.body.is_empty() {
             let bytes = request.body.clone();
             let md5 = blocking(move || content_md5(&bytes)).await;
             headers
@@ -220,8 +290,13 @@ impl Client {
         let used = self.key.current();
         self.signer(&used).sign(&request.method, &url, &request.body_sha256, &mut headers);
         let (method, body) = (request.method.clone(), request.body.clone());
-        let response =
-            self.transport.send(Request { method, url, headers, body, purpose: Purpose::Image }).await?;
+        let bare = Request { method, url, headers, body, purpose: Purpose::Image };
+        let can_be_repeated = streamed.is_none();
+        let streamed = streamed.or_else(|| request.part.as_ref().map(|part| (part.body(), part.len())));
+        let response = match streamed {
+            Some((body, length)) => self.transport.send_stream(bare, body, length).await?,
+            None => self.transport.send(bare).await?,
+        };
         if response.status.is_success() {
             return Ok(response);
         }
@@ -232,13 +307,13 @@ impl Client {
         let (code, message) = xml::error(&body);
         if code == "InvalidRequest" && message.contains("Content-MD5") {
             let is_known = self.requires_md5.swap(true, Ordering::Relaxed);
-            if !is_known {
+            if !is_known && can_be_repeated {
                 return Box::pin(self.send(request)).await;
             }
         }
         if may_be_of_an_old_key(status, &code) {
             let key = Arc::clone(&self.key);
-            if blocking(move || key.renew(&used)).await {
+            if blocking(move || key.renew(&used)).await && can_be_repeated {
                 return Box::pin(self.send(request)).await;
             }
         }
@@ -251,8 +326,8 @@ impl Client {
         request: &S3Request<'_>,
         attempt: impl Fn() -> F,
     ) -> Result<T, S3Error> {
-        let seconds = request.body.len() as u64 / SLOWEST_BYTES_PER_SECOND;
-        let limit = request.timeout + Duration::from_secs(seconds);
+        let bytes = request.part.as_ref().map_or(request.body.len() as u64, Part::len);
+        let limit = limit_of(request.timeout, bytes);
         let (mut attempts, mut waited) = (Attempts::new(REQUESTS), Duration::ZERO);
         loop {
             let cause = match timeout(&*self.clock, limit, attempt()).await {
@@ -265,11 +340,7 @@ impl Client {
             if is_exhausted || !cause.is_transient() {
                 return Err(S3Error::new(request.doing, self.shown(request.key), cause));
             }
-            let retry_after = match &cause {
-                S3Cause::Refused { retry_after, .. } => *retry_after,
-                _ => None,
-            };
-            let pause = attempts.pause(retry_after, &*self.randomness).max(SHORTEST_PAUSE);
+            let pause = self.pause_after(&attempts, &cause);
             waited += pause;
             self.clock.sleep(pause).await;
         }
@@ -545,28 +616,106 @@ impl Client {
         request.headers.extend(self.encryption());
         let class = self.location.rules.storage_class.clone();
         request.headers.extend(class.map(|class| ("x-amz-storage-class", class)));
-        self.call(&request, XML_BYTES_MAX, |_, body| xml::upload_id(&body)).await
+        let (id, has_other_etags) = self
+            .call(&request, XML_BYTES_MAX, |headers, body| Ok((xml::upload_id(&body)?, has_other_etags(headers))))
+            .await?;
+        if has_other_etags {
+            self.sign_parts("the bucket is encrypted so that `ETag`s are no MD5s");
+        }
+        Ok(id)
     }
 
     /// Sends a part; its `ETag`, which completing the upload has to name.
-    pub(super) async fn upload_part(
+    pub(super) async fn upload_part(&self, of: &PartOf, part: &Part, md5: Md5Sum) -> Result<String, S3Error> {
+        if !self.signs_parts() {
+            match self.upload_part_once(of, part, md5, self.is_encrypted()).await {
+                Ok(etag) if etag == md5.to_string() => return Ok(etag),
+                Ok(etag) => {
+                    self.sign_parts("the `ETag` of a part is not its MD5");
+                    // Whose signature the store has just checked.
+                    if !self.is_encrypted() {
+                        return Ok(etag);
+                    }
+                }
+                Err(error) if self.is_encrypted() && error.is_refusal() && !error.is_missing() => {
+                    self.sign_parts("the store refuses one that is not");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.upload_part_once(of, part, md5, false).await
+    }
+
+    async fn upload_part_once(
         &self,
-        key: &str,
-        id: &str,
-        number: usize,
-        part: Bytes,
+        of: &PartOf,
+        part: &Part,
+        md5: Md5Sum,
+        is_unsigned: bool,
     ) -> Result<String, S3Error> {
-        let number = number.to_string();
-        let mut request = S3Request::new("upload a part of", Method::PUT, key);
+        let number = (of.number + 1).to_string();
+        let mut request = part_request(of, &number, Some(md5));
         request.patience = UPLOAD_PATIENCE;
-        request.query = vec![("partNumber", &number), ("uploadId", id)];
-        let hashed = part.clone();
-        (request.body, request.body_sha256) = (part, blocking(move || sha256_hex(&hashed)).await);
-        self.call(&request, XML_BYTES_MAX, |headers, _| match etag(headers) {
-            etag if etag.is_empty() => Err(S3Cause::Unexpected("no `ETag` for a part".to_owned())),
-            etag => Ok(etag),
-        })
-        .await
+        request.part = Some(part.clone());
+        if !is_unsigned {
+            let part = part.clone();
+            request.body_sha256 = blocking(move || part.sha256()).await;
+        }
+        self.call(&request, XML_BYTES_MAX, |headers, _| etag_of_part(headers)).await
+    }
+
+    /// Sends a part of `length` bytes while it arrives, once and unsigned; its `ETag`. Without an MD5 the caller has to compare
+    /// that.
+    pub(super) async fn stream_part(
+        &self,
+        of: &PartOf,
+        body: Body,
+        length: u64,
+        md5: Option<Md5Sum>,
+    ) -> Result<String, S3Error> {
+        let number = (of.number + 1).to_string();
+        let request = part_request(of, &number, md5);
+        let sent = async {
+            let response = self.send_with(&request, Some((body, length))).await?;
+            read_body(response.body, XML_BYTES_MAX).await?;
+            etag_of_part(&response.headers)
+        };
+        let limit = limit_of(request.timeout, length);
+        let cause = match timeout(&*self.clock, limit, sent).await {
+            Ok(Ok(etag)) => return Ok(etag),
+            Ok(Err(cause)) => cause,
+            Err(timed_out) => S3Cause::from(timed_out),
+        };
+        let error = S3Error::new(request.doing, self.shown(&of.key), cause);
+        if error.is_refusal() && !error.is_missing() && !self.requires_md5() {
+            self.sign_parts("the store refuses one that is not");
+        }
+        Err(error)
+    }
+
+    /// Waits before the next attempt at something of an upload; false if there should be none.
+    pub(super) async fn pause(&self, attempts: &mut UploadAttempts, cause: &S3Cause) -> bool {
+        attempts.attempts.count_failure();
+        if attempts.attempts.are_exhausted() && attempts.waited >= UPLOAD_PATIENCE {
+            return false;
+        }
+        let pause = self.pause_after(&attempts.attempts, cause);
+        attempts.waited += pause;
+        self.clock.sleep(pause).await;
+        true
+    }
+
+    fn pause_after(&self, attempts: &Attempts, cause: &S3Cause) -> Duration {
+        let retry_after = match cause {
+            S3Cause::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        attempts.pause(retry_after, &*self.randomness).max(SHORTEST_PAUSE)
+    }
+
+    /// Whether nobody can read or change what is sent on its way.
+    fn is_encrypted(&self) -> bool {
+        self.location.endpoint.scheme() == "https"
     }
 
     /// Makes an object of the parts. With `is_new`, only if the key is still free, where the store supports that.
@@ -608,6 +757,46 @@ impl Client {
         let arguments: Vec<_> = version.map(|version| ("versionId", version)).into_iter().collect();
         self.signer(&self.key.current()).presign(&Method::GET, &self.url(key, &arguments), seconds)
     }
+}
+
+/// The attempts at a part that is read from its source again.
+#[derive(Debug)]
+pub(super) struct UploadAttempts {
+    attempts: Attempts,
+    waited: Duration,
+}
+
+impl Default for UploadAttempts {
+    fn default() -> Self {
+        Self { attempts: Attempts::new(REQUESTS), waited: Duration::ZERO }
+    }
+}
+
+fn part_request<'a>(of: &'a PartOf, number: &'a str, md5: Option<Md5Sum>) -> S3Request<'a> {
+    let mut request = S3Request::new("upload a part of", Method::PUT, &of.key);
+    request.query = vec![("partNumber", number), ("uploadId", &of.upload)];
+    request.headers.extend(md5.map(|md5| ("content-md5", STANDARD.encode(md5.bytes()))));
+    UNSIGNED.clone_into(&mut request.body_sha256);
+    request
+}
+
+fn etag_of_part(headers: &HeaderMap) -> Result<String, S3Cause> {
+    match etag(headers) {
+        etag if etag.is_empty() => Err(S3Cause::Unexpected("no `ETag` for a part".to_owned())),
+        etag => Ok(etag),
+    }
+}
+
+/// Whether the store says that it encrypts in a way by which the `ETag` of a part is not its MD5.
+fn has_other_etags(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text("x-amz-server-side-encryption").starts_with("aws:kms")
+        || !text("x-amz-server-side-encryption-customer-algorithm").is_empty()
+}
+
+/// The limit of a request whose body has these bytes.
+fn limit_of(limit: Duration, bytes: u64) -> Duration {
+    limit + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
 }
 
 /// Without the quotes that most stores put around it; empty if there is none.

@@ -1,8 +1,8 @@
 //! Signature version 4 of requests to S3, in a header or in the address itself.
 //!
 //! From Amazon's pages "Authenticating Requests: Using the Authorization Header" and "… Using Query Parameters".
-//! Every header that a request has when it is signed is signed, and so is the SHA-256 of its body: a store that checks
-//! signatures refuses a body that changed on the way.
+//! Every header that a request has when it is signed is signed, and so is the SHA-256 of its body, but for a part whose way is
+//! encrypted: a store that checks signatures refuses a body that changed on the way.
 
 use std::fmt::Write as _;
 
@@ -16,8 +16,8 @@ use url::Url;
 use crate::credentials::Credentials;
 use crate::text::hex;
 
-/// In place of the body's hash where there is none: in presigned addresses.
-const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
+/// In place of the body's hash where there is none.
+pub(super) const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// The key, the region and the time of a signature.
 pub(super) struct Signer<'a> {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
@@ -45,6 +47,8 @@ use crate::sim::disk::MemoryDisk;
 use crate::text::chain;
 use crate::transport::{Reached, Request, Response, Transport, TransportError, read_body};
 
+mod parts;
+
 const MIB: usize = 1 << 20;
 const NOW: &str = "2026-11-01T02:30:00Z";
 const INSTANCE: &str = "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec";
@@ -64,6 +68,29 @@ enum Effect {
     Lose,
     /// Answers well, and does nothing.
     Forget,
+    /// Stores other bytes.
+    Flip,
+}
+
+/// What is special about a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// The `ETag` of a part is anything.
+    OtherEtags,
+    /// The same, and it says so.
+    Kms,
+    /// It refuses what is not signed.
+    WantsSignatures,
+    /// It refuses what has no `Content-MD5`.
+    WantsMd5,
+}
+
+/// How a part was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PartSent {
+    Signed,
+    WithMd5,
+    WithNothing,
 }
 
 fn refuse(status: u16, code: &str) -> Effect {
@@ -104,6 +131,8 @@ struct State {
     /// More is there, without a word how to get it.
     is_cut: bool,
     counter: usize,
+    manner: Option<Manner>,
+    parts_sent: Vec<PartSent>,
 }
 
 /// A bucket `bucket` in memory.
@@ -176,6 +205,16 @@ fn name_of(request: &Request, key: &str, query: &BTreeMap<String, String>) -> St
         ("PUT", Some(part), ..) => format!("part {part}"),
         ("DELETE", _, _, true) => "abort".to_owned(),
         (method, ..) => format!("{} {end}", method.to_lowercase()),
+    }
+}
+
+fn how_sent(request: &Request) -> PartSent {
+    let is_unsigned =
+        request.headers.get("x-amz-content-sha256").is_none_or(|signed| signed == "UNSIGNED-PAYLOAD");
+    match (is_unsigned, request.headers.contains_key("content-md5")) {
+        (false, _) => PartSent::Signed,
+        (true, true) => PartSent::WithMd5,
+        (true, false) => PartSent::WithNothing,
     }
 }
 
@@ -266,11 +305,31 @@ impl Store {
                 };
                 state.uploads.insert(id.clone(), begun);
                 let body = format!("<UploadId>{id}</UploadId>");
-                answer(200, format!("<InitiateMultipartUploadResult>{body}</InitiateMultipartUploadResult>"))
+                let mut answer =
+                    answer(200, format!("<InitiateMultipartUploadResult>{body}</InitiateMultipartUploadResult>"));
+                if state.manner == Some(Manner::Kms) {
+                    answer.headers.insert("x-amz-server-side-encryption", "aws:kms".parse().unwrap());
+                }
+                answer
             }
             "part" => {
+                let (body, sent) = (&request.body, how_sent(request));
+                state.parts_sent.push(sent);
                 let Some(begun) = state.uploads.get_mut(&id) else { return error(404, "NoSuchUpload") };
-                let etag = md5(&request.body).to_string();
+                let is_good =
+                    text("content-md5").is_none_or(|sent| sent == STANDARD.encode(md5(body).bytes()));
+                let etag = match state.manner {
+                    Some(Manner::WantsSignatures) if sent != PartSent::Signed => {
+                        return error(403, "AccessDenied");
+                    }
+                    Some(Manner::WantsMd5) if text("content-md5").is_none() => {
+                        let why = "<Error><Code>InvalidRequest</Code><Message>Content-MD5 is missing</Message></Error>";
+                        return answer(400, why);
+                    }
+                    _ if !is_good => return error(400, "BadDigest"),
+                    Some(Manner::OtherEtags | Manner::Kms) => format!("{:032x}", state.counter),
+                    _ => md5(body).to_string(),
+                };
                 begun
                     .parts
                     .insert(query["partNumber"].parse().unwrap(), (request.body.clone(), etag.clone()));
@@ -354,7 +413,10 @@ impl Transport for Store {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
         Box::pin(async move {
             assert!(request.headers[header::AUTHORIZATION].is_sensitive());
-            assert_eq!(request.headers["x-amz-content-sha256"], sha256_hex(&request.body));
+            let signed = &request.headers["x-amz-content-sha256"];
+            let may_be_unsigned =
+                request.url.scheme() == "https" && request.url.query().is_some_and(|query| query.contains("partNumber"));
+            assert!(signed == &*sha256_hex(&request.body) || (may_be_unsigned && signed == "UNSIGNED-PAYLOAD"));
             let key = request.url.path().strip_prefix("/bucket").unwrap().trim_start_matches('/');
             let key = key.replace("%1B", "\u{1b}").replace("%5B", "[");
             let query: BTreeMap<String, String> = request.url.query_pairs().into_owned().collect();
@@ -389,6 +451,12 @@ impl Transport for Store {
                     self.serve(&request, &name, &key, &query);
                     Err(cut())
                 }
+                Some(Effect::Flip) => {
+                    let mut body = request.body.to_vec();
+                    body[0] ^= 1;
+                    let other = Request { body: body.into(), headers: HeaderMap::new(), ..request };
+                    Ok(self.serve(&other, &name, &key, &query))
+                }
                 Some(Effect::Forget) => {
                     let mut answer = answer(200, "");
                     let etag = sha256_hex(&request.body);
@@ -406,8 +474,12 @@ struct Scene {
 }
 
 fn archive(store: &Arc<Store>) -> S3Archive {
+    archive_at("https://sos-ch-gva-2.exo.io", store)
+}
+
+fn archive_at(endpoint: &str, store: &Arc<Store>) -> S3Archive {
     let location = S3Location {
-        endpoint: Url::parse("https://sos-ch-gva-2.exo.io").unwrap(),
+        endpoint: Url::parse(endpoint).unwrap(),
         region: "ch-gva-2".to_owned(),
         bucket: "bucket".to_owned(),
         prefix: "snapwarden/".to_owned(),
@@ -994,6 +1066,31 @@ async fn a_second_process_reads_no_manifest_that_the_first_has_read() {
         assert!(mended.ends_with(b"\n") && mended.starts_with(b"[1,\"ch-gva-2/"));
         assert_eq!(copies(process(false)).await.len(), 1);
         assert_eq!(store.asked("get"), gets);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_of_copies_cost_a_second_process_no_request_beside_the_listing() {
+    const COPIES: usize = 5000;
+    let Scene { store, .. } = scene();
+    store.state().page = 1000;
+    let mut manifest = manifest_of(&bytes(5));
+    for number in 0..COPIES {
+        manifest.snapshot.id = format!("b0c0ab00-0000-4000-8000-{number:012x}").parse().unwrap();
+        let stem = format!("{FOLDER}/20261101T023000Z-{}", manifest.snapshot.id);
+        store.put(&format!("{stem}.json"), manifest.to_bytes());
+        store.put(&format!("{stem}.qcow2"), bytes(5));
+    }
+    let disk = Arc::new(MemoryDisk::new());
+    disk.create_dir_all(Path::new("/state"), Access::Owner).unwrap();
+    for gets in [COPIES, 0] {
+        let cache = ManifestCache::in_file(disk.clone(), "/state/manifests-offsite.jsonl".into(), true);
+        store.done();
+        let catalogue = self::archive(&store).with_cache(cache).catalogue().await.unwrap();
+        assert_eq!(catalogue.copies().len(), COPIES);
+        let log = std::mem::take(&mut store.state().log);
+        let lists = log.iter().filter(|name| *name == "list").count();
+        assert_eq!((log.len() - lists, lists), (gets, 2 * COPIES / 1000));
     }
 }
 

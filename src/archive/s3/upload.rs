@@ -1,7 +1,9 @@
 //! An image on its way into a bucket.
 //!
-//! Its bytes are gathered to parts, and up to two parts are sent while the next one fills: three are in memory, however
-//! large the image. Nothing is visible in the bucket until the upload is completed, and only [`Sink::publish`] completes
+//! Its bytes are gathered to parts, and up to two parts are sent while the next one fills. All uploads of the process share one
+//! budget of memory for that. A part for which there is none, or which is larger than a share of it, is sent while it arrives: its
+//! MD5 is known only afterwards, and compared with the `ETag` that the store gives it. If it fails on its way, its bytes are read
+//! from their source again. Nothing is visible in the bucket until the upload is completed, and only [`Sink::publish`] completes
 //! it, that is, once the image is verified.
 //!
 //! An upload that was interrupted is continued by the next one of the same image, in whichever process: the image is downloaded
@@ -9,35 +11,30 @@
 //! on one upload, and do not disturb each other: they send the same bytes, and the one that completes it second finds it done.
 //! It is aborted only by the process that began it, if the image is another one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::archive::layout::CopyId;
 use crate::archive::manifest::{ImageRecord, Manifest};
-use crate::archive::md5::{Md5, Md5Sum};
+use crate::archive::md5::Md5Sum;
 use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
+use crate::archive::s3::client::{Part, PartOf, UploadAttempts};
 use crate::archive::s3::error::{S3Cause, S3Error};
+use crate::archive::s3::memory::{PartMemory, Taken};
 use crate::archive::s3::xml::ListedPart;
+use crate::archive::transfer::buffer::BUFFER_BYTES;
+use crate::archive::transfer::parts::{PARTS_MAX, PartSums, part};
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::disk::blocking;
 use crate::text::chain;
-
-/// The smallest part. S3 takes no less than 5 MiB but for the last one, and each request costs time and money.
-const PART_BYTES_MIN: u64 = 8 << 20;
-
-/// The most parts of an upload, by Amazon's "Amazon S3 multipart upload limits"; Exoscale's store has the same limit.
-const PARTS_MAX: usize = 10_000;
-
-/// The most parts that an image of known length is cut into: fewer than [`PARTS_MAX`], in case it is longer than announced.
-const PARTS_PLANNED: u64 = 9000;
-
-/// While the length is not known, parts double in size after this many: ten thousand hold 8 TiB then, more than any store
-/// takes as one object.
-const PARTS_OF_A_SIZE: u64 = 1000;
+use crate::transport::{Body, TransportError, piped};
 
 /// Parts that are sent while the next one fills: enough to keep a line busy, and memory flat.
 const PARTS_IN_FLIGHT_MAX: usize = 2;
@@ -48,29 +45,53 @@ const RESUMABLE_MAX: usize = 3;
 /// The content type of qcow2 images.
 const IMAGE_TYPE: &str = "application/x-qemu-disk";
 
-/// The length of a part by its number, which counts from zero.
-fn part_bytes(number: usize, whole: Option<u64>) -> u64 {
-    match whole {
-        Some(bytes) => bytes.div_ceil(PARTS_PLANNED).max(PART_BYTES_MIN),
-        None => PART_BYTES_MIN << (number as u64 / PARTS_OF_A_SIZE).min(9),
-    }
-}
-
 /// The upload of one image, as an output of its download.
 pub(super) struct S3Sink {
     bucket: Arc<Bucket>,
+    memory: PartMemory,
     id: CopyId,
     image_key: String,
     /// The objects that had the names of the copy before.
     before: ExistingCopy,
     image: Option<ImageVersion>,
+    /// Without them each part is hashed here.
+    sums: Option<PartSums>,
     upload: Option<Upload>,
     /// Whether an earlier upload may be continued.
     may_resume: bool,
     /// The upload is not there any more: another process completed it.
     lost: Option<S3Error>,
-    filling: BytesMut,
+    /// The bytes that were taken, and the parts that were begun.
+    at: u64,
+    parts: usize,
+    filling: Option<Filling>,
+    missing: VecDeque<MissingPart>,
     _lock: ImageLock,
+}
+
+/// The part that the next bytes belong to.
+struct Filling {
+    number: usize,
+    range: Range<u64>,
+    way: Way,
+}
+
+/// Where the bytes of a part go.
+enum Way {
+    /// They are gathered.
+    Memory(Vec<Bytes>, Taken),
+    /// They are sent as they arrive, until the request fails.
+    Stream(Option<mpsc::Sender<Result<Bytes, TransportError>>>),
+    /// Nowhere: the store may have them, or wants to know their MD5 before.
+    Nowhere,
+}
+
+/// A part that could not be sent while it arrived.
+struct MissingPart {
+    number: usize,
+    range: Range<u64>,
+    md5: Md5Sum,
+    attempts: UploadAttempts,
 }
 
 /// An upload that was begun.
@@ -82,8 +103,15 @@ struct Upload {
     found: Option<HashMap<usize, ListedPart>>,
     /// By number; empty while the part is in flight.
     etags: Vec<String>,
-    bytes: u64,
-    in_flight: JoinSet<Result<(usize, String), S3Error>>,
+    in_flight: JoinSet<Result<Sent, S3Error>>,
+}
+
+/// What became of a part.
+enum Sent {
+    /// The store has it, by this `ETag`.
+    Stored(usize, String),
+    /// It failed on its way, and is not in memory.
+    Missing(MissingPart),
 }
 
 /// How an upload ended.
@@ -95,76 +123,329 @@ enum Completed {
 }
 
 impl Upload {
-    /// Waits for one part.
-    async fn wait(&mut self) -> Result<(), S3Error> {
-        match self.in_flight.join_next().await {
-            Some(Ok(sent)) => {
-                let (number, etag) = sent?;
-                if let Some(slot) = self.etags.get_mut(number) {
-                    *slot = etag;
-                }
-                Ok(())
-            }
-            Some(Err(lost)) => match lost.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // the runtime ends.
-                Err(_) => std::future::pending().await,
-            },
-            None => Ok(()),
+    fn new(id: String, md5: Option<Md5Sum>, found: Option<HashMap<usize, ListedPart>>) -> Self {
+        Self { id, md5, found, etags: Vec::new(), in_flight: JoinSet::new() }
+    }
+
+    fn set(&mut self, number: usize, etag: String) {
+        if self.etags.len() <= number {
+            self.etags.resize(number + 1, String::new());
         }
+        self.etags[number] = etag;
     }
 }
 
 impl S3Sink {
-    pub(super) fn new(bucket: Arc<Bucket>, id: CopyId, before: ExistingCopy, lock: ImageLock) -> Self {
-        let image_key = bucket.image_key(&id);
-        let (image, upload, lost, filling) = (None, None, None, BytesMut::new());
-        Self { bucket, id, image_key, before, image, upload, may_resume: true, lost, filling, _lock: lock }
+    pub(super) fn new(
+        bucket: Arc<Bucket>,
+        id: CopyId,
+        before: ExistingCopy,
+        lock: ImageLock,
+        memory: PartMemory,
+    ) -> Self {
+        Self {
+            image_key: bucket.image_key(&id),
+            bucket,
+            memory,
+            id,
+            before,
+            image: None,
+            sums: None,
+            upload: None,
+            may_resume: true,
+            lost: None,
+            at: 0,
+            parts: 0,
+            filling: None,
+            missing: VecDeque::new(),
+            _lock: lock,
+        }
     }
 
     fn error(&self, doing: &'static str, why: impl Into<String>) -> S3Error {
         S3Error::new(doing, self.bucket.client.shown(&self.image_key), S3Cause::Differs(why.into()))
     }
 
-    /// The length of the part that fills now.
-    fn part_bytes(&self) -> usize {
-        let number = self.upload.as_ref().map_or(0, |upload| upload.etags.len());
-        let bytes = part_bytes(number, self.image.as_ref().and_then(|image| image.bytes));
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+    /// A part of the upload; before it was begun, with an empty id.
+    fn part_of(&self, number: usize) -> PartOf {
+        let upload = self.upload.as_ref().map_or_else(String::new, |upload| upload.id.clone());
+        PartOf { key: self.image_key.clone(), upload, number }
     }
 
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), S3Error> {
         while !bytes.is_empty() && self.lost.is_none() {
-            let part = self.part_bytes();
-            if self.filling.is_empty() {
-                self.filling.reserve(part);
-            }
-            let next = bytes.split_to(bytes.len().min(part.saturating_sub(self.filling.len())));
-            self.filling.extend_from_slice(&next);
-            if self.filling.len() >= part {
-                match self.send_part().await {
-                    // The process that did so has the image, or begins anew: at the end it is looked what became of it.
-                    Err(error) if error.is_missing() => self.lost = Some(error),
-                    sent => sent?,
-                }
+            let taken = self.take_some(&mut bytes).await;
+            match taken.and_then(|()| self.look()) {
+                // The process that did so has the image, or begins anew: at the end it is looked what became of it.
+                Err(error) if error.is_missing() => self.lose(error),
+                taken => taken?,
             }
         }
         Ok(())
     }
 
-    /// Continues an upload whose first part is this one, or begins one.
-    async fn begin(&self, first: &Bytes) -> Result<Upload, S3Error> {
-        if let Some(upload) = self.resumable(first).await {
-            return Ok(upload);
+    fn lose(&mut self, error: S3Error) {
+        (self.filling, self.lost) = (None, Some(error));
+        self.missing.clear();
+    }
+
+    /// Takes the bytes that belong to the same part.
+    async fn take_some(&mut self, bytes: &mut Bytes) -> Result<(), S3Error> {
+        let mut filling = match self.filling.take() {
+            Some(filling) => filling,
+            None => self.begin_part().await?,
+        };
+        let left = usize::try_from(filling.range.end - self.at).unwrap_or(usize::MAX);
+        let next = bytes.split_to(bytes.len().min(left));
+        self.at += next.len() as u64;
+        match &mut filling.way {
+            // A piece of a buffer would hold all of it.
+            Way::Memory(chunks, _) if next.len() < BUFFER_BYTES => chunks.push(Bytes::copy_from_slice(&next)),
+            Way::Memory(chunks, _) => chunks.push(next),
+            Way::Stream(sender) => {
+                if let Some(to) = sender
+                    && to.send(Ok(next)).await.is_err()
+                {
+                    *sender = None;
+                }
+            }
+            Way::Nowhere => {}
         }
+        if self.at == filling.range.end {
+            self.end_part(filling).await?;
+        } else {
+            self.filling = Some(filling);
+        }
+        Ok(())
+    }
+
+    async fn begin_part(&mut self) -> Result<Filling, S3Error> {
+        let number = self.parts;
+        if number >= PARTS_MAX {
+            let why = format!("it has more than {PARTS_MAX} parts, which no store takes");
+            return Err(self.error("upload", why));
+        }
+        let whole = match &self.sums {
+            Some(sums) => sums.whole,
+            None => self.image.as_ref().and_then(|image| image.bytes),
+        };
+        let mut range = part(number, self.at, whole);
+        range.end = whole.filter(|whole| *whole > self.at).map_or(range.end, |whole| whole.min(range.end));
+        let bytes = range.end - range.start;
+        let taken = loop {
+            if let Some(taken) = self.memory.try_take(bytes) {
+                break Some(taken);
+            }
+            if !self.can_stream() {
+                break Some(self.memory.take(&*self.bucket.client.clock, bytes).await);
+            }
+            let has_parts = self.upload.as_ref().is_some_and(|upload| !upload.in_flight.is_empty());
+            if !has_parts || bytes > self.memory.share() {
+                break None;
+            }
+            self.wait().await?;
+        };
+        let way = match taken {
+            Some(taken) => Way::Memory(Vec::new(), taken),
+            None => self.begin_stream(number, &range).await?,
+        };
+        self.parts += 1;
+        Ok(Filling { number, range, way })
+    }
+
+    /// Whether a part may be sent while it arrives: its length has to be known, and its `ETag` has to be its MD5.
+    fn can_stream(&self) -> bool {
+        self.sums.as_ref().is_some_and(|sums| sums.whole.is_some()) && !self.bucket.client.signs_parts()
+    }
+
+    async fn begin_stream(&mut self, number: usize, range: &Range<u64>) -> Result<Way, S3Error> {
+        let bytes = range.end - range.start;
+        if self.upload.is_none() {
+            self.upload = Some(self.begin(bytes, None).await?);
+        }
+        self.wait_for_room().await?;
+        let of = self.part_of(number);
+        let (Some(upload), Some(sums)) = (&mut self.upload, &self.sums) else { return Ok(Way::Nowhere) };
+        let may_be_there = upload.found.as_ref().and_then(|found| found.get(&number));
+        if may_be_there.is_some_and(|found| found.bytes == bytes) || self.bucket.client.requires_md5() {
+            return Ok(Way::Nowhere);
+        }
+        let (bucket, sums, range) = (Arc::clone(&self.bucket), sums.clone(), range.clone());
+        let (sender, body) = piped();
+        upload.in_flight.spawn(async move {
+            let sent = bucket.client.stream_part(&of, body, bytes, None).await;
+            let md5 = sum(&sums, &of, &bucket).await?;
+            Ok(match sent {
+                Ok(etag) if etag == md5.to_string() => Sent::Stored(number, etag),
+                Err(error) if error.is_missing() => return Err(error),
+                failed => {
+                    if let Err(error) = failed {
+                        tracing::debug!("part {number} is sent again: {}", chain(&error));
+                    }
+                    Sent::Missing(MissingPart { number, range, md5, attempts: UploadAttempts::default() })
+                }
+            })
+        });
+        Ok(Way::Stream(Some(sender)))
+    }
+
+    /// All bytes of the part were taken.
+    async fn end_part(&mut self, Filling { number, range, way }: Filling) -> Result<(), S3Error> {
+        match way {
+            // What becomes of it is found by `wait`.
+            Way::Stream(_) => Ok(()),
+            Way::Nowhere => {
+                let Some(sums) = &self.sums else { return Ok(()) };
+                let md5 = sum(sums, &self.part_of(number), &self.bucket).await?;
+                self.end_unsent(MissingPart { number, range, md5, attempts: UploadAttempts::default() }).await
+            }
+            Way::Memory(chunks, taken) => {
+                let part = Part(Arc::new(chunks));
+                if self.upload.is_none() {
+                    let sums = self.sums.as_ref();
+                    let md5 = md5_of(sums, &self.part_of(number), &part, &self.bucket).await?;
+                    self.upload = Some(self.begin(part.len(), Some(md5)).await?);
+                }
+                self.wait_for_room().await?;
+                let (of, sums, bucket) = (self.part_of(number), self.sums.clone(), Arc::clone(&self.bucket));
+                let Some(upload) = &mut self.upload else { return Ok(()) };
+                let found = upload.found.as_ref().and_then(|found| found.get(&number));
+                let found = found.filter(|found| found.bytes == part.len()).map(|found| found.etag.clone());
+                upload.in_flight.spawn(async move {
+                    let _taken = taken;
+                    let md5 = md5_of(sums.as_ref(), &of, &part, &bucket).await?;
+                    let etag = match found {
+                        Some(etag) if etag == md5.to_string() => etag,
+                        _ => bucket.client.upload_part(&of, &part, md5).await?,
+                    };
+                    Ok(Sent::Stored(number, etag))
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// A part was taken and not sent, since the store may have it.
+    async fn end_unsent(&mut self, part: MissingPart) -> Result<(), S3Error> {
+        let Some(upload) = &mut self.upload else { return Ok(()) };
+        let found = upload.found.as_ref().and_then(|found| found.get(&part.number));
+        match found.filter(|found| found.etag == part.md5.to_string()) {
+            Some(found) => {
+                let etag = found.etag.clone();
+                upload.set(part.number, etag);
+            }
+            None => {
+                // The upload of another image is left as it is.
+                if part.number == 0 && upload.found.is_some() {
+                    self.upload = Some(self.begin_anew().await?);
+                }
+                self.missing.push_back(part);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until one more part may be in flight.
+    async fn wait_for_room(&mut self) -> Result<(), S3Error> {
+        while self.upload.as_ref().is_some_and(|upload| upload.in_flight.len() >= PARTS_IN_FLIGHT_MAX) {
+            self.wait().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for one part.
+    async fn wait(&mut self) -> Result<(), S3Error> {
+        let Some(upload) = &mut self.upload else { return Ok(()) };
+        let ended = upload.in_flight.join_next().await;
+        ended.map_or(Ok(()), |ended| self.note(ended))
+    }
+
+    /// Looks which parts ended, without waiting.
+    fn look(&mut self) -> Result<(), S3Error> {
+        while let Some(ended) = self.upload.as_mut().and_then(|upload| upload.in_flight.try_join_next()) {
+            self.note(ended)?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, ended: Result<Result<Sent, S3Error>, JoinError>) -> Result<(), S3Error> {
+        match ended.map_err(JoinError::try_into_panic) {
+            Ok(sent) => match (sent?, &mut self.upload) {
+                (Sent::Stored(number, etag), Some(upload)) => upload.set(number, etag),
+                (Sent::Stored(..), None) => {}
+                (Sent::Missing(part), _) => self.missing.push_back(part),
+            },
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this with it.
+            Err(Err(_)) => {}
+        }
+        Ok(())
+    }
+
+    /// Waits for all parts.
+    async fn wait_for_all(&mut self) -> Result<(), S3Error> {
+        while self.upload.as_ref().is_some_and(|upload| !upload.in_flight.is_empty()) {
+            match self.wait().await {
+                Err(error) if error.is_missing() => self.lose(error),
+                waited => waited?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a missing part, whose bytes are read again.
+    async fn send_missing(&mut self, body: Body) -> Result<(), S3Error> {
+        let Some(mut part) = self.missing.pop_front() else { return Ok(()) };
+        let of = self.part_of(part.number);
+        let (Some(upload), client) = (&mut self.upload, &self.bucket.client) else { return Ok(()) };
+        let failed = |cause| S3Error::new("upload a part of", client.shown(&of.key), cause);
+        let (bytes, is_signed) = (part.range.end - part.range.start, client.signs_parts());
+        let sent = if is_signed {
+            let _taken = self.memory.take(&*client.clock, bytes).await;
+            match gather(body, bytes).await {
+                Ok(gathered) if gathered.md5() == part.md5 => client.upload_part(&of, &gathered, part.md5).await,
+                Ok(_) => Err(failed(S3Cause::Unexpected("its source gives other bytes than before".to_owned()))),
+                Err(broken) => Err(failed(broken.into())),
+            }
+        } else {
+            client.stream_part(&of, body, bytes, Some(part.md5)).await
+        };
+        match sent {
+            Ok(etag) if is_signed || etag == part.md5.to_string() => upload.set(part.number, etag),
+            Ok(_) => {
+                client.sign_parts("the `ETag` of a part is not its MD5");
+                self.missing.push_front(part);
+            }
+            Err(error) if error.is_missing() => self.lose(error),
+            // It was refused for not being signed.
+            Err(_) if !is_signed && client.signs_parts() => self.missing.push_front(part),
+            Err(error) => {
+                if !error.cause.is_transient() || !client.pause(&mut part.attempts, &error.cause).await {
+                    return Err(error);
+                }
+                self.missing.push_front(part);
+            }
+        }
+        Ok(())
+    }
+
+    /// Continues an upload whose first part has this length, and this MD5 if that is known already, or begins one.
+    async fn begin(&self, bytes: u64, md5: Option<Md5Sum>) -> Result<Upload, S3Error> {
+        match self.resumable(bytes, md5).await {
+            Some(upload) => Ok(upload),
+            None => self.begin_anew().await,
+        }
+    }
+
+    async fn begin_anew(&self) -> Result<Upload, S3Error> {
         let md5 = self.image.as_ref().map(|image| image.md5);
         let md5_text = md5.map(|md5| md5.to_string());
         let id = self.bucket.client.begin_upload(&self.image_key, IMAGE_TYPE, md5_text).await?;
-        Ok(Upload { id, md5, found: None, etags: Vec::new(), bytes: 0, in_flight: JoinSet::new() })
+        Ok(Upload::new(id, md5, None))
     }
 
     /// An upload that was interrupted, and began with this part.
-    async fn resumable(&self, first: &Bytes) -> Option<Upload> {
+    async fn resumable(&self, bytes: u64, md5: Option<Md5Sum>) -> Option<Upload> {
         if !self.may_resume {
             return None;
         }
@@ -182,57 +463,26 @@ impl S3Sink {
             };
             let found: HashMap<_, _> =
                 parts.into_iter().filter_map(|part| Some((part.number.checked_sub(1)?, part))).collect();
-            if is_there(&found, 0, first).await {
+            // Where a store's `ETag`s are no MD5s, no part is found.
+            let is_same = |part: &ListedPart| {
+                part.bytes == bytes && md5.is_none_or(|md5| md5.to_string() == part.etag)
+            };
+            if found.get(&0).is_some_and(is_same) {
                 tracing::info!(
                     "the upload of {} is resumed: {} parts are there",
                     self.bucket.client.shown(&self.image_key),
                     found.len()
                 );
-                let (found, etags, in_flight) = (Some(found), Vec::new(), JoinSet::new());
-                return Some(Upload { id: upload.id, md5: None, found, etags, bytes: 0, in_flight });
+                return Some(Upload::new(upload.id, None, Some(found)));
             }
         }
         None
     }
 
-    /// Begins to send what was gathered; waits while too many parts are in flight.
-    async fn send_part(&mut self) -> Result<(), S3Error> {
-        let part = std::mem::take(&mut self.filling).freeze();
-        if self.upload.is_none() {
-            self.upload = Some(self.begin(&part).await?);
-        }
-        let too_long =
-            self.error("upload", format!("it has more than {PARTS_MAX} parts, which no store takes"));
-        let Some(upload) = &mut self.upload else { return Ok(()) };
-        if upload.etags.len() >= PARTS_MAX {
-            return Err(too_long);
-        }
-        while upload.in_flight.len() >= PARTS_IN_FLIGHT_MAX {
-            upload.wait().await?;
-        }
-        let number = upload.etags.len();
-        if let Some(found) = &upload.found
-            && is_there(found, number, &part).await
-        {
-            upload.etags.push(found.get(&number).map(|part| part.etag.clone()).unwrap_or_default());
-            upload.bytes += part.len() as u64;
-            return Ok(());
-        }
-        let id = upload.id.clone();
-        let (bucket, key) = (Arc::clone(&self.bucket), self.image_key.clone());
-        upload.etags.push(String::new());
-        upload.bytes += part.len() as u64;
-        upload.in_flight.spawn(async move {
-            // Stores count from one.
-            let etag = bucket.client.upload_part(&key, &id, number + 1, part).await?;
-            Ok((number, etag))
-        });
-        Ok(())
-    }
-
     /// Aborts the upload, if it was begun here: what was resumed may be another process's as well.
     async fn abort(&mut self) {
-        self.filling = BytesMut::new();
+        (self.filling, self.at, self.parts) = (None, 0, 0);
+        self.missing.clear();
         self.may_resume = false;
         let Some(mut upload) = self.upload.take() else { return };
         upload.in_flight.shutdown().await;
@@ -254,8 +504,8 @@ impl S3Sink {
         if let Err(error) = self.send_last().await {
             return if error.is_missing() { self.theirs(error).await } else { Err(error) };
         }
-        let Some(upload) = &mut self.upload else { return Err(self.error("store", "it has no bytes")) };
-        let (bytes, declared) = (upload.bytes, upload.md5);
+        let Some(upload) = &self.upload else { return Err(self.error("store", "it has no bytes")) };
+        let (bytes, declared) = (self.at, upload.md5);
         let expected = manifest.image.bytes;
         if bytes != expected {
             return Err(
@@ -288,13 +538,21 @@ impl S3Sink {
         if let Some(lost) = self.lost.take() {
             return Err(lost);
         }
-        if !self.filling.is_empty() || self.upload.is_none() {
-            self.send_part().await?;
+        // An empty image has one part.
+        let last = match self.filling.take() {
+            None if self.parts == 0 => Some(self.begin_part().await?),
+            last => last,
+        };
+        if let Some(last) = last {
+            self.end_part(last).await?;
         }
-        if let Some(upload) = &mut self.upload {
-            while !upload.in_flight.is_empty() {
-                upload.wait().await?;
-            }
+        self.wait_for_all().await?;
+        if let Some(lost) = self.lost.take() {
+            return Err(lost);
+        }
+        let is_whole = |upload: &Upload| upload.etags.len() == self.parts && !upload.etags.iter().any(String::is_empty);
+        if !self.missing.is_empty() || !self.upload.as_ref().is_some_and(is_whole) {
+            return Err(self.error("store", "a part of it was not stored"));
         }
         Ok(())
     }
@@ -355,18 +613,36 @@ impl S3Sink {
     }
 }
 
-/// Whether the store has this part, by its length and its MD5. Where a store's `ETag`s are none, no part is found.
-async fn is_there(found: &HashMap<usize, ListedPart>, number: usize, part: &Bytes) -> bool {
-    let Some(found) = found.get(&number).filter(|found| found.bytes == part.len() as u64) else {
-        return false;
+/// The MD5 of a part that was hashed on its way.
+async fn sum(sums: &PartSums, of: &PartOf, bucket: &Bucket) -> Result<Md5Sum, S3Error> {
+    let lost = || {
+        let cause = S3Cause::Differs("the image is not hashed any more".to_owned());
+        S3Error::new("upload a part of", bucket.client.shown(&of.key), cause)
     };
+    sums.of(of.number).await.ok_or_else(lost)
+}
+
+/// The MD5 of a part that is in memory.
+async fn md5_of(
+    sums: Option<&PartSums>,
+    of: &PartOf,
+    part: &Part,
+    bucket: &Bucket,
+) -> Result<Md5Sum, S3Error> {
     let part = part.clone();
-    let md5 = blocking(move || {
-        let mut md5 = Md5::new();
-        md5.update(&part);
-        md5.finish().to_string()
-    });
-    md5.await == found.etag
+    match sums {
+        Some(sums) => sum(sums, of, bucket).await,
+        None => Ok(blocking(move || part.md5()).await),
+    }
+}
+
+/// Reads a part of this length into memory.
+async fn gather(mut body: Body, bytes: u64) -> Result<Part, TransportError> {
+    let mut whole = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(usize::MAX));
+    while let Some(chunk) = body.next().await {
+        whole.extend_from_slice(&chunk?);
+    }
+    Ok(Part(Arc::new(vec![whole.freeze()])))
 }
 
 fn sink_error(error: S3Error) -> SinkError {
@@ -383,9 +659,31 @@ impl Sink for S3Sink {
         Box::pin(async move { self.take(bytes).await.map_err(sink_error) })
     }
 
+    fn take_sums(&mut self, sums: &PartSums) -> bool {
+        self.sums = Some(sums.clone());
+        true
+    }
+
+    fn settle(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(async move {
+            // Of an image of unknown length the last part ends with `publish`.
+            let is_streamed = self.can_stream() || !self.missing.is_empty();
+            if is_streamed { self.wait_for_all().await.map_err(sink_error) } else { Ok(()) }
+        })
+    }
+
+    fn missing(&mut self) -> Option<Range<u64>> {
+        self.missing.front().map(|part| part.range.clone())
+    }
+
+    fn refill(&mut self, bytes: Body) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(async move { self.send_missing(bytes).await.map_err(sink_error) })
+    }
+
     fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
             self.abort().await;
+            self.sums = None;
             Ok(())
         })
     }
@@ -407,25 +705,5 @@ impl Sink for S3Sink {
                 upload.in_flight.shutdown().await;
             }
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_as_few_as_a_store_takes_and_as_small_as_that_allows() {
-        const GIB: u64 = 1 << 30;
-        assert_eq!(part_bytes(0, Some(1)), 8 << 20);
-        assert_eq!(part_bytes(9000, Some(70 * GIB)), 8 << 20);
-        for whole in [GIB, 71 * GIB, 1024 * GIB, 4096 * GIB] {
-            let part = part_bytes(0, Some(whole));
-            assert!(whole.div_ceil(part) <= PARTS_PLANNED && part <= 5 * GIB, "{whole}: {part}");
-        }
-        // Unknown: at 8 GiB parts double, and ten thousand hold more than any store takes.
-        assert_eq!([0, 999, 1000, 2500].map(|number| part_bytes(number, None) >> 20), [8, 8, 16, 32]);
-        let all: u64 = (0..PARTS_MAX).map(|number| part_bytes(number, None)).sum();
-        assert!(all > 4096 * GIB && part_bytes(PARTS_MAX - 1, None) <= 5 * GIB);
     }
 }

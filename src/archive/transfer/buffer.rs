@@ -13,6 +13,12 @@ use bytes::{Buf as _, Bytes, BytesMut};
 /// on a slow line too.
 pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Large enough to make handing over between threads cheap, small enough to keep memory flat.
+pub(crate) const BUFFER_BYTES: usize = 1 << 20;
+
+/// Buffers that are not used any more are kept up to this many, to be used again.
+const SPARE_MAX: usize = 4;
+
 /// The buffer that is filled, and those that were handed out.
 pub(crate) struct Buffers {
     bytes_max: usize,
@@ -53,6 +59,9 @@ impl Buffers {
 
     /// A buffer that is no longer used; the first to be handed out is the first to be free again.
     fn returned(&mut self) -> Option<BytesMut> {
+        while self.handed_out.get(SPARE_MAX).is_some_and(Bytes::is_unique) {
+            self.handed_out.pop_front();
+        }
         let mut buffer = self.handed_out.pop_front_if(|first| first.is_unique())?.try_into_mut().ok()?;
         buffer.clear();
         Some(buffer)
@@ -88,5 +97,20 @@ mod tests {
         drop(first);
         let third = full(b"3333");
         assert_eq!((third.as_ptr(), &third[..], &second[..]), (place, &b"3333"[..], &b"2222"[..]));
+    }
+
+    #[test]
+    fn few_buffers_are_kept_once_many_were_held() {
+        let mut buffers = Buffers::new(4);
+        let held: Vec<Bytes> = (0..30)
+            .map(|_| {
+                buffers.fill(&mut Bytes::from_static(b"1111"));
+                buffers.take()
+            })
+            .collect();
+        assert_eq!(buffers.handed_out.len(), held.len());
+        drop(held);
+        buffers.fill(&mut Bytes::from_static(b"2"));
+        assert!(buffers.handed_out.len() <= SPARE_MAX);
     }
 }

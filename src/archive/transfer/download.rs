@@ -12,14 +12,16 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
+use futures_util::future::join;
 
 use crate::archive::md5::Md5Sum;
 use crate::archive::qcow2::{HEADER_BYTES, MAGIC, Qcow2, Qcow2Error, check_header};
-use crate::archive::transfer::buffer::Buffers;
+use crate::archive::transfer::buffer::{BUFFER_BYTES, Buffers};
 use crate::archive::transfer::connection::Download;
 use crate::archive::transfer::error::{DownloadError, Interruption, NOT_AN_IMAGE, STARTS};
 use crate::archive::transfer::hash::Hash;
 use crate::archive::transfer::outputs::Outputs;
+use crate::archive::transfer::parts::PartHasher;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::ranges::{PIECE_BYTES, Pieces};
 use crate::archive::transfer::sink::{ImageVersion, Output, Received};
@@ -28,13 +30,11 @@ use crate::disk::{DiskFile, blocking};
 use crate::policy::name::ArchiveName;
 use crate::retry::{Attempts, REQUESTS, RetryPolicy};
 use crate::text::excerpt;
+use crate::transport::{Reached, TransportError, piped};
 
 /// Pauses of 2, 8, 32 and 60 s before jitter: together they outlast a minute or so without a network, which would
 /// otherwise cost a large image.
 const CONNECTIONS: RetryPolicy = RetryPolicy { growth: 4, ..REQUESTS };
-
-/// Large enough to make handing over between threads cheap, small enough to keep memory flat.
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// An image that was received.
 #[derive(Debug)]
@@ -166,6 +166,9 @@ impl Download<'_> {
             hash
         } else {
             let hash = Hash::new(self.hashers, None);
+            outputs.restart(Some(&archive)).await?;
+            outputs.expect(&received.image).await?;
+            hash_parts(&hash, received.image.bytes, outputs).await?;
             self.copy(outputs, &archive, part_file.file(), received.bytes, &hash).await?;
             hash
         };
@@ -182,7 +185,6 @@ impl Download<'_> {
         bytes: u64,
         hash: &Hash,
     ) -> Result<(), DownloadError> {
-        outputs.restart(Some(from)).await?;
         let mut at = 0;
         while at < bytes {
             let wanted = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(BUFFER_BYTES);
@@ -210,11 +212,8 @@ impl Download<'_> {
         let mut attempts = Attempts::new(CONNECTIONS);
         loop {
             let before = start.received.bytes;
-            let source = match self.connect(start, outputs).await {
-                Ok(()) => {
-                    start.flush(outputs).await?;
-                    return Ok(None);
-                }
+            let source = match self.connect_and_settle(start, outputs).await {
+                Ok(()) => return Ok(None),
                 Err(Interruption::Changed(reason)) => return Ok(Some(reason)),
                 Err(Interruption::Fatal(error)) => return Err(error),
                 Err(Interruption::Refused(source)) => {
@@ -249,6 +248,57 @@ impl Download<'_> {
         }
     }
 
+    /// Receives the rest, and waits until the archives have all of it.
+    async fn connect_and_settle(
+        &self,
+        start: &mut Start,
+        outputs: &mut Outputs,
+    ) -> Result<(), Interruption> {
+        self.connect(start, outputs).await?;
+        loop {
+            self.flush(start, outputs).await?;
+            outputs.settle().await?;
+            if outputs.missing().is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Hands on the gathered bytes, and once more those that an archive could not store.
+    async fn flush(&self, start: &mut Start, outputs: &mut Outputs) -> Result<(), Interruption> {
+        start.flush(outputs).await?;
+        while let Some((index, range)) = outputs.missing() {
+            let mut stream = self.open(range.start, Some(range.end), &start.received).await?;
+            let mut skip = range.start.checked_sub(stream.offset).ok_or_else(behind)?;
+            let mut left = range.end - range.start;
+            let (bytes, body) = piped();
+            let feed = async move {
+                while left > 0 {
+                    let mut chunk = match self.next_chunk(&mut stream).await {
+                        Ok(Some(chunk)) => chunk,
+                        ended => {
+                            let why = "the image can't be read again at the moment";
+                            // Where nobody waits for it any more, there is a reason, too.
+                            let _ = bytes.send(Err(TransportError::new(Reached::Unknown, why))).await;
+                            return Err(ended.err().unwrap_or_else(Interruption::short));
+                        }
+                    };
+                    skip_of(&mut chunk, &mut skip);
+                    chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                    left -= chunk.len() as u64;
+                    if !chunk.is_empty() && bytes.send(Ok(chunk)).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(())
+            };
+            let (refilled, fed) = join(outputs.refill(index, body), feed).await;
+            refilled?;
+            fed?;
+        }
+        Ok(())
+    }
+
     /// One connection, or several at once, from where the last one ended to the end of the image.
     async fn connect(&self, start: &mut Start, outputs: &mut Outputs) -> Result<(), Interruption> {
         if start.expired {
@@ -269,10 +319,7 @@ impl Download<'_> {
         let until = start.parallel.then(|| received.bytes.saturating_add(PIECE_BYTES));
         let mut stream = self.open(received.bytes, until, received).await?;
         // A server that ignores ranges begins at zero: the bytes that are there are skipped.
-        let mut skip = received
-            .bytes
-            .checked_sub(stream.offset)
-            .ok_or_else(|| Interruption::broken("the server's response begins behind the requested byte"))?;
+        let mut skip = received.bytes.checked_sub(stream.offset).ok_or_else(behind)?;
         let image = &mut received.image;
         if received.bytes == 0 {
             (image.bytes, image.etag) = (stream.total, stream.etag.take());
@@ -282,6 +329,9 @@ impl Download<'_> {
         }
         let total = image.bytes;
         outputs.expect(image).await?;
+        if received.bytes == 0 {
+            hash_parts(&start.hash, total, outputs).await?;
+        }
 
         let end = match (total, until) {
             (Some(total), Some(until)) if stream.is_part => Some(total.min(until)),
@@ -297,9 +347,7 @@ impl Download<'_> {
                     _ => Err(Interruption::short()),
                 };
             };
-            let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
-            chunk.advance(skipped);
-            skip -= skipped as u64;
+            skip_of(&mut chunk, &mut skip);
             if !self.source.is_local() {
                 check_magic(start.received.bytes, &chunk)?;
             }
@@ -316,11 +364,11 @@ impl Download<'_> {
                 return Err(Interruption::Changed("the server sends more bytes than it promised"));
             }
             while start.buffers.fill(&mut chunk) {
-                start.flush(outputs).await?;
+                self.flush(start, outputs).await?;
                 self.report(start.received.bytes, total);
             }
             if self.is_flush_due(flushed_at) {
-                start.flush(outputs).await?;
+                self.flush(start, outputs).await?;
                 flushed_at = self.clock.elapsed();
             }
         }
@@ -335,6 +383,23 @@ impl Download<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Has the parts of an image hashed too, where an archive has a use for their MD5s. Nothing of it was hashed yet.
+async fn hash_parts(hash: &Hash, whole: Option<u64>, outputs: &mut Outputs) -> Result<(), DownloadError> {
+    let (parts, sums) = PartHasher::new(whole);
+    if outputs.take_sums(&sums) { hash.with_parts(parts).await } else { Ok(()) }
+}
+
+fn behind() -> Interruption {
+    Interruption::broken("the server's response begins behind the requested byte")
+}
+
+/// Drops the bytes of a chunk that are still to be skipped.
+fn skip_of(chunk: &mut Bytes, skip: &mut u64) {
+    let skipped = chunk.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
+    chunk.advance(skipped);
+    *skip -= skipped as u64;
 }
 
 /// Whether the response begins as a qcow2 image does. A page of a proxy, an error of a store, or another kind of image is

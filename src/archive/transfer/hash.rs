@@ -12,6 +12,7 @@ use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::qcow2::{Checker, Qcow2, Qcow2Error};
 use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::parts::PartHasher;
 use crate::archive::transfer::queue::{Pool, Queue, Worker};
 
 /// The threads that hash images, for all downloads that share them. The machine has one core more than there are threads, for
@@ -38,6 +39,8 @@ const TOGETHER_MAX: usize = 4;
 /// Sees every byte of one image, in order.
 struct Hasher {
     md5: Md5,
+    /// Those of its parts, where an archive has a use for them.
+    parts: Option<PartHasher>,
     checker: Checker,
     bytes: u64,
     buffer: Vec<u8>,
@@ -45,6 +48,8 @@ struct Hasher {
 
 /// The next bytes.
 enum Input {
+    /// Of the image from its first byte on, the parts as well.
+    Parts(Box<PartHasher>),
     /// These bytes.
     Bytes(Bytes),
     /// Those in this file, up to here.
@@ -60,11 +65,15 @@ const STEP_BYTES: usize = 16 << 20;
 
 impl Hasher {
     fn new() -> Self {
-        Self { md5: Md5::new(), checker: Checker::default(), bytes: 0, buffer: Vec::new() }
+        let (md5, checker) = (Md5::new(), Checker::default());
+        Self { md5, parts: None, checker, bytes: 0, buffer: Vec::new() }
     }
 
     fn take(&mut self, bytes: &[u8]) {
-        self.md5.update(bytes);
+        match &mut self.parts {
+            Some(parts) => parts.update(&mut self.md5, bytes),
+            None => self.md5.update(bytes),
+        }
         self.inspect(bytes);
     }
 
@@ -80,6 +89,7 @@ impl Worker for Hasher {
 
     fn work(&mut self, input: Input) -> io::Result<()> {
         match input {
+            Input::Parts(parts) => self.parts = Some(*parts),
             Input::Bytes(bytes) => self.take(&bytes),
             Input::FileUpTo(part_file, upto) => {
                 let mut buffer = std::mem::take(&mut self.buffer);
@@ -100,18 +110,22 @@ impl Worker for Hasher {
 
     fn work_together(each: &mut [(Self, Option<Input>)]) -> Vec<io::Result<()>> {
         // Hashers that share a pool are given bytes alone, so none waits for the disk of another.
-        let mut together = Vec::new();
+        let (mut together, mut done) = (Vec::new(), Vec::new());
         for (hasher, input) in &mut *each {
-            if let Some(Input::Bytes(bytes)) = input {
-                hasher.inspect(bytes);
-                together.push((&mut hasher.md5, &bytes[..]));
-            }
+            done.push(match (input.take(), &hasher.parts) {
+                (Some(Input::Bytes(bytes)), None) => {
+                    hasher.inspect(&bytes);
+                    together.push((&mut hasher.md5, bytes));
+                    Ok(())
+                }
+                // With those of its parts the core is as busy as with those of others.
+                (Some(input), _) => hasher.work(input),
+                (None, _) => Ok(()),
+            });
         }
+        let mut together: Vec<_> = together.iter_mut().map(|(md5, bytes)| (&mut **md5, &bytes[..])).collect();
         Md5::update_together(&mut together);
-        let rest = |input: &mut Option<Input>| input.take().filter(|input| !matches!(input, Input::Bytes(_)));
-        each.iter_mut()
-            .map(|(hasher, input)| rest(input).map_or(Ok(()), |input| hasher.work(input)))
-            .collect()
+        done
     }
 }
 
@@ -137,6 +151,11 @@ impl Hash {
     /// The part file that it reads, if it does.
     pub(crate) fn part_file(&self) -> Option<&Arc<PartFile>> {
         self.part_file.as_ref()
+    }
+
+    /// Hashes the parts as well, of an image of which nothing was hashed yet.
+    pub(crate) async fn with_parts(&self, parts: PartHasher) -> Result<(), DownloadError> {
+        self.queue.push(Input::Parts(Box::new(parts)), 1).await.map_err(DownloadError::ReadBack)
     }
 
     /// Reads the bytes that an earlier download left in the part file.
@@ -172,7 +191,10 @@ impl Hash {
             let last = Input::FileUpTo(Arc::clone(part_file), bytes);
             self.queue.push(last, 1).await.map_err(DownloadError::ReadBack)?;
         }
-        let hasher = self.queue.into_worker().await.map_err(DownloadError::ReadBack)?;
+        let mut hasher = self.queue.into_worker().await.map_err(DownloadError::ReadBack)?;
+        if let Some(parts) = &mut hasher.parts {
+            parts.finish();
+        }
         Ok((hasher.md5.finish(), hasher.checker.finish()))
     }
 }

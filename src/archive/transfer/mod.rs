@@ -12,6 +12,7 @@ pub(crate) mod error;
 pub mod hash;
 pub(crate) mod outputs;
 pub mod part_file;
+pub mod parts;
 pub mod progress;
 pub(crate) mod queue;
 pub(crate) mod ranges;

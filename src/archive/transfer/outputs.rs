@@ -1,12 +1,16 @@
 //! The archives that a download feeds.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 
 use crate::archive::transfer::error::DownloadError;
+use crate::archive::transfer::parts::PartSums;
 use crate::archive::transfer::sink::{ImageVersion, Output, SinkError};
 use crate::policy::name::ArchiveName;
+use crate::transport::Body;
 
 /// The archives that still take bytes, and the errors of the others. An archive that fails does not keep the others from
 /// their copy; the download ends early only when all have failed. Without any archive the image is hashed, and not kept.
@@ -19,6 +23,11 @@ pub(crate) struct Outputs {
 impl Outputs {
     pub(crate) async fn expect(&mut self, image: &ImageVersion) -> Result<(), DownloadError> {
         self.each(None, |output| ready(output.sink.expect(image)).boxed()).await
+    }
+
+    /// Offers the MD5s of the image's parts; whether any archive has a use for them.
+    pub(crate) fn take_sums(&mut self, sums: &PartSums) -> bool {
+        self.open.iter_mut().fold(false, |wanted, output| output.sink.take_sums(sums) || wanted)
     }
 
     pub(crate) async fn write(&mut self, bytes: &Bytes) -> Result<(), DownloadError> {
@@ -35,6 +44,25 @@ impl Outputs {
         let restart = |output: &mut Output| output.resumable = None;
         self.open.iter_mut().filter(|output| Some(&output.archive) != except).for_each(restart);
         self.each(except, |output| output.sink.restart()).await
+    }
+
+    pub(crate) async fn settle(&mut self) -> Result<(), DownloadError> {
+        self.each(None, |output| output.sink.settle()).await
+    }
+
+    /// Bytes that an archive could not store, and which one.
+    pub(crate) fn missing(&mut self) -> Option<(usize, Range<u64>)> {
+        let each = self.open.iter_mut().enumerate();
+        each.into_iter().find_map(|(index, output)| Some((index, output.sink.missing()?)))
+    }
+
+    /// Gives one archive its missing bytes.
+    pub(crate) async fn refill(&mut self, index: usize, bytes: Body) -> Result<(), DownloadError> {
+        let Some(output) = self.open.get_mut(index) else { return Ok(()) };
+        match output.sink.refill(bytes).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.drop_failed(vec![(index, error)]).await,
+        }
     }
 
     pub(crate) async fn keep_bad(&mut self) -> Result<(), DownloadError> {

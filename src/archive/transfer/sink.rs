@@ -5,18 +5,21 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 
 use crate::archive::manifest::Manifest;
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
 use crate::archive::transfer::part_file::PartFile;
+use crate::archive::transfer::parts::PartSums;
 use crate::policy::name::ArchiveName;
 use crate::text::printable;
+use crate::transport::Body;
 
 /// Takes the bytes of one image into an archive. Dropping it is like being killed: nothing is published, and the next
 /// download can rely on the bytes that were synced by then.
@@ -29,8 +32,28 @@ pub trait Sink: Send {
         Ok(())
     }
 
+    /// Offers the MD5s of the image's parts, before its first byte; whether the archive has a use for them.
+    fn take_sums(&mut self, _sums: &PartSums) -> bool {
+        false
+    }
+
     /// Takes the next bytes of the image, in order and without gaps; may wait (back-pressure).
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), SinkError>>;
+
+    /// The image was given whole: waits until all of it is stored, or known to be [missing](Self::missing).
+    fn settle(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    /// Bytes that were given and could not be stored: they have to be read from their source again.
+    fn missing(&mut self) -> Option<Range<u64>> {
+        None
+    }
+
+    /// Takes the missing bytes once more. If it did not work, and another attempt may help, they are missing still.
+    fn refill(&mut self, _bytes: Body) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(ready(Ok(())))
+    }
 
     /// The bytes so far are useless: the image starts over at zero.
     fn restart(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
