@@ -4,7 +4,7 @@
     python3 tests/bucket.py [CERTIFICATE KEY]
 
 It prints the address it listens on, over TLS with a certificate, and ends with its standard input: then it prints how many
-requests there were. The `ETag` of a part is its MD5; the one that a part promises (`Content-MD5`) is taken at its word, so that
+requests and bytes there were. The `ETag` of a part is its MD5; the one that a part promises (`Content-MD5`) is taken at its word, so that
 a measurement is not one of this program.
 """
 
@@ -68,6 +68,7 @@ class Bucket(BaseHTTPRequestHandler):
             if not promised:
                 md5.update(memoryview(buffers.own)[:count])
             left -= count
+            counts["bytes"] += count
         return b"".join(kept), base64.b64decode(promised).hex() if promised else md5.hexdigest()
 
     def do_GET(self):

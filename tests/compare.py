@@ -171,12 +171,12 @@ class Ways:
 
     def to_bucket(self, folder):
         """To S3, as a bucket that keeps nothing speaks it, over TLS."""
-        with bucket(folder) as archive:
+        with bucket(folder) as (archive, _):
             return self.once(folder, archive)
 
     def snapwarden(self, folder):
         figures = self.once(folder, f'type = "local"\npath = "{folder}/vault"')
-        manifests = [path for path in Path(folder, "vault").rglob("*.json")]
+        manifests = Path(folder, "vault").glob("*/*/*.json")
         found = sorted(json.loads(path.read_text())["image"]["md5"] for path in manifests)
         assert found == sorted(md5 for _, md5 in self.zone.addresses), found
         return figures
@@ -184,7 +184,7 @@ class Ways:
 
 @contextlib.contextmanager
 def bucket(folder):
-    """A bucket that keeps nothing, over TLS: its archive's settings."""
+    """A bucket that keeps nothing, over TLS: its archive's settings, and in the end what it counted."""
     certificate = [Path(folder, name) for name in ("certificate.pem", "key.pem")]
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
@@ -195,8 +195,10 @@ def bucket(folder):
     command = [sys.executable, ROOT / "tests/bucket.py", *certificate]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         endpoint = server.stdout.readline().strip()
-        yield (f'type = "s3"\nendpoint = "{endpoint}"\nregion = "here"\nbucket = "bucket"\n'
-               f'ca_file = "{certificate[0]}"')
+        archive = f'type = "s3"\nendpoint = "{endpoint}"\nregion = "here"\nbucket = "bucket"\nca_file = "{certificate[0]}"'
+        counts = {}
+        yield archive, counts
+        counts |= json.loads(server.communicate()[0])
 
 
 def in_folder(place, way):

@@ -65,10 +65,16 @@ impl Md5 {
     /// Hashes the same next bytes for two, in little more than the time of one, if both have as many bytes in their last
     /// block.
     pub fn update_both(first: &mut Self, second: &mut Self, bytes: &[u8]) {
-        if first.begun() != second.begun() {
-            first.update(bytes);
-            return second.update(bytes);
+        // In a build that is not optimised the steps in pairs take many times as long.
+        if first.begun() == second.begun() && !cfg!(debug_assertions) {
+            return Self::update_in_pairs(first, second, bytes);
         }
+        first.update(bytes);
+        second.update(bytes);
+    }
+
+    /// The same, where both have as many bytes in their last block.
+    fn update_in_pairs(first: &mut Self, second: &mut Self, bytes: &[u8]) {
         let (blocks, rest) = first.head(bytes).as_chunks();
         second.head(bytes);
         let mut states = [first.state, second.state];
@@ -236,8 +242,9 @@ mod tests {
                     md5
                 });
                 let (one, other) = bytes[200..].split_at(cut);
-                Md5::update_both(&mut first, &mut second, one);
-                Md5::update_both(&mut first, &mut second, other);
+                let update = if first.begun() == second.begun() { Md5::update_in_pairs } else { Md5::update_both };
+                update(&mut first, &mut second, one);
+                update(&mut first, &mut second, other);
                 for (md5, head) in [(first, heads[0]), (second, heads[1])] {
                     prop_assert_eq!(md5.finish(), oracle(&[&bytes[..head], &bytes[200..]].concat()));
                 }

@@ -7,6 +7,7 @@ use crate::archive::md5::four::{ROTATIONS, SINES};
 
 /// Hashes one block into both states.
 #[inline]
+#[expect(clippy::many_single_char_names, reason = "RFC 1321 has these, once")]
 fn block(states: &mut [[u32; 4]; 2], block: &[u8; 64]) {
     let mut words = [0_u32; 16];
     for (word, bytes) in words.iter_mut().zip(block.as_chunks().0) {

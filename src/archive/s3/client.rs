@@ -212,7 +212,8 @@ impl Client {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        let (key, requires_md5, signs_parts) = (Arc::new(key), AtomicBool::new(false), AtomicBool::new(false));
+        let (key, requires_md5, signs_parts) =
+            (Arc::new(key), AtomicBool::new(false), AtomicBool::new(false));
         Self { location, key, transport, clock, randomness, requires_md5, signs_parts }
     }
 
@@ -617,7 +618,9 @@ impl Client {
         let class = self.location.rules.storage_class.clone();
         request.headers.extend(class.map(|class| ("x-amz-storage-class", class)));
         let (id, has_other_etags) = self
-            .call(&request, XML_BYTES_MAX, |headers, body| Ok((xml::upload_id(&body)?, has_other_etags(headers))))
+            .call(&request, XML_BYTES_MAX, |headers, body| {
+                Ok((xml::upload_id(&body)?, has_other_etags(headers)))
+            })
             .await?;
         if has_other_etags {
             self.sign_parts("the bucket is encrypted so that `ETag`s are no MD5s");

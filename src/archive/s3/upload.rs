@@ -239,11 +239,12 @@ impl S3Sink {
             if !self.can_stream() {
                 break Some(self.memory.take(&*self.bucket.client.clock, bytes).await);
             }
-            let has_parts = self.upload.as_ref().is_some_and(|upload| !upload.in_flight.is_empty());
-            if !has_parts || bytes > self.memory.share() {
-                break None;
+            match &self.upload {
+                // The store's answer tells whether `ETag`s are MD5s.
+                None => self.upload = Some(self.begin(bytes, None).await?),
+                Some(upload) if upload.in_flight.is_empty() || bytes > self.memory.share() => break None,
+                Some(_) => self.wait().await?,
             }
-            self.wait().await?;
         };
         let way = match taken {
             Some(taken) => Way::Memory(Vec::new(), taken),
@@ -260,9 +261,6 @@ impl S3Sink {
 
     async fn begin_stream(&mut self, number: usize, range: &Range<u64>) -> Result<Way, S3Error> {
         let bytes = range.end - range.start;
-        if self.upload.is_none() {
-            self.upload = Some(self.begin(bytes, None).await?);
-        }
         self.wait_for_room().await?;
         let of = self.part_of(number);
         let (Some(upload), Some(sums)) = (&mut self.upload, &self.sums) else { return Ok(Way::Nowhere) };
@@ -329,19 +327,16 @@ impl S3Sink {
     async fn end_unsent(&mut self, part: MissingPart) -> Result<(), S3Error> {
         let Some(upload) = &mut self.upload else { return Ok(()) };
         let found = upload.found.as_ref().and_then(|found| found.get(&part.number));
-        match found.filter(|found| found.etag == part.md5.to_string()) {
-            Some(found) => {
-                let etag = found.etag.clone();
-                upload.set(part.number, etag);
-            }
-            None => {
-                // The upload of another image is left as it is.
-                if part.number == 0 && upload.found.is_some() {
-                    self.upload = Some(self.begin_anew().await?);
-                }
-                self.missing.push_back(part);
-            }
+        if let Some(found) = found.filter(|found| found.etag == part.md5.to_string()) {
+            let etag = found.etag.clone();
+            upload.set(part.number, etag);
+            return Ok(());
         }
+        // The upload of another image is left as it is.
+        if part.number == 0 && upload.found.is_some() {
+            self.upload = Some(self.begin_anew().await?);
+        }
+        self.missing.push_back(part);
         Ok(())
     }
 
@@ -403,8 +398,12 @@ impl S3Sink {
         let sent = if is_signed {
             let _taken = self.memory.take(&*client.clock, bytes).await;
             match gather(body, bytes).await {
-                Ok(gathered) if gathered.md5() == part.md5 => client.upload_part(&of, &gathered, part.md5).await,
-                Ok(_) => Err(failed(S3Cause::Unexpected("its source gives other bytes than before".to_owned()))),
+                Ok(gathered) if gathered.md5() == part.md5 => {
+                    client.upload_part(&of, &gathered, part.md5).await
+                }
+                Ok(_) => {
+                    Err(failed(S3Cause::Unexpected("its source gives other bytes than before".to_owned())))
+                }
                 Err(broken) => Err(failed(broken.into())),
             }
         } else {
@@ -464,9 +463,8 @@ impl S3Sink {
             let found: HashMap<_, _> =
                 parts.into_iter().filter_map(|part| Some((part.number.checked_sub(1)?, part))).collect();
             // Where a store's `ETag`s are no MD5s, no part is found.
-            let is_same = |part: &ListedPart| {
-                part.bytes == bytes && md5.is_none_or(|md5| md5.to_string() == part.etag)
-            };
+            let is_same =
+                |part: &ListedPart| part.bytes == bytes && md5.is_none_or(|md5| md5.to_string() == part.etag);
             if found.get(&0).is_some_and(is_same) {
                 tracing::info!(
                     "the upload of {} is resumed: {} parts are there",
@@ -550,7 +548,8 @@ impl S3Sink {
         if let Some(lost) = self.lost.take() {
             return Err(lost);
         }
-        let is_whole = |upload: &Upload| upload.etags.len() == self.parts && !upload.etags.iter().any(String::is_empty);
+        let is_whole =
+            |upload: &Upload| upload.etags.len() == self.parts && !upload.etags.iter().any(String::is_empty);
         if !self.missing.is_empty() || !self.upload.as_ref().is_some_and(is_whole) {
             return Err(self.error("store", "a part of it was not stored"));
         }
@@ -667,8 +666,10 @@ impl Sink for S3Sink {
     fn settle(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
             // Of an image of unknown length the last part ends with `publish`.
-            let is_streamed = self.can_stream() || !self.missing.is_empty();
-            if is_streamed { self.wait_for_all().await.map_err(sink_error) } else { Ok(()) }
+            if self.sums.as_ref().is_none_or(|sums| sums.whole.is_none()) {
+                return Ok(());
+            }
+            self.wait_for_all().await.map_err(sink_error)
         })
     }
 

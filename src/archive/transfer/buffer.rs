@@ -17,7 +17,7 @@ pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) const BUFFER_BYTES: usize = 1 << 20;
 
 /// Buffers that are not used any more are kept up to this many, to be used again.
-const SPARE_MAX: usize = 4;
+const SPARE_MAX: usize = 2;
 
 /// The buffer that is filled, and those that were handed out.
 pub(crate) struct Buffers {

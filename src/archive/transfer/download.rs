@@ -249,11 +249,7 @@ impl Download<'_> {
     }
 
     /// Receives the rest, and waits until the archives have all of it.
-    async fn connect_and_settle(
-        &self,
-        start: &mut Start,
-        outputs: &mut Outputs,
-    ) -> Result<(), Interruption> {
+    async fn connect_and_settle(&self, start: &mut Start, outputs: &mut Outputs) -> Result<(), Interruption> {
         self.connect(start, outputs).await?;
         loop {
             self.flush(start, outputs).await?;
@@ -292,9 +288,9 @@ impl Download<'_> {
                 }
                 Ok(())
             };
-            let (refilled, fed) = join(outputs.refill(index, body), feed).await;
+            let (refilled, read) = join(outputs.refill(index, body), feed).await;
             refilled?;
-            fed?;
+            read?;
         }
         Ok(())
     }

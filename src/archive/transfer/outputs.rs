@@ -27,7 +27,11 @@ impl Outputs {
 
     /// Offers the MD5s of the image's parts; whether any archive has a use for them.
     pub(crate) fn take_sums(&mut self, sums: &PartSums) -> bool {
-        self.open.iter_mut().fold(false, |wanted, output| output.sink.take_sums(sums) || wanted)
+        let mut are_wanted = false;
+        for output in &mut self.open {
+            are_wanted |= output.sink.take_sums(sums);
+        }
+        are_wanted
     }
 
     pub(crate) async fn write(&mut self, bytes: &Bytes) -> Result<(), DownloadError> {
@@ -52,8 +56,8 @@ impl Outputs {
 
     /// Bytes that an archive could not store, and which one.
     pub(crate) fn missing(&mut self) -> Option<(usize, Range<u64>)> {
-        let each = self.open.iter_mut().enumerate();
-        each.into_iter().find_map(|(index, output)| Some((index, output.sink.missing()?)))
+        let mut each = self.open.iter_mut().enumerate();
+        each.find_map(|(index, output)| Some((index, output.sink.missing()?)))
     }
 
     /// Gives one archive its missing bytes.

@@ -170,7 +170,7 @@ async fn where_an_etag_is_no_md5_parts_are_signed_and_in_memory() {
         for (manner, unsigned) in [
             // The first ones, by which it is found out.
             (Manner::OtherEtags, if is_small { 1..=4 } else { 1..=3 }),
-            (Manner::WantsSignatures, if is_small { 1..=3 } else { 1..=3 }),
+            (Manner::WantsSignatures, 1..=3),
             (Manner::Kms, 0..=0),
         ] {
             let store: Arc<Store> = Arc::default();
@@ -211,13 +211,13 @@ async fn where_the_md5_is_required_a_part_without_memory_is_read_twice_and_sent_
 #[tokio::test(start_paused = true)]
 async fn an_upload_without_memory_is_resumed_and_only_if_it_is_of_this_image() {
     let image_before = image(33 * MIB, 8);
-    for (other, sent_again) in [(image_before.clone(), 2), (image(33 * MIB, 9), 5)] {
+    for (other, sent_again) in [(image_before.clone(), 1), (image(33 * MIB, 9), 5)] {
         let store: Arc<Store> = Arc::default();
         let archive = archive(&store).with_memory(small_memory());
         store.always("part 4", refuse(403, "AccessDenied"));
         upload(&archive, &source(&image_before, []), &image_before).await.unwrap_err();
         let there = store.state().uploads.values().next().unwrap().parts.len();
-        assert_eq!(there, 3);
+        assert_eq!(there, 4, "all but the fourth");
         store.state().faults.clear();
         sent(&store);
         // As another process: what the first one learned of the store is gone.
