@@ -5,6 +5,7 @@
 //! promise made here is spelled out: **bytes** are safe after [`DiskFile::sync`], **names** (created, renamed,
 //! removed) after [`Disk::sync_dir`] of their folder, and not before.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -19,6 +20,7 @@ use std::sync::Once;
 
 use rustix::fs::{Access as Wanted, Advice, AtFlags, OFlags};
 use rustix::io::Errno;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 /// The kind of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,12 +236,27 @@ pub trait Disk: Send + Sync + Debug {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
 }
 
+thread_local! {
+    static HAS_THREADS: Cell<bool> = const { Cell::new(true) };
+}
+
+/// From now on, what blocks is a task of the runtime on this thread, and no work for another one: a simulation then has one
+/// thread, repeats exactly, and waits for nobody.
+pub fn without_threads() {
+    HAS_THREADS.set(false);
+}
+
+/// Begins work that may block, on the blocking pool.
+pub(crate) fn begin_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    if HAS_THREADS.get() { spawn_blocking(work) } else { tokio::spawn(async { work() }) }
+}
+
 /// Runs blocking work (these calls, hashing) on the blocking pool, so that nothing else waits for it.
 ///
 /// A panic in it continues in the caller. Work that the runtime refuses, since it is ending, never returns: the
 /// caller is about to be dropped as well.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    match begin_blocking(work).await {
         Ok(done) => done,
         Err(lost) => match lost.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

@@ -1,9 +1,9 @@
-"""Switches off each guard of tests/guards.toml, one after the other, and plays the campaign of tests/all/wide_crashes.rs: which
-seed finds it?
+"""Switches off each guard of tests/guards.toml, one after the other, and plays a campaign, the fortnights of
+tests/all/wide_crashes.rs or the years of tests/all/years: which seed finds it?
 
-    python3 tests/guards.py [SEEDS [WORD]]
+    python3 tests/guards.py [SEEDS [WORD [fortnights|years]]]
 
-SEEDS (24) is how many fortnights are tried at most; with WORD, only guards whose names have it. The program is built once, in a
+SEEDS (24) is how many seeds are tried at most; with WORD, only guards whose names have it. The program is built once, in a
 copy of the tree below target/guards, with all guards in it that an environment variable then switches off.
 """
 import os
@@ -19,6 +19,11 @@ TREE = pathlib.Path(__file__).resolve().parent.parent
 COPY = TREE / "target" / "guards"
 SEEDS = int(sys.argv[1]) if len(sys.argv) > 1 else 24
 WORD = sys.argv[2] if len(sys.argv) > 2 else ""
+CAMPAIGNS = {
+    "fortnights": ("wide_crashes", "tests/all/wide_crashes.rs"),
+    "years": ("years", "tests/all/years/mod.rs"),
+}
+MODULE, SOURCE = CAMPAIGNS[sys.argv[3] if len(sys.argv) > 3 else "fortnights"]
 VARIABLE = "SNAPWARDEN_GUARD_OFF"
 
 
@@ -65,7 +70,7 @@ def build():
 def found_by(program, number):
     for seed in range(SEEDS):
         environment = {**os.environ, "SNAPWARDEN_SEED": str(seed), VARIABLE: str(number)}
-        command = [program, "--exact", "wide_crashes::" + CAMPAIGN]
+        command = [program, "--exact", f"{MODULE}::{CAMPAIGN}"]
         played = subprocess.run(command, env=environment, capture_output=True, text=True)
         lines = [line for line in played.stdout.splitlines() if line and line[0] not in " ]["]
         if "to repeat: " in played.stdout + played.stderr:
@@ -78,7 +83,7 @@ def found_by(program, number):
     return None, ""
 
 
-CAMPAIGN = re.search(r"fn (whatever_goes_wrong_in_a_fortnight\w*)", (TREE / "tests/all/wide_crashes.rs").read_text())[1]
+CAMPAIGN = re.search(r"fn (whatever_goes_wrong_\w*)", (TREE / SOURCE).read_text())[1]
 table = tomllib.loads((TREE / "tests" / "guards.toml").read_text())
 guards = table["guard"]
 copy()

@@ -132,6 +132,31 @@ impl SimBucket {
         state.objects.iter().filter(|(_, versions)| is_there(versions)).map(|(key, _)| key.clone()).collect()
     }
 
+    /// The bytes that each key stands for now.
+    pub fn contents(&self) -> BTreeMap<String, Bytes> {
+        let state = self.state();
+        let newest = |versions: &Vec<Version>| versions.last().and_then(|last| last.bytes.clone());
+        state.objects.iter().filter_map(|(key, versions)| Some((key.clone(), newest(versions)?))).collect()
+    }
+
+    /// Somebody removes an object, with all its versions.
+    pub fn remove(&self, key: &str) {
+        self.state().objects.remove(key);
+    }
+
+    /// The newest version of an object loses a bit.
+    pub fn damage(&self, key: &str) {
+        let mut state = self.state();
+        let newest = state.objects.get_mut(key).and_then(|versions| versions.last_mut());
+        if let Some(bytes) = newest.and_then(|newest| newest.bytes.as_mut()) {
+            let mut damaged = bytes.to_vec();
+            if let Some(last) = damaged.last_mut() {
+                *last ^= 1;
+            }
+            *bytes = damaged.into();
+        }
+    }
+
     /// How many requests there were since this was last asked, by method and first argument.
     pub fn requests(&self) -> BTreeMap<String, u64> {
         std::mem::take(&mut self.state().requests)

@@ -266,6 +266,35 @@ impl MemoryDisk {
         Self { shared: self.shared.clone(), life: shared.life }
     }
 
+    /// Every file below a folder, by its path, whatever fails: a look from outside that no process makes.
+    pub fn files(&self, below: &Path) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
+        self.looked_at(below, |folder| &folder.names, |inode| &inode.bytes)
+    }
+
+    /// As [`files`](Self::files), as a crash at this moment would leave them.
+    pub fn safe_files(&self, below: &Path) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
+        self.looked_at(below, |folder| &folder.safe, |inode| &inode.safe)
+    }
+
+    fn looked_at(
+        &self,
+        below: &Path,
+        names: fn(&Folder) -> &BTreeMap<OsString, Node>,
+        bytes: fn(&Inode) -> &Arc<Vec<u8>>,
+    ) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
+        let shared = self.shared();
+        let mut found = Vec::new();
+        let folders = shared.folders.range(below.to_owned()..);
+        for (path, folder) in folders.take_while(|(path, _)| path.starts_with(below)) {
+            for (name, node) in names(folder) {
+                if let Node::File(inode) = node {
+                    found.push((path.join(name), Arc::clone(bytes(&lock(inode)))));
+                }
+            }
+        }
+        found
+    }
+
     fn shared(&self) -> MutexGuard<'_, Shared> {
         lock(&self.shared)
     }

@@ -67,3 +67,4 @@ mod vendor_client;
 mod web_config;
 mod whole_runs;
 mod wide_crashes;
+mod years;

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::disk::begin_blocking;
+
 /// Processes the items of a queue.
 pub(crate) trait Worker: Send + Sized + 'static {
     type Item: Send + 'static;
@@ -178,7 +180,7 @@ impl<W: Worker> Pool<W> {
         if waiting.threads < self.threads_max {
             waiting.threads += 1;
             let pool = Arc::clone(self);
-            tokio::task::spawn_blocking(move || pool.serve());
+            drop(begin_blocking(move || pool.serve()));
         }
     }
 

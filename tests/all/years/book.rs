@@ -1,0 +1,459 @@
+//! What is true, as nobody in the simulation could know it all, and the judgement of each deletion by it.
+//!
+//! A deletion is judged as things were when it was requested: the snapshots of the zone, the instances, the holds, and the bytes
+//! in the archives. The reading of the rules is that of the second judge, from facts that are made here, of the world; what must
+//! not depend on it either ([`Book::plain_objection`]) is said once more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use http::Method;
+use jiff::{SignedDuration, Timestamp};
+use snapwarden::judge;
+use snapwarden::judge::facts::{
+    CopyFacts, Facts, FailedFacts, HoldFacts, Holdings, InstanceFacts, MissingFacts, Owner, Situation,
+    SnapshotFacts,
+};
+use snapwarden::judge::ruling::{Ruling, Verdict};
+use snapwarden::policy::Policy;
+use snapwarden::policy::name::{ArchiveName, PolicyName};
+use snapwarden::retention::deciding_keys::deciding_keys;
+use snapwarden::run::report::{RunReport, RunResult};
+use snapwarden::sim::bucket::SimBucket;
+use snapwarden::sim::disk::MemoryDisk;
+use snapwarden::sim::restic::SimRestic;
+use snapwarden::sim::world::World;
+use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::transport::Request;
+
+use super::fleet::{FOLDER, Parts, REPOSITORY, Store};
+
+/// Clocks may differ by this much before nothing is deleted, and runs take their time.
+const TOLERANCE: SignedDuration = SignedDuration::from_mins(20);
+
+/// What is requested of the platform that changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Create,
+    Export,
+    Promote,
+    Delete,
+    DeleteTemplate,
+}
+
+impl Action {
+    /// What a request changes, and the id in its path.
+    pub(super) fn of(request: &Request) -> Option<(Self, String)> {
+        let path = request.url.path().strip_prefix("/v2/")?;
+        let (kind, rest) = path.split_once('/')?;
+        let (id, verb) = rest.split_once(':').unwrap_or((rest, ""));
+        let action = match (&request.method, kind, verb) {
+            (&Method::POST, "instance", "create-snapshot") => Self::Create,
+            (&Method::POST, "snapshot", "export") => Self::Export,
+            (&Method::POST, "snapshot", "promote") => Self::Promote,
+            (&Method::DELETE, "snapshot", "") => Self::Delete,
+            (&Method::DELETE, "template", "") => Self::DeleteTemplate,
+            _ => return None,
+        };
+        Some((action, id.to_owned()))
+    }
+
+    pub(super) fn in_log(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Export => "export",
+            Self::Promote => "promote",
+            Self::Delete => "delete",
+            Self::DeleteTemplate => "delete_template",
+        }
+    }
+}
+
+/// A snapshot that ever was.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// As it was when it was last seen in a state that lasts.
+    pub(super) snapshot: Snapshot,
+    pub(super) image: Bytes,
+    /// Whether the program took it.
+    pub(super) is_ours: bool,
+    /// Since when it has failed.
+    pub(super) failed_at: Option<Timestamp>,
+    /// Whether a run of each policy has surely seen it good.
+    pub(super) was_seen_good: bool,
+}
+
+/// The copies in an archive, by their bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Copies {
+    /// Those that are whole, or of whose damage nobody can know yet.
+    pub(super) intact: BTreeMap<SnapshotId, CopyFacts>,
+    /// Those that the archive's retention removed.
+    pub(super) pruned: BTreeMap<SnapshotId, CopyFacts>,
+}
+
+impl Copies {
+    /// Those that count for the gate: one that was removed counts while one of its instance stays that is at least as new.
+    fn counted(&self) -> Vec<CopyFacts> {
+        let key = |copy: &CopyFacts| (copy.created_at, copy.snapshot_id);
+        let stays = |pruned: &&CopyFacts| {
+            self.intact.values().any(|copy| copy.instance_id == pruned.instance_id && key(copy) >= key(pruned))
+        };
+        self.intact.values().chain(self.pruned.values().filter(stays)).copied().collect()
+    }
+}
+
+/// A deletion that was requested, and what was true then.
+#[derive(Debug)]
+pub(super) struct Deletion {
+    /// Whose run it was, where that is known.
+    policy: Option<PolicyName>,
+    pub(super) snapshot: SnapshotId,
+    pub(super) zone: ZoneName,
+    at: Timestamp,
+    there: Vec<Snapshot>,
+    copies: BTreeMap<ArchiveName, Copies>,
+    present: Situation,
+}
+
+/// A situation that a run of a policy remembers.
+#[derive(Debug, Clone)]
+struct Former {
+    situation: Situation,
+    /// When a run first saw another one.
+    replaced_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    pub(super) known: BTreeMap<SnapshotId, Known>,
+    /// Until when each snapshot is on hold.
+    pub(super) on_hold: BTreeMap<SnapshotId, Timestamp>,
+    /// The instances that are there.
+    pub(super) instances: BTreeMap<InstanceId, (ZoneName, InstanceFacts)>,
+    /// When each instance was created.
+    pub(super) created_at: BTreeMap<InstanceId, Timestamp>,
+    pub(super) policies: Vec<Policy>,
+    /// The policies of which an operator lets a run pass.
+    pub(super) allowed: BTreeSet<PolicyName>,
+    /// The slot for which policies run now.
+    pub(super) slot: Option<Timestamp>,
+    /// Damaged copies that no verification has found, by archive.
+    pub(super) unfound: BTreeSet<(&'static str, SnapshotId)>,
+    memories: BTreeMap<(PolicyName, ZoneName), Vec<Former>>,
+    // Of this night:
+    pub(super) deletions: Vec<Deletion>,
+    pub(super) creations: Vec<SnapshotId>,
+    /// Requests of which no safe line of the audit log said before that they were intended.
+    pub(super) unwritten: Vec<String>,
+}
+
+fn id_in(name: &str, end: &str) -> Option<SnapshotId> {
+    let stem = name.strip_suffix(end)?;
+    // `20261101T023000Z-` comes before the id.
+    stem.get(17..)?.parse().ok()
+}
+
+/// The files of an archive, by their names alone.
+fn files(store: Store, (disk, bucket, restic): (&MemoryDisk, &SimBucket, &SimRestic), vault: &str) -> Vec<(String, Bytes)> {
+    let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    match store {
+        Store::Folder => {
+            let all = disk.files(&std::path::Path::new(FOLDER).join(vault)).into_iter();
+            all.map(|(path, bytes)| (last(&path.to_string_lossy()), Bytes::from(bytes.as_ref().clone()))).collect()
+        }
+        Store::Bucket => bucket.contents().into_iter().map(|(key, bytes)| (last(&key), bytes)).collect(),
+        Store::Repository => {
+            let all = |all: &mut snapwarden::sim::restic::SimRepository| {
+                let is_there = |one: &&snapwarden::sim::restic::SimSnapshot| !all.lost.contains(&one.bytes);
+                all.snapshots.iter().filter(is_there).map(|one| (last(&one.path), one.bytes.clone())).collect()
+            };
+            restic.with(REPOSITORY, all).unwrap_or_default()
+        }
+    }
+}
+
+impl Book {
+    /// Each snapshot must be known before it can be deleted.
+    pub(super) fn remember(&mut self, world: &World, zones: &[ZoneName]) {
+        for zone in zones {
+            for snapshot in world.snapshots(zone) {
+                let lasts = matches!(
+                    snapshot.state,
+                    SnapshotState::Exported | SnapshotState::Ready | SnapshotState::Error
+                );
+                let is_ours = self.creations.contains(&snapshot.id);
+                let (is_failed, at) = (snapshot.state == SnapshotState::Error, world.now());
+                let known = self.known.entry(snapshot.id).or_insert_with(|| {
+                    let image = world.image(snapshot.id);
+                    Known {
+                        snapshot: snapshot.clone(),
+                        image: image.read(0..image.file_bytes()).into(),
+                        is_ours,
+                        failed_at: None,
+                        was_seen_good: false,
+                    }
+                });
+                if lasts {
+                    known.snapshot = snapshot;
+                }
+                if is_failed {
+                    known.failed_at.get_or_insert(at);
+                } else {
+                    known.failed_at = None;
+                }
+            }
+        }
+    }
+
+    /// What an archive really holds.
+    pub(super) fn copies(&self, store: Store, stores: (&MemoryDisk, &SimBucket, &SimRestic)) -> Copies {
+        let files = files(store, stores, "vault");
+        let mut copies = Copies::default();
+        let facts = |id: SnapshotId, manifest: &[u8]| {
+            let known = self.known.get(&id)?;
+            // The first text behind the key, since reading the JSON of all manifests again and again takes most of the time.
+            let manifest = std::str::from_utf8(manifest).ok()?;
+            let exported_at = manifest.split_once("\"exported_at\"").and_then(|(_, rest)| rest.split('"').nth(1));
+            Some(CopyFacts {
+                snapshot_id: id,
+                instance_id: known.snapshot.instance_id?,
+                created_at: known.snapshot.created_at,
+                exported_at: exported_at.and_then(|at| at.parse().ok()),
+            })
+        };
+        let mut images: BTreeMap<SnapshotId, Vec<&Bytes>> = BTreeMap::new();
+        for (name, bytes) in &files {
+            if let Some(id) = id_in(name, ".qcow2") {
+                images.entry(id).or_default().push(bytes);
+            }
+        }
+        for (name, bytes) in &files {
+            if let Some(id) = id_in(name, ".pruned.json") {
+                copies.pruned.extend(facts(id, bytes).map(|facts| (id, facts)));
+            } else if let Some(id) = id_in(name, ".json") {
+                let is_whole = |image: &&Bytes| {
+                    let is_unfound = self.unfound.contains(&(store.name(), id));
+                    is_unfound || self.known.get(&id).is_some_and(|known| known.image == **image)
+                };
+                if images.get(&id).is_some_and(|images| images.iter().any(is_whole)) {
+                    copies.intact.extend(facts(id, bytes).map(|facts| (id, facts)));
+                }
+            }
+        }
+        copies
+    }
+
+    /// What is so in a zone now.
+    fn present(&self, zone: &ZoneName) -> Situation {
+        let here = self.policies.iter().filter(|policy| policy.zones.contains(zone));
+        let instances = self.instances.values().filter(|(of, _)| of == zone);
+        Situation {
+            policies: here.map(|policy| (policy.name.clone(), deciding_keys(policy))).collect(),
+            paused: BTreeMap::new(),
+            instances: instances.map(|(_, facts)| facts.clone()).collect(),
+            good: BTreeSet::new(),
+        }
+    }
+
+    /// A run of a policy begins, or of any of them: what it sees for the first time has changed now.
+    pub(super) fn begin_run(&mut self, policy: Option<&PolicyName>, at: Timestamp) {
+        let zones: BTreeSet<ZoneName> = self.memories.keys().map(|(_, zone)| zone.clone()).collect();
+        let present: BTreeMap<ZoneName, Situation> =
+            zones.into_iter().map(|zone| (zone.clone(), self.present(&zone))).collect();
+        for ((name, zone), formers) in &mut self.memories {
+            if policy.is_none_or(|policy| policy == name) {
+                let replaced = formers.iter_mut().filter(|former| former.situation != present[zone]);
+                replaced.for_each(|former| former.replaced_at = former.replaced_at.or(Some(at)));
+            }
+        }
+    }
+
+    /// A run ended, and what it saw is remembered if it was whole.
+    pub(super) fn end_run(&mut self, report: &RunReport) {
+        if report.result != RunResult::Success {
+            return;
+        }
+        self.allowed.remove(&report.policy);
+        for zone in &report.zones {
+            let situation = self.present(&zone.zone);
+            let formers = self.memories.entry((report.policy.clone(), zone.zone.clone())).or_default();
+            formers.retain(|former| former.situation != situation);
+            formers.push(Former { situation, replaced_at: None });
+        }
+    }
+
+    /// A deletion is requested.
+    pub(super) fn note_deletion(
+        &mut self,
+        policy: Option<PolicyName>,
+        id: &str,
+        zone: &ZoneName,
+        (world, zones): (&World, &[ZoneName]),
+        stores: (&MemoryDisk, &SimBucket, &SimRestic),
+    ) {
+        self.remember(world, zones);
+        let Ok(snapshot) = id.parse() else { return };
+        let mut there = world.snapshots(zone);
+        // The plan was made with those that have been deleted since.
+        for deletion in &self.deletions {
+            let is_gone = there.iter().all(|one| one.id != deletion.snapshot);
+            if is_gone && deletion.zone == *zone {
+                there.push(self.known[&deletion.snapshot].snapshot.clone());
+            }
+        }
+        for one in &mut there {
+            let is_ours = self.deletions.iter().any(|deletion| deletion.snapshot == one.id);
+            if is_ours && one.state == SnapshotState::Deleting {
+                one.state = self.known[&one.id].snapshot.state.clone();
+            }
+        }
+        let copies = Store::ALL.map(|store| (store.name().parse().unwrap(), self.copies(store, stores)));
+        let present = self.present(zone);
+        let (copies, at) = (BTreeMap::from(copies), world.now());
+        self.deletions.push(Deletion { policy, snapshot, zone: zone.clone(), at, there, copies, present });
+    }
+
+    /// What is said against a deletion that was requested.
+    pub(super) fn objection(&self, deletion: &Deletion, parts: &Parts) -> Option<String> {
+        if let Some(objection) = self.plain_objection(deletion) {
+            return Some(objection);
+        }
+        let named = |policy: &&Policy| deletion.policy.as_ref().is_none_or(|name| policy.name == *name);
+        let mut against = Vec::new();
+        for policy in self.policies.iter().filter(|policy| policy.enabled).filter(named) {
+            let facts = self.facts(policy, deletion, parts, deletion.at + TOLERANCE);
+            match judge::rulings(&facts) {
+                Err(why) => against.push(why),
+                Ok(rulings) => {
+                    let of = facts.snapshots.iter().zip(&rulings).find(|(one, _)| one.id == deletion.snapshot);
+                    match of.map(|(_, ruling)| ruling) {
+                        Some(Some(ruling)) if ruling.verdict == Verdict::Delete => return None,
+                        Some(Some(ruling)) => against.push(format!("{}: {ruling}\n{facts:#?}", policy.name)),
+                        _ => against.push(format!("{}: it does not select it", policy.name)),
+                    }
+                }
+            }
+        }
+        Some(against.join("\n"))
+    }
+
+    /// What no reading of rules is needed for.
+    fn plain_objection(&self, deletion: &Deletion) -> Option<String> {
+        if self.on_hold.get(&deletion.snapshot).is_some_and(|until| deletion.at < *until) {
+            return Some("it is on hold".to_owned());
+        }
+        let victim = &self.known[&deletion.snapshot].snapshot;
+        let key = |one: &Snapshot| (one.created_at, one.id);
+        let newer = deletion.there.iter().filter(|one| {
+            one.instance_id == victim.instance_id
+                && key(one) > key(victim)
+                && (one.state.is_good() || one.state == SnapshotState::Deleting)
+        });
+        let is_last = newer.count() == 0 && victim.state.is_good();
+        is_last.then(|| "it is the newest good one of its instance".to_owned())
+    }
+
+    /// A snapshot of which the rules say by now that only a change deletes it, which has not settled.
+    pub(super) fn waiting(
+        &self,
+        policy: &PolicyName,
+        zone: &ZoneName,
+        snapshots: &[Snapshot],
+        parts: &Parts,
+        now: Timestamp,
+    ) -> Option<SnapshotId> {
+        let policy = self.policies.iter().find(|one| one.name == *policy)?;
+        let here = |one: &&Snapshot| {
+            one.instance_id.and_then(|id| self.instances.get(&id)).is_some_and(|(of, _)| of == zone)
+        };
+        let deletion = Deletion {
+            policy: None,
+            snapshot: snapshots.first()?.id,
+            zone: zone.clone(),
+            at: now,
+            there: snapshots.iter().filter(here).cloned().collect(),
+            copies: BTreeMap::new(),
+            present: self.present(zone),
+        };
+        let mut facts = self.facts(policy, &deletion, parts, now);
+        // What the gate keeps waits for nothing else.
+        facts.archives = facts.archives.into_keys().map(|name| (name, Holdings::Unreachable)).collect();
+        let rulings = judge::rulings(&facts).ok()?;
+        let waits = |ruling: &Option<Ruling>| ruling.as_ref().is_some_and(|ruling| ruling.rule == "change");
+        facts.snapshots.iter().zip(&rulings).find(|(_, ruling)| waits(ruling)).map(|(one, _)| one.id)
+    }
+
+    fn facts(&self, policy: &Policy, deletion: &Deletion, parts: &Parts, now: Timestamp) -> Facts {
+        let name = policy.name.as_str();
+        let settle = parts.policy(name).map_or(SignedDuration::ZERO, |part| part.settle());
+        let formers = self.memories.get(&(policy.name.clone(), deletion.zone.clone()));
+        let is_unsettled = |former: &&Former| {
+            let replaced = former.replaced_at;
+            former.situation != deletion.present
+                && replaced.is_some_and(|at| deletion.at.duration_since(at) + TOLERANCE < settle)
+        };
+        let before = formers.into_iter().flatten().filter(is_unsettled).map(|former| {
+            let mut situation = former.situation.clone();
+            let is_known = |one: &InstanceFacts| situation.instances.iter().any(|other| other.id == one.id);
+            // What a memory does not know is taken as it is.
+            let new = deletion.present.instances.iter().filter(|one| !is_known(one)).cloned();
+            let new: Vec<InstanceFacts> = new.collect();
+            situation.instances.extend(new);
+            situation.instances.retain(|one| self.instances.contains_key(&one.id));
+            situation
+        });
+        let changes_are_allowed = self.allowed.contains(&policy.name);
+        let missing = self.slot.filter(|_| policy.create).into_iter().flat_map(|slot| {
+            let has_one = move |id: InstanceId| {
+                deletion.there.iter().any(|one| {
+                    let counts = one.state.is_good() || one.state.is_in_flight();
+                    one.instance_id == Some(id) && counts && one.created_at >= slot
+                })
+            };
+            let lacking = deletion.present.instances.iter().filter(move |one| !has_one(one.id));
+            lacking.map(move |one| (one.id, slot))
+        });
+        let missing = missing.map(|(instance, slot)| MissingFacts {
+            policy: policy.name.clone(),
+            instance: Some(instance),
+            slot,
+        });
+        let snapshots = deletion.there.iter().map(|one| self.snapshot_facts(one, policy)).collect();
+        let counted = deletion.copies.iter();
+        Facts {
+            policy: policy.name.clone(),
+            zone: deletion.zone.clone(),
+            now,
+            this_machine: None,
+            present: deletion.present.clone(),
+            before: before.collect(),
+            has_too_many_changes: false,
+            changes_are_allowed,
+            snapshots,
+            archives: counted.map(|(name, of)| (name.clone(), Holdings::Known(of.counted()))).collect(),
+            unadopted: None,
+            missing: missing.collect(),
+            emptied: BTreeSet::new(),
+        }
+    }
+
+    fn snapshot_facts(&self, one: &Snapshot, policy: &Policy) -> SnapshotFacts {
+        let known = self.known.get(&one.id);
+        let owner = known.filter(|known| known.is_ours);
+        SnapshotFacts {
+            id: one.id,
+            name: one.name.to_string(),
+            created_at: one.created_at,
+            state: one.state.as_str().to_owned(),
+            instance_id: one.instance_id,
+            is_consistent: one.application_consistent == Some(true),
+            owner: owner.map(|_| Owner { maker: Some(policy.name.clone()), served: Vec::new() }),
+            hold: self.on_hold.get(&one.id).map(|until| HoldFacts { until: Some(*until - TOLERANCE) }),
+            failed: known.and_then(|known| {
+                let was_good = known.was_seen_good;
+                known.failed_at.map(|since| FailedFacts { since, was_good })
+            }),
+        }
+    }
+}

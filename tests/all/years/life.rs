@@ -1,0 +1,663 @@
+//! One seed: the nights of a fleet, and what must hold after each of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::join;
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use snapwarden::archive::backend::Archive;
+use snapwarden::cli::assemble::Use;
+use snapwarden::clock::{self, Clock as _};
+use snapwarden::config;
+use snapwarden::config::sections::Config;
+use snapwarden::disk::Disk as _;
+use snapwarden::judge::facts::InstanceFacts;
+use snapwarden::run::context::Runner;
+use snapwarden::run::report::{RunReport, RunResult, Step};
+use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
+use snapwarden::state::allowances::{Allowance, AllowanceOf};
+use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::holds::Hold;
+
+use super::book::Copies;
+use super::fleet::{Edit, FOLDER, Fleet, Parts, REPOSITORY, Store};
+use super::machine::{Line, Machine, key_file, killed_after};
+use super::told::{Told, Truth};
+use super::troubles::{Attempt, Crew, End};
+use crate::crashes::{Death, Dice, OPERATIONS_END, Repeat, TINY};
+
+/// What was played.
+#[derive(Debug, Default)]
+pub(super) struct Played {
+    pub(super) nights: u64,
+    pub(super) hours: f64,
+    /// How often each thing happened.
+    counts: BTreeMap<&'static str, u64>,
+    /// Every request and its answer, as one number.
+    pub(super) trace: u64,
+}
+
+impl Played {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.nights += other.nights;
+        self.hours += other.hours;
+        for (what, count) in &other.counts {
+            *self.counts.entry(what).or_default() += count;
+        }
+        self.trace ^= other.trace;
+    }
+
+    fn count(&mut self, what: &'static str, count: usize) {
+        *self.counts.entry(what).or_default() += count as u64;
+    }
+
+    pub(super) fn sums(&self) -> String {
+        let sums = self.counts.iter().map(|(what, count)| format!("{count} {what}"));
+        sums.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether everything happened that the program is for, and everything by which it may be stopped.
+    pub(super) fn has_all(&self) -> bool {
+        const ALL: [&str; 8] = [
+            "created",
+            "deleted",
+            "copies",
+            "pruned copies",
+            "killed",
+            "daemons",
+            "pending deletions",
+            "successful runs",
+        ];
+        ALL.iter().all(|what| self.counts.get(what).is_some_and(|count| *count > 0))
+    }
+}
+
+/// A copy's place in the order of its instance's copies.
+type CopyKey = (Timestamp, SnapshotId);
+
+struct Life {
+    seed: u64,
+    dice: Dice,
+    fleet: Fleet,
+    machine: Machine,
+    /// As it is now.
+    parts: Parts,
+    /// For how many more nights the edit lasts.
+    edited_for: u64,
+    /// What no archive may have fewer of: the least that any configuration of the last days kept.
+    kept_copies: Vec<(Timestamp, Parts)>,
+    copies: BTreeMap<Store, Copies>,
+    /// Copies that strangers damaged or removed.
+    lost: BTreeSet<(&'static str, SnapshotId)>,
+    slot_creations: BTreeMap<InstanceId, Vec<SnapshotId>>,
+    played: Played,
+    told: Told,
+    /// An archive needs its operator.
+    is_to_adopt: bool,
+}
+
+fn parse(parts: &Parts, vault: &str) -> Arc<Config> {
+    let text = parts.text("state", vault, key_file());
+    Arc::new(config::parse(&text, "test.toml", None).unwrap_or_else(|found| panic!("{found}\n{text}")))
+}
+
+/// Slots and the API's timestamps have no fractions.
+fn whole_second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap()
+}
+
+pub(super) async fn a_life(seed: u64) -> Played {
+    let _repeat = Repeat(seed);
+    let mut life = Life::new(seed);
+    let started = life.machine.clock.now();
+    for night in 0..life.fleet.pace.nights() {
+        let context = format!("seed {seed}, night {night}");
+        let step = life.fleet.pace.step(&life.dice);
+        life.machine.clock.step(step);
+        if night > 0 {
+            life.strangers_act();
+            life.operator_acts().await;
+        }
+        let slot = whole_second(life.machine.clock.now());
+        life.slot_creations.clear();
+        for attempt in 0..=life.dice.below(3).saturating_sub(life.dice.below(2)) {
+            let drawn = if night == 0 { Attempt::quiet() } else { Attempt::draw(&life.dice, &life.machine) };
+            life.night(slot, &drawn, &format!("{context}, attempt {attempt}, {drawn:?}")).await;
+            if life.dice.one_in(2) {
+                life.machine.clock.step(SignedDuration::from_mins(i64::try_from(life.dice.below(180)).unwrap()));
+            }
+        }
+    }
+    life.rest().await;
+    life.played.hours = life.machine.clock.now().duration_since(started).as_secs_f64() / 3600.0;
+    life.played
+}
+
+impl Life {
+    fn new(seed: u64) -> Self {
+        let dice = Dice(snapwarden::sim::randomness::SeededRandomness::new(seed));
+        let fleet = Fleet::draw(&dice);
+        // Near the clock changes, the leap day and the ends of years.
+        let starts = ["2026-11-01T02:30:00Z", "2027-03-20T02:30:00Z", "2027-12-20T02:30:00Z", "2028-02-10T02:30:00Z"];
+        let start = dice.any(&starts).parse().unwrap();
+        let machine = Machine::new(seed, &fleet.zones, fleet.keeps_versions, start);
+        let mut life = Self {
+            seed,
+            dice,
+            parts: fleet.parts.clone(),
+            kept_copies: vec![(start, fleet.parts.clone())],
+            fleet,
+            machine,
+            edited_for: 0,
+            copies: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            slot_creations: BTreeMap::new(),
+            played: Played::default(),
+            told: Told::default(),
+            is_to_adopt: false,
+        };
+        for (zone, name, tier) in life.fleet.instances.clone() {
+            let instance = life.add_instance(&life.machine.zones[zone].clone(), name, tier);
+            for nights in (1..=life.dice.below(6)).rev() {
+                let ago = life.fleet.pace.step(&life.dice) * i32::try_from(nights).unwrap();
+                life.machine.world.add_snapshot(instance, life.machine.clock.now() - ago);
+            }
+        }
+        life.remember();
+        life
+    }
+
+    fn add_instance(&mut self, zone: &ZoneName, name: &str, tier: &str) -> InstanceId {
+        let id = self.machine.world.add_instance(zone, name, &[("tier", tier)]);
+        self.machine.world.set_disk(id, TINY);
+        self.machine.book().created_at.insert(id, self.machine.clock.now());
+        self.tell_of_instance(id, zone, name, tier);
+        id
+    }
+
+    fn tell_of_instance(&mut self, id: InstanceId, zone: &ZoneName, name: &str, tier: &str) {
+        let labels = BTreeMap::from([("tier".to_owned(), tier.to_owned())]);
+        let facts = InstanceFacts { id, name: name.to_owned(), labels, is_managed: false };
+        self.machine.book().instances.insert(id, (zone.clone(), facts));
+    }
+
+    fn remember(&self) {
+        self.machine.book().remember(&self.machine.world, &self.machine.zones);
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.machine.zones.iter().flat_map(|zone| self.machine.world.snapshots(zone)).collect()
+    }
+
+    /// A process that is let do its work; what it changes is safe.
+    fn runner(&self, purpose: Use) -> (super::machine::Process, Runner) {
+        let process = self.machine.process("state", Line::default());
+        let runner = process.runner(&parse(&self.parts, "vault"), purpose);
+        (process, runner.unwrap_or_else(|| panic!("seed {}: no runner", self.seed)))
+    }
+
+    /// What people do in the portal.
+    fn strangers_act(&mut self) {
+        let (world, now) = (self.machine.world.clone(), self.machine.clock.now());
+        let instances: Vec<InstanceId> = self.machine.book().instances.keys().copied().collect();
+        let (dice, there) = (&self.dice, self.snapshots());
+        if dice.one_in(5) && !instances.is_empty() {
+            let id = world.add_snapshot(*dice.any(&instances), now);
+            if dice.one_in(3) {
+                world.set_state(id, SnapshotState::Error);
+            }
+        }
+        if dice.one_in(12) && !there.is_empty() {
+            world.remove_snapshot(dice.any(&there).id);
+        }
+        if dice.one_in(25) && !instances.is_empty() {
+            let id = *dice.any(&instances);
+            let (name, tier) = *dice.any(&[("web-7", "web"), ("db-7", "db"), ("db-8", "web"), ("other", "none")]);
+            world.rename_instance(id, name, &[("tier", tier)]);
+            let zone = self.machine.book().instances[&id].0.clone();
+            self.tell_of_instance(id, &zone, name, tier);
+        }
+        if self.dice.one_in(40) && instances.len() > 1 {
+            let id = *self.dice.any(&instances);
+            world.remove_instance(id);
+            self.machine.book().instances.remove(&id);
+        }
+        if self.dice.one_in(40) {
+            let zone = self.dice.any(&self.machine.zones).clone();
+            let (name, tier) = *self.dice.any(&[("web-9", "web"), ("db-9", "db"), ("ci-9", "none")]);
+            self.add_instance(&zone, name, tier);
+        }
+        self.remember();
+    }
+
+    /// What the operator does, and what happens to the archives meanwhile.
+    async fn operator_acts(&mut self) {
+        if self.edited_for > 0 {
+            self.edited_for -= 1;
+            if self.edited_for == 0 {
+                self.edit(self.fleet.parts.clone());
+            }
+        } else if self.dice.one_in(8) {
+            let edit = *self.dice.any(&Edit::ALL);
+            self.edited_for = 1 + self.dice.below(2);
+            self.edit(edit.of(&self.fleet.parts, &self.dice));
+        }
+        if self.is_to_adopt && self.dice.one_in(2) {
+            self.adopt().await;
+        }
+        let there = self.snapshots();
+        if self.dice.one_in(10) && !there.is_empty() {
+            let snapshot = self.dice.any(&there).id;
+            let until = self.machine.clock.now() + self.fleet.pace.step(&self.dice) * 3;
+            let hold = Hold {
+                snapshot,
+                until: Some(until),
+                reason: None,
+                since: self.machine.clock.now(),
+                about: None,
+            };
+            let (_process, runner) = self.runner(Use::Changing);
+            runner.state.hold(&self.machine.clock, hold).await.unwrap();
+            self.machine.book().on_hold.insert(snapshot, until);
+        }
+        if self.dice.one_in(15) {
+            self.allow().await;
+        }
+        if self.dice.one_in(12) {
+            self.lose_copies().await;
+        }
+    }
+
+    fn edit(&mut self, parts: Parts) {
+        if parts != self.parts {
+            self.kept_copies.push((self.machine.clock.now(), parts.clone()));
+            self.parts = parts;
+        }
+    }
+
+    async fn allow(&mut self) {
+        let (_process, runner) = self.runner(Use::Changing);
+        let given_at = self.machine.clock.now();
+        for policy in &runner.policies {
+            let of = AllowanceOf::Policy(policy.name.clone());
+            let allowance = Allowance { of, zone: None, deletes: 1000, given_at, ends_at: None };
+            runner.state.allow(&self.machine.clock, allowance).await.unwrap();
+            self.machine.book().allowed.insert(policy.name.clone());
+        }
+    }
+
+    async fn adopt(&mut self) {
+        let (_process, runner) = self.runner(Use::Changing);
+        for name in runner.archives.keys() {
+            runner.adopt_archive(name).await.unwrap_or_else(|error| panic!("seed {}: {error:?}", self.seed));
+        }
+        self.is_to_adopt = false;
+    }
+
+    /// Copies rot, or are removed by others: one, or all of an archive.
+    async fn lose_copies(&mut self) {
+        let stores: Vec<Store> = self.parts.archives.keys().copied().collect();
+        if stores.is_empty() {
+            return;
+        }
+        let store = *self.dice.any(&stores);
+        let intact: Vec<SnapshotId> = self.true_copies(store).intact.into_keys().collect();
+        if intact.is_empty() {
+            return;
+        }
+        let count = if self.dice.one_in(4) { intact.len() } else { 1 };
+        let is_rotten = self.dice.one_in(2);
+        let first = usize::try_from(self.dice.below(intact.len() as u64)).unwrap();
+        let chosen: BTreeSet<SnapshotId> = intact.iter().cycle().skip(first).take(count).copied().collect();
+        for id in &chosen {
+            self.lost.insert((store.name(), *id));
+            if is_rotten {
+                self.machine.book().unfound.insert((store.name(), *id));
+                damage(&self.machine, store, *id);
+            } else {
+                remove(&self.machine, store, *id);
+                self.is_to_adopt = true;
+            }
+        }
+        if let Some(copies) = self.copies.get_mut(&store) {
+            copies.intact.retain(|id, _| !chosen.contains(id));
+        }
+        if is_rotten && !self.dice.one_in(3) {
+            self.verify().await;
+        }
+    }
+
+    /// Every archive is verified, and no damage is unknown any more.
+    async fn verify(&mut self) {
+        let (_process, runner) = self.runner(Use::Changing);
+        for archive in runner.archives.values() {
+            let verified = runner.verifier(archive).verify(100, &|_, _| {}).await;
+            if verified.is_ok() {
+                self.machine.book().unfound.retain(|(name, _)| *name != archive.name().as_str());
+            }
+        }
+    }
+
+    fn true_copies(&self, store: Store) -> Copies {
+        let Machine { disk, bucket, restic, .. } = &self.machine;
+        self.machine.book().copies(store, (disk, bucket, restic))
+    }
+
+    /// One attempt to run all policies, and what must hold after it.
+    async fn night(&mut self, slot: Timestamp, attempt: &Attempt, context: &str) -> Vec<RunReport> {
+        self.played.nights += 1;
+        let vault = if attempt.is_unmounted { "not-mounted" } else { "vault" };
+        let config = parse(&self.parts, vault);
+        {
+            let mut book = self.machine.book();
+            book.policies.clone_from(&config.policies);
+            book.slot = (attempt.crew == Crew::Once).then_some(slot);
+            book.deletions.clear();
+            book.creations.clear();
+            book.unwritten.clear();
+        }
+        self.machine.world.clear_log();
+        let reports = self.run(slot, attempt, &config).await;
+        let death = match self.dice.below(3) {
+            0 => Death::Crash,
+            1 => Death::Kill,
+            _ => Death::Chance(self.dice.below(u64::MAX)),
+        };
+        self.machine.disk = death.of(&self.machine.disk);
+        attempt.clear(&self.machine);
+        self.machine.clock.sleep(OPERATIONS_END).await;
+        self.check(attempt, &reports, context).await;
+        reports
+    }
+
+    async fn run(&mut self, slot: Timestamp, attempt: &Attempt, config: &Arc<Config>) -> Vec<RunReport> {
+        let reports = Mutex::new(Vec::new());
+        let process = self.machine.process("state", attempt.line.clone());
+        let work = async {
+            match attempt.crew {
+                Crew::Once => process.once(config, slot, false, &reports).await,
+                Crew::Twice => {
+                    let other = self.machine.process("state", attempt.line.clone());
+                    let both = [process.once(config, slot, false, &reports), other.once(config, slot, true, &reports)];
+                    let [one, two] = both;
+                    join(one, two).await;
+                }
+                Crew::Daemon => {
+                    process.daemon(config, Duration::from_secs(150), attempt.is_reloaded).await;
+                }
+            }
+        };
+        let is_over = match attempt.end {
+            End::Orderly => Some(work.await),
+            End::Killed(steps) => killed_after(steps, work).await,
+            End::Late(limit) => clock::timeout(&self.machine.clock, limit, work).await.ok(),
+        };
+        drop(process);
+        if is_over.is_none() {
+            self.played.count("killed", 1);
+        }
+        if attempt.crew == Crew::Daemon {
+            self.played.count("daemons", 1);
+        }
+        reports.into_inner().unwrap()
+    }
+
+    async fn check(&mut self, attempt: &Attempt, reports: &[RunReport], context: &str) {
+        self.remember();
+        self.trace();
+        let config = self.parts.text("state", "vault", key_file());
+        let said = |context: &str| format!("{context}\n{config}\n{reports:#?}");
+        {
+            let book = self.machine.book();
+            assert!(book.unwritten.is_empty(), "{}\nnot written down before: {:?}", said(context), book.unwritten);
+            for deletion in &book.deletions {
+                let objection = book.objection(deletion, &self.parts);
+                let victim = &book.known[&deletion.snapshot].snapshot;
+                let objection = objection.map(|why| format!("deleted: {victim:?}\n{why}"));
+                assert!(objection.is_none(), "{}\n{}", said(context), objection.unwrap_or_default());
+            }
+        }
+        self.check_creations(attempt, &said, context);
+        self.check_copies(&said, context).await;
+        self.check_reports(attempt, reports, &said, context);
+        let book = &mut *self.machine.book();
+        let (deletions, creations) = (book.deletions.len(), std::mem::take(&mut book.creations));
+        self.played.count("created", creations.len());
+        self.played.count("deleted", deletions);
+        let enabled = book.policies.iter().filter(|policy| policy.enabled).count();
+        if attempt.crew == Crew::Once
+            && reports.len() == enabled
+            && reports.iter().all(|report| report.result == RunResult::Success)
+        {
+            for known in book.known.values_mut() {
+                known.was_seen_good |= known.snapshot.state.is_good();
+            }
+        }
+    }
+
+    /// The requests and their answers, for a comparison with another play.
+    fn trace(&mut self) {
+        let mut hasher = DefaultHasher::new();
+        self.played.trace.hash(&mut hasher);
+        for exchange in self.machine.world.log() {
+            (&exchange.at, &exchange.path, exchange.status().map(|status| status.as_u16())).hash(&mut hasher);
+        }
+        self.played.trace = hasher.finish();
+    }
+
+    /// One snapshot for a slot, however often the run was repeated.
+    fn check_creations(&mut self, attempt: &Attempt, said: &dyn Fn(&str) -> String, context: &str) {
+        let book = self.machine.book();
+        if attempt.crew == Crew::Daemon {
+            return;
+        }
+        if !attempt.is_seeing() {
+            self.slot_creations.clear();
+            return;
+        }
+        for id in &book.creations {
+            let known = &book.known[id];
+            self.slot_creations.extend(known.snapshot.instance_id.map(|instance| (instance, Vec::new())).filter(
+                |(instance, _)| !self.slot_creations.contains_key(instance),
+            ));
+            if let Some(of) = known.snapshot.instance_id.and_then(|id| self.slot_creations.get_mut(&id)) {
+                of.push(*id);
+            }
+        }
+        for (instance, made) in &self.slot_creations {
+            let counts = made.iter().filter(|id| book.known[id].failed_at.is_none()).count();
+            assert!(counts <= 1, "{}\ntwo snapshots of {instance} for one slot", said(context));
+        }
+    }
+
+    /// Each copy that is listed has the bytes of its snapshot, and none was pruned that the archive keeps.
+    async fn check_copies(&mut self, said: &dyn Fn(&str) -> String, context: &str) {
+        let stores: Vec<Store> = self.parts.archives.keys().copied().collect();
+        let (process, runner) = self.runner(Use::Reading);
+        for store in stores {
+            let now = self.true_copies(store);
+            let before = self.copies.remove(&store).unwrap_or_default();
+            // Reading an archive takes its time.
+            if now != before || self.played.nights.is_multiple_of(4) {
+                let archive = &runner.archives[&store.name().parse().unwrap()];
+                self.check_listed(archive, store, &now, said, context).await;
+            }
+            self.check_pruned(store, &before, &now, said, context);
+            self.copies.insert(store, now);
+        }
+        drop(process);
+    }
+
+    async fn check_listed(
+        &self,
+        archive: &Archive,
+        store: Store,
+        now: &Copies,
+        said: &dyn Fn(&str) -> String,
+        context: &str,
+    ) {
+        let catalogue = archive.catalogue().await;
+        let catalogue = catalogue.unwrap_or_else(|error| panic!("{}\n{error}", said(context)));
+        let copies = catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_none());
+        for copy in copies.filter(|copy| copy.manifest.corrupt_since.is_none()) {
+            let id = copy.manifest.snapshot.id;
+            let is_true = now.intact.contains_key(&id) || self.lost.contains(&(store.name(), id));
+            assert!(is_true, "{}\na copy in {} that is none: {id}", said(context), store.name());
+        }
+    }
+
+    fn check_pruned(
+        &mut self,
+        store: Store,
+        before: &Copies,
+        now: &Copies,
+        said: &dyn Fn(&str) -> String,
+        context: &str,
+    ) {
+        let time = self.machine.clock.now();
+        // What was in force until an edit counts until that has settled.
+        let is_old = |at: &Timestamp| time.duration_since(*at) > SignedDuration::from_hours(24);
+        while self.kept_copies.len() > 1 && is_old(&self.kept_copies[1].0) {
+            self.kept_copies.remove(0);
+        }
+        let archives = || self.kept_copies.iter().filter_map(|(_, parts)| parts.archives.get(&store));
+        let keeps_all = archives().any(|archive| archive.keep_last.is_none());
+        // A guard may have been allowed to let an edit pass.
+        let least = archives().filter_map(|archive| archive.keep_last).min().unwrap_or(1);
+        let key = |(id, copy): (&SnapshotId, &snapwarden::judge::facts::CopyFacts)| -> CopyKey {
+            (copy.created_at, *id)
+        };
+        let mut all: BTreeMap<InstanceId, BTreeSet<CopyKey>> = BTreeMap::new();
+        for (id, copy) in before.intact.iter().chain(&now.intact) {
+            all.entry(copy.instance_id).or_default().insert(key((id, copy)));
+        }
+        for (id, copy) in before.intact.iter().filter(|(id, _)| !now.intact.contains_key(id)) {
+            if self.lost.contains(&(store.name(), *id)) {
+                continue;
+            }
+            self.played.count("pruned copies", 1);
+            let newer = all[&copy.instance_id].iter().filter(|other| **other > key((id, copy))).count() as u64;
+            let until = self.machine.book().on_hold.get(id).copied();
+            let is_on_hold = until.is_some_and(|until| time < until);
+            let is_wrong = keeps_all || newer < least || is_on_hold;
+            assert!(!is_wrong, "{}\nthe copy of {id} in {} was pruned too early", said(context), store.name());
+        }
+        let new = now.intact.keys().filter(|id| !before.intact.contains_key(id)).count();
+        self.played.count("copies", new);
+    }
+
+    /// What a report says is so.
+    fn check_reports(
+        &mut self,
+        attempt: &Attempt,
+        reports: &[RunReport],
+        said: &dyn Fn(&str) -> String,
+        context: &str,
+    ) {
+        let snapshots = self.snapshots();
+        let there: BTreeSet<SnapshotId> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+        let book = self.machine.book();
+        let (parts, pace, now) = (&self.parts, self.fleet.pace, self.machine.world.now());
+        let truth = Truth { book: &book, parts, pace, snapshots: &snapshots, now };
+        for report in reports.iter().filter(|_| attempt.crew == Crew::Once && attempt.is_seeing()) {
+            let silence = self.told.silence(report, &truth);
+            assert!(silence.is_none(), "{}\n{}: {silence:?}", said(context), report.policy);
+        }
+        drop(book);
+        for report in reports {
+            let steps: Vec<&Step> = report.zones.iter().flat_map(|zone| &zone.steps).collect();
+            for step in &steps {
+                let is_there = step.facts.snapshot.id.is_some_and(|id| there.contains(&id));
+                let is_false = is_there && (step.facts.action, step.outcome) == (Action::Delete, StepOutcome::Done);
+                assert!(!is_false, "{}\nreported as deleted: {step:?}", said(context));
+            }
+            if report.result == RunResult::Success {
+                self.played.count("successful runs", 1);
+            }
+            let pending = report.zones.iter().filter(|zone| zone.pending.is_some()).count();
+            self.played.count("pending deletions", pending);
+        }
+    }
+
+    /// Once nothing goes wrong any more, two runs bring the fleet to rest.
+    async fn rest(&mut self) {
+        let context = format!("seed {}, at the end", self.seed);
+        self.edit(self.fleet.parts.clone());
+        self.verify().await;
+        if self.is_to_adopt {
+            self.adopt().await;
+        }
+        for night in ["the first", "the second"] {
+            self.machine.clock.step(SignedDuration::from_hours(25));
+            self.allow().await;
+            let slot = whole_second(self.machine.clock.now());
+            self.slot_creations.clear();
+            self.night(slot, &Attempt::quiet(), &format!("{context}, {night} quiet night")).await;
+        }
+        let slot = whole_second(self.machine.clock.now()) - SignedDuration::from_mins(10);
+        let reports = self.night(slot, &Attempt::quiet(), &format!("{context}, once more")).await;
+        let context = format!("{context}\n{}\n{reports:#?}", self.parts.text("state", "vault", key_file()));
+        // An operation that never ends keeps its snapshot busy for ever.
+        let is_busy = |status: Option<StatusCode>| status == Some(StatusCode::CONFLICT);
+        let mut changes = self.machine.world.changes();
+        changes.retain(|exchange| !is_busy(exchange.status()));
+        assert!(changes.is_empty(), "{context}\nnot at rest: {changes:?}");
+        for zone in reports.iter().flat_map(|report| &report.zones) {
+            assert!(zone.failures.is_empty(), "{context}");
+            assert!(zone.steps.iter().all(|step| step.outcome != StepOutcome::Failed), "{context}");
+        }
+    }
+}
+
+/// Where the files of a copy are.
+fn paths(machine: &Machine, id: SnapshotId) -> Vec<std::path::PathBuf> {
+    let files = machine.disk.files(&Path::new(FOLDER).join("vault"));
+    files.into_iter().map(|(path, _)| path).filter(|path| path.to_string_lossy().contains(&id.to_string())).collect()
+}
+
+/// The image of a copy changes below it.
+fn damage(machine: &Machine, store: Store, id: SnapshotId) {
+    let end = format!("{id}.qcow2");
+    match store {
+        Store::Folder => {
+            let path = paths(machine, id).into_iter().find(|path| path.to_string_lossy().ends_with(&end)).unwrap();
+            crate::mishaps::damage(&machine.disk, &path);
+        }
+        Store::Bucket => {
+            let keys = machine.bucket.keys();
+            machine.bucket.damage(keys.iter().find(|key| key.ends_with(&end)).unwrap());
+        }
+        Store::Repository => {
+            machine.restic.with(REPOSITORY, |all| {
+                let lost = all.snapshots.iter().filter(|one| one.path.ends_with(&end)).map(|one| one.bytes.clone());
+                all.lost.extend(lost.collect::<Vec<_>>());
+            });
+        }
+    }
+}
+
+/// Somebody removes a copy.
+fn remove(machine: &Machine, store: Store, id: SnapshotId) {
+    let text = id.to_string();
+    match store {
+        Store::Folder => {
+            for path in paths(machine, id) {
+                machine.disk.remove_file(&path).unwrap();
+                machine.disk.sync_dir(path.parent().unwrap()).unwrap();
+            }
+        }
+        Store::Bucket => {
+            let keys = machine.bucket.keys();
+            keys.iter().filter(|key| key.contains(&text)).for_each(|key| machine.bucket.remove(key));
+        }
+        Store::Repository => {
+            let _ = machine.restic.with(REPOSITORY, |all| {
+                all.snapshots.retain(|one| !one.path.contains(&text));
+            });
+        }
+    }
+}
