@@ -83,7 +83,8 @@ async fn ground(server: &MockServer) -> Ground {
     ground.write("keys/mail", &format!("{MAIL}\n"));
     ground.write("keys/web.yml", &format!("basic_auth_users:\n  prometheus: {HASH}\n"));
     // Not restic, but as talkative as a program can be that fails.
-    ground.write("restic", "#!/bin/sh\necho \"$@\" >&2\nenv >&2\nexit 1\n");
+    let said = "$* with $B2_ACCOUNT_KEY and $RESTIC_REPOSITORY";
+    ground.write("restic", &format!("#!/bin/sh\nenv >&2\necho \"Fatal: cannot {said}\" >&2\nexit 1\n"));
     std::fs::set_permissions(ground.path("restic"), std::fs::Permissions::from_mode(0o700)).unwrap();
     let rest = format!(
         r#"
@@ -131,14 +132,14 @@ async fn no_canary_stands_in_anything_that_is_said_or_written() {
     let ground = ground(&server).await;
     let all = "trace,hyper=trace,hyper_util=trace,reqwest=trace,h2=trace,rustls=trace";
     let command = |arguments: &[&str]| {
-        let mut command = ground.command("--log-format=json");
+        let mut command = ground.command("--log-format=text");
         command.args(arguments).env("RUST_LOG", all);
         command
     };
 
     let mut daemon = Running::start(command(&["run"]));
     daemon.says("listens on").await;
-    while !["p: success", "q: "].iter().all(|word| daemon.said.iter().any(|line| line.contains(word))) {
+    while !["p: success", "q: failed"].iter().all(|word| daemon.said.iter().any(|line| line.contains(word))) {
         daemon.says("").await;
     }
     let mut told = String::new();
@@ -186,7 +187,7 @@ async fn no_canary_stands_in_anything_that_is_said_or_written() {
         told.push_str(&String::from_utf8_lossy(&bytes));
     }
     // Each of them had its part.
-    for did in ["1 created, 1 exported, 1 deleted", "AccessDenied", "B2_ACCOUNT_KEY", "cannot post to"] {
+    for did in ["1 created, 1 exported, 1 deleted", "AccessDenied", "Fatal: cannot", "cannot post to"] {
         assert!(told.contains(did), "`{did}` is missing: {told}");
     }
     let canaries = [BUCKET, REPOSITORY, REPOSITORY_USER, BACKEND, WEBHOOK, MAIL, API_SECRET, &HASH[8..]];
