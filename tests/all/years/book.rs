@@ -97,7 +97,9 @@ impl Copies {
     fn counted(&self) -> Vec<CopyFacts> {
         let key = |copy: &CopyFacts| (copy.created_at, copy.snapshot_id);
         let stays = |pruned: &&CopyFacts| {
-            self.intact.values().any(|copy| copy.instance_id == pruned.instance_id && key(copy) >= key(pruned))
+            self.intact
+                .values()
+                .any(|copy| copy.instance_id == pruned.instance_id && key(copy) >= key(pruned))
         };
         self.intact.values().chain(self.pruned.values().filter(stays)).copied().collect()
     }
@@ -136,6 +138,8 @@ pub(super) struct Book {
     pub(super) policies: Vec<Policy>,
     /// The policies of which an operator lets a run pass.
     pub(super) allowed: BTreeSet<PolicyName>,
+    /// Those of which one has passed in this night.
+    pub(super) used_up: BTreeSet<PolicyName>,
     /// The slot for which policies run now.
     pub(super) slot: Option<Timestamp>,
     /// Damaged copies that no verification has found, by archive.
@@ -143,7 +147,7 @@ pub(super) struct Book {
     memories: BTreeMap<(PolicyName, ZoneName), Vec<Former>>,
     // Of this night:
     pub(super) deletions: Vec<Deletion>,
-    pub(super) creations: Vec<SnapshotId>,
+    pub(super) creations: BTreeSet<SnapshotId>,
     /// Requests of which no safe line of the audit log said before that they were intended.
     pub(super) unwritten: Vec<String>,
 }
@@ -155,18 +159,27 @@ fn id_in(name: &str, end: &str) -> Option<SnapshotId> {
 }
 
 /// The files of an archive, by their names alone.
-fn files(store: Store, (disk, bucket, restic): (&MemoryDisk, &SimBucket, &SimRestic), vault: &str) -> Vec<(String, Bytes)> {
+fn files(
+    store: Store,
+    (disk, bucket, restic): (&MemoryDisk, &SimBucket, &SimRestic),
+    vault: &str,
+) -> Vec<(String, Bytes)> {
     let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
     match store {
         Store::Folder => {
             let all = disk.files(&std::path::Path::new(FOLDER).join(vault)).into_iter();
-            all.map(|(path, bytes)| (last(&path.to_string_lossy()), Bytes::from(bytes.as_ref().clone()))).collect()
+            all.map(|(path, bytes)| (last(&path.to_string_lossy()), Bytes::from(bytes.as_ref().clone())))
+                .collect()
         }
         Store::Bucket => bucket.contents().into_iter().map(|(key, bytes)| (last(&key), bytes)).collect(),
         Store::Repository => {
             let all = |all: &mut snapwarden::sim::restic::SimRepository| {
                 let is_there = |one: &&snapwarden::sim::restic::SimSnapshot| !all.lost.contains(&one.bytes);
-                all.snapshots.iter().filter(is_there).map(|one| (last(&one.path), one.bytes.clone())).collect()
+                all.snapshots
+                    .iter()
+                    .filter(is_there)
+                    .map(|one| (last(&one.path), one.bytes.clone()))
+                    .collect()
             };
             restic.with(REPOSITORY, all).unwrap_or_default()
         }
@@ -214,7 +227,8 @@ impl Book {
             let known = self.known.get(&id)?;
             // The first text behind the key, since reading the JSON of all manifests again and again takes most of the time.
             let manifest = std::str::from_utf8(manifest).ok()?;
-            let exported_at = manifest.split_once("\"exported_at\"").and_then(|(_, rest)| rest.split('"').nth(1));
+            let exported_at =
+                manifest.split_once("\"exported_at\"").and_then(|(_, rest)| rest.split('"').nth(1));
             Some(CopyFacts {
                 snapshot_id: id,
                 instance_id: known.snapshot.instance_id?,
@@ -274,7 +288,7 @@ impl Book {
         if report.result != RunResult::Success {
             return;
         }
-        self.allowed.remove(&report.policy);
+        self.used_up.insert(report.policy.clone());
         for zone in &report.zones {
             let situation = self.present(&zone.zone);
             let formers = self.memories.entry((report.policy.clone(), zone.zone.clone())).or_default();
@@ -326,7 +340,8 @@ impl Book {
             match judge::rulings(&facts) {
                 Err(why) => against.push(why),
                 Ok(rulings) => {
-                    let of = facts.snapshots.iter().zip(&rulings).find(|(one, _)| one.id == deletion.snapshot);
+                    let of =
+                        facts.snapshots.iter().zip(&rulings).find(|(one, _)| one.id == deletion.snapshot);
                     match of.map(|(_, ruling)| ruling) {
                         Some(Some(ruling)) if ruling.verdict == Verdict::Delete => return None,
                         Some(Some(ruling)) => against.push(format!("{}: {ruling}\n{facts:#?}", policy.name)),

@@ -160,7 +160,8 @@ impl Fleet {
             instances.push(&kinds[kinds.len() - 1]);
         }
         let place = |number: usize| number % zones.len();
-        let instances = instances.iter().enumerate().map(|(number, (name, tier))| (place(number), *name, *tier));
+        let instances =
+            instances.iter().enumerate().map(|(number, (name, tier))| (place(number), *name, *tier));
         let instances = instances.collect();
         let keeps_versions = dice.one_in(2);
         let archives = archives(dice, pace, keeps_versions);
@@ -182,7 +183,8 @@ fn archives(dice: &Dice, pace: Pace, keeps_versions: bool) -> BTreeMap<Store, Ar
         }
         let keep_last = (!dice.one_in(4)).then(|| 1 + dice.below(4));
         let keep_within = keep_last.filter(|_| dice.one_in(3)).map(|_| 1 + dice.below(6));
-        let lock_for = (store == Store::Bucket && keeps_versions && dice.one_in(2)).then(|| 1 + dice.below(20));
+        let lock_for =
+            (store == Store::Bucket && keeps_versions && dice.one_in(2)).then(|| 1 + dice.below(20));
         archives.insert(store, ArchivePart { keep_last, keep_within, lock_for });
     }
     let _ = pace;
@@ -346,7 +348,9 @@ impl Edit {
                     }
                 }
             }
-            Self::KeepMore if policy.sections.contains_key("retention") => policy.set("retention", "keep_last", 9),
+            Self::KeepMore if policy.sections.contains_key("retention") => {
+                policy.set("retention", "keep_last", 9)
+            }
             Self::Remove if count > 1 => drop(parts.policies.pop()),
             Self::NotRequired if policy.sections.contains_key("export") => {
                 policy.set("export", "required", false);
@@ -360,7 +364,11 @@ impl Edit {
             }
             _ => {}
         }
-        if parts.policies.iter().any(|policy| policy.sections.get("retention").is_some_and(BTreeMap::is_empty)) {
+        if parts
+            .policies
+            .iter()
+            .any(|policy| policy.sections.get("retention").is_some_and(BTreeMap::is_empty))
+        {
             parts.policies.iter_mut().for_each(|policy| policy.sections.retain(|_, keys| !keys.is_empty()));
         }
         parts
@@ -370,7 +378,8 @@ impl Edit {
 impl Parts {
     /// The configuration, with the state in this folder below [`FOLDER`], and the folder of the archive as well.
     pub(super) fn text(&self, state: &str, vault: &str, key_file: &Path) -> String {
-        let mut text = format!("[state]\ndirectory = \"{FOLDER}/{state}\"\n[coverage]\nexempt = [\"ci-*\"]\n");
+        let mut text =
+            format!("[state]\ndirectory = \"{FOLDER}/{state}\"\n[coverage]\nexempt = [\"ci-*\"]\n");
         for (store, ArchivePart { keep_last, keep_within, lock_for }) in &self.archives {
             let name = store.name();
             let mut add = |line: String| {

@@ -1,7 +1,6 @@
 //! One seed: the nights of a fleet, and what must hold after each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,8 +36,6 @@ pub(super) struct Played {
     pub(super) hours: f64,
     /// How often each thing happened.
     counts: BTreeMap<&'static str, u64>,
-    /// Every request and its answer, as one number.
-    pub(super) trace: u64,
 }
 
 impl Played {
@@ -48,7 +45,6 @@ impl Played {
         for (what, count) in &other.counts {
             *self.counts.entry(what).or_default() += count;
         }
-        self.trace ^= other.trace;
     }
 
     fn count(&mut self, what: &'static str, count: usize) {
@@ -110,11 +106,12 @@ fn whole_second(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap()
 }
 
-pub(super) async fn a_life(seed: u64) -> Played {
+/// Plays a seed, or its first nights.
+pub(super) async fn a_life(seed: u64, nights: u64) -> Played {
     let _repeat = Repeat(seed);
     let mut life = Life::new(seed);
     let started = life.machine.clock.now();
-    for night in 0..life.fleet.pace.nights() {
+    for night in 0..life.fleet.pace.nights().min(nights) {
         let context = format!("seed {seed}, night {night}");
         let step = life.fleet.pace.step(&life.dice);
         life.machine.clock.step(step);
@@ -128,7 +125,9 @@ pub(super) async fn a_life(seed: u64) -> Played {
             let drawn = if night == 0 { Attempt::quiet() } else { Attempt::draw(&life.dice, &life.machine) };
             life.night(slot, &drawn, &format!("{context}, attempt {attempt}, {drawn:?}")).await;
             if life.dice.one_in(2) {
-                life.machine.clock.step(SignedDuration::from_mins(i64::try_from(life.dice.below(180)).unwrap()));
+                life.machine
+                    .clock
+                    .step(SignedDuration::from_mins(i64::try_from(life.dice.below(180)).unwrap()));
             }
         }
     }
@@ -142,7 +141,8 @@ impl Life {
         let dice = Dice(snapwarden::sim::randomness::SeededRandomness::new(seed));
         let fleet = Fleet::draw(&dice);
         // Near the clock changes, the leap day and the ends of years.
-        let starts = ["2026-11-01T02:30:00Z", "2027-03-20T02:30:00Z", "2027-12-20T02:30:00Z", "2028-02-10T02:30:00Z"];
+        let starts =
+            ["2026-11-01T02:30:00Z", "2027-03-20T02:30:00Z", "2027-12-20T02:30:00Z", "2028-02-10T02:30:00Z"];
         let start = dice.any(&starts).parse().unwrap();
         let machine = Machine::new(seed, &fleet.zones, fleet.keeps_versions, start);
         let mut life = Self {
@@ -216,7 +216,8 @@ impl Life {
         }
         if dice.one_in(25) && !instances.is_empty() {
             let id = *dice.any(&instances);
-            let (name, tier) = *dice.any(&[("web-7", "web"), ("db-7", "db"), ("db-8", "web"), ("other", "none")]);
+            let (name, tier) =
+                *dice.any(&[("web-7", "web"), ("db-7", "db"), ("db-8", "web"), ("other", "none")]);
             world.rename_instance(id, name, &[("tier", tier)]);
             let zone = self.machine.book().instances[&id].0.clone();
             self.tell_of_instance(id, &zone, name, tier);
@@ -382,7 +383,10 @@ impl Life {
                 Crew::Once => process.once(config, slot, false, &reports).await,
                 Crew::Twice => {
                     let other = self.machine.process("state", attempt.line.clone());
-                    let both = [process.once(config, slot, false, &reports), other.once(config, slot, true, &reports)];
+                    let both = [
+                        process.once(config, slot, false, &reports),
+                        other.once(config, slot, true, &reports),
+                    ];
                     let [one, two] = both;
                     join(one, two).await;
                 }
@@ -408,12 +412,16 @@ impl Life {
 
     async fn check(&mut self, attempt: &Attempt, reports: &[RunReport], context: &str) {
         self.remember();
-        self.trace();
         let config = self.parts.text("state", "vault", key_file());
         let said = |context: &str| format!("{context}\n{config}\n{reports:#?}");
         {
             let book = self.machine.book();
-            assert!(book.unwritten.is_empty(), "{}\nnot written down before: {:?}", said(context), book.unwritten);
+            assert!(
+                book.unwritten.is_empty(),
+                "{}\nnot written down before: {:?}",
+                said(context),
+                book.unwritten
+            );
             for deletion in &book.deletions {
                 let objection = book.objection(deletion, &self.parts);
                 let victim = &book.known[&deletion.snapshot].snapshot;
@@ -425,6 +433,9 @@ impl Life {
         self.check_copies(&said, context).await;
         self.check_reports(attempt, reports, &said, context);
         let book = &mut *self.machine.book();
+        for policy in std::mem::take(&mut book.used_up) {
+            book.allowed.remove(&policy);
+        }
         let (deletions, creations) = (book.deletions.len(), std::mem::take(&mut book.creations));
         self.played.count("created", creations.len());
         self.played.count("deleted", deletions);
@@ -439,16 +450,6 @@ impl Life {
         }
     }
 
-    /// The requests and their answers, for a comparison with another play.
-    fn trace(&mut self) {
-        let mut hasher = DefaultHasher::new();
-        self.played.trace.hash(&mut hasher);
-        for exchange in self.machine.world.log() {
-            (&exchange.at, &exchange.path, exchange.status().map(|status| status.as_u16())).hash(&mut hasher);
-        }
-        self.played.trace = hasher.finish();
-    }
-
     /// One snapshot for a slot, however often the run was repeated.
     fn check_creations(&mut self, attempt: &Attempt, said: &dyn Fn(&str) -> String, context: &str) {
         let book = self.machine.book();
@@ -461,9 +462,13 @@ impl Life {
         }
         for id in &book.creations {
             let known = &book.known[id];
-            self.slot_creations.extend(known.snapshot.instance_id.map(|instance| (instance, Vec::new())).filter(
-                |(instance, _)| !self.slot_creations.contains_key(instance),
-            ));
+            self.slot_creations.extend(
+                known
+                    .snapshot
+                    .instance_id
+                    .map(|instance| (instance, Vec::new()))
+                    .filter(|(instance, _)| !self.slot_creations.contains_key(instance)),
+            );
             if let Some(of) = known.snapshot.instance_id.and_then(|id| self.slot_creations.get_mut(&id)) {
                 of.push(*id);
             }
@@ -540,11 +545,17 @@ impl Life {
                 continue;
             }
             self.played.count("pruned copies", 1);
-            let newer = all[&copy.instance_id].iter().filter(|other| **other > key((id, copy))).count() as u64;
+            let newer =
+                all[&copy.instance_id].iter().filter(|other| **other > key((id, copy))).count() as u64;
             let until = self.machine.book().on_hold.get(id).copied();
             let is_on_hold = until.is_some_and(|until| time < until);
             let is_wrong = keeps_all || newer < least || is_on_hold;
-            assert!(!is_wrong, "{}\nthe copy of {id} in {} was pruned too early", said(context), store.name());
+            assert!(
+                !is_wrong,
+                "{}\nthe copy of {id} in {} was pruned too early",
+                said(context),
+                store.name()
+            );
         }
         let new = now.intact.keys().filter(|id| !before.intact.contains_key(id)).count();
         self.played.count("copies", new);
@@ -563,6 +574,9 @@ impl Life {
         let book = self.machine.book();
         let (parts, pace, now) = (&self.parts, self.fleet.pace, self.machine.world.now());
         let truth = Truth { book: &book, parts, pace, snapshots: &snapshots, now };
+        if attempt.end != End::Orderly || attempt.crew != Crew::Once {
+            self.told.forget();
+        }
         for report in reports.iter().filter(|_| attempt.crew == Crew::Once && attempt.is_seeing()) {
             let silence = self.told.silence(report, &truth);
             assert!(silence.is_none(), "{}\n{}: {silence:?}", said(context), report.policy);
@@ -572,7 +586,8 @@ impl Life {
             let steps: Vec<&Step> = report.zones.iter().flat_map(|zone| &zone.steps).collect();
             for step in &steps {
                 let is_there = step.facts.snapshot.id.is_some_and(|id| there.contains(&id));
-                let is_false = is_there && (step.facts.action, step.outcome) == (Action::Delete, StepOutcome::Done);
+                let is_false =
+                    is_there && (step.facts.action, step.outcome) == (Action::Delete, StepOutcome::Done);
                 assert!(!is_false, "{}\nreported as deleted: {step:?}", said(context));
             }
             if report.result == RunResult::Success {
@@ -587,6 +602,8 @@ impl Life {
     async fn rest(&mut self) {
         let context = format!("seed {}, at the end", self.seed);
         self.edit(self.fleet.parts.clone());
+        // The repository is repaired.
+        self.machine.restic.with(REPOSITORY, |all| all.lost.clear());
         self.verify().await;
         if self.is_to_adopt {
             self.adopt().await;
@@ -616,7 +633,11 @@ impl Life {
 /// Where the files of a copy are.
 fn paths(machine: &Machine, id: SnapshotId) -> Vec<std::path::PathBuf> {
     let files = machine.disk.files(&Path::new(FOLDER).join("vault"));
-    files.into_iter().map(|(path, _)| path).filter(|path| path.to_string_lossy().contains(&id.to_string())).collect()
+    files
+        .into_iter()
+        .map(|(path, _)| path)
+        .filter(|path| path.to_string_lossy().contains(&id.to_string()))
+        .collect()
 }
 
 /// The image of a copy changes below it.
@@ -624,7 +645,8 @@ fn damage(machine: &Machine, store: Store, id: SnapshotId) {
     let end = format!("{id}.qcow2");
     match store {
         Store::Folder => {
-            let path = paths(machine, id).into_iter().find(|path| path.to_string_lossy().ends_with(&end)).unwrap();
+            let path =
+                paths(machine, id).into_iter().find(|path| path.to_string_lossy().ends_with(&end)).unwrap();
             crate::mishaps::damage(&machine.disk, &path);
         }
         Store::Bucket => {
@@ -633,7 +655,8 @@ fn damage(machine: &Machine, store: Store, id: SnapshotId) {
         }
         Store::Repository => {
             machine.restic.with(REPOSITORY, |all| {
-                let lost = all.snapshots.iter().filter(|one| one.path.ends_with(&end)).map(|one| one.bytes.clone());
+                let lost =
+                    all.snapshots.iter().filter(|one| one.path.ends_with(&end)).map(|one| one.bytes.clone());
                 all.lost.extend(lost.collect::<Vec<_>>());
             });
         }

@@ -183,16 +183,23 @@ impl Process {
                 shutdown_grace: Duration::from_secs(30),
             };
             let notifiers = (Vec::new(), assemble::wires(&process.seams));
-            process.runner(config, Use::Changing).map(|runner| Loaded { runner, server, web: None, notifiers })
+            process.runner(config, Use::Changing).map(|runner| Loaded {
+                runner,
+                server,
+                web: None,
+                notifiers,
+            })
         };
         let Some(loaded) = load(self, config) else { return };
         self.witness.begin(None);
         let (again, witness) = (Arc::clone(config), Arc::clone(&self.witness));
         let copy = Self { witness: Arc::clone(&witness), seams: self.seams.clone() };
-        let load = Box::new(move || load(&copy, &again).ok_or_else(|| "it cannot be put together".to_owned()));
+        let load =
+            Box::new(move || load(&copy, &again).ok_or_else(|| "it cannot be put together".to_owned()));
         let clock = self.seams.clock.clone();
         let telemetry = Telemetry::new(clock.clone(), "0", "test");
-        let Ok(daemon) = Daemon::open(loaded, load, telemetry, ServiceManager::new(&|_| None, 1)).await else {
+        let Ok(daemon) = Daemon::open(loaded, load, telemetry, ServiceManager::new(&|_| None, 1)).await
+        else {
             return;
         };
         let (orders, receiver) = mpsc::unbounded_channel();
@@ -308,9 +315,10 @@ impl Witness {
     }
 
     async fn of_the_api(&self, request: Request) -> Result<Response, TransportError> {
-        let zone = self.zones.iter().find(|zone| {
-            request.url.host_str().is_some_and(|host| host.contains(zone.as_str()))
-        });
+        let zone = self
+            .zones
+            .iter()
+            .find(|zone| request.url.host_str().is_some_and(|host| host.contains(zone.as_str())));
         let change = zone.zip(Action::of(&request));
         if let Some((zone, (action, id))) = &change {
             if !self.is_written(*action, id) {
@@ -323,7 +331,9 @@ impl Witness {
             }
         }
         let before: BTreeSet<_> = match &change {
-            Some((zone, (Action::Create, _))) => self.world.snapshots(zone).iter().map(|one| one.id).collect(),
+            Some((zone, (Action::Create, _))) => {
+                self.world.snapshots(zone).iter().map(|one| one.id).collect()
+            }
             _ => BTreeSet::new(),
         };
         let is_listing = request.method == Method::GET && request.url.path().ends_with("/v2/snapshot");
@@ -338,7 +348,9 @@ impl Witness {
         if let Some((zone, (Action::Create, _))) = &change {
             let made = self.world.snapshots(zone).into_iter().filter(|one| !before.contains(&one.id));
             let made: Vec<_> = made.map(|one| one.id).collect();
-            self.book().creations.extend(made);
+            // Another request may have seen the same.
+            let creations = &mut self.book().creations;
+            creations.extend(made);
         }
         match (self.line.lie, answer) {
             (Some(lie), Ok(answer)) if is_listing && answer.status == StatusCode::OK => {

@@ -38,8 +38,8 @@ impl Truth<'_> {
 /// A plain reading of `select`, as far as the fleets have it.
 fn selects(policy: &PolicyPart, instance: &InstanceFacts) -> bool {
     let is_excluded = policy.get("select", "exclude_instances").is_some() && instance.name.starts_with("ci-");
-    let lacks_label =
-        policy.get("select", "labels").is_some() && instance.labels.get("tier").is_none_or(|tier| tier != "db");
+    let lacks_label = policy.get("select", "labels").is_some()
+        && instance.labels.get("tier").is_none_or(|tier| tier != "db");
     let has_other_name = policy.get("select", "instances").is_some() && !instance.name.starts_with("db-");
     !is_excluded && !lacks_label && !has_other_name
 }
@@ -54,27 +54,31 @@ impl Told {
         })
     }
 
+    /// What was said by a run that did not end is not known here.
+    pub(super) fn forget(&mut self) {
+        self.listed.clear();
+    }
+
     fn vanished(&mut self, report: &RunReport, zone: &ZoneReport, truth: &Truth<'_>) -> Option<String> {
-        if report.result != RunResult::Success {
-            return None;
+        // Without a plan nothing is known of the zone.
+        zone.plan.as_ref()?;
+        let listed = self.listed.entry((report.policy.clone(), zone.zone.clone())).or_default();
+        listed.retain(|id| !zone.instances.iter().any(|one| one.id == *id && one.vanished_at.is_some()));
+        let gone = listed.iter().find(|id| !truth.book.instances.contains_key(id));
+        let silence = gone.map(|id| format!("no word of instance {id}, which vanished"));
+        if report.result == RunResult::Success {
+            let there = zone.instances.iter().filter(|one| one.is_listed && !one.is_exempt);
+            listed.extend(there.map(|one| one.id));
         }
-        let listed = zone.instances.iter().filter(|one| one.is_listed && !one.is_exempt).map(|one| one.id);
-        let key = (report.policy.clone(), zone.zone.clone());
-        let before = self.listed.insert(key, listed.collect()).unwrap_or_default();
-        let gone = before.into_iter().find(|id| {
-            let is_told = zone.instances.iter().any(|one| one.id == *id && one.vanished_at.is_some());
-            !truth.book.instances.contains_key(id) && !is_told
-        });
-        gone.map(|id| format!("no word of instance {id}, which vanished"))
+        silence
     }
 }
 
 /// Each instance that no policy takes or exports snapshots of is named.
 fn uncovered(zone: &ZoneReport, truth: &Truth<'_>) -> Option<String> {
     let coverage = zone.coverage.as_ref()?;
-    let covers = |policy: &&PolicyPart| {
-        policy.get("", "create").is_some() || policy.sections.contains_key("export")
-    };
+    let covers =
+        |policy: &&PolicyPart| policy.get("", "create").is_some() || policy.sections.contains_key("export");
     let covering: Vec<&PolicyPart> = truth.parts.policies.iter().filter(covers).collect();
     truth.instances(&zone.zone).find_map(|instance| {
         let is_covered = covering.iter().any(|policy| selects(policy, instance));
@@ -104,7 +108,9 @@ fn missing(part: &PolicyPart, report: &RunReport, zone: &ZoneReport, truth: &Tru
         selects(part, instance) && is_old && !is_exempt && !has_good
     });
     let is_told = zone.missing.is_some() && matches!(report.result, RunResult::Partial | RunResult::Failed);
-    lacking.filter(|_| !is_told).map(|instance| format!("no word of {}, which has no snapshot", instance.name))
+    lacking
+        .filter(|_| !is_told)
+        .map(|instance| format!("no word of {}, which has no snapshot", instance.name))
 }
 
 /// What only a change deletes waits, and that is said.
