@@ -26,7 +26,7 @@ use snapwarden::sim::world::World;
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::transport::Request;
 
-use super::fleet::{FOLDER, Parts, REPOSITORY, Store};
+use super::fleet::{FOLDER, Parts, PolicyPart, REPOSITORY, Store};
 
 /// Clocks may differ by this much before nothing is deleted, and runs take their time.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(20);
@@ -401,7 +401,7 @@ impl Book {
 
     fn facts(&self, policy: &Policy, deletion: &Deletion, parts: &Parts, now: Timestamp) -> Facts {
         let name = policy.name.as_str();
-        let settle = parts.policy(name).map_or(SignedDuration::ZERO, |part| part.settle());
+        let settle = parts.policy(name).map_or(SignedDuration::ZERO, PolicyPart::settle);
         let formers = self.memories.get(&(policy.name.clone(), deletion.zone.clone()));
         let is_unsettled = |former: &&Former| {
             let replaced = former.replaced_at;

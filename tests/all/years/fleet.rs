@@ -2,7 +2,7 @@
 //! of it, so that an edit is another value.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::path::Path;
 
 use jiff::SignedDuration;
@@ -33,8 +33,7 @@ impl Pace {
 
     pub(super) fn nights(self) -> u64 {
         match self {
-            Self::Daily => 40,
-            Self::Weekly => 40,
+            Self::Daily | Self::Weekly => 40,
             Self::Monthly => 28,
         }
     }
@@ -110,7 +109,7 @@ impl PolicyPart {
         Self { name, sections: BTreeMap::new() }
     }
 
-    pub(super) fn set(&mut self, section: &'static str, key: &'static str, value: impl ToString) {
+    pub(super) fn set(&mut self, section: &'static str, key: &'static str, value: impl Display) {
         self.sections.entry(section).or_default().insert(key, value.to_string());
     }
 
@@ -159,9 +158,9 @@ impl Fleet {
         if dice.one_in(3) && count < kinds.len() {
             instances.push(&kinds[kinds.len() - 1]);
         }
-        let place = |number: usize| number % zones.len();
+        let zone_of = |number: usize| number % zones.len();
         let instances =
-            instances.iter().enumerate().map(|(number, (name, tier))| (place(number), *name, *tier));
+            instances.iter().enumerate().map(|(number, (name, tier))| (zone_of(number), *name, *tier));
         let instances = instances.collect();
         let keeps_versions = dice.one_in(2);
         let archives = archives(dice, pace, keeps_versions);
@@ -276,7 +275,7 @@ fn exports(dice: &Dice, policy: &mut PolicyPart, stores: &[Store]) {
         return;
     }
     policy.set("export", "archives", format!("{chosen:?}"));
-    policy.set("export", "snapshots", quoted(*dice.any(&["newest", "newest", "all"])));
+    policy.set("export", "snapshots", quoted(if dice.one_in(3) { "all" } else { "newest" }));
     if dice.one_in(6) {
         policy.set("export", "required", false);
     }
@@ -349,7 +348,7 @@ impl Edit {
                 }
             }
             Self::KeepMore if policy.sections.contains_key("retention") => {
-                policy.set("retention", "keep_last", 9)
+                policy.set("retention", "keep_last", 9);
             }
             Self::Remove if count > 1 => drop(parts.policies.pop()),
             Self::NotRequired if policy.sections.contains_key("export") => {

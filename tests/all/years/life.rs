@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::join;
+use futures_util::future::{FutureExt as _, join};
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use snapwarden::archive::backend::Archive;
@@ -123,7 +123,7 @@ pub(super) async fn a_life(seed: u64, nights: u64) -> Played {
         life.slot_creations.clear();
         for attempt in 0..=life.dice.below(3).saturating_sub(life.dice.below(2)) {
             let drawn = if night == 0 { Attempt::quiet() } else { Attempt::draw(&life.dice, &life.machine) };
-            life.night(slot, &drawn, &format!("{context}, attempt {attempt}, {drawn:?}")).await;
+            life.night(slot, &drawn, &format!("{context}, attempt {attempt}, {drawn:?}")).boxed_local().await;
             if life.dice.one_in(2) {
                 life.machine
                     .clock
@@ -131,7 +131,7 @@ pub(super) async fn a_life(seed: u64, nights: u64) -> Played {
             }
         }
     }
-    life.rest().await;
+    life.rest().boxed_local().await;
     life.played.hours = life.machine.clock.now().duration_since(started).as_secs_f64() / 3600.0;
     life.played
 }
@@ -362,7 +362,7 @@ impl Life {
             book.unwritten.clear();
         }
         self.machine.world.clear_log();
-        let reports = self.run(slot, attempt, &config).await;
+        let reports = self.run(slot, attempt, &config).boxed_local().await;
         let death = match self.dice.below(3) {
             0 => Death::Crash,
             1 => Death::Kill,
@@ -396,9 +396,12 @@ impl Life {
             }
         };
         let is_over = match attempt.end {
-            End::Orderly => Some(work.await),
-            End::Killed(steps) => killed_after(steps, work).await,
-            End::Late(limit) => clock::timeout(&self.machine.clock, limit, work).await.ok(),
+            End::Orderly => {
+                work.await;
+                Some(())
+            }
+            End::Killed(steps) => killed_after(steps, work.boxed_local()).await,
+            End::Late(limit) => clock::timeout(&self.machine.clock, limit, work.boxed_local()).await.ok(),
         };
         drop(process);
         if is_over.is_none() {
@@ -613,10 +616,13 @@ impl Life {
             self.allow().await;
             let slot = whole_second(self.machine.clock.now());
             self.slot_creations.clear();
-            self.night(slot, &Attempt::quiet(), &format!("{context}, {night} quiet night")).await;
+            self.night(slot, &Attempt::quiet(), &format!("{context}, {night} quiet night"))
+                .boxed_local()
+                .await;
         }
         let slot = whole_second(self.machine.clock.now()) - SignedDuration::from_mins(10);
-        let reports = self.night(slot, &Attempt::quiet(), &format!("{context}, once more")).await;
+        let reports =
+            self.night(slot, &Attempt::quiet(), &format!("{context}, once more")).boxed_local().await;
         let context = format!("{context}\n{}\n{reports:#?}", self.parts.text("state", "vault", key_file()));
         // An operation that never ends keeps its snapshot busy for ever.
         let is_busy = |status: Option<StatusCode>| status == Some(StatusCode::CONFLICT);

@@ -49,7 +49,7 @@ fn play(seeds: &[u64], nights: u64) -> Played {
                 {
                     let mut runtime = tokio::runtime::Builder::new_current_thread();
                     let runtime = runtime.enable_all().start_paused(true).build().unwrap();
-                    let played = runtime.block_on(life::a_life(*seed, nights));
+                    let played = runtime.block_on(Box::pin(life::a_life(*seed, nights)));
                     all.lock().unwrap().add(&played);
                 }
             });
@@ -60,13 +60,9 @@ fn play(seeds: &[u64], nights: u64) -> Played {
 
 #[test]
 fn whatever_goes_wrong_for_years_nothing_is_lost() {
-    let seeds: Vec<u64> = match number("SNAPWARDEN_SEED") {
-        Some(seed) => vec![seed],
-        None => {
-            let first = number("SNAPWARDEN_FIRST_SEED").unwrap_or(0);
-            (first..first + number("SNAPWARDEN_SEEDS").unwrap_or(SEEDS)).collect()
-        }
-    };
+    let first = number("SNAPWARDEN_SEED").or_else(|| number("SNAPWARDEN_FIRST_SEED")).unwrap_or(0);
+    let count = number("SNAPWARDEN_SEED").map_or_else(|| number("SNAPWARDEN_SEEDS").unwrap_or(SEEDS), |_| 1);
+    let seeds: Vec<u64> = (first..first + count).collect();
     let is_asked_for = number("SNAPWARDEN_SEED").or_else(|| number("SNAPWARDEN_SEEDS")).is_some();
     let nights = number("SNAPWARDEN_NIGHTS").unwrap_or(if is_asked_for { u64::MAX } else { NIGHTS });
     let played = play(&seeds, nights);
