@@ -144,14 +144,15 @@ impl SimBucket {
         self.state().objects.remove(key);
     }
 
-    /// The newest version of an object loses a bit.
+    /// The newest version of an object changes in a byte.
     pub fn damage(&self, key: &str) {
         let mut state = self.state();
         let newest = state.objects.get_mut(key).and_then(|versions| versions.last_mut());
         if let Some(bytes) = newest.and_then(|newest| newest.bytes.as_mut()) {
             let mut damaged = bytes.to_vec();
             if let Some(last) = damaged.last_mut() {
-                *last ^= 1;
+                // Not a bit that is turned: twice would be never.
+                *last = last.wrapping_add(1);
             }
             *bytes = damaged.into();
         }

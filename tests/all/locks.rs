@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, header};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use snapwarden::disk::{Access, create_folders};
 use snapwarden::run::report::RunResult;
 use snapwarden::sim::bucket::{SimBucket, Version};
@@ -90,6 +91,8 @@ async fn with_the_key(
     let mut headers = HeaderMap::new();
     headers.insert(header::AUTHORIZATION, HeaderValue::from_static("the program's own"));
     headers.insert("x-amz-bypass-governance-retention", HeaderValue::from_static("true"));
+    let signed = Sha256::digest(body).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    headers.insert("x-amz-content-sha256", signed.parse().unwrap());
     let url = format!("https://store.example/backups/{key}?{query}").parse().unwrap();
     let body = Bytes::from(body.to_owned());
     let request = Request { method, url, headers, body, purpose: Purpose::Image };
