@@ -211,7 +211,7 @@ async fn where_the_md5_is_required_a_part_without_memory_is_read_twice_and_sent_
 #[tokio::test(start_paused = true)]
 async fn an_upload_without_memory_is_resumed_and_only_if_it_is_of_this_image() {
     let image_before = image(33 * MIB, 8);
-    for (other, sent_again) in [(image_before.clone(), 1), (image(33 * MIB, 9), 5)] {
+    for (other, sent_again) in [(image_before.clone(), 1), (image(33 * MIB, 12), 5)] {
         let store: Arc<Store> = Arc::default();
         let archive = archive(&store).with_memory(small_memory());
         store.always("part 4", refuse(403, "AccessDenied"));
