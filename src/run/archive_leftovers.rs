@@ -31,8 +31,9 @@ impl Runner {
         }
         let (mut warnings, mut failures) = (Vec::new(), Vec::new());
         for name in &export.archives {
+            let may_delete = |presence: &Presence| *presence == Presence::Known || presence.is_first_use();
             let is_there = |zone: &ZoneRun| {
-                zone.plan.as_ref().is_some_and(|plan| plan.listing.presence(name) == Some(&Presence::Known))
+                zone.plan.as_ref().is_some_and(|plan| plan.listing.presence(name).is_some_and(may_delete))
             };
             let Some(archive) = self.archives.get(name).filter(|_| zones.iter().all(is_there)) else {
                 continue;
