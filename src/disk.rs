@@ -240,8 +240,8 @@ thread_local! {
     static HAS_THREADS: Cell<bool> = const { Cell::new(true) };
 }
 
-/// From now on, what blocks is a task of the runtime on this thread, and no work for another one: a simulation then has one
-/// thread, repeats exactly, and waits for nobody.
+/// From now on, what blocks is a task of the runtime on this thread, and no work for another one: a simulation with a runtime of
+/// one thread then has no other.
 pub fn without_threads() {
     HAS_THREADS.set(false);
 }

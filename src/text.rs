@@ -54,6 +54,11 @@ pub fn span_of_minutes(minutes: i64) -> String {
     }
 }
 
+/// What is wrong with a JSON text. The parser may quote the text, of whatever length.
+pub(crate) fn json_error(error: &serde_json::Error) -> String {
+    excerpt(&error.to_string(), 200)
+}
+
 /// Like [`printable`], and cut to at most `max` characters; a cut is shown by `…`.
 pub fn excerpt(text: &str, max: usize) -> String {
     let mut characters = text.chars();

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from compare import RELEASE, ROOT, Zone, bucket, peak_kib
+from compare import CONFIGURATION, RELEASE, Zone, bucket, peak_kib
 from measuring import UNIT
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 60
@@ -23,29 +23,13 @@ LIMIT_MIB = 96
 IMAGES = 4
 GIB = [int(word) for word in sys.argv[2:]] or [50, 120, 1024, 4096]
 
-CONFIGURATION = """
-[exoscale]
-poll_interval = "50ms"
-requests_per_second = 100
-[state]
-directory = "{folder}/state"
-[archives.offsite]
-{archive}
-[policies.p]
-zones = ["ch-gva-2"]
-[policies.p.export]
-archives = ["offsite"]
-concurrency = {images}
-"""
-
-
 def peak(gib):
     """The peak of `once` while it uploads images of so many GiB each, the GiB that arrived, and in how many parts."""
     with Zone(16, IMAGES, "/dev/shm") as zone, tempfile.TemporaryDirectory() as folder:
         for number in range(1, IMAGES + 1):
             os.truncate(Path(zone.folder.name, f"big-{number}.qcow2"), gib << 30)
         with bucket(folder) as (archive, counts):
-            text = CONFIGURATION.format(folder=folder, archive=archive, images=IMAGES)
+            text = CONFIGURATION.format(folder=folder, archive=archive, concurrency=IMAGES, connections=1)
             Path(folder, "snapwarden.toml").write_text(text)
             keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
             command = [RELEASE / "snapwarden", "--config", "snapwarden.toml", "once"]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::text::excerpt;
+use crate::text::json_error;
 
 /// The name of the file, below the archive's folder or its prefix.
 pub const MARKER_FILE: &str = "snapwarden-archive.json";
@@ -91,8 +91,7 @@ impl Marker {
         struct VersionAlone {
             version: u64,
         }
-        // The text may quote the file, of whatever length.
-        let damaged = |error: serde_json::Error| MarkerProblem::Damaged(excerpt(&error.to_string(), 200));
+        let damaged = |error: serde_json::Error| MarkerProblem::Damaged(json_error(&error));
         let VersionAlone { version } = serde_json::from_slice(bytes).map_err(damaged)?;
         if version > VERSION {
             return Err(MarkerProblem::Later(version));

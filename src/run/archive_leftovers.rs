@@ -7,6 +7,7 @@ use tracing::info;
 
 use crate::policy::{Export, Policy};
 use crate::run::archive_presence::Presence;
+use crate::run::archive_prune::refusal;
 use crate::run::context::Runner;
 use crate::run::zone_run::ZoneRun;
 use crate::state::archives::ArchiveMemory;
@@ -26,7 +27,7 @@ impl Runner {
         zones: &mut [ZoneRun],
         stop: &CancellationToken,
     ) {
-        if zones.iter().any(|zone| zone.report.held.is_some() || zone.plan.is_none()) {
+        if refusal(zones).is_some() {
             return;
         }
         let (mut warnings, mut failures) = (Vec::new(), Vec::new());

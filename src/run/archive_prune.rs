@@ -199,6 +199,17 @@ pub(crate) fn stale_manifests(plan: &ZonePlan, before: &AcceptedListing) -> Vec<
     stale.take(FORGOTTEN_MAX).collect()
 }
 
+/// Why this run may delete nothing in archives, if so.
+pub(super) fn refusal(zones: &[ZoneRun]) -> Option<&'static str> {
+    if zones.iter().any(|zone| zone.report.held.is_some()) {
+        Some("deletions are blocked by the guard")
+    } else if zones.iter().any(|zone| zone.report.plan.is_none()) {
+        Some("a zone could not be listed for deletions")
+    } else {
+        None
+    }
+}
+
 impl Runner {
     /// Removes these manifests, but those of copies that this state remembers with their images.
     ///
@@ -279,13 +290,7 @@ impl Runner {
         let mut stored: BTreeSet<ArchiveName> =
             exports.filter_map(|step| step.facts.archive.clone()).collect();
         stored.extend(full);
-        let refusal = if zones.iter().any(|zone| zone.report.held.is_some()) {
-            Some("deletions are blocked by the guard")
-        } else if zones.iter().any(|zone| zone.report.plan.is_none()) {
-            Some("a zone could not be listed for deletions")
-        } else {
-            None
-        };
+        let refusal = refusal(zones);
         for pruner in stored.iter().filter_map(|name| self.pruner(name)) {
             let refusal = match refusal {
                 None if self.is_clock_right(policy, &pruner.rules.guard, zones).await => None,

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::policy::shard::Shard;
-use crate::text::excerpt;
+use crate::text::json_error;
 
 /// What is wrong with the text of a file. It may quote some of it.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,7 @@ pub enum StateError {
 impl StateError {
     /// The file at this path has an error at this line.
     pub(super) fn damaged(path: &Path, line: usize, error: &serde_json::Error) -> Self {
-        let source = Damage(excerpt(&error.to_string(), 200));
+        let source = Damage(json_error(error));
         Self::Damaged { path: path.to_owned(), line, column: error.column(), source }
     }
 }

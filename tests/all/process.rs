@@ -31,7 +31,7 @@ pub(crate) const YEARLY: &str = "[policies.p]\nschedule = \"@yearly\"\nzones = [
                       [policies.p.retention]\nkeep_last = 2\n";
 
 /// Runs as soon as the daemon is there, and then lets the test be: takes, exports and deletes a snapshot.
-const AT_ONCE: &str = r#"
+pub(crate) const AT_ONCE: &str = r#"
 [policies.p]
 schedule = "@hourly"
 on_start = "now"

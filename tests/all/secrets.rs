@@ -13,7 +13,7 @@ use snapwarden::sim::world::API_SECRET;
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 use crate::command_line::secrets;
-use crate::process::{Ground, Running};
+use crate::process::{AT_ONCE, Ground, Running};
 use crate::stage::files;
 use crate::web_config::HASH;
 
@@ -27,19 +27,8 @@ const MAIL: &str = "canary-of-the-mail-66f1";
 /// It belongs to [`HASH`].
 const PASSWORD: &str = "secret";
 
-/// Takes a snapshot and exports it to `vault`, and can export nothing to the other archives.
-const POLICIES: &str = r#"
-[policies.p]
-schedule = "@hourly"
-on_start = "now"
-zones = ["ch-gva-2"]
-create = true
-[policies.p.select]
-ownership = "all"
-[policies.p.retention]
-keep_last = 3
-[policies.p.export]
-archives = ["vault"]
+/// Beside the policy that exports to `vault`: it can export nothing to the other archives.
+const OTHERS: &str = r#"
 [policies.q]
 schedule = "@hourly"
 on_start = "now"
@@ -116,7 +105,7 @@ username = "warden"
 password_file = "{keys}/mail"
 from = "a@example.com"
 to = ["b@example.com"]
-{POLICIES}"#,
+{AT_ONCE}{OTHERS}"#,
         keys = keys.display(),
         restic = ground.path("restic").display(),
         cache = ground.path("cache").display(),

@@ -18,7 +18,7 @@ use crate::archive::restic::error::{ResticCause, ResticError};
 use crate::clock::{Clock, timeout};
 use crate::policy::name::ArchiveName;
 use crate::process::{Command, Output, Processes, Started};
-use crate::text::excerpt;
+use crate::text::json_error;
 
 /// Marks the snapshots that are files of an archive of ours, in a repository that may hold others.
 const TAG: &str = "snapwarden";
@@ -275,8 +275,7 @@ impl Repository {
         let text = self.call(doing, arguments, None, (LISTING_BYTES_MAX, CALL_TIMEOUT)).await?;
         // A repository without any snapshot may say `null`.
         let listed: Option<Vec<Listed>> = serde_json::from_slice(&text).map_err(|error| {
-            // The text may quote the listing, of whatever length.
-            let why = excerpt(&error.to_string(), 200);
+            let why = json_error(&error);
             self.error(doing, ResticCause::Unexpected(format!("its listing is not valid: {why}")))
         })?;
         let object = |listed: Listed| {

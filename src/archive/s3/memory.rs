@@ -29,7 +29,9 @@ pub struct PartMemory {
 
 /// Memory of the budget, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Taken(#[expect(dead_code, reason = "it is held, not read")] Option<OwnedSemaphorePermit>);
+pub(super) struct Reserved(
+    #[expect(dead_code, reason = "it is held, not read")] Option<OwnedSemaphorePermit>,
+);
 
 impl PartMemory {
     /// A budget of this many bytes.
@@ -54,18 +56,18 @@ impl PartMemory {
     }
 
     /// Memory for a part, if it is no larger than the share of one upload and there is some at this moment.
-    pub(super) fn try_take(&self, bytes: u64) -> Option<Taken> {
+    pub(super) fn try_reserve(&self, bytes: u64) -> Option<Reserved> {
         if bytes > self.share() {
             return None;
         }
         let free = Arc::clone(&self.free);
-        Some(Taken(Some(free.try_acquire_many_owned(self.units_of(bytes)).ok()?)))
+        Some(Reserved(Some(free.try_acquire_many_owned(self.units_of(bytes)).ok()?)))
     }
 
     /// Memory for a part that has to be in memory whatever its size: one that is larger than the budget takes all of it.
-    pub(super) async fn take(&self, clock: &dyn Clock, bytes: u64) -> Taken {
+    pub(super) async fn reserve(&self, clock: &dyn Clock, bytes: u64) -> Reserved {
         let permit = Arc::clone(&self.free).acquire_many_owned(self.units_of(bytes));
-        Taken(timeout(clock, LONGEST_WAIT, permit).await.ok().and_then(Result::ok))
+        Reserved(timeout(clock, LONGEST_WAIT, permit).await.ok().and_then(Result::ok))
     }
 }
 
@@ -86,20 +88,20 @@ mod tests {
     async fn parts_together_take_no_more_than_the_budget_and_none_waits_for_ever() {
         let memory = PartMemory::default();
         let clock = SimClock::starting_at("2026-11-01T00:00:00Z".parse().unwrap());
-        assert!(memory.try_take(16 * MIB + 1).is_none(), "more than its share");
-        let mut taken: Vec<_> = (0..8).map(|_| memory.try_take(8 * MIB).unwrap()).collect();
-        assert!(memory.try_take(8 * MIB).is_none());
+        assert!(memory.try_reserve(16 * MIB + 1).is_none(), "more than its share");
+        let mut taken: Vec<_> = (0..8).map(|_| memory.try_reserve(8 * MIB).unwrap()).collect();
+        assert!(memory.try_reserve(8 * MIB).is_none());
         // What can't do without waits, and a clone waits for the same budget.
-        let mut waiting = Box::pin(memory.take(&clock, 8 * MIB));
+        let mut waiting = Box::pin(memory.reserve(&clock, 8 * MIB));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         drop(taken.pop());
         drop(waiting.await);
-        assert!(memory.clone().try_take(8 * MIB).is_some());
+        assert!(memory.clone().try_reserve(8 * MIB).is_some());
         let before = tokio::time::Instant::now();
-        let larger = memory.take(&clock, 1 << 40).await;
+        let larger = memory.reserve(&clock, 1 << 40).await;
         assert_eq!(before.elapsed(), LONGEST_WAIT);
         drop((taken, larger));
-        let _all = memory.take(&clock, 1 << 40).await;
-        assert!(memory.try_take(1).is_none());
+        let _all = memory.reserve(&clock, 1 << 40).await;
+        assert!(memory.try_reserve(1).is_none());
     }
 }

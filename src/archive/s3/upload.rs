@@ -1,8 +1,8 @@
-//! An image on its way into a bucket.
+//! An image on its destination into a bucket.
 //!
 //! Its bytes are gathered to parts, and up to two parts are sent while the next one fills. All uploads of the process share one
 //! budget of memory for that. A part for which there is none, or which is larger than a share of it, is sent while it arrives: its
-//! MD5 is known only afterwards, and compared with the `ETag` that the store gives it. If it fails on its way, its bytes are read
+//! MD5 is known only afterwards, and compared with the `ETag` that the store gives it. If it fails on its destination, its bytes are read
 //! from their source again. Nothing is visible in the bucket until the upload is completed, and only [`Sink::publish`] completes
 //! it, that is, once the image is verified.
 //!
@@ -27,10 +27,10 @@ use crate::archive::md5::Md5Sum;
 use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
 use crate::archive::s3::client::{Part, PartOf, UploadAttempts};
 use crate::archive::s3::error::{S3Cause, S3Error};
-use crate::archive::s3::memory::{PartMemory, Taken};
+use crate::archive::s3::memory::{PartMemory, Reserved};
 use crate::archive::s3::xml::ListedPart;
 use crate::archive::transfer::buffer::BUFFER_BYTES;
-use crate::archive::transfer::parts::{PARTS_MAX, PartSums, part};
+use crate::archive::transfer::parts::{PARTS_MAX, PartSums, part_range};
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::disk::blocking;
 use crate::text::chain;
@@ -73,13 +73,13 @@ pub(super) struct S3Sink {
 struct Filling {
     number: usize,
     range: Range<u64>,
-    way: Way,
+    destination: Destination,
 }
 
 /// Where the bytes of a part go.
-enum Way {
+enum Destination {
     /// They are gathered.
-    Memory(Vec<Bytes>, Taken),
+    Memory(Vec<Bytes>, Reserved),
     /// They are sent as they arrive, until the request fails.
     Stream(Option<mpsc::Sender<Result<Bytes, TransportError>>>),
     /// Nowhere: the store may have them, or wants to know their MD5 before.
@@ -110,7 +110,7 @@ struct Upload {
 enum Sent {
     /// The store has it, by this `ETag`.
     Stored(usize, String),
-    /// It failed on its way, and is not in memory.
+    /// It failed on its destination, and is not in memory.
     Missing(MissingPart),
 }
 
@@ -175,7 +175,7 @@ impl S3Sink {
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), S3Error> {
         while !bytes.is_empty() && self.lost.is_none() {
             let taken = self.take_some(&mut bytes).await;
-            match taken.and_then(|()| self.look()) {
+            match taken.and_then(|()| self.note_ended()) {
                 // The process that did so has the image, or begins anew: at the end it is looked what became of it.
                 Err(error) if error.is_missing() => self.lose(error),
                 taken => taken?,
@@ -198,18 +198,20 @@ impl S3Sink {
         let left = usize::try_from(filling.range.end - self.at).unwrap_or(usize::MAX);
         let next = bytes.split_to(bytes.len().min(left));
         self.at += next.len() as u64;
-        match &mut filling.way {
+        match &mut filling.destination {
             // A piece of a buffer would hold all of it.
-            Way::Memory(chunks, _) if next.len() < BUFFER_BYTES => chunks.push(Bytes::copy_from_slice(&next)),
-            Way::Memory(chunks, _) => chunks.push(next),
-            Way::Stream(sender) => {
+            Destination::Memory(chunks, _) if next.len() < BUFFER_BYTES => {
+                chunks.push(Bytes::copy_from_slice(&next));
+            }
+            Destination::Memory(chunks, _) => chunks.push(next),
+            Destination::Stream(sender) => {
                 if let Some(to) = sender
                     && to.send(Ok(next)).await.is_err()
                 {
                     *sender = None;
                 }
             }
-            Way::Nowhere => {}
+            Destination::Nowhere => {}
         }
         if self.at == filling.range.end {
             self.end_part(filling).await?;
@@ -229,15 +231,15 @@ impl S3Sink {
             Some(sums) => sums.whole,
             None => self.image.as_ref().and_then(|image| image.bytes),
         };
-        let mut range = part(number, self.at, whole);
+        let mut range = part_range(number, self.at, whole);
         range.end = whole.filter(|whole| *whole > self.at).map_or(range.end, |whole| whole.min(range.end));
         let bytes = range.end - range.start;
-        let taken = loop {
-            if let Some(taken) = self.memory.try_take(bytes) {
-                break Some(taken);
+        let reserved = loop {
+            if let Some(reserved) = self.memory.try_reserve(bytes) {
+                break Some(reserved);
             }
             if !self.can_stream() {
-                break Some(self.memory.take(&*self.bucket.client.clock, bytes).await);
+                break Some(self.memory.reserve(&*self.bucket.client.clock, bytes).await);
             }
             match &self.upload {
                 // The store's answer tells whether `ETag`s are MD5s.
@@ -246,12 +248,12 @@ impl S3Sink {
                 Some(_) => self.wait().await?,
             }
         };
-        let way = match taken {
-            Some(taken) => Way::Memory(Vec::new(), taken),
+        let destination = match reserved {
+            Some(reserved) => Destination::Memory(Vec::new(), reserved),
             None => self.begin_stream(number, &range).await?,
         };
         self.parts += 1;
-        Ok(Filling { number, range, way })
+        Ok(Filling { number, range, destination })
     }
 
     /// Whether a part may be sent while it arrives: its length has to be known, and its `ETag` has to be its MD5.
@@ -259,14 +261,16 @@ impl S3Sink {
         self.sums.as_ref().is_some_and(|sums| sums.whole.is_some()) && !self.bucket.client.signs_parts()
     }
 
-    async fn begin_stream(&mut self, number: usize, range: &Range<u64>) -> Result<Way, S3Error> {
+    async fn begin_stream(&mut self, number: usize, range: &Range<u64>) -> Result<Destination, S3Error> {
         let bytes = range.end - range.start;
         self.wait_for_room().await?;
         let of = self.part_of(number);
-        let (Some(upload), Some(sums)) = (&mut self.upload, &self.sums) else { return Ok(Way::Nowhere) };
+        let (Some(upload), Some(sums)) = (&mut self.upload, &self.sums) else {
+            return Ok(Destination::Nowhere);
+        };
         let may_be_there = upload.found.as_ref().and_then(|found| found.get(&number));
         if may_be_there.is_some_and(|found| found.bytes == bytes) || self.bucket.client.requires_md5() {
-            return Ok(Way::Nowhere);
+            return Ok(Destination::Nowhere);
         }
         let (bucket, sums, range) = (Arc::clone(&self.bucket), sums.clone(), range.clone());
         let (sender, body) = piped();
@@ -284,20 +288,20 @@ impl S3Sink {
                 }
             })
         });
-        Ok(Way::Stream(Some(sender)))
+        Ok(Destination::Stream(Some(sender)))
     }
 
     /// All bytes of the part were taken.
-    async fn end_part(&mut self, Filling { number, range, way }: Filling) -> Result<(), S3Error> {
-        match way {
+    async fn end_part(&mut self, Filling { number, range, destination }: Filling) -> Result<(), S3Error> {
+        match destination {
             // What becomes of it is found by `wait`.
-            Way::Stream(_) => Ok(()),
-            Way::Nowhere => {
+            Destination::Stream(_) => Ok(()),
+            Destination::Nowhere => {
                 let Some(sums) = &self.sums else { return Ok(()) };
                 let md5 = sum(sums, &self.part_of(number), &self.bucket).await?;
                 self.end_unsent(MissingPart { number, range, md5, attempts: UploadAttempts::default() }).await
             }
-            Way::Memory(chunks, taken) => {
+            Destination::Memory(chunks, reserved) => {
                 let part = Part(Arc::new(chunks));
                 if self.upload.is_none() {
                     let sums = self.sums.as_ref();
@@ -310,7 +314,7 @@ impl S3Sink {
                 let found = upload.found.as_ref().and_then(|found| found.get(&number));
                 let found = found.filter(|found| found.bytes == part.len()).map(|found| found.etag.clone());
                 upload.in_flight.spawn(async move {
-                    let _taken = taken;
+                    let _reserved = reserved;
                     let md5 = md5_of(sums.as_ref(), &of, &part, &bucket).await?;
                     let etag = match found {
                         Some(etag) if etag == md5.to_string() => etag,
@@ -356,7 +360,7 @@ impl S3Sink {
     }
 
     /// Looks which parts ended, without waiting.
-    fn look(&mut self) -> Result<(), S3Error> {
+    fn note_ended(&mut self) -> Result<(), S3Error> {
         while let Some(ended) = self.upload.as_mut().and_then(|upload| upload.in_flight.try_join_next()) {
             self.note(ended)?;
         }
@@ -396,7 +400,7 @@ impl S3Sink {
         let failed = |cause| S3Error::new("upload a part of", client.shown(&of.key), cause);
         let (bytes, is_signed) = (part.range.end - part.range.start, client.signs_parts());
         let sent = if is_signed {
-            let _taken = self.memory.take(&*client.clock, bytes).await;
+            let _reserved = self.memory.reserve(&*client.clock, bytes).await;
             match gather(body, bytes).await {
                 Ok(gathered) if gathered.md5() == part.md5 => {
                     client.upload_part(&of, &gathered, part.md5).await
@@ -612,7 +616,7 @@ impl S3Sink {
     }
 }
 
-/// The MD5 of a part that was hashed on its way.
+/// The MD5 of a part that was hashed on its destination.
 async fn sum(sums: &PartSums, of: &PartOf, bucket: &Bucket) -> Result<Md5Sum, S3Error> {
     let lost = || {
         let cause = S3Cause::Differs("the image is not hashed any more".to_owned());
@@ -658,12 +662,12 @@ impl Sink for S3Sink {
         Box::pin(async move { self.take(bytes).await.map_err(sink_error) })
     }
 
-    fn take_sums(&mut self, sums: &PartSums) -> bool {
+    fn take_part_sums(&mut self, sums: &PartSums) -> bool {
         self.sums = Some(sums.clone());
         true
     }
 
-    fn settle(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+    fn wait_until_stored(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
             // Of an image of unknown length the last part ends with `publish`.
             if self.sums.as_ref().is_none_or(|sums| sums.whole.is_none()) {
@@ -677,7 +681,7 @@ impl Sink for S3Sink {
         self.missing.front().map(|part| part.range.clone())
     }
 
-    fn refill(&mut self, bytes: Body) -> BoxFuture<'_, Result<(), SinkError>> {
+    fn write_missing(&mut self, bytes: Body) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move { self.send_missing(bytes).await.map_err(sink_error) })
     }
 

@@ -212,7 +212,7 @@ impl Download<'_> {
         let mut attempts = Attempts::new(CONNECTIONS);
         loop {
             let before = start.received.bytes;
-            let source = match self.connect_and_settle(start, outputs).await {
+            let source = match self.connect_until_stored(start, outputs).await {
                 Ok(()) => return Ok(None),
                 Err(Interruption::Changed(reason)) => return Ok(Some(reason)),
                 Err(Interruption::Fatal(error)) => return Err(error),
@@ -249,11 +249,15 @@ impl Download<'_> {
     }
 
     /// Receives the rest, and waits until the archives have all of it.
-    async fn connect_and_settle(&self, start: &mut Start, outputs: &mut Outputs) -> Result<(), Interruption> {
+    async fn connect_until_stored(
+        &self,
+        start: &mut Start,
+        outputs: &mut Outputs,
+    ) -> Result<(), Interruption> {
         self.connect(start, outputs).await?;
         loop {
             self.flush(start, outputs).await?;
-            outputs.settle().await?;
+            outputs.wait_until_stored().await?;
             if outputs.missing().is_none() {
                 return Ok(());
             }
@@ -265,7 +269,7 @@ impl Download<'_> {
         start.flush(outputs).await?;
         while let Some((index, range)) = outputs.missing() {
             let mut stream = self.open(range.start, Some(range.end), &start.received).await?;
-            let mut skip = range.start.checked_sub(stream.offset).ok_or_else(behind)?;
+            let mut skip = range.start.checked_sub(stream.offset).ok_or_else(begins_behind)?;
             let mut left = range.end - range.start;
             let (bytes, body) = piped();
             let feed = async move {
@@ -279,7 +283,7 @@ impl Download<'_> {
                             return Err(ended.err().unwrap_or_else(Interruption::short));
                         }
                     };
-                    skip_of(&mut chunk, &mut skip);
+                    drop_skipped(&mut chunk, &mut skip);
                     chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                     left -= chunk.len() as u64;
                     if !chunk.is_empty() && bytes.send(Ok(chunk)).await.is_err() {
@@ -288,7 +292,7 @@ impl Download<'_> {
                 }
                 Ok(())
             };
-            let (refilled, read) = join(outputs.refill(index, body), feed).await;
+            let (refilled, read) = join(outputs.write_missing(index, body), feed).await;
             refilled?;
             read?;
         }
@@ -315,7 +319,7 @@ impl Download<'_> {
         let until = start.parallel.then(|| received.bytes.saturating_add(PIECE_BYTES));
         let mut stream = self.open(received.bytes, until, received).await?;
         // A server that ignores ranges begins at zero: the bytes that are there are skipped.
-        let mut skip = received.bytes.checked_sub(stream.offset).ok_or_else(behind)?;
+        let mut skip = received.bytes.checked_sub(stream.offset).ok_or_else(begins_behind)?;
         let image = &mut received.image;
         if received.bytes == 0 {
             (image.bytes, image.etag) = (stream.total, stream.etag.take());
@@ -343,7 +347,7 @@ impl Download<'_> {
                     _ => Err(Interruption::short()),
                 };
             };
-            skip_of(&mut chunk, &mut skip);
+            drop_skipped(&mut chunk, &mut skip);
             if !self.source.is_local() {
                 check_magic(start.received.bytes, &chunk)?;
             }
@@ -384,15 +388,15 @@ impl Download<'_> {
 /// Has the parts of an image hashed too, where an archive has a use for their MD5s. Nothing of it was hashed yet.
 async fn hash_parts(hash: &Hash, whole: Option<u64>, outputs: &mut Outputs) -> Result<(), DownloadError> {
     let (parts, sums) = PartHasher::new(whole);
-    if outputs.take_sums(&sums) { hash.with_parts(parts).await } else { Ok(()) }
+    if outputs.take_part_sums(&sums) { hash.add_parts(parts).await } else { Ok(()) }
 }
 
-fn behind() -> Interruption {
+fn begins_behind() -> Interruption {
     Interruption::broken("the server's response begins behind the requested byte")
 }
 
 /// Drops the bytes of a chunk that are still to be skipped.
-fn skip_of(chunk: &mut Bytes, skip: &mut u64) {
+fn drop_skipped(chunk: &mut Bytes, skip: &mut u64) {
     let skipped = chunk.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
     chunk.advance(skipped);
     *skip -= skipped as u64;

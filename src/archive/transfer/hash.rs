@@ -154,7 +154,7 @@ impl Hash {
     }
 
     /// Hashes the parts as well, of an image of which nothing was hashed yet.
-    pub(crate) async fn with_parts(&self, parts: PartHasher) -> Result<(), DownloadError> {
+    pub(crate) async fn add_parts(&self, parts: PartHasher) -> Result<(), DownloadError> {
         self.queue.push(Input::Parts(Box::new(parts)), 1).await.map_err(DownloadError::ReadBack)
     }
 

@@ -26,10 +26,10 @@ impl Outputs {
     }
 
     /// Offers the MD5s of the image's parts; whether any archive has a use for them.
-    pub(crate) fn take_sums(&mut self, sums: &PartSums) -> bool {
+    pub(crate) fn take_part_sums(&mut self, sums: &PartSums) -> bool {
         let mut are_wanted = false;
         for output in &mut self.open {
-            are_wanted |= output.sink.take_sums(sums);
+            are_wanted |= output.sink.take_part_sums(sums);
         }
         are_wanted
     }
@@ -50,8 +50,8 @@ impl Outputs {
         self.each(except, |output| output.sink.restart()).await
     }
 
-    pub(crate) async fn settle(&mut self) -> Result<(), DownloadError> {
-        self.each(None, |output| output.sink.settle()).await
+    pub(crate) async fn wait_until_stored(&mut self) -> Result<(), DownloadError> {
+        self.each(None, |output| output.sink.wait_until_stored()).await
     }
 
     /// Bytes that an archive could not store, and which one.
@@ -61,9 +61,9 @@ impl Outputs {
     }
 
     /// Gives one archive its missing bytes.
-    pub(crate) async fn refill(&mut self, index: usize, bytes: Body) -> Result<(), DownloadError> {
+    pub(crate) async fn write_missing(&mut self, index: usize, bytes: Body) -> Result<(), DownloadError> {
         let Some(output) = self.open.get_mut(index) else { return Ok(()) };
-        match output.sink.refill(bytes).await {
+        match output.sink.write_missing(bytes).await {
             Ok(()) => Ok(()),
             Err(error) => self.drop_failed(vec![(index, error)]).await,
         }

@@ -26,7 +26,7 @@ const PARTS_OF_A_SIZE: u64 = 1000;
 
 /// Where the part of this number, which counts from zero, ends that begins at this byte. The last one may end earlier. All
 /// begin at whole MiB, so that the MD5 of a part fills its blocks at the same bytes as that of the whole.
-pub(crate) fn part(number: usize, start: u64, whole: Option<u64>) -> Range<u64> {
+pub(crate) fn part_range(number: usize, start: u64, whole: Option<u64>) -> Range<u64> {
     let bytes = match whole {
         Some(bytes) => bytes.div_ceil(PARTS_PLANNED).next_multiple_of(MIB).max(PART_BYTES_MIN),
         None => PART_BYTES_MIN << (number as u64 / PARTS_OF_A_SIZE).min(9),
@@ -65,7 +65,10 @@ impl PartHasher {
     /// For an image of this length, from its first byte on.
     pub(crate) fn new(whole: Option<u64>) -> (Self, PartSums) {
         let (sums, known) = watch::channel(Vec::new());
-        (Self { whole, part: part(0, 0, whole), md5: Md5::new(), at: 0, sums }, PartSums { whole, known })
+        (
+            Self { whole, part: part_range(0, 0, whole), md5: Md5::new(), at: 0, sums },
+            PartSums { whole, known },
+        )
     }
 
     /// Hashes the next bytes, of the whole too.
@@ -98,7 +101,7 @@ impl PartHasher {
             sums.push(md5);
             number = sums.len();
         });
-        self.part = part(number, self.at, self.whole);
+        self.part = part_range(number, self.at, self.whole);
     }
 }
 
@@ -107,16 +110,16 @@ mod tests {
     use super::*;
 
     fn lengths(whole: Option<u64>, count: usize) -> Vec<u64> {
-        (0..count).map(|number| part(number, 0, whole).end).collect()
+        (0..count).map(|number| part_range(number, 0, whole).end).collect()
     }
 
     #[test]
     fn parts_are_as_few_as_a_store_takes_and_as_small_as_that_allows() {
         const GIB: u64 = 1 << 30;
         assert_eq!(lengths(Some(1), 1), [8 << 20]);
-        assert_eq!(part(9000, 5, Some(70 * GIB)), 5..5 + (8 << 20));
+        assert_eq!(part_range(9000, 5, Some(70 * GIB)), 5..5 + (8 << 20));
         for whole in [GIB, 71 * GIB, 1024 * GIB, 4096 * GIB] {
-            let part = part(0, 0, Some(whole)).end;
+            let part = part_range(0, 0, Some(whole)).end;
             assert!(whole.div_ceil(part) <= PARTS_PLANNED && part <= 5 * GIB, "{whole}: {part}");
             assert_eq!(part % MIB, 0);
         }

@@ -33,7 +33,7 @@ pub trait Sink: Send {
     }
 
     /// Offers the MD5s of the image's parts, before its first byte; whether the archive has a use for them.
-    fn take_sums(&mut self, _sums: &PartSums) -> bool {
+    fn take_part_sums(&mut self, _sums: &PartSums) -> bool {
         false
     }
 
@@ -41,7 +41,7 @@ pub trait Sink: Send {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), SinkError>>;
 
     /// The image was given whole: waits until all of it is stored, or known to be [missing](Self::missing).
-    fn settle(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+    fn wait_until_stored(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(ready(Ok(())))
     }
 
@@ -51,7 +51,7 @@ pub trait Sink: Send {
     }
 
     /// Takes the missing bytes once more. If it did not work, and another attempt may help, they are missing still.
-    fn refill(&mut self, _bytes: Body) -> BoxFuture<'_, Result<(), SinkError>> {
+    fn write_missing(&mut self, _bytes: Body) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(ready(Ok(())))
     }
 

@@ -166,7 +166,7 @@ async fn a_store_that_stays_wrong_or_refuses_is_given_up_and_says_why() {
 async fn where_an_etag_is_no_md5_parts_are_signed_and_in_memory() {
     let image = image(20 * MIB, 6);
     for memory in [PartMemory::default(), small_memory()] {
-        let is_small = memory.try_take(8 << 20).is_none();
+        let is_small = memory.try_reserve(8 << 20).is_none();
         for (manner, unsigned) in [
             // The first ones, by which it is found out.
             (Manner::OtherEtags, if is_small { 1..=4 } else { 1..=3 }),
