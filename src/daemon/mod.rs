@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
@@ -47,6 +48,7 @@ use crate::run::pauses;
 use crate::run::report::{RunReport, RunResult};
 use crate::state::allowances::AllowanceOf;
 use crate::state::audit::AuditMark;
+use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::history::Change;
 use crate::state::last_runs::LastRuns;
@@ -69,6 +71,9 @@ const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
 /// How long what is queued for notifiers may take at the end.
 const NOTIFY_GRACE: Duration = Duration::from_secs(5);
+
+/// How many policies' files are read and parsed at once: each may be a megabyte in memory.
+const READ_AT_ONCE: usize = 2;
 
 /// A clock that is corrected by less is no jump.
 const JUMP: SignedDuration = SignedDuration::from_secs(10);
@@ -894,18 +899,23 @@ async fn remembered(runner: &Runner) -> Result<HashMap<PolicyName, LastRuns>, St
     state.holds().await?;
     // Also of policies that are not configured any more: what they took counts as taken.
     state.all_created().await?;
-    let mut all = HashMap::new();
-    for Policy { name, .. } in &runner.policies {
-        state.allowances(&AllowanceOf::Policy(name.clone())).await?;
-        state.policy_state(name).await?;
-        let mut runs = state.last_runs(name).await?;
-        for zone in runs.zones.values_mut() {
-            // Long, and for runs alone, which read them again.
-            (zone.accepted, zone.rested_on) = (None, None);
-        }
-        all.insert(name.clone(), runs);
+    let names: Vec<_> = runner.policies.iter().map(|policy| policy.name.clone()).collect();
+    let each = names.into_iter().map(|name| remembered_of(state.clone(), name));
+    stream::iter(each).buffered(READ_AT_ONCE).try_collect().await
+}
+
+async fn remembered_of(
+    state: StateDirectory,
+    name: PolicyName,
+) -> Result<(PolicyName, LastRuns), StateError> {
+    state.allowances(&AllowanceOf::Policy(name.clone())).await?;
+    state.policy_state(&name).await?;
+    let mut runs = state.last_runs(&name).await?;
+    for zone in runs.zones.values_mut() {
+        // Long, and for runs alone, which read them again.
+        (zone.accepted, zone.rested_on) = (None, None);
     }
-    Ok(all)
+    Ok((name, runs))
 }
 
 #[cfg(test)]

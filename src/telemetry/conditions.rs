@@ -50,6 +50,7 @@ pub(super) fn conditions(model: &Model, now: Timestamp) -> Vec<Condition> {
         for (zone, known) in &policy.zones {
             all.extend(of_policy(name, policy, zone, known, now));
         }
+        all.extend(policy.failed_hooks.as_ref().map(|failed| of_hooks(name, policy.last_run_id, failed)));
     }
     for (zone, coverage) in model.coverage().into_iter().filter(|(_, coverage)| coverage.at.is_some()) {
         let names = &coverage.uncovered_instances;
@@ -151,6 +152,21 @@ fn of_policy(
     let problems = lacking.iter().map(problem).collect();
     all.push(Condition { subjects, ..of(Event::Stale, title, problems, coverage()) });
     all
+}
+
+/// The hooks that follow a run. They leave its result as it is, so this is all that tells of them.
+fn of_hooks(name: &PolicyName, last_run_id: Option<Uuid>, failed: &[String]) -> Condition {
+    Condition {
+        event: Event::Failure,
+        of: format!("hooks of policy {name}"),
+        policy: Some(name.clone()),
+        zone: None,
+        run_id: last_run_id,
+        title: format!("{} failed after the last run", counted(failed.len(), "hook")),
+        problems: failed.iter().map(|text| ProblemLine::new(None, text.clone())).collect(),
+        subjects: BTreeSet::new(),
+        next_command: "snapwarden check".to_owned(),
+    }
 }
 
 fn corrupt(archive: &ArchiveName, count: usize) -> Condition {

@@ -20,7 +20,7 @@ use crate::run::coverage::{self, InstanceStates, Judged};
 use crate::run::details::{CopyDetails, ZoneDetails};
 use crate::run::downloads::RunningDownload;
 use crate::run::persist;
-use crate::run::report::{RunReport, Step, ZoneReport};
+use crate::run::report::{Hook, RunReport, Step, ZoneReport};
 use crate::snapshot::ZoneName;
 use crate::state::audit::{Action, StepOutcome};
 use crate::state::history::Change;
@@ -128,6 +128,8 @@ pub(super) struct PolicyModel {
     pub(super) export_resumes: u64,
     pub(super) export_checksum_mismatches: u64,
     pub(super) hook_failures: u64,
+    /// Why hooks at the end of the last run failed; none before a run of this process.
+    pub(super) failed_hooks: Option<Vec<String>>,
     pub(super) zones: BTreeMap<ZoneName, ZoneModel>,
 }
 
@@ -315,6 +317,7 @@ impl PolicyModel {
             export_resumes: 0,
             export_checksum_mismatches: 0,
             hook_failures: 0,
+            failed_hooks: None,
             zones: BTreeMap::new(),
         }
     }
@@ -330,6 +333,9 @@ impl PolicyModel {
         });
         self.last_run_id = Some(report.run_id);
         self.hook_failures += report.hooks.iter().filter(|hook| hook.failure.is_some()).count() as u64;
+        // A run without a successful `before` has failed itself.
+        let ended = report.hooks.iter().filter(|hook| hook.hook != Hook::Before);
+        self.failed_hooks = Some(ended.filter_map(|hook| hook.failure.clone()).collect());
         for zone in &report.zones {
             for step in &zone.steps {
                 self.fold_step(step);

@@ -181,11 +181,14 @@ impl Notifications {
     ) -> Vec<(String, Option<Sent>)> {
         let settings = &worker.notifier.settings;
         let is_healthchecks = worker.notifier.is_healthchecks();
-        // Each run is a ping of its own.
-        let is_pinged = |event| is_healthchecks && matches!(event, Event::Failure | Event::Held);
+        // Each run is a ping of its own, and what it does in a zone is told by that.
+        let is_pinged = |condition: &Condition| {
+            let is_of_a_run = matches!(condition.event, Event::Failure | Event::Held);
+            is_healthchecks && is_of_a_run && condition.zone.is_some()
+        };
         let repeat = SignedDuration::try_from(settings.repeat).unwrap_or(SignedDuration::MAX);
         let mut changes = Vec::new();
-        for condition in conditions.iter().filter(|condition| !is_pinged(condition.event)) {
+        for condition in conditions.iter().filter(|condition| !is_pinged(condition)) {
             let key = condition.key();
             if worker.queue.is_about(&key) {
                 continue;

@@ -14,6 +14,7 @@ use snapwarden::config;
 use snapwarden::disk::{Access, RealDisk, replace_file};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
+use snapwarden::sim::processes::SimProgram;
 use snapwarden::telemetry::notifications::send_sample;
 use snapwarden::telemetry::notifier::Notifier;
 use snapwarden::transport::{Purpose, Request, Response, Transport, TransportError};
@@ -193,6 +194,35 @@ async fn each_run_is_a_start_and_a_success_or_a_failure_for_healthchecks_without
         assert!(!body.contains("web-1") && !body.contains("db-1") && !body.contains("ch-gva-2"), "{body}");
     }
     play.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_fails_after_a_good_run_is_said_by_each_kind_and_recovers() {
+    for (keys, first, over) in [
+        (WEBHOOK, vec!["failure"], vec!["recovered"]),
+        ("type = \"healthchecks\"", vec!["/start", "", "/log"], vec!["/start", ""]),
+    ] {
+        let mut stage = stage_at("2026-11-03T00:10:00Z");
+        let recorder = Recorder::over(&mut stage);
+        stage.processes.install("thaw", SimProgram { status: 1, ..SimProgram::default() });
+        let text = notified(&stage, keys) + "[policies.p.hooks]\nafter = [\"thaw\"]\n";
+        let play = play(&stage, &text).await;
+        let said = |sent: Vec<(String, String)>| -> Vec<String> {
+            let of = |(path, body): &(String, String)| match serde_json::from_str::<Value>(body) {
+                Ok(json) => json["event"].as_str().unwrap().to_owned(),
+                Err(_) => path.strip_prefix("/services/T0PSECRET1").unwrap().to_owned(),
+            };
+            sent.iter().map(of).collect()
+        };
+        until(&stage, "2026-11-03T01:30:00Z").await;
+        let sent = recorder.taken();
+        assert_eq!(said(sent.clone()), first, "{sent:?}");
+        assert!(keys != WEBHOOK || sent[0].1.contains("hook `after` (thaw): it ended with exit status: 1"));
+        stage.processes.install("thaw", SimProgram::default());
+        until(&stage, "2026-11-03T02:30:00Z").await;
+        assert_eq!(said(recorder.taken()), over);
+        play.stop().await;
+    }
 }
 
 fn ops(stage: &Stage, secret: &str, keys: &str) -> Notifier {
