@@ -47,13 +47,18 @@ pub struct Catalogue {
 pub struct StoredCopy {
     /// The record of the copy.
     pub manifest: Arc<Manifest>,
-    /// The path of its image, which is there unless it was pruned.
-    pub image: PathBuf,
+    /// The folder of its files; all copies of an instance share it.
+    pub folder: Arc<Path>,
     /// Whether a file has that path. Where the copy is marked as pruned, a crash has left it.
     pub has_image: bool,
 }
 
 impl StoredCopy {
+    /// The path of its image, which is there unless it was pruned.
+    pub fn image(&self) -> PathBuf {
+        self.folder.join(CopyPaths::new(Path::new(""), &self.manifest.id()).image_name())
+    }
+
     /// The path of its files, relative to the archive and without an ending.
     pub(crate) fn stem(&self) -> String {
         stem_of(&CopyPaths::new(Path::new(""), &self.manifest.id()).image())
@@ -211,15 +216,13 @@ impl Catalogue {
     /// Copies that were found corrupt, where the archive could not be written to say so, do not count; `corrupt_since`
     /// knows of them.
     pub(crate) fn exclude_corrupt(&mut self, corrupt_since: impl Fn(&StoredCopy) -> Option<Timestamp>) {
-        for copy in std::mem::take(&mut self.copies) {
-            match corrupt_since(&copy).filter(|_| copy.manifest.pruned_at.is_none()) {
-                Some(since) => {
-                    self.add_problem(copy.image.clone(), ProblemKind::Corrupt(since));
-                    self.unmarked.push((copy, since));
-                }
-                None => self.copies.push(copy),
-            }
+        let since = |copy: &StoredCopy| corrupt_since(copy).filter(|_| copy.manifest.pruned_at.is_none());
+        let unmarked = self.copies.extract_if(.., |copy| since(copy).is_some());
+        let unmarked: Vec<_> = unmarked.filter_map(|copy| since(&copy).map(|since| (copy, since))).collect();
+        for (copy, since) in &unmarked {
+            self.add_problem(copy.image(), ProblemKind::Corrupt(*since));
         }
+        self.unmarked.extend(unmarked);
         self.problems.sort_by(|a, b| a.path.cmp(&b.path));
         self.index();
     }
@@ -250,7 +253,8 @@ impl Catalogue {
     /// The same archive without the image of one copy, as if that were pruned.
     pub(crate) fn without(&self, copy: &StoredCopy) -> Self {
         let mut without = self.clone();
-        let is_it = |other: &&mut StoredCopy| other.image == copy.image && other.manifest.pruned_at.is_none();
+        let is_it =
+            |other: &&mut StoredCopy| other.image() == copy.image() && other.manifest.pruned_at.is_none();
         for other in without.copies.iter_mut().filter(is_it) {
             let pruned_at = Some(other.manifest.snapshot.created_at);
             other.manifest = Arc::new(Manifest { pruned_at, ..(*other.manifest).clone() });
@@ -386,9 +390,7 @@ fn read_copy(disk: &dyn Disk, cache: &ManifestCache, path: &Path, [here, image]:
     let manifest = if let Some(known) = cache.get(&key, &tag) {
         known
     } else {
-        let manifest = Arc::new(read_at(disk, path, here)?.0);
-        cache.put(&key, &tag, &manifest);
-        manifest
+        cache.put(&key, &tag, read_at(disk, path, here)?.0)
     };
     let counts = check_image(&manifest, || image_bytes(disk, image));
     Ok((manifest, counts))
@@ -530,6 +532,7 @@ impl Catalogue {
     fn read_instance(&mut self, folder: &Path, entries: &[Entry], read: impl Fn([&Path; 2]) -> ReadCopy) {
         let names: HashSet<&OsStr> = entries.iter().map(|entry| &*entry.name).collect();
         let has = |stem: &str, end: &str| names.contains(OsStr::new(&format!("{stem}{end}")));
+        let shared: Arc<Path> = folder.into();
         for entry in entries {
             let Some((stem, role)) = layout::read_name(&entry.name) else { continue };
             let here = folder.join(&entry.name);
@@ -553,7 +556,7 @@ impl Catalogue {
                     match read([&here, &image]) {
                         Ok((manifest, counts)) => {
                             let has_image = has(stem, ".qcow2");
-                            let copy = StoredCopy { manifest, image, has_image };
+                            let copy = StoredCopy { manifest, folder: Arc::clone(&shared), has_image };
                             match counts {
                                 Ok(()) => self.copies.push(copy),
                                 Err(kind) => {

@@ -158,7 +158,7 @@ impl LocalArchive {
 
     /// The bytes of a copy, for reading it again.
     pub(crate) fn image(&self, copy: &StoredCopy) -> LocalImage {
-        let (disk, path) = (Arc::clone(&self.disk), copy.image.clone());
+        let (disk, path) = (Arc::clone(&self.disk), copy.image());
         LocalImage { disk, path, md5: copy.manifest.image.md5 }
     }
 
@@ -203,7 +203,7 @@ impl LocalArchive {
 
     /// What the disk says of an image; none if there is none.
     pub(super) async fn head(&self, copy: &StoredCopy) -> io::Result<Option<ImageHead>> {
-        let (disk, image) = (Arc::clone(&self.disk), copy.image.clone());
+        let (disk, image) = (Arc::clone(&self.disk), copy.image());
         blocking(move || match disk.metadata(&image) {
             Ok(found) => Ok(Some(ImageHead { bytes: found.len, etag: None, md5: None })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

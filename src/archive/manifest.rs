@@ -53,8 +53,8 @@ pub struct Manifest {
     pub zone: ZoneName,
     /// The snapshot that it is a copy of.
     pub snapshot: SnapshotRecord,
-    /// The instance that it was taken of.
-    pub instance: InstanceRecord,
+    /// The instance that it was taken of; copies that are read together share it.
+    pub instance: Arc<InstanceRecord>,
     /// The image of the snapshot.
     pub image: ImageRecord,
     /// When the export began.

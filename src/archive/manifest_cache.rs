@@ -5,13 +5,15 @@
 //! when it was modified. New lines are appended, and a later one replaces an earlier one. What can't be read or written is read
 //! from the archive instead: nothing of this is ever an error.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::archive::manifest::{InstanceRecord, MANIFEST_BYTES_MAX, Manifest};
 use crate::disk::{Access, Disk, Open};
+use crate::snapshot::InstanceId;
 
 /// The version of a line that this program writes; others are skipped.
 const VERSION: u64 = 1;
@@ -42,7 +44,9 @@ struct CacheFile {
 struct Content {
     is_loaded: bool,
     /// By their paths in the archive.
-    manifests: HashMap<Box<str>, Cached>,
+    manifests: BTreeMap<Box<str>, Cached>,
+    /// What manifests say of each instance, as it was last read: it is mostly the same in all of them.
+    instances: HashMap<InstanceId, Arc<InstanceRecord>>,
     /// The paths of those that the file lacks.
     new: Vec<Box<str>>,
     /// How many lines the file has.
@@ -91,12 +95,14 @@ impl ManifestCache {
     }
 
     /// Keeps a manifest that is valid at this path.
-    pub(super) fn put(&self, path: &str, tag: &str, manifest: &Arc<Manifest>) {
+    pub(super) fn put(&self, path: &str, tag: &str, manifest: Manifest) -> Arc<Manifest> {
         let mut content = self.content();
+        let manifest = content.shared(manifest);
         if !tag.is_empty() {
-            content.insert(path.into(), tag.into(), Arc::clone(manifest));
+            content.insert(path.into(), tag.into(), Arc::clone(&manifest));
             content.new.push(path.into());
         }
+        manifest
     }
 
     /// Ends a catalogue: drops what several did not ask for, and writes what is new to the file.
@@ -104,6 +110,7 @@ impl ManifestCache {
         let mut content = self.content();
         let now = content.catalogues;
         content.manifests.retain(|_, cached| cached.asked + KEPT_FOR >= now);
+        content.instances.retain(|_, record| Arc::strong_count(record) > 1);
         content.catalogues += 1;
         let new = std::mem::take(&mut content.new);
         let Some(file) = self.file.as_ref().filter(|file| file.is_written) else { return };
@@ -123,6 +130,19 @@ impl ManifestCache {
 }
 
 impl Content {
+    /// The manifest with what it says of its instance shared with others that say the same.
+    fn shared(&mut self, mut manifest: Manifest) -> Arc<Manifest> {
+        match self.instances.entry(manifest.instance.id) {
+            Entry::Occupied(known) if *known.get() == manifest.instance => {
+                manifest.instance = Arc::clone(known.get());
+            }
+            known => {
+                known.insert_entry(Arc::clone(&manifest.instance));
+            }
+        }
+        Arc::new(manifest)
+    }
+
     fn insert(&mut self, path: Box<str>, tag: Box<str>, manifest: Arc<Manifest>) {
         let asked = self.catalogues;
         self.manifests.insert(path, Cached { tag, manifest, asked });
@@ -143,7 +163,10 @@ impl Content {
             for line in rest[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 self.lines += 1;
                 match serde_json::from_slice::<(u64, Box<str>, Box<str>, Manifest)>(line) {
-                    Ok((VERSION, path, tag, manifest)) => self.insert(path, tag, Arc::new(manifest)),
+                    Ok((VERSION, path, tag, manifest)) => {
+                        let manifest = self.shared(manifest);
+                        self.insert(path, tag, manifest);
+                    }
                     _ => self.is_damaged = true,
                 }
             }

@@ -308,11 +308,11 @@ fn manifest(
             size_gib: snapshot.size_gib,
             application_consistent: snapshot.application_consistent,
         },
-        instance: InstanceRecord {
+        instance: Arc::new(InstanceRecord {
             id: id.instance_id,
             name: image.instance.as_ref().map(|instance| cut(&instance.name)),
             labels,
-        },
+        }),
         image: ImageRecord {
             file: CopyPaths::new(Path::new(""), id).image_name(),
             bytes: fetched.bytes,

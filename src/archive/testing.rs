@@ -65,11 +65,11 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
             size_gib: Some(10),
             application_consistent: None,
         },
-        instance: InstanceRecord {
+        instance: Arc::new(InstanceRecord {
             id: "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec".parse().unwrap(),
             name: None,
             labels: BTreeMap::new(),
-        },
+        }),
         image: ImageRecord {
             file: String::new(),
             bytes: bytes.len() as u64,

@@ -208,7 +208,7 @@ fn compare(fetched: &Fetched, manifest: &Manifest) -> Result<(), String> {
 
 /// One line about a copy, for people.
 pub fn describe(archive: &ArchiveName, copy: &StoredCopy, outcome: &Outcome) -> Option<String> {
-    let image = shown(&copy.image);
+    let image = shown(&copy.image());
     match outcome {
         Outcome::Good => None,
         Outcome::Repaired(since) => Some(format!(

@@ -811,7 +811,7 @@ fn image(copy: &StoredCopy) -> Value {
         "verified_at": manifest.verified_at,
         "size_bytes": manifest.image.bytes,
         "md5": manifest.image.md5,
-        "file": copy.image.display().to_string(),
+        "file": copy.image().display().to_string(),
     });
     if let Some(at) = manifest.pruned_at {
         image["pruned_at"] = json!(at);
@@ -849,7 +849,7 @@ fn render(name: &ArchiveName, catalogue: Option<&Catalogue>, now: Timestamp, out
             plain(size(manifest.image.bytes)),
             plain(manifest.verified_at.strftime("%Y-%m-%d").to_string()),
             plain(manifest.image.md5.to_string()),
-            plain(copy.image.display().to_string()),
+            plain(copy.image().display().to_string()),
         ]
     };
     if !images.is_empty() {

@@ -313,7 +313,7 @@ async fn remove(
     found: &Found,
     is_hold_lost: bool,
 ) -> Result<Done, StepError> {
-    let unmarked = found.catalogue.unmarked().iter().find(|(other, _)| other.image == copy.image);
+    let unmarked = found.catalogue.unmarked().iter().find(|(other, _)| other.image() == copy.image());
     let is_corrupt = copy.manifest.corrupt_since.is_some() || unmarked.is_some();
     let removed = async {
         if is_hold_lost {
@@ -340,7 +340,7 @@ async fn remove(
         // It is not there any more, and nothing in the archive says why.
         let stem = copy.stem();
         let forget = move |memory: &mut ArchiveMemory| {
-            memory.copies.remove(&stem);
+            Arc::make_mut(&mut memory.copies).remove(&stem);
             memory.corrupt.remove(&stem);
         };
         let forgotten = state.change_archive(&*seams.clock, archive.name(), forget).await;

@@ -221,7 +221,7 @@ impl Explained<'_> {
                 "policy": manifest.policy,
                 "size_bytes": manifest.image.bytes,
                 "md5": manifest.image.md5,
-                "file": copy.image.display().to_string(),
+                "file": copy.image().display().to_string(),
                 "pruned_at": manifest.pruned_at,
             })
         });

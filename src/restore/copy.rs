@@ -163,10 +163,12 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let copy_in = |name: &str, bytes: &[u8], manifest: Manifest| {
             let path = folder.path().join(name);
-            replace_file(&RealDisk, &path, bytes, Access::Owner).unwrap();
             let clock = Arc::new(TestClock::at("2026-11-01T12:00:00Z"));
             let archive = LocalArchive::new(name.parse().unwrap(), path.clone(), disk.clone(), clock);
-            let copy = StoredCopy { manifest: manifest.into(), image: path, has_image: true };
+            let copy =
+                StoredCopy { manifest: manifest.into(), folder: path.as_path().into(), has_image: true };
+            disk.create_dir_all(&path, Access::Owner).unwrap();
+            replace_file(&RealDisk, &copy.image(), bytes, Access::Owner).unwrap();
             ArchivedCopy { archive: Arc::new(Archive::Local(archive)), copy }
         };
         let mut too_large = manifest_of(&bytes);

@@ -242,6 +242,8 @@ fn word(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use uuid::Uuid;
 
     use super::*;
@@ -254,8 +256,9 @@ mod tests {
 
     fn of(name: &str, labels: &[(&str, &str)], machine: Option<Machine>, zone: &str) -> Rebuilding {
         let mut manifest = manifest_of(&image(300_000, 1));
-        manifest.instance.name = Some(name.to_owned());
-        manifest.instance.labels =
+        let instance = Arc::make_mut(&mut manifest.instance);
+        instance.name = Some(name.to_owned());
+        instance.labels =
             labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let facts = BuildFacts { machine, ..BuildFacts::default() };
         rebuilding(&manifest, &facts, &zone.parse().unwrap(), None)

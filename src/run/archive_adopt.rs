@@ -1,5 +1,7 @@
 //! Takes an archive over: one that another state directory used, one from which copies vanished, or a new empty one.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use crate::archive::backend::Archive;
@@ -43,7 +45,7 @@ pub async fn adopt(
         Err(MarkerProblem::Damaged(_)) => None,
     };
     let memory = state.archives().await.map_err(|error| chain(&error))?.of_marked(&name, found);
-    let copies = catalogue.stems();
+    let copies = Arc::new(catalogue.stems());
     // A new disk is another archive: the old one may come back, beside it or in its place.
     let is_same = memory.copies.is_empty() || memory.copies.iter().any(|copy| copies.contains(copy));
     let known = memory.id.filter(|_| is_same);

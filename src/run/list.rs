@@ -440,15 +440,15 @@ fn damaged(name: &ArchiveName, catalogue: &Catalogue) -> Option<String> {
 }
 
 fn copies_in(catalogue: &Catalogue, zone: &ZoneName) -> Vec<ArchivedCopy> {
-    catalogue
-        .counting()
-        .map(|copy| &copy.manifest)
-        .filter(|manifest| manifest.zone == *zone)
-        .map(|manifest| ArchivedCopy {
-            snapshot_id: manifest.snapshot.id,
-            instance_id: manifest.instance.id,
-            created_at: manifest.snapshot.created_at,
-            exported_at: manifest.exported_at,
-        })
-        .collect()
+    let manifests =
+        || catalogue.counting().map(|copy| &copy.manifest).filter(|manifest| manifest.zone == *zone);
+    // There may be hundreds of thousands: no more room than they need.
+    let mut copies = Vec::with_capacity(manifests().count());
+    copies.extend(manifests().map(|manifest| ArchivedCopy {
+        snapshot_id: manifest.snapshot.id,
+        instance_id: manifest.instance.id,
+        created_at: manifest.snapshot.created_at,
+        exported_at: manifest.exported_at,
+    }));
+    copies
 }

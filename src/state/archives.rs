@@ -4,6 +4,7 @@
 //! file is replaced in one step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -51,9 +52,10 @@ pub struct ArchiveMemory {
     /// This state remembered no run when it first looked for the archive.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub was_new: bool,
-    /// The verified copies whose images were there when that was last accepted: their paths, without an ending.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub copies: BTreeSet<String>,
+    /// The verified copies whose images were there when that was last accepted: their paths, without an ending. There may
+    /// be hundreds of thousands.
+    #[serde(skip_serializing_if = "has_none")]
+    pub copies: Arc<BTreeSet<String>>,
     /// The copies that were found corrupt where the archive could not be written to say so.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub corrupt: BTreeMap<String, CorruptCopy>,
@@ -114,6 +116,10 @@ struct DoubtsAlone {
     archives: BTreeMap<ArchiveName, Doubts>,
 }
 
+fn has_none(copies: &BTreeSet<String>) -> bool {
+    copies.is_empty()
+}
+
 impl Archives {
     /// What is remembered of an archive; the default if it is not known.
     pub fn of(&self, name: &ArchiveName) -> ArchiveMemory {
@@ -144,7 +150,7 @@ impl Archives {
             stem.split('/').find_map(|part| part.parse().ok()).is_none_or(|id: InstanceId| shard.has(id))
         };
         for memory in self.archives.values_mut() {
-            memory.copies.retain(|stem| is_of_shard(stem));
+            Arc::make_mut(&mut memory.copies).retain(|stem| is_of_shard(stem));
             memory.corrupt.retain(|stem, _| is_of_shard(stem));
             memory.locked.retain(|stem, _| is_of_shard(stem));
         }

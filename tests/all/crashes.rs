@@ -398,16 +398,16 @@ impl Play {
         let mut copies = BTreeSet::new();
         for copy in catalogue.copies() {
             let manifest = &copy.manifest;
-            let bytes = read_file(&self.disk, &copy.image, 1 << 30)
-                .unwrap_or_else(|error| panic!("{context}\n{}: {error}", copy.image.display()));
+            let bytes = read_file(&self.disk, &copy.image(), 1 << 30)
+                .unwrap_or_else(|error| panic!("{context}\n{}: {error}", copy.image().display()));
             let truth: Md5Sum = self.taken[&manifest.snapshot.id].0.md5().parse().unwrap();
-            assert_eq!(md5_of(&bytes), truth, "{context}\nwrong bytes: {}", copy.image.display());
-            assert_eq!(manifest.image.md5, truth, "{context}\n{}", copy.image.display());
-            let sums = read_file(&self.disk, &beside(&copy.image, ".md5"), 4096).unwrap_or_default();
+            assert_eq!(md5_of(&bytes), truth, "{context}\nwrong bytes: {}", copy.image().display());
+            assert_eq!(manifest.image.md5, truth, "{context}\n{}", copy.image().display());
+            let sums = read_file(&self.disk, &beside(&copy.image(), ".md5"), 4096).unwrap_or_default();
             assert!(
                 sums.starts_with(truth.to_string().as_bytes()),
                 "{context}\nno .md5: {}",
-                copy.image.display()
+                copy.image().display()
             );
             copies.insert((manifest.instance.id, (manifest.snapshot.created_at, manifest.snapshot.id)));
         }

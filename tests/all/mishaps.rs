@@ -319,13 +319,13 @@ impl Occasion {
                 for copy in copies.iter().filter(|copy| copy.manifest.pruned_at.is_none()) {
                     self.concerned.lock().unwrap().push(copy.manifest.snapshot.id);
                     if self.event == Event::CopiesRot {
-                        damage(&self.disk, &copy.image);
+                        damage(&self.disk, &copy.image());
                     } else {
-                        let md5 = copy.image.with_extension("qcow2.md5");
-                        for file in [&copy.image, &md5, &copy.image.with_extension("json")] {
+                        let md5 = copy.image().with_extension("qcow2.md5");
+                        for file in [&copy.image(), &md5, &copy.image().with_extension("json")] {
                             self.disk.remove_file(file).unwrap();
                         }
-                        self.disk.sync_dir(copy.image.parent().unwrap()).unwrap();
+                        self.disk.sync_dir(copy.image().parent().unwrap()).unwrap();
                     }
                 }
                 if self.event == Event::CopiesRot {

@@ -141,7 +141,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
             size_gib: Some(10),
             application_consistent: None,
         },
-        instance: InstanceRecord { id: of.instance_id, name: None, labels: BTreeMap::new() },
+        instance: Arc::new(InstanceRecord { id: of.instance_id, name: None, labels: BTreeMap::new() }),
         image: ImageRecord {
             file: String::new(),
             bytes,

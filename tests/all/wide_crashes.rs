@@ -576,7 +576,7 @@ impl Play {
             if !self.rotten.insert(copy.manifest.snapshot.id) {
                 continue;
             }
-            damage(&self.disk, &copy.image);
+            damage(&self.disk, &copy.image());
         }
         let is_read_only = dice.one_in(2);
         let read_only = is_read_only.then_some(ErrorKind::ReadOnlyFilesystem);
@@ -778,8 +778,8 @@ impl Play {
         let mut found: BTreeMap<InstanceId, BTreeSet<CopyKey>> = BTreeMap::new();
         // One that the retention of copies deleted keeps its manifest.
         for copy in catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_none()) {
-            let (snapshot, image) = (&copy.manifest.snapshot, copy.image.display());
-            let bytes = read_file(&self.disk, &copy.image, 1 << 30);
+            let (snapshot, image) = (&copy.manifest.snapshot, copy.image().display().to_string());
+            let bytes = read_file(&self.disk, &copy.image(), 1 << 30);
             let bytes = bytes.unwrap_or_else(|error| panic!("{context}\n{image}: {error}"));
             let truth: Md5Sum = self.known[&snapshot.id].1.md5().parse().unwrap();
             if self.rotten.contains(&snapshot.id) && md5_of(&bytes) != truth {

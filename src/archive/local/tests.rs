@@ -1047,7 +1047,7 @@ async fn one_download_feeds_all_archives_also_where_it_is_resumed() {
     assert_eq!(source.offsets(), [0, 500_000].map(|at| if at == 0 { 1_500_000 } else { 2_000_000 }));
     for archive in &archives {
         let catalogue = archive.catalogue().await.unwrap();
-        let found = read_file(&RealDisk, &catalogue.copies()[0].image, 1 << 30).unwrap();
+        let found = read_file(&RealDisk, &catalogue.copies()[0].image(), 1 << 30).unwrap();
         assert!(found == bytes);
     }
 }

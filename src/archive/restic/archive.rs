@@ -150,11 +150,8 @@ impl ResticArchive {
             }
             Err(error) => return Err(error),
         };
-        let read = catalogue::read_manifest(&bytes, Path::new(""), Path::new(&object.key)).map(Arc::new);
-        if let Ok(manifest) = &read {
-            self.manifests.put(&object.key, &object.id, manifest);
-        }
-        Ok(read)
+        let read = catalogue::read_manifest(&bytes, Path::new(""), Path::new(&object.key));
+        Ok(read.map(|manifest| self.manifests.put(&object.key, &object.id, manifest)))
     }
 
     async fn bytes(&self, object: &Object, max: u64) -> Result<Vec<u8>, ResticError> {

@@ -214,12 +214,8 @@ impl S3Archive {
         let here = Path::new(&object.key);
         let read =
             bytes.and_then(|bytes| catalogue::read_manifest(&bytes, Path::new(self.bucket.prefix()), here));
-        let read = read.map(Arc::new);
-        if let Ok(manifest) = &read {
-            // With the `ETag` as listings write it, since the next listing is compared with it.
-            self.manifests.put(path, &object.etag, manifest);
-        }
-        Ok(Some(read))
+        // With the `ETag` as listings write it, since the next listing is compared with it.
+        Ok(Some(read.map(|manifest| self.manifests.put(path, &object.etag, manifest))))
     }
 
     /// Begins to store an image, or finds that a verified copy of it is, or was, there already.

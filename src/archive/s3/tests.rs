@@ -943,7 +943,7 @@ async fn a_catalogue_counts_verified_copies_and_no_false_manifests() {
         manifest.to_bytes()
     };
     store.put(&at(2, ".json"), lie(2, &|m| m.zone = "de-fra-1".parse().unwrap()));
-    store.put(&at(3, ".json"), lie(3, &|m| m.instance.id = SNAPSHOT.parse().unwrap()));
+    store.put(&at(3, ".json"), lie(3, &|m| Arc::make_mut(&mut m.instance).id = SNAPSHOT.parse().unwrap()));
     store.put(&at(4, ".json"), lie(5, &|_| {}));
     store.put(&at(5, ".json"), lie(5, &|m| m.image.bytes = 6));
     store.put(&at(5, ".qcow2"), image.clone());
@@ -965,7 +965,7 @@ async fn a_catalogue_counts_verified_copies_and_no_false_manifests() {
         store.state().page = page;
         let catalogue = archive.catalogue().await.unwrap();
         let copies: Vec<_> =
-            catalogue.copies().iter().map(|copy| copy.image.to_string_lossy().into_owned()).collect();
+            catalogue.copies().iter().map(|copy| copy.image().to_string_lossy().into_owned()).collect();
         assert_eq!(copies, [at(9, ".qcow2"), key(".qcow2")].map(|key| format!("s3://bucket/{key}")));
         let problems: Vec<_> = catalogue.problems().iter().map(|problem| problem.kind.to_string()).collect();
         let beginnings = [
@@ -1395,7 +1395,8 @@ async fn versioning_and_locks_of_a_bucket_are_read() {
 #[tokio::test(start_paused = true)]
 async fn a_presigned_address_is_a_secret_that_ends() {
     let Scene { archive, .. } = scene();
-    let copy = StoredCopy { manifest: manifest_of(&bytes(5)).into(), image: PathBuf::new(), has_image: true };
+    let copy =
+        StoredCopy { manifest: manifest_of(&bytes(5)).into(), folder: Path::new("").into(), has_image: true };
     let address = archive.presign_get(&copy, Duration::from_hours(1_000_000)).await.unwrap();
     assert!(!format!("{address:?}").contains("exo.io"));
     let url = Url::parse(address.expose_secret()).unwrap();
