@@ -278,7 +278,7 @@ pub fn read_file(disk: &dyn Disk, path: &Path, max: u64) -> io::Result<Vec<u8>> 
             format!("it has {len} bytes, more than {max}"),
         ));
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = file.read_at(&mut buffer, bytes.len() as u64)?;

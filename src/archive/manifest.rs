@@ -68,7 +68,7 @@ pub struct Manifest {
     /// The version of this program that wrote it.
     pub program_version: Option<String>,
     /// The instance's template, where it was known: the model for a restored one.
-    pub template: Option<TemplateRecord>,
+    pub template: Option<Box<TemplateRecord>>,
     /// How to build the instance again, where that was known. It is written, and never read with the rest.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Box<Machine>>,

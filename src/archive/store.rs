@@ -327,7 +327,7 @@ fn manifest(
         policy: image.policy.as_ref().map(ToString::to_string),
         run_id: Some(image.run_id),
         program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        template: image.template.clone(),
+        template: image.template.clone().map(Box::new),
         machine: image.machine.clone().map(Box::new),
         warnings,
         pruned_at: None,

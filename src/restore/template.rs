@@ -163,7 +163,7 @@ pub(super) fn virtual_bytes(manifest: &Manifest) -> Option<u64> {
 /// The instance's template as the export recorded it. Archives may hold copies of several exports: one that knows the
 /// boot mode is preferred.
 fn template_record(copies: &[ArchivedCopy]) -> Option<&TemplateRecord> {
-    let records = || copies.iter().filter_map(|found| found.copy.manifest.template.as_ref());
+    let records = || copies.iter().filter_map(|found| found.copy.manifest.template.as_deref());
     records().find(|record| recorded_boot_mode(record).is_some()).or_else(|| records().next())
 }
 
