@@ -153,7 +153,8 @@ pub struct Daemon {
     looking: Option<JoinHandle<()>>,
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
-    running: HashMap<Id, (PolicyName, ConfigurationChanged)>,
+    /// By the order in which they began.
+    running: BTreeMap<Id, (PolicyName, ConfigurationChanged)>,
     /// Up to when the `verify` schedule of each archive was served: from when a daemon first had it, so that one that was
     /// due while no daemon ran is made up for.
     verified_until: BTreeMap<ArchiveName, Timestamp>,
@@ -209,7 +210,7 @@ impl Daemon {
             looking: None,
             timetable,
             runs: JoinSet::new(),
-            running: HashMap::new(),
+            running: BTreeMap::new(),
             verified_until: before.archives,
             verifying: BTreeMap::new(),
             stop: CancellationToken::new(),
@@ -291,13 +292,16 @@ impl Daemon {
         let started_at = clock.now();
         let mut seen = [(clock.now(), clock.elapsed()); 2];
         loop {
+            // In this order, so that a simulation repeats: none of them has others wait, since every turn does all that
+            // follows.
             tokio::select! {
-                _ = timeout(&*clock, TURN, tick.notified()) => {}
-                Some(ended) = self.runs.join_next_with_id() => self.ended(ended).await,
+                biased;
                 order = orders.recv() => match order {
                     Some(Order::Reload) => self.reload().await,
                     Some(Order::Stop) | None => break,
                 },
+                Some(ended) = self.runs.join_next_with_id() => self.ended(ended).await,
+                _ = timeout(&*clock, TURN, tick.notified()) => {}
             }
             let triggered = self.heed_pauses().await;
             let due = self.timetable.look(clock.now());
@@ -646,6 +650,7 @@ impl Daemon {
                 break;
             }
             tokio::select! {
+                biased;
                 Some(ended) = self.runs.join_next_with_id() => self.ended(ended).await,
                 Some(Order::Stop) = orders.recv() => ending = Ending::AtOnce,
                 () = clock.sleep(left.min(TURN)) => {}
@@ -755,6 +760,7 @@ impl Daemon {
             let (stop, of_archive) = (self.stop.clone(), name.clone());
             let running = tokio::spawn(async move {
                 tokio::select! {
+                    biased;
                     // Every copy is noted by itself, so nothing is lost.
                     () = stop.cancelled() => {}
                     () = verify_one(&runner, &archive, &plan) => {}

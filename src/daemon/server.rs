@@ -187,8 +187,9 @@ async fn serve_all(door: Door, routes: Router, clock: Arc<dyn Clock>, stop: Canc
         }
     };
     tokio::select! {
-        () = accept => {}
+        biased;
         () = stop.cancelled() => {}
+        () = accept => {}
     }
     drop(door);
     // The end of the process cuts off slower ones.

@@ -427,8 +427,9 @@ impl Work<'_> {
                 )));
             }
             tokio::select! {
-                () = clock.sleep(WATCH_POLL) => {}
+                biased;
                 () = self.stop.cancelled() => return Err(StepError::skipped(STOPPED)),
+                () = clock.sleep(WATCH_POLL) => {}
             }
         }
     }

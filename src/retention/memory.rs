@@ -486,7 +486,7 @@ fn former(changes: &[Seen]) -> usize {
 }
 
 /// The last change of each thing.
-fn latest(changes: &[Seen]) -> HashMap<Subject<'_>, &Seen> {
+fn latest(changes: &[Seen]) -> BTreeMap<Subject<'_>, &Seen> {
     changes.iter().map(|seen| (seen.change.subject(), seen)).collect()
 }
 

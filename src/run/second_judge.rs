@@ -3,7 +3,7 @@
 //! Where it disagrees about any of them, nothing of the zone is deleted, and the case is written to the state directory:
 //! one of the two has a fault, and it is not known yet which.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,7 @@ impl Runner {
     /// Why nothing of the zone may be deleted, if the second judge objects to deleting anything that the plan does.
     pub(crate) async fn judge_again(&self, policy: &Policy, guarded: &GuardedPlan) -> Option<String> {
         let plan = &guarded.plan;
-        let victims: HashMap<SnapshotId, Victim> = victims(plan);
+        let victims = victims(plan);
         if victims.is_empty() {
             return None;
         }
@@ -141,7 +141,7 @@ impl Runner {
 }
 
 /// What the plan deletes.
-fn victims(plan: &ZonePlan) -> HashMap<SnapshotId, Victim> {
+fn victims(plan: &ZonePlan) -> BTreeMap<SnapshotId, Victim> {
     let deleted = plan.decided().filter(|(decision, _)| decision.verdict == Verdict::Delete);
     let victims = deleted.map(|(decision, snapshot)| {
         let victim = Victim {

@@ -48,6 +48,7 @@ impl SingleExport<'_> {
     /// Exports, downloads and verifies it.
     pub(crate) async fn run(self) -> Result<Done, StepError> {
         tokio::select! {
+            biased;
             done = self.store() => done,
             () = self.stop.cancelled() => Err(StepError::skipped(STOPPED)),
         }

@@ -82,6 +82,8 @@ struct Shared {
     unwritable: BTreeMap<PathBuf, io::ErrorKind>,
     /// How many more changing calls succeed.
     changes_left: Option<u64>,
+    /// How often the bytes of any file have become others.
+    versions: u64,
 }
 
 #[derive(Default)]
@@ -103,6 +105,8 @@ struct Inode {
     safe: Arc<Vec<u8>>,
     /// A sync failed: later ones succeed, and save nothing.
     lossy: bool,
+    /// The number of the last change of `bytes`.
+    version: u64,
 }
 
 impl fmt::Debug for Inode {
@@ -164,6 +168,7 @@ impl MemoryDisk {
             failures: Vec::new(),
             unwritable: BTreeMap::new(),
             changes_left: None,
+            versions: 0,
         };
         Self { shared: Arc::new(Mutex::new(shared)), life: 0 }
     }
@@ -234,6 +239,7 @@ impl MemoryDisk {
             }
         }
         let mut seen: Vec<Arc<Mutex<Inode>>> = Vec::new();
+        let mut versions = shared.versions;
         for node in shared.folders.values().flat_map(|folder| folder.names.values()) {
             let Node::File(inode) = node else { continue };
             // One file may have two names after a rename of which only half was safe.
@@ -244,11 +250,14 @@ impl MemoryDisk {
             let mut contents = lock(inode);
             if survives() {
                 contents.safe = contents.bytes.clone();
-            } else {
+            } else if !Arc::ptr_eq(&contents.bytes, &contents.safe) {
                 contents.bytes = contents.safe.clone();
+                versions += 1;
+                contents.version = versions;
             }
             contents.lossy = false;
         }
+        shared.versions = versions;
         // Parents come before their children.
         let mut kept: BTreeMap<PathBuf, Folder> = BTreeMap::new();
         for (path, folder) in std::mem::take(&mut shared.folders) {
@@ -385,6 +394,8 @@ impl Shared {
 
     fn open(&mut self, path: &Path, how: Open) -> io::Result<Arc<Mutex<Inode>>> {
         let (folder, name) = split(path).ok_or(io::ErrorKind::IsADirectory)?;
+        self.versions += 1;
+        let version = self.versions;
         let folder = self.folder(folder)?;
         match (folder.names.get(name), how) {
             (Some(_), Open::CreateNew) => Err(io::ErrorKind::AlreadyExists.into()),
@@ -392,7 +403,7 @@ impl Shared {
             (Some(Node::File(inode)), _) => Ok(inode.clone()),
             (None, Open::Read | Open::Update) => Err(io::ErrorKind::NotFound.into()),
             (None, Open::CreateNew | Open::UpdateOrCreate) => {
-                let inode = Arc::<Mutex<Inode>>::default();
+                let inode = Arc::new(Mutex::new(Inode { version, ..Inode::default() }));
                 folder.names.insert(name.to_owned(), Node::File(inode.clone()));
                 Ok(inode)
             }
@@ -511,8 +522,8 @@ impl Disk for MemoryDisk {
         let node = self.begin(DiskCall::Metadata)?.node(&absolute(path)?)?;
         let (len, stamp) = match &node {
             Node::File(inode) => {
-                let bytes = &lock(inode).bytes;
-                (bytes.len() as u64, Arc::as_ptr(bytes).addr() as u64)
+                let contents = lock(inode);
+                (contents.bytes.len() as u64, contents.version)
             }
             Node::Folder => (0, 0),
         };
@@ -580,7 +591,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let shared = self.begin_change(DiskCall::Write)?;
+        let mut shared = self.begin_change(DiskCall::Write)?;
         let end = offset + bytes.len() as u64;
         let more = end.saturating_sub(lock(&self.inode).bytes.len() as u64);
         let missing = more - shared.free(more);
@@ -588,6 +599,8 @@ impl DiskFile for MemoryFile {
         let fits = &bytes[..bytes.len().saturating_sub(index(missing)?)];
         if !fits.is_empty() {
             let mut contents = lock(&self.inode);
+            shared.versions += 1;
+            contents.version = shared.versions;
             let whole = Arc::make_mut(&mut contents.bytes);
             let from = index(offset)?;
             if whole.len() < from + fits.len() {
@@ -599,8 +612,11 @@ impl DiskFile for MemoryFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let _alive = self.begin_change(DiskCall::SetLen)?;
-        Arc::make_mut(&mut lock(&self.inode).bytes).resize(index(len)?, 0);
+        let mut shared = self.begin_change(DiskCall::SetLen)?;
+        let mut contents = lock(&self.inode);
+        shared.versions += 1;
+        contents.version = shared.versions;
+        Arc::make_mut(&mut contents.bytes).resize(index(len)?, 0);
         Ok(())
     }
 

@@ -120,8 +120,9 @@ impl Image {
     /// The bytes of `range`, which must lie within the file, in chunks of at most a cluster.
     pub fn chunks(&self, range: Range<u64>) -> impl Iterator<Item = Bytes> + Send + 'static {
         let (shape, parts, bits) = (self.shape, self.parts, self.shape.cluster_bits);
-        let pattern: Vec<u8> =
-            (0..1_u64 << (bits - 3)).flat_map(|word| nth(self.seed, word).to_be_bytes()).collect();
+        let mut pattern = Vec::with_capacity(1 << bits);
+        (0..1_u64 << (bits - 3))
+            .for_each(|word| pattern.extend_from_slice(&nth(self.seed, word).to_be_bytes()));
         (range.start >> bits..range.end.div_ceil(1 << bits)).map(move |number| {
             let cluster = Bytes::from(cluster(&shape, &parts, &pattern, number));
             let start = number << bits;
@@ -132,7 +133,10 @@ impl Image {
 
     /// The bytes of `range`, which must lie within the file.
     pub fn read(&self, range: Range<u64>) -> Vec<u8> {
-        self.chunks(range).flatten().collect()
+        self.chunks(range).fold(Vec::new(), |mut all, chunk| {
+            all.extend_from_slice(&chunk);
+            all
+        })
     }
 }
 
@@ -143,7 +147,8 @@ fn cluster(shape: &DiskShape, parts: &Parts, pattern: &[u8], number: u64) -> Vec
     let offset = |cluster: u64| cluster << shape.cluster_bits;
     // Big-endian words, as far as they go; the rest of the cluster is zero.
     let filled = |words: &mut dyn Iterator<Item = u64>| {
-        let mut bytes: Vec<u8> = words.flat_map(u64::to_be_bytes).collect();
+        let mut bytes = Vec::with_capacity(size);
+        words.for_each(|word| bytes.extend_from_slice(&word.to_be_bytes()));
         bytes.resize(size, 0);
         bytes
     };

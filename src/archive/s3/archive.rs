@@ -1,6 +1,6 @@
 //! The archive in a bucket: its catalogue, new copies, and changes to those that are there.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +94,7 @@ impl S3Archive {
     /// [`S3Error`] if the listing can't be read, or a manifest although it may be read: nothing is known of the archive then.
     pub async fn catalogue(&self) -> Result<Catalogue, S3Error> {
         let prefix = self.bucket.prefix();
-        let (mut listed, mut images, mut holds) = (Vec::new(), HashMap::new(), Vec::new());
+        let (mut listed, mut images, mut holds) = (Vec::new(), BTreeMap::new(), Vec::new());
         let (marker_key, mut has_marker) = (self.marker_key(), false);
         let each = |object: ListedObject| {
             has_marker |= object.key == marker_key;
@@ -180,13 +180,13 @@ impl S3Archive {
     async fn read_manifests(
         &self,
         listed: Vec<ListedObject>,
-    ) -> Result<HashMap<String, ReadManifest>, S3Error> {
+    ) -> Result<BTreeMap<String, ReadManifest>, S3Error> {
         let reads = stream::iter(listed).map(|object| async move {
             let read = self.read_manifest(&object).await;
             read.map(|read| Some((object.key, read?)))
         });
         let mut reading = reads.buffer_unordered(READERS);
-        let mut manifests = HashMap::new();
+        let mut manifests = BTreeMap::new();
         while let Some(read) = reading.next().await {
             manifests.extend(read?);
         }

@@ -150,6 +150,8 @@ pub(super) struct Book {
     pub(super) creations: BTreeSet<SnapshotId>,
     /// Requests of which no safe line of the audit log said before that they were intended.
     pub(super) unwritten: Vec<String>,
+    /// All that was seen of this life, line by line, if two plays are to be compared.
+    pub(super) trace: Option<Vec<String>>,
 }
 
 fn id_in(name: &str, end: &str) -> Option<SnapshotId> {
@@ -187,6 +189,13 @@ fn files(
 }
 
 impl Book {
+    /// Writes a line down, if this life is compared with another.
+    pub(super) fn trace(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
     /// Each snapshot must be known before it can be deleted.
     pub(super) fn remember(&mut self, world: &World, zones: &[ZoneName]) {
         for zone in zones {

@@ -1,5 +1,6 @@
 //! One seed: the nights of a fleet, and what must hold after each of them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -27,7 +28,7 @@ use super::fleet::{Edit, FOLDER, Fleet, Parts, REPOSITORY, Store};
 use super::machine::{Line, Machine, key_file, killed_after};
 use super::told::{Told, Truth};
 use super::troubles::{Attempt, Crew, End};
-use crate::crashes::{Death, Dice, OPERATIONS_END, Repeat, TINY};
+use crate::crashes::{Death, Dice, OPERATIONS_END, TINY};
 
 /// What was played.
 #[derive(Debug, Default)]
@@ -94,11 +95,8 @@ struct Life {
     told: Told,
     /// An archive needs its operator.
     is_to_adopt: bool,
-}
-
-fn parse(parts: &Parts, vault: &str) -> Arc<Config> {
-    let text = parts.text("state", vault, key_file());
-    Arc::new(config::parse(&text, "test.toml", None).unwrap_or_else(|found| panic!("{found}\n{text}")))
+    /// The configurations so far, by their texts.
+    configs: RefCell<BTreeMap<String, Arc<Config>>>,
 }
 
 /// Slots and the API's timestamps have no fractions.
@@ -108,8 +106,19 @@ fn whole_second(at: Timestamp) -> Timestamp {
 
 /// Plays a seed, or its first nights.
 pub(super) async fn a_life(seed: u64, nights: u64) -> Played {
-    let _repeat = Repeat(seed);
+    live(&mut Life::new(seed), nights).await
+}
+
+/// All that is seen of a seed's first nights, line by line.
+pub(super) async fn a_traced_life(seed: u64, nights: u64) -> Vec<String> {
     let mut life = Life::new(seed);
+    life.machine.book().trace = Some(Vec::new());
+    live(&mut life, nights).await;
+    life.machine.book().trace.take().unwrap_or_default()
+}
+
+async fn live(life: &mut Life, nights: u64) -> Played {
+    let seed = life.seed;
     let started = life.machine.clock.now();
     for night in 0..life.fleet.pace.nights().min(nights) {
         let context = format!("seed {seed}, night {night}");
@@ -133,7 +142,7 @@ pub(super) async fn a_life(seed: u64, nights: u64) -> Played {
     }
     life.rest().boxed_local().await;
     life.played.hours = life.machine.clock.now().duration_since(started).as_secs_f64() / 3600.0;
-    life.played
+    std::mem::take(&mut life.played)
 }
 
 impl Life {
@@ -159,6 +168,7 @@ impl Life {
             played: Played::default(),
             told: Told::default(),
             is_to_adopt: false,
+            configs: RefCell::default(),
         };
         for (zone, name, tier) in life.fleet.instances.clone() {
             let instance = life.add_instance(&life.machine.zones[zone].clone(), name, tier);
@@ -193,10 +203,21 @@ impl Life {
         self.machine.zones.iter().flat_map(|zone| self.machine.world.snapshots(zone)).collect()
     }
 
+    /// The configuration of now.
+    fn config(&self, vault: &str) -> Arc<Config> {
+        let text = self.parts.text("state", vault, key_file());
+        let read = |text: &String| {
+            let read = config::parse(text, "test.toml", None);
+            Arc::new(read.unwrap_or_else(|found| panic!("{found}\n{text}")))
+        };
+        let mut configs = self.configs.borrow_mut();
+        Arc::clone(configs.entry(text).or_insert_with_key(read))
+    }
+
     /// A process that is let do its work; what it changes is safe.
     fn runner(&self, purpose: Use) -> (super::machine::Process, Runner) {
         let process = self.machine.process("state", Line::default());
-        let runner = process.runner(&parse(&self.parts, "vault"), purpose);
+        let runner = process.runner(&self.config("vault"), purpose);
         (process, runner.unwrap_or_else(|| panic!("seed {}: no runner", self.seed)))
     }
 
@@ -352,7 +373,7 @@ impl Life {
     async fn night(&mut self, slot: Timestamp, attempt: &Attempt, context: &str) -> Vec<RunReport> {
         self.played.nights += 1;
         let vault = if attempt.is_unmounted { "not-mounted" } else { "vault" };
-        let config = parse(&self.parts, vault);
+        let config = self.config(vault);
         {
             let mut book = self.machine.book();
             book.policies.clone_from(&config.policies);
@@ -371,6 +392,8 @@ impl Life {
         self.machine.disk = death.of(&self.machine.disk);
         attempt.clear(&self.machine);
         self.machine.clock.sleep(OPERATIONS_END).await;
+        self.machine.book().trace(|| format!("{context}: {reports:?}"));
+        self.machine.trace();
         self.check(attempt, &reports, context).await;
         reports
     }
@@ -421,15 +444,15 @@ impl Life {
             let book = self.machine.book();
             assert!(
                 book.unwritten.is_empty(),
-                "{}\nnot written down before: {:?}",
-                said(context),
-                book.unwritten
+                "not written down before: {:?}\n{}",
+                book.unwritten,
+                said(context)
             );
             for deletion in &book.deletions {
-                let objection = book.objection(deletion, &self.parts);
-                let victim = &book.known[&deletion.snapshot].snapshot;
-                let objection = objection.map(|why| format!("deleted: {victim:?}\n{why}"));
-                assert!(objection.is_none(), "{}\n{}", said(context), objection.unwrap_or_default());
+                if let Some(objection) = book.objection(deletion, &self.parts) {
+                    let victim = &book.known[&deletion.snapshot].snapshot;
+                    panic!("deleted: {objection}\n{victim:?}\n{}", said(context));
+                }
             }
         }
         self.check_creations(attempt, &said, context);
@@ -478,7 +501,7 @@ impl Life {
         }
         for (instance, made) in &self.slot_creations {
             let counts = made.iter().filter(|id| book.known[id].failed_at.is_none()).count();
-            assert!(counts <= 1, "{}\ntwo snapshots of {instance} for one slot", said(context));
+            assert!(counts <= 1, "two snapshots of {instance} for one slot\n{}", said(context));
         }
     }
 
@@ -509,12 +532,12 @@ impl Life {
         context: &str,
     ) {
         let catalogue = archive.catalogue().await;
-        let catalogue = catalogue.unwrap_or_else(|error| panic!("{}\n{error}", said(context)));
+        let catalogue = catalogue.unwrap_or_else(|error| panic!("{error}\n{}", said(context)));
         let copies = catalogue.copies().iter().filter(|copy| copy.manifest.pruned_at.is_none());
         for copy in copies.filter(|copy| copy.manifest.corrupt_since.is_none()) {
             let id = copy.manifest.snapshot.id;
             let is_true = now.intact.contains_key(&id) || self.lost.contains(&(store.name(), id));
-            assert!(is_true, "{}\na copy in {} that is none: {id}", said(context), store.name());
+            assert!(is_true, "a copy in {} that is none: {id}\n{}", store.name(), said(context));
         }
     }
 
@@ -555,9 +578,9 @@ impl Life {
             let is_wrong = keeps_all || newer < least || is_on_hold;
             assert!(
                 !is_wrong,
-                "{}\nthe copy of {id} in {} was pruned too early",
-                said(context),
-                store.name()
+                "the copy of {id} in {} was pruned too early\n{}",
+                store.name(),
+                said(context)
             );
         }
         let new = now.intact.keys().filter(|id| !before.intact.contains_key(id)).count();
@@ -582,7 +605,7 @@ impl Life {
         }
         for report in reports.iter().filter(|_| attempt.crew == Crew::Once && attempt.is_seeing()) {
             let silence = self.told.silence(report, &truth);
-            assert!(silence.is_none(), "{}\n{}: {silence:?}", said(context), report.policy);
+            assert!(silence.is_none(), "{}: {silence:?}\n{}", report.policy, said(context));
         }
         drop(book);
         for report in reports {
@@ -591,7 +614,7 @@ impl Life {
                 let is_there = step.facts.snapshot.id.is_some_and(|id| there.contains(&id));
                 let is_false =
                     is_there && (step.facts.action, step.outcome) == (Action::Delete, StepOutcome::Done);
-                assert!(!is_false, "{}\nreported as deleted: {step:?}", said(context));
+                assert!(!is_false, "reported as deleted: {step:?}\n{}", said(context));
             }
             if report.result == RunResult::Success {
                 self.played.count("successful runs", 1);
@@ -621,6 +644,12 @@ impl Life {
                 .await;
         }
         let slot = whole_second(self.machine.clock.now()) - SignedDuration::from_mins(10);
+        // What one policy takes, those that ran before it export and promote in their next run.
+        if self.parts.policies.iter().skip(1).any(|policy| policy.get("", "create").is_some()) {
+            self.night(slot, &Attempt::quiet(), &format!("{context}, the second quiet night again"))
+                .boxed_local()
+                .await;
+        }
         let reports =
             self.night(slot, &Attempt::quiet(), &format!("{context}, once more")).boxed_local().await;
         let context = format!("{context}\n{}\n{reports:#?}", self.parts.text("state", "vault", key_file()));
@@ -628,10 +657,11 @@ impl Life {
         let is_busy = |status: Option<StatusCode>| status == Some(StatusCode::CONFLICT);
         let mut changes = self.machine.world.changes();
         changes.retain(|exchange| !is_busy(exchange.status()));
-        assert!(changes.is_empty(), "{context}\nnot at rest: {changes:?}");
+        assert!(changes.is_empty(), "not at rest: {changes:?}\n{context}");
         for zone in reports.iter().flat_map(|report| &report.zones) {
-            assert!(zone.failures.is_empty(), "{context}");
-            assert!(zone.steps.iter().all(|step| step.outcome != StepOutcome::Failed), "{context}");
+            assert!(zone.failures.is_empty(), "no rest: {:?}\n{context}", zone.failures);
+            let failed = zone.steps.iter().find(|step| step.outcome == StepOutcome::Failed);
+            assert!(failed.is_none(), "no rest: {failed:?}\n{context}");
         }
     }
 }

@@ -14,6 +14,7 @@ use futures_util::stream;
 use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
 use serde_json::Value;
+use snapwarden::archive::md5::Md5;
 use snapwarden::cli::assemble::{self, Seams, Use};
 use snapwarden::config::sections::{Config, ServerSettings};
 use snapwarden::credentials::Credentials;
@@ -112,6 +113,29 @@ impl Machine {
 
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down all that is there, if this life is compared with another.
+    pub(super) fn trace(&self) {
+        let mut book = self.book();
+        // The port is whichever is free.
+        let is_traced = |path: &Path| path.file_name().is_none_or(|name| name != "daemon.json");
+        for (path, bytes) in
+            self.disk.files(Path::new(FOLDER)).into_iter().filter(|(path, _)| is_traced(path))
+        {
+            book.trace(|| format!("{}: {}", path.display(), shown(&bytes)));
+        }
+        for (key, bytes) in self.bucket.contents() {
+            book.trace(|| format!("{key}: {}", shown(&bytes)));
+        }
+        self.restic.with(REPOSITORY, |all| {
+            for one in &all.snapshots {
+                book.trace(|| format!("{} {}: {}", one.id, one.path, shown(&one.bytes)));
+            }
+        });
+        for one in self.zones.iter().flat_map(|zone| self.world.snapshots(zone)) {
+            book.trace(|| format!("{one:?}"));
+        }
     }
 
     /// A process that is about to start, with its state in this folder.
@@ -213,10 +237,23 @@ impl Process {
             pending::<()>().await;
         };
         tokio::select! {
+            biased;
             _ = daemon.run(receiver, Arc::new(Notify::new())) => {}
             () = stop => {}
         }
     }
+}
+
+/// Text as it is, and of all else a digest.
+fn shown(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).map_or_else(
+        |_| {
+            let mut md5 = Md5::new();
+            md5.update(bytes);
+            format!("{} bytes with the MD5 {}", bytes.len(), md5.finish())
+        },
+        str::to_owned,
+    )
 }
 
 /// A future that ends before its next step once it has made this number of them, wherever it waits then.
@@ -413,11 +450,18 @@ impl Transport for Witness {
             if self.is_dead.load(Ordering::Relaxed) {
                 return pending().await;
             }
-            if request.url.host_str() == Some(STORE) {
+            let asked = format!("{} {}", request.method, request.url);
+            self.book().trace(|| {
+                let Request { headers, body, .. } = &request;
+                format!("{} {asked} {headers:?} {}", self.world.now(), String::from_utf8_lossy(body))
+            });
+            let answer = if request.url.host_str() == Some(STORE) {
                 self.of_the_store(request).await
             } else {
                 self.of_the_api(request).await
-            }
+            };
+            self.book().trace(|| format!("{} {asked}: {answer:?}", self.world.now()));
+            answer
         })
     }
 }
