@@ -129,6 +129,52 @@ impl Archive {
         }
     }
 
+    /// Writes a small file beside the marker, whole or not at all; in a folder only if it has the marker of the archive with
+    /// this id: without its disk it is another folder.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    pub(crate) async fn write_beside_marker(
+        &self,
+        id: Uuid,
+        name: &str,
+        bytes: Vec<u8>,
+    ) -> Result<(), SinkError> {
+        match self {
+            Self::Local(archive) => archive
+                .write_beside_marker(id, name, bytes)
+                .await
+                .map_err(|error| SinkError::disk("write", &archive.path().join(name), error)),
+            Self::S3(archive) => archive
+                .write_beside_marker(name, bytes)
+                .await
+                .map_err(|error| error.into_sink_error(format!("write {name} in {}", archive.place()))),
+            Self::Restic(archive) => archive
+                .write_beside_marker(name, bytes)
+                .await
+                .map_err(|error| error.into_sink_error(format!("write {name} in {}", archive.place()))),
+        }
+    }
+
+    /// Reads a small file beside the marker; none if there is none.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the archive can't be read.
+    pub(crate) async fn read_beside_marker(
+        &self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<Vec<u8>>, ArchiveError> {
+        match self {
+            Self::Local(archive) => archive.read_beside_marker(name, max).await.map_err(|source| {
+                let (archive, path) = (archive.name().clone(), archive.path().to_owned());
+                ArchiveError::Local { archive, path, source }
+            }),
+            Self::S3(archive) => Ok(archive.read_beside_marker(name, max).await?),
+            Self::Restic(archive) => Ok(archive.read_beside_marker(name, max).await?),
+        }
+    }
+
     /// Finds out whether the archive can be written to, read and deleted from, by a small file that no catalogue lists. It is
     /// for an archive that is known to be there.
     pub(crate) async fn probe(&self) -> ProbeSteps {

@@ -115,6 +115,33 @@ impl LocalArchive {
         .await
     }
 
+    /// Writes a small file beside the marker of the archive with this id.
+    pub(super) async fn write_beside_marker(&self, id: Uuid, name: &str, bytes: Vec<u8>) -> io::Result<()> {
+        let (Self { path, disk, .. }, name) = (self.clone(), name.to_owned());
+        blocking(move || {
+            let marker = catalogue::read_marker(&*disk, &path).ok().flatten();
+            if marker.is_none_or(|marker| marker.id != id) {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the archive's marker is not there"));
+            }
+            replace_file(&*disk, &path.join(name), &bytes, Access::Group)
+        })
+        .await
+    }
+
+    /// Reads a small file beside the marker.
+    pub(super) async fn read_beside_marker(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let (Self { path, disk, .. }, name) = (self.clone(), name.to_owned());
+        blocking(move || match read_file(&*disk, &path.join(name), max as u64) {
+            Ok(bytes) => Ok(Some(bytes)),
+            // An empty folder is not one without a file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                disk.metadata(&path.join(MARKER_FILE)).map(|_| None)
+            }
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
     /// Writes, reads back and deletes a small file. A folder that does not exist yet is not created: whether it could be is
     /// asked of the nearest one above it.
     pub(super) async fn probe(&self) -> ProbeSteps {

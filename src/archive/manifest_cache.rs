@@ -186,10 +186,8 @@ impl Content {
         }
         let opened = file.disk.open(&beside, Open::CreateNew, Access::Owner)?;
         let mut offset = 0;
-        let mut all: Vec<_> = self.manifests.iter().collect();
-        all.sort_unstable_by_key(|(path, _)| *path);
         // Not synced: what a crash takes is read again.
-        write_lines(all.into_iter(), |chunk| {
+        write_lines(self.manifests.iter(), |chunk| {
             opened.write_all_at(chunk, offset)?;
             offset += chunk.len() as u64;
             Ok(())

@@ -544,9 +544,12 @@ pub struct History {
     /// Only changes of this kind, such as delete
     #[arg(long, value_name = "ACTION", value_parser = [
         "create", "export", "promote", "delete", "delete_template", "prune_copy", "copy", "restore", "stop_instance", "revert",
-        "reset", "start_instance",
+        "reset", "start_instance", "vanish", "remove_audit_file",
     ])]
     pub action: Option<String>,
+    /// Instead: check that no line of the audit log was edited, moved, inserted or cut, by the hash that each has of the one before, and by the last line that the archives have
+    #[arg(long, conflicts_with_all = ["instance", "policy", "since", "action"])]
+    pub verify: bool,
 }
 
 /// Arguments of `allow`.

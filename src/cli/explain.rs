@@ -168,7 +168,9 @@ impl Explained<'_> {
     /// What it is, by the zone, an archive, its hold or the audit log.
     fn about(&self) -> (Option<About>, Option<InstanceId>) {
         let logged = || {
-            let change = self.history.changes.last()?;
+            let changes = &self.history.changes;
+            // A line about its end does not have its name.
+            let change = changes.iter().rfind(|change| !change.snapshot.name.is_empty()).or(changes.last())?;
             let (snapshot, zone) = (&change.snapshot, change.zone.clone()?);
             let about = About {
                 zone,
@@ -197,6 +199,11 @@ impl Explained<'_> {
         let zone = self.about().0?.zone;
         let answered = self.survey.zones.iter().any(|listing| listing.zone == zone && listing.is_whole);
         answered.then_some(false)
+    }
+
+    /// How it ended, if no run deleted it and a later one found that out.
+    fn ending(&self) -> Option<&Change> {
+        self.history.changes.iter().rfind(|change| change.action == "vanish")
     }
 
     /// Its deletion, if the audit log has it.
@@ -337,10 +344,20 @@ impl Explained<'_> {
             let why = deletion.reasons.join("; ");
             return (format!("DELETED {at}{who}{run}{rule}: {why}"), Tone::Bad);
         }
+        if let Some(ending) = self.ending() {
+            let what = match ending.outcome.as_str() {
+                "deleted_by_us" => "DELETED by snapwarden",
+                "deleted_by_other" => "DELETED, but not by snapwarden",
+                "deleted_with_instance" => "DELETED with its instance",
+                _ => "VANISHED, and nothing explains it",
+            };
+            let at = to_the_second(ending.at);
+            return (format!("{what} (found {at}): {}", printable(&ending.reasons.join("; "))), Tone::Bad);
+        }
         let text = match self.is_listed() {
             Some(_) => {
                 "it does not exist any more, and the audit log has no deletion of it: something else deleted it, or \
-                 its instance was deleted"
+                 its instance was deleted; the next run of a policy looks into it"
             }
             None => "whether it still exists is not known",
         };

@@ -1,17 +1,25 @@
 //! `history`: the audit log for people, one row a change.
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::cli::args::{self, Global};
-use crate::cli::assemble::{self, Seams};
+use crate::cli::assemble::{self, Seams, Use};
 use crate::cli::exit::{Exit, Refusal};
 use crate::cli::output::{Output, Row, Tone, plain};
+use crate::cli::survey::LOOK_WAIT_MAX;
+use crate::clock::timeout;
+use crate::config::sections::Config;
 use crate::lookup::{self, Kind};
+use crate::policy::name::ArchiveName;
+use crate::run::audit_heads::{HeadInArchive, kept_head};
 use crate::state::audit::INTENDED;
+use crate::state::audit_chain::{AuditHead, ChainReport};
+use crate::state::directory::StateDirectory;
 use crate::state::history::{Change, DamagedLine};
-use crate::text::{chain, counted, excerpt, to_the_second};
+use crate::text::{chain, counted, excerpt, printable, to_the_second};
 
 /// The most changes in the table if no time is given: a few screens.
 const NEWEST: usize = 50;
@@ -31,6 +39,9 @@ pub async fn history(global: &Global, wanted: &args::History, output: Output) ->
     let (config, state) = assemble::configuration_and_state(&global.config, &seams);
     if let Err(why) = &config {
         output.complain(why);
+    }
+    if wanted.verify {
+        return Box::pin(verify(config.as_ref().ok(), &seams, &state, output)).await;
     }
     let now = to_the_second(seams.clock.now());
     let since = wanted.since.as_ref().map(|since| since.back_from(now)).transpose()?;
@@ -65,6 +76,113 @@ pub async fn history(global: &Global, wanted: &args::History, output: Output) ->
         || if found.changes.is_empty() { none } else { table(&found.changes, output) },
     );
     Ok(if config.is_ok() && found.unread.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+/// Checks the chain of the audit log, and whether it has the ends that the archives have.
+async fn verify(
+    config: Option<&Config>,
+    seams: &Seams,
+    state: &StateDirectory,
+    output: Output,
+) -> Result<Exit, Refusal> {
+    // Before the log: a run that ends meanwhile must not have kept an end there that is not read here.
+    let kept = match config {
+        Some(config) => kept_heads(config, seams, state).await?,
+        None => Vec::new(),
+    };
+    let report = state.verify_audit_log().await?;
+    let mut archives = Vec::new();
+    for (archive, kept) in kept {
+        archives.push(match kept {
+            Ok(head) => {
+                let is_in_log = head.as_ref().map(|head| report.has(head));
+                HeadInArchive { archive, at: head.map(|head| head.at), is_in_log, error: None }
+            }
+            Err(error) => HeadInArchive { archive, at: None, is_in_log: None, error: Some(error) },
+        });
+    }
+    let is_cut = archives.iter().any(|kept| kept.is_in_log == Some(false));
+    let is_intact = report.breaks.is_empty() && !is_cut;
+    let is_whole = config.is_some() && archives.iter().all(|kept| kept.error.is_none());
+    output.show(
+        || {
+            let mut json = json!(report);
+            json["is_intact"] = json!(is_intact);
+            json["archives"] = json!(archives);
+            json
+        },
+        || verified_text(&report, &archives, is_intact),
+    );
+    Ok(if is_intact && is_whole { Exit::Done } else { Exit::Failed })
+}
+
+/// The end of the log as each archive has it that this state uses, or why that is not known.
+async fn kept_heads(
+    config: &Config,
+    seams: &Seams,
+    state: &StateDirectory,
+) -> Result<Vec<(ArchiveName, Result<Option<AuditHead>, String>)>, Refusal> {
+    let known = state.archives().await?;
+    let Some(id) = known.state_id else { return Ok(Vec::new()) };
+    let used = config.archives.iter().filter(|(name, _)| known.of(name).id.is_some());
+    let asked = used.map(async |(name, settings)| {
+        let archive = assemble::archive(name, settings, seams, (&config.state_directory, Use::Reading));
+        let kept = match &archive {
+            Ok(archive) => {
+                let kept = kept_head(archive, id);
+                timeout(&*seams.clock, LOOK_WAIT_MAX, kept).await.unwrap_or_else(|late| Err(late.to_string()))
+            }
+            Err(refusal) => Err(refusal.text.clone()),
+        };
+        (name.clone(), kept)
+    });
+    Ok(join_all(asked).await)
+}
+
+fn verified_text(report: &ChainReport, archives: &[HeadInArchive], is_intact: bool) -> String {
+    let count = |count: u64, noun| counted(usize::try_from(count).unwrap_or(usize::MAX), noun);
+    let mut lines = Vec::new();
+    lines.push(match &report.begins {
+        Some(begins) => format!("{} checked, from {begins} on", count(report.lines, "line")),
+        None => "no line has a link yet: the next one that is written begins the chain".to_owned(),
+    });
+    if report.unlinked > 0 {
+        lines.push(format!(
+            "{} without a link, by an earlier version: not checked",
+            count(report.unlinked, "line")
+        ));
+    }
+    if report.pieces > 0 {
+        lines.push(format!("{} left by crashes", count(report.pieces, "piece of a line")));
+    }
+    for part in &report.removed {
+        lines.push(format!(
+            "{} removed by `keep_audit` at {}",
+            printable(&part.file),
+            to_the_second(part.removed_at)
+        ));
+    }
+    if let Some(head) = &report.head {
+        lines.push(format!("last line of {}, hash {}", to_the_second(head.at), head.hash));
+    }
+    for kept in archives {
+        let what = match (kept.at.map(to_the_second), kept.is_in_log, &kept.error) {
+            (_, _, Some(error)) => format!("not known: {}", printable(error)),
+            (Some(at), Some(false), _) => {
+                format!(
+                    "BROKEN: it has a last line of {at} that the log does not have: the log was cut at its end, or made anew"
+                )
+            }
+            (Some(at), ..) => format!("its last line of {at} is in the log"),
+            (None, ..) => "it has no last line yet".to_owned(),
+        };
+        lines.push(format!("archive {}: {what}", kept.archive));
+    }
+    for broken in &report.breaks {
+        lines.push(format!("BROKEN: {}: {}", printable(&broken.place.to_string()), broken.problem));
+    }
+    lines.push(if is_intact { "the audit log is intact" } else { "the audit log was CHANGED" }.to_owned());
+    lines.join("\n") + "\n"
 }
 
 /// Names the lines that can't be read.
@@ -119,6 +237,13 @@ fn what(change: &Change) -> (String, Tone) {
             "delete template" => ("template deleted".to_owned(), Tone::Bad),
             other => (format!("{other} done"), Tone::Plain),
         },
+        // How it ended: nobody of this program did anything.
+        outcome if action == "vanish" => match outcome {
+            "deleted_by_us" => ("deleted after all".to_owned(), Tone::Bad),
+            "deleted_by_other" => ("DELETED by other".to_owned(), Tone::Bad),
+            "deleted_with_instance" => ("DELETED with its instance".to_owned(), Tone::Bad),
+            outcome => (outcome.to_uppercase(), Tone::Bad),
+        },
         "failed" => (format!("{action} FAILED"), Tone::Bad),
         INTENDED => (format!("{action} begun"), Tone::Dim),
         outcome => (format!("{action} {outcome}"), Tone::Dim),
@@ -127,9 +252,12 @@ fn what(change: &Change) -> (String, Tone) {
 
 /// Who did it, and why; or why it was not done.
 fn why(change: &Change) -> String {
-    let who = change.policy.as_ref().map(|policy| format!("policy {policy}"));
+    // A run that finds how a snapshot ended did not do it.
+    let is_finding = change.action == "vanish";
+    let who = change.policy.as_ref().filter(|_| !is_finding).map(|policy| format!("policy {policy}"));
+    let file = change.file.as_deref().map(|file| printable(file).into_owned());
     let archive = change.archive.as_ref().map(|archive| format!("archive {archive}"));
-    let of: Vec<String> = who.into_iter().chain(archive).collect();
+    let of: Vec<String> = who.into_iter().chain(archive).chain(file).collect();
     let reasons = change.reasons.join("; ");
     let why = match (&change.message, change.outcome.as_str()) {
         (Some(message), "done") => format!("{reasons} ({message})"),

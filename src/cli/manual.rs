@@ -273,9 +273,11 @@ pub(crate) const PAGES: &[Page] = &[
     command("explain", ZONES, CONFIGURED, &[
         ("Why is it kept, or why was it deleted?", "explain 9ee8cb98"),
     ], &["history", "plan"]),
-    command("history", REMEMBERED, CONFIGURED, &[
+    command("history", COPIES, CONFIGURED, &[
         ("What was deleted last, and why?", "history --action delete"),
         ("What happened since yesterday?", "history --since yesterday"),
+        ("How did snapshots end that no run deleted?", "history --action vanish"),
+        ("Was the audit log changed?", "history --verify"),
     ], &["explain", "status"]),
     command("pause", REMEMBERED, CONFIGURED, &[
         ("Stop a policy, also a run of it in flight.", "pause nightly"),

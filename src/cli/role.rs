@@ -20,12 +20,16 @@ pub(super) enum Work {
     Restore,
 }
 
+/// The one operation without which all works: it says who deleted a snapshot that no run deleted.
+pub(super) const LIST_EVENTS: &str = "list-events";
+
 /// The operations as a role's policy spells them, and the work that needs each. `list-zones` is none of them: it is asked
 /// without a signature.
-const OPERATIONS: [(&str, &[Work]); 20] = [
+const OPERATIONS: [(&str, &[Work]); 21] = [
     ("list-snapshots", &[Work::Any, Work::Restore]),
     ("list-instances", &[Work::Any, Work::Restore]),
     ("list-quotas", &[Work::Any]),
+    (LIST_EVENTS, &[Work::Any]),
     ("get-snapshot", &[Work::Create, Work::Export, Work::Prune, Work::Restore]),
     ("get-instance", &[Work::Create, Work::Export, Work::Restore]),
     ("get-instance-type", &[Work::Export, Work::Restore]),

@@ -185,6 +185,10 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
         Controls::default()
     });
     let paused = controls.paused;
+    let audit = state.audit_head().await.unwrap_or_else(|error| {
+        unread.push(chain(&error));
+        None
+    });
     let Some(config) = config else {
         let runs = state.all_last_runs().await.unwrap_or_else(|error| {
             unread.push(chain(&error));
@@ -204,7 +208,7 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
             (name.to_string(), policy)
         });
         let policies = policies.collect();
-        return (Status { remembered: true, at: Some(now), policies, ..Status::default() }, unread);
+        return (Status { remembered: true, at: Some(now), policies, audit, ..Status::default() }, unread);
     };
     let telemetry = Telemetry::new(Arc::clone(&seams.clock), env!("CARGO_PKG_VERSION"), "");
     let mut policies = config.policies.clone();
@@ -222,7 +226,7 @@ async fn remembered(config: Option<&Config>, state: &StateDirectory, seams: &Sea
     for policy in timetable.policies() {
         telemetry.next_run(policy, timetable.next(policy));
     }
-    (Status { remembered: true, ..telemetry.status_json() }, unread)
+    (Status { remembered: true, audit, ..telemetry.status_json() }, unread)
 }
 
 /// A daemon that listens on every address is reached on the loopback address.

@@ -784,6 +784,7 @@ impl Daemon {
         // Where they can't be read, each run fails and says why.
         let holds = runner.state.holds().await.ok();
         telemetry.holds(holds.map(|holds| holds.count_at(now)));
+        telemetry.audit_head(runner.state.audit_head().await.ok().flatten());
         for policy in &runner.policies {
             let name = &policy.name;
             telemetry.allowance(name, runner.allowance(policy).await);

@@ -4,7 +4,8 @@
 //! counted once. A [`ZoneClient`] asks one zone: ids are valid in their zone alone, and a running operation is known only
 //! where it was started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
 use std::fmt::Debug;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -25,13 +26,13 @@ use crate::exoscale::error::{ApiError, ErrorKind};
 use crate::exoscale::pace::Pace;
 use crate::exoscale::sign::{VALID_FOR_SECONDS, authorization};
 use crate::exoscale::wire::{
-    self, DecodeError, Deleted, InstanceDetails, ListedSnapshots, Operation, PromoteRequest, Quota,
-    RegisterRequest, ResetRequest, SnapshotDetails, Template, Zone,
+    self, DecodeError, Deleted, DeletionEvent, InstanceDetails, ListedSnapshots, Operation, PromoteRequest,
+    Quota, RegisterRequest, ResetRequest, SnapshotDetails, Template, Zone,
 };
 use crate::randomness::Randomness;
 use crate::retry::{Attempts, REQUESTS, RetryPolicy, retry_after};
 use crate::snapshot::{Instance, InstanceId, SnapshotId, TemplateId, ZoneName};
-use crate::text::printable;
+use crate::text::{printable, to_the_second};
 use crate::transport::{BodyError, Purpose, Reached, Request, Transport, http_date, read_body};
 
 /// The longest listing. The API has no pages; a listing of 100,000 snapshots takes some 40 MB.
@@ -39,6 +40,12 @@ const MAX_LIST_BYTES: usize = 64 << 20;
 
 /// The longest response that is not a listing: those have a few KiB.
 const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// The longest list of events in one response; an event has a KiB or two.
+const MAX_EVENTS_BYTES: usize = 8 << 20;
+
+/// How often the time is halved for which events are asked.
+const EVENT_SPLITS_MAX: usize = 30;
 
 /// How the client behaves.
 #[derive(Debug, Clone)]
@@ -101,7 +108,7 @@ pub(super) struct ApiRequest<'a> {
     method: Method,
     /// Segments below the endpoint's path; they are percent-encoded.
     path: &'a [&'a str],
-    query: Option<(&'static str, &'static str)>,
+    query: Vec<(&'static str, String)>,
     /// Empty for none.
     body: Bytes,
     /// Whether a second time has no further effect. Otherwise it is repeated only if the first was certainly not carried
@@ -127,7 +134,7 @@ impl<'a> ApiRequest<'a> {
             operation,
             method: Method::GET,
             path,
-            query: None,
+            query: Vec::new(),
             body: Bytes::new(),
             is_idempotent: true,
             max_bytes: MAX_BODY_BYTES,
@@ -370,7 +377,7 @@ impl ZoneClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn list_templates(&self) -> Result<Vec<Template>, ApiError> {
-        let query = Some(("visibility", "private"));
+        let query = vec![("visibility", "private".to_owned())];
         let request = ApiRequest { query, ..ApiRequest::list("list-templates", &["template"]) };
         self.read(&request, wire::decode_templates).await
     }
@@ -416,6 +423,53 @@ impl ZoneClient {
     /// [`ApiError`].
     pub async fn get_quota(&self, entity: &str) -> Result<Option<Quota>, ApiError> {
         self.read_if_any(&ApiRequest::get("get-quota", &["quota", entity]), wire::decode_quota).await
+    }
+
+    /// `list-events`: who deleted these snapshots between two times, as far as the platform says so; it keeps events for 30
+    /// days. Of several deletions of one snapshot the last one counts. Where there are too many events for one response, they
+    /// are asked for in parts.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn list_deletions(
+        &self,
+        of: &BTreeSet<SnapshotId>,
+        [from, to]: [Timestamp; 2],
+    ) -> Result<BTreeMap<SnapshotId, DeletionEvent>, ApiError> {
+        let mut found: BTreeMap<SnapshotId, DeletionEvent> = BTreeMap::new();
+        let mut parts = vec![[from, to]];
+        let mut splits = EVENT_SPLITS_MAX;
+        while let Some([from, to]) = parts.pop() {
+            let query =
+                vec![("from", to_the_second(from).to_string()), ("to", to_the_second(to).to_string())];
+            let request = ApiRequest {
+                query,
+                max_bytes: MAX_EVENTS_BYTES,
+                ..ApiRequest::get("list-events", &["event"])
+            };
+            match self.read(&request, |body| wire::decode_deletions(body, of)).await {
+                Ok(events) => {
+                    for (id, event) in events {
+                        if found.get(&id).is_none_or(|known| known.at <= event.at) {
+                            found.insert(id, event);
+                        }
+                    }
+                }
+                Err(error) if is_too_long(&error) && splits > 0 => {
+                    splits -= 1;
+                    let half = to.duration_since(from) / 2;
+                    let middle = from.checked_add(half).unwrap_or(to);
+                    parts.extend([[from, middle], [middle, to]]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The key that signs the requests; none without credentials.
+    pub fn key(&self) -> Option<&str> {
+        self.client.credentials.as_ref().map(|credentials| credentials.key.as_str())
     }
 
     /// Starts an operation and waits for its end. A permit is held meanwhile.
@@ -591,8 +645,9 @@ impl ZoneClient {
         let endpoint = self.client.settings.endpoint.replace("{zone}", self.zone.as_str());
         let mut url = Url::parse(&endpoint).ok()?;
         url.path_segments_mut().ok()?.pop_if_empty().extend(request.path);
-        if let Some((name, value)) = request.query {
-            url.query_pairs_mut().append_pair(name, value);
+        // Without any, there is no `?` either.
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&request.query);
         }
         Some(url)
     }
@@ -613,6 +668,11 @@ impl ZoneClient {
     }
 }
 
+fn is_too_long(error: &ApiError) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<DecodeError>());
+    matches!(cause, Some(DecodeError::TooLong(_)))
+}
+
 impl FailedAttempt {
     /// Before anything was sent, or with an answer that will not change.
     fn for_good(error: ApiError) -> Self {
@@ -626,8 +686,6 @@ impl FailedAttempt {
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error as _;
-
     use secrecy::SecretString;
 
     use super::*;
@@ -796,6 +854,35 @@ mod tests {
         let error = zone.get_snapshot(id()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Malformed);
         assert!(chain(&error).ends_with("it is longer than 1048576 bytes"), "{}", chain(&error));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_many_events_are_asked_for_in_halves() {
+        let event = |at: &str, key: &str| {
+            format!(
+                r#"[{{"uri":"/v2/snapshot/{ID}","status":200,"timestamp":"{at}","iam-api-key":{{"key":"{key}"}}}}]"#
+            )
+        };
+        let too_long = ok(" ".repeat(MAX_EVENTS_BYTES + 1));
+        let (zone, script) = Script::play([
+            too_long.clone(),
+            ok(event("2026-11-01T13:00:00.123Z", "EXO2")),
+            ok(event("2026-11-01T01:00:00.000Z", "EXO1")),
+        ]);
+        let times = ["2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z"].map(|at| at.parse().unwrap());
+        let found = zone.list_deletions(&BTreeSet::from([id()]), times).await.unwrap();
+        assert_eq!(found[&id()].key.as_deref(), Some("EXO2"), "the last one counts");
+        let sent: Vec<String> = script.sent().into_iter().map(|sent| sent.url).collect();
+        assert!(
+            sent[0].ends_with("/v2/event?from=2026-11-01T00%3A00%3A00Z&to=2026-11-02T00%3A00%3A00Z"),
+            "{sent:?}"
+        );
+        assert!(sent[1].contains("from=2026-11-01T12") && sent[2].contains("to=2026-11-01T12"), "{sent:?}");
+        assert!(script.sent()[0].authorization().contains(",signed-query-args=from;to,"));
+        // Not for ever.
+        let (zone, script) = Script::play(vec![too_long; EVENT_SPLITS_MAX + 1]);
+        let error = zone.list_deletions(&BTreeSet::from([id()]), times).await.unwrap_err();
+        assert_eq!((error.kind(), script.sent().len()), (ErrorKind::Malformed, EVENT_SPLITS_MAX + 1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@
 //! secret, so it is read for a single snapshot alone. A template's `url` may be such an address too and is
 //! never read.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::exoscale::error::is_markup;
@@ -178,6 +179,23 @@ pub struct Operation {
     pub id: Option<OperationId>,
     /// The resource: a new snapshot or template, or the snapshot itself.
     pub reference: Option<Uuid>,
+}
+
+/// An event of the platform: the deletion of a snapshot. Its text is hostile, and bounded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeletionEvent {
+    /// When.
+    pub at: Option<Timestamp>,
+    /// The name of the API key.
+    pub key_name: Option<String>,
+    /// The API key's id, which is no secret.
+    pub key: Option<String>,
+    /// The address of the user's mail.
+    pub user: Option<String>,
+    /// The network address that the request came from.
+    pub address: Option<String>,
+    /// The API's id of the request.
+    pub request_id: Option<String>,
 }
 
 /// How a deletion ended.
@@ -499,6 +517,70 @@ pub(super) fn decode_quota(bytes: &[u8]) -> Result<Quota, DecodeError> {
     one(bytes, Ok)
 }
 
+/// Characters of a text in an event that are kept: an address of mail has at most 254.
+const MAX_EVENT_TEXT: usize = 255;
+
+/// The fields of an event that are read. Each may have any form.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RawEvent {
+    #[serde(default, deserialize_with = "if_text")]
+    timestamp: Option<String>,
+    #[serde(default, deserialize_with = "if_text")]
+    uri: Option<String>,
+    #[serde(default)]
+    status: serde_json::Value,
+    #[serde(default, deserialize_with = "if_text")]
+    source_ip: Option<String>,
+    #[serde(default, deserialize_with = "if_text")]
+    request_id: Option<String>,
+    #[serde(default)]
+    iam_api_key: serde_json::Value,
+    #[serde(default)]
+    iam_user: serde_json::Value,
+}
+
+impl RawEvent {
+    /// The snapshot that was deleted by this request, if it is one that succeeded. Nothing but a deletion changes the snapshot at
+    /// its own path: all else has a verb behind the id, such as `:export`.
+    fn deleted_snapshot(&self) -> Option<SnapshotId> {
+        let path = self.uri.as_deref()?.split(['?', '#']).next()?;
+        let mut segments = path.trim_end_matches('/').rsplit('/');
+        let id = segments.next()?.parse().ok()?;
+        let is_snapshot = segments.next() == Some("snapshot");
+        let has_succeeded = self.status.as_u64().is_none_or(|status| (200..300).contains(&status));
+        (is_snapshot && has_succeeded).then_some(id)
+    }
+}
+
+/// Reads a body of list-events: the deletions of these snapshots. An event of another form is passed over.
+pub(super) fn decode_deletions(
+    bytes: &[u8],
+    of: &BTreeSet<SnapshotId>,
+) -> Result<BTreeMap<SnapshotId, DeletionEvent>, DecodeError> {
+    let mut found: BTreeMap<SnapshotId, DeletionEvent> = BTreeMap::new();
+    let events: Vec<&RawValue> =
+        serde_json::from_slice(bytes).map_err(|error| DecodeError::new(bytes, &error))?;
+    for event in events {
+        let Ok(raw) = serde_json::from_str::<RawEvent>(event.get()) else { continue };
+        let Some(id) = raw.deleted_snapshot().filter(|id| of.contains(id)) else { continue };
+        let short = |text: &str| (!text.is_empty()).then(|| excerpt(text, MAX_EVENT_TEXT));
+        let text = |value: &serde_json::Value, name: &str| short(value.get(name)?.as_str()?);
+        let event = DeletionEvent {
+            at: raw.timestamp.as_deref().and_then(|at| at.parse().ok()),
+            key_name: text(&raw.iam_api_key, "name"),
+            key: text(&raw.iam_api_key, "key"),
+            user: text(&raw.iam_user, "email"),
+            address: raw.source_ip.as_deref().and_then(short),
+            request_id: raw.request_id.as_deref().and_then(short),
+        };
+        if found.get(&id).is_none_or(|known| known.at <= event.at) {
+            found.insert(id, event);
+        }
+    }
+    Ok(found)
+}
+
 /// A zone whose name is not valid in an address is left out.
 pub(super) fn decode_zones(bytes: &[u8]) -> Result<Vec<Zone>, DecodeError> {
     let mut zones = Vec::new();
@@ -641,6 +723,52 @@ mod tests {
 
     fn snapshots(json: &str) -> Result<ListedSnapshots, String> {
         decode_snapshots(json.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_deletions_that_succeeded_count_of_events_and_their_text_is_bounded() {
+        let id = "b0c0ef2c-106a-4f3c-a5aa-5e6176d0f105";
+        let of = BTreeSet::from([id.parse().unwrap()]);
+        let found = |event: &str| {
+            let body = format!("[{event}]");
+            decode_deletions(body.as_bytes(), &of).unwrap().into_values().next()
+        };
+        for uri in [
+            "/v2/snapshot/ID",
+            "/v2/snapshot/ID/",
+            "https://api.example/v2/snapshot/ID?x=1",
+            "/ch-gva-2/v2/snapshot/ID",
+        ] {
+            let uri = uri.replace("ID", id);
+            assert!(found(&format!(r#"{{"uri":"{uri}","status":200}}"#)).is_some(), "{uri}");
+        }
+        for event in [
+            r#"{"uri":"/v2/snapshot/ID:export","status":200}"#,
+            r#"{"uri":"/v2/instance/ID","status":200}"#,
+            r#"{"uri":"/v2/snapshot/ID","status":403}"#,
+            r#"{"uri":"/v2/snapshot/00000000-0000-4000-8000-000000000000","status":200}"#,
+            r#"{"uri":5}"#,
+            "{}",
+            r#""ID""#,
+            "null",
+        ] {
+            let event = event.replace("ID", id);
+            assert!(found(&event).is_none(), "{event}");
+        }
+        let long = "x".repeat(10_000);
+        let event = format!(
+            r#"{{"uri":"/v2/snapshot/{id}","timestamp":"2026-11-01T02:30:00.123Z","source-ip":"{long}","status":"odd","request-id":"r1",
+                "iam-api-key":{{"name":"{long}","key":"EXO1","secret":"hush"}},"iam-user":{{"email":"eve@example.org","password":"hush"}}}}"#
+        );
+        let event = found(&event).unwrap();
+        assert_eq!(event.at.unwrap().to_string(), "2026-11-01T02:30:00.123Z");
+        assert_eq!((event.key.as_deref(), event.user.as_deref()), (Some("EXO1"), Some("eve@example.org")));
+        assert!(event.key_name.as_ref().unwrap().chars().count() <= MAX_EVENT_TEXT + 1);
+        assert!(!format!("{event:?}").contains("hush"));
+        assert!(event.address.is_none_or(|address| address.len() < 1000));
+        for body in ["{}", "", "<html>", "[1"] {
+            assert!(decode_deletions(body.as_bytes(), &of).is_err(), "{body}");
+        }
     }
 
     #[test]

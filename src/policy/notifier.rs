@@ -97,11 +97,13 @@ pub enum Event {
     Corrupt,
     /// Deletions wait until a change has settled.
     Pending,
+    /// A snapshot vanished, and nothing explains it.
+    Unexplained,
 }
 
 impl Event {
     /// All of them, by their names in the configuration and in JSON.
-    pub const ALL: [(&'static str, Self); 8] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("failure", Self::Failure),
         ("held", Self::Held),
         ("recovered", Self::Recovered),
@@ -110,6 +112,7 @@ impl Event {
         ("stale", Self::Stale),
         ("corrupt", Self::Corrupt),
         ("pending", Self::Pending),
+        ("unexplained", Self::Unexplained),
     ];
 
     /// Its name.

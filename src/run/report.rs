@@ -390,7 +390,9 @@ impl RunReport {
                     | Action::StopInstance
                     | Action::Revert
                     | Action::Reset
-                    | Action::StartInstance => {}
+                    | Action::StartInstance
+                    // No step.
+                    | Action::Vanish => {}
                 },
             }
         }

@@ -73,6 +73,7 @@ impl Runner {
             let (runner, policy) = self_instance::resolve(runner, policy).await;
             let (runner, policy) = (&*runner, &*policy);
             let started_at = runner.clock.now();
+            let head = runner.state.audit_head().await.ok().flatten();
             let recorder = Recorder::new(runner, policy, run_id, options);
             let hooks = Hooks { runner, policy, options, run_id, started_at };
             let hook = hooks.before().await;
@@ -81,7 +82,7 @@ impl Runner {
             let (mut report, seen) = sequence.run(started_at, hook).await;
             // Not by a clock in doubt, which would remove them all.
             if seen.values().any(|zone| zone.rested_on.is_some()) {
-                let removed = runner.state.remove_old_audit(&runner.keep_audit, runner.clock.now()).await;
+                let removed = runner.state.remove_old_audit(&*runner.clock, &runner.keep_audit).await;
                 if let Err(error) = removed {
                     warn!("old files of the audit log stay: {}", chain(&error));
                 }
@@ -90,6 +91,7 @@ impl Runner {
                 persist::persist(runner, policy, before, seen, &mut report).await;
             }
             // What was done is saved by now, whatever becomes of these.
+            runner.keep_audit_head(head.as_ref(), &options.stop).await;
             hooks.finish(&mut report).await;
             report
         });
@@ -266,6 +268,16 @@ impl Sequence<'_> {
                     self.delete_in(report, &guarded.plan, templates).await;
                 }
                 self.report_instances(report, &guarded, longest_gap, listed_at).await;
+                let unexplained = if options.instances.is_none() && !options.stop.is_cancelled() {
+                    let listing = &guarded.plan.listing;
+                    let endings = runner.account(&self.recorder, listing, mark, listed_at).boxed().await;
+                    report.warnings.extend(endings.warnings);
+                    report.failures.extend(endings.failure);
+                    endings.unexplained
+                } else {
+                    runner.remembered_unexplained(&report.zone, listed_at).await
+                };
+                report.coverage.iter_mut().for_each(|coverage| coverage.unexplained = unexplained);
                 Some((report.zone.clone(), seen, self.stale_manifests(&guarded)))
             };
             deletions.push(deletion.boxed());

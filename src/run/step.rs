@@ -20,7 +20,7 @@ use crate::policy::name::PolicyName;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
 use crate::run::report::{CHANGED, IN_DOUBT, LATE, REPORTED, STOPPED, Step};
 use crate::snapshot::{OperationId, TemplateId};
-use crate::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
+use crate::state::audit::{Action, DeletedBy, Ending, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::{chain, printable};
@@ -165,7 +165,8 @@ impl Recorder {
             | Action::StopInstance
             | Action::Revert
             | Action::Reset
-            | Action::StartInstance => true,
+            | Action::StartInstance
+            | Action::Vanish => true,
         };
         Ok(if self.stop.is_cancelled() {
             Some(STOPPED)
@@ -257,8 +258,33 @@ impl Recorder {
             step: step.facts.clone(),
             operation_id,
             message: step.message.clone(),
+            by: None,
         };
-        self.state.audit(line).await
+        self.state.audit(&*self.clock, line).await
+    }
+
+    /// Writes down how a snapshot ended that is not listed any more.
+    ///
+    /// # Errors
+    /// [`StateError`]: then it is looked into again.
+    pub(crate) async fn ended(
+        &self,
+        facts: StepFacts,
+        ending: Ending,
+        by: Option<DeletedBy>,
+    ) -> Result<(), StateError> {
+        let line = Line {
+            at: self.clock.now(),
+            outcome: ending.in_log(),
+            policy: self.policy.clone(),
+            run_id: self.run_id,
+            zone: facts.zone.clone(),
+            step: facts,
+            operation_id: None,
+            message: None,
+            by,
+        };
+        self.state.audit(&*self.clock, line).await
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::AUTHORIZATION;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -16,8 +16,8 @@ use crate::sim::host::Target;
 use crate::sim::signature::{Authorization, presign};
 use crate::sim::store;
 use crate::sim::world::{
-    INSTANCE_TYPE, InstanceRecord, NewInstance, Operation, Reference, SnapshotRecord, State, Template, Work,
-    Zone,
+    EVENTS_LAST, Event, INSTANCE_TYPE, InstanceRecord, NewInstance, Operation, Reference, SnapshotRecord,
+    Somebody, State, Template, Work, Zone,
 };
 use crate::snapshot::{InstanceId, OperationId, SnapshotId, SnapshotState, TemplateId};
 use crate::transport::Request;
@@ -77,10 +77,65 @@ struct Reset {
 impl ApiRequest<'_> {
     /// Changes the state as the request asks, and returns status and body of the answer.
     pub(super) fn answer(mut self) -> (StatusCode, Value) {
-        match self.carry_out() {
+        let (status, body) = match self.carry_out() {
             Ok(body) => (StatusCode::OK, body),
             Err((status, message)) => (status, json!({ "message": message })),
+        };
+        if self.call.changes() {
+            self.note_event(status);
         }
+        (status, body)
+    }
+
+    /// Remembers a request that was to change something, for list-events.
+    fn note_event(&mut self, status: StatusCode) {
+        let header = self.request.headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+        let key =
+            header.and_then(Authorization::read).map_or_else(String::new, |read| read.credential.to_owned());
+        let event = Event {
+            at: self.now,
+            zone: self.target.zone.clone(),
+            handler: self.call.as_str(),
+            uri: self.request.url.path().to_owned(),
+            status: status.as_u16(),
+            address: "192.0.2.1".to_owned(),
+            by: Somebody::Key("simulated".to_owned(), key),
+            request_id: self.state.request_id(self.now),
+        };
+        self.state.add_event(event);
+    }
+
+    /// The events of the zone within the times that are asked for; without them of the last day.
+    fn list_events(&self) -> Value {
+        let time = |name: &str| {
+            let mut pairs = self.request.url.query_pairs();
+            pairs.find(|(known, _)| known == name).and_then(|(_, value)| value.parse::<Timestamp>().ok())
+        };
+        let before = |span| self.now.checked_sub(span).unwrap_or(Timestamp::MIN);
+        let from = time("from").unwrap_or_else(|| before(SignedDuration::from_hours(24)));
+        let from = from.max(before(EVENTS_LAST));
+        let to = time("to").unwrap_or(self.now);
+        let is_asked_for = |event: &&Event| event.zone == self.target.zone && (from..=to).contains(&event.at);
+        let shown = |event: &Event| {
+            let mut json = json!({
+                "timestamp": event.at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+                "handler": event.handler,
+                "uri": event.uri,
+                "status": event.status,
+                "source-ip": event.address,
+                "request-id": event.request_id,
+                "zone": event.zone,
+                "path-params": {},
+                "body-params": {},
+                "message": event.handler,
+            });
+            match &event.by {
+                Somebody::Key(name, key) => json["iam-api-key"] = json!({ "name": name, "key": key }),
+                Somebody::User(email) => json["iam-user"] = json!({ "email": email }),
+            }
+            json
+        };
+        self.state.events.iter().filter(is_asked_for).map(shown).collect()
     }
 
     fn carry_out(&mut self) -> Result<Value, Refusal> {
@@ -141,6 +196,7 @@ impl ApiRequest<'_> {
                 let id = OperationId(self.id);
                 zone.operations.get(&id).map(|found| operation(id, found)).ok_or_else(not_found)
             }
+            Call::ListEvents => Ok(self.list_events()),
             Call::ListQuotas => {
                 let all = self.state.quotas.keys().filter_map(|resource| self.quota(resource));
                 Ok(json!({ "quotas": all.collect::<Vec<_>>() }))

@@ -46,6 +46,8 @@ pub enum Call {
     DeleteTemplate,
     /// `GET /operation/{id}`
     GetOperation,
+    /// `GET /event`
+    ListEvents,
     /// `GET /quota`
     ListQuotas,
     /// `GET /quota/{entity}`
@@ -59,7 +61,7 @@ pub enum Call {
 /// Each operation of the API: verb, collection, whether an id follows, the action behind the id, and its name.
 type Operation = (Call, &'static str, &'static str, bool, Option<&'static str>, &'static str);
 
-const OPERATIONS: [Operation; 22] = [
+const OPERATIONS: [Operation; 23] = [
     (Call::ListZones, "GET", "zone", false, None, "list-zones"),
     (Call::ListInstances, "GET", "instance", false, None, "list-instances"),
     (Call::GetInstance, "GET", "instance", true, None, "get-instance"),
@@ -80,6 +82,7 @@ const OPERATIONS: [Operation; 22] = [
     (Call::RegisterTemplate, "POST", "template", false, None, "register-template"),
     (Call::DeleteTemplate, "DELETE", "template", true, None, "delete-template"),
     (Call::GetOperation, "GET", "operation", true, None, "get-operation"),
+    (Call::ListEvents, "GET", "event", false, None, "list-events"),
     (Call::ListQuotas, "GET", "quota", false, None, "list-quotas"),
     (Call::GetQuota, "GET", "quota", true, None, "get-quota"),
 ];

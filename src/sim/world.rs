@@ -136,6 +136,31 @@ impl Exchange {
     }
 }
 
+/// Who does something at the platform beside the program.
+#[derive(Debug, Clone)]
+pub enum Somebody {
+    /// With an API key, by its name and its id.
+    Key(String, String),
+    /// A user at the portal, by the address of the mail.
+    User(String),
+}
+
+/// A request that was to change something, as list-events shows it.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) at: Timestamp,
+    pub(super) zone: ZoneName,
+    pub(super) handler: &'static str,
+    pub(super) uri: String,
+    pub(super) status: u16,
+    pub(super) address: String,
+    pub(super) by: Somebody,
+    pub(super) request_id: Uuid,
+}
+
+/// How long the platform keeps events.
+pub(super) const EVENTS_LAST: SignedDuration = SignedDuration::from_hours(30 * 24);
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) randomness: SeededRandomness,
@@ -153,6 +178,7 @@ pub(super) struct State {
     pub(super) expired: BTreeSet<Uuid>,
     pub(super) faults: Vec<Fault>,
     pub(super) log: Vec<Arc<Exchange>>,
+    pub(super) events: Vec<Event>,
     instances_added: u64,
 }
 
@@ -310,6 +336,7 @@ impl World {
             expired: BTreeSet::new(),
             faults: Vec::new(),
             log: Vec::new(),
+            events: Vec::new(),
             instances_added: 0,
         };
         Self { clock, state: Arc::new(Mutex::new(state)) }
@@ -463,6 +490,26 @@ impl World {
         }
     }
 
+    /// Deletes a snapshot as somebody's request does that comes from this network address: the platform's events show it.
+    pub fn delete_snapshot_as(&self, snapshot: SnapshotId, by: Somebody, address: &str) {
+        let at = self.now();
+        let mut state = self.state();
+        let request_id = state.request_id(at);
+        let mut zones = state.zones.iter_mut();
+        let zone = zones.find_map(|(name, zone)| zone.snapshots.remove(&snapshot).map(|_| name.clone()));
+        let event = Event {
+            at,
+            zone: zone.expect("a snapshot that exists"),
+            handler: "delete-snapshot",
+            uri: format!("/v2/snapshot/{snapshot}"),
+            status: 200,
+            address: address.to_owned(),
+            by,
+            request_id,
+        };
+        state.add_event(event);
+    }
+
     /// Puts a snapshot into a state.
     pub fn set_state(&self, snapshot: SnapshotId, state: SnapshotState) {
         self.state().snapshot(snapshot).snapshot.state = state;
@@ -594,6 +641,18 @@ impl State {
     pub(super) fn fresh_id(&self) -> Uuid {
         let (high, low) = (self.randomness.next_u64(), self.randomness.next_u64());
         uuid::Builder::from_random_bytes(Uuid::from_u64_pair(high, low).into_bytes()).into_uuid()
+    }
+
+    /// The id of the next request in the events. It does not come from chance, so that what does stays the same.
+    pub(super) fn request_id(&self, at: Timestamp) -> Uuid {
+        Uuid::from_u64_pair(at.as_second().unsigned_abs(), self.events.len() as u64)
+    }
+
+    /// Adds an event, and forgets those that are too old.
+    pub(super) fn add_event(&mut self, event: Event) {
+        let oldest = event.at.checked_sub(EVENTS_LAST).unwrap_or(Timestamp::MIN);
+        self.events.retain(|event| event.at >= oldest);
+        self.events.push(event);
     }
 
     fn zone(&mut self, name: &ZoneName) -> &mut Zone {

@@ -1,6 +1,6 @@
 //! The directory itself: opened once, read and written on the blocking pool.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,12 +9,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::clock::Clock;
 use crate::disk::{self, Access, Disk, Kind, Metadata};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::shard::Shard;
 use crate::policy::span::Span;
 use crate::snapshot::{SnapshotId, ZoneName};
-use crate::state::audit::{AuditLog, AuditMark, Line};
+use crate::state::audit::{AuditLog, AuditMark, Deletion, Line};
+use crate::state::audit_chain::{AuditHead, ChainReport};
 use crate::state::error::StateError;
 use crate::state::file;
 
@@ -46,7 +48,7 @@ impl StateDirectory {
     pub fn open(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StateError> {
         let state = Self::at(disk, path);
         state.prepare().map_err(|source| StateError::Directory { path: path.to_owned(), source })?;
-        state.audit_log.mend()?;
+        state.audit_log.secure_name()?;
         Ok(state)
     }
 
@@ -82,12 +84,45 @@ impl StateDirectory {
         disk::blocking(move || disk::free_bytes_at(&*disk, &path)).await
     }
 
-    /// Adds a line to the audit log and returns once it is safe from a crash.
+    /// Adds a line to the audit log and returns once it is safe from a crash. Lines are written one at a time, also by other
+    /// processes.
     ///
     /// # Errors
     /// [`StateError`]: then what was intended must not be done.
-    pub async fn audit(&self, line: Line) -> Result<(), StateError> {
-        self.blocking(move |state| state.audit_log.append(&line)).await
+    pub async fn audit(&self, clock: &dyn Clock, line: Line) -> Result<(), StateError> {
+        self.change_audit_log(clock, move |log| log.append(&line)).await
+    }
+
+    /// The last line of the audit log; none if there is none.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub async fn audit_head(&self) -> Result<Option<AuditHead>, StateError> {
+        self.blocking(|state| state.audit_log.head()).await
+    }
+
+    /// Checks the chain of the whole audit log.
+    ///
+    /// # Errors
+    /// [`StateError::File`] if a file can't be read.
+    pub async fn verify_audit_log(&self) -> Result<ChainReport, StateError> {
+        self.blocking(|state| state.audit_log.verify()).await
+    }
+
+    async fn change_audit_log(
+        &self,
+        clock: &dyn Clock,
+        work: impl FnOnce(&AuditLog) -> Result<(), StateError> + Send + 'static,
+    ) -> Result<(), StateError> {
+        // In this process they take turns, so that only other processes are waited for by trying.
+        let turn = Arc::clone(&self.audit_log.turn).lock_owned().await;
+        let lock = self.lock_audit_log(clock).await?;
+        self.blocking(move |state| {
+            let done = work(&state.audit_log);
+            drop((lock, turn));
+            done
+        })
+        .await
     }
 
     /// The end of the audit log.
@@ -98,13 +133,28 @@ impl StateDirectory {
         self.blocking(|state| state.audit_log.end()).await
     }
 
-    /// Removes the files of the audit log whose month ended longer than `keep` ago. Nothing else rests on them.
+    /// Removes the files of the audit log whose month ended longer than `keep` ago, each after a line that says so. Nothing else
+    /// rests on them.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub async fn remove_old_audit(&self, clock: &dyn Clock, keep: &Span) -> Result<(), StateError> {
+        let (keep, now) = (keep.clone(), clock.now());
+        self.change_audit_log(clock, move |log| log.remove_old(&keep, now)).await
+    }
+
+    /// What the lines of the audit log from this mark on say of the ends of snapshots in a zone, and when they say it; all of
+    /// them if it is a mark of another log.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub async fn remove_old_audit(&self, keep: &Span, now: Timestamp) -> Result<(), StateError> {
-        let keep = keep.clone();
-        self.blocking(move |state| state.audit_log.remove_old(&keep, now)).await
+    pub async fn deletions_since(
+        &self,
+        zone: &ZoneName,
+        from: AuditMark,
+    ) -> Result<BTreeMap<SnapshotId, (Deletion, Timestamp)>, StateError> {
+        let zone = zone.clone();
+        self.blocking(move |state| state.audit_log.deletions_since(&zone, &from)).await
     }
 
     /// Every snapshot of a zone that we deleted, or set out to delete, by the lines of the audit log from this mark

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::lookup::{Kind, Known, is_meant};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-use crate::state::audit::{AuditMark, INTENDED};
+use crate::state::audit::{AuditMark, DeletedBy, INTENDED};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::excerpt;
@@ -56,6 +56,12 @@ pub struct Change {
     /// An error, or what else is worth knowing.
     #[serde(default)]
     pub message: Option<String>,
+    /// Who deleted a snapshot that this program did not delete; hostile text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<DeletedBy>,
+    /// The file of the audit log that `keep_audit` removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 /// The snapshot of a change.

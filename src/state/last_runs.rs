@@ -151,6 +151,8 @@ pub struct ZoneCoverage {
     pub exempt: u64,
     /// The names of the uncovered ones.
     pub uncovered_instances: Vec<String>,
+    /// How many snapshots of the zone vanished within a week while nothing explains it.
+    pub unexplained: u64,
 }
 
 /// The selected snapshots of one instance.

@@ -23,7 +23,17 @@ const CREATION: LockWait = LockWait { poll: Duration::from_millis(50), max: Dura
 /// A file that commands change beside a running daemon is changed within milliseconds.
 const SHARED_FILE: LockWait = LockWait { poll: Duration::from_millis(20), max: Duration::from_secs(5) };
 
+/// A line of the audit log is written and synced within milliseconds, or seconds on a disk that is busy.
+const AUDIT_LOG: LockWait = LockWait { poll: Duration::from_millis(10), max: Duration::from_secs(30) };
+
 impl StateDirectory {
+    /// Waits until this is the only one that writes to the audit log, until the value is dropped. A stop does not end it: a step
+    /// that has begun can finish.
+    pub(super) async fn lock_audit_log(&self, clock: &dyn Clock) -> Result<Box<dyn DiskLock>, StateError> {
+        let what = "the audit log".to_owned();
+        self.lock("audit.lock", what, AUDIT_LOG, clock, &CancellationToken::new()).await
+    }
+
     /// Makes this process the only one that runs the policy, until the value is dropped.
     ///
     /// # Errors

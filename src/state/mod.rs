@@ -2,9 +2,10 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `audit.jsonl`, `audit-<month>.jsonl` | a line before and after everything that changes something ([`audit`]) |
+//! | `audit.jsonl`, `audit-<month>.jsonl` | a line before and after everything that changes something ([`audit`]), each with the hash of the one before ([`audit_chain`]) |
 //! | `policy-<name>.json`, `policy-<name>.<generation>.jsonl` | the creations and promotions of a policy, and later changes of them ([`policy_state`]) |
 //! | `runs-<name>.json` | the results of its last runs, and the listings that they accepted ([`last_runs`]) |
+//! | `listed-<zone>.json` | the snapshots of a zone as they were last listed, and those whose end is not explained ([`listed`]) |
 //! | `shard.json` | which part of the instances the directory is about, if not all ([`shard`]) |
 //! | `schedules.json` | how far the daemon served each schedule ([`schedules`]) |
 //! | `directory.lock` | nothing: that it can be locked shows that runs may write here |
@@ -18,7 +19,7 @@
 //! | `disagreement-<policy>-<zone>.json` | the last case about which the plan and the second judge disagreed ([`disagreements`]) |
 //! | `policy-<name>.lock`, `zone-<name>.lock`, `create-<zone>.lock` | who runs, who deletes, who decides what is taken ([`directory::StateDirectory::lock_policy`]) |
 //! | `holds.lock`, `allowances.lock`, `controls.lock`, `archives.lock`, `notifications.lock` | who changes what commands change beside a running daemon |
-//! | `audit.lock` | who begins a new month |
+//! | `audit.lock` | who adds a line to the audit log |
 //!
 //! Every file is for its owner alone. But for those of lines, each is replaced in one step and carries a version. One that
 //! root makes belongs to the directory's owner, so that a command beside the daemon takes nothing away from it. One that
@@ -27,6 +28,7 @@
 pub mod allowances;
 pub mod archives;
 pub mod audit;
+pub mod audit_chain;
 pub mod controls;
 pub mod daemon;
 pub mod directory;
@@ -36,6 +38,7 @@ mod file;
 pub mod history;
 pub mod holds;
 pub mod last_runs;
+pub mod listed;
 mod locks;
 pub mod notifications;
 pub mod policy_state;

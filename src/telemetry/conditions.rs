@@ -68,6 +68,9 @@ pub(super) fn conditions(model: &Model, now: Timestamp) -> Vec<Condition> {
             next_command: "snapwarden coverage".to_owned(),
         });
     }
+    for (zone, coverage) in model.coverage().into_iter().filter(|(_, coverage)| coverage.at.is_some()) {
+        all.push(unexplained(zone, usize::try_from(coverage.unexplained).unwrap_or(usize::MAX)));
+    }
     for (archive, stats) in model.archives.iter().filter(|(_, stats)| stats.error.is_none()) {
         all.push(corrupt(archive, usize::try_from(stats.corrupt).unwrap_or(usize::MAX)));
     }
@@ -183,6 +186,23 @@ fn corrupt(archive: &ArchiveName, count: usize) -> Condition {
         // One more of them is news, one less is not.
         subjects: (1..=count.min(1000)).map(|number| number.to_string()).collect(),
         next_command: format!("snapwarden archive list {archive}"),
+    }
+}
+
+fn unexplained(zone: &ZoneName, count: usize) -> Condition {
+    let title = format!("{} vanished unexplained", counted(count, "snapshot"));
+    let text = "neither the audit log nor the API's events nor the end of their instance explains it";
+    Condition {
+        event: Event::Unexplained,
+        of: format!("zone {zone}"),
+        policy: None,
+        zone: Some(zone.clone()),
+        run_id: None,
+        title,
+        problems: if count == 0 { Vec::new() } else { vec![ProblemLine::new(None, text)] },
+        // One more of them is news, one less is not.
+        subjects: (1..=count.min(1000)).map(|number| number.to_string()).collect(),
+        next_command: "snapwarden history --action vanish".to_owned(),
     }
 }
 

@@ -289,6 +289,15 @@ const METRICS: &[Metric] = &[
         }),
     ),
     gauge(
+        "snapwarden_snapshots_unexplained",
+        "Snapshots of the zone that vanished within a week while neither the audit log nor the API's events nor the end of their instance explains it.",
+        Read::By(&["zone"], |model, add| {
+            for (zone, coverage) in model.coverage() {
+                add(&[zone.as_str()], number(coverage.unexplained));
+            }
+        }),
+    ),
+    gauge(
         "snapwarden_guard_allowance",
         "The most deletions that the guard may let pass in the policy's next run, as `snapwarden allow` gave it; 0 without.",
         Read::Policy(|policy| Some(number(policy.allowance))),

@@ -31,6 +31,7 @@ use crate::run::downloads::{Downloads, RunningDownload};
 use crate::run::report::{RunReport, RunResult};
 use crate::snapshot::{InstanceId, ZoneName};
 use crate::state::audit::StepOutcome;
+use crate::state::audit_chain::AuditHead;
 use crate::state::directory::StateDirectory;
 use crate::state::history::Change;
 use crate::state::last_runs::LastRuns;
@@ -308,6 +309,11 @@ impl Telemetry {
         let running = self.running();
         self.model().judge(self.clock.now());
         metrics::text(&self.reading(), &running, &self.histograms)
+    }
+
+    /// The end of the audit log was read.
+    pub fn audit_head(&self, head: Option<AuditHead>) {
+        self.model().status.audit = head;
     }
 
     /// What was deleted since the last call, in the order in which that ended.

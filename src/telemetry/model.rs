@@ -360,7 +360,8 @@ impl PolicyModel {
             | Action::StopInstance
             | Action::Revert
             | Action::Reset
-            | Action::StartInstance => None,
+            | Action::StartInstance
+            | Action::Vanish => None,
         };
         if let Some(counts) = counts {
             count(counts, word(step.outcome));

@@ -17,7 +17,8 @@
 //!       "result": "success", "instances": { "fresh": 3, "stale": 0, "none": 0, "vanished": 0 }, "problems": []
 //!     } }
 //!   } },
-//!   "zones": { "ch-gva-2": { "at": "…", "covered": 3, "uncovered": 1, "exempt": 0, "uncovered_instances": ["ci-1"] } },
+//!   "zones": { "ch-gva-2": { "at": "…", "covered": 3, "uncovered": 1, "exempt": 0, "uncovered_instances": ["ci-1"], "unexplained": 0 } },
+//!   "audit": { "hash": "9f86…", "at": "…" },
 //!   "archives": { "vault": { "images": 3, "bytes": 1, "free_bytes": 1, "corrupt": 0, "verified_at": "…", "error": null } },
 //!   "downloads": [{
 //!     "policy": "nightly", "zone": "ch-gva-2", "snapshot_id": "…", "snapshot_name": "…", "instance_name": "web-1",
@@ -39,6 +40,7 @@ use crate::archive::stats::ArchiveStats;
 use crate::run::coverage::InstanceStates;
 use crate::run::downloads::HowFar;
 use crate::run::persist;
+use crate::state::audit_chain::AuditHead;
 use crate::state::last_runs::{LastRun, PlanSums, ZoneCoverage, ZoneMemory};
 use crate::text::{counted, to_the_second};
 
@@ -65,6 +67,8 @@ pub struct Status {
     pub archives: BTreeMap<String, ArchiveStats>,
     /// How the instances of each zone are covered by all policies, by name.
     pub zones: BTreeMap<String, ZoneCoverage>,
+    /// The last line of the audit log; none if it is not known.
+    pub audit: Option<AuditHead>,
     /// Images that are being downloaded or verified.
     pub downloads: Vec<DownloadStatus>,
 }
@@ -137,6 +141,11 @@ impl Status {
                 ),
                 _ => {}
             }
+        }
+        for (zone, known) in self.zones.iter().filter(|(_, known)| known.unexplained > 0) {
+            let snapshots = counted(usize::try_from(known.unexplained).unwrap_or(usize::MAX), "snapshot");
+            let text = format!("zone {zone}: {snapshots} vanished within a week, and nothing explains it");
+            add(text, "snapwarden history --action vanish".to_owned());
         }
         for (name, archive) in &self.archives {
             let list = || format!("snapwarden archive list {name}");

@@ -156,6 +156,7 @@ fn well() -> Series {
             }
             let zone = format!("{daemon},zone=\"{zone}\"");
             add("clock_skew_seconds", &zone, Values::Always(2));
+            add("snapshots_unexplained", &zone, none);
             for state in ["covered", "uncovered", "exempt"] {
                 let values = if state == "uncovered" { none } else { Values::Always(3) };
                 add("instances", &format!("{zone},state=\"{state}\""), values);
@@ -231,6 +232,7 @@ fn problems() -> Vec<Problem> {
             ..problem("SnapwardenRunsMissed", "policy_missed_runs_total", POLICY, Values::Rising)
         },
         problem("SnapwardenInstanceUncovered", "instances", &by(&of_zone, "state=\"uncovered\""), instead(2)),
+        problem("SnapwardenSnapshotUnexplained", "snapshots_unexplained", &of_zone, instead(2)),
         problem("SnapwardenPolicySelectsNothing", "policy_unmatched", ZONE, instead(1)),
         problem("SnapwardenDeletionsHeld", "policy_held", ZONE, instead(1)),
         problem("SnapwardenJudgesDisagree", "blocked_deletes", &by(ZONE, "reason=\"judge\""), instead(3)),

@@ -639,7 +639,12 @@ fn a_line(text: &str) -> Line {
         zone,
         operation_id: None,
         message: None,
+        by: None,
     }
+}
+
+async fn audit(state: &StateDirectory, text: &str) -> Result<(), StateError> {
+    state.audit(&SimClock::starting_at(NOW.parse().unwrap()), a_line(text)).await
 }
 
 /// A disk in memory with the state directory on it, and its audit log's path.
@@ -655,17 +660,17 @@ async fn once_an_audit_line_could_not_be_made_safe_this_process_writes_no_more()
     for (call, lines_before) in [(DiskCall::Sync, 0), (DiskCall::Sync, 2), (DiskCall::SyncDir, 0)] {
         let (disk, state, log) = a_state();
         for _ in 0..lines_before {
-            state.audit(a_line("before")).await.unwrap();
+            audit(&state, "before").await.unwrap();
         }
         disk.fail(call, 1, io::ErrorKind::Other);
-        assert!(matches!(state.audit(a_line("lost")).await, Err(StateError::File { .. })), "{call:?}");
-        let error = state.clone().audit(a_line("later")).await.unwrap_err();
+        assert!(matches!(audit(&state, "lost").await, Err(StateError::File { .. })), "{call:?}");
+        let error = audit(&state.clone(), "later").await.unwrap_err();
         assert!(matches!(error, StateError::Unsafe { .. }), "{call:?}: {error}");
 
         // The next process has no such doubt, and what it writes stays.
         let disk = disk.crash();
         let state = StateDirectory::open(Arc::new(disk.clone()), Path::new("/state")).unwrap();
-        state.audit(a_line("again")).await.unwrap();
+        audit(&state, "again").await.unwrap();
         let text = String::from_utf8(read_file(&disk.crash(), &log, 1 << 20).unwrap()).unwrap();
         assert_eq!(text.matches("before").count(), lines_before);
         assert!(text.ends_with('\n') && text.contains("again"), "{call:?}: {text}");
@@ -675,16 +680,22 @@ async fn once_an_audit_line_could_not_be_made_safe_this_process_writes_no_more()
 #[tokio::test]
 async fn a_line_cut_short_by_a_full_disk_spoils_no_other() {
     let (disk, state, log) = a_state();
-    state.audit(a_line("before")).await.unwrap();
+    audit(&state, "before").await.unwrap();
     disk.set_capacity(Some(used(&disk, Path::new("/")) + 20));
     for _ in 0..2 {
-        assert!(state.audit(a_line("cut")).await.is_err());
+        assert!(audit(&state, "cut").await.is_err());
     }
     disk.set_capacity(None);
-    state.audit(a_line("after")).await.unwrap();
-    let text = String::from_utf8(read_file(&disk.crash(), &log, 1 << 20).unwrap()).unwrap();
+    audit(&state, "after").await.unwrap();
+    let disk = disk.crash();
+    let text = String::from_utf8(read_file(&disk, &log, 1 << 20).unwrap()).unwrap();
     let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok());
     assert_eq!(whole.count(), 2, "{text}");
+    // Nor does it break the chain, or hide that a line is cut out before it.
+    let state = StateDirectory::at(Arc::new(disk), Path::new("/state"));
+    let report = state.verify_audit_log().await.unwrap();
+    assert_eq!((report.lines, report.breaks), (2, Vec::new()), "{text}");
+    assert!(report.pieces > 0, "{text}");
 }
 
 #[tokio::test]
@@ -692,12 +703,16 @@ async fn an_audit_log_whose_maker_was_killed_keeps_its_name_after_a_crash() {
     for changes in 0..6 {
         let (disk, state, log) = a_state();
         disk.stop_after(changes);
-        let _ = state.audit(a_line("first")).await;
+        let _ = audit(&state, "first").await;
         let disk = disk.kill();
         let state = StateDirectory::open(Arc::new(disk.clone()), Path::new("/state")).unwrap();
-        state.audit(a_line("second")).await.unwrap();
-        let text = String::from_utf8(read_file(&disk.crash(), &log, 1 << 20).unwrap()).unwrap();
+        audit(&state, "second").await.unwrap();
+        let disk = disk.crash();
+        let text = String::from_utf8(read_file(&disk, &log, 1 << 20).unwrap()).unwrap();
         assert!(text.contains("second"), "{changes}: {text}");
+        let state = StateDirectory::at(Arc::new(disk), Path::new("/state"));
+        let report = state.verify_audit_log().await.unwrap();
+        assert!(report.breaks.is_empty() && report.lines > 0, "{changes}: {report:?}");
     }
 }
 

@@ -201,7 +201,8 @@ async fn pages_instead_of_images_leave_nothing_and_are_told() {
     assert!(told(&report).contains("web page"), "{}", told(&report));
     let images = crate::stage::files(&stage.archive()).into_iter().map(|(path, _)| path);
     let is_of_archive = |path: &std::path::Path| {
-        path.ends_with("snapwarden-archive.json") || path.to_string_lossy().ends_with(".lock")
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with("snapwarden-") || name.ends_with(".lock")
     };
     let images: Vec<_> = images.filter(|path| !is_of_archive(path)).collect();
     assert!(images.is_empty(), "{images:?}");

@@ -182,7 +182,8 @@ fn archived(folder: &Path) -> BTreeMap<String, std::path::PathBuf> {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         (name.split_once('.').map_or(name.clone(), |(_, end)| end.to_owned()), path)
     };
-    let is_of_image = |path: &std::path::PathBuf| !path.ends_with("snapwarden-archive.json");
+    let name_of = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    let is_of_image = |path: &std::path::PathBuf| !name_of(path).starts_with("snapwarden-");
     paths(&folder.join("vault")).into_iter().filter(is_of_image).map(named).collect()
 }
 

@@ -22,6 +22,7 @@ mod demo;
 mod deploying;
 mod documents;
 mod downloads;
+mod endings;
 mod explaining;
 mod file_server;
 mod fuzz;

@@ -216,6 +216,7 @@ async fn uncovered_instances_are_named_without_being_an_alarm() {
         uncovered: 2,
         exempt: 3,
         uncovered_instances: vec!["db-1".to_owned(), "ci-\u{1b}[2K".to_owned()],
+        unexplained: 0,
     };
     let (address, _) = daemon(ZoneMemory { coverage: Some(coverage), ..well() }).await;
     let (exit, out, err) = status(address, &[]).await;

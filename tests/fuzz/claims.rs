@@ -363,8 +363,15 @@ fn state(bytes: &[u8]) -> bool {
         of_state(state.deleted_since(&zone, AuditMark::default()).await);
         of_state(state.has_export_to(&"vault".parse().unwrap()).await);
         of_state(state.known_in_history(Kind::Instance, "web-1").await);
-        of_state(state.remove_old_audit(&"1d".parse().unwrap(), NOW.parse().unwrap()).await);
-        state.audit(line()).await.unwrap();
+        of_state(state.listed_zone(&zone).await);
+        of_state(state.deletions_since(&zone, AuditMark::default()).await);
+        let checked = of_state(state.verify_audit_log().await);
+        of_state(state.remove_old_audit(&clock(), &"1d".parse().unwrap()).await);
+        state.audit(&clock(), line()).await.unwrap();
+        // What is added keeps the chain, however the log looks.
+        let breaks = checked.map(|report| report.breaks.len());
+        let again = state.verify_audit_log().await.unwrap();
+        assert!(breaks.is_none_or(|breaks| again.breaks.len() <= breaks + 1), "{again:?}");
         let after = state.history(usize::MAX, |_| true).await.unwrap();
         let is_ours = |run: Option<Uuid>| run == Some(Uuid::nil());
         assert!(after.changes.iter().any(|change| is_ours(change.run_id)), "{after:?}");
@@ -658,6 +665,7 @@ fn line() -> Line {
         step,
         operation_id: None,
         message: None,
+        by: None,
     }
 }
 

@@ -185,6 +185,22 @@ impl ResticArchive {
         self.replace(MARKER_FILE, &marker.to_bytes()).await
     }
 
+    /// Writes a small file beside the marker.
+    pub(crate) async fn write_beside_marker(&self, name: &str, bytes: Vec<u8>) -> Result<(), ResticError> {
+        self.replace(name, &bytes).await
+    }
+
+    /// Reads a small file beside the marker.
+    pub(crate) async fn read_beside_marker(
+        &self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<Vec<u8>>, ResticError> {
+        let objects = self.repository.list().await?;
+        let Some(object) = objects.iter().rfind(|object| object.key == name) else { return Ok(None) };
+        Ok(Some(self.bytes(object, max as u64).await?))
+    }
+
     /// Writes a file in the place of those of its name.
     async fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), ResticError> {
         let before = self.repository.list().await?;

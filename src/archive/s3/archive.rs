@@ -157,6 +157,22 @@ impl S3Archive {
         self.bucket.client.put(&self.marker_key(), "application/json", marker.to_bytes()).await
     }
 
+    /// Writes a small object beside the marker.
+    pub(crate) async fn write_beside_marker(&self, name: &str, bytes: Vec<u8>) -> Result<(), S3Error> {
+        let key = format!("{}{name}", self.bucket.prefix());
+        self.bucket.client.put(&key, "application/json", bytes).await
+    }
+
+    /// Reads a small object beside the marker.
+    pub(crate) async fn read_beside_marker(
+        &self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<Vec<u8>>, S3Error> {
+        let key = format!("{}{name}", self.bucket.prefix());
+        Ok(self.bucket.client.get(&key, max).await?.map(|(bytes, _)| bytes.to_vec()))
+    }
+
     /// Whether the store answers at all within `limit`.
     pub(crate) async fn answers(&self, limit: Duration) -> Result<(), S3Error> {
         self.bucket.client.answers(&format!("{}{MARKER_FILE}", self.bucket.prefix()), limit).await
