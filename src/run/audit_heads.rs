@@ -19,8 +19,9 @@ use crate::run::context::Runner;
 use crate::state::audit_chain::AuditHead;
 use crate::text::{chain, excerpt};
 
-/// An archive that does not answer does not keep the run from its end. What is not written is written by the next run.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+/// An archive that does not answer does not keep the run from its end for ever; restic takes its time, and one that is stopped in
+/// between may leave its repository locked. What is not written is written by the next run that writes to the log.
+const WAIT_MAX: Duration = Duration::from_mins(5);
 
 /// More than the file has.
 const BYTES_MAX: usize = 64 << 10;

@@ -23,7 +23,7 @@ use crate::state::listed::{ListedZone, Missing};
 use crate::text::{chain, counted, printable};
 
 /// The end of a run does not wait longer for all this; the next run goes on.
-const WAIT_MAX: Duration = Duration::from_mins(1);
+const WAIT_MAX: Duration = Duration::from_mins(10);
 
 /// One request does not wait longer for its response.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(20);

@@ -135,7 +135,12 @@ async fn point_26_snapshots_that_went_with_their_instance_are_not_pruned_and_its
     stage.days(db, (0..5).rev());
     let report = stage.run(NIGHTLY).await;
     assert_eq!(report.result, RunResult::Success, "{}", said(&report));
-    let copies = || crate::stage::files(&stage.archive());
+    let copies = || {
+        let mut files = crate::stage::files(&stage.archive());
+        // That the snapshots ended is a line of the audit log, whose end the archive has.
+        files.retain(|(path, _)| !path.to_string_lossy().contains("snapwarden-audit-"));
+        files
+    };
     let before = copies();
     assert!(before.iter().any(|(path, _)| path.to_str().unwrap().contains(&db.to_string())));
 
