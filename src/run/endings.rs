@@ -394,6 +394,7 @@ fn add_listed(listed: &mut ListedZone, id: SnapshotId, one: &Missing) {
         }
         None => drop(listed.without_instance.insert(id, one.created_at)),
     }
+    listed.tried.extend(one.tried_at.map(|at| (id, at)));
 }
 
 /// How many unexplained ends are an alert.

@@ -186,7 +186,7 @@ pub struct DeletedBy {
 /// What the log says of the end of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deletion {
-    /// To delete it was tried, and failed.
+    /// To delete it was tried, and failed as far as is known.
     Tried,
     /// To delete it was begun, and nothing says how that ended; or it is done.
     Ours,
@@ -459,24 +459,23 @@ impl AuditLog {
         let mut all = BTreeMap::new();
         self.read_from(from, |_, line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
-            let unexplained = Ending::Unexplained.in_log();
-            let said = match (line["action"].as_str(), line["outcome"].as_str()) {
-                (Some("delete"), Some(INTENDED | DONE)) => Some(Deletion::Ours),
-                (Some("delete"), Some(FAILED)) => Some(Deletion::Tried),
-                // It was not done, and may have failed before.
-                (Some("delete"), _) => None,
-                (Some("vanish"), Some(outcome)) if outcome == unexplained => Some(Deletion::Unexplained),
-                (Some("vanish"), _) => Some(Deletion::Ended),
-                _ => return,
-            };
             let text = |value: &Value| value.as_str().map(str::to_owned);
             let id = text(&line["snapshot"]["id"]).and_then(|id| id.parse::<SnapshotId>().ok());
             let at = text(&line["at"]).and_then(|at| at.parse::<Timestamp>().ok());
             let (Some(id), Some(at)) = (id.filter(|_| line["zone"] == zone.as_str()), at) else { return };
-            match said {
-                Some(said) => drop(all.insert(id, (said, at))),
-                None => drop(all.remove(&id)),
-            }
+            let unexplained = Ending::Unexplained.in_log();
+            let was_requested = matches!(all.get(&id), Some((Deletion::Ours | Deletion::Tried, _)));
+            let said = match (line["action"].as_str(), line["outcome"].as_str()) {
+                (Some("delete"), Some(INTENDED | DONE)) => Deletion::Ours,
+                (Some("delete"), Some(FAILED)) => Deletion::Tried,
+                // Refused, as one of a busy snapshot is: an earlier request whose response was lost may do it all the same.
+                (Some("delete"), _) if was_requested => Deletion::Tried,
+                (Some("vanish"), Some(outcome)) if outcome == unexplained => Deletion::Unexplained,
+                (Some("vanish"), _) => Deletion::Ended,
+                // It was not even requested.
+                _ => return,
+            };
+            all.insert(id, (said, at));
         })?;
         Ok(all)
     }
@@ -536,7 +535,9 @@ impl AuditLog {
         let is_marked = |part: &Part| from.month.is_some() && part.month == from.month;
         let is_only_one = from.month.is_none() && parts.len() == 1;
         let marked = parts.iter().position(is_marked).or(is_only_one.then_some(0));
-        let mut offset = if marked.is_some() { from.offset } else { 0 };
+        let begins = marked.and_then(|place| parts.get(place)).map(|part| is_line_begin(part, from.offset));
+        // A disk that lost lines in a crash, though it had said that they were safe, has others there now.
+        let mut offset = if begins.transpose()? == Some(true) { from.offset } else { 0 };
         for part in parts.drain(marked.unwrap_or(0)..) {
             read_lines(&part, std::mem::take(&mut offset), &mut note)?;
         }
@@ -668,6 +669,14 @@ impl AuditLog {
     }
 }
 
+/// Whether a line begins at this byte of a file.
+fn is_line_begin(part: &Part, offset: u64) -> Result<bool, StateError> {
+    let Some(before) = offset.checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    let count = part.file.read_at(&mut byte, before).map_err(failed("read", &part.path))?;
+    Ok(count == 1 && byte == *b"\n")
+}
+
 fn tail_of(part: &Part) -> Result<Tail, StateError> {
     Tail::of(&*part.file).map_err(failed("read", &part.path))
 }
@@ -776,11 +785,36 @@ mod tests {
         }
         let expected: Vec<u128> = std::iter::once(2).chain(100..500).collect();
         assert_eq!(since(from), expected);
-        assert_eq!(since(from + 1), expected[1..], "in the middle of a line");
         assert_eq!(since(log.end().unwrap().offset), [0; 0]);
         let all: Vec<u128> = [1, 2].into_iter().chain(100..500).collect();
         assert_eq!(since(0), all);
-        assert_eq!(since(log.end().unwrap().offset + 1), all, "another log, thus all of it");
+        for offset in [from + 1, log.end().unwrap().offset + 1] {
+            assert_eq!(since(offset), all, "another log, or other lines than there were, thus all of it");
+        }
+    }
+
+    #[test]
+    fn a_deletion_that_was_requested_may_be_done_whatever_its_response_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = AuditLog::new(Arc::new(RealDisk), folder.path());
+        for (snapshot, outcomes) in [
+            (1, &[INTENDED][..]),
+            (2, &[INTENDED, DONE]),
+            (3, &[INTENDED, FAILED]),
+            (4, &[INTENDED, "blocked"]),
+            (5, &[INTENDED, FAILED, "skipped"]),
+            (6, &["skipped"]),
+            (7, &["blocked"]),
+        ] {
+            for outcome in outcomes {
+                log.append(&line(outcome, Action::Delete, "ch-gva-2", snapshot)).unwrap();
+            }
+        }
+        let zone: ZoneName = "ch-gva-2".parse().unwrap();
+        let said = log.deletions_since(&zone, &AuditMark::default()).unwrap();
+        let said: Vec<_> = said.into_iter().map(|(id, (said, _))| (id.0.as_u128(), said)).collect();
+        let (ours, tried) = (Deletion::Ours, Deletion::Tried);
+        assert_eq!(said, [(1, ours), (2, ours), (3, tried), (4, tried), (5, tried)]);
     }
 
     fn line_at(at: &str, snapshot: u128) -> Line {

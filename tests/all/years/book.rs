@@ -75,6 +75,7 @@ pub(super) struct Known {
     /// As it was when it was last seen in a state that lasts.
     pub(super) snapshot: Snapshot,
     pub(super) image: Bytes,
+    pub(super) zone: ZoneName,
     /// Whether the program took it.
     pub(super) is_ours: bool,
     /// Since when it has failed.
@@ -126,8 +127,21 @@ struct Former {
     replaced_at: Option<Timestamp>,
 }
 
+/// How a snapshot ended that the program did not delete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// Somebody deleted it, from this network address.
+    Somebody(String),
+    /// It vanished, and the platform does not say why.
+    Nobody,
+    /// Its instance was deleted.
+    WithInstance,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Book {
+    /// What strangers did to snapshots, and when.
+    pub(super) ends: BTreeMap<SnapshotId, (End, Timestamp)>,
     pub(super) known: BTreeMap<SnapshotId, Known>,
     /// Until when each snapshot is on hold.
     pub(super) on_hold: BTreeMap<SnapshotId, Timestamp>,
@@ -211,6 +225,7 @@ impl Book {
                     Known {
                         snapshot: snapshot.clone(),
                         image: image.read(0..image.file_bytes()).into(),
+                        zone: zone.clone(),
                         is_ours,
                         failed_at: None,
                         was_seen_good: false,

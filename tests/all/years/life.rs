@@ -18,12 +18,13 @@ use snapwarden::disk::Disk as _;
 use snapwarden::judge::facts::InstanceFacts;
 use snapwarden::run::context::Runner;
 use snapwarden::run::report::{RunReport, RunResult, Step};
+use snapwarden::sim::world::Somebody;
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
 use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::holds::Hold;
 
-use super::book::Copies;
+use super::book::{Copies, End as Ended};
 use super::fleet::{Edit, FOLDER, Fleet, Parts, REPOSITORY, Store};
 use super::machine::{Line, Machine, key_file, killed_after};
 use super::told::{Told, Truth};
@@ -233,7 +234,21 @@ impl Life {
             }
         }
         if dice.one_in(12) && !there.is_empty() {
-            world.remove_snapshot(dice.any(&there).id);
+            let id = dice.any(&there).id;
+            let end = if dice.one_in(4) {
+                world.remove_snapshot(id);
+                Ended::Nobody
+            } else {
+                let address = format!("192.0.2.{}", dice.below(256));
+                let by = if dice.one_in(2) {
+                    Somebody::User("ops@example.org".to_owned())
+                } else {
+                    Somebody::Key("terraform".to_owned(), "EXOfedcba9876543210".to_owned())
+                };
+                world.delete_snapshot_as(id, by, &address);
+                Ended::Somebody(address)
+            };
+            self.machine.book().ends.insert(id, (end, now));
         }
         if dice.one_in(25) && !instances.is_empty() {
             let id = *dice.any(&instances);
@@ -245,6 +260,9 @@ impl Life {
         }
         if self.dice.one_in(40) && instances.len() > 1 {
             let id = *self.dice.any(&instances);
+            for snapshot in self.snapshots().iter().filter(|snapshot| snapshot.instance_id == Some(id)) {
+                self.machine.book().ends.insert(snapshot.id, (Ended::WithInstance, now));
+            }
             world.remove_instance(id);
             self.machine.book().instances.remove(&id);
         }
@@ -625,6 +643,75 @@ impl Life {
     }
 
     /// Once nothing goes wrong any more, two runs bring the fleet to rest.
+    /// The audit log is whole, and each snapshot that was listed is there, or the log says how it ended.
+    async fn check_ends(&mut self, context: &str) {
+        let (_process, runner) = self.runner(Use::Changing);
+        let is_listed = |zone: &ZoneName| runner.policies.iter().any(|policy| policy.zones.contains(zone));
+        let chain = runner.state.verify_audit_log().await.unwrap();
+        assert!(
+            chain.breaks.is_empty(),
+            "the chain of the audit log is broken: {:?}\n{context}",
+            chain.breaks
+        );
+        let mut said: BTreeMap<SnapshotId, Said> = BTreeMap::new();
+        for change in runner.state.history(usize::MAX, |_| true).await.unwrap().changes {
+            let Some(id) = change.snapshot.id else { continue };
+            match change.action.as_str() {
+                "delete" => said.entry(id).or_default().deletions.push((change.outcome, change.at)),
+                "vanish" => {
+                    let address = change.by.and_then(|by| by.address);
+                    said.entry(id).or_default().ends.push((change.outcome, address, change.at));
+                }
+                _ => {}
+            }
+        }
+        let there: BTreeSet<SnapshotId> = self.snapshots().iter().map(|snapshot| snapshot.id).collect();
+        let (mut attributed, mut unexplained) = (0, 0);
+        {
+            let book = self.machine.book();
+            for (id, known) in &book.known {
+                let none = Said::default();
+                let (said, truth) = (said.get(id).unwrap_or(&none), book.ends.get(id));
+                let about = || format!("{id}: {said:?}, but {truth:?}\n{:?}\n{context}", known.snapshot);
+                if there.contains(id) {
+                    assert!(said.ends.is_empty(), "there, and said to be gone: {}", about());
+                    continue;
+                }
+                let explained = said.ends.iter().filter(|(outcome, ..)| outcome != "unexplained").count();
+                assert!(explained <= 1 && said.ends.len() <= 1 + explained, "said twice: {}", about());
+                let Some((outcome, address, at)) = said.ends.last() else {
+                    let was_listed = known.was_seen_good && is_listed(&known.zone);
+                    assert!(
+                        !said.deletions.is_empty() || !was_listed,
+                        "nothing says how it ended: {}",
+                        about()
+                    );
+                    continue;
+                };
+                // The platform keeps events for 30 days, and what the instance took with it needs none.
+                let is_late =
+                    |since: &Timestamp| at.duration_since(*since) > SignedDuration::from_hours(29 * 24);
+                let has_instance =
+                    known.snapshot.instance_id.is_some_and(|id| book.instances.contains_key(&id));
+                let fits = match (outcome.as_str(), truth) {
+                    ("deleted_by_other", Some((Ended::Somebody(from), _))) => address.as_ref() == Some(from),
+                    ("deleted_by_us", _) => !said.deletions.is_empty(),
+                    ("deleted_with_instance", Some((end, since))) => {
+                        !has_instance && (!matches!(end, Ended::Somebody(_)) || is_late(since))
+                    }
+                    ("unexplained", Some((Ended::Somebody(_), since))) => is_late(since),
+                    ("unexplained", Some((end, _))) => *end == Ended::Nobody,
+                    _ => false,
+                };
+                assert!(fits, "not how it ended: {}", about());
+                attributed += usize::from(outcome == "deleted_by_other");
+                unexplained += usize::from(outcome == "unexplained");
+            }
+        }
+        self.played.count("deletions of others with their names", attributed);
+        self.played.count("unexplained ends", unexplained);
+    }
+
     async fn rest(&mut self) {
         let context = format!("seed {}, at the end", self.seed);
         self.edit(self.fleet.parts.clone());
@@ -658,12 +745,22 @@ impl Life {
         let mut changes = self.machine.world.changes();
         changes.retain(|exchange| !is_busy(exchange.status()));
         assert!(changes.is_empty(), "not at rest: {changes:?}\n{context}");
+        self.check_ends(&context).await;
         for zone in reports.iter().flat_map(|report| &report.zones) {
             assert!(zone.failures.is_empty(), "no rest: {:?}\n{context}", zone.failures);
             let failed = zone.steps.iter().find(|step| step.outcome == StepOutcome::Failed);
             assert!(failed.is_none(), "no rest: {failed:?}\n{context}");
         }
     }
+}
+
+/// What the audit log says of one snapshot.
+#[derive(Debug, Default)]
+struct Said {
+    /// How the program's own attempts to delete it ended.
+    deletions: Vec<(String, Timestamp)>,
+    /// How it was found to have ended: the outcome, from which address, and when.
+    ends: Vec<(String, Option<String>, Timestamp)>,
 }
 
 /// Where the files of a copy are.
