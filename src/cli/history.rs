@@ -237,7 +237,7 @@ fn what(change: &Change) -> (String, Tone) {
             "delete template" => ("template deleted".to_owned(), Tone::Bad),
             other => (format!("{other} done"), Tone::Plain),
         },
-        // How it ended: nobody of this program did anything.
+        // How it ended; this program did nothing.
         outcome if action == "vanish" => match outcome {
             "deleted_by_us" => ("deleted after all".to_owned(), Tone::Bad),
             "deleted_by_other" => ("DELETED by other".to_owned(), Tone::Bad),

@@ -80,7 +80,7 @@ impl Passwords {
             return verdict;
         }
         let fits = spawn_blocking(move || {
-            // It lasts as long as the work, also where the client is gone.
+            // It lasts as long as the work, also where the client has closed its connection.
             let _turn = turn;
             hash.fits(&password)
         });

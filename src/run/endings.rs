@@ -1,8 +1,8 @@
-//! How snapshots ended that are not listed any more: by a run of this program, by somebody else, with their instance, or nothing
+//! How snapshots ended that are not listed any more: by a run of this program, by another key or user, with their instance, or nothing
 //! says how. Each one that was ever listed is looked into until that is known, and what was found is a line of the audit log.
 //!
 //! Nothing is decided by a listing alone, which may be incomplete: the platform's list of events names the deletion, or a
-//! request for the instance or the snapshot itself says that it is gone.
+//! request for the instance or the snapshot itself says that it does not exist any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,13 +22,13 @@ use crate::state::error::StateError;
 use crate::state::listed::{ListedZone, Missing};
 use crate::text::{chain, counted, printable};
 
-/// The end of a run does not wait longer for all this; the next run goes on.
+/// The end of a run does not wait longer for all this; the next run continues.
 const WAIT_MAX: Duration = Duration::from_mins(10);
 
 /// One request does not wait longer for its response.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// Of so many snapshots and instances a run asks by itself whether they are still there; the next run asks of others.
+/// How many snapshots and instances one run asks for at most, each by a request of its own; the next run asks for others.
 const REQUESTS_MAX: usize = 100;
 
 /// How long the platform keeps events.
@@ -37,7 +37,7 @@ const EVENTS_LAST: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The platform's clock, and the time until an event is listed.
 const EVENT_MARGIN: SignedDuration = SignedDuration::from_hours(1);
 
-/// If nobody could be asked for this long, that is no passing trouble.
+/// Requests that have failed for this long are no passing trouble.
 const PATIENCE: SignedDuration = SignedDuration::from_hours(48);
 
 /// For how long an unexplained end is an alert.
@@ -204,7 +204,7 @@ impl Runner {
     ) -> Result<BTreeMap<SnapshotId, Missing>, StateError> {
         let listed: BTreeSet<SnapshotId> =
             listing.inventory.snapshots.iter().map(|snapshot| snapshot.id).collect();
-        // Longer nobody could say more.
+        // Later the platform has no events of that time any more.
         let is_open = |one: &Missing| {
             one.unexplained_at.is_none() || listed_at.duration_since(one.missed_at) <= EVENTS_LAST
         };

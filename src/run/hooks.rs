@@ -1,7 +1,7 @@
 //! Programs that a policy starts around its runs: `before`, `after` and `on_failure` of `[policies.NAME.hooks]`.
 //!
 //! A hook decides nothing: without a successful `before` the run does nothing, and whatever the others do, the run's result
-//! stays. They are started without a shell and without our environment, so they receive no key. What they write goes into
+//! stays. They are started without a shell and without our environment, so they receive no key. What they write is put into
 //! the log, within limits. Their process groups are killed once they are too late.
 
 use std::collections::BTreeMap;

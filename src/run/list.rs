@@ -442,7 +442,7 @@ fn damaged(name: &ArchiveName, catalogue: &Catalogue) -> Option<String> {
 fn copies_in(catalogue: &Catalogue, zone: &ZoneName) -> Vec<ArchivedCopy> {
     let manifests =
         || catalogue.counting().map(|copy| &copy.manifest).filter(|manifest| manifest.zone == *zone);
-    // There may be hundreds of thousands: no more room than they need.
+    // There may be hundreds of thousands: no more memory than they need.
     let mut copies = Vec::with_capacity(manifests().count());
     copies.extend(manifests().map(|manifest| ArchivedCopy {
         snapshot_id: manifest.snapshot.id,

@@ -2,7 +2,7 @@
 //!
 //! A run repeats nothing by itself: the client repeats requests, and the next run repeats what failed in this one.
 //!
-//! Work that goes on at the same time is put into lists of boxed futures. Closures that lend what they capture would do
+//! Work that is done at the same time is put into lists of boxed futures. Closures that lend what they capture would do
 //! as well, but then the compiler cannot see that a run may move between threads, as the daemon's do.
 
 use std::borrow::Cow;

@@ -54,7 +54,7 @@ pub struct SimProgram {
     pub takes: Duration,
     /// Its exit status.
     pub status: i32,
-    /// Whether it goes on if it is asked to end.
+    /// Whether it continues if it is asked to end.
     pub is_stubborn: bool,
     /// What happens when it starts.
     pub effect: Option<Effect>,

@@ -490,7 +490,7 @@ impl World {
         }
     }
 
-    /// Deletes a snapshot as somebody's request does that comes from this network address: the platform's events show it.
+    /// Deletes a snapshot as another client does, from this network address: the platform's events show it.
     pub fn delete_snapshot_as(&self, snapshot: SnapshotId, by: Somebody, address: &str) {
         let at = self.now();
         let mut state = self.state();

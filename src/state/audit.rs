@@ -14,7 +14,7 @@
 //! `audit-<month of its first line>.jsonl`, so that no file grows for ever and old ones can be removed.
 //!
 //! Each line ends with `"prev"`, the hash of the line before it, also across files: [`super::audit_chain`] says what that
-//! finds. So lines are written one at a time, by whoever has `audit.lock`.
+//! finds. So lines are written one at a time, under `audit.lock`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

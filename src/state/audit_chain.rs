@@ -3,8 +3,8 @@
 //! `"prev"` in a line is the SHA-256, in hexadecimal digits, of the line before it, without the line feed between the two; `null`
 //! in the very first line. The first line of a month's file follows the last one of the file before. Whoever edits, inserts,
 //! moves or cuts a line breaks the link of the line that followed it. Two things have no line after them: the last line, and
-//! a cut end. They are found by the [head](AuditHead) of the chain, which is kept elsewhere, too: in the archives, and by whoever
-//! asks for the status.
+//! a cut end. They are found by the [head](AuditHead) of the chain, which is kept elsewhere, too: in the archives, and in what
+//! `/api/v1/status` shows.
 //!
 //! **A crash** may leave a part of a line. It is no line, since it is no JSON, and the next line begins after it. So that it
 //! hides nothing, the hash is of the last whole line *and of what follows it*: of `A`, a piece `B` and the next line `C`, the

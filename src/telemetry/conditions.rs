@@ -157,7 +157,7 @@ fn of_policy(
     all
 }
 
-/// The hooks that follow a run. They leave its result as it is, so this is all that tells of them.
+/// The hooks that follow a run. They leave its result as it is, so nothing else reports them.
 fn of_hooks(name: &PolicyName, last_run_id: Option<Uuid>, failed: &[String]) -> Condition {
     Condition {
         event: Event::Failure,

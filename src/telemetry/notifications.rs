@@ -181,7 +181,7 @@ impl Notifications {
     ) -> Vec<(String, Option<Sent>)> {
         let settings = &worker.notifier.settings;
         let is_healthchecks = worker.notifier.is_healthchecks();
-        // Each run is a ping of its own, and what it does in a zone is told by that.
+        // Each run is a ping of its own, and what it does in a zone is part of it.
         let is_pinged = |condition: &Condition| {
             let is_of_a_run = matches!(condition.event, Event::Failure | Event::Held);
             is_healthchecks && is_of_a_run && condition.zone.is_some()

@@ -671,7 +671,7 @@ async fn two_processes_at_one_image_do_not_disturb_each_other() {
     write_some(&mut two, &image, 0..17 * MIB).await;
     one.write(image.slice(25 * MIB..)).await.unwrap();
     let first = one.publish(manifest_of(&image)).await.unwrap();
-    // The upload is complete; the other goes on, and finds the copy.
+    // The upload is complete; the other continues, and finds the copy.
     two.write(image.slice(17 * MIB..)).await.unwrap();
     let second = two.publish(manifest_of(&image)).await.unwrap();
     assert_eq!(first, second);
@@ -1132,7 +1132,7 @@ async fn what_can_not_be_listed_whole_is_an_error_and_never_a_short_list() {
     assert!(shown.contains("the listing has no end"), "{shown}");
 }
 
-/// A store whose listing goes on for ever, by pages as long as may be.
+/// A store whose listing never ends, by pages as long as may be.
 #[derive(Debug, Default)]
 struct Endless(AtomicUsize);
 

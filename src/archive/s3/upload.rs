@@ -242,7 +242,7 @@ impl S3Sink {
                 break Some(self.memory.reserve(&*self.bucket.client.clock, bytes).await);
             }
             match &self.upload {
-                // The store's answer tells whether `ETag`s are MD5s.
+                // The store's answer shows whether `ETag`s are MD5s.
                 None => self.upload = Some(self.begin(bytes, None).await?),
                 Some(upload) if upload.in_flight.is_empty() || bytes > self.memory.share() => break None,
                 Some(_) => self.wait().await?,

@@ -278,7 +278,7 @@ impl Download<'_> {
                         Ok(Some(chunk)) => chunk,
                         ended => {
                             let why = "the image can't be read again at the moment";
-                            // Where nobody waits for it any more, there is a reason, too.
+                            // Where nothing waits for it any more, there is a reason, too.
                             let _ = bytes.send(Err(TransportError::new(Reached::Unknown, why))).await;
                             return Err(ended.err().unwrap_or_else(Interruption::short));
                         }
