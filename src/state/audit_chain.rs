@@ -13,7 +13,7 @@
 //! **Lines of earlier versions** have no `prev`. The chain begins with the first line that has one, and that has the hash of
 //! the last line without.
 //!
-//! **Old files** are removed by `keep_audit`. Before that a line says which, and the hash of its last line ([`RemovedFile`]).
+//! **Old files** are removed by `keep_audit`. Before that a line says which, and the hash of its last line (`remove_audit_file`).
 //!
 //! Whoever may write in the state directory and in every archive can still make a whole new chain. See `docs/security.md`.
 
