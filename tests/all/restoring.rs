@@ -672,8 +672,8 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     ];
     let said = program(folder.path(), &variables, &["once"]).await;
     assert_eq!(said.status, 0, "{said:?}");
-    // The archive's marker, the image, its manifest and its MD5.
-    assert_eq!(bucket_server.keys().len(), 4);
+    // The archive's marker, the image, its manifest and its MD5, and the end of the audit log.
+    assert_eq!(bucket_server.keys().len(), 5);
 
     world.remove_instance(web.0);
     world.remove_instance(db.0);
