@@ -719,7 +719,7 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     assert_eq!(fetch(&made).await, db.2);
     let command = format!("create 'db; rm -rf ~' \\\n    --zone ch-gva-2 \\\n    --template {} ", made.id);
     assert!(text.out.contains(&command), "{text:?}");
-    assert_eq!(bucket_server.keys().len(), 7);
+    assert_eq!(bucket_server.keys().len(), 8);
     let listed =
         program(folder.path(), &variables, &["archive", "list", "offsite", "--output", "json"]).await;
     assert_eq!(listed.json()[0]["images"].as_array().unwrap().len(), 2, "{listed:?}");
@@ -731,7 +731,7 @@ async fn a_lost_instance_comes_back_as_a_template_whose_source_is_what_was_expor
     let refused = program(folder.path(), &variables, &arguments).await;
     assert_eq!(refused.status, 1, "{refused:?}");
     assert!(refused.err.contains("archive `offsite`: it is not there"), "{refused:?}");
-    assert_eq!(bucket_server.keys().len(), 7);
+    assert_eq!(bucket_server.keys().len(), 8);
     write(&folder.path().join("snapwarden.toml"), config.as_bytes());
 
     // From the bucket to a file, as well.
