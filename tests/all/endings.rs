@@ -14,7 +14,7 @@ use snapwarden::run::report::RunReport;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::Somebody;
-use snapwarden::snapshot::SnapshotId;
+use snapwarden::snapshot::{InstanceId, SnapshotId};
 
 use crate::command_line::{Play, write};
 use crate::stage::{Stage, files, read};
@@ -83,18 +83,16 @@ fn asked(stage: &Stage, call: Call) -> usize {
     stage.world.log().iter().filter(|exchange| exchange.call == call).count()
 }
 
+fn instance_of(stage: &Stage, id: SnapshotId) -> InstanceId {
+    let listed = stage.world.snapshots(&stage.zone);
+    listed.iter().find(|one| one.id == id).and_then(|one| one.instance_id).unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_end_of_each_snapshot_is_found_once_and_told() {
     let (stage, [web, db]) = Stage::two_by_twenty();
     let old = stage.instance("old-1", 3);
-    let of_old = stage
-        .world
-        .snapshots(&stage.zone)
-        .into_iter()
-        .find(|one| one.id == old[0])
-        .unwrap()
-        .instance_id
-        .unwrap();
+    let of_old = instance_of(&stage, old[0]);
     stage.run(WATCH).await;
     assert_eq!((endings(&stage).len(), asked(&stage, Call::ListEvents)), (0, 0), "nothing is missing");
     stage.step(SignedDuration::from_hours(24));
@@ -158,14 +156,7 @@ async fn a_key_that_may_not_ask_says_so_until_one_may() {
     let (stage, [web, db]) = Stage::two_by_twenty();
     run_without(&stage, &[]).await;
     stage.world.delete_snapshot_as(web[0], ci(), "198.51.100.7");
-    let of_db = stage
-        .world
-        .snapshots(&stage.zone)
-        .into_iter()
-        .find(|one| one.id == db[0])
-        .unwrap()
-        .instance_id
-        .unwrap();
+    let of_db = instance_of(&stage, db[0]);
     stage.world.remove_instance(of_db);
     // Nor about the snapshots and instances themselves: then the listing is believed.
     let report = run_without(&stage, &[Call::ListEvents, Call::GetSnapshot, Call::GetInstance]).await;
