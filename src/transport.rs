@@ -258,6 +258,8 @@ impl HttpTransport {
 /// The settings that all three clients share.
 #[expect(clippy::disallowed_methods, reason = "the one place that makes HTTP clients")]
 fn client() -> reqwest::ClientBuilder {
+    // reqwest brings none. A second call finds the first one's, which is the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         // Guards against a dead route yet allows a slow handshake; several addresses share it.

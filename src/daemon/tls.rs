@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -38,7 +38,7 @@ impl CertificateError {
 pub(super) fn server_config(settings: &TlsSettings) -> Result<ServerConfig, CertificateError> {
     let chain = certificates(&settings.cert_file)?;
     let key = private_key(&settings.key_file)?;
-    let mut provider = aws_lc_rs::default_provider();
+    let mut provider = ring::default_provider();
     if let Some(named) = &settings.cipher_suites {
         let is_named = |suite: CipherSuite| suite.as_str().is_some_and(|name| named.contains(&name));
         provider.cipher_suites.retain(|suite| suite.tls13().is_some() || is_named(suite.suite()));

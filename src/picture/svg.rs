@@ -141,7 +141,9 @@ fn draw_with(picture: &Picture<'_>, style: &str) -> String {
     body.push_str(&rows);
     draw_now(&mut body, picture, &scale, bottom);
     y = bottom + 58.0;
-    draw_legend(&mut body, &kinds, &scale, y);
+    // The one row's own color, or one that stands for all.
+    let color = COLORS[if picture.rows.len() == 1 { 0 } else { 2 }];
+    draw_legend(&mut body, color, &kinds, &scale, y);
     for note in &picture.notes {
         y += 19.0;
         let note = escaped(note, LINE_MAX);
@@ -547,8 +549,7 @@ fn draw_now(body: &mut String, picture: &Picture<'_>, scale: &Scale, bottom: f64
     );
 }
 
-fn draw_legend(body: &mut String, kinds: &Kinds, scale: &Scale, y: f64) {
-    let color = COLORS.get(2).copied().unwrap_or_default();
+fn draw_legend(body: &mut String, color: &str, kinds: &Kinds, scale: &Scale, y: f64) {
     let mut x = 24.0;
     let brief = duration_words(scale.seconds_in(BAR_WIDTH_MIN));
     let entries = [
