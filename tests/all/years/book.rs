@@ -190,12 +190,9 @@ fn files(
         Store::Bucket => bucket.contents().into_iter().map(|(key, bytes)| (last(&key), bytes)).collect(),
         Store::Repository => {
             let all = |all: &mut snapwarden::sim::restic::SimRepository| {
-                let is_there = |one: &&snapwarden::sim::restic::SimSnapshot| !all.lost.contains(&one.bytes);
-                all.snapshots
-                    .iter()
-                    .filter(is_there)
-                    .map(|one| (last(&one.path), one.bytes.clone()))
-                    .collect()
+                // What is lost is listed, and has other bytes than it had.
+                let bytes = |bytes: &Bytes| if all.lost.contains(bytes) { Bytes::new() } else { bytes.clone() };
+                all.snapshots.iter().map(|one| (last(&one.path), bytes(&one.bytes))).collect()
             };
             restic.with(REPOSITORY, all).unwrap_or_default()
         }

@@ -130,6 +130,8 @@ impl PolicyPart {
 pub(super) struct Parts {
     pub(super) archives: BTreeMap<Store, ArchivePart>,
     pub(super) policies: Vec<PolicyPart>,
+    /// The audit log is kept for longer than the life, not for its 400 days.
+    pub(super) keeps_audit: bool,
 }
 
 fn quoted(text: &str) -> String {
@@ -165,7 +167,8 @@ impl Fleet {
         let keeps_versions = dice.one_in(2);
         let archives = archives(dice, pace, keeps_versions);
         let policies = policies(dice, pace, &zones, &archives);
-        Self { zones, instances, pace, parts: Parts { archives, policies }, keeps_versions }
+        let parts = Parts { archives, policies, keeps_audit: !dice.one_in(4) };
+        Self { zones, instances, pace, parts, keeps_versions }
     }
 }
 
@@ -377,8 +380,10 @@ impl Edit {
 impl Parts {
     /// The configuration, with the state in this folder below [`FOLDER`], and the folder of the archive as well.
     pub(super) fn text(&self, state: &str, vault: &str, key_file: &Path) -> String {
-        let mut text =
-            format!("[state]\ndirectory = \"{FOLDER}/{state}\"\n[coverage]\nexempt = [\"ci-*\"]\n");
+        let keep_audit = if self.keeps_audit { "keep_audit = \"20y\"\n" } else { "" };
+        let mut text = format!(
+            "[state]\ndirectory = \"{FOLDER}/{state}\"\n{keep_audit}[coverage]\nexempt = [\"ci-*\"]\n"
+        );
         for (store, ArchivePart { keep_last, keep_within, lock_for }) in &self.archives {
             let name = store.name();
             let mut add = |line: String| {
