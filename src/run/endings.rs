@@ -1,5 +1,5 @@
 //! How snapshots ended that are not listed any more: by a run of this program, by another key or user, with their instance, or nothing
-//! says how. Each one that was ever listed is looked into until that is known, and what was found is a line of the audit log.
+//! says how. Each one that was ever listed or taken is looked into until that is known, and what was found is a line of the audit log.
 //!
 //! Nothing is decided by a listing alone, which may be incomplete: the platform's list of events names the deletion, or a
 //! request for the instance or the snapshot itself says that it does not exist any more.
@@ -43,7 +43,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_hours(48);
 /// For how long an unexplained end is an alert.
 const ALERT_LASTS: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-const FAILED_BEFORE: &str = "an attempt of snapwarden to delete it had failed as far as was known";
+const TRIED_BEFORE: &str = "snapwarden had tried to delete it";
 
 /// How many snapshots are named in one sentence.
 const NAMED: usize = 5;
@@ -73,6 +73,8 @@ struct Inquiry<'a> {
     client: ZoneClient,
     listing: &'a Listing,
     events: Result<BTreeMap<SnapshotId, DeletionEvent>, Unasked>,
+    /// Whether those without an event are still there, by requests for them.
+    there: BTreeMap<SnapshotId, Result<bool, String>>,
     /// Whether instances are still there, by requests for them.
     instances: BTreeMap<InstanceId, bool>,
     requests: usize,
@@ -140,10 +142,10 @@ impl Runner {
 
         let mut ended: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
         if !missing.is_empty() {
-            let mut inquiry = self.inquire(listing, &missing, listed_at).await;
+            let inquiry = self.inquire(listing, &missing, listed_at).await;
             let mut undecided = None;
             for (id, one) in std::mem::take(&mut missing) {
-                match inquiry.find(id, &one).await {
+                match inquiry.find(id, &one) {
                     // It is missed again, should it stay away.
                     Found::There => add_listed(&mut listed, id, &one),
                     Found::Undecided(why) => {
@@ -193,8 +195,8 @@ impl Runner {
         Ok(endings)
     }
 
-    /// The snapshots that were listed before and are not now, but for those that this program deleted. Adds to those that are
-    /// listed what was tried to delete.
+    /// The snapshots that were listed before, or taken, and are not listed now, but for those that this program deleted. Adds to
+    /// those that are listed what was tried to delete.
     async fn missing(
         &self,
         before: &ListedZone,
@@ -211,18 +213,36 @@ impl Runner {
         let known = before.missing.iter().filter(|(_, one)| is_open(one)).map(|(id, one)| (*id, one.clone()));
         let mut missing: BTreeMap<SnapshotId, Missing> =
             before.snapshots(listed_at).chain(known).filter(|(id, _)| !listed.contains(id)).collect();
-        if let Some(shard) = self.state.shard() {
-            missing.retain(|id, one| shard.has_of(*id, one.instance_id));
-        }
+        let shard = self.state.shard();
+        let is_of_shard = |id: SnapshotId, instance| shard.is_none_or(|shard| shard.has_of(id, instance));
+        missing.retain(|id, one| is_of_shard(*id, one.instance_id));
         now.tried =
             before.tried.iter().filter(|(id, _)| listed.contains(id)).map(|(id, at)| (*id, *at)).collect();
         if before.at.is_none() {
             return Ok(missing);
         }
         let mark = AuditMark { month: before.audit_month.clone(), offset: before.audit_from };
-        for (id, (said, at)) in self.state.deletions_since(&listing.inventory.zone, mark).await? {
+        let told = self.state.taken_and_deleted_since(&listing.inventory.zone, mark).await?;
+        // One that was gone before any listing had it.
+        for (id, (subject, at)) in told.taken {
+            if at <= listed_at && !listed.contains(&id) && is_of_shard(id, subject.instance_id) {
+                missing.entry(id).or_insert(Missing {
+                    created_at: subject.created_at,
+                    instance_id: subject.instance_id,
+                    instance_name: subject.instance_name,
+                    listed_at: at,
+                    missed_at: listed_at,
+                    tried_at: None,
+                    unexplained_at: None,
+                });
+            }
+        }
+        for (id, (said, at)) in told.deleted {
             match (said, missing.get_mut(&id)) {
-                (Deletion::Tried, None) if listed.contains(&id) => drop(now.tried.insert(id, at)),
+                // A listing may be older than the deletion that was done.
+                (Deletion::Tried | Deletion::Ours, None) if listed.contains(&id) => {
+                    now.tried.insert(id, at);
+                }
                 (Deletion::Tried, Some(one)) => one.tried_at = Some(at),
                 (Deletion::Ours | Deletion::Ended, Some(one)) if one.unexplained_at.is_none() => {
                     missing.remove(&id);
@@ -247,35 +267,63 @@ impl Runner {
         let earliest = earliest.unwrap_or(now);
         let shifted = |at: Timestamp, by: SignedDuration| at.checked_add(by).unwrap_or(at);
         let from = shifted(earliest, -EVENT_MARGIN).max(shifted(now, -EVENTS_LAST));
-        let events = client.list_deletions(&ids, [from, shifted(now, EVENT_MARGIN)]).await;
-        let events = events.map_err(|error| match error.kind() {
-            ErrorKind::Permission => Unasked::NotAllowed,
-            _ => Unasked::Failed(chain(&error)),
-        });
-        Inquiry { client, listing, events, instances: BTreeMap::new(), requests: 0, now }
+        let between = [from, shifted(now, EVENT_MARGIN)];
+        let events = deletions(&client, &ids, between).await;
+        let (there, instances) = (BTreeMap::new(), BTreeMap::new());
+        let mut inquiry = Inquiry { client, listing, events, there, instances, requests: 0, now };
+        let mut is_any_gone = false;
+        for (id, one) in missing {
+            if !inquiry.events.as_ref().is_ok_and(|events| events.contains_key(id)) {
+                let is_there = inquiry.is_there(*id, one).await;
+                let is_new = one.unexplained_at.is_none() && !inquiry.is_without_instance(one);
+                is_any_gone |= is_there == Ok(false) && is_new;
+                inquiry.there.insert(*id, is_there);
+            }
+        }
+        // Some may have been deleted after the first answer.
+        if is_any_gone && inquiry.events.is_ok() {
+            inquiry.events = deletions(&inquiry.client, &ids, between).await;
+        }
+        inquiry
     }
 }
 
+async fn deletions(
+    client: &ZoneClient,
+    of: &BTreeSet<SnapshotId>,
+    between: [Timestamp; 2],
+) -> Result<BTreeMap<SnapshotId, DeletionEvent>, Unasked> {
+    client.list_deletions(of, between).await.map_err(|error| match error.kind() {
+        ErrorKind::Permission => Unasked::NotAllowed,
+        _ => Unasked::Failed(chain(&error)),
+    })
+}
+
 impl Inquiry<'_> {
-    /// Finds out about one snapshot.
-    async fn find(&mut self, id: SnapshotId, one: &Missing) -> Found {
+    /// What is known of one snapshot.
+    fn find(&self, id: SnapshotId, one: &Missing) -> Found {
         if let Some(event) = self.events.as_ref().ok().and_then(|events| events.get(&id)) {
             return self.deleted(event, one);
         }
-        match self.is_there(id, one).await {
-            Ok(true) => return Found::There,
-            Ok(false) => {}
-            Err(why) => return Found::Undecided(why),
+        match self.there.get(&id) {
+            Some(Ok(true)) => return Found::There,
+            Some(Err(why)) => return Found::Undecided(why.clone()),
+            Some(Ok(false)) | None => {}
         }
-        let with_instance = one.instance_id.is_some_and(|id| self.instances.get(&id) == Some(&false));
-        let is_too_late = self.now.duration_since(one.listed_at) > EVENTS_LAST;
+        let last_seen = one.tried_at.map_or(one.listed_at, |at| at.max(one.listed_at));
+        let is_too_late = self.now.duration_since(last_seen) > EVENTS_LAST - EVENT_MARGIN;
         let (ending, reason) = match &self.events {
-            Ok(_) | Err(Unasked::NotAllowed) if with_instance => (
+            Ok(_) | Err(Unasked::NotAllowed) if self.is_without_instance(one) => (
                 Ending::DeletedWithInstance,
                 "its instance does not exist any more, and the platform deletes snapshots with their instance".to_owned(),
             ),
-            // With events its own deletion would be among them.
-            Err(Unasked::NotAllowed) if one.tried_at.is_some() => (Ending::DeletedByUs, FAILED_BEFORE.to_owned()),
+            Err(Unasked::Failed(why)) if self.now.duration_since(one.missed_at) < PATIENCE => {
+                return Found::Undecided(why.clone());
+            }
+            // With the events of that time its own deletion would be among them.
+            events if one.tried_at.is_some() && (events.is_err() || is_too_late) => {
+                (Ending::DeletedByUs, TRIED_BEFORE.to_owned())
+            }
             Err(Unasked::NotAllowed) => (
                 Ending::Unexplained,
                 "not allowed to ask: the API key may not list events (`list-events`)".to_owned(),
@@ -285,14 +333,16 @@ impl Inquiry<'_> {
                 "the API keeps events for 30 days, and it may have been deleted before those".to_owned(),
             ),
             Ok(_) => (Ending::Unexplained, "no event of the API says who deleted it".to_owned()),
-            Err(Unasked::Failed(why)) if self.now.duration_since(one.missed_at) < PATIENCE => {
-                return Found::Undecided(why.clone());
-            }
             Err(Unasked::Failed(why)) => {
                 (Ending::Unexplained, format!("the API could not be asked who deleted it: {why}"))
             }
         };
         Found::Ended(ending, None, reason)
+    }
+
+    /// Whether it had an instance that does not exist any more.
+    fn is_without_instance(&self, one: &Missing) -> bool {
+        one.instance_id.is_some_and(|id| self.instances.get(&id) == Some(&false))
     }
 
     fn deleted(&self, event: &DeletionEvent, one: &Missing) -> Found {
@@ -306,7 +356,7 @@ impl Inquiry<'_> {
         };
         let is_own_key = event.key.is_some() && event.key.as_deref() == self.client.key();
         let (ending, note) = match (is_own_key, one.tried_at) {
-            (true, Some(_)) => (Ending::DeletedByUs, FAILED_BEFORE),
+            (true, Some(_)) => (Ending::DeletedByUs, TRIED_BEFORE),
             (true, None) => (
                 Ending::DeletedByOther,
                 "that is the key of snapwarden, but this audit log has no such deletion",

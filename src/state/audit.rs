@@ -137,7 +137,7 @@ impl StepOutcome {
 /// How a snapshot ended that is not listed any more, as far as no run of this program is known to have deleted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// By this program after all: an attempt had failed as far as was known.
+    /// By this program: a run had tried to, and whether it was gone was not certain.
     DeletedByUs,
     /// By another key, or a user.
     DeletedByOther,
@@ -194,6 +194,15 @@ pub enum Deletion {
     Ended,
     /// The same, but nothing explained it.
     Unexplained,
+}
+
+/// What the log says since a mark of the snapshots of a zone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TakenAndDeleted {
+    /// Those that were taken, with the times of their lines.
+    pub taken: BTreeMap<SnapshotId, (Subject, Timestamp)>,
+    /// Those that ended, or should have, with the times of the last such lines.
+    pub deleted: BTreeMap<SnapshotId, (Deletion, Timestamp)>,
 }
 
 /// The outcome of a line that is written before the step.
@@ -446,17 +455,16 @@ impl AuditLog {
         Ok(AuditMark { offset: part.file.len().map_err(self.failed("read"))?, month: part.month })
     }
 
-    /// What the lines from this mark on say of deletions in the zone, by snapshot; those of the whole log if the mark is of
-    /// another one.
+    /// What the lines from this mark on say of the zone's snapshots; those of the whole log if the mark is of another one.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(super) fn deletions_since(
+    pub(super) fn taken_and_deleted_since(
         &self,
         zone: &ZoneName,
         from: &AuditMark,
-    ) -> Result<BTreeMap<SnapshotId, (Deletion, Timestamp)>, StateError> {
-        let mut all = BTreeMap::new();
+    ) -> Result<TakenAndDeleted, StateError> {
+        let mut all = TakenAndDeleted::default();
         self.read_from(from, |_, line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
             let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -464,8 +472,20 @@ impl AuditLog {
             let at = text(&line["at"]).and_then(|at| at.parse::<Timestamp>().ok());
             let (Some(id), Some(at)) = (id.filter(|_| line["zone"] == zone.as_str()), at) else { return };
             let unexplained = Ending::Unexplained.in_log();
-            let was_requested = matches!(all.get(&id), Some((Deletion::Ours | Deletion::Tried, _)));
+            let was_requested = matches!(all.deleted.get(&id), Some((Deletion::Ours | Deletion::Tried, _)));
             let said = match (line["action"].as_str(), line["outcome"].as_str()) {
+                (Some("create"), Some(DONE)) => {
+                    let of = &line["snapshot"];
+                    let subject = Subject {
+                        id: Some(id),
+                        name: text(&of["name"]).unwrap_or_default(),
+                        created_at: text(&of["created_at"]).and_then(|at| at.parse().ok()).unwrap_or(at),
+                        instance_id: text(&of["instance_id"]).and_then(|id| id.parse().ok()),
+                        instance_name: text(&of["instance_name"]),
+                    };
+                    all.taken.insert(id, (subject, at));
+                    return;
+                }
                 (Some("delete"), Some(INTENDED | DONE)) => Deletion::Ours,
                 (Some("delete"), Some(FAILED)) => Deletion::Tried,
                 // Refused, as one of a busy snapshot is: an earlier request whose response was lost may do it all the same.
@@ -475,7 +495,7 @@ impl AuditLog {
                 // It was not even requested.
                 _ => return,
             };
-            all.insert(id, (said, at));
+            all.deleted.insert(id, (said, at));
         })?;
         Ok(all)
     }
@@ -811,8 +831,13 @@ mod tests {
             }
         }
         let zone: ZoneName = "ch-gva-2".parse().unwrap();
-        let said = log.deletions_since(&zone, &AuditMark::default()).unwrap();
-        let said: Vec<_> = said.into_iter().map(|(id, (said, _))| (id.0.as_u128(), said)).collect();
+        log.append(&line("intended", Action::Create, "ch-gva-2", 8)).unwrap();
+        log.append(&line("done", Action::Create, "ch-gva-2", 9)).unwrap();
+        log.append(&line("done", Action::Create, "de-fra-1", 10)).unwrap();
+        let said = log.taken_and_deleted_since(&zone, &AuditMark::default()).unwrap();
+        let taken: Vec<_> = said.taken.into_iter().map(|(id, (of, _))| (id.0.as_u128(), of.id)).collect();
+        assert_eq!(taken, [(9, Some(SnapshotId(uuid::Uuid::from_u128(9))))]);
+        let said: Vec<_> = said.deleted.into_iter().map(|(id, (said, _))| (id.0.as_u128(), said)).collect();
         let (ours, tried) = (Deletion::Ours, Deletion::Tried);
         assert_eq!(said, [(1, ours), (2, ours), (3, tried), (4, tried), (5, tried)]);
     }

@@ -1,11 +1,10 @@
 //! The directory itself: opened once, read and written on the blocking pool.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,7 +14,7 @@ use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::shard::Shard;
 use crate::policy::span::Span;
 use crate::snapshot::{SnapshotId, ZoneName};
-use crate::state::audit::{AuditLog, AuditMark, Deletion, Line};
+use crate::state::audit::{AuditLog, AuditMark, Line, TakenAndDeleted};
 use crate::state::audit_chain::{AuditHead, ChainReport};
 use crate::state::error::StateError;
 use crate::state::file;
@@ -143,18 +142,18 @@ impl StateDirectory {
         self.change_audit_log(clock, move |log| log.remove_old(&keep, now)).await
     }
 
-    /// What the lines of the audit log from this mark on say of the ends of snapshots in a zone, and when they say it; all of
+    /// Which snapshots of a zone were taken, and how others ended, by the lines of the audit log from this mark on; by all of
     /// them if it is a mark of another log.
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub async fn deletions_since(
+    pub async fn taken_and_deleted_since(
         &self,
         zone: &ZoneName,
         from: AuditMark,
-    ) -> Result<BTreeMap<SnapshotId, (Deletion, Timestamp)>, StateError> {
+    ) -> Result<TakenAndDeleted, StateError> {
         let zone = zone.clone();
-        self.blocking(move |state| state.audit_log.deletions_since(&zone, &from)).await
+        self.blocking(move |state| state.audit_log.taken_and_deleted_since(&zone, &from)).await
     }
 
     /// Every snapshot of a zone that we deleted, or set out to delete, by the lines of the audit log from this mark

@@ -1,8 +1,9 @@
 //! Each snapshot that was ever listed ends as deleted by us, by somebody else, with its instance, or unexplained; the audit log
 //! says which, `history` and `explain` show it, and nothing in that log can be changed unnoticed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use snapwarden::run::report::RunReport;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::sim::world::Somebody;
-use snapwarden::snapshot::{InstanceId, SnapshotId};
+use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId};
 
 use crate::command_line::{Play, write};
 use crate::stage::{Stage, files, read};
@@ -88,6 +89,16 @@ fn instance_of(stage: &Stage, id: SnapshotId) -> InstanceId {
     listed.iter().find(|one| one.id == id).and_then(|one| one.instance_id).unwrap()
 }
 
+/// From now on these are listed, whatever there is.
+fn listing<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> Fault {
+    let listed = snapshots.map(|one| {
+        json!({ "id": one.id, "name": one.name, "created-at": one.created_at, "state": "exported", "instance": { "id": one.instance_id } })
+    });
+    let body = json!({ "snapshots": listed.collect::<Vec<_>>() }).to_string();
+    let status = http::StatusCode::OK;
+    Fault::on(Call::ListSnapshots, Effect::Answer { status, content_type: "application/json", body })
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_end_of_each_snapshot_is_found_once_and_told() {
     let (stage, [web, db]) = Stage::two_by_twenty();
@@ -109,7 +120,8 @@ async fn the_end_of_each_snapshot_is_found_once_and_told() {
     assert_eq!(ending(&stage, web[1]), "deleted_by_other");
     assert_eq!(ending(&stage, db[0]), "unexplained");
     assert!(old.iter().all(|id| ending(&stage, *id) == "deleted_with_instance"), "{:?}", endings(&stage));
-    assert_eq!((endings(&stage).len(), unexplained(&report), asked(&stage, Call::ListEvents)), (6, 1, 1));
+    // A second time since one was found to be gone of which the first answer said nothing.
+    assert_eq!((endings(&stage).len(), unexplained(&report), asked(&stage, Call::ListEvents)), (6, 1, 2));
     let line = line_of(&stage, web[0]);
     assert_eq!(line["by"]["key_name"], "ci");
     assert_eq!((&line["by"]["key"], &line["by"]["address"]), (&json!("EXOci"), &json!("198.51.100.7")));
@@ -200,16 +212,8 @@ async fn an_api_that_does_not_answer_is_asked_again_and_not_for_ever() {
 async fn what_a_listing_lacks_is_not_gone_before_it_was_asked_for() {
     let (stage, [web, _]) = Stage::two_by_twenty();
     stage.run(WATCH).await;
-    let lacking = |snapshots: &[SnapshotId]| {
-        let all = stage.world.snapshots(&stage.zone);
-        let listed = all.iter().filter(|one| !snapshots.contains(&one.id)).map(|one| {
-            json!({ "id": one.id, "name": one.name, "created-at": one.created_at, "state": "exported", "instance": { "id": one.instance_id } })
-        });
-        let body = json!({ "snapshots": listed.collect::<Vec<_>>() }).to_string();
-        let status = http::StatusCode::OK;
-        Fault::on(Call::ListSnapshots, Effect::Answer { status, content_type: "application/json", body })
-    };
-    stage.world.fault(lacking(&web[..2]));
+    let all = stage.world.snapshots(&stage.zone);
+    stage.world.fault(listing(all.iter().filter(|one| !web[..2].contains(&one.id))));
     let report = stage.run(WATCH).await;
     assert_eq!((endings(&stage).len(), unexplained(&report)), (0, 0), "{:?}", report.zones[0].warnings);
     // An instance that is not listed either.
@@ -262,6 +266,79 @@ async fn after_a_month_without_a_run_events_are_too_old_to_say() {
     assert_eq!(ending(&stage, web[0]), "unexplained");
     let reason = line_of(&stage, web[0])["reasons"][0].as_str().unwrap().to_owned();
     assert!(reason.contains("keeps events for 30 days"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_we_tried_to_delete_and_what_events_are_too_old_for_is_ours() {
+    let (stage, [web, _]) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    stage.world.fault(Fault::on(Call::DeleteSnapshot, Effect::operation_hangs()).of(web[0].0));
+    stage.run(PRUNE).await;
+    stage.world.clear_faults();
+    stage.world.remove_snapshot(web[0]);
+    stage.step(SignedDuration::from_hours(24 * 31));
+    stage.run(WATCH).await;
+    assert_eq!(ending(&stage, web[0]), "deleted_by_us");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_from_before_our_deletions_makes_no_strangers_of_us() {
+    let (stage, [web, _]) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    let before = stage.world.snapshots(&stage.zone);
+    stage.run(PRUNE).await;
+    assert!(!stage.there().contains(&web[0]));
+    stage.world.fault(listing(before.iter()));
+    stage.run(WATCH).await;
+    stage.world.clear_faults();
+    stage.step(SignedDuration::from_hours(24));
+    let report = stage.run(WATCH).await;
+    let said: BTreeSet<String> = endings(&stage).into_values().flatten().collect();
+    assert_eq!(said, BTreeSet::from(["deleted_by_us".to_owned()]), "{:?}", report.zones[0].warnings);
+    assert_eq!(unexplained(&report), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_we_took_and_that_was_gone_before_it_was_listed_is_looked_for() {
+    let (stage, _) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    stage.step(SignedDuration::from_hours(24));
+    let before = stage.world.snapshots(&stage.zone);
+    stage.world.fault(listing(before.iter()));
+    let report = stage.run(&WATCH.replace("zones", "create = true\nzones")).await;
+    stage.world.clear_faults();
+    let is_new = |one: &Snapshot| before.iter().all(|other| other.id != one.id);
+    let taken: Vec<SnapshotId> =
+        stage.world.snapshots(&stage.zone).into_iter().filter(is_new).map(|one| one.id).collect();
+    assert_eq!((taken.len(), endings(&stage).len()), (2, 0), "{report:?}");
+    stage.world.delete_snapshot_as(taken[0], ci(), "198.51.100.7");
+    stage.world.remove_snapshot(taken[1]);
+    let report = stage.run(WATCH).await;
+    assert_eq!(
+        (ending(&stage, taken[0]), ending(&stage, taken[1])),
+        ("deleted_by_other".to_owned(), "unexplained".to_owned())
+    );
+    assert_eq!(
+        (unexplained(&report), line_of(&stage, taken[0])["snapshot"]["instance_name"].as_str()),
+        (1, Some("web-1"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_deleted_while_the_events_are_read_is_no_riddle() {
+    let (stage, [web, _]) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    let before = stage.world.snapshots(&stage.zone);
+    stage.world.fault(listing(before.iter().filter(|one| one.id != web[0])));
+    stage.world.fault(Fault::on(Call::GetSnapshot, Effect::Delay(Duration::from_secs(5))));
+    stage.world.fault(Fault::on(Call::ListEvents, Effect::Delay(Duration::from_secs(5))).times(1));
+    let stranger = async {
+        stage.seams.clock.sleep(Duration::from_secs(2)).await;
+        assert_eq!(asked(&stage, Call::ListEvents), 1);
+        stage.world.delete_snapshot_as(web[0], ci(), "198.51.100.7");
+    };
+    tokio::join!(stage.run(WATCH), stranger);
+    assert_eq!(ending(&stage, web[0]), "deleted_by_other");
 }
 
 #[tokio::test(start_paused = true)]

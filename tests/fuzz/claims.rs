@@ -364,7 +364,7 @@ fn state(bytes: &[u8]) -> bool {
         of_state(state.has_export_to(&"vault".parse().unwrap()).await);
         of_state(state.known_in_history(Kind::Instance, "web-1").await);
         of_state(state.listed_zone(&zone).await);
-        of_state(state.deletions_since(&zone, AuditMark::default()).await);
+        of_state(state.taken_and_deleted_since(&zone, AuditMark::default()).await);
         let checked = of_state(state.verify_audit_log().await);
         of_state(state.remove_old_audit(&clock(), &"1d".parse().unwrap()).await);
         state.audit(&clock(), line()).await.unwrap();

@@ -191,7 +191,8 @@ fn files(
         Store::Repository => {
             let all = |all: &mut snapwarden::sim::restic::SimRepository| {
                 // What is lost is listed, and has other bytes than it had.
-                let bytes = |bytes: &Bytes| if all.lost.contains(bytes) { Bytes::new() } else { bytes.clone() };
+                let bytes =
+                    |bytes: &Bytes| if all.lost.contains(bytes) { Bytes::new() } else { bytes.clone() };
                 all.snapshots.iter().map(|one| (last(&one.path), bytes(&one.bytes))).collect()
             };
             restic.with(REPOSITORY, all).unwrap_or_default()
