@@ -476,6 +476,7 @@ impl Life {
         self.check_creations(attempt, &said, context);
         self.check_copies(&said, context).await;
         self.check_reports(attempt, reports, &said, context);
+        let there: BTreeSet<SnapshotId> = self.snapshots().iter().map(|snapshot| snapshot.id).collect();
         let book = &mut *self.machine.book();
         for policy in std::mem::take(&mut book.used_up) {
             book.allowed.remove(&policy);
@@ -485,10 +486,14 @@ impl Life {
         self.played.count("deleted", deletions);
         let enabled = book.policies.iter().filter(|policy| policy.enabled).count();
         if attempt.crew == Crew::Once
+            && attempt.is_seeing()
             && reports.len() == enabled
             && reports.iter().all(|report| report.result == RunResult::Success)
         {
-            for known in book.known.values_mut() {
+            let listed: BTreeSet<&ZoneName> =
+                reports.iter().flat_map(|report| &report.zones).map(|report| &report.zone).collect();
+            let is_listed = |id: &SnapshotId, zone: &ZoneName| there.contains(id) && listed.contains(zone);
+            for (_, known) in book.known.iter_mut().filter(|(id, known)| is_listed(id, &known.zone)) {
                 known.was_seen_good |= known.snapshot.state.is_good();
             }
         }
