@@ -73,7 +73,7 @@ struct Inquiry<'a> {
     client: ZoneClient,
     listing: &'a Listing,
     events: Result<BTreeMap<SnapshotId, DeletionEvent>, Unasked>,
-    /// Whether those without an event are still there, by requests for them.
+    /// Whether those without an event, or which were tried to delete, are still there, by requests for them.
     there: BTreeMap<SnapshotId, Result<bool, String>>,
     /// Whether instances are still there, by requests for them.
     instances: BTreeMap<InstanceId, bool>,
@@ -237,20 +237,28 @@ impl Runner {
                 });
             }
         }
-        for (id, (said, at)) in told.deleted {
+        for (id, (said, at)) in told.ended {
             match (said, missing.get_mut(&id)) {
-                // A listing may be older than the deletion that was done.
-                (Deletion::Tried | Deletion::Ours, None) if listed.contains(&id) => {
+                (Deletion::Tried | Deletion::Begun, None) if listed.contains(&id) => {
                     now.tried.insert(id, at);
                 }
                 (Deletion::Tried, Some(one)) => one.tried_at = Some(at),
-                (Deletion::Ours | Deletion::Ended, Some(one)) if one.unexplained_at.is_none() => {
+                (Deletion::Begun | Deletion::Done | Deletion::Ended, Some(one))
+                    if one.unexplained_at.is_none() =>
+                {
                     missing.remove(&id);
                 }
                 // The program was killed before it was remembered.
                 (Deletion::Unexplained, Some(one)) => one.unexplained_at = one.unexplained_at.or(Some(at)),
                 _ => {}
             }
+        }
+        // One that was deleted may be listed once more by a listing that is older, and lines of a clock that was wrong are in
+        // files of other months.
+        if missing.values().any(|one| one.unexplained_at.is_none()) {
+            let told =
+                self.state.taken_and_deleted_since(&listing.inventory.zone, AuditMark::default()).await?;
+            missing.retain(|id, _| !told.deleted.contains(id));
         }
         Ok(missing)
     }
@@ -274,7 +282,9 @@ impl Runner {
         let mut inquiry = Inquiry { client, listing, events, there, instances, requests: 0, now };
         let mut is_any_gone = false;
         for (id, one) in missing {
-            if !inquiry.events.as_ref().is_ok_and(|events| events.contains_key(id)) {
+            // The event of a request does not say that it was carried out, and here one was not, as far as was known.
+            let has_event = inquiry.events.as_ref().is_ok_and(|events| events.contains_key(id));
+            if !has_event || one.tried_at.is_some() {
                 let is_there = inquiry.is_there(*id, one).await;
                 let is_new = one.unexplained_at.is_none() && !inquiry.is_without_instance(one);
                 is_any_gone |= is_there == Ok(false) && is_new;
@@ -303,13 +313,13 @@ async fn deletions(
 impl Inquiry<'_> {
     /// What is known of one snapshot.
     fn find(&self, id: SnapshotId, one: &Missing) -> Found {
-        if let Some(event) = self.events.as_ref().ok().and_then(|events| events.get(&id)) {
-            return self.deleted(event, one);
-        }
         match self.there.get(&id) {
             Some(Ok(true)) => return Found::There,
             Some(Err(why)) => return Found::Undecided(why.clone()),
             Some(Ok(false)) | None => {}
+        }
+        if let Some(event) = self.events.as_ref().ok().and_then(|events| events.get(&id)) {
+            return self.deleted(event, one);
         }
         let last_seen = one.tried_at.map_or(one.listed_at, |at| at.max(one.listed_at));
         let is_too_late = self.now.duration_since(last_seen) > EVENTS_LAST - EVENT_MARGIN;

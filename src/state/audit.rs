@@ -188,8 +188,10 @@ pub struct DeletedBy {
 pub enum Deletion {
     /// To delete it was tried, and failed as far as is known.
     Tried,
-    /// To delete it was begun, and nothing says how that ended; or it is done.
-    Ours,
+    /// To delete it was begun, and nothing says how that ended.
+    Begun,
+    /// It was deleted.
+    Done,
     /// How it ended is in the log already, as an [`Ending`].
     Ended,
     /// The same, but nothing explained it.
@@ -202,7 +204,9 @@ pub struct TakenAndDeleted {
     /// Those that were taken, with the times of their lines.
     pub taken: BTreeMap<SnapshotId, (Subject, Timestamp)>,
     /// Those that ended, or should have, with the times of the last such lines.
-    pub deleted: BTreeMap<SnapshotId, (Deletion, Timestamp)>,
+    pub ended: BTreeMap<SnapshotId, (Deletion, Timestamp)>,
+    /// Those that this program deleted, whatever was said of them later.
+    pub deleted: BTreeSet<SnapshotId>,
 }
 
 /// The outcome of a line that is written before the step.
@@ -472,7 +476,7 @@ impl AuditLog {
             let at = text(&line["at"]).and_then(|at| at.parse::<Timestamp>().ok());
             let (Some(id), Some(at)) = (id.filter(|_| line["zone"] == zone.as_str()), at) else { return };
             let unexplained = Ending::Unexplained.in_log();
-            let was_requested = matches!(all.deleted.get(&id), Some((Deletion::Ours | Deletion::Tried, _)));
+            let was_requested = matches!(all.ended.get(&id), Some((Deletion::Begun | Deletion::Tried, _)));
             let said = match (line["action"].as_str(), line["outcome"].as_str()) {
                 (Some("create"), Some(DONE)) => {
                     let of = &line["snapshot"];
@@ -486,7 +490,8 @@ impl AuditLog {
                     all.taken.insert(id, (subject, at));
                     return;
                 }
-                (Some("delete"), Some(INTENDED | DONE)) => Deletion::Ours,
+                (Some("delete"), Some(INTENDED)) => Deletion::Begun,
+                (Some("delete"), Some(DONE)) => Deletion::Done,
                 (Some("delete"), Some(FAILED)) => Deletion::Tried,
                 // Refused, as one of a busy snapshot is: an earlier request whose response was lost may do it all the same.
                 (Some("delete"), _) if was_requested => Deletion::Tried,
@@ -495,7 +500,10 @@ impl AuditLog {
                 // It was not even requested.
                 _ => return,
             };
-            all.deleted.insert(id, (said, at));
+            if said == Deletion::Done {
+                all.deleted.insert(id);
+            }
+            all.ended.insert(id, (said, at));
         })?;
         Ok(all)
     }
@@ -837,9 +845,9 @@ mod tests {
         let said = log.taken_and_deleted_since(&zone, &AuditMark::default()).unwrap();
         let taken: Vec<_> = said.taken.into_iter().map(|(id, (of, _))| (id.0.as_u128(), of.id)).collect();
         assert_eq!(taken, [(9, Some(SnapshotId(uuid::Uuid::from_u128(9))))]);
-        let said: Vec<_> = said.deleted.into_iter().map(|(id, (said, _))| (id.0.as_u128(), said)).collect();
-        let (ours, tried) = (Deletion::Ours, Deletion::Tried);
-        assert_eq!(said, [(1, ours), (2, ours), (3, tried), (4, tried), (5, tried)]);
+        let said: Vec<_> = said.ended.into_iter().map(|(id, (said, _))| (id.0.as_u128(), said)).collect();
+        let (begun, done, tried) = (Deletion::Begun, Deletion::Done, Deletion::Tried);
+        assert_eq!(said, [(1, begun), (2, done), (3, tried), (4, tried), (5, tried)]);
     }
 
     fn line_at(at: &str, snapshot: u128) -> Line {

@@ -82,6 +82,8 @@ pub(super) struct Known {
     pub(super) failed_at: Option<Timestamp>,
     /// Whether a run of each policy has surely seen it good.
     pub(super) was_seen_good: bool,
+    /// Whether a listing surely had it.
+    pub(super) was_listed: bool,
 }
 
 /// The copies in an archive, by their bytes.
@@ -227,6 +229,7 @@ impl Book {
                         is_ours,
                         failed_at: None,
                         was_seen_good: false,
+                        was_listed: false,
                     }
                 });
                 if lasts {
@@ -489,7 +492,9 @@ impl Book {
             hold: self.on_hold.get(&one.id).map(|until| HoldFacts { until: Some(*until - TOLERANCE) }),
             failed: known.and_then(|known| {
                 let was_good = known.was_seen_good;
-                known.failed_at.map(|since| FailedFacts { since, was_good })
+                // Of one that was never seen good it is not known when it failed.
+                let since = |at| if was_good { at } else { one.created_at };
+                known.failed_at.map(|at| FailedFacts { since: since(at), was_good })
             }),
         }
     }

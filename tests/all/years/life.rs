@@ -486,15 +486,14 @@ impl Life {
         self.played.count("deleted", deletions);
         let enabled = book.policies.iter().filter(|policy| policy.enabled).count();
         if attempt.crew == Crew::Once
-            && attempt.is_seeing()
             && reports.len() == enabled
             && reports.iter().all(|report| report.result == RunResult::Success)
         {
-            let listed: BTreeSet<&ZoneName> =
+            let zones: BTreeSet<&ZoneName> =
                 reports.iter().flat_map(|report| &report.zones).map(|report| &report.zone).collect();
-            let is_listed = |id: &SnapshotId, zone: &ZoneName| there.contains(id) && listed.contains(zone);
-            for (_, known) in book.known.iter_mut().filter(|(id, known)| is_listed(id, &known.zone)) {
+            for (id, known) in &mut book.known {
                 known.was_seen_good |= known.snapshot.state.is_good();
+                known.was_listed |= attempt.is_seeing() && there.contains(id) && zones.contains(&known.zone);
             }
         }
     }
@@ -685,7 +684,7 @@ impl Life {
                 let explained = said.ends.iter().filter(|(outcome, ..)| outcome != "unexplained").count();
                 assert!(explained <= 1 && said.ends.len() <= 1 + explained, "said twice: {}", about());
                 let Some((outcome, address, at)) = said.ends.last() else {
-                    let was_listed = known.was_seen_good && is_listed(&known.zone);
+                    let was_listed = known.was_listed && is_listed(&known.zone);
                     assert!(
                         !self.parts.keeps_audit || !said.deletions.is_empty() || !was_listed,
                         "nothing says how it ended: {}",

@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Lets the system calls of a run fail, one after the other, and looks whether anything was lost.
+
+    apt-get install strace && cargo build --bin snapwarden --example zone
+    python3 tests/system_calls.py [PROGRAM] [--only CALL] [--every N]
+
+The run takes snapshots, exports all, deletes and prunes old ones, over a simulated zone on loopback. It is played once for each call
+that it makes on files, with that call failing in each of the ways below, or the program killed in it; calls on sockets and pipes do
+not count. After each: what was deleted may be deleted, was written to the audit log before, and has a copy whose bytes are right; no
+temporary file is taken for a copy; the audit log's chain is whole; the program did not panic. Then two runs without faults end with
+success, and what there is then is what there is without faults.
+"""
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
+
+FAULTS = {
+    "openat": ["error=EIO", "error=ENOSPC", "error=EACCES", "error=EMFILE"],
+    "write": ["error=EIO", "error=ENOSPC", "retval=0", "signal=KILL"],
+    "pwrite64": ["error=EIO", "error=ENOSPC", "retval=0", "signal=KILL"],
+    "read": ["error=EIO"],
+    "pread64": ["error=EIO"],
+    "fsync": ["error=EIO", "error=EINVAL", "signal=KILL"],
+    "fdatasync": ["error=EIO", "signal=KILL"],
+    "rename": ["error=EIO", "error=EACCES", "signal=KILL"],
+    "renameat2": ["error=EIO", "error=EINVAL", "signal=KILL"],
+    "linkat": ["error=EPERM"],
+    "unlink": ["error=EIO", "error=EPERM", "signal=KILL"],
+    "unlinkat": ["error=EIO"],
+    "mkdir": ["error=ENOSPC"],
+    "flock": ["error=ENOLCK", "error=EINTR"],
+    "fcntl": ["error=ENOLCK"],
+    "statx": ["error=EIO"],
+    "getdents64": ["error=EIO"],
+    "ftruncate": ["error=ENOSPC", "error=EIO"],
+    "fallocate": ["error=ENOSPC", "error=EOPNOTSUPP"],
+    "statfs": ["error=EIO"],
+}
+CONFIGURATION = """
+[exoscale]
+poll_interval = "50ms"
+requests_per_second = 1000
+[state]
+directory = "{folder}/state"
+[archives.vault]
+type = "local"
+path = "{folder}/vault"
+[archives.vault.retention]
+keep_last = 3
+[policies.nightly]
+create = true
+zones = ["ch-gva-2"]
+[policies.nightly.select]
+ownership = "all"
+[policies.nightly.export]
+archives = ["vault"]
+required = true
+snapshots = "all"
+[policies.nightly.retention]
+keep_last = 2
+[policies.nightly.guard]
+max_delete_percent = 100
+settle = "0s"
+"""
+
+
+class Case:
+    """A zone, a folder, and the program in it."""
+
+    def __init__(self, program):
+        self.program = program
+        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="system-calls-"))
+        Path(self.folder, "snapwarden.toml").write_text(CONFIGURATION.replace("{folder}", str(self.folder)))
+        zone = {**os.environ, "ZONE_SNAPSHOTS": "4"}
+        self.zone = subprocess.Popen(
+            [TARGET / "examples/zone", "1", "2"], stdout=subprocess.PIPE, text=True, env=zone, cwd=self.folder
+        )
+        self.environment = {"PATH": os.environ["PATH"], "MALLOC_ARENA_MAX": "2"}
+        images = 0
+        while images < 2:
+            line = self.zone.stdout.readline()
+            assert line, "the zone did not start"
+            self.environment.update(re.findall(r"(EXOSCALE_API_\w+)='([^']*)'", line))
+            images += line.startswith("image ")
+
+    def close(self):
+        self.zone.kill()
+        self.zone.wait()
+        shutil.rmtree(self.folder)
+
+    def run(self, *words, under=()):
+        command = [*under, self.program, "--config", "snapwarden.toml", *words]
+        ended = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        return ended.returncode, ended.stdout, ended.stderr
+
+    def snapshots(self):
+        code, out, err = self.run("plan", "--output", "json")
+        assert code == 0, f"{code} {err}"
+        policy = json.loads(out)["policies"][0]
+        rows = [decision["snapshot"] for decision in policy["decisions"]]
+        return {row["id"]: row for row in rows if row["id"]}
+
+    def copies(self):
+        """The ids of the copies whose bytes are as their manifest says."""
+        found = set()
+        for path in Path(self.folder, "vault").rglob("*.json"):
+            try:
+                manifest = json.loads(path.read_text())
+                image = Path(path.parent, manifest["image"]["file"])
+                md5 = hashlib.md5(image.read_bytes()).hexdigest()
+            except (KeyError, ValueError, TypeError, OSError):
+                continue
+            if md5 == manifest["image"]["md5"]:
+                found.add(manifest["snapshot"]["id"])
+        return found
+
+    def audit(self):
+        lines = []
+        path = Path(self.folder, "state/audit.jsonl")
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+
+def check(case, before, outcome, context):
+    """What must hold after a run, whatever failed in it."""
+    code, _, err = outcome
+    assert code in (0, 1, 2, 3, 4, 75, 78, -signal.SIGKILL, 128 + signal.SIGKILL), f"{context}: ended with {code}: {err[-2000:]}"
+    assert "panicked" not in err, f"{context}: {err[-3000:]}"
+    there, copies, lines = case.snapshots(), case.copies(), case.audit()
+    gone = before.keys() - there.keys()
+    ends = [line for line in lines if line.get("action") == "delete"]
+    for id in gone:
+        assert any(line["snapshot"]["id"] == id for line in ends), f"{context}: {id} was deleted without a line"
+        pruned = any(str(line.get("action")).startswith("prune") and line["snapshot"]["id"] == id for line in lines)
+        assert id in copies or pruned, f"{context}: {id} was deleted without a copy"
+    return there
+
+
+def rest(case, context):
+    """Runs without faults, until there is nothing to do."""
+    for nth in ("next", "one after"):
+        code, out, err = case.run("once")
+        assert code == 0, f"{context}: the {nth} run ended with {code}: {out[-1500:]} {err[-2500:]}"
+    code, out, err = case.run("history", "--verify")
+    assert code == 0, f"{context}: {out} {err}"
+    code, out, err = case.run("archive", "verify", "vault")
+    assert code == 0, f"{context}: {out} {err}"
+    names = Counter(row["name"].split("_")[0] for row in case.snapshots().values())
+    copies = len(case.copies())
+    left = [str(path.relative_to(case.folder)) for path in Path(case.folder, "vault").rglob("*.part*")]
+    return names, copies, left
+
+
+def play(program, call, fault, nth):
+    """What one failing call comes to: nothing was injected, or how the run ended."""
+    case = Case(program)
+    try:
+        before = case.snapshots()
+        log = Path(case.folder, "strace.log")
+        under = ["strace", "-f", "-qq", "-y", "-o", log, "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={nth}"]
+        outcome = case.run("once", under=under)
+        text = log.read_text(errors="replace")
+        hits = [line for line in text.splitlines() if "INJECTED" in line or "DELAYED" in line]
+        if fault.startswith("signal="):
+            hits = [line for line in text.splitlines() if call in line][-1:] if outcome[0] < 0 or outcome[0] > 128 else []
+        is_file = [line for line in hits if not re.search(r"<(anon_inode|socket|pipe|TCP|UDP)", line)]
+        if not hits:
+            return None, ""
+        if not is_file:
+            return "no file", ""
+        context = f"{call} {fault} {nth}: {is_file[0][:200]}"
+        check(case, before, outcome, context)
+        names, copies, left = rest(case, context)
+        assert names == {"big-1": 2, "big-2": 2}, f"{context}: {names}"
+        assert copies == 6, f"{context}: {copies} copies"
+        assert not left, f"{context}: {left}"
+        return outcome[0], context
+    finally:
+        case.close()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program", nargs="?", default=str(TARGET / "snapwarden"))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--fault", default="")
+    options = parser.parse_args()
+    program = str(Path(options.program).resolve())
+    failures = []
+    for call, faults in FAULTS.items():
+        if options.only and call != options.only:
+            continue
+        for fault in faults:
+            if options.fault not in fault:
+                continue
+            ends, nth, misses = Counter(), 1, 0
+            # The number counts the calls of a thread, and which thread does what is not the same each time.
+            while misses < 3:
+                try:
+                    end, _ = play(program, call, fault, nth)
+                except AssertionError as violation:
+                    failures.append(str(violation))
+                    print(f"VIOLATION {violation}", flush=True)
+                    end = "violation"
+                misses = misses + 1 if end is None else 0
+                if end is not None:
+                    ends[end] += 1
+                nth += options.every
+            print(f"{call:11} {fault:16} " + ", ".join(f"{end}: {count}" for end, count in sorted(ends.items(), key=str)), flush=True)
+    sys.exit(1 if failures else 0)
+
+
+main()
