@@ -27,6 +27,7 @@ use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, Zone
 use snapwarden::transport::Request;
 
 use super::fleet::{FOLDER, Parts, PolicyPart, REPOSITORY, Store};
+use super::told::selects;
 
 /// Clocks may differ by this much before nothing is deleted, and runs take their time.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(20);
@@ -419,9 +420,22 @@ impl Book {
         let mut facts = self.facts(policy, &deletion, parts, now);
         // What the gate keeps waits for nothing else.
         facts.archives = facts.archives.into_keys().map(|name| (name, Holdings::Unreachable)).collect();
-        let rulings = judge::rulings(&facts).ok()?;
-        let waits = |ruling: &Option<Ruling>| ruling.as_ref().is_some_and(|ruling| ruling.rule == "change");
-        facts.snapshots.iter().zip(&rulings).find(|(_, ruling)| waits(ruling)).map(|(one, _)| one.id)
+        let waits = |facts: &Facts| -> Option<BTreeSet<SnapshotId>> {
+            let rulings = judge::rulings(facts).ok()?;
+            let waits =
+                |ruling: &Option<Ruling>| ruling.as_ref().is_some_and(|ruling| ruling.rule == "change");
+            let of = facts.snapshots.iter().zip(&rulings);
+            Some(of.filter(|(_, ruling)| waits(ruling)).map(|(one, _)| one.id).collect())
+        };
+        let with_gate = waits(&facts)?;
+        // Nor does what an edit of the gate alone lets go: whether it has its copy is not asked here.
+        for situation in std::iter::once(&mut facts.present).chain(&mut facts.before) {
+            for terms in situation.policies.values_mut() {
+                terms.remove("export.required");
+            }
+        }
+        let without_gate = waits(&facts)?;
+        with_gate.intersection(&without_gate).next().copied()
     }
 
     fn facts(&self, policy: &Policy, deletion: &Deletion, parts: &Parts, now: Timestamp) -> Facts {
@@ -451,7 +465,13 @@ impl Book {
                     one.instance_id == Some(id) && counts && one.created_at >= slot
                 })
             };
-            let lacking = deletion.present.instances.iter().filter(move |one| !has_one(one.id));
+            // Of several policies that take one for the same time one does, and the others do not lack it.
+            let takers = move |one: &InstanceFacts| {
+                let takes = |part: &&PolicyPart| part.get("", "create").is_some() && selects(part, one);
+                parts.policies.iter().filter(takes).count()
+            };
+            let lacks_one = move |one: &&InstanceFacts| !has_one(one.id) && takers(one) < 2;
+            let lacking = deletion.present.instances.iter().filter(lacks_one);
             lacking.map(move |one| (one.id, slot))
         });
         let missing = missing.map(|(instance, slot)| MissingFacts {

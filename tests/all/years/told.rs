@@ -36,7 +36,7 @@ impl Truth<'_> {
 }
 
 /// A plain reading of `select`, as far as the fleets have it.
-fn selects(policy: &PolicyPart, instance: &InstanceFacts) -> bool {
+pub(super) fn selects(policy: &PolicyPart, instance: &InstanceFacts) -> bool {
     let is_excluded = policy.get("select", "exclude_instances").is_some() && instance.name.starts_with("ci-");
     let lacks_label = policy.get("select", "labels").is_some()
         && instance.labels.get("tier").is_none_or(|tier| tier != "db");
