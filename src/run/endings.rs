@@ -271,9 +271,9 @@ impl Runner {
     ) -> Inquiry<'a> {
         let client = self.client.clone().trying_once(REQUEST_WAIT_MAX).zone(&listing.inventory.zone);
         let ids: BTreeSet<SnapshotId> = missing.keys().copied().collect();
-        let earliest = missing.values().flat_map(|one| [Some(one.listed_at), one.tried_at]).flatten().min();
-        // By a clock that was wrong then, or is now, nothing is known of the time between.
-        let earliest = earliest.filter(|at| *at <= now).unwrap_or(Timestamp::MIN);
+        let seen = || missing.values().flat_map(|one| [Some(one.listed_at), one.tried_at]).flatten();
+        // Where a clock was wrong then, or is now, nothing is known of the time between.
+        let earliest = seen().min().filter(|_| seen().all(|at| at <= now)).unwrap_or(Timestamp::MIN);
         let shifted = |at: Timestamp, by: SignedDuration| at.checked_add(by).unwrap_or(at);
         let from = shifted(earliest, -EVENT_MARGIN).max(shifted(now, -EVENTS_LAST));
         let between = [from, shifted(now, EVENT_MARGIN)];
