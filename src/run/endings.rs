@@ -221,22 +221,14 @@ impl Runner {
         if before.at.is_none() {
             return Ok(missing);
         }
+        let zone = &listing.inventory.zone;
         let mark = AuditMark { month: before.audit_month.clone(), offset: before.audit_from };
-        let told = self.state.taken_and_deleted_since(&listing.inventory.zone, mark).await?;
-        // One that was gone before any listing had it.
-        for (id, (subject, at)) in told.taken {
-            if at <= listed_at && !listed.contains(&id) && is_of_shard(id, subject.instance_id) {
-                missing.entry(id).or_insert(Missing {
-                    created_at: subject.created_at,
-                    instance_id: subject.instance_id,
-                    instance_name: subject.instance_name,
-                    listed_at: at,
-                    missed_at: listed_at,
-                    tried_at: None,
-                    unexplained_at: None,
-                });
-            }
-        }
+        let told = self.state.taken_and_deleted_since(zone, mark).await?;
+        let mut taken = told.taken;
+        taken.retain(|id, (subject, at)| {
+            let is_new = !listed.contains(id) && !missing.contains_key(id);
+            is_new && *at <= listed_at && is_of_shard(*id, subject.instance_id)
+        });
         for (id, (said, at)) in told.ended {
             match (said, missing.get_mut(&id)) {
                 (Deletion::Tried | Deletion::Begun, None) if listed.contains(&id) => {
@@ -253,12 +245,32 @@ impl Runner {
                 _ => {}
             }
         }
-        // One that was deleted may be listed once more by a listing that is older, and lines of a clock that was wrong are in
-        // files of other months.
-        if missing.values().any(|one| one.unexplained_at.is_none()) {
-            let told =
-                self.state.taken_and_deleted_since(&listing.inventory.zone, AuditMark::default()).await?;
-            missing.retain(|id, _| !told.deleted.contains(id));
+        if taken.is_empty() && missing.values().all(|one| one.unexplained_at.is_some()) {
+            return Ok(missing);
+        }
+        // Lines of a clock that was wrong are in files of other months, so all count here. One that was deleted may have been listed
+        // once more, by a listing that was older.
+        let told = self.state.taken_and_deleted_since(zone, AuditMark::default()).await?;
+        missing.retain(|id, _| !told.deleted.contains(id));
+        // Those that were gone before any listing had them.
+        for (id, (subject, at)) in taken {
+            let tried_at = match told.ended.get(&id) {
+                None => None,
+                Some((Deletion::Tried, at)) => Some(*at),
+                Some(_) => continue,
+            };
+            missing.insert(
+                id,
+                Missing {
+                    created_at: subject.created_at,
+                    instance_id: subject.instance_id,
+                    instance_name: subject.instance_name,
+                    listed_at: at,
+                    missed_at: listed_at,
+                    tried_at,
+                    unexplained_at: None,
+                },
+            );
         }
         Ok(missing)
     }

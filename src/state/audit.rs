@@ -617,8 +617,9 @@ impl AuditLog {
             return Ok(());
         };
         let to = self.folder.join(format!("{EARLIER}{month}.jsonl"));
-        // A clock that was wrong for a while brought the same month twice: nothing may be written over.
-        if self.disk.metadata(&to).is_ok() {
+        // A clock that was wrong for a while brought the same month twice: nothing may be written over, nor where that is not known.
+        let there = self.disk.metadata(&to);
+        if !there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return Ok(());
         }
         self.mend()?;
@@ -759,6 +760,7 @@ fn failed(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateErr
 mod tests {
     use super::*;
     use crate::disk::{self, RealDisk};
+    use crate::sim::disk::{DiskCall, MemoryDisk};
 
     fn line(outcome: &'static str, action: Action, zone: &str, snapshot: u128) -> Line {
         let snapshot = Subject {
@@ -852,6 +854,27 @@ mod tests {
 
     fn line_at(at: &str, snapshot: u128) -> Line {
         Line { at: at.parse().unwrap(), ..line("done", Action::Delete, "ch-gva-2", snapshot) }
+    }
+
+    #[test]
+    fn a_month_that_came_twice_is_not_written_over_where_the_disk_does_not_answer() {
+        let (disk, folder) = (Arc::new(MemoryDisk::new()), Path::new("/state"));
+        disk.create_dir_all(folder, Access::Owner).unwrap();
+        let log = AuditLog::new(disk.clone(), folder);
+        // A clock that ran ahead for one line.
+        for (at, snapshot) in
+            [("2026-10-31T12:00:00Z", 1), ("2026-12-01T12:00:00Z", 2), ("2026-10-31T13:00:00Z", 3)]
+        {
+            log.append(&line_at(at, snapshot)).unwrap();
+        }
+        disk.fail_at(DiskCall::Metadata, &folder.join("audit-2026-10.jsonl"), io::ErrorKind::Other);
+        log.append(&line_at("2026-11-01T12:00:00Z", 4)).unwrap();
+        let lines: usize = disk
+            .files(folder)
+            .iter()
+            .map(|(_, bytes)| bytes.iter().filter(|byte| **byte == b'\n').count())
+            .sum();
+        assert_eq!((lines, log.verify().unwrap().breaks.len()), (4, 0));
     }
 
     #[test]

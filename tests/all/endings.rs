@@ -280,6 +280,20 @@ async fn a_listing_by_a_clock_that_ran_ahead_hides_no_event() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn by_a_clock_in_doubt_nobody_is_accused() {
+    let (stage, [web, _]) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    stage.world.delete_snapshot_as(web[0], ci(), "198.51.100.7");
+    let ago = Effect::DateSkew(SignedDuration::from_hours(-24 * 400));
+    stage.world.fault(Fault::on(Call::ListSnapshots, ago));
+    stage.run(WATCH).await;
+    assert_eq!((endings(&stage).len(), asked(&stage, Call::ListEvents)), (0, 0));
+    stage.world.clear_faults();
+    stage.run(WATCH).await;
+    assert_eq!(ending(&stage, web[0]), "deleted_by_other");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_we_tried_to_delete_and_what_events_are_too_old_for_is_ours() {
     let (stage, [web, _]) = Stage::two_by_twenty();
     stage.run(WATCH).await;
