@@ -40,6 +40,9 @@ const EVENT_MARGIN: SignedDuration = SignedDuration::from_hours(1);
 /// Requests that have failed for this long are no passing trouble.
 const PATIENCE: SignedDuration = SignedDuration::from_hours(48);
 
+/// What a run takes was there before its own listing, by this much at most.
+const RUN_LASTS: SignedDuration = SignedDuration::from_hours(24);
+
 /// For how long an unexplained end is an alert.
 const ALERT_LASTS: SignedDuration = SignedDuration::from_hours(7 * 24);
 
@@ -225,9 +228,10 @@ impl Runner {
         let mark = AuditMark { month: before.audit_month.clone(), offset: before.audit_from };
         let told = self.state.taken_and_deleted_since(zone, mark).await?;
         let mut taken = told.taken;
-        taken.retain(|id, (subject, at)| {
+        taken.retain(|id, (subject, _)| {
             let is_new = !listed.contains(id) && !missing.contains_key(id);
-            is_new && *at <= listed_at && is_of_shard(*id, subject.instance_id)
+            let is_since = before.at.is_some_and(|at| at.duration_since(subject.created_at) < RUN_LASTS);
+            is_new && is_since && subject.created_at <= listed_at && is_of_shard(*id, subject.instance_id)
         });
         for (id, (said, at)) in told.ended {
             match (said, missing.get_mut(&id)) {

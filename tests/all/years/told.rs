@@ -115,7 +115,9 @@ fn missing(part: &PolicyPart, report: &RunReport, zone: &ZoneReport, truth: &Tru
 
 /// What only a change deletes waits, and that is said.
 fn pending(report: &RunReport, zone: &ZoneReport, truth: &Truth<'_>) -> Option<String> {
-    let is_judged = zone.plan.is_some() && zone.held.is_none() && zone.failures.is_empty();
+    // What is in a state that nobody knows is left alone.
+    let is_known = !zone.warnings.iter().any(|warning| warning.contains("unknown state"));
+    let is_judged = is_known && zone.plan.is_some() && zone.held.is_none() && zone.failures.is_empty();
     if !is_judged || zone.pending.is_some() || truth.book.allowed.contains(&report.policy) {
         return None;
     }
