@@ -124,10 +124,10 @@ pub(super) struct Deletion {
 
 /// A situation that a run of a policy remembers.
 #[derive(Debug, Clone)]
-struct Former {
+pub(super) struct Former {
     situation: Situation,
     /// When a run first saw another one.
-    replaced_at: Option<Timestamp>,
+    pub(super) replaced_at: Option<Timestamp>,
 }
 
 /// How a snapshot ended that the program did not delete.
@@ -161,7 +161,7 @@ pub(super) struct Book {
     pub(super) slot: Option<Timestamp>,
     /// Damaged copies that no verification has found, by archive.
     pub(super) unfound: BTreeSet<(&'static str, SnapshotId)>,
-    memories: BTreeMap<(PolicyName, ZoneName), Vec<Former>>,
+    pub(super) memories: BTreeMap<(PolicyName, ZoneName), Vec<Former>>,
     // Of this night:
     pub(super) deletions: Vec<Deletion>,
     pub(super) creations: BTreeSet<SnapshotId>,
@@ -362,16 +362,21 @@ impl Book {
         let named = |policy: &&Policy| deletion.policy.as_ref().is_none_or(|name| policy.name == *name);
         let mut against = Vec::new();
         for policy in self.policies.iter().filter(|policy| policy.enabled).filter(named) {
-            let facts = self.facts(policy, deletion, parts, deletion.at + TOLERANCE);
-            match judge::rulings(&facts) {
-                Err(why) => against.push(why),
-                Ok(rulings) => {
-                    let of =
-                        facts.snapshots.iter().zip(&rulings).find(|(one, _)| one.id == deletion.snapshot);
-                    match of.map(|(_, ruling)| ruling) {
-                        Some(Some(ruling)) if ruling.verdict == Verdict::Delete => return None,
-                        Some(Some(ruling)) => against.push(format!("{}: {ruling}\n{facts:#?}", policy.name)),
-                        _ => against.push(format!("{}: it does not select it", policy.name)),
+            // A span may have ended within what the clocks differ by.
+            for now in [deletion.at, deletion.at + TOLERANCE] {
+                let facts = self.facts(policy, deletion, parts, now);
+                match judge::rulings(&facts) {
+                    Err(why) => against.push(why),
+                    Ok(rulings) => {
+                        let of =
+                            facts.snapshots.iter().zip(&rulings).find(|(one, _)| one.id == deletion.snapshot);
+                        match of.map(|(_, ruling)| ruling) {
+                            Some(Some(ruling)) if ruling.verdict == Verdict::Delete => return None,
+                            Some(Some(ruling)) => {
+                                against.push(format!("{}: {ruling}\n{facts:#?}", policy.name));
+                            }
+                            _ => against.push(format!("{}: it does not select it", policy.name)),
+                        }
                     }
                 }
             }

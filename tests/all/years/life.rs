@@ -479,7 +479,12 @@ impl Life {
         let there: BTreeSet<SnapshotId> = self.snapshots().iter().map(|snapshot| snapshot.id).collect();
         let book = &mut *self.machine.book();
         for policy in std::mem::take(&mut book.used_up) {
-            book.allowed.remove(&policy);
+            if book.allowed.remove(&policy) {
+                // What was allowed has settled.
+                for (_, formers) in book.memories.iter_mut().filter(|((name, _), _)| *name == policy) {
+                    formers.retain(|former| former.replaced_at.is_none());
+                }
+            }
         }
         let (deletions, creations) = (book.deletions.len(), std::mem::take(&mut book.creations));
         self.played.count("created", creations.len());
