@@ -697,6 +697,10 @@ impl Life {
                     );
                     continue;
                 };
+                // The platform had said of one that was there that it was not.
+                if said.deletions.iter().any(|(_, deleted)| deleted > at) {
+                    continue;
+                }
                 // The platform keeps events for 30 days, and what the instance took with it needs none.
                 let is_late =
                     |since: &Timestamp| at.duration_since(*since) > SignedDuration::from_hours(29 * 24);
