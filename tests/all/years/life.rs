@@ -712,6 +712,8 @@ impl Life {
                     ("deleted_with_instance", Some((end, since))) => {
                         !has_instance && (!matches!(end, Ended::Somebody(_)) || is_late(since))
                     }
+                    // Whether we had, or the instance did, nobody can say any more.
+                    ("deleted_with_instance", None) => !has_instance && !said.deletions.is_empty(),
                     ("unexplained", Some((Ended::Somebody(_), since))) => is_late(since),
                     ("unexplained", Some((end, _))) => *end == Ended::Nobody,
                     _ => false,
