@@ -48,6 +48,8 @@ FAULTS = {
     "fallocate": ["error=ENOSPC", "error=EOPNOTSUPP"],
     "statfs": ["error=EIO"],
 }
+# A thread also writes to wake others, and does not survive that it can't.
+WRITTEN = ["audit.jsonl", "policy-nightly.1.jsonl", "policy-nightly.json.new", "runs-nightly.json.new", "archives.json.new"]
 CONFIGURATION = """
 [exoscale]
 poll_interval = "50ms"
@@ -186,7 +188,8 @@ def play(program, call, fault, nth):
         # A signal is sent at the first call alone where the others don't stop.
         fast = [] if fault.startswith("signal=") else ["--seccomp-bpf"]
         inject = f"inject={call}:{fault}:when={nth}"
-        under = ["strace", "-f", *fast, "-qq", "-y", "-o", log, "-e", f"trace={call}", "-e", inject]
+        only = [f"-P{case.folder}/state/{name}" for name in WRITTEN] if call == "write" else []
+        under = ["strace", "-f", *fast, *only, "-qq", "-y", "-o", log, "-e", f"trace={call}", "-e", inject]
         outcome = case.run("once", under=under)
         text = log.read_text(errors="replace")
         hits = [line for line in text.splitlines() if "INJECTED" in line or "DELAYED" in line]

@@ -96,6 +96,8 @@ struct Life {
     told: Told,
     /// An archive needs its operator.
     is_to_adopt: bool,
+    /// A run met the archive's folder without its disk.
+    was_unmounted: bool,
     /// The configurations so far, by their texts.
     configs: RefCell<BTreeMap<String, Arc<Config>>>,
 }
@@ -169,6 +171,7 @@ impl Life {
             played: Played::default(),
             told: Told::default(),
             is_to_adopt: false,
+            was_unmounted: false,
             configs: RefCell::default(),
         };
         for (zone, name, tier) in life.fleet.instances.clone() {
@@ -417,6 +420,7 @@ impl Life {
     }
 
     async fn run(&mut self, slot: Timestamp, attempt: &Attempt, config: &Arc<Config>) -> Vec<RunReport> {
+        self.was_unmounted |= attempt.is_unmounted;
         let reports = Mutex::new(Vec::new());
         let process = self.machine.process("state", attempt.line.clone());
         let work = async {
@@ -733,7 +737,8 @@ impl Life {
         // The repository is repaired.
         self.machine.restic.with(REPOSITORY, |all| all.lost.clear());
         self.verify().await;
-        if self.is_to_adopt {
+        // What was first stored while the disk was not mounted is below the mount point, and the archive is not there.
+        if self.is_to_adopt || self.was_unmounted {
             self.adopt().await;
         }
         for night in ["the first", "the second"] {
