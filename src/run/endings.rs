@@ -239,11 +239,7 @@ impl Runner {
                     now.tried.insert(id, at);
                 }
                 (Deletion::Tried, Some(one)) => one.tried_at = Some(at),
-                (Deletion::Begun | Deletion::Done | Deletion::Ended, Some(one))
-                    if one.unexplained_at.is_none() =>
-                {
-                    missing.remove(&id);
-                }
+                (Deletion::Begun | Deletion::Done | Deletion::Ended, Some(_)) => drop(missing.remove(&id)),
                 // The program was killed before it was remembered.
                 (Deletion::Unexplained, Some(one)) => one.unexplained_at = one.unexplained_at.or(Some(at)),
                 _ => {}

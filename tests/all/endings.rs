@@ -403,6 +403,15 @@ async fn a_program_that_was_killed_after_it_said_so_does_not_say_it_again() {
         ("deleted_by_other".to_owned(), "unexplained".to_owned())
     );
     assert_eq!(unexplained(&report), 1, "the alert stays");
+    // Nor does one whose listing was not saved after it had found out.
+    let before = read(&file);
+    let of_db = instance_of(&stage, db[1]);
+    stage.world.remove_instance(of_db);
+    for _ in 0..2 {
+        stage.run(WATCH).await;
+        write(&file, &before);
+    }
+    assert_eq!(ending(&stage, db[0]), "unexplained, deleted_with_instance");
 }
 
 /// `history` and `explain` of what others did.
