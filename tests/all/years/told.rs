@@ -68,7 +68,8 @@ impl Told {
         let silence = gone.map(|id| format!("no word of instance {id}, which vanished"));
         if report.result == RunResult::Success {
             let there = zone.instances.iter().filter(|one| one.is_listed && !one.is_exempt);
-            listed.extend(there.map(|one| one.id));
+            // One that the policy does not select any more is for others to name.
+            *listed = there.map(|one| one.id).collect();
         }
         silence
     }
