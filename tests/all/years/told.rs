@@ -62,13 +62,15 @@ impl Told {
     fn vanished(&mut self, report: &RunReport, zone: &ZoneReport, truth: &Truth<'_>) -> Option<String> {
         // Without a plan nothing is known of the zone.
         zone.plan.as_ref()?;
+        // One that a policy does not select any more is for others to name.
+        let is_named =
+            |id: &InstanceId| zone.instances.iter().any(|one| one.id == *id && one.vanished_at.is_some());
+        self.listed.values_mut().for_each(|listed| listed.retain(|id| !is_named(id)));
         let listed = self.listed.entry((report.policy.clone(), zone.zone.clone())).or_default();
-        listed.retain(|id| !zone.instances.iter().any(|one| one.id == *id && one.vanished_at.is_some()));
         let gone = listed.iter().find(|id| !truth.book.instances.contains_key(id));
         let silence = gone.map(|id| format!("no word of instance {id}, which vanished"));
         if report.result == RunResult::Success {
             let there = zone.instances.iter().filter(|one| one.is_listed && !one.is_exempt);
-            // One that the policy does not select any more is for others to name.
             *listed = there.map(|one| one.id).collect();
         }
         silence
