@@ -226,14 +226,14 @@ impl Runner {
         }
         let zone = &listing.inventory.zone;
         let mark = AuditMark { month: before.audit_month.clone(), offset: before.audit_from };
-        let told = self.state.taken_and_deleted_since(zone, mark).await?;
-        let mut taken = told.taken;
+        let recorded = self.state.taken_and_deleted_since(zone, mark).await?;
+        let mut taken = recorded.taken;
         taken.retain(|id, (subject, _)| {
             let is_new = !listed.contains(id) && !missing.contains_key(id);
             let is_since = before.at.is_some_and(|at| at.duration_since(subject.created_at) < RUN_LASTS);
             is_new && is_since && subject.created_at <= listed_at && is_of_shard(*id, subject.instance_id)
         });
-        for (id, (said, at)) in told.ended {
+        for (id, (said, at)) in recorded.ended {
             match (said, missing.get_mut(&id)) {
                 (Deletion::Tried | Deletion::Begun, None) if listed.contains(&id) => {
                     now.tried.insert(id, at);
@@ -250,11 +250,11 @@ impl Runner {
         }
         // Lines of a clock that was wrong are in files of other months, so all count here. One that was deleted may have been listed
         // once more, by a listing that was older.
-        let told = self.state.taken_and_deleted_since(zone, AuditMark::default()).await?;
-        missing.retain(|id, _| !told.deleted.contains(id));
-        // Those that were gone before any listing had them.
+        let recorded = self.state.taken_and_deleted_since(zone, AuditMark::default()).await?;
+        missing.retain(|id, _| !recorded.deleted.contains(id));
+        // Those that no listing had.
         for (id, (subject, at)) in taken {
-            let tried_at = match told.ended.get(&id) {
+            let tried_at = match recorded.ended.get(&id) {
                 None => None,
                 Some((Deletion::Tried, at)) => Some(*at),
                 Some(_) => continue,
