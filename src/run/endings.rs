@@ -40,7 +40,7 @@ const EVENT_MARGIN: SignedDuration = SignedDuration::from_hours(1);
 /// Requests that have failed for this long are no passing trouble.
 const PATIENCE: SignedDuration = SignedDuration::from_hours(48);
 
-/// What a run takes was there before its own listing, by this much at most.
+/// A run takes its snapshots before it lists, by less than this: what is older would have been listed by an earlier one.
 const RUN_LASTS: SignedDuration = SignedDuration::from_hours(24);
 
 /// For how long an unexplained end is an alert.
@@ -230,8 +230,8 @@ impl Runner {
         let mut taken = recorded.taken;
         taken.retain(|id, (subject, _)| {
             let is_new = !listed.contains(id) && !missing.contains_key(id);
-            let is_since = before.at.is_some_and(|at| at.duration_since(subject.created_at) < RUN_LASTS);
-            is_new && is_since && subject.created_at <= listed_at && is_of_shard(*id, subject.instance_id)
+            let is_recent = before.at.is_some_and(|at| at.duration_since(subject.created_at) < RUN_LASTS);
+            is_new && is_recent && subject.created_at <= listed_at && is_of_shard(*id, subject.instance_id)
         });
         for (id, (said, at)) in recorded.ended {
             match (said, missing.get_mut(&id)) {
@@ -248,7 +248,7 @@ impl Runner {
         if taken.is_empty() && missing.values().all(|one| one.unexplained_at.is_some()) {
             return Ok(missing);
         }
-        // Lines of a clock that was wrong are in files of other months, so all count here. One that was deleted may have been listed
+        // The whole log: a wrong clock's lines are in files of other months, and one that was deleted long before may have been listed
         // once more, by a listing that was older.
         let recorded = self.state.taken_and_deleted_since(zone, AuditMark::default()).await?;
         missing.retain(|id, _| !recorded.deleted.contains(id));

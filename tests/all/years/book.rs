@@ -364,24 +364,31 @@ impl Book {
         for policy in self.policies.iter().filter(|policy| policy.enabled).filter(named) {
             // A span may have ended within what the clocks differ by.
             for now in [deletion.at, deletion.at + TOLERANCE] {
-                let facts = self.facts(policy, deletion, parts, now);
-                match judge::rulings(&facts) {
-                    Err(why) => against.push(why),
-                    Ok(rulings) => {
-                        let of =
-                            facts.snapshots.iter().zip(&rulings).find(|(one, _)| one.id == deletion.snapshot);
-                        match of.map(|(_, ruling)| ruling) {
-                            Some(Some(ruling)) if ruling.verdict == Verdict::Delete => return None,
-                            Some(Some(ruling)) => {
-                                against.push(format!("{}: {ruling}\n{facts:#?}", policy.name));
-                            }
-                            _ => against.push(format!("{}: it does not select it", policy.name)),
-                        }
-                    }
-                }
+                against.push(self.rules_against(policy, deletion, parts, now)?);
             }
         }
         Some(against.join("\n"))
+    }
+
+    /// What a policy's rules say against a deletion at this moment; nothing if they delete it, too.
+    fn rules_against(
+        &self,
+        policy: &Policy,
+        deletion: &Deletion,
+        parts: &Parts,
+        now: Timestamp,
+    ) -> Option<String> {
+        let facts = self.facts(policy, deletion, parts, now);
+        let rulings = match judge::rulings(&facts) {
+            Ok(rulings) => rulings,
+            Err(why) => return Some(why),
+        };
+        let of = facts.snapshots.iter().zip(rulings).find(|(one, _)| one.id == deletion.snapshot);
+        match of.and_then(|(_, ruling)| ruling) {
+            Some(ruling) if ruling.verdict == Verdict::Delete => None,
+            Some(ruling) => Some(format!("{}: {ruling}\n{facts:#?}", policy.name)),
+            None => Some(format!("{}: it does not select it", policy.name)),
+        }
     }
 
     /// What no reading of rules is needed for.

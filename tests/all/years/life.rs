@@ -655,7 +655,6 @@ impl Life {
         }
     }
 
-    /// Once nothing goes wrong any more, two runs bring the fleet to rest.
     /// The audit log is whole, and each snapshot that was listed is there, or the log says how it ended.
     async fn check_ends(&mut self, context: &str) {
         let (_process, runner) = self.runner(Use::Changing);
@@ -731,6 +730,7 @@ impl Life {
         self.played.count("unexplained ends", unexplained);
     }
 
+    /// Once nothing goes wrong any more, two runs bring the fleet to rest.
     async fn rest(&mut self) {
         let context = format!("seed {}, at the end", self.seed);
         self.edit(self.fleet.parts.clone());
