@@ -14,7 +14,7 @@
 //!                                configuration file │ decisions (pure) │ API client │ exported images │ state on
 //!                                disk: none imports another
 //! judge                          reads the rules again before anything is deleted: by policy, schedule and snapshot alone
-//! policy · schedule · snapshot · lookup · text    data types; no I/O
+//! policy · schedule · snapshot · copies · lookup · text    data types; no I/O
 //! clock · disk · process · randomness · transport
 //!                                the five seams: a small trait and its real implementation each
 //! retry · lock · credentials                  when a failed attempt is repeated; waiting for a lock; where keys are
@@ -29,6 +29,7 @@ pub mod archive;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod copies;
 pub mod credentials;
 pub mod daemon;
 pub mod disk;

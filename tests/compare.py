@@ -161,18 +161,46 @@ class Ways:
         else:
             self.all[name] = lambda folder: run(command, folder, shell=True)
 
-    def once(self, folder, archive):
+    def once(self, folder, archive, environment=None):
         text = CONFIGURATION.format(
             folder=folder, archive=archive, concurrency=len(self.zone.addresses), connections=self.connections
         )
         Path(folder, "snapwarden.toml").write_text(text)
-        environment = {**self.zone.environment, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        environment = {**self.zone.environment, **keys, **(environment or {})}
         return run([RELEASE / "snapwarden", "--config", "snapwarden.toml", "once"], folder, environment)
 
     def to_bucket(self, folder):
         """To S3, as a bucket that keeps nothing speaks it, over TLS."""
         with bucket(folder) as (archive, _):
             return self.once(folder, archive)
+
+    def to_restic(self, folder):
+        """To a repository of restic: how long the whole takes, and the backup in it, by restic's own times."""
+        repository, times = restic_repository(folder), Path(folder, "times")
+        beside = Path(folder, "bin/restic")
+        beside.parent.mkdir()
+        beside.write_text(
+            f"""#!/bin/sh
+begun=$(date +%s.%N)
+{shutil.which("restic")} "$@"
+status=$?
+case "$*" in *backup*.qcow2*) echo "$begun $(date +%s.%N)" >> {times};; esac
+exit $status
+"""
+        )
+        beside.chmod(0o755)
+        archive = f'type = "restic"\nrepository = "{repository}"\npassword_file = "{folder}/password"'
+        whole = self.once(folder, archive, {"PATH": f"{beside.parent}:{os.environ['PATH']}"})[0]
+        (begun, ended), = [map(float, line.split()) for line in times.read_text().splitlines()]
+        return whole, ended - begun
+
+    def restic_alone(self, folder):
+        """`restic backup` of the same file."""
+        repository = restic_repository(folder)
+        run(["curl", "-sSf", "-o", "f", self.zone.addresses[0][0]], folder)
+        settings = {"RESTIC_REPOSITORY": repository, "RESTIC_PASSWORD_FILE": f"{folder}/password"}
+        return run(["restic", "--no-cache", "backup", "--quiet", "f"], folder, settings)[0]
 
     def snapwarden(self, folder):
         figures = self.once(folder, f'type = "local"\npath = "{folder}/vault"')
@@ -199,6 +227,13 @@ def bucket(folder):
         counts = {}
         yield archive, counts
         counts |= json.loads(server.communicate()[0])
+
+
+def restic_repository(folder):
+    Path(folder, "password").write_text("compare\n")
+    Path(folder, "password").chmod(0o600)
+    run(["restic", "--no-cache", "-r", f"{folder}/repository", "-p", f"{folder}/password", "init"], folder)
+    return f"{folder}/repository"
 
 
 def in_folder(place, way):
@@ -277,6 +312,18 @@ def main():
             both.append((there[0] / here[0], (there[1] - here[1]) * 1024 / options.mib, there[2]))
         ratio, cpu = (statistics.median(column) for column in list(zip(*both))[:2])
         rss = max(row[2] for row in both)
+        if shutil.which("restic") is None:
+            say("left out: a repository of restic (restic is not installed)")
+        else:
+            both = []
+            for _ in range(options.rounds):
+                alone = in_folder(options.disk, ways.restic_alone)
+                both.append([seconds / alone for seconds in in_folder(options.disk, ways.to_restic)])
+            whole, backup = (statistics.median(column) for column in zip(*both))
+            say(
+                f"\nTo a repository of restic: the backup in {backup:.2f} × the time of `restic backup` of the same file, "
+                f"{whole:.2f} × with the reading back."
+            )
         say(f"\nTo a bucket over TLS in {ratio:.2f} × the time to disk, {cpu:+.2f} CPU s a GiB, {rss:.1f} MiB RSS.")
     four = options.mib // 4
     say(f"\n### four images of {four} MiB at once, and one after the other's time\n")

@@ -39,8 +39,12 @@ def fill(vault, count):
                 "virtual_size_bytes": 50 << 30,
             },
             "exported_at": "2025-12-01T00:00:00Z", "verified_at": "2025-12-01T00:00:00Z", "policy": "nightly",
-            "run_id": None, "program_version": "0.1.0", "template": None, "warnings": [], "pruned_at": None,
-            "corrupt_since": None,
+            "run_id": f"01912345-0000-7000-8000-{number:012x}", "program_version": "0.1.0",
+            "template": {
+                "id": "c19542b7-d269-4bd4-bf8c-36cae36109c5", "boot_mode": "uefi", "default_user": "debian",
+                "password_enabled": False, "ssh_key_enabled": True, "application_consistent": True,
+            },
+            "warnings": [], "pruned_at": None, "corrupt_since": None,
         }
         Path(of_instance, f"{stem}.qcow2").touch()
         Path(of_instance, f"{stem}.json").write_text(json.dumps(manifest))

@@ -2,7 +2,8 @@
 
 It is moto's server, or the one that the command in SNAPWARDEN_S3_SERVER starts, in which {port} and {folder} are filled in; it
 takes the key EXO1 with the secret hush-hush-hush. Or it is one that runs already: SNAPWARDEN_S3_ENDPOINT has its address, a key,
-its secret and a region, with blanks between.
+its secret and a region, with blanks between. There the bucket is made, and removed in the end with all that is in it: one that is
+there before is left alone, and nothing begins.
 
 Prints its address. Each line that comes in asks what boto3 sees there, and is answered by a line of JSON.
 """
@@ -57,7 +58,7 @@ running = os.environ.get("SNAPWARDEN_S3_ENDPOINT")
 command = os.environ.get("SNAPWARDEN_S3_SERVER")
 if running:
     endpoint, key, secret, region = running.split()
-    stop = lambda: None
+    stop = lambda: remove_bucket()
 else:
     port, stop = other(command) if command else moto()
     endpoint = f"http://127.0.0.1:{port}"
@@ -68,9 +69,19 @@ s3 = boto3.client(
     aws_access_key_id=key,
     aws_secret_access_key=secret,
 )
-if not running:
-    s3.create_bucket(Bucket="bucket")
+if running and "bucket" in [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]:
+    sys.exit("there is a bucket `bucket` already")
+s3.create_bucket(Bucket="bucket")
 print(endpoint, flush=True)
+
+
+def remove_bucket():
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket="bucket"):
+        for listed in page.get("Versions", []) + page.get("DeleteMarkers", []):
+            s3.delete_object(Bucket="bucket", Key=listed["Key"], VersionId=listed["VersionId"])
+    for upload in s3.list_multipart_uploads(Bucket="bucket").get("Uploads", []):
+        s3.abort_multipart_upload(Bucket="bucket", Key=upload["Key"], UploadId=upload["UploadId"])
+    s3.delete_bucket(Bucket="bucket")
 
 
 def objects():

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::archive::catalogue::{Catalogue, ImageHead, Leftover, StoredCopy};
-use crate::archive::layout::{CopyId, HoldMark};
+use crate::archive::layout::HoldMark;
 use crate::archive::local::LocalArchive;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem, ProbeSteps};
@@ -18,6 +18,7 @@ use crate::archive::s3::versions::Versions;
 use crate::archive::store::{ImageToStore, StoreError};
 use crate::archive::transfer::sink::{Begin, SinkError, shown};
 use crate::archive::transfer::source::ImageSource;
+use crate::copies::CopyId;
 use crate::policy::name::ArchiveName;
 
 /// An archive. Clones are one archive.

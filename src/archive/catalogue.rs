@@ -18,6 +18,7 @@ use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::proof::VerifiedCopy;
+use crate::copies::CopySet;
 use crate::disk::{Disk, Entry, Kind, Metadata, read_file};
 use crate::policy::Which;
 use crate::policy::name::ArchiveName;
@@ -61,7 +62,7 @@ impl StoredCopy {
 
     /// The path of its files, relative to the archive and without an ending.
     pub(crate) fn stem(&self) -> String {
-        stem_of(&CopyPaths::new(Path::new(""), &self.manifest.id()).image())
+        self.manifest.id().to_string()
     }
 }
 
@@ -199,18 +200,18 @@ impl Catalogue {
         &self.problems
     }
 
-    /// The paths of the copies whose images are there, relative to the archive and without an ending.
-    pub(crate) fn stems(&self) -> BTreeSet<String> {
-        self.unpruned().map(StoredCopy::stem).collect()
+    /// The copies whose images are there.
+    pub(crate) fn present(&self) -> CopySet {
+        self.unpruned().map(|copy| copy.manifest.id()).collect()
     }
 
     /// Those of the remembered copies that vanished without a mark: their images were there, and neither the archive's
     /// retention removed them nor did a verification find them corrupt.
-    pub(crate) fn vanished<'s>(&self, remembered: &'s BTreeSet<String>) -> Vec<&'s str> {
-        let mut explained: HashSet<String> = self.copies.iter().map(StoredCopy::stem).collect();
+    pub(crate) fn vanished(&self, remembered: &CopySet) -> Vec<String> {
         let corrupt = |problem: &&Problem| matches!(problem.kind, ProblemKind::Corrupt(_));
-        explained.extend(self.problems.iter().filter(corrupt).map(|problem| stem_of(&problem.path)));
-        remembered.iter().map(String::as_str).filter(|stem| !explained.contains(*stem)).collect()
+        let corrupt = self.problems.iter().filter(corrupt).filter_map(|problem| problem.stem().parse().ok());
+        let explained: CopySet = self.copies.iter().map(|copy| copy.manifest.id()).chain(corrupt).collect();
+        remembered.iter().filter(|id| !explained.contains(id)).map(|id| id.to_string()).collect()
     }
 
     /// Copies that were found corrupt, where the archive could not be written to say so, do not count; `corrupt_since`
@@ -385,12 +386,11 @@ pub(super) type ReadCopy = Result<(Arc<Manifest>, Result<(), ProblemKind>), Prob
 fn read_copy(disk: &dyn Disk, cache: &ManifestCache, path: &Path, [here, image]: [&Path; 2]) -> ReadCopy {
     let Metadata { len, stamp: (inode, modified), .. } =
         disk.metadata(here).map_err(|error| unreadable(&error))?;
-    let key = here.strip_prefix(path).unwrap_or(here).to_string_lossy();
     let tag = format!("{inode:x}-{modified:x}-{len:x}");
-    let manifest = if let Some(known) = cache.get(&key, &tag) {
+    let manifest = if let Some(known) = cache.get(here.strip_prefix(path).unwrap_or(here), &tag) {
         known
     } else {
-        cache.put(&key, &tag, read_at(disk, path, here)?.0)
+        cache.put(&tag, read_at(disk, path, here)?.0)
     };
     let counts = check_image(&manifest, || image_bytes(disk, image));
     Ok((manifest, counts))
@@ -509,6 +509,7 @@ impl Catalogue {
                 .cmp(&(&b.manifest.zone, b.manifest.instance.id))
                 .then_with(|| key(b).cmp(&key(a)))
         });
+        self.copies.shrink_to_fit();
         self.problems.sort_by(|a, b| a.path.cmp(&b.path));
         self.index();
         self

@@ -10,24 +10,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 use uuid::Uuid;
 
+use crate::copies::{CopyId, read_time};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
-
-/// The snapshot that a copy is of, as the names of its files have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CopyId {
-    /// The zone of the snapshot.
-    pub zone: ZoneName,
-    /// The instance that it was taken of.
-    pub instance_id: InstanceId,
-    /// When it was taken.
-    pub created_at: Timestamp,
-    /// The snapshot.
-    pub snapshot_id: SnapshotId,
-}
 
 /// The paths of one copy's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +30,7 @@ impl CopyPaths {
     pub(super) fn new(archive: &Path, id: &CopyId) -> Self {
         let zone_folder = archive.join(id.zone.as_str());
         let folder = zone_folder.join(id.instance_id.to_string());
-        let stem = format!("{}-{}", id.created_at.strftime("%Y%m%dT%H%M%SZ"), id.snapshot_id);
-        Self { zone_folder, folder, stem }
+        Self { zone_folder, folder, stem: id.stem() }
     }
 
     /// The name of the image without its folder.
@@ -226,10 +211,6 @@ pub(super) fn time_of(stem: &str) -> Option<Timestamp> {
 /// The snapshot, by the beginning of its files' names.
 pub(super) fn snapshot_of(stem: &str) -> Option<SnapshotId> {
     stem.split_once('-')?.1.parse().ok()
-}
-
-fn read_time(text: &str) -> Option<Timestamp> {
-    TimeZone::UTC.to_timestamp(DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?).ok()
 }
 
 /// An instance's id, written as in folder names.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::archive::catalogue::{self, Catalogue, ImageHead, Leftover, StoredCopy};
-use crate::archive::layout::{CopyId, CopyPaths, HoldMark};
+use crate::archive::layout::{CopyPaths, HoldMark};
 use crate::archive::local::files::{CopyFiles, holds_of, remove, remove_manifests};
 use crate::archive::local::image::LocalImage;
 use crate::archive::local::space::{Share, Space};
@@ -37,6 +37,7 @@ use crate::archive::transfer::part_file::PartFile;
 use crate::archive::transfer::queue::{Queue, Worker};
 use crate::archive::transfer::sink::{Begin, ImageVersion, Output, Sink, SinkError, shown};
 use crate::clock::Clock;
+use crate::copies::CopyId;
 use crate::disk::{
     Access, Disk, DiskFile, DiskLock, Kind, blocking, create_folders, free_bytes_at, read_file, replace_file,
 };

@@ -9,9 +9,10 @@
 //!   "instance": { "id": "…", "name": "web-1", "labels": { "backup": "nightly" } },
 //!   "image": { "file": "20261101T023000Z-….qcow2", "bytes": 1, "md5": "…", "qcow2_version": 3, "virtual_size_bytes": 10737418240 },
 //!   "exported_at": "…", "verified_at": "…",
-//!   "policy": "nightly", "run_id": "…", "program_version": "0.1.0",
+//!   "policy": "nightly",
 //!   "template": { "id": "…", "boot_mode": "uefi", "default_user": "debian", "password_enabled": false, "ssh_key_enabled": true,
 //!                 "application_consistent": true, "origin": { "name": "…", "version": "…", "build": "…", "maintainer": "…" } },
+//!   "run_id": "…", "program_version": "0.1.0",
 //!   "machine": { "instance_type": "standard.medium", "disk_size_gib": 10, "ssh_keys": ["alice"], … },
 //!   "warnings": [], "pruned_at": null, "corrupt_since": null
 //! }
@@ -21,8 +22,9 @@
 //! must be those of the file's own name. Fields of a later version are ignored, and survive a rewrite; only those that are
 //! needed to trust the copy are required.
 //!
-//! Version 2 added `machine`, and to `template` its last two fields. What only a restore needs ([`BuildFacts`]) is not kept in
-//! memory with the rest: it is read from the file of the one copy that is restored.
+//! Version 2 added `machine`, and to `template` its last two fields. What nothing is decided by is not kept in memory with the
+//! rest, since there may be hundreds of thousands: it is written, and stays in the file when that is rewritten. What only a
+//! restore needs of it ([`BuildFacts`]) is read from the file of the one copy that is restored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,8 +35,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::archive::layout::{CopyId, Mark};
+use crate::archive::layout::Mark;
 use crate::archive::md5::Md5Sum;
+use crate::copies::CopyId;
 use crate::snapshot::{InstanceId, Machine, SnapshotId, TemplateId, ZoneName};
 
 /// A manifest is never larger, in bytes.
@@ -62,16 +65,12 @@ pub struct Manifest {
     /// When its bytes were last verified.
     pub verified_at: Timestamp,
     /// The policy that exported it.
-    pub policy: Option<String>,
-    /// The run that exported it.
-    pub run_id: Option<Uuid>,
-    /// The version of this program that wrote it.
-    pub program_version: Option<String>,
-    /// The instance's template, where it was known: the model for a restored one.
-    pub template: Option<Box<TemplateRecord>>,
-    /// How to build the instance again, where that was known. It is written, and never read with the rest.
-    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
-    pub machine: Option<Box<Machine>>,
+    pub policy: Option<Arc<str>>,
+    /// The instance's template, where it was known: the model for a restored one. Copies that are read together share it.
+    pub template: Option<Arc<TemplateRecord>>,
+    /// What else is written into a new file.
+    #[serde(flatten, skip_deserializing)]
+    pub written: Option<Box<Written>>,
     /// Oddities of the image that do not keep it from being verified.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -79,9 +78,30 @@ pub struct Manifest {
     pub pruned_at: Option<Timestamp>,
     /// When the image was found to differ from its MD5. The copy does not count.
     pub corrupt_since: Option<Timestamp>,
-    /// The bytes of the manifest that this one is made of, if it is: what a later version wrote there stays.
+}
+
+/// What is written into a manifest's file, and never read with the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Written {
+    /// The run that exported it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<Uuid>,
+    /// The version of this program that wrote it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program_version: Option<&'static str>,
+    /// How to build the instance again, where that was known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    /// The bytes of the file that this one is made of, if it is: what else stands there stays.
     #[serde(skip)]
     pub made_of: Option<Arc<[u8]>>,
+}
+
+impl Written {
+    /// Over a file with these bytes.
+    pub fn over(bytes: impl Into<Arc<[u8]>>) -> Box<Self> {
+        Box::new(Self { made_of: Some(bytes.into()), ..Self::default() })
+    }
 }
 
 /// The snapshot, as it was listed.
@@ -94,9 +114,9 @@ pub struct SnapshotRecord {
     pub name: String,
     /// When it was taken, with fractions of a second.
     pub created_at: Timestamp,
-    /// Its state in the API's words.
-    #[serde(default)]
-    pub state: String,
+    /// Its state in the API's words. It is written, and never read with the rest.
+    #[serde(skip_deserializing, skip_serializing_if = "str::is_empty")]
+    pub state: Box<str>,
     /// The size of the disk in GiB.
     pub size_gib: Option<u64>,
     /// Whether it is application-consistent; none if that is not known.
@@ -118,9 +138,9 @@ pub struct InstanceRecord {
 /// The image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// The name of its file, for people: nothing here opens it by this name.
-    #[serde(default)]
-    pub file: String,
+    /// The name of its file, for people: nothing here opens it by this name. It is written, and never read with the rest.
+    #[serde(skip_deserializing, skip_serializing_if = "str::is_empty")]
+    pub file: Box<str>,
     /// Its length.
     pub bytes: u64,
     /// The MD5 of all its bytes.
@@ -225,7 +245,8 @@ impl Manifest {
     /// The content of its file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let ours = serde_json::to_value(self).expect("JSON can hold all that a manifest has");
-        let before = self.made_of.as_ref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let before = self.written.as_ref().and_then(|written| written.made_of.as_ref());
+        let before = before.and_then(|bytes| serde_json::from_slice(bytes).ok());
         let mut bytes = match before {
             Some(mut whole) => {
                 merge(&mut whole, ours);
@@ -277,18 +298,18 @@ mod tests {
             user_data: Some("aHVzaA==".to_owned()),
             ..Machine::default()
         };
-        let file = Manifest { machine: Some(Box::new(machine.clone())), ..manifest_of(&image(300_000, 1)) }
-            .to_bytes();
+        let written = Some(Box::new(Written { machine: Some(machine.clone()), ..Written::default() }));
+        let file = Manifest { written, ..manifest_of(&image(300_000, 1)) }.to_bytes();
         let read = Manifest::from_bytes(&file).unwrap();
-        assert_eq!(read.machine, None);
+        assert_eq!(read.written, None);
         assert_eq!(BuildFacts::of(&file).machine, Some(machine.clone()));
 
         let mut later: Value = serde_json::from_slice(&file).unwrap();
         later["machine"]["security_groups"] =
             json!([{ "id": "9ee8cb98-ea6e-4d57-bdde-b85d8bc959ec", "colour": "red" }]);
         later["machine"]["gpu"] = json!({ "count": 2 });
-        let made_of = Some(later.to_string().into_bytes().into());
-        let again: Value = serde_json::from_slice(&Manifest { made_of, ..read }.to_bytes()).unwrap();
+        let written = Some(Written::over(later.to_string().into_bytes()));
+        let again: Value = serde_json::from_slice(&Manifest { written, ..read }.to_bytes()).unwrap();
         assert_eq!(again["machine"], later["machine"]);
         let without: Value =
             serde_json::from_slice(&without_user_data(again.to_string().into_bytes())).unwrap();

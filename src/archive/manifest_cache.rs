@@ -1,22 +1,22 @@
 //! The manifests of an archive as they were last read, so that one which has not changed is not read again.
 //!
-//! They are kept in a file, a line of JSON for each: the version of its form, the manifest's path in the archive, its tag, and
-//! the manifest. The tag is another one once the manifest is: the `ETag` of an object, or the inode of a file, its length and
-//! when it was modified. New lines are appended, and a later one replaces an earlier one. What can't be read or written is read
-//! from the archive instead: nothing of this is ever an error.
+//! They are kept in a file, a line of JSON for each: the version of its form, the manifest's tag, and the manifest. The tag is
+//! another one once the manifest is: the `ETag` of an object, or the inode of a file, its length and when it was modified. New
+//! lines are appended, and a later one replaces an earlier one. What can't be read or written is read from the archive instead:
+//! nothing of this is ever an error.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::archive::manifest::{InstanceRecord, MANIFEST_BYTES_MAX, Manifest};
+use crate::archive::layout::{self, CopyPaths, Role};
+use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::disk::{Access, Disk, Open};
-use crate::snapshot::InstanceId;
+use crate::snapshot::{InstanceId, SnapshotId};
 
-/// The version of a line that this program writes; others are skipped.
-const VERSION: u64 = 1;
+/// The version of a line that this program writes; others are skipped. Lines of version 1 had the manifest's path, too.
+const VERSION: u64 = 2;
 /// Bytes that are read or written at once.
 const CHUNK_BYTES: usize = 1 << 20;
 /// A larger file is written anew, without being read. Half a million copies stay below.
@@ -43,12 +43,12 @@ struct CacheFile {
 #[derive(Debug, Default)]
 struct Content {
     is_loaded: bool,
-    /// By their paths in the archive.
-    manifests: BTreeMap<Box<str>, Cached>,
-    /// What manifests say of each instance, as it was last read: it is mostly the same in all of them.
-    instances: HashMap<InstanceId, Arc<InstanceRecord>>,
-    /// The paths of those that the file lacks.
-    new: Vec<Box<str>>,
+    /// By snapshot, which has one manifest at a time. Where a stranger's copy has the same, one of them is read again each time.
+    manifests: BTreeMap<SnapshotId, Cached>,
+    /// The one of each instance that was read last: others mostly say the same of it.
+    last: HashMap<InstanceId, Arc<Manifest>>,
+    /// Those that the file lacks.
+    new: Vec<SnapshotId>,
     /// How many lines the file has.
     lines: usize,
     is_damaged: bool,
@@ -85,22 +85,29 @@ impl ManifestCache {
     }
 
     /// The manifest at this path, if it still has this tag.
-    pub(super) fn get(&self, path: &str, tag: &str) -> Option<Arc<Manifest>> {
+    pub(super) fn get(&self, path: &Path, tag: &str) -> Option<Arc<Manifest>> {
+        let (stem, Role::Manifest(mark)) = layout::read_name(path.file_name()?)? else { return None };
+        let id = layout::snapshot_of(stem)?;
         let mut content = self.content();
         let now = content.catalogues;
         let cached =
-            content.manifests.get_mut(path).filter(|cached| !tag.is_empty() && *cached.tag == *tag)?;
-        cached.asked = now;
-        Some(Arc::clone(&cached.manifest))
+            content.manifests.get_mut(&id).filter(|cached| !tag.is_empty() && *cached.tag == *tag)?;
+        let is_its_path = CopyPaths::new(Path::new(""), &cached.manifest.id()).manifest(mark) == path;
+        // Somebody may have renamed it: then it is read again, and refused.
+        let is_its_mark = mark.is_none() || mark == cached.manifest.mark();
+        (is_its_path && is_its_mark).then(|| {
+            cached.asked = now;
+            Arc::clone(&cached.manifest)
+        })
     }
 
-    /// Keeps a manifest that is valid at this path.
-    pub(super) fn put(&self, path: &str, tag: &str, manifest: Manifest) -> Arc<Manifest> {
+    /// Keeps a manifest that is valid where it was found.
+    pub(super) fn put(&self, tag: &str, manifest: Manifest) -> Arc<Manifest> {
         let mut content = self.content();
         let manifest = content.shared(manifest);
         if !tag.is_empty() {
-            content.insert(path.into(), tag.into(), Arc::clone(&manifest));
-            content.new.push(path.into());
+            content.insert(tag.into(), Arc::clone(&manifest));
+            content.new.push(manifest.snapshot.id);
         }
         manifest
     }
@@ -110,7 +117,7 @@ impl ManifestCache {
         let mut content = self.content();
         let now = content.catalogues;
         content.manifests.retain(|_, cached| cached.asked + KEPT_FOR >= now);
-        content.instances.retain(|_, record| Arc::strong_count(record) > 1);
+        content.last.retain(|_, manifest| Arc::strong_count(manifest) > 1);
         content.catalogues += 1;
         let new = std::mem::take(&mut content.new);
         let Some(file) = self.file.as_ref().filter(|file| file.is_written) else { return };
@@ -119,7 +126,7 @@ impl ManifestCache {
             content.rewrite(file).map(|()| content.lines = all)
         } else {
             let append = |chunk: &[u8]| file.disk.append(&file.path, chunk, Access::Owner);
-            let lines = new.iter().filter_map(|path| Some((path, content.manifests.get(path)?)));
+            let lines = new.iter().filter_map(|id| content.manifests.get(id));
             write_lines(lines, append).map(|()| content.lines += new.len())
         };
         if let Err(error) = &written {
@@ -130,22 +137,23 @@ impl ManifestCache {
 }
 
 impl Content {
-    /// The manifest with what it says of its instance shared with others that say the same.
+    /// The manifest, which shares with another of its instance what both say alike.
     fn shared(&mut self, mut manifest: Manifest) -> Arc<Manifest> {
-        match self.instances.entry(manifest.instance.id) {
-            Entry::Occupied(known) if *known.get() == manifest.instance => {
-                manifest.instance = Arc::clone(known.get());
-            }
-            known => {
-                known.insert_entry(Arc::clone(&manifest.instance));
-            }
+        let id = manifest.instance.id;
+        if let Some(last) = self.last.get(&id) {
+            share(&mut manifest.zone, &last.zone);
+            share(&mut manifest.instance, &last.instance);
+            share(&mut manifest.template, &last.template);
+            share(&mut manifest.policy, &last.policy);
         }
-        Arc::new(manifest)
+        let manifest = Arc::new(manifest);
+        self.last.insert(id, Arc::clone(&manifest));
+        manifest
     }
 
-    fn insert(&mut self, path: Box<str>, tag: Box<str>, manifest: Arc<Manifest>) {
+    fn insert(&mut self, tag: Box<str>, manifest: Arc<Manifest>) {
         let asked = self.catalogues;
-        self.manifests.insert(path, Cached { tag, manifest, asked });
+        self.manifests.insert(manifest.snapshot.id, Cached { tag, manifest, asked });
     }
 
     /// Reads the file line by line; those that can't be used are skipped.
@@ -162,10 +170,10 @@ impl Content {
             let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             for line in rest[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 self.lines += 1;
-                match serde_json::from_slice::<(u64, Box<str>, Box<str>, Manifest)>(line) {
-                    Ok((VERSION, path, tag, manifest)) => {
+                match serde_json::from_slice::<(u64, Box<str>, Manifest)>(line) {
+                    Ok((VERSION, tag, manifest)) => {
                         let manifest = self.shared(manifest);
-                        self.insert(path, tag, manifest);
+                        self.insert(tag, manifest);
                     }
                     _ => self.is_damaged = true,
                 }
@@ -187,7 +195,7 @@ impl Content {
         let opened = file.disk.open(&beside, Open::CreateNew, Access::Owner)?;
         let mut offset = 0;
         // Not synced: what a crash takes is read again.
-        write_lines(self.manifests.iter(), |chunk| {
+        write_lines(self.manifests.values(), |chunk| {
             opened.write_all_at(chunk, offset)?;
             offset += chunk.len() as u64;
             Ok(())
@@ -196,14 +204,21 @@ impl Content {
     }
 }
 
+/// Replaces a value by an equal one, whose memory both then share.
+fn share<T: PartialEq + Clone>(own: &mut T, known: &T) {
+    if own == known {
+        own.clone_from(known);
+    }
+}
+
 /// Gives `write` the lines of these manifests, several at once.
 fn write_lines<'a>(
-    manifests: impl Iterator<Item = (&'a Box<str>, &'a Cached)>,
+    manifests: impl Iterator<Item = &'a Cached>,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut chunk = Vec::new();
-    for (path, Cached { tag, manifest, .. }) in manifests {
-        serde_json::to_writer(&mut chunk, &(VERSION, path, tag, &**manifest))?;
+    for Cached { tag, manifest, .. } in manifests {
+        serde_json::to_writer(&mut chunk, &(VERSION, tag, &**manifest))?;
         chunk.push(b'\n');
         if chunk.len() >= CHUNK_BYTES {
             write(&chunk)?;

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::archive::layout::HoldMark;
-use crate::archive::manifest::Manifest;
+use crate::archive::manifest::{Manifest, Written};
 use crate::archive::store::StoreError;
 use crate::archive::transfer::sink::SinkError;
 
@@ -29,7 +29,7 @@ impl ManifestUpdate {
             // A crash may have left the image of one that was pruned before: that time stays.
             Self::Pruned(at) => manifest.pruned_at = manifest.pruned_at.or(Some(at)),
         }
-        let file = Manifest { made_of: Some(bytes.into()), ..manifest.clone() }.to_bytes();
+        let file = Manifest { written: Some(Written::over(bytes)), ..manifest.clone() }.to_bytes();
         (manifest, file)
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::archive::layout::{CopyId, CopyPaths};
+use crate::archive::layout::CopyPaths;
 use crate::archive::manifest::{
-    ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord, TemplateRecord,
+    ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord, TemplateRecord, Written,
 };
 use crate::archive::md5::Md5Sum;
 use crate::archive::proof::VerifiedCopy;
@@ -20,6 +20,7 @@ use crate::archive::transfer::error::DownloadError;
 use crate::archive::transfer::outputs::Outputs;
 use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::{Output, SinkError, shown};
+use crate::copies::CopyId;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::snapshot::{Instance, Machine, Snapshot, SnapshotId, ZoneName};
 
@@ -203,9 +204,8 @@ pub async fn store(
             let manifest = manifest(image, &id, &fetched, &qcow2, [exported_at, download.clock.now()]);
             for Output { archive, sink, .. } in outputs.open {
                 let mut manifest = manifest.clone();
-                if let Some(machine) =
-                    manifest.machine.as_mut().filter(|_| !image.user_data_in.contains(&archive))
-                {
+                let machine = manifest.written.as_mut().and_then(|written| written.machine.as_mut());
+                if let Some(machine) = machine.filter(|_| !image.user_data_in.contains(&archive)) {
                     machine.user_data = None;
                 }
                 let published = sink.publish(manifest).await;
@@ -297,6 +297,12 @@ fn manifest(
         labels.clear();
         warnings.push("the instance's labels are left out, since they are too long".to_owned());
     }
+    let written = Written {
+        run_id: Some(image.run_id),
+        program_version: Some(env!("CARGO_PKG_VERSION")),
+        machine: image.machine.clone(),
+        made_of: None,
+    };
     Manifest {
         version: MANIFEST_VERSION,
         zone: image.zone.clone(),
@@ -304,7 +310,7 @@ fn manifest(
             id: snapshot.id,
             name: cut(&snapshot.name),
             created_at: snapshot.created_at,
-            state: cut(snapshot.state.as_str()),
+            state: cut(snapshot.state.as_str()).into(),
             size_gib: snapshot.size_gib,
             application_consistent: snapshot.application_consistent,
         },
@@ -314,7 +320,7 @@ fn manifest(
             labels,
         }),
         image: ImageRecord {
-            file: CopyPaths::new(Path::new(""), id).image_name(),
+            file: CopyPaths::new(Path::new(""), id).image_name().into(),
             bytes: fetched.bytes,
             md5: fetched.md5,
             qcow2_version: Some(qcow2.version),
@@ -324,14 +330,11 @@ fn manifest(
         },
         exported_at: Some(exported_at),
         verified_at,
-        policy: image.policy.as_ref().map(ToString::to_string),
-        run_id: Some(image.run_id),
-        program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        template: image.template.clone().map(Box::new),
-        machine: image.machine.clone().map(Box::new),
+        policy: image.policy.as_ref().map(|name| name.as_str().into()),
+        template: image.template.clone().map(Arc::new),
         warnings,
         pruned_at: None,
         corrupt_since: None,
-        made_of: None,
+        written: Some(Box::new(written)),
     }
 }

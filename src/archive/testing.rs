@@ -61,7 +61,8 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
             id: "b0c0ab00-0000-4000-8000-00000000f105".parse().unwrap(),
             name: "nightly".to_owned(),
             created_at,
-            state: "exported".to_owned(),
+            // As manifests are read.
+            state: Box::default(),
             size_gib: Some(10),
             application_consistent: None,
         },
@@ -71,7 +72,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
             labels: BTreeMap::new(),
         }),
         image: ImageRecord {
-            file: String::new(),
+            file: Box::default(),
             bytes: bytes.len() as u64,
             md5: md5_of(bytes).parse().unwrap(),
             qcow2_version: Some(3),
@@ -82,14 +83,11 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
         exported_at: None,
         verified_at: created_at,
         policy: None,
-        run_id: None,
-        program_version: None,
         template: None,
-        machine: None,
         warnings: Vec::new(),
         pruned_at: None,
         corrupt_since: None,
-        made_of: None,
+        written: None,
     }
 }
 

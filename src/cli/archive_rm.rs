@@ -338,10 +338,10 @@ async fn remove(
     removed.map_err(|error| StepError::failed(chain(&error)))?;
     if is_corrupt {
         // It is not there any more, and nothing in the archive says why.
-        let stem = copy.stem();
+        let id = copy.manifest.id();
         let forget = move |memory: &mut ArchiveMemory| {
-            Arc::make_mut(&mut memory.copies).remove(&stem);
-            memory.corrupt.remove(&stem);
+            Arc::make_mut(&mut memory.copies).remove(&id);
+            memory.corrupt.remove(&id.to_string());
         };
         let forgotten = state.change_archive(&*seams.clock, archive.name(), forget).await;
         forgotten.map_err(|error| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::archive::copy_reader::{CopyReader, ReadError};
-use crate::archive::manifest::{Manifest, without_user_data};
+use crate::archive::manifest::{Manifest, Written, without_user_data};
 use crate::archive::s3::archive::S3Archive;
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::ImageSource;
@@ -69,7 +69,7 @@ pub async fn copy_first_good<'a>(
             Destination::File { .. } | Destination::Stream(_) => None,
             Destination::Bucket { user_data, .. } => manifest_of(used, user_data).await,
         };
-        let manifest = Manifest { made_of: before.map(Into::into), ..(*copy.manifest).clone() };
+        let manifest = Manifest { written: before.map(Written::over), ..(*copy.manifest).clone() };
         let shown = watch.begin("restoring", archive.name(), &manifest);
         let progress = |progress| shown.note_all(progress);
         let reader = CopyReader { progress: &progress, ..reader };

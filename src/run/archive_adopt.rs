@@ -45,15 +45,15 @@ pub async fn adopt(
         Err(MarkerProblem::Damaged(_)) => None,
     };
     let memory = state.archives().await.map_err(|error| chain(&error))?.of_marked(&name, found);
-    let copies = Arc::new(catalogue.stems());
+    let copies = Arc::new(catalogue.present());
     // A new disk is another archive: the old one may come back, beside it or in its place.
-    let is_same = memory.copies.is_empty() || memory.copies.iter().any(|copy| copies.contains(copy));
+    let is_same = memory.copies.is_empty() || memory.copies.iter().any(|copy| copies.contains(&copy));
     let known = memory.id.filter(|_| is_same);
     let id = known.unwrap_or_else(|| fresh_id(randomness, clock.now()));
     mark(state, clock, randomness, archive, Some(id)).await?;
     let adopted = Adopted {
         copies: copies.len(),
-        vanished: catalogue.vanished(&memory.copies).into_iter().map(str::to_owned).collect(),
+        vanished: catalogue.vanished(&memory.copies),
         was_foreign: found.is_some() && found != memory.id,
     };
     let remember = move |all: &mut Archives| {

@@ -15,7 +15,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, CopyFilter, StoredCopy};
 use crate::archive::copy_reader::{CopyReader, ReadError};
-use crate::archive::manifest::{ImageRecord, Manifest, without_user_data};
+use crate::archive::manifest::{ImageRecord, Manifest, Written, without_user_data};
 use crate::archive::store::StoreError;
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::sink::{Begin, SinkError};
@@ -202,7 +202,7 @@ impl ArchiveCopier<'_> {
             verified_at: self.clock.now(),
             // Of the other store, if it has any.
             image: ImageRecord { etag: None, version_id: None, ..image },
-            made_of: before.map(|bytes| self.allowed(bytes).into()),
+            written: before.map(|bytes| Written::over(self.allowed(bytes))),
             ..(*copy.manifest).clone()
         };
         let bytes = manifest.image.bytes;

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::Catalogue;
-use crate::archive::layout::{CopyId, HoldMark};
+use crate::archive::layout::HoldMark;
 use crate::archive::manifest_update::UpdateError;
 use crate::clock::Clock;
+use crate::copies::CopyId;
 use crate::policy::name::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::archive_presence::Presence;

@@ -89,7 +89,7 @@ impl Runner {
             // A clock in doubt must not make a change look older than it is.
             let is_trusted = is_clock_trusted(&rules.guard, listing.inventory.clock);
             let zones = if is_trusted { zones.to_vec() } else { Vec::new() };
-            seen.push((name.clone(), id, Arc::new(catalogue.stems()), rules.clone(), zones));
+            seen.push((name.clone(), id, Arc::new(catalogue.present()), rules.clone(), zones));
         }
         let configured: BTreeSet<ArchiveName> = self.archives.keys().cloned().collect();
         let accept = move |all: &mut Archives| {

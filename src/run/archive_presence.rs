@@ -111,7 +111,7 @@ impl Looker {
         let memory = self.archives.of_marked(archive.name(), id);
         let presence = self.presence(archive, &memory, &catalogue).await?;
         let vanished: Vec<String> = match &presence {
-            Presence::Known => catalogue.vanished(&memory.copies).into_iter().map(str::to_owned).collect(),
+            Presence::Known => catalogue.vanished(&memory.copies),
             _ => Vec::new(),
         };
         exclude_corrupt(&mut catalogue, &memory);
@@ -160,7 +160,7 @@ impl Looker {
             (Some(marker), None) => {
                 let is_ours = self.archives.state_id.is_some_and(|id| marker.states.contains(&id));
                 // Other shards use it, too: only copies of this one's instances are of a state that may be lost.
-                let is_used = self.state.shard().is_none() || !catalogue.stems().is_empty();
+                let is_used = self.state.shard().is_none() || catalogue.unpruned().next().is_some();
                 Ok(if was_new && !is_ours && is_used { Presence::Unadopted } else { Presence::FirstUse })
             }
             (None, Some(_)) => Err(missing_text(archive, &adopt)),

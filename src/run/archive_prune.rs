@@ -227,7 +227,7 @@ impl Runner {
         for (name, copy) in stale {
             let Some(archive) = self.archives.get(name).filter(|_| !stop.is_cancelled()) else { continue };
             let memory = known.archives.get(name);
-            if memory.is_some_and(|memory| memory.copies.contains(&copy.stem())) {
+            if memory.is_some_and(|memory| memory.copies.contains(&copy.manifest.id())) {
                 continue;
             }
             match archive.forget_pruned(copy).await {

@@ -56,6 +56,12 @@ impl Listing {
         only.is_none_or(|only| only.matches(&id, instance.map(|instance| &*instance.name)))
     }
 
+    /// Forgets what the archives hold, of which there may be a lot. Nothing may be decided by this listing any more.
+    pub(crate) fn forget_copies(&mut self) {
+        self.inventory.archives.clear();
+        self.catalogues.clear();
+    }
+
     /// How an archive that could be read stands to this state.
     pub(crate) fn presence(&self, archive: &ArchiveName) -> Option<&Presence> {
         self.presences.get(archive)

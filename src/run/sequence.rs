@@ -210,6 +210,8 @@ impl Sequence<'_> {
     /// found there.
     async fn delete(&self, zones: &mut [ZoneRun], started_at: Timestamp) -> BTreeMap<ZoneName, SeenZone> {
         let Self { runner, policy, options, before, .. } = self;
+        // The plans before are done with; later steps only ask how the archives and the clocks stood.
+        zones.iter_mut().filter_map(|zone| zone.plan.as_mut()).for_each(|plan| plan.listing.forget_copies());
         let mut zones: Vec<&mut ZoneReport> =
             zones.iter_mut().filter(|zone| zone.plan.is_some()).map(|zone| &mut zone.report).collect();
         // Every run locks its zones in this order, so that two runs never wait for each other.

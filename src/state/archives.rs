@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::copies::CopySet;
 use crate::disk::Metadata;
 use crate::policy::name::ArchiveName;
 use crate::policy::shard::Shard;
@@ -21,8 +22,8 @@ use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::file;
 
-/// The version of the file that this program writes.
-const VERSION: u64 = 1;
+/// The version of the file that this program writes. Version 1 had the copies as a list of paths.
+const VERSION: u64 = 2;
 
 const FILE: &str = "archives.json";
 
@@ -52,10 +53,9 @@ pub struct ArchiveMemory {
     /// This state remembered no run when it first looked for the archive.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub was_new: bool,
-    /// The verified copies whose images were there when that was last accepted: their paths, without an ending. There may
-    /// be hundreds of thousands.
+    /// The verified copies whose images were there when that was last accepted.
     #[serde(skip_serializing_if = "has_none")]
-    pub copies: Arc<BTreeSet<String>>,
+    pub copies: Arc<CopySet>,
     /// The copies that were found corrupt where the archive could not be written to say so.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub corrupt: BTreeMap<String, CorruptCopy>,
@@ -116,7 +116,7 @@ struct DoubtsAlone {
     archives: BTreeMap<ArchiveName, Doubts>,
 }
 
-fn has_none(copies: &BTreeSet<String>) -> bool {
+fn has_none(copies: &CopySet) -> bool {
     copies.is_empty()
 }
 
@@ -150,7 +150,7 @@ impl Archives {
             stem.split('/').find_map(|part| part.parse().ok()).is_none_or(|id: InstanceId| shard.has(id))
         };
         for memory in self.archives.values_mut() {
-            Arc::make_mut(&mut memory.copies).retain(|stem| is_of_shard(stem));
+            Arc::make_mut(&mut memory.copies).retain_instances(|id| shard.has(id));
             memory.corrupt.retain(|stem, _| is_of_shard(stem));
             memory.locked.retain(|stem, _| is_of_shard(stem));
         }

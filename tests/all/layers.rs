@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::sources::{Files, circles, paths, sources};
 
 const SEAMS: &[&str] = &["clock", "disk", "process", "randomness", "transport"];
-const NOUNS: &[&str] = &["lookup", "policy", "schedule", "snapshot", "text"];
+const NOUNS: &[&str] = &["copies", "lookup", "policy", "schedule", "snapshot", "text"];
 /// Built on the seams, for all that is above them.
 const HELPERS: &[&str] = &["credentials", "lock", "retry"];
 const PILLARS: &[&str] = &["archive", "config", "exoscale", "retention", "state"];

@@ -487,7 +487,7 @@ async fn a_refusal_is_told_in_the_platforms_words_but_for_the_address() {
 async fn without_a_word_on_how_it_boots_somebody_has_to_say_it() {
     let mut play = AsTemplate::new().await;
     for edit in [None, Some("bios; rm")] {
-        let template = play.manifest().template.as_mut();
+        let template = play.manifest().template.as_mut().map(Arc::make_mut);
         match (edit, template) {
             (Some(odd), Some(template)) => template.boot_mode = Some(odd.to_owned()),
             (None, Some(template)) => template.boot_mode = None,

@@ -15,7 +15,6 @@ use futures_util::StreamExt as _;
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
-use snapwarden::archive::layout::CopyId;
 use snapwarden::archive::manifest::{
     ImageRecord, InstanceRecord, MANIFEST_VERSION, Manifest, SnapshotRecord,
 };
@@ -26,6 +25,7 @@ use snapwarden::archive::s3::client::S3Location;
 use snapwarden::archive::transfer::sink::{Begin, ImageVersion, Sink};
 use snapwarden::archive::transfer::source::ImageSource as _;
 use snapwarden::clock::SystemClock;
+use snapwarden::copies::CopyId;
 use snapwarden::credentials::Credentials;
 use snapwarden::policy::bucket::BucketRules;
 use snapwarden::randomness::SystemRandomness;
@@ -137,13 +137,14 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
             id: of.snapshot_id,
             name: "nightly".to_owned(),
             created_at: of.created_at,
-            state: "exported".to_owned(),
+            // As manifests are read.
+            state: Box::default(),
             size_gib: Some(10),
             application_consistent: None,
         },
         instance: Arc::new(InstanceRecord { id: of.instance_id, name: None, labels: BTreeMap::new() }),
         image: ImageRecord {
-            file: String::new(),
+            file: Box::default(),
             bytes,
             md5,
             qcow2_version: Some(3),
@@ -154,14 +155,11 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
         exported_at: None,
         verified_at: of.created_at,
         policy: None,
-        run_id: None,
-        program_version: None,
         template: None,
-        machine: None,
         warnings: Vec::new(),
         pruned_at: None,
         corrupt_since: None,
-        made_of: None,
+        written: None,
     }
 }
 

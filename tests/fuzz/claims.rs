@@ -24,7 +24,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use snapwarden::archive::backend::Archive;
 use snapwarden::archive::local::LocalArchive;
-use snapwarden::archive::manifest::{BuildFacts, Manifest};
+use snapwarden::archive::manifest::{BuildFacts, Manifest, Written};
 use snapwarden::archive::marker::{MARKER_FILE, MarkerProblem};
 use snapwarden::archive::md5::Md5;
 use snapwarden::archive::qcow2::Checker;
@@ -223,8 +223,8 @@ fn manifest(bytes: &[u8]) -> bool {
     // What only a restore needs makes no copy unreadable.
     let _ = BuildFacts::of(bytes);
     let Ok(read) = Manifest::from_bytes(bytes) else { return false };
-    for made_of in [None, Some(bytes.into())] {
-        let written = Manifest { made_of, ..read.clone() }.to_bytes();
+    for written in [None, Some(Written::over(bytes))] {
+        let written = Manifest { written, ..read.clone() }.to_bytes();
         assert_eq!(Manifest::from_bytes(&written).unwrap(), read);
     }
     true

@@ -251,8 +251,6 @@ async fn the_manifest_says_all_that_a_restore_needs() {
       "exported_at": "2026-11-02T00:00:00Z",
       "verified_at": "2026-11-02T00:00:00Z",
       "policy": "nightly",
-      "run_id": "01932b5e-0000-7000-8000-000000000000",
-      "program_version": "[version]",
       "template": {
         "id": "00000000-0000-4000-8000-00000000000a",
         "boot_mode": "uefi",
@@ -267,6 +265,8 @@ async fn the_manifest_says_all_that_a_restore_needs() {
           "maintainer": null
         }
       },
+      "run_id": "01932b5e-0000-7000-8000-000000000000",
+      "program_version": "[version]",
       "machine": {
         "instance_type": "standard.medium",
         "instance_type_id": null,
@@ -344,6 +344,21 @@ async fn whatever_breaks_is_resumed_where_it_broke() {
         assert_eq!(etag.as_deref(), (asked[1] > 0).then_some("a"), "{fault:?}");
         assert!(bench.saw(Progress::Resumed { bytes: asked[1] }));
         assert_eq!(source.sent.load(Ordering::Relaxed), LEN as u64, "no byte twice: {fault:?}");
+        bench.holds(&bytes).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_was_renamed_is_judged_by_its_new_name() {
+    let (bench, bytes) = (Bench::new(), image(LEN, 1));
+    bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+    bench.holds(&bytes).await;
+    for end in [".corrupt.json", ".pruned.json"] {
+        RealDisk.rename(&bench.path(".json"), &bench.path(end)).unwrap();
+        let catalogue = bench.archive.catalogue().await.unwrap();
+        assert_eq!((catalogue.copies().len(), catalogue.problems().len()), (0, 1), "{end}");
+        assert!(catalogue.problems()[0].describe().contains("lacks the mark"), "{end}");
+        RealDisk.rename(&bench.path(end), &bench.path(".json")).unwrap();
         bench.holds(&bytes).await;
     }
 }

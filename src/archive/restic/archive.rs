@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::archive::catalogue::{self, Catalogue, ImageHead, Leftover, ProblemKind, StoredCopy};
-use crate::archive::layout::{self, CopyId, HoldMark, Role};
+use crate::archive::layout::{self, HoldMark, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError, check_holds};
@@ -28,6 +28,7 @@ use crate::archive::restic::sink::ResticSink;
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
+use crate::copies::CopyId;
 use crate::disk::{Disk, blocking, free_bytes_at};
 use crate::policy::name::ArchiveName;
 use crate::process::{self, Process, Processes, Started};
@@ -139,7 +140,7 @@ impl ResticArchive {
 
     /// A listed manifest.
     async fn read_manifest(&self, object: &Object) -> Result<ReadManifest, ResticError> {
-        if let Some(known) = self.manifests.get(&object.key, &object.id) {
+        if let Some(known) = self.manifests.get(Path::new(&object.key), &object.id) {
             return Ok(Ok(known));
         }
         let bytes = match self.bytes(object, MANIFEST_BYTES_MAX).await {
@@ -151,7 +152,7 @@ impl ResticArchive {
             Err(error) => return Err(error),
         };
         let read = catalogue::read_manifest(&bytes, Path::new(""), Path::new(&object.key));
-        Ok(read.map(|manifest| self.manifests.put(&object.key, &object.id, manifest)))
+        Ok(read.map(|manifest| self.manifests.put(&object.id, manifest)))
     }
 
     async fn bytes(&self, object: &Object, max: u64) -> Result<Vec<u8>, ResticError> {

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use crate::archive::layout::{self, CopyId, CopyPaths, HoldMark, Role};
+use crate::archive::layout::{self, CopyPaths, HoldMark, Role};
 use crate::archive::manifest::Manifest;
 use crate::archive::restic::repository::Object;
+use crate::copies::CopyId;
 
 /// The names of a copy's files.
 #[derive(Debug, Clone)]

@@ -12,7 +12,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use crate::archive::layout::CopyId;
 use crate::archive::manifest::{ImageRecord, Manifest};
 use crate::archive::md5::{Md5, Md5Sum};
 use crate::archive::restic::error::{ResticCause, ResticError};
@@ -20,6 +19,7 @@ use crate::archive::restic::existing::{Existing, Names};
 use crate::archive::restic::repository::{ImageLock, Object, Repository, Writing, read_end};
 use crate::archive::transfer::sink::{Sink, SinkError};
 use crate::clock::timeout;
+use crate::copies::CopyId;
 use crate::disk::blocking;
 use crate::process::Started;
 use crate::text::chain;

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::archive::catalogue::{self, Catalogue, ImageHead, Leftover, ProblemKind, StoredCopy};
-use crate::archive::layout::{self, CopyId, HoldMark, Role};
+use crate::archive::layout::{self, HoldMark, Role};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError, check_holds};
@@ -30,6 +30,7 @@ use crate::archive::s3::xml::{ListedObject, UnfinishedUpload};
 use crate::archive::transfer::sink::{Begin, Output};
 use crate::archive::transfer::source::{ImageSource, ImageStream, SourceError};
 use crate::clock::Clock;
+use crate::copies::CopyId;
 use crate::disk::blocking;
 use crate::policy::bucket::Noncurrent;
 use crate::policy::name::ArchiveName;
@@ -212,7 +213,7 @@ impl S3Archive {
     /// A listed manifest; `None` if it was deleted since.
     async fn read_manifest(&self, object: &ListedObject) -> Result<Option<ReadManifest>, S3Error> {
         let path = object.key.strip_prefix(self.bucket.prefix()).unwrap_or(&object.key);
-        if let Some(known) = self.manifests.get(path, &object.etag) {
+        if let Some(known) = self.manifests.get(Path::new(path), &object.etag) {
             return Ok(Some(Ok(known)));
         }
         let bytes = match self.bucket.read_manifest(&object.key, object.bytes).await {
@@ -231,7 +232,7 @@ impl S3Archive {
         let read =
             bytes.and_then(|bytes| catalogue::read_manifest(&bytes, Path::new(self.bucket.prefix()), here));
         // With the `ETag` as listings write it, since the next listing is compared with it.
-        Ok(Some(read.map(|manifest| self.manifests.put(path, &object.etag, manifest))))
+        Ok(Some(read.map(|manifest| self.manifests.put(&object.etag, manifest))))
     }
 
     /// Begins to store an image, or finds that a verified copy of it is, or was, there already.

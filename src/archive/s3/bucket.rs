@@ -10,11 +10,12 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::archive::catalogue::{self, ProblemKind};
-use crate::archive::layout::{self, CopyId, CopyPaths, HoldMark, Mark, Role};
+use crate::archive::layout::{self, CopyPaths, HoldMark, Mark, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::s3::client::{Client, Head};
 use crate::archive::s3::error::{S3Cause, S3Error};
 use crate::archive::s3::xml::{ListedVersion, UnfinishedUpload};
+use crate::copies::CopyId;
 use crate::policy::bucket::BucketRules;
 use crate::policy::name::ArchiveName;
 use crate::text::chain;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::archive::transfer::buffer::BUFFER_BYTES;
 use crate::clock::{Clock, timeout};
 
 /// For all uploads of a process.
@@ -52,7 +53,9 @@ impl PartMemory {
     }
 
     fn units_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units)
+        // Parts begin and end anywhere in buffers, and hold them whole.
+        let held = bytes.saturating_add(BUFFER_BYTES as u64);
+        u32::try_from(held.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units)
     }
 
     /// Memory for a part, if it is no larger than the share of one upload and there is some at this moment.
@@ -89,7 +92,7 @@ mod tests {
         let memory = PartMemory::default();
         let clock = SimClock::starting_at("2026-11-01T00:00:00Z".parse().unwrap());
         assert!(memory.try_reserve(16 * MIB + 1).is_none(), "more than its share");
-        let mut taken: Vec<_> = (0..8).map(|_| memory.try_reserve(8 * MIB).unwrap()).collect();
+        let mut taken: Vec<_> = (0..7).map(|_| memory.try_reserve(8 * MIB).unwrap()).collect();
         assert!(memory.try_reserve(8 * MIB).is_none());
         // What can't do without waits, and a clone waits for the same budget.
         let mut waiting = Box::pin(memory.reserve(&clock, 8 * MIB));

@@ -19,7 +19,6 @@ use url::Url;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{ProblemKind, StoredCopy};
 use crate::archive::copy_reader::CopyReader;
-use crate::archive::layout::CopyId;
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::manifest_update::ManifestUpdate;
@@ -38,6 +37,7 @@ use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
 use crate::archive::transfer::source::{ImageSource as _, SourceError};
 use crate::archive::verify::{self, Outcome};
 use crate::clock::Clock as _;
+use crate::copies::CopyId;
 use crate::credentials::Credentials;
 use crate::disk::{Access, Disk as _, read_file, replace_file};
 use crate::policy::bucket::{Addressing, BucketRules, Encryption, LockMode, LockRule, Noncurrent};
@@ -879,7 +879,7 @@ async fn the_second_of_two_processes_takes_the_copy_of_the_first_or_none() {
     let mut late = sink(&archive).await;
     write(&mut late, &image).await.unwrap();
     let other = self::archive(&store);
-    let theirs = Manifest { policy: Some("theirs".to_owned()), ..manifest_of(&image) };
+    let theirs = Manifest { policy: Some("theirs".into()), ..manifest_of(&image) };
     store.put(&key(".qcow2"), image.clone());
     let shown = chain(&late.publish(manifest_of(&image)).await.unwrap_err());
     assert!(shown.contains("412"), "{shown}");
@@ -1012,8 +1012,8 @@ async fn a_manifest_that_may_not_be_read_is_one_problem_and_is_asked_for_again()
     store.put(&key(".json"), manifest_of(&image).to_bytes());
     store.put(&key(".qcow2"), image.clone());
     let mut other = manifest_of(&image);
-    other.snapshot.created_at = "2026-11-02T02:30:00Z".parse().unwrap();
-    let named = |end: &str| key(end).replace("20261101T", "20261102T");
+    other.snapshot.id = "b0c0ab00-0000-4000-8000-00000000f106".parse().unwrap();
+    let named = |end: &str| key(end).replace("f105", "f106");
     store.put(&named(".json"), other.to_bytes());
     store.put(&named(".qcow2"), image.clone());
     store.fault("get", refuse(403, "InvalidObjectState"));
@@ -1057,14 +1057,22 @@ async fn a_second_process_reads_no_manifest_that_the_first_has_read() {
     let whole = read_file(&*disk, file, 1 << 20).unwrap();
     assert_eq!(whole.split(|byte| *byte == b'\n').count(), 3);
     let torn = &whole[..whole.len() - 9];
-    let of_later = String::from_utf8(whole.clone()).unwrap().replace("[1,", "[2,");
-    for (bytes, gets) in [(torn, 4), (&whole, 4), (b"\0\0\0", 5), (of_later.as_bytes(), 6), (b"[1,1]\n\n", 7)]
-    {
+    let of = |version: &str| String::from_utf8(whole.clone()).unwrap().replace("[2,", version);
+    let (earlier, later) = (of("[1,\"its path\","), of("[3,"));
+    let odd: [(&[u8], usize); 6] = [
+        (torn, 4),
+        (&whole, 4),
+        (b"\0\0\0", 5),
+        (later.as_bytes(), 6),
+        (b"[2,1]\n\n", 7),
+        (earlier.as_bytes(), 8),
+    ];
+    for (bytes, gets) in odd {
         replace_file(&*disk, file, bytes, Access::Owner).unwrap();
         assert_eq!(*copies(process(true)).await[0].manifest, again);
         assert_eq!(store.asked("get"), gets);
         let mended = read_file(&*disk, file, 1 << 20).unwrap();
-        assert!(mended.ends_with(b"\n") && mended.starts_with(b"[1,\"ch-gva-2/"));
+        assert!(mended.ends_with(b"\n") && mended.starts_with(b"[2,\""));
         assert_eq!(copies(process(false)).await.len(), 1);
         assert_eq!(store.asked("get"), gets);
     }

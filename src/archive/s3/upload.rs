@@ -21,7 +21,6 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::archive::layout::CopyId;
 use crate::archive::manifest::{ImageRecord, Manifest};
 use crate::archive::md5::Md5Sum;
 use crate::archive::s3::bucket::{Bucket, ExistingCopy, ImageLock};
@@ -32,6 +31,7 @@ use crate::archive::s3::xml::ListedPart;
 use crate::archive::transfer::buffer::BUFFER_BYTES;
 use crate::archive::transfer::parts::{PARTS_MAX, PartSums, part_range};
 use crate::archive::transfer::sink::{ImageVersion, Sink, SinkError};
+use crate::copies::CopyId;
 use crate::disk::blocking;
 use crate::text::chain;
 use crate::transport::{Body, TransportError, piped};
