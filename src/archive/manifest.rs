@@ -12,9 +12,9 @@
 //!   "policy": "nightly",
 //!   "template": { "id": "…", "boot_mode": "uefi", "default_user": "debian", "password_enabled": false, "ssh_key_enabled": true,
 //!                 "application_consistent": true, "origin": { "name": "…", "version": "…", "build": "…", "maintainer": "…" } },
+//!   "warnings": [], "pruned_at": null, "corrupt_since": null,
 //!   "run_id": "…", "program_version": "0.1.0",
-//!   "machine": { "instance_type": "standard.medium", "disk_size_gib": 10, "ssh_keys": ["alice"], … },
-//!   "warnings": [], "pruned_at": null, "corrupt_since": null
+//!   "machine": { "instance_type": "standard.medium", "disk_size_gib": 10, "ssh_keys": ["alice"], … }
 //! }
 //! ```
 //!
@@ -69,7 +69,7 @@ pub struct Manifest {
     /// The instance's template, where it was known: the model for a restored one. Copies that are read together share it.
     pub template: Option<Arc<TemplateRecord>>,
     /// What else is written into a new file.
-    #[serde(flatten, skip_deserializing)]
+    #[serde(skip)]
     pub written: Option<Box<Written>>,
     /// Oddities of the image that do not keep it from being verified.
     #[serde(default)]
@@ -95,6 +95,15 @@ pub struct Written {
     /// The bytes of the file that this one is made of, if it is: what else stands there stays.
     #[serde(skip)]
     pub made_of: Option<Arc<[u8]>>,
+}
+
+/// All of a new file.
+#[derive(Serialize)]
+struct NewFile<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    #[serde(flatten)]
+    written: Option<&'a Written>,
 }
 
 impl Written {
@@ -244,15 +253,16 @@ impl Manifest {
 
     /// The content of its file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let ours = serde_json::to_value(self).expect("JSON can hold all that a manifest has");
-        let before = self.written.as_ref().and_then(|written| written.made_of.as_ref());
+        let written = self.written.as_deref();
+        let ours = NewFile { manifest: self, written };
+        let before = written.and_then(|written| written.made_of.as_ref());
         let before = before.and_then(|bytes| serde_json::from_slice(bytes).ok());
         let mut bytes = match before {
             Some(mut whole) => {
-                merge(&mut whole, ours);
+                merge(&mut whole, serde_json::to_value(ours).expect("JSON can hold all that a manifest has"));
                 serde_json::to_vec_pretty(&whole)
             }
-            None => serde_json::to_vec_pretty(self),
+            None => serde_json::to_vec_pretty(&ours),
         }
         .expect("JSON can hold all that a manifest has");
         bytes.push(b'\n');

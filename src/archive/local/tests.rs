@@ -265,6 +265,11 @@ async fn the_manifest_says_all_that_a_restore_needs() {
           "maintainer": null
         }
       },
+      "warnings": [
+        "half of it"
+      ],
+      "pruned_at": null,
+      "corrupt_since": null,
       "run_id": "01932b5e-0000-7000-8000-000000000000",
       "program_version": "[version]",
       "machine": {
@@ -284,12 +289,7 @@ async fn the_manifest_says_all_that_a_restore_needs() {
         "public_ip_assignment": null,
         "application_consistent_snapshots": null,
         "manager": null
-      },
-      "warnings": [
-        "half of it"
-      ],
-      "pruned_at": null,
-      "corrupt_since": null
+      }
     }
     "#);
 }

@@ -53,7 +53,7 @@ impl PartMemory {
     }
 
     fn units_of(&self, bytes: u64) -> u32 {
-        // Parts begin and end anywhere in buffers, and hold them whole.
+        // A part on its way takes more than its bytes: copied pieces at its ends, and what its connection buffers.
         let held = bytes.saturating_add(BUFFER_BYTES as u64);
         u32::try_from(held.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units)
     }
