@@ -630,7 +630,10 @@ impl ZoneCreator<'_> {
                 let served = self.served(taker, made);
                 self.memory.change(|state| state.created.push(served)).await?;
             }
-            return Err(taken_by(taker));
+            let takes = |policy: &Policy| policy.name == *taker && policy.enabled && policy.create;
+            // Its own runs see to what came of it, as long as there are any.
+            let is_seen_to = self.runner.policies.iter().any(takes);
+            return Err(if is_seen_to { taken_by(taker) } else { left_by(taker) });
         }
         let asked = Creation {
             zone: self.zone.clone(),
@@ -889,6 +892,13 @@ fn unknown(asked: &Creation, error: &str) -> StepError {
 
 fn taken_by(policy: &PolicyName) -> StepError {
     StepError::skipped(format!("policy {policy} takes one of this instance for the same time"))
+}
+
+fn left_by(policy: &PolicyName) -> StepError {
+    StepError::failed(format!(
+        "policy {policy}, which takes none any more, asked for one of this instance for the same time, so it was not asked for \
+         again, and there is none yet; the next run looks again"
+    ))
 }
 
 fn lacking(usage: u64, limit: u64, wanted: usize) -> String {

@@ -82,8 +82,12 @@ fn made_by_it(made: &Creation) -> Option<SnapshotId> {
 
 /// What a process wrote down before it was killed.
 async fn was_asked(stage: &Stage, instance: InstanceId, requested_at: Timestamp) {
+    was_asked_by("nightly", stage, instance, requested_at).await;
+}
+
+async fn was_asked_by(policy: &str, stage: &Stage, instance: InstanceId, requested_at: Timestamp) {
     stage.runner(CREATING);
-    let policy = "nightly".parse().unwrap();
+    let policy = policy.parse().unwrap();
     let mut own = folder(stage).policy_state(&policy).await.unwrap();
     let mut memory = own.clone();
     memory.created.push(Creation {
@@ -511,6 +515,27 @@ async fn point_40_two_policies_side_by_side_take_one_together() {
     assert_eq!(done, 2);
     // One took both, and they served the other's slot: they belong to both.
     assert_eq!(folder(&stage).created_snapshots().await.unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_policy_asked_for_that_is_gone_is_missing_until_it_is_there() {
+    let within = PRUNING.replace("keep_last = 3", "keep_within = \"60h\"");
+    for (other, deleted) in [("", 0), ("[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n", 1)] {
+        let (stage, instance) = web();
+        let config = format!("{within}{other}");
+        for day in 0..3 {
+            let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+            let report = stage.run_with(&config, &options).await;
+            assert_eq!(report.result, RunResult::Success, "day {day}: {}", said(&report));
+            stage.step(SignedDuration::from_hours(24));
+        }
+        was_asked_by("weekly", &stage, instance, stage.now()).await;
+        let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+        let report = stage.run_with(&config, &options).await;
+        assert_eq!(stage.there().len(), 3 - deleted, "{}", said(&report));
+        assert_eq!(said(&report).contains("policy weekly, which takes none any more"), deleted == 0);
+        assert_eq!(report.result == RunResult::Success, deleted == 1, "{}", said(&report));
+    }
 }
 
 /// When the requests for a snapshot of each instance arrived.

@@ -709,14 +709,16 @@ impl Life {
                     |since: &Timestamp| at.duration_since(*since) > SignedDuration::from_hours(29 * 24);
                 let has_instance =
                     known.snapshot.instance_id.is_some_and(|id| book.instances.contains_key(&id));
+                // Where old files of the log are let go, what asked for a deletion may be older than what is left.
+                let was_asked = !said.deletions.is_empty() || !self.parts.keeps_audit;
                 let fits = match (outcome.as_str(), truth) {
                     ("deleted_by_other", Some((Ended::Somebody(from), _))) => address.as_ref() == Some(from),
-                    ("deleted_by_us", _) => !said.deletions.is_empty(),
+                    ("deleted_by_us", _) => was_asked,
                     ("deleted_with_instance", Some((end, since))) => {
                         !has_instance && (!matches!(end, Ended::Somebody(_)) || is_late(since))
                     }
                     // Whether we had, or the instance did, nobody can say any more.
-                    ("deleted_with_instance", None) => !has_instance && !said.deletions.is_empty(),
+                    ("deleted_with_instance", None) => !has_instance && was_asked,
                     ("unexplained", Some((Ended::Somebody(_), since))) => is_late(since),
                     ("unexplained", Some((end, _))) => *end == Ended::Nobody,
                     _ => false,
