@@ -630,9 +630,9 @@ impl ZoneCreator<'_> {
                 let served = self.served(taker, made);
                 self.memory.change(|state| state.created.push(served)).await?;
             }
-            let takes = |policy: &Policy| policy.name == *taker && policy.enabled && policy.create;
+            let is_it = |policy: &Policy| policy.name == *taker && policy.enabled && policy.create;
             // Its own runs see to what came of it, as long as there are any.
-            let is_seen_to = self.runner.policies.iter().any(takes);
+            let is_seen_to = self.runner.policies.iter().any(is_it);
             return Err(if is_seen_to { taken_by(taker) } else { left_by(taker) });
         }
         let asked = Creation {
