@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 
 /// The time in the names of files: whole seconds, in UTC.
-const TIME: &str = "%Y%m%dT%H%M%SZ";
+pub(crate) const TIME: &str = "%Y%m%dT%H%M%SZ";
 
 /// The snapshot that a copy is of, as the names of its files have it. As a text it is the path of these files in the archive,
 /// without an ending: `<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>`. Fractions of a second are dropped from

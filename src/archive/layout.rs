@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::copies::{CopyId, read_time};
+use crate::copies::{CopyId, TIME, read_time};
 use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 
 /// The paths of one copy's files.
@@ -157,8 +157,7 @@ impl HoldMark {
 
     /// The end of its file's name.
     pub(super) fn end(&self) -> String {
-        let until =
-            self.until.map_or_else(String::new, |until| until.strftime("-%Y%m%dT%H%M%SZ").to_string());
+        let until = self.until.map_or_else(String::new, |until| format!("-{}", until.strftime(TIME)));
         format!(".hold-{}{until}.json", self.state)
     }
 

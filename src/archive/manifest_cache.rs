@@ -93,7 +93,7 @@ impl ManifestCache {
         let cached =
             content.manifests.get_mut(&id).filter(|cached| !tag.is_empty() && *cached.tag == *tag)?;
         let is_its_path = CopyPaths::new(Path::new(""), &cached.manifest.id()).manifest(mark) == path;
-        // Somebody may have renamed it: then it is read again, and refused.
+        // A renamed file has the tag that it had: it is read again, and refused.
         let is_its_mark = mark.is_none() || mark == cached.manifest.mark();
         (is_its_path && is_its_mark).then(|| {
             cached.asked = now;

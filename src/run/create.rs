@@ -633,7 +633,7 @@ impl ZoneCreator<'_> {
             let is_it = |policy: &Policy| policy.name == *taker && policy.enabled && policy.create;
             // Its own runs see to what came of it, as long as there are any.
             let is_seen_to = self.runner.policies.iter().any(is_it);
-            return Err(if is_seen_to { taken_by(taker) } else { left_by(taker) });
+            return Err(if is_seen_to { taken_by(taker) } else { abandoned_by(taker) });
         }
         let asked = Creation {
             zone: self.zone.clone(),
@@ -894,7 +894,7 @@ fn taken_by(policy: &PolicyName) -> StepError {
     StepError::skipped(format!("policy {policy} takes one of this instance for the same time"))
 }
 
-fn left_by(policy: &PolicyName) -> StepError {
+fn abandoned_by(policy: &PolicyName) -> StepError {
     StepError::failed(format!(
         "policy {policy}, which takes none any more, asked for one of this instance for the same time, so it was not asked for \
          again, and there is none yet; the next run looks again"
