@@ -15,6 +15,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Child;
@@ -24,6 +25,10 @@ pub const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
 /// Where programs are looked for if our environment has no `PATH`, as the C library has it.
 const PATH: &str = "/bin:/usr/bin";
+
+/// What lies between a program and us: images go through it, and the 64 KiB that the system gives make us take turns. It is the most that
+/// everybody may have (`/proc/sys/fs/pipe-max-size`).
+const PIPE_BYTES: usize = 1 << 20;
 
 /// A program with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,7 +191,11 @@ impl Processes for RealProcesses {
         };
         running(&self.groups).insert(group);
         let mut process = RealProcess { child, group, groups: Arc::clone(&self.groups) };
-        let stdin = process.child.stdin.take().map(|stdin| Box::pin(stdin) as Input);
+        let stdin = process.child.stdin.take();
+        // What the system refuses stays as it is.
+        let _ = fcntl_setpipe_size(&stdout, PIPE_BYTES);
+        let _ = stdin.as_ref().map(|stdin| fcntl_setpipe_size(stdin, PIPE_BYTES));
+        let stdin = stdin.map(|stdin| Box::pin(stdin) as Input);
         Ok(Started { process: Box::new(process), stdin, stdout: Box::pin(stdout), stderr: Box::pin(stderr) })
     }
 

@@ -34,7 +34,6 @@ def series(folder, block):
         "RESTIC_REPOSITORY": str(repository),
         "RESTIC_PASSWORD_FILE": str(folder / "password"),
         "RESTIC_CACHE_DIR": str(folder / "cache"),
-        "GOGC": "20",
     }
     run("restic", "init", "--quiet", env=environment)
     chance = random.Random(block)

@@ -328,6 +328,7 @@ pub fn archive(
                     .clone()
                     .or_else(systemd_cache_directory)
                     .unwrap_or_else(|| state_path(state_directory.clone()).join(format!("restic-{name}"))),
+                locks: state_path(state_directory.clone()).join(format!("restic-{name}.locks")),
                 environment: environment.transpose().map_err(|error| bad(&error))?.unwrap_or_default(),
                 host: seams.host.clone(),
             };

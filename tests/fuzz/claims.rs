@@ -469,6 +469,7 @@ fn restic(bytes: &[u8]) -> bool {
                 password_file: "/password".into(),
                 program: "restic".to_owned(),
                 cache: "/cache".into(),
+                locks: "/locks".into(),
                 environment: BTreeMap::new(),
                 host: "backup-1".into(),
             },

@@ -1,9 +1,9 @@
 //! The archive in a repository of restic: its catalogue, new copies, and changes to those that are there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -45,9 +45,13 @@ const CHUNK_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub struct ResticArchive {
     repository: Arc<Repository>,
-    disk: Arc<dyn Disk>,
     manifests: Arc<ManifestCache>,
+    /// The marker that was read last, by the id of its snapshot.
+    marker: Arc<Mutex<Option<(String, Marker)>>>,
 }
+
+/// Locks by the key of their image.
+type ImageLocks = BTreeMap<String, ImageLock>;
 
 /// A manifest, or why its copy does not count.
 type ReadManifest = Result<Arc<Manifest>, ProblemKind>;
@@ -61,8 +65,8 @@ impl ResticArchive {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let repository = Arc::new(Repository::new(name, settings, processes, clock));
-        Self { repository, disk, manifests: Arc::default() }
+        let repository = Arc::new(Repository::new(name, settings, processes, disk, clock));
+        Self { repository, manifests: Arc::default(), marker: Arc::default() }
     }
 
     /// With the manifests that earlier processes read.
@@ -86,19 +90,19 @@ impl ResticArchive {
     /// # Errors
     /// [`ResticError`] if the repository can't be read: nothing is known of the archive then.
     pub async fn catalogue(&self) -> Result<Catalogue, ResticError> {
-        let objects = self.repository.list().await?;
-        let marker = self.marker_in(&objects).await?;
+        self.catalogue_of(&self.repository.list().await?).await
+    }
+
+    async fn catalogue_of(&self, objects: &[Object]) -> Result<Catalogue, ResticError> {
+        let marker = self.marker_in(objects).await?;
         // Of several with one name the newest counts; of images, the one that a manifest names.
         let mut listed: BTreeMap<&str, Vec<&Object>> = BTreeMap::new();
-        for object in &objects {
+        for object in objects {
             if layout::read_path(&object.key).is_some() {
                 listed.entry(&object.key).or_default().push(object);
             }
         }
-        let is_manifest = |key: &str| {
-            let role = layout::read_path(key).and_then(|(_, _, name)| layout::read_name(name.as_ref()));
-            role.is_some_and(|(_, role)| matches!(role, Role::Manifest(_)))
-        };
+        let is_manifest = |key: &str| matches!(stem_and_role(key), Some((_, Role::Manifest(_))));
         // Owned, since the stream below may move between threads.
         let newest: Vec<Object> = listed
             .iter()
@@ -172,8 +176,16 @@ impl ResticArchive {
         let Some(object) = objects.iter().rfind(|object| object.key == MARKER_FILE) else {
             return Ok(Ok(None));
         };
+        let last = || self.marker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, marker)) = last().as_ref().filter(|(id, _)| *id == object.id) {
+            return Ok(Ok(Some(marker.clone())));
+        }
         match self.bytes(object, MARKER_BYTES_MAX).await {
-            Ok(bytes) => Ok(Marker::from_bytes(&bytes).map(Some)),
+            Ok(bytes) => {
+                let read = Marker::from_bytes(&bytes);
+                *last() = read.as_ref().ok().map(|marker| (object.id.clone(), marker.clone()));
+                Ok(read.map(Some))
+            }
             Err(error) if matches!(error.cause, ResticCause::Damaged(_) | ResticCause::Broken(_)) => {
                 Ok(Err(MarkerProblem::Unreadable(excerpt(&chain(&error.cause), 200))))
             }
@@ -204,10 +216,8 @@ impl ResticArchive {
 
     /// Writes a file in the place of those of its name.
     async fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), ResticError> {
-        let before = self.repository.list().await?;
-        let made = self.repository.put(key, bytes).await?;
-        let is_older = |object: &&Object| object.key == key && object.id != made.id;
-        let older: Vec<Object> = before.iter().filter(is_older).cloned().collect();
+        let (made, mut older) = self.repository.put(key, bytes).await?;
+        older.retain(|object| object.key == key && object.id != made.id);
         self.repository.forget(&older).await
     }
 
@@ -215,7 +225,7 @@ impl ResticArchive {
     pub(crate) async fn probe(&self) -> ProbeSteps {
         let written = self.repository.put(PROBE_FILE, PROBE).await;
         let mut steps: ProbeSteps = vec![("write", written.as_ref().err().map(|error| chain(error)))];
-        if let Ok(object) = &written {
+        if let Ok((object, _)) = &written {
             let read = self.bytes(object, PROBE.len() as u64).await;
             steps.push(("read back", read_back(read.map(Some), |error| chain(&error))));
         }
@@ -230,8 +240,11 @@ impl ResticArchive {
 
     /// Looks for the files of a copy.
     async fn existing(&self, names: &Names) -> Result<Existing, ResticError> {
+        self.existing_in(self.repository.list().await?, names).await
+    }
+
+    async fn existing_in(&self, mut objects: Vec<Object>, names: &Names) -> Result<Existing, ResticError> {
         let stem = key(&names.paths.stem());
-        let mut objects = self.repository.list().await?;
         objects.retain(|object| {
             // The id in it has a fixed length, so a dot follows.
             object.key.strip_prefix(&stem).is_some_and(|end| end.starts_with('.'))
@@ -257,9 +270,8 @@ impl ResticArchive {
     pub async fn begin(&self, id: &CopyId) -> Result<Begin, ResticError> {
         let repository = &self.repository;
         let names = Names::new(id);
-        let Some(lock) = repository.lock(&names.image) else {
-            return Err(repository.error("store an image", ResticCause::Busy));
-        };
+        let lock = repository.lock(&names.image).await;
+        let lock = lock.map_err(|cause| repository.error("store an image", cause))?;
         let existing = self.existing(&names).await?;
         if let Some(manifest) = existing.verified() {
             return Ok(Begin::Stored(VerifiedCopy::new(self.name(), manifest)));
@@ -298,9 +310,9 @@ impl ResticArchive {
     /// Locks a copy's image, and looks for its files.
     async fn locked(&self, id: &CopyId) -> Result<(Names, Existing, ImageLock), UpdateError> {
         let names = Names::new(id);
-        let Some(lock) = self.repository.lock(&names.image) else {
-            return Err(UpdateError::Busy { image: self.shown(&names) });
-        };
+        let lock = self.repository.lock(&names.image).await;
+        let lock =
+            lock.map_err(|cause| self.update_failed(self.repository.error("lock an image", cause), &names))?;
         let existing = self.existing(&names).await.map_err(|error| self.update_failed(error, &names))?;
         Ok((names, existing, lock))
     }
@@ -340,12 +352,12 @@ impl ResticArchive {
         // more, and snapshots that need it could not be deleted.
         let (manifest, new_bytes) = update.apply(before, bytes);
         let new_key = key(&names.paths.manifest(manifest.mark()));
-        let made = self.repository.put(&new_key, &new_bytes).await.map_err(failed)?;
+        let (made, listed) = self.repository.put(&new_key, &new_bytes).await.map_err(failed)?;
         let mut old: Vec<Object> = existing.named(&names.manifests.each_ref().map(|key| &**key)).collect();
         old.retain(|object| object.id != made.id);
         if let ManifestUpdate::Pruned(_) = update {
             // A hold that was marked since: its process finds the new manifest, or this one finds its mark.
-            let now = self.existing(&names).await.map_err(failed)?;
+            let now = self.existing_in(listed, &names).await.map_err(failed)?;
             if let Err(held) = check_holds(update, now.holds().map(|(mark, _)| mark)) {
                 self.repository.forget(&[made]).await.map_err(failed)?;
                 return Err(held);
@@ -394,9 +406,10 @@ impl ResticArchive {
     ) -> Result<bool, UpdateError> {
         let names = Names::new(id);
         let failed = |error| self.update_failed(error, &names);
-        let made = self.repository.put(&key(&names.paths.hold(&mark)), &text).await.map_err(failed)?;
-        // After the mark, so that a pruning at the same time sees it, or is seen here.
-        let existing = self.existing(&names).await.map_err(failed)?;
+        let put = self.repository.put(&key(&names.paths.hold(&mark)), &text).await;
+        // Listed after the mark, so that a pruning at the same time sees it, or is seen here.
+        let (made, listed) = put.map_err(failed)?;
+        let existing = self.existing_in(listed, &names).await.map_err(failed)?;
         if existing.manifest.as_ref().is_none_or(|(manifest, _)| manifest.pruned_at.is_some()) {
             self.repository.forget(&[made]).await.map_err(failed)?;
             return Ok(false);
@@ -419,62 +432,93 @@ impl ResticArchive {
         Ok(meant.len())
     }
 
-    /// Images that no manifest names: what restic saved when this program was killed.
-    async fn unnamed_images(&self) -> Result<Vec<(Object, bool)>, ResticError> {
-        let objects = self.repository.list().await?;
-        let catalogue = self.catalogue().await?;
+    /// Images that no manifest names: what restic saved when this program was killed; and the locks of those that nobody is
+    /// about to write a manifest for.
+    async fn unnamed_images(&self) -> Result<(Vec<Object>, ImageLocks), ResticError> {
+        let (listed, mut locks) = (self.unnamed_in(self.repository.list().await?).await?, ImageLocks::new());
+        if listed.is_empty() {
+            return Ok((listed, locks));
+        }
+        // Another machine may be about to write the manifest.
+        for object in listed.iter().filter(|object| object.host == self.repository.host()) {
+            if locks.contains_key(&object.key) {
+                continue;
+            }
+            match self.repository.lock(&object.key).await {
+                Ok(lock) => drop(locks.insert(object.key.clone(), lock)),
+                Err(ResticCause::Busy) => {}
+                Err(cause) => return Err(self.repository.error("delete what exports left", cause)),
+            }
+        }
+        // Before it was locked, an export may have written the manifest.
+        let mut unnamed = self.unnamed_in(self.repository.list().await?).await?;
+        unnamed.retain(|object| listed.contains(object));
+        Ok((unnamed, locks))
+    }
+
+    fn is_useless(&self, unnamed: &Object, locks: &ImageLocks) -> bool {
+        unnamed.host == self.repository.host() && locks.contains_key(&unnamed.key)
+    }
+
+    /// The images among these files that no manifest among them names. One with a manifest that can't be read is none: who knows
+    /// what that says.
+    async fn unnamed_in(&self, objects: Vec<Object>) -> Result<Vec<Object>, ResticError> {
+        let catalogue = self.catalogue_of(&objects).await?;
         let named: HashMap<String, Arc<Manifest>> = catalogue
             .copies()
             .iter()
             .chain(catalogue.corrupt())
             .map(|copy| (Names::new(&copy.manifest.id()).image, Arc::clone(&copy.manifest)))
             .collect();
-        let is_image_name = |key: &str| {
-            let role = layout::read_path(key).and_then(|(_, _, name)| layout::read_name(name.as_ref()));
-            role.is_some_and(|(_, role)| role == Role::Image)
-        };
-        let unnamed = objects.into_iter().filter(|object| {
-            is_image_name(&object.key)
-                && !named.get(&object.key).is_some_and(|manifest| is_image(object, &object.key, manifest))
-        });
-        // Another machine may be about to write the manifest.
-        Ok(unnamed
-            .map(|object| {
-                let is_ours = object.host == self.repository.host();
-                let is_free = self.repository.lock(&object.key).is_some();
-                (object, is_ours && is_free)
+        let with_manifest: HashSet<&str> = objects
+            .iter()
+            .filter_map(|object| match stem_and_role(&object.key)? {
+                (stem, Role::Manifest(_)) => Some(stem),
+                _ => None,
             })
-            .collect())
+            .collect();
+        let is_unnamed = |object: &Object| {
+            let Some((stem, Role::Image)) = stem_and_role(&object.key) else { return false };
+            match named.get(&object.key) {
+                Some(manifest) => !is_image(object, &object.key, manifest),
+                None => !with_manifest.contains(stem),
+            }
+        };
+        Ok(objects.iter().filter(|object| is_unnamed(object)).cloned().collect())
     }
 
     /// Images that no manifest names.
     pub(crate) async fn leftovers(&self) -> Result<Vec<Leftover>, ResticError> {
-        let unnamed = self.unnamed_images().await?.into_iter();
-        let leftover = |(object, is_useless): (Object, bool)| Leftover {
-            path: self.root().join(&object.key),
-            bytes: None,
-            is_useless,
-        };
-        Ok(unnamed.map(leftover).collect())
+        let (unnamed, locks) = self.unnamed_images().await?;
+        Ok(unnamed.iter().map(|object| self.leftover(object, self.is_useless(object, &locks))).collect())
     }
 
     /// Deletes the images that no manifest names, and frees the space of all that was deleted.
     pub(crate) async fn remove_leftovers(&self) -> Result<Vec<Leftover>, ResticError> {
-        let unnamed = self.unnamed_images().await?;
-        let useless: Vec<Object> =
-            unnamed.into_iter().filter(|(_, is_useless)| *is_useless).map(|(object, _)| object).collect();
+        let (mut useless, locks) = self.unnamed_images().await?;
+        useless.retain(|object| self.is_useless(object, &locks));
         self.repository.forget(&useless).await?;
+        drop(locks);
         self.repository.prune().await?;
-        let leftover =
-            |object: Object| Leftover { path: self.root().join(&object.key), bytes: None, is_useless: true };
-        Ok(useless.into_iter().map(leftover).collect())
+        Ok(useless.iter().map(|object| self.leftover(object, true)).collect())
+    }
+
+    fn leftover(&self, object: &Object, is_useless: bool) -> Leftover {
+        Leftover { path: self.root().join(&object.key), bytes: None, is_useless }
     }
 
     /// Bytes that may still be written, where the repository is a folder of this machine.
     pub(crate) async fn free_bytes(&self) -> Option<u64> {
-        let (folder, disk) = (self.repository.folder()?, Arc::clone(&self.disk));
+        let (folder, disk) = (self.repository.folder()?, Arc::clone(&self.repository.disk));
         blocking(move || free_bytes_at(&*disk, &folder)).await
     }
+}
+
+/// How the names of all files of a copy begin, its folder with them, and what this one of them is.
+fn stem_and_role(key: &str) -> Option<(&str, Role)> {
+    let (_, _, name) = layout::read_path(key)?;
+    let (stem, role) = layout::read_name(name.as_ref())?;
+    Some((&key[..key.len() - name.len() + stem.len()], role))
 }
 
 /// The image of a copy in a repository, to be read like one of the service.

@@ -1,5 +1,7 @@
 //! How restic can fail, in words that say what to do about it.
 
+use std::path::PathBuf;
+
 use crate::archive::transfer::sink::SinkError;
 use crate::clock::TimedOut;
 use crate::process::ProgramError;
@@ -48,9 +50,12 @@ pub(crate) enum ResticCause {
     /// It said something that no known version says.
     #[error("restic said something unexpected ({0}): is it version 0.14 or later?")]
     Unexpected(String),
-    /// This process is storing the same image already.
-    #[error("it is being stored at this moment by another run")]
+    /// Another run, or another process of this machine, works on the same image.
+    #[error("it is being stored or changed at this moment by another run")]
     Busy,
+    /// An image can't be locked.
+    #[error("cannot lock {}", .0.display())]
+    Lock(PathBuf, #[source] std::io::Error),
     /// What the repository holds is not what was sent.
     #[error("{0}")]
     Differs(String),

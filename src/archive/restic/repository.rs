@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Debug};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::archive::restic::error::{ResticCause, ResticError};
 use crate::clock::{Clock, timeout};
+use crate::disk::{Access, Disk, DiskLock, blocking, create_folders};
 use crate::policy::name::ArchiveName;
 use crate::process::{Command, Output, Processes, Started};
 use crate::text::json_error;
@@ -57,6 +59,8 @@ pub struct ResticSettings {
     pub program: String,
     /// Where restic keeps its cache.
     pub cache: PathBuf,
+    /// The folder of the locks of images that are stored or changed: what several processes of this machine share.
+    pub locks: PathBuf,
     /// More variables, such as those that its backend needs.
     pub environment: BTreeMap<String, SecretString>,
     /// The name of this machine, with which snapshots are marked.
@@ -102,6 +106,7 @@ pub(super) struct Repository {
     pub(super) name: ArchiveName,
     settings: ResticSettings,
     processes: Arc<dyn Processes>,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) clock: Arc<dyn Clock>,
     in_use: Arc<RwLock<()>>,
     /// The keys of the images that this process stores or changes.
@@ -114,14 +119,22 @@ impl Debug for Repository {
     }
 }
 
-/// Excludes all other work of this process on one image. Dropping it ends that.
+/// Excludes all other work on one image, of this process and of others that have the same state directory. Dropping it ends
+/// that.
 pub(super) struct ImageLock {
     key: String,
     repository: Arc<Repository>,
+    file: Option<Box<dyn DiskLock>>,
 }
 
 impl Drop for ImageLock {
     fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            // Before it is unlocked. A process that has opened it, and locks it only after that, has another file than one that
+            // comes later; then both store the image, and it has two copies.
+            let _ = self.repository.disk.remove_file(&self.repository.lock_path(&self.key));
+            drop(file);
+        }
         self.repository.locked().remove(&self.key);
     }
 }
@@ -139,19 +152,42 @@ impl Repository {
         name: ArchiveName,
         settings: ResticSettings,
         processes: Arc<dyn Processes>,
+        disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { name, settings, processes, clock, in_use: Arc::default(), locked: Mutex::default() }
+        Self { name, settings, processes, disk, clock, in_use: Arc::default(), locked: Mutex::default() }
     }
 
     fn locked(&self) -> MutexGuard<'_, HashSet<String>> {
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Locks an image, unless this process works on it already. Other processes are not excluded.
-    pub(super) fn lock(self: &Arc<Self>, image_key: &str) -> Option<ImageLock> {
-        let is_free = self.locked().insert(image_key.to_owned());
-        is_free.then(|| ImageLock { key: image_key.to_owned(), repository: Arc::clone(self) })
+    /// Locks an image, unless somebody works on it already.
+    ///
+    /// # Errors
+    /// [`ResticCause::Busy`] if it is locked, or the disk's error.
+    pub(super) async fn lock(self: &Arc<Self>, image_key: &str) -> Result<ImageLock, ResticCause> {
+        if !self.locked().insert(image_key.to_owned()) {
+            return Err(ResticCause::Busy);
+        }
+        let mut lock = ImageLock { key: image_key.to_owned(), repository: Arc::clone(self), file: None };
+        let (disk, path) = (Arc::clone(&self.disk), self.lock_path(image_key));
+        let locked = blocking(move || {
+            path.parent().map_or(Ok(()), |folder| create_folders(&*disk, folder, Access::Owner))?;
+            disk.lock(&path)
+        });
+        match locked.await {
+            Ok(file) => lock.file = Some(file),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(ResticCause::Busy),
+            Err(error) => return Err(ResticCause::Lock(self.lock_path(image_key), error)),
+        }
+        Ok(lock)
+    }
+
+    /// The file that is locked for an image. Its name has the snapshot's id, so no two images share one.
+    fn lock_path(&self, image_key: &str) -> PathBuf {
+        let name = Path::new(image_key).file_name().unwrap_or_default();
+        self.settings.locks.join(name).with_extension("lock")
     }
 
     /// The repository for people.
@@ -184,8 +220,6 @@ impl Repository {
             // `--time` is in the time zone of the process, and errors are in no language but English.
             ("TZ".to_owned(), "UTC".to_owned()),
             ("LANG".to_owned(), "C".to_owned()),
-            // Half of the memory, for a few per cent more computing.
-            ("GOGC".to_owned(), "20".to_owned()),
         ]);
         let more = settings.environment.iter();
         environment.extend(more.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())));
@@ -298,13 +332,15 @@ impl Repository {
         self.call("read", &["dump", "--", &object.id, &path], None, (max, CALL_TIMEOUT)).await
     }
 
-    /// Writes a file that is small.
-    pub(super) async fn put(&self, key: &str, bytes: &[u8]) -> Result<Object, ResticError> {
+    /// Writes a file that is small: it, and all files that are there then.
+    pub(super) async fn put(&self, key: &str, bytes: &[u8]) -> Result<(Object, Vec<Object>), ResticError> {
         let _shared = self.in_use.read().await;
         let time = time_text(self.clock.now());
         let arguments = self.backup_arguments(key, &time);
         let said = self.call("write", &arguments, Some(bytes), (SAID_BYTES_MAX, CALL_TIMEOUT)).await?;
-        self.made("write", key, &said).await
+        let id = self.id_made("write", &said)?;
+        let listed = self.list().await?;
+        Ok((self.made("write", key, &id, &listed)?, listed))
     }
 
     fn backup_arguments<'a>(&'a self, key: &'a str, time: &'a str) -> Vec<&'a str> {
@@ -313,17 +349,27 @@ impl Repository {
         fixed.into_iter().chain(["--host", host, "--tag", TAG]).collect()
     }
 
-    /// The snapshot that a backup made.
-    async fn made(&self, doing: &'static str, key: &str, said: &[u8]) -> Result<Object, ResticError> {
+    /// The id, or the beginning of it, of the snapshot that a backup says to have made.
+    fn id_made(&self, doing: &'static str, said: &[u8]) -> Result<String, ResticError> {
         let lines = said.split(|byte| *byte == b'\n').rev();
         let summary = lines.filter_map(|line| serde_json::from_slice::<Summary>(line).ok());
         let id = summary.filter(|line| line.message_type == "summary").map(|line| line.snapshot_id).next();
-        let unexpected = |what: String| self.error(doing, ResticCause::Unexpected(what));
         let id = id.filter(|id| id.len() >= 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        let id = id.ok_or_else(|| unexpected("it did not name the snapshot that it made".to_owned()))?;
-        let listed = self.listed(doing, &["snapshots", "--json", "--no-lock", "--", &id]).await?;
-        let found = listed.into_iter().find(|object| object.id.starts_with(&id) && object.key == key);
-        found.ok_or_else(|| unexpected(format!("it does not list the snapshot {id} that it made")))
+        let why = || ResticCause::Unexpected("it did not name the snapshot that it made".to_owned());
+        id.ok_or_else(|| self.error(doing, why()))
+    }
+
+    /// The snapshot with an id, among those that are listed.
+    fn made(
+        &self,
+        doing: &'static str,
+        key: &str,
+        id: &str,
+        listed: &[Object],
+    ) -> Result<Object, ResticError> {
+        let found = listed.iter().find(|object| object.id.starts_with(id) && object.key == key).cloned();
+        let why = || ResticCause::Unexpected(format!("it does not list the snapshot {id} that it made"));
+        found.ok_or_else(|| self.error(doing, why()))
     }
 
     /// Deletes files. That frees no space before [`Self::prune`].
@@ -377,7 +423,10 @@ impl Repository {
 
     /// The snapshot that the backup of an image made.
     pub(super) async fn image_made(&self, key: &str, said: &[u8]) -> Result<Object, ResticError> {
-        self.made("store an image", key, said).await
+        let doing = "store an image";
+        let id = self.id_made(doing, said)?;
+        let listed = self.listed(doing, &["snapshots", "--json", "--no-lock", "--", &id]).await?;
+        self.made(doing, key, &id, &listed)
     }
 }
 

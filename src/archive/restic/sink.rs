@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{BoxFuture, join};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tracing::warn;
@@ -148,7 +148,13 @@ impl ResticSink {
         let manifests: Vec<Object> = self.before.named(&manifests).collect();
         self.repository.forget(&manifests).await?;
         // The manifest is last: it makes the copy count, so everything else must be there already.
-        self.repository.put(&self.names.manifest, &manifest.to_bytes()).await?;
+        let (written, listed) = self.repository.put(&self.names.manifest, &manifest.to_bytes()).await?;
+        if !listed.iter().any(|object| object.id == made.id) {
+            // Another state directory of this machine may have taken it for the rest of an export that ended.
+            self.repository.forget(&[written]).await?;
+            let why = "its snapshot was deleted before the manifest was written".to_owned();
+            return Err(self.error(ResticCause::Differs(why)));
+        }
         let images: Vec<Object> = self.before.named(&[&self.names.image]).collect();
         if let Err(error) = self.repository.forget(&images).await {
             // It has no manifest: a leftover, which `archive prune` deletes.
@@ -197,18 +203,29 @@ async fn hash(repository: &Repository, made: &Object) -> Result<(u64, Md5Sum), R
     let clock = &*repository.clock;
     let Started { mut process, mut stdout, stderr, .. } = repository.open_image(made)?;
     let stderr = tokio::spawn(read_end(stderr));
-    let (mut md5, mut bytes, mut buffer) = (Md5::new(), 0, vec![0; CHUNK_BYTES]);
+    let (mut md5, mut bytes) = (Md5::new(), 0);
+    // One is hashed while the next one is read.
+    let [mut read, mut hashed] = [(); 2].map(|()| BytesMut::with_capacity(CHUNK_BYTES));
     loop {
-        let count = timeout(clock, STALL_TIMEOUT, stdout.read(&mut buffer)).await??;
-        if count == 0 {
+        let reading = async {
+            while read.len() < CHUNK_BYTES
+                && timeout(clock, STALL_TIMEOUT, stdout.read_buf(&mut read)).await?? > 0
+            {}
+            Ok::<_, ResticCause>(())
+        };
+        let hashing = blocking(move || {
+            md5.update(&hashed);
+            hashed.clear();
+            (md5, hashed)
+        });
+        let (is_read, done) = join(reading, hashing).await;
+        is_read?;
+        (md5, hashed) = done;
+        if read.is_empty() {
             break;
         }
-        bytes += count as u64;
-        (md5, buffer) = blocking(move || {
-            md5.update(&buffer[..count]);
-            (md5, buffer)
-        })
-        .await;
+        bytes += read.len() as u64;
+        std::mem::swap(&mut read, &mut hashed);
     }
     let status = timeout(clock, KILL_AFTER, process.wait()).await??;
     if !status.success() {

@@ -1,10 +1,16 @@
 //! Claims about archives in repositories of restic, with a simulated restic. The suite for every kind of archive holds for them, too.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, join};
 use jiff::Timestamp;
+use tokio::io::DuplexStream;
+use tokio::sync::Notify;
+use uuid::Uuid;
 
 use super::archive::ResticArchive;
 use super::repository::ResticSettings;
@@ -12,12 +18,15 @@ use crate::archive::backend::Archive;
 use crate::archive::catalogue::StoredCopy;
 use crate::archive::copy_reader::CopyReader;
 use crate::archive::manifest_update::ManifestUpdate;
+use crate::archive::marker::Marker;
 use crate::archive::testing::{NoRandomness, TestClock, image};
 use crate::archive::tests::contract::{Fixture, LEN, NOW, STEM, begin, source, store_image, write};
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::verify::{self, Outcome};
+use crate::disk::Disk as _;
+use crate::process::Command;
 use crate::sim::disk::MemoryDisk;
-use crate::sim::processes::SimProcesses;
+use crate::sim::processes::{Done, SimProcesses, SimTool};
 use crate::sim::restic::{SimRepository, SimRestic};
 use crate::text::chain;
 
@@ -33,26 +42,33 @@ pub(in crate::archive) struct ResticFixture {
 
 impl Default for ResticFixture {
     fn default() -> Self {
-        let (clock, restic) = (Arc::new(TestClock::at(NOW)), SimRestic::default());
+        let restic = SimRestic::default();
         restic.init(PLACE);
+        let disk = Arc::new(MemoryDisk::new());
+        Self::over(&restic, Arc::new(restic.clone()), disk)
+    }
+}
+
+impl ResticFixture {
+    /// The archive as a process has it that starts `program`, on the machine with this disk.
+    fn over(restic: &SimRestic, program: Arc<dyn SimTool>, disk: Arc<MemoryDisk>) -> Self {
+        let (clock, restic) = (Arc::new(TestClock::at(NOW)), restic.clone());
         let processes = SimProcesses::new(clock.clone());
-        processes.install_tool("restic", Arc::new(restic.clone()));
+        processes.install_tool("restic", program);
         let settings = ResticSettings {
             repository: PLACE.into(),
             password_file: "/etc/snapwarden/restic-password".into(),
             program: "restic".to_owned(),
             cache: "/var/cache/snapwarden".into(),
+            locks: "/var/lib/snapwarden/restic-vault.locks".into(),
             environment: BTreeMap::from([("AWS_SECRET_ACCESS_KEY".to_owned(), "hush-hush".into())]),
             host: HOST.into(),
         };
         let name = "vault".parse().unwrap();
-        let disk = Arc::new(MemoryDisk::new());
         let archive = ResticArchive::new(name, settings, Arc::new(processes.clone()), disk, clock);
         Self { restic, processes, archive: Archive::Restic(archive) }
     }
-}
 
-impl ResticFixture {
     fn repository<T>(&self, action: impl FnOnce(&mut SimRepository) -> T) -> T {
         self.restic.with(PLACE, action).unwrap()
     }
@@ -122,6 +138,139 @@ async fn what_is_saved_of_a_killed_export_is_no_copy_and_is_deleted() {
     store_image(fixture.archive(), &source(&bytes)).await.unwrap();
     assert_eq!(fixture.repository(|all| all.snapshots.len()), 2, "the image and its manifest");
     assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
+}
+
+/// A restic of two processes: one stores an image, and before that is read back another one looks for what is left of exports;
+/// after so many calls of the other one the first goes on to its end.
+#[derive(Debug, Default)]
+struct Interleaved {
+    restic: SimRestic,
+    calls_before: usize,
+    calls: AtomicUsize,
+    is_other_at_work: AtomicBool,
+    was_saved: AtomicBool,
+    is_saved: Notify,
+    may_go_on: Notify,
+    is_done: Notify,
+}
+
+impl Interleaved {
+    async fn run(&self, command: Command, input: DuplexStream) -> Done {
+        let reads_back =
+            command.arguments[0] == "dump" && command.arguments.last().unwrap().contains(".qcow2");
+        let done = self.restic.run(command, input).await;
+        if reads_back && !self.was_saved.swap(true, Ordering::Relaxed) {
+            self.is_saved.notify_one();
+            self.may_go_on.notified().await;
+        } else if self.is_other_at_work.load(Ordering::Relaxed)
+            && self.calls.fetch_add(1, Ordering::Relaxed) + 1 == self.calls_before
+        {
+            self.is_other_at_work.store(false, Ordering::Relaxed);
+            self.may_go_on.notify_one();
+            self.is_done.notified().await;
+        }
+        done
+    }
+
+    /// Stores an image, while another process on the machine with `disk` removes what exports left. How the first ended, what the
+    /// other removed, and the archive.
+    async fn play(
+        self: Arc<Self>,
+        [ours, others]: [Arc<MemoryDisk>; 2],
+        bytes: &[u8],
+    ) -> (Result<(), String>, usize, ResticFixture) {
+        self.restic.init(PLACE);
+        let program = || Arc::new(Shared(Arc::clone(&self)));
+        let first = ResticFixture::over(&self.restic, program(), ours);
+        let other = ResticFixture::over(&self.restic, program(), others);
+        let source = source(bytes);
+        let storing = async {
+            let stored = store_image(first.archive(), &source).await;
+            self.is_done.notify_one();
+            stored.map(drop).map_err(|error| chain(&error))
+        };
+        let removing = async {
+            self.is_saved.notified().await;
+            self.is_other_at_work.store(true, Ordering::Relaxed);
+            let removed = other.archive().remove_leftovers().await.unwrap();
+            self.is_other_at_work.store(false, Ordering::Relaxed);
+            self.may_go_on.notify_one();
+            removed.len()
+        };
+        let (stored, removed) = join(storing, removing).await;
+        (stored, removed, first)
+    }
+}
+
+#[derive(Debug)]
+struct Shared(Arc<Interleaved>);
+
+impl SimTool for Shared {
+    fn run(&self, command: Command, input: DuplexStream) -> BoxFuture<'static, Done> {
+        let all = Arc::clone(&self.0);
+        Box::pin(async move { all.run(command, input).await })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_process_is_storing_is_never_left_over() {
+    let bytes = image(LEN, 1);
+    // The other one makes up to two listings and prunes; at 0 it ends first.
+    for calls_before in 0..=6 {
+        let disk = Arc::new(MemoryDisk::new());
+        let played = Arc::new(Interleaved { calls_before, ..Interleaved::default() });
+        let (stored, removed, fixture) = played.play([disk.clone(), disk.clone()], &bytes).await;
+        assert_eq!((stored, removed), (Ok(()), 0), "after {calls_before} calls");
+        assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
+        let locks = disk.list(Path::new("/var/lib/snapwarden/restic-vault.locks")).unwrap();
+        assert!(locks.is_empty(), "{locks:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_somebody_deletes_before_its_manifest_is_written_is_no_copy() {
+    // Another state directory of a machine of the same name knows nothing of our locks.
+    let disks = [Arc::new(MemoryDisk::new()), Arc::new(MemoryDisk::new())];
+    let (stored, removed, fixture) = Arc::new(Interleaved::default()).play(disks, &image(LEN, 1)).await;
+    assert_eq!(removed, 1);
+    let error = stored.unwrap_err();
+    assert!(error.contains("its snapshot was deleted before the manifest was written"), "{error}");
+    assert!(fixture.files().is_empty(), "{:?}", fixture.files().keys());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_whose_manifest_cannot_be_read_is_not_left_over() {
+    let (fixture, bytes) = (ResticFixture::default(), image(LEN, 1));
+    store_image(fixture.archive(), &source(&bytes)).await.unwrap();
+    let path = format!("/{STEM}.json");
+    fixture.repository(|all| {
+        let manifest = all.snapshots.iter().find(|one| one.path == path).unwrap().bytes.clone();
+        all.lost.push(manifest);
+    });
+    let catalogue = fixture.archive().catalogue().await.unwrap();
+    assert_eq!((catalogue.copies().len(), catalogue.damaged().count()), (0, 1));
+    assert_eq!(fixture.archive().remove_leftovers().await.unwrap(), []);
+    fixture.repository(|all| all.lost.clear());
+    assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_marker_that_was_read_is_not_read_again() {
+    let (fixture, bytes) = (ResticFixture::default(), image(LEN, 1));
+    let Archive::Restic(archive) = fixture.archive() else { unreachable!() };
+    let mut marker = Marker::new(Uuid::from_u128(1));
+    archive.write_marker(&marker).await.unwrap();
+    store_image(fixture.archive(), &source(&bytes)).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(archive.catalogue().await.unwrap().marker(), &Ok(Some(marker.clone())));
+        assert_eq!(archive.marker().await.unwrap(), Ok(Some(marker.clone())));
+    }
+    // The image, its manifest, and the marker.
+    assert_eq!(fixture.calls("dump"), 3);
+    marker.states.insert(Uuid::from_u128(2));
+    archive.write_marker(&marker).await.unwrap();
+    assert_eq!(archive.marker().await.unwrap(), Ok(Some(marker)));
+    assert_eq!(fixture.calls("dump"), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +348,7 @@ async fn no_key_of_ours_is_given_to_restic_and_no_secret_stands_in_its_arguments
     for command in &started {
         assert!(!command.arguments.join(" ").contains("hush"), "{command:?}");
         let names: Vec<&str> = command.environment.keys().map(String::as_str).collect();
-        let expected = ["AWS_SECRET_ACCESS_KEY", "GOGC", "LANG", "RESTIC_CACHE_DIR", "RESTIC_PASSWORD_FILE"];
+        let expected = ["AWS_SECRET_ACCESS_KEY", "LANG", "RESTIC_CACHE_DIR", "RESTIC_PASSWORD_FILE"];
         assert_eq!(names, [&expected[..], &["RESTIC_REPOSITORY", "TZ"]].concat());
     }
     assert!(!format!("{:?} {}", fixture.archive(), fixture.archive().place()).contains("hush"));
