@@ -509,7 +509,7 @@ impl ZoneCreator<'_> {
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
         let serves = |made: &Creation| match made.snapshot_id {
             Some(id) => since.contains(&id),
-            None => made.requested_at >= self.slot,
+            None => made.is_since(self.slot),
         };
         let mut serving: Vec<(&PolicyName, &Creation)> = others
             .flat_map(|(policy, created)| created.iter().map(move |made| (policy, made)))
@@ -620,7 +620,7 @@ impl ZoneCreator<'_> {
         let of_this_slot = |made: &Creation| {
             made.zone == *self.zone
                 && made.instance_id == due.instance.id
-                && made.requested_at >= self.slot
+                && made.is_since(self.slot)
                 && made.server().is_none()
         };
         let mut taken = others

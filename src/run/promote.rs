@@ -198,7 +198,7 @@ async fn promote_once(
         .collect();
 
     if let Some(asked) = asked_before {
-        if let Some(template_id) = made_since(&named, asked.requested_at, lost) {
+        if let Some(template_id) = made_since(&named, since(&asked), lost) {
             memory.change(|state| settle(state, snapshot.id, template_id)).await?;
             let message = Some(format!("found the template that was requested at {}", asked.requested_at));
             return Ok(Done { template_id: Some(template_id), message, ..Done::default() });
@@ -311,20 +311,30 @@ pub(crate) async fn look(
 ) -> Option<TemplateId> {
     let listed = client.list_templates().await.ok()?;
     let named = listed.iter().filter(|template| template.name == name && !known.contains(&template.id));
-    made_since(named, since, 1)
+    made_since(named, Some(since), 1)
+}
+
+/// From when on a template may have come of this request. If its name has the snapshot's id, nobody else makes one of that name, so
+/// any date will do: our clock may have been wrong when we asked.
+fn since(asked: &Promotion) -> Option<Timestamp> {
+    let is_unique = asked.template_name.contains(&asked.snapshot_id.to_string());
+    (!is_unique).then_some(asked.requested_at)
 }
 
 /// The template that came of a request, of those that have its name and are not known: one that is dated much earlier
-/// or later was made by someone else, and so may any if there are more than the `lost` requests for this name.
+/// or later than `since` was made by someone else, and so may any if there are more than the `lost` requests for this name.
 fn made_since<'a>(
     named: impl IntoIterator<Item = &'a Template>,
-    since: Timestamp,
+    since: Option<Timestamp>,
     lost: usize,
 ) -> Option<TemplateId> {
-    let earliest = since.checked_sub(DATED_BEFORE).unwrap_or(Timestamp::MIN);
-    let latest = since.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
-    let is_dated_so =
-        |template: &&Template| template.created_at.is_some_and(|at| (earliest..=latest).contains(&at));
+    let is_dated_so = |template: &&Template| {
+        since.is_none_or(|since| {
+            let earliest = since.checked_sub(DATED_BEFORE).unwrap_or(Timestamp::MIN);
+            let latest = since.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
+            template.created_at.is_some_and(|at| (earliest..=latest).contains(&at))
+        })
+    };
     let candidates: Vec<&Template> = named.into_iter().filter(is_dated_so).collect();
     candidates.first().filter(|_| candidates.len() <= lost).map(|template| template.id)
 }
@@ -503,7 +513,7 @@ async fn find_lost(memory: &PolicyMemory<'_>, zone: &ZoneName, listed: &[Templat
                 .iter()
                 .filter(|template| template.name == asked.template_name && !known.contains(&template.id));
             let namesakes = lost_namesakes(state, zone, &asked.template_name);
-            if let Some(template_id) = made_since(named, asked.requested_at, namesakes) {
+            if let Some(template_id) = made_since(named, since(asked), namesakes) {
                 settle(state, asked.snapshot_id, template_id);
             }
         }

@@ -109,6 +109,11 @@ impl Creation {
         self.snapshot_id.is_none() && !self.is_in_doubt && self.server().is_none()
     }
 
+    /// Whether it was requested for this slot, or since: also where our clock was set back between the slot and the request.
+    pub fn is_since(&self, slot: Timestamp) -> bool {
+        self.requested_at.max(self.slot) >= slot
+    }
+
     /// The policy that took the snapshot, if that is another one.
     pub fn server(&self) -> Option<&PolicyName> {
         if let Owner::ServedBy(policy) = &self.owner { Some(policy) } else { None }

@@ -499,22 +499,26 @@ async fn a_platform_whose_clock_is_off_makes_no_second_one_for_a_slot() {
 
 #[tokio::test(start_paused = true)]
 async fn point_40_two_policies_side_by_side_take_one_together() {
-    let (stage, _) = web();
-    stage.world.add_instance(&stage.zone, "db-1", &[]);
-    let both = format!("{CREATING}[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n");
-    let runner = stage.runner(&both);
-    let options = now();
-    let (one, other) = futures_util::future::join(
-        runner.run(&runner.policies[0], &options),
-        runner.run(&runner.policies[1], &options),
-    )
-    .await;
-    let reports = [one.unwrap(), other.unwrap()];
-    assert_eq!((asked(&stage), stage.there().len()), (2, 2), "{}", said(&reports[1]));
-    let done: usize = reports.iter().map(|report| ended(report, Action::Create, StepOutcome::Done)).sum();
-    assert_eq!(done, 2);
-    // One took both, and they served the other's slot: they belong to both.
-    assert_eq!(folder(&stage).created_snapshots().await.unwrap().len(), 2);
+    // Also where this machine's clock, which had been right, was set back after the slot had come.
+    for set_back in [0, 2].map(SignedDuration::from_mins) {
+        let (stage, _) = web();
+        stage.world.add_instance(&stage.zone, "db-1", &[]);
+        stage.world.set_skew(set_back);
+        let both = format!("{CREATING}[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n");
+        let runner = stage.runner(&both);
+        let options = RunOptions { slot: Some(stage.now() + set_back), ..RunOptions::default() };
+        let (one, other) = futures_util::future::join(
+            runner.run(&runner.policies[0], &options),
+            runner.run(&runner.policies[1], &options),
+        )
+        .await;
+        let reports = [one.unwrap(), other.unwrap()];
+        assert_eq!((asked(&stage), stage.there().len()), (2, 2), "{set_back}: {}", said(&reports[1]));
+        let done = reports.iter().map(|report| ended(report, Action::Create, StepOutcome::Done));
+        assert_eq!(done.sum::<usize>(), 2);
+        // One took both, and they served the other's slot: they belong to both.
+        assert_eq!(folder(&stage).created_snapshots().await.unwrap().len(), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -407,6 +407,28 @@ async fn a_lost_promotion_is_found_by_the_name_that_was_asked_for_then() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lost_promotion_that_is_named_after_its_snapshot_is_found_however_wrong_the_clock_was() {
+    for minutes in [-30, 0, 30] {
+        let stage = Stage::new();
+        stage.instance("web-1", 1);
+        stage.world.set_skew(SignedDuration::from_mins(minutes));
+        stage.world.fault(Fault::on(Call::PromoteSnapshot, Effect::CutAfter).times(1));
+        stage.world.fault(Fault::on(Call::ListTemplates, Effect::html()).after(1).times(1));
+        let policy = NIGHTLY
+            .replace("[policies.nightly.export]\narchives = [\"vault\"]\n", "")
+            .replace("{instance}-{created:%Y%m%d}", "{snapshot}");
+        let report = stage.run(&policy).await;
+        assert_eq!(ended(&report, Action::Promote, StepOutcome::Failed), 1, "{minutes}: {}", said(&report));
+        stage.seams.clock.sleep(Duration::from_mins(1)).await;
+        stage.world.set_skew(SignedDuration::ZERO);
+        stage.step(SignedDuration::from_hours(3));
+        let again = stage.run(&policy).await;
+        assert_eq!(ended(&again, Action::Promote, StepOutcome::Done), 1, "{minutes}: {}", said(&again));
+        assert_eq!(stage.world.templates(&stage.zone).len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_promotion_remembered_from_the_end_of_time_is_no_panic() {
     let stage = Stage::new();
     stage.instance("web-1", 1);

@@ -481,7 +481,11 @@ impl Life {
         self.check_copies(&said, context).await;
         self.check_reports(attempt, reports, &said, context);
         let there: BTreeSet<SnapshotId> = self.snapshots().iter().map(|snapshot| snapshot.id).collect();
+        let now = self.machine.world.now();
         let book = &mut *self.machine.book();
+        if !attempt.is_seeing() {
+            book.lied_at = Some(now);
+        }
         for policy in std::mem::take(&mut book.used_up) {
             if book.allowed.remove(&policy) {
                 // What was allowed has settled.
@@ -634,6 +638,7 @@ impl Life {
         if attempt.end != End::Orderly || attempt.crew != Crew::Once {
             self.told.forget();
         }
+        reports.iter().for_each(|report| self.told.hear(report));
         for report in reports.iter().filter(|_| attempt.crew == Crew::Once && attempt.is_seeing()) {
             let silence = self.told.silence(report, &truth);
             assert!(silence.is_none(), "{}: {silence:?}\n{}", report.policy, said(context));

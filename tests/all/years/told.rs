@@ -59,13 +59,18 @@ impl Told {
         self.listed.clear();
     }
 
+    /// What a report says counts, also of a run that could not see everything.
+    pub(super) fn hear(&mut self, report: &RunReport) {
+        let named = report.zones.iter().flat_map(|zone| &zone.instances);
+        // One that a policy does not select any more is for others to name.
+        let named: BTreeSet<InstanceId> =
+            named.filter(|one| one.vanished_at.is_some()).map(|one| one.id).collect();
+        self.listed.values_mut().for_each(|listed| listed.retain(|id| !named.contains(id)));
+    }
+
     fn vanished(&mut self, report: &RunReport, zone: &ZoneReport, truth: &Truth<'_>) -> Option<String> {
         // Without a plan nothing is known of the zone.
         zone.plan.as_ref()?;
-        // One that a policy does not select any more is for others to name.
-        let is_named =
-            |id: &InstanceId| zone.instances.iter().any(|one| one.id == *id && one.vanished_at.is_some());
-        self.listed.values_mut().for_each(|listed| listed.retain(|id| !is_named(id)));
         let listed = self.listed.entry((report.policy.clone(), zone.zone.clone())).or_default();
         let gone = listed.iter().find(|id| !truth.book.instances.contains_key(id));
         let silence = gone.map(|id| format!("no word of instance {id}, which vanished"));
