@@ -21,8 +21,10 @@ use crate::text::{chain, counted};
 pub(crate) struct SeenZone {
     /// Its listing, if that was accepted.
     pub(crate) accepted: Option<AcceptedListing>,
-    /// What the plan rested on, unless the clock was in doubt.
+    /// What the plan rested on; by a clock in doubt, only which changes were seen.
     pub(crate) rested_on: Option<Unparsed>,
+    /// Whether this machine's clock is as the platform's.
+    pub(crate) is_clock_trusted: bool,
     /// What the listing lacked, if it was not accepted for that.
     pub(crate) missed: Option<MissedFromListing>,
 }
@@ -40,7 +42,7 @@ pub(crate) async fn persist(
 ) {
     let zones = report.zones.iter().map(|zone| {
         let memory = before.zones.remove(&zone.zone).unwrap_or_default();
-        let SeenZone { accepted, rested_on, missed } = seen.remove(&zone.zone).unwrap_or_default();
+        let SeenZone { accepted, rested_on, missed, .. } = seen.remove(&zone.zone).unwrap_or_default();
         let accepted = accepted.or_else(|| memory.accepted.clone());
         let rested_on = rested_on.or_else(|| memory.rested_on.clone());
         let memory = after(memory, zone, report.finished_at);

@@ -135,20 +135,17 @@ impl ZonePlan {
         })
     }
 
-    /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen.
+    /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen, which is
+    /// `started_at`.
     pub(crate) fn memory(&self, policies: &[Policy], started_at: Timestamp, is_accepted: bool) -> Memory {
         let Self { listing: Listing { inventory, memory, .. }, plan, unsettled, .. } = self;
-        let from_start = |seen: &Seen| Seen { since: seen.since.min(started_at), ..seen.clone() };
         if is_accepted {
+            let from_start = |seen: &Seen| Seen { since: seen.since.min(started_at), ..seen.clone() };
             let unsettled = unsettled.iter().map(from_start).collect();
             Memory { at: Some(started_at), ..memory.renewed(policies, inventory, plan.at, unsettled) }
         } else {
-            let seen = memory.differences(policies, inventory, plan.at);
-            Memory {
-                at: Some(started_at),
-                changes: seen.iter().map(from_start).collect(),
-                ..Memory::clone(memory)
-            }
+            let changes = memory.differences(policies, inventory, started_at);
+            Memory { at: Some(started_at), changes, ..Memory::clone(memory) }
         }
     }
 

@@ -22,6 +22,7 @@ use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::guard::is_clock_trusted;
+use crate::retention::inventory::ClockSkew;
 use crate::run::archive_prune::stale_manifests;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::coverage;
@@ -81,7 +82,7 @@ impl Runner {
             let sequence = Sequence { runner, policy, options, recorder, before: &before, memories };
             let (mut report, seen) = sequence.run(started_at, hook).await;
             // Not by a clock in doubt, which would remove them all.
-            if seen.values().any(|zone| zone.rested_on.is_some()) {
+            if seen.values().any(|zone| zone.is_clock_trusted) {
                 let removed = runner.state.remove_old_audit(&*runner.clock, &runner.keep_audit).await;
                 if let Err(error) = removed {
                     warn!("old files of the audit log stay: {}", chain(&error));
@@ -342,15 +343,26 @@ impl Sequence<'_> {
                 None
             }
         };
-        // A clock in doubt must not make a change look older than it is.
-        let is_trusted = is_clock_trusted(&self.policy.guard, plan.listing.inventory.clock);
-        let memory = is_trusted.then(|| plan.memory(&self.runner.policies, started_at, accepted.is_some()));
+        let clock = plan.listing.inventory.clock;
+        let is_clock_trusted = is_clock_trusted(&self.policy.guard, clock);
+        let policies = &self.runner.policies;
+        let memory = match clock {
+            _ if is_clock_trusted => Some(plan.memory(policies, started_at, accepted.is_some())),
+            // A clock in doubt must not make a change look older than it is; but what was in force meanwhile counts. The next run
+            // whose clock is right has seen it then at the latest.
+            ClockSkew::Known(ahead) if plan.listing.memory.at.is_some() => {
+                let by_platform = started_at.checked_sub(ahead).unwrap_or(Timestamp::MAX);
+                Some(plan.memory(policies, started_at.max(by_platform), false))
+            }
+            _ => None,
+        };
         let rested_on = memory.and_then(|memory| Unparsed::of(&memory));
         let before = self.before.zones.get(plan.zone()).and_then(|zone| zone.missed.as_ref());
         let since = before.filter(|before| before.ids == *missed).map_or(started_at, |before| before.since);
         let missed = MissedFromListing { since: since.min(started_at), ids: missed.clone() };
-        let missed = Some(missed).filter(|_| is_trusted && accepted.is_none());
-        SeenZone { accepted, rested_on, missed: missed.or_else(|| before.filter(|_| !is_trusted).cloned()) }
+        let missed = Some(missed).filter(|_| is_clock_trusted && accepted.is_none());
+        let missed = missed.or_else(|| before.filter(|_| !is_clock_trusted).cloned());
+        SeenZone { accepted, rested_on, is_clock_trusted, missed }
     }
 
     /// Reports what each instance has after the deletions, and which lack what they should have.

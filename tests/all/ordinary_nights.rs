@@ -85,6 +85,28 @@ async fn a_typo_that_is_mended_within_the_time_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_kept_while_the_clock_was_wrong_is_not_deleted_at_once() {
+    // By a clock that is behind, requests are signed for a time that is over.
+    for skew in [SignedDuration::from_mins(-30), SignedDuration::from_hours(-9000)] {
+        let stage = Stage::new();
+        stage.instance("web-1", 10);
+        let with = |daily: u32| pruning("nightly", &format!("keep_daily = {daily}"));
+        stage.run(&with(10)).await;
+        stage.days(instance_of(&stage), (10..15).rev());
+        stage.world.set_skew(skew);
+        let raised = stage.run(&with(15)).await;
+        assert_eq!(deleted(&raised), 0, "{skew}");
+        stage.world.set_skew(SignedDuration::ZERO);
+        stage.step(SignedDuration::from_hours(24));
+        let reverted = stage.run(&with(10)).await;
+        assert_eq!((deleted(&reverted), stage.there().len()), (0, 15), "{skew}");
+        assert!(pending(&reverted).contains("keep_daily was 15, is 10"), "{skew}: {}", pending(&reverted));
+        stage.step(SignedDuration::from_hours(20));
+        assert_eq!(deleted(&stage.run(&with(10)).await), 5, "{skew}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_kept_in_the_meantime_alone_is_not_deleted_at_once() {
     let stage = Stage::new();
     stage.instance("web-1", 10);

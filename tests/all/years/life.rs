@@ -638,7 +638,9 @@ impl Life {
         if attempt.end != End::Orderly || attempt.crew != Crew::Once {
             self.told.forget();
         }
-        reports.iter().for_each(|report| self.told.hear(report));
+        for report in reports {
+            self.told.hear(report);
+        }
         for report in reports.iter().filter(|_| attempt.crew == Crew::Once && attempt.is_seeing()) {
             let silence = self.told.silence(report, &truth);
             assert!(silence.is_none(), "{}: {silence:?}\n{}", report.policy, said(context));
