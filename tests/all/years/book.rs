@@ -442,15 +442,16 @@ impl Book {
             Some(of.filter(|(_, ruling)| waits(ruling)).map(|(one, _)| one.id).collect())
         };
         let with_gate = waits(&facts)?;
-        // A run that did not end may have seen a failed one while it was good; and one that a listing lacked for a time is new to
-        // the program.
-        let mut seen_good = facts.clone();
-        for one in &mut seen_good.snapshots {
+        // A run that did not end may have seen a failed one while it was good; one that a listing lacked for a time is new to the
+        // program; and after a lost answer it does not know its own.
+        let mut as_it_may_know = facts.clone();
+        for one in &mut as_it_may_know.snapshots {
+            one.owner = None;
             let failed_at = self.known.get(&one.id).and_then(|known| known.failed_at);
             let since = |at| if self.lied_at.is_some_and(|lied| lied >= at) { now } else { at };
             one.failed = failed_at.map(|at| FailedFacts { since: since(at), was_good: true });
         }
-        let seen_good = waits(&seen_good)?;
+        let as_it_may_know = waits(&as_it_may_know)?;
         // Nor does what an edit of the gate alone lets go: whether it has its copy is not asked here.
         for situation in std::iter::once(&mut facts.present).chain(&mut facts.before) {
             for terms in situation.policies.values_mut() {
@@ -458,7 +459,7 @@ impl Book {
             }
         }
         let without_gate = waits(&facts)?;
-        with_gate.into_iter().find(|id| without_gate.contains(id) && seen_good.contains(id))
+        with_gate.into_iter().find(|id| without_gate.contains(id) && as_it_may_know.contains(id))
     }
 
     fn facts(&self, policy: &Policy, deletion: &Deletion, parts: &Parts, now: Timestamp) -> Facts {
