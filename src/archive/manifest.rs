@@ -120,7 +120,7 @@ pub struct SnapshotRecord {
     pub id: SnapshotId,
     /// Its name; hostile text.
     #[serde(default)]
-    pub name: String,
+    pub name: Box<str>,
     /// When it was taken, with fractions of a second.
     pub created_at: Timestamp,
     /// Its state in the API's words. It is written, and never read with the rest.
@@ -160,11 +160,11 @@ pub struct ImageRecord {
     pub virtual_size_bytes: Option<u64>,
     /// The store's name of these very bytes, where the archive is in a bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub etag: Option<String>,
+    pub etag: Option<Box<str>>,
     /// The store's name of this version of the object, where its bucket keeps versions: whatever becomes of the key, the
     /// bytes are read by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version_id: Option<String>,
+    pub version_id: Option<Box<str>>,
 }
 
 /// The model for a template that is made of the image.

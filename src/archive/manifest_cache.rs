@@ -2,7 +2,7 @@
 //!
 //! They are kept in a file, a line of JSON for each: the version of its form, the manifest's tag, and the manifest. The tag is
 //! another one once the manifest is: the `ETag` of an object, or the inode of a file, its length and when it was modified. New
-//! lines are appended, and a later one replaces an earlier one. What can't be read or written is read from the archive instead:
+//! lines are appended, and a later one replaces an earlier one. In memory and in the file the tag is a hash of it. What can't be read or written is read from the archive instead:
 //! nothing of this is ever an error.
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,13 +10,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
 use crate::archive::layout::{self, CopyPaths, Role};
 use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::disk::{Access, Disk, Open};
 use crate::snapshot::{InstanceId, SnapshotId};
 
-/// The version of a line that this program writes; others are skipped. Lines of version 1 had the manifest's path, too.
-const VERSION: u64 = 2;
+/// The version of a line that this program writes; others are skipped. Lines of version 1 had the manifest's path, too, and up to version
+/// 2 the tag itself.
+const VERSION: u64 = 3;
 /// Bytes that are read or written at once.
 const CHUNK_BYTES: usize = 1 << 20;
 /// A larger file is written anew, without being read. Half a million copies stay below.
@@ -56,9 +60,22 @@ struct Content {
     catalogues: u64,
 }
 
+/// The first half of a tag's SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Tag(u128);
+
+impl Tag {
+    /// An empty one tells nothing.
+    fn of(tag: &str) -> Option<Self> {
+        let hash: [u8; 32] = Sha256::digest(tag).into();
+        let half = hash.first_chunk().map(|half| Self(u128::from_be_bytes(*half)));
+        half.filter(|_| !tag.is_empty())
+    }
+}
+
 #[derive(Debug)]
 struct Cached {
-    tag: Box<str>,
+    tag: Tag,
     manifest: Arc<Manifest>,
     /// The number of the last catalogue that asked for it.
     asked: u64,
@@ -90,8 +107,7 @@ impl ManifestCache {
         let id = layout::snapshot_of(stem)?;
         let mut content = self.content();
         let now = content.catalogues;
-        let cached =
-            content.manifests.get_mut(&id).filter(|cached| !tag.is_empty() && *cached.tag == *tag)?;
+        let cached = content.manifests.get_mut(&id).filter(|cached| Tag::of(tag) == Some(cached.tag))?;
         let is_its_path = CopyPaths::new(Path::new(""), &cached.manifest.id()).manifest(mark) == path;
         // A renamed file has the tag that it had: it is read again, and refused.
         let is_its_mark = mark.is_none() || mark == cached.manifest.mark();
@@ -105,8 +121,8 @@ impl ManifestCache {
     pub(super) fn put(&self, tag: &str, manifest: Manifest) -> Arc<Manifest> {
         let mut content = self.content();
         let manifest = content.shared(manifest);
-        if !tag.is_empty() {
-            content.insert(tag.into(), Arc::clone(&manifest));
+        if let Some(tag) = Tag::of(tag) {
+            content.insert(tag, Arc::clone(&manifest));
             content.new.push(manifest.snapshot.id);
         }
         manifest
@@ -151,7 +167,7 @@ impl Content {
         manifest
     }
 
-    fn insert(&mut self, tag: Box<str>, manifest: Arc<Manifest>) {
+    fn insert(&mut self, tag: Tag, manifest: Arc<Manifest>) {
         let asked = self.catalogues;
         self.manifests.insert(manifest.snapshot.id, Cached { tag, manifest, asked });
     }
@@ -170,7 +186,7 @@ impl Content {
             let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             for line in rest[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 self.lines += 1;
-                match serde_json::from_slice::<(u64, Box<str>, Manifest)>(line) {
+                match serde_json::from_slice::<(u64, Tag, Manifest)>(line) {
                     Ok((VERSION, tag, manifest)) => {
                         let manifest = self.shared(manifest);
                         self.insert(tag, manifest);

@@ -308,7 +308,7 @@ fn manifest(
         zone: image.zone.clone(),
         snapshot: SnapshotRecord {
             id: snapshot.id,
-            name: cut(&snapshot.name),
+            name: cut(&snapshot.name).into(),
             created_at: snapshot.created_at,
             state: cut(snapshot.state.as_str()).into(),
             size_gib: snapshot.size_gib,

@@ -59,7 +59,7 @@ pub(crate) fn manifest_of(bytes: &[u8]) -> Manifest {
         zone: "ch-gva-2".parse().unwrap(),
         snapshot: SnapshotRecord {
             id: "b0c0ab00-0000-4000-8000-00000000f105".parse().unwrap(),
-            name: "nightly".to_owned(),
+            name: "nightly".into(),
             created_at,
             // As manifests are read.
             state: Box::default(),

@@ -159,7 +159,7 @@ pub async fn look(archive: &Archive, copy: &StoredCopy) -> Look {
         }
     };
     let image = &copy.manifest.image;
-    let known = image.etag.as_ref().zip(found.etag.as_ref());
+    let known = image.etag.as_deref().zip(found.etag.as_deref());
     let why = if found.bytes != image.bytes {
         Some(format!("it has {} bytes where the manifest says {}", found.bytes, image.bytes))
     } else if let Some((expected, found)) = known.filter(|(expected, found)| expected != found) {

@@ -101,7 +101,7 @@ pub(super) async fn copy(
 pub(super) fn known(copy: &StoredCopy) -> Known {
     Known {
         id: copy.manifest.snapshot.id.0,
-        name: Some(copy.manifest.snapshot.name.clone()),
+        name: Some(copy.manifest.snapshot.name.to_string()),
         zone: Some(copy.manifest.zone.clone()),
         taken_at: Some(copy.manifest.snapshot.created_at),
     }

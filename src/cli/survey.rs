@@ -171,7 +171,7 @@ impl Survey {
             let (_, StoredCopy { manifest, .. }) = self.copies_of(id).next()?;
             Some(About {
                 zone: manifest.zone.clone(),
-                name: manifest.snapshot.name.clone(),
+                name: manifest.snapshot.name.to_string(),
                 created_at: manifest.snapshot.created_at,
                 instance_name: manifest.instance.name.clone(),
             })
@@ -187,7 +187,7 @@ impl Survey {
             .flat_map(|listing| listing.snapshots.iter().map(move |snapshot| known(&listing.zone, snapshot)));
         listed.chain(self.copies().map(|(_, copy)| Known {
             id: copy.manifest.snapshot.id.0,
-            name: Some(copy.manifest.snapshot.name.clone()),
+            name: Some(copy.manifest.snapshot.name.to_string()),
             zone: Some(copy.manifest.zone.clone()),
             taken_at: Some(copy.manifest.snapshot.created_at),
         }))

@@ -100,7 +100,7 @@ impl ArchiveIndex {
         let copies = self.catalogues.iter().flat_map(|(_, catalogue)| catalogue.copies());
         let known = copies.map(|copy| Known {
             id: copy.manifest.snapshot.id.0,
-            name: Some(copy.manifest.snapshot.name.clone()),
+            name: Some(copy.manifest.snapshot.name.to_string()),
             zone: Some(copy.manifest.zone.clone()),
             taken_at: Some(copy.manifest.snapshot.created_at),
         });

@@ -122,6 +122,14 @@ pub enum ClockSkew {
     OnPaper,
 }
 
+impl ClockSkew {
+    /// A time of this machine by the API's clock, if that is known.
+    pub fn by_platform(self, at: Timestamp) -> Option<Timestamp> {
+        let Self::Known(ahead) = self else { return None };
+        at.checked_sub(ahead).ok()
+    }
+}
+
 /// A hold on a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {

@@ -132,7 +132,8 @@ impl Memory {
         for change in interrupted {
             match change.reversed() {
                 Some(change) => {
-                    let since = later.at.unwrap_or(Timestamp::MIN);
+                    let known = later.changes.iter().map(|seen| seen.since).chain(later.at);
+                    let since = known.max().unwrap_or(Timestamp::MIN);
                     self.changes.push(Seen { since, not_before: self.at, change });
                 }
                 None => self.changes.retain(|seen| seen.change != change),

@@ -353,7 +353,7 @@ fn decide(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Result<
 pub fn subject_of(manifest: &Manifest) -> Subject {
     Subject {
         id: Some(manifest.snapshot.id),
-        name: manifest.snapshot.name.clone(),
+        name: manifest.snapshot.name.to_string(),
         created_at: manifest.snapshot.created_at,
         instance_id: Some(manifest.instance.id),
         instance_name: manifest.instance.name.clone(),

@@ -507,9 +507,10 @@ impl ZoneCreator<'_> {
             .collect();
         let all = self.runner.state.all_created().await.map_err(|error| chain(&error))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
+        let now = self.runner.clock.now();
         let serves = |made: &Creation| match made.snapshot_id {
             Some(id) => since.contains(&id),
-            None => made.is_since(self.slot),
+            None => made.is_since(self.slot, now),
         };
         let mut serving: Vec<(&PolicyName, &Creation)> = others
             .flat_map(|(policy, created)| created.iter().map(move |made| (policy, made)))
@@ -617,10 +618,11 @@ impl ZoneCreator<'_> {
         let all = self.runner.state.all_created().await;
         let all = all.map_err(|error| StepError::failed(chain(&error)))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
+        let now = self.runner.clock.now();
         let of_this_slot = |made: &Creation| {
             made.zone == *self.zone
                 && made.instance_id == due.instance.id
-                && made.is_since(self.slot)
+                && made.is_since(self.slot, now)
                 && made.server().is_none()
         };
         let mut taken = others

@@ -220,7 +220,7 @@ impl ReadWatch<'_> {
             policy: None,
             zone: zone.clone(),
             snapshot_id: snapshot.id,
-            snapshot_name: snapshot.name.clone(),
+            snapshot_name: snapshot.name.to_string(),
             instance_name: instance.name.clone(),
             archives: vec![archive.clone()],
             started_at: self.clock.now(),

@@ -135,8 +135,7 @@ impl ZonePlan {
         })
     }
 
-    /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen, which is
-    /// `started_at`.
+    /// The memory for the policy's next run, if the listing `is_accepted`; else only when each change was first seen.
     pub(crate) fn memory(&self, policies: &[Policy], started_at: Timestamp, is_accepted: bool) -> Memory {
         let Self { listing: Listing { inventory, memory, .. }, plan, unsettled, .. } = self;
         if is_accepted {
@@ -147,6 +146,13 @@ impl ZonePlan {
             let changes = memory.differences(policies, inventory, started_at);
             Memory { at: Some(started_at), changes, ..Memory::clone(memory) }
         }
+    }
+
+    /// The memory after a run by a clock that is not known to be right: when each change was first seen, by `latest`, which is no
+    /// earlier than it was. What it rests on stays that of the last run by a clock that was.
+    pub(crate) fn memory_in_doubt(&self, policies: &[Policy], latest: Timestamp) -> Memory {
+        let Listing { inventory, memory, .. } = &self.listing;
+        Memory { changes: memory.differences(policies, inventory, latest), ..Memory::clone(memory) }
     }
 
     /// Every decision with its snapshot, in the plan's order.

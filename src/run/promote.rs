@@ -22,6 +22,7 @@ use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::retention::change::Change;
 use crate::retention::deciding_keys::PROMOTE_KEEP;
+use crate::retention::inventory::ClockSkew;
 use crate::run::context::Runner;
 use crate::run::plan::{PlannedAction, ZonePlan};
 use crate::run::policy_memory::PolicyMemory;
@@ -36,7 +37,7 @@ use crate::text::{chain, printable};
 /// Twice the hour that the vendor's own tools give a template.
 const UNKNOWN_FOR: SignedDuration = SignedDuration::from_hours(2);
 
-/// A template may be dated a little before our request, if our clock is ahead of the platform's.
+/// A template may be dated a little before our request, if our clock is ahead of the platform's, or was set back since.
 const DATED_BEFORE: SignedDuration = SignedDuration::from_mins(10);
 
 /// The snapshots whose template is known: they are never promoted again.
@@ -145,6 +146,7 @@ struct Candidate<'a> {
     snapshot: &'a Snapshot,
     instance_id: InstanceId,
     subject: Subject,
+    clock: ClockSkew,
 }
 
 /// The snapshots that the policy wants promoted and that were not yet, each with its template's name.
@@ -166,7 +168,10 @@ fn candidates<'a>(
             created: snapshot.created_at,
             time_zone: &policy.time_zone,
         };
-        (promote.name.render(&values), Candidate { snapshot, instance_id, subject })
+        (
+            promote.name.render(&values),
+            Candidate { snapshot, instance_id, subject, clock: plan.listing.inventory.clock },
+        )
     });
     named.collect()
 }
@@ -178,7 +183,7 @@ async fn promote_once(
     candidate: &Candidate<'_>,
     name: String,
 ) -> Result<Done, StepError> {
-    let Candidate { snapshot, instance_id, .. } = *candidate;
+    let Candidate { snapshot, instance_id, clock, .. } = *candidate;
     let client = memory.runner.client.zone(zone);
     let now = memory.runner.clock.now();
     let (asked_before, known, lost) = {
@@ -198,13 +203,15 @@ async fn promote_once(
         .collect();
 
     if let Some(asked) = asked_before {
-        if let Some(template_id) = made_since(&named, since(&asked), lost) {
+        if let Some(template_id) = made_since(&named, asked.by_platform(), lost) {
             memory.change(|state| settle(state, snapshot.id, template_id)).await?;
             let message = Some(format!("found the template that was requested at {}", asked.requested_at));
             return Ok(Done { template_id: Some(template_id), message, ..Done::default() });
         }
         let again_at = asked.requested_at.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
-        if now < again_at {
+        // A clock that ran far ahead must not put it off until then.
+        let is_time = asked.requested_at <= now.checked_add(DATED_BEFORE).unwrap_or(Timestamp::MAX);
+        if is_time && now < again_at {
             return Err(StepError::skipped(format!(
                 "it was requested at {}, and the result is unknown: not requested again before {again_at}",
                 asked.requested_at
@@ -227,9 +234,11 @@ async fn promote_once(
         instance_id,
         template_name: name.clone(),
         requested_at: now,
+        requested_at_there: clock.by_platform(now),
         template_id: None,
         deleted_at: None,
     };
+    let since = promotion.by_platform();
     memory
         .change(|state| {
             state.promotions.retain(|made| made.snapshot_id != snapshot.id);
@@ -243,7 +252,7 @@ async fn promote_once(
         password_enabled: promote.password_enabled,
         ssh_key_enabled: promote.ssh_key_enabled,
     };
-    match request_and_look(&client, snapshot.id, &request, now, &known).await {
+    match request_and_look(&client, snapshot.id, &request, since, &known).await {
         Ok(done) => {
             if let Some(template_id) = done.template_id {
                 memory.change(|state| settle(state, snapshot.id, template_id)).await?;
@@ -311,30 +320,20 @@ pub(crate) async fn look(
 ) -> Option<TemplateId> {
     let listed = client.list_templates().await.ok()?;
     let named = listed.iter().filter(|template| template.name == name && !known.contains(&template.id));
-    made_since(named, Some(since), 1)
-}
-
-/// From when on a template may have come of this request. If its name has the snapshot's id, nobody else makes one of that name, so
-/// any date will do: our clock may have been wrong when we asked.
-fn since(asked: &Promotion) -> Option<Timestamp> {
-    let is_unique = asked.template_name.contains(&asked.snapshot_id.to_string());
-    (!is_unique).then_some(asked.requested_at)
+    made_since(named, since, 1)
 }
 
 /// The template that came of a request, of those that have its name and are not known: one that is dated much earlier
-/// or later than `since` was made by someone else, and so may any if there are more than the `lost` requests for this name.
+/// or later was made by someone else, and so may any if there are more than the `lost` requests for this name.
 fn made_since<'a>(
     named: impl IntoIterator<Item = &'a Template>,
-    since: Option<Timestamp>,
+    since: Timestamp,
     lost: usize,
 ) -> Option<TemplateId> {
-    let is_dated_so = |template: &&Template| {
-        since.is_none_or(|since| {
-            let earliest = since.checked_sub(DATED_BEFORE).unwrap_or(Timestamp::MIN);
-            let latest = since.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
-            template.created_at.is_some_and(|at| (earliest..=latest).contains(&at))
-        })
-    };
+    let earliest = since.checked_sub(DATED_BEFORE).unwrap_or(Timestamp::MIN);
+    let latest = since.checked_add(UNKNOWN_FOR).unwrap_or(Timestamp::MAX);
+    let is_dated_so =
+        |template: &&Template| template.created_at.is_some_and(|at| (earliest..=latest).contains(&at));
     let candidates: Vec<&Template> = named.into_iter().filter(is_dated_so).collect();
     candidates.first().filter(|_| candidates.len() <= lost).map(|template| template.id)
 }
@@ -513,7 +512,7 @@ async fn find_lost(memory: &PolicyMemory<'_>, zone: &ZoneName, listed: &[Templat
                 .iter()
                 .filter(|template| template.name == asked.template_name && !known.contains(&template.id));
             let namesakes = lost_namesakes(state, zone, &asked.template_name);
-            if let Some(template_id) = made_since(named, since(asked), namesakes) {
+            if let Some(template_id) = made_since(named, asked.by_platform(), namesakes) {
                 settle(state, asked.snapshot_id, template_id);
             }
         }

@@ -22,7 +22,6 @@ use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::guard::is_clock_trusted;
-use crate::retention::inventory::ClockSkew;
 use crate::run::archive_prune::stale_manifests;
 use crate::run::context::{RunOptions, Runner};
 use crate::run::coverage;
@@ -136,7 +135,7 @@ impl Sequence<'_> {
     ) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
         // After the hook: a snapshot from before it is no snapshot of what it prepared.
-        let started_at = runner.clock.now();
+        let (started_at, begun) = (runner.clock.now(), runner.clock.elapsed());
         let only = self.options.instances.as_ref();
         let refusal = hook.as_ref().and_then(|hook| hook.failure.as_ref());
         let plans = match refusal.map(|failure| format!("nothing is done here: {failure}")) {
@@ -173,7 +172,7 @@ impl Sequence<'_> {
             let steps = promote::promote(runner, recorder, policy, promote, &plans_of(&zones)).await;
             add_steps(&mut zones, steps);
         }
-        let seen = self.delete(&mut zones, started_at).await;
+        let seen = self.delete(&mut zones, (started_at, begun)).await;
         if only.is_none() {
             runner.prune_archives(policy, recorder, &mut zones, full, &self.options.stop).boxed().await;
             if let Some(export) = &policy.export {
@@ -209,7 +208,11 @@ impl Sequence<'_> {
 
     /// Lists and plans again, and deletes what that plan says, in every zone that this run could list. Returns what it
     /// found there.
-    async fn delete(&self, zones: &mut [ZoneRun], started_at: Timestamp) -> BTreeMap<ZoneName, SeenZone> {
+    async fn delete(
+        &self,
+        zones: &mut [ZoneRun],
+        (started_at, begun): (Timestamp, Duration),
+    ) -> BTreeMap<ZoneName, SeenZone> {
         let Self { runner, policy, options, before, .. } = self;
         // The plans before are done with; later steps only ask how the archives and the clocks stood.
         zones.iter_mut().filter_map(|zone| zone.plan.as_mut()).for_each(|plan| plan.listing.forget_copies());
@@ -237,6 +240,10 @@ impl Sequence<'_> {
         let mark = runner.state.audit_end().await;
         let plans = plan_zones(runner, policy, &self.memories, &names).await;
         let listed_at = runner.clock.now();
+        // The clock may have been set since the run began, and it is the one of now that is compared with the platform's.
+        let running = SignedDuration::try_from(runner.clock.elapsed().saturating_sub(begun));
+        let by_now = running.ok().and_then(|running| listed_at.checked_sub(running).ok());
+        let started_at = by_now.map_or(started_at, |by_now| started_at.max(by_now));
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
             if options.instances.is_none() {
@@ -346,15 +353,11 @@ impl Sequence<'_> {
         let clock = plan.listing.inventory.clock;
         let is_clock_trusted = is_clock_trusted(&self.policy.guard, clock);
         let policies = &self.runner.policies;
-        let memory = match clock {
-            _ if is_clock_trusted => Some(plan.memory(policies, started_at, accepted.is_some())),
-            // A clock in doubt must not make a change look older than it is; but what was in force meanwhile counts. The next run
-            // whose clock is right has seen it then at the latest.
-            ClockSkew::Known(ahead) if plan.listing.memory.at.is_some() => {
-                let by_platform = started_at.checked_sub(ahead).unwrap_or(Timestamp::MAX);
-                Some(plan.memory(policies, started_at.max(by_platform), false))
-            }
-            _ => None,
+        let memory = if is_clock_trusted {
+            Some(plan.memory(policies, started_at, accepted.is_some()))
+        } else {
+            let by_platform = clock.by_platform(started_at).filter(|_| plan.listing.memory.at.is_some());
+            by_platform.map(|by_platform| plan.memory_in_doubt(policies, started_at.max(by_platform)))
         };
         let rested_on = memory.and_then(|memory| Unparsed::of(&memory));
         let before = self.before.zones.get(plan.zone()).and_then(|zone| zone.missed.as_ref());

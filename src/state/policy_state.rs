@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Access, read_file};
@@ -109,9 +109,13 @@ impl Creation {
         self.snapshot_id.is_none() && !self.is_in_doubt && self.server().is_none()
     }
 
-    /// Whether it was requested for this slot, or since: also where our clock was set back between the slot and the request.
-    pub fn is_since(&self, slot: Timestamp) -> bool {
-        self.requested_at.max(self.slot) >= slot
+    /// Whether it was requested for this slot, or since, up to `now`: also where our clock was set back a little after its slot or
+    /// its request. One by a clock that ran far ahead says nothing: until then no other policy would take any.
+    pub fn is_since(&self, slot: Timestamp, now: Timestamp) -> bool {
+        let latest = now.checked_add(SET_BACK_MAX).unwrap_or(Timestamp::MAX);
+        let set_back = self.slot.duration_since(self.requested_at);
+        let is_of_slot = self.slot >= slot && set_back <= SET_BACK_MAX;
+        (self.requested_at >= slot || is_of_slot) && self.requested_at <= latest
     }
 
     /// The policy that took the snapshot, if that is another one.
@@ -130,6 +134,9 @@ impl Creation {
     }
 }
 
+/// A clock that is set back by more was wrong altogether: what it said is no time.
+const SET_BACK_MAX: SignedDuration = SignedDuration::from_mins(10);
+
 /// A snapshot that became a template, or was about to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promotion {
@@ -146,11 +153,21 @@ pub struct Promotion {
     /// When it was asked for. It is written before the request, so that a template whose answer was lost is
     /// found again by name and date, instead of a second one being made.
     pub requested_at: Timestamp,
+    /// When that was by the platform's clock, if both were known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_at_there: Option<Timestamp>,
     /// The template, once it is known.
     pub template_id: Option<TemplateId>,
     /// When this policy deleted it again. The entry stays while the snapshot is listed, so that it is not promoted twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<Timestamp>,
+}
+
+impl Promotion {
+    /// When it was asked for, by the platform's clock as far as that is known: templates are dated by it.
+    pub fn by_platform(&self) -> Timestamp {
+        self.requested_at_there.unwrap_or(self.requested_at)
+    }
 }
 
 /// What replaces a part of a list.
@@ -443,6 +460,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let remembered = PolicyState {
             promotions: vec![Promotion {
+                requested_at_there: None,
                 zone: "ch-gva-2".parse().unwrap(),
                 snapshot_id: SnapshotId(Uuid::from_u128(1)),
                 snapshot_created_at: Timestamp::UNIX_EPOCH,

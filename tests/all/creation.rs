@@ -522,6 +522,23 @@ async fn point_40_two_policies_side_by_side_take_one_together() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_policy_asked_for_by_a_clock_that_ran_ahead_serves_no_slot_of_others() {
+    let (stage, instance) = web();
+    // It asked, was killed, and the clock was set right; and it takes none of this instance any more.
+    was_asked_by("weekly", &stage, instance, stage.now() + SignedDuration::from_hours(9000)).await;
+    let policies = format!(
+        "{CREATING}[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n[policies.weekly.select]\ninstances = [\"db-*\"]\n"
+    );
+    for day in 1..=3 {
+        let report =
+            stage.run_with(&policies, &RunOptions { slot: Some(stage.now()), ..RunOptions::default() }).await;
+        assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 1, "{}", said(&report));
+        assert_eq!(stage.there().len(), day);
+        stage.step(SignedDuration::from_hours(24));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_policy_asked_for_that_is_gone_is_missing_until_it_is_there() {
     let within = PRUNING.replace("keep_last = 3", "keep_within = \"60h\"");
     for (other, deleted) in [("", 0), ("[policies.weekly]\nzones = [\"ch-gva-2\"]\ncreate = true\n", 1)] {

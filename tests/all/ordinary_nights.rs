@@ -1,6 +1,9 @@
 //! Ordinary nights in which nothing may be lost: an edit, a rename, a pause, a label that is gone, a listing that lacks
 //! what it had.
 
+use std::time::Duration;
+
+use futures_util::future::join;
 use http::StatusCode;
 use jiff::SignedDuration;
 use snapwarden::policy::select::Pattern;
@@ -104,6 +107,33 @@ async fn what_was_kept_while_the_clock_was_wrong_is_not_deleted_at_once() {
         stage.step(SignedDuration::from_hours(20));
         assert_eq!(deleted(&stage.run(&with(10)).await), 5, "{skew}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_while_a_run_goes_on_makes_no_change_look_older() {
+    let stage = Stage::new();
+    stage.instance("web-1", 11);
+    stage.run(&pruning("nightly", "keep_daily = 14")).await;
+    let mistyped = pruning("nightly", "keep_daily = 1\nkeep_oldest = false");
+    // A run begins by a clock that is a year behind, cannot reach the platform, and finds the right time when it can.
+    let year = SignedDuration::from_hours(9000);
+    stage.world.set_skew(year);
+    for call in [Call::ListSnapshots, Call::ListInstances] {
+        stage.world.fault(Fault::on(call, Effect::Unreachable).times(1));
+    }
+    let set = async {
+        stage.seams.clock.sleep(Duration::from_millis(1)).await;
+        stage.step(year);
+        stage.world.set_skew(SignedDuration::ZERO);
+    };
+    let (first, ()) = join(stage.run(&mistyped), set).await;
+    assert!(pending(&first).contains("keep_daily was 14, is 1"), "{}", pending(&first));
+    for _ in 0..2 {
+        stage.step(SignedDuration::from_hours(9));
+        assert_eq!(deleted(&stage.run(&mistyped).await), 0);
+    }
+    stage.step(SignedDuration::from_hours(2));
+    assert_eq!(deleted(&stage.run(&mistyped).await), 10);
 }
 
 #[tokio::test(start_paused = true)]

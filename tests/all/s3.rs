@@ -135,7 +135,7 @@ fn manifest(bytes: u64, md5: Md5Sum) -> Manifest {
         zone: of.zone,
         snapshot: SnapshotRecord {
             id: of.snapshot_id,
-            name: "nightly".to_owned(),
+            name: "nightly".into(),
             created_at: of.created_at,
             // As manifests are read.
             state: Box::default(),

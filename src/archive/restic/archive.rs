@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinHandle;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::archive::catalogue::{self, Catalogue, ImageHead, Leftover, ProblemKind, StoredCopy};
@@ -50,8 +51,8 @@ pub struct ResticArchive {
     marker: Arc<Mutex<Option<(String, Marker)>>>,
 }
 
-/// Locks by the key of their image.
-type ImageLocks = BTreeMap<String, ImageLock>;
+/// The keys of files by the ids of their snapshots.
+type ById = HashMap<String, String>;
 
 /// A manifest, or why its copy does not count.
 type ReadManifest = Result<Arc<Manifest>, ProblemKind>;
@@ -216,8 +217,10 @@ impl ResticArchive {
 
     /// Writes a file in the place of those of its name.
     async fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), ResticError> {
-        let (made, mut older) = self.repository.put(key, bytes).await?;
-        older.retain(|object| object.key == key && object.id != made.id);
+        // Listed before it is written: what another process writes at the same time stays, and so one of the two does.
+        let mut older = self.repository.list().await?;
+        older.retain(|object| object.key == key);
+        self.repository.put(key, bytes).await?;
         self.repository.forget(&older).await
     }
 
@@ -274,6 +277,7 @@ impl ResticArchive {
         let lock = lock.map_err(|cause| repository.error("store an image", cause))?;
         let existing = self.existing(&names).await?;
         if let Some(manifest) = existing.verified() {
+            lock.remove_file();
             return Ok(Begin::Stored(VerifiedCopy::new(self.name(), manifest)));
         }
         let image = self.root().join(&names.image).display().to_string();
@@ -310,9 +314,9 @@ impl ResticArchive {
     /// Locks a copy's image, and looks for its files.
     async fn locked(&self, id: &CopyId) -> Result<(Names, Existing, ImageLock), UpdateError> {
         let names = Names::new(id);
-        let lock = self.repository.lock(&names.image).await;
-        let lock =
-            lock.map_err(|cause| self.update_failed(self.repository.error("lock an image", cause), &names))?;
+        let Some(lock) = self.repository.lock_here(&names.image) else {
+            return Err(UpdateError::Busy { image: self.shown(&names) });
+        };
         let existing = self.existing(&names).await.map_err(|error| self.update_failed(error, &names))?;
         Ok((names, existing, lock))
     }
@@ -406,6 +410,8 @@ impl ResticArchive {
     ) -> Result<bool, UpdateError> {
         let names = Names::new(id);
         let failed = |error| self.update_failed(error, &names);
+        // Those from before alone are replaced: what another process marks at the same time stays.
+        let before = self.existing(&names).await.map_err(failed)?;
         let put = self.repository.put(&key(&names.paths.hold(&mark)), &text).await;
         // Listed after the mark, so that a pruning at the same time sees it, or is seen here.
         let (made, listed) = put.map_err(failed)?;
@@ -414,8 +420,7 @@ impl ResticArchive {
             self.repository.forget(&[made]).await.map_err(failed)?;
             return Ok(false);
         }
-        let ours =
-            existing.holds().filter(|(other, object)| other.state == mark.state && object.id != made.id);
+        let ours = before.holds().filter(|(other, _)| other.state == mark.state);
         let ours: Vec<Object> = ours.map(|(_, object)| object.clone()).collect();
         self.repository.forget(&ours).await.map_err(failed)?;
         Ok(true)
@@ -432,15 +437,62 @@ impl ResticArchive {
         Ok(meant.len())
     }
 
-    /// Images that no manifest names: what restic saved when this program was killed; and the locks of those that nobody is
-    /// about to write a manifest for.
-    async fn unnamed_images(&self) -> Result<(Vec<Object>, ImageLocks), ResticError> {
-        let (listed, mut locks) = (self.unnamed_in(self.repository.list().await?).await?, ImageLocks::new());
-        if listed.is_empty() {
-            return Ok((listed, locks));
+    /// The images among these files that no manifest among them names, and the manifests. Beside a manifest that does not count no
+    /// image is among them: what it says of the image is not known.
+    async fn unnamed_in(&self, objects: &[Object]) -> Result<(Vec<Object>, ById), ResticError> {
+        let catalogue = self.catalogue_of(objects).await?;
+        let named: HashMap<String, Arc<Manifest>> = catalogue
+            .copies()
+            .iter()
+            .chain(catalogue.corrupt())
+            .map(|copy| (Names::new(&copy.manifest.id()).image, Arc::clone(&copy.manifest)))
+            .collect();
+        let with_manifest: HashSet<&str> = objects.iter().filter_map(manifest_stem).collect();
+        let is_unnamed = |object: &Object| {
+            let Some((stem, Role::Image)) = stem_and_role(&object.key) else { return false };
+            match named.get(&object.key) {
+                Some(manifest) => !is_image(object, &object.key, manifest),
+                None => !with_manifest.contains(stem),
+            }
+        };
+        let unnamed = objects.iter().filter(|object| is_unnamed(object)).cloned().collect();
+        let manifests = objects.iter().filter(|object| manifest_stem(object).is_some());
+        Ok((unnamed, manifests.map(|object| (object.id.clone(), object.key.clone())).collect()))
+    }
+
+    /// Images that no manifest names.
+    pub(crate) async fn leftovers(&self) -> Result<Vec<Leftover>, ResticError> {
+        let (unnamed, _) = self.unnamed_in(&self.repository.list().await?).await?;
+        let mut leftovers = Vec::new();
+        for object in &unnamed {
+            let is_useless = self.is_ours(object) && self.repository.is_free(&object.key).await;
+            leftovers.push(self.leftover(object, is_useless));
         }
-        // Another machine may be about to write the manifest.
-        for object in listed.iter().filter(|object| object.host == self.repository.host()) {
+        Ok(leftovers)
+    }
+
+    /// Another machine may be about to write the manifest of what it has stored.
+    fn is_ours(&self, image: &Object) -> bool {
+        image.host == self.repository.host()
+    }
+
+    /// Deletes the images that no manifest names, and frees the space of all that was deleted.
+    pub(crate) async fn remove_leftovers(&self) -> Result<Vec<Leftover>, ResticError> {
+        let (mut useless, manifests) = self.unnamed_in(&self.repository.list().await?).await?;
+        useless.retain(|object| self.is_ours(object));
+        if !useless.is_empty() {
+            self.remove_unnamed(&mut useless, &manifests).await?;
+        }
+        self.repository.prune().await?;
+        Ok(useless.iter().map(|object| self.leftover(object, true)).collect())
+    }
+
+    /// Deletes those of these images that nobody is storing, and that have no other manifests than these by now; the rest is taken
+    /// from the list.
+    async fn remove_unnamed(&self, images: &mut Vec<Object>, manifests: &ById) -> Result<(), ResticError> {
+        let alone = self.repository.alone().await;
+        let mut locks = BTreeMap::new();
+        for object in &*images {
             if locks.contains_key(&object.key) {
                 continue;
             }
@@ -450,57 +502,35 @@ impl ResticArchive {
                 Err(cause) => return Err(self.repository.error("delete what exports left", cause)),
             }
         }
-        // Before it was locked, an export may have written the manifest.
-        let mut unnamed = self.unnamed_in(self.repository.list().await?).await?;
-        unnamed.retain(|object| listed.contains(object));
-        Ok((unnamed, locks))
-    }
-
-    fn is_useless(&self, unnamed: &Object, locks: &ImageLocks) -> bool {
-        unnamed.host == self.repository.host() && locks.contains_key(&unnamed.key)
-    }
-
-    /// The images among these files that no manifest among them names. One with a manifest that can't be read is none: who knows
-    /// what that says.
-    async fn unnamed_in(&self, objects: Vec<Object>) -> Result<Vec<Object>, ResticError> {
-        let catalogue = self.catalogue_of(&objects).await?;
-        let named: HashMap<String, Arc<Manifest>> = catalogue
-            .copies()
-            .iter()
-            .chain(catalogue.corrupt())
-            .map(|copy| (Names::new(&copy.manifest.id()).image, Arc::clone(&copy.manifest)))
-            .collect();
-        let with_manifest: HashSet<&str> = objects
-            .iter()
-            .filter_map(|object| match stem_and_role(&object.key)? {
-                (stem, Role::Manifest(_)) => Some(stem),
-                _ => None,
-            })
-            .collect();
-        let is_unnamed = |object: &Object| {
-            let Some((stem, Role::Image)) = stem_and_role(&object.key) else { return false };
-            match named.get(&object.key) {
-                Some(manifest) => !is_image(object, &object.key, manifest),
-                None => !with_manifest.contains(stem),
-            }
+        let are_as_before = |listed: &[Object], image: &Object| {
+            let stem = stem_and_role(&image.key).map(|(stem, _)| stem);
+            let mut now = listed.iter().filter(|object| manifest_stem(object) == stem);
+            now.all(|object| manifests.contains_key(&object.id))
         };
-        Ok(objects.iter().filter(|object| is_unnamed(object)).cloned().collect())
-    }
-
-    /// Images that no manifest names.
-    pub(crate) async fn leftovers(&self) -> Result<Vec<Leftover>, ResticError> {
-        let (unnamed, locks) = self.unnamed_images().await?;
-        Ok(unnamed.iter().map(|object| self.leftover(object, self.is_useless(object, &locks))).collect())
-    }
-
-    /// Deletes the images that no manifest names, and frees the space of all that was deleted.
-    pub(crate) async fn remove_leftovers(&self) -> Result<Vec<Leftover>, ResticError> {
-        let (mut useless, locks) = self.unnamed_images().await?;
-        useless.retain(|object| self.is_useless(object, &locks));
-        self.repository.forget(&useless).await?;
-        drop(locks);
-        self.repository.prune().await?;
-        Ok(useless.iter().map(|object| self.leftover(object, true)).collect())
+        // Before it was locked, an export may have written the manifest.
+        let listed = self.repository.list().await?;
+        images.retain(|image| {
+            let Some(lock) = locks.get(&image.key) else { return false };
+            let is_left = are_as_before(&listed, image);
+            if !is_left {
+                lock.remove_file();
+            }
+            is_left
+        });
+        if images.is_empty() {
+            return Ok(());
+        }
+        let left = alone.forget(images).await?;
+        let name = self.name();
+        for image in images.iter().filter(|image| !are_as_before(&left, image)) {
+            let key = &image.key;
+            warn!(
+                archive = %name,
+                "archive {name}: the image {key} was deleted as a leftover while a process with another state directory wrote its \
+                 manifest: that copy has no image, and the next export fetches it again"
+            );
+        }
+        Ok(())
     }
 
     fn leftover(&self, object: &Object, is_useless: bool) -> Leftover {
@@ -519,6 +549,14 @@ fn stem_and_role(key: &str) -> Option<(&str, Role)> {
     let (_, _, name) = layout::read_path(key)?;
     let (stem, role) = layout::read_name(name.as_ref())?;
     Some((&key[..key.len() - name.len() + stem.len()], role))
+}
+
+/// How the names of all files of a copy begin, if this one is its manifest.
+fn manifest_stem(object: &Object) -> Option<&str> {
+    match stem_and_role(&object.key)? {
+        (stem, Role::Manifest(_)) => Some(stem),
+        _ => None,
+    }
 }
 
 /// The image of a copy in a repository, to be read like one of the service.
@@ -584,7 +622,7 @@ impl ImageSource for ResticImage {
                 offset,
                 is_part: true,
                 total: Some(image.bytes),
-                etag: image.etag.clone(),
+                etag: image.etag.as_deref().map(str::to_owned),
                 body,
             })
         })

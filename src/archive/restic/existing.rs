@@ -70,7 +70,7 @@ impl Existing {
 
 /// Whether a file is the very image of a manifest.
 pub(super) fn is_image(object: &Object, key: &str, manifest: &Manifest) -> bool {
-    object.key == key && manifest.image.etag.as_ref() == Some(&object.tree)
+    object.key == key && manifest.image.etag.as_deref() == Some(&object.tree)
 }
 
 pub(super) fn key(path: &Path) -> String {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
 
 use crate::archive::restic::error::{ResticCause, ResticError};
 use crate::clock::{Clock, timeout};
@@ -119,22 +119,28 @@ impl Debug for Repository {
     }
 }
 
-/// Excludes all other work on one image, of this process and of others that have the same state directory. Dropping it ends
-/// that.
+/// Excludes all other work of this process on one image; with a file, also that of other processes that store it, or delete what is
+/// left of it, with the same state directory. Dropping it ends that.
 pub(super) struct ImageLock {
     key: String,
     repository: Arc<Repository>,
     file: Option<Box<dyn DiskLock>>,
 }
 
+impl ImageLock {
+    /// Removes the file: of use once there is a copy that counts, which makes a process that has opened it write nothing. Removed
+    /// earlier, two processes could hold a lock of this name, each on a file of its own.
+    pub(super) fn remove_file(&self) {
+        if self.file.is_some() {
+            let _ = self.repository.disk.remove_file(&self.repository.lock_path(&self.key));
+        }
+    }
+}
+
 impl Drop for ImageLock {
     fn drop(&mut self) {
-        if let Some(file) = self.file.take() {
-            // Before it is unlocked. A process that has opened it, and locks it only after that, has another file than one that
-            // comes later; then both store the image, and it has two copies.
-            let _ = self.repository.disk.remove_file(&self.repository.lock_path(&self.key));
-            drop(file);
-        }
+        // Before the next one of this process may try it.
+        drop(self.file.take());
         self.repository.locked().remove(&self.key);
     }
 }
@@ -162,15 +168,18 @@ impl Repository {
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Locks an image, unless this process works on it already. Other processes are not excluded.
+    pub(super) fn lock_here(self: &Arc<Self>, image_key: &str) -> Option<ImageLock> {
+        let is_free = self.locked().insert(image_key.to_owned());
+        is_free.then(|| ImageLock { key: image_key.to_owned(), repository: Arc::clone(self), file: None })
+    }
+
     /// Locks an image, unless somebody works on it already.
     ///
     /// # Errors
     /// [`ResticCause::Busy`] if it is locked, or the disk's error.
     pub(super) async fn lock(self: &Arc<Self>, image_key: &str) -> Result<ImageLock, ResticCause> {
-        if !self.locked().insert(image_key.to_owned()) {
-            return Err(ResticCause::Busy);
-        }
-        let mut lock = ImageLock { key: image_key.to_owned(), repository: Arc::clone(self), file: None };
+        let mut lock = self.lock_here(image_key).ok_or(ResticCause::Busy)?;
         let (disk, path) = (Arc::clone(&self.disk), self.lock_path(image_key));
         let locked = blocking(move || {
             path.parent().map_or(Ok(()), |folder| create_folders(&*disk, folder, Access::Owner))?;
@@ -182,6 +191,19 @@ impl Repository {
             Err(error) => return Err(ResticCause::Lock(self.lock_path(image_key), error)),
         }
         Ok(lock)
+    }
+
+    /// Whether nobody stores an image now. Nothing is written to find that out.
+    pub(super) async fn is_free(&self, image_key: &str) -> bool {
+        if self.locked().contains(image_key) {
+            return false;
+        }
+        let (disk, path) = (Arc::clone(&self.disk), self.lock_path(image_key));
+        blocking(move || match disk.metadata(&path) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(_) => disk.lock(&path).is_ok(),
+        })
+        .await
     }
 
     /// The file that is locked for an image. Its name has the snapshot's id, so no two images share one.
@@ -372,12 +394,21 @@ impl Repository {
         found.ok_or_else(|| self.error(doing, why()))
     }
 
+    /// Waits until nothing is read or written, and keeps it so.
+    pub(super) async fn alone(&self) -> Alone<'_> {
+        Alone { repository: self, _guard: self.in_use.write().await }
+    }
+
     /// Deletes files. That frees no space before [`Self::prune`].
     pub(super) async fn forget(&self, objects: &[Object]) -> Result<(), ResticError> {
         if objects.is_empty() {
             return Ok(());
         }
-        let _alone = self.in_use.write().await;
+        self.alone().await.forget(objects).await.map(drop)
+    }
+
+    /// Deletes files, and lists those that are there then.
+    async fn forget_alone(&self, objects: &[Object]) -> Result<Vec<Object>, ResticError> {
         for some in objects.chunks(100) {
             let ids = some.iter().map(|object| &*object.id);
             let arguments: Vec<&str> = ["forget", "--quiet", "--"].into_iter().chain(ids).collect();
@@ -390,7 +421,7 @@ impl Repository {
                 let why = format!("restic reports success, but the snapshot {} is still listed", left.id);
                 Err(self.error("delete", ResticCause::Differs(why)))
             }
-            None => Ok(()),
+            None => Ok(left),
         }
     }
 
@@ -427,6 +458,19 @@ impl Repository {
         let id = self.id_made(doing, said)?;
         let listed = self.listed(doing, &["snapshots", "--json", "--no-lock", "--", &id]).await?;
         self.made(doing, key, &id, &listed)
+    }
+}
+
+/// A repository in which this process does nothing else.
+pub(super) struct Alone<'a> {
+    repository: &'a Repository,
+    _guard: RwLockWriteGuard<'a, ()>,
+}
+
+impl Alone<'_> {
+    /// Deletes files, and lists those that are there then. That frees no space.
+    pub(super) async fn forget(&self, objects: &[Object]) -> Result<Vec<Object>, ResticError> {
+        self.repository.forget_alone(objects).await
     }
 }
 

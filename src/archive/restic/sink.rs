@@ -47,7 +47,7 @@ pub(super) struct ResticSink {
     /// The files that had the names of the copy before.
     before: Existing,
     backup: Option<Backup>,
-    _lock: ImageLock,
+    lock: ImageLock,
 }
 
 /// A restic that reads from us. Dropped, it is killed before its input ends.
@@ -66,7 +66,7 @@ impl ResticSink {
         before: Existing,
         lock: ImageLock,
     ) -> Self {
-        Self { repository, names, id, before, backup: None, _lock: lock }
+        Self { repository, names, id, before, backup: None, lock }
     }
 
     fn error(&self, cause: impl Into<ResticCause>) -> ResticError {
@@ -141,7 +141,7 @@ impl ResticSink {
             let _ = self.repository.forget(&[made]).await;
             return Err(error);
         }
-        let image = ImageRecord { etag: Some(made.tree.clone()), ..manifest.image };
+        let image = ImageRecord { etag: Some(made.tree.as_str().into()), ..manifest.image };
         let manifest = Manifest { image, ..manifest };
         // What was there before may say that the copy is corrupt, and would count more than the new manifest.
         let manifests = self.names.manifests.each_ref().map(|key| &**key);
@@ -151,10 +151,13 @@ impl ResticSink {
         let (written, listed) = self.repository.put(&self.names.manifest, &manifest.to_bytes()).await?;
         if !listed.iter().any(|object| object.id == made.id) {
             // Another state directory of this machine may have taken it for the rest of an export that ended.
-            self.repository.forget(&[written]).await?;
-            let why = "its snapshot was deleted before the manifest was written".to_owned();
+            let mut why = "its snapshot was deleted before the manifest was written".to_owned();
+            if let Err(error) = self.repository.forget(&[written]).await {
+                why += &format!(", and the manifest stays: {}", chain(&error));
+            }
             return Err(self.error(ResticCause::Differs(why)));
         }
+        self.lock.remove_file();
         let images: Vec<Object> = self.before.named(&[&self.names.image]).collect();
         if let Err(error) = self.repository.forget(&images).await {
             // It has no manifest: a leftover, which `archive prune` deletes.

@@ -1,9 +1,10 @@
 //! Claims about archives in repositories of restic, with a simulated restic. The suite for every kind of archive holds for them, too.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join};
@@ -223,7 +224,7 @@ async fn what_another_process_is_storing_is_never_left_over() {
         assert_eq!((stored, removed), (Ok(()), 0), "after {calls_before} calls");
         assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
         let locks = disk.list(Path::new("/var/lib/snapwarden/restic-vault.locks")).unwrap();
-        assert!(locks.is_empty(), "{locks:?}");
+        assert!(locks.is_empty(), "after {calls_before} calls: {locks:?}");
     }
 }
 
@@ -252,6 +253,61 @@ async fn an_image_whose_manifest_cannot_be_read_is_not_left_over() {
     assert_eq!(fixture.archive().remove_leftovers().await.unwrap(), []);
     fixture.repository(|all| all.lost.clear());
     assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
+}
+
+/// A restic that lets somebody else work before it answers the first call of a name.
+struct Meanwhile {
+    restic: SimRestic,
+    name: &'static str,
+    other: Arc<Mutex<Option<BoxFuture<'static, ()>>>>,
+}
+
+impl Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl SimTool for Meanwhile {
+    fn run(&self, command: Command, input: DuplexStream) -> BoxFuture<'static, Done> {
+        let is_meant = command.arguments[0] == self.name;
+        let (done, other) = (self.restic.run(command, input), Arc::clone(&self.other));
+        Box::pin(async move {
+            let done = done.await;
+            let other = if is_meant { other.lock().unwrap().take() } else { None };
+            if let Some(other) = other {
+                other.await;
+            }
+            done
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_write_one_file_at_once_neither_deletes_the_others() {
+    for name in ["snapshots", "backup", "never"] {
+        let restic = SimRestic::default();
+        restic.init(PLACE);
+        let other = Arc::default();
+        let program = Meanwhile { restic: restic.clone(), name, other: Arc::clone(&other) };
+        let [one, two] = [(); 2].map(|()| Arc::new(MemoryDisk::new()));
+        let first = ResticFixture::over(&restic, Arc::new(program), one);
+        let second = ResticFixture::over(&restic, Arc::new(restic.clone()), two);
+        let markers = [1, 2].map(|id| Marker::new(Uuid::from_u128(id)));
+        let [Archive::Restic(ours), Archive::Restic(theirs)] =
+            [first.archive.clone(), second.archive.clone()]
+        else {
+            unreachable!()
+        };
+        let [mine, their] = markers.clone();
+        let theirs_too = theirs.clone();
+        let writes = async move { theirs_too.write_marker(&their).await.unwrap() };
+        *other.lock().unwrap() = Some(Box::pin(writes));
+        // It may find that its own is deleted.
+        let _ = ours.write_marker(&mine).await;
+        let found = theirs.marker().await.unwrap().unwrap();
+        assert!(found.as_ref().is_some_and(|found| markers.contains(found)), "{name}: {found:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -479,7 +479,7 @@ pub struct StoredImage {
     bucket: Arc<Bucket>,
     key: String,
     /// Of which version.
-    version_id: Option<String>,
+    version_id: Option<Box<str>>,
     md5: Md5Sum,
 }
 

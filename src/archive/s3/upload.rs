@@ -520,8 +520,8 @@ impl S3Sink {
         let image = match self.complete(&manifest).await? {
             Completed::Theirs(theirs) => return Ok(*theirs),
             Completed::Ours { etag, version_id } => {
-                let etag = Some(etag).filter(|etag| !etag.is_empty());
-                ImageRecord { etag, version_id, ..manifest.image }
+                let etag = Some(etag.into_boxed_str()).filter(|etag| !etag.is_empty());
+                ImageRecord { etag, version_id: version_id.map(String::into_boxed_str), ..manifest.image }
             }
         };
         let manifest = Manifest { image, ..manifest };

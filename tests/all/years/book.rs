@@ -81,6 +81,10 @@ pub(super) struct Known {
     pub(super) is_ours: bool,
     /// Since when it has failed.
     pub(super) failed_at: Option<Timestamp>,
+    /// When a run has surely seen that, since the last listing that was not the truth.
+    pub(super) seen_failed_at: Option<Timestamp>,
+    /// Whether a report said that the program has taken it.
+    pub(super) is_surely_ours: bool,
     /// Whether a run of each policy has surely seen it good.
     pub(super) was_seen_good: bool,
     /// Whether a listing surely had it.
@@ -162,8 +166,8 @@ pub(super) struct Book {
     /// Damaged copies that no verification has found, by archive.
     pub(super) unfound: BTreeSet<(&'static str, SnapshotId)>,
     pub(super) memories: BTreeMap<(PolicyName, ZoneName), Vec<Former>>,
-    /// When a listing last was not the truth.
-    pub(super) lied_at: Option<Timestamp>,
+    /// Whether a listing ever was not the truth.
+    pub(super) has_lied: bool,
     // Of this night:
     pub(super) deletions: Vec<Deletion>,
     pub(super) creations: BTreeSet<SnapshotId>,
@@ -231,6 +235,8 @@ impl Book {
                         zone: zone.clone(),
                         is_ours,
                         failed_at: None,
+                        seen_failed_at: None,
+                        is_surely_ours: false,
                         was_seen_good: false,
                         was_listed: false,
                     }
@@ -241,7 +247,7 @@ impl Book {
                 if is_failed {
                     known.failed_at.get_or_insert(at);
                 } else {
-                    known.failed_at = None;
+                    (known.failed_at, known.seen_failed_at) = (None, None);
                 }
             }
         }
@@ -446,10 +452,10 @@ impl Book {
         // program; and after a lost answer it does not know its own.
         let mut as_it_may_know = facts.clone();
         for one in &mut as_it_may_know.snapshots {
-            one.owner = None;
-            let failed_at = self.known.get(&one.id).and_then(|known| known.failed_at);
-            let since = |at| if self.lied_at.is_some_and(|lied| lied >= at) { now } else { at };
-            one.failed = failed_at.map(|at| FailedFacts { since: since(at), was_good: true });
+            let Some(known) = self.known.get(&one.id) else { continue };
+            one.owner = one.owner.take().filter(|_| known.is_surely_ours);
+            let since = known.seen_failed_at.unwrap_or(now);
+            one.failed = known.failed_at.map(|_| FailedFacts { since, was_good: true });
         }
         let as_it_may_know = waits(&as_it_may_know)?;
         // Nor does what an edit of the gate alone lets go: whether it has its copy is not asked here.
