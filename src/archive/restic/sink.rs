@@ -151,10 +151,11 @@ impl ResticSink {
         let (written, listed) = self.repository.put(&self.names.manifest, &manifest.to_bytes()).await?;
         if !listed.iter().any(|object| object.id == made.id) {
             // Another state directory of this machine may have taken it for the rest of an export that ended.
-            let mut why = "its snapshot was deleted before the manifest was written".to_owned();
-            if let Err(error) = self.repository.forget(&[written]).await {
-                why += &format!(", and the manifest stays: {}", chain(&error));
-            }
+            let what = "its snapshot was deleted before the manifest was written";
+            let why = match self.repository.forget(&[written]).await {
+                Ok(()) => what.to_owned(),
+                Err(error) => format!("{what}, and the manifest stays: {}", chain(&error)),
+            };
             return Err(self.error(ResticCause::Differs(why)));
         }
         self.lock.remove_file();

@@ -83,8 +83,6 @@ pub(super) struct Known {
     pub(super) failed_at: Option<Timestamp>,
     /// When a run has surely seen that, since the last listing that was not the truth.
     pub(super) seen_failed_at: Option<Timestamp>,
-    /// Whether a report said that the program has taken it.
-    pub(super) is_surely_ours: bool,
     /// Whether a run of each policy has surely seen it good.
     pub(super) was_seen_good: bool,
     /// Whether a listing surely had it.
@@ -166,6 +164,8 @@ pub(super) struct Book {
     /// Damaged copies that no verification has found, by archive.
     pub(super) unfound: BTreeSet<(&'static str, SnapshotId)>,
     pub(super) memories: BTreeMap<(PolicyName, ZoneName), Vec<Former>>,
+    /// The snapshots of which a report said that the program has taken them.
+    pub(super) surely_ours: BTreeSet<SnapshotId>,
     /// Whether a listing ever was not the truth.
     pub(super) has_lied: bool,
     // Of this night:
@@ -236,7 +236,6 @@ impl Book {
                         is_ours,
                         failed_at: None,
                         seen_failed_at: None,
-                        is_surely_ours: false,
                         was_seen_good: false,
                         was_listed: false,
                     }
@@ -453,7 +452,7 @@ impl Book {
         let mut as_it_may_know = facts.clone();
         for one in &mut as_it_may_know.snapshots {
             let Some(known) = self.known.get(&one.id) else { continue };
-            one.owner = one.owner.take().filter(|_| known.is_surely_ours);
+            one.owner = one.owner.take().filter(|_| self.surely_ours.contains(&one.id));
             let since = known.seen_failed_at.unwrap_or(now);
             one.failed = known.failed_at.map(|_| FailedFacts { since, was_good: true });
         }

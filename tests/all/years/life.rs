@@ -491,10 +491,8 @@ impl Life {
         for step in
             steps.filter(|step| step.facts.action == Action::Create && step.outcome == StepOutcome::Done)
         {
-            if let Some(known) = step.facts.snapshot.id.and_then(|id| book.known.get_mut(&id)) {
-                // After a lost answer it is nobody's.
-                known.is_surely_ours = step.message.is_none();
-            }
+            // After a lost answer it is nobody's.
+            book.surely_ours.extend(step.facts.snapshot.id.filter(|_| step.message.is_none()));
         }
         for policy in std::mem::take(&mut book.used_up) {
             if book.allowed.remove(&policy) {
