@@ -1057,8 +1057,8 @@ async fn a_second_process_reads_no_manifest_that_the_first_has_read() {
     let whole = read_file(&*disk, file, 1 << 20).unwrap();
     assert_eq!(whole.split(|byte| *byte == b'\n').count(), 3);
     let torn = &whole[..whole.len() - 9];
-    let of = |version: &str| String::from_utf8(whole.clone()).unwrap().replace("[2,", version);
-    let (earlier, later) = (of("[1,\"its path\","), of("[3,"));
+    let of = |version: &str| String::from_utf8(whole.clone()).unwrap().replace("[3,", version);
+    let (earlier, later) = (of("[1,\"its path\","), of("[4,"));
     let odd: [(&[u8], usize); 6] = [
         (torn, 4),
         (&whole, 4),
