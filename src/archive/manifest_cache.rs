@@ -65,7 +65,7 @@ struct Content {
 struct Tag(u128);
 
 impl Tag {
-    /// An empty one tells nothing.
+    /// None of an empty one: the store gave none.
     fn of(tag: &str) -> Option<Self> {
         let hash: [u8; 32] = Sha256::digest(tag).into();
         let half = hash.first_chunk().map(|half| Self(u128::from_be_bytes(*half)));

@@ -18,6 +18,9 @@ use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::file;
 
+/// A clock that is set back by more was wrong altogether: what it said is no time.
+const SET_BACK_MAX: SignedDuration = SignedDuration::from_mins(10);
+
 /// The version of the file that this program writes. The first one knew no changes beside the file.
 const VERSION: u64 = 2;
 
@@ -133,9 +136,6 @@ impl Creation {
         })
     }
 }
-
-/// A clock that is set back by more was wrong altogether: what it said is no time.
-const SET_BACK_MAX: SignedDuration = SignedDuration::from_mins(10);
 
 /// A snapshot that became a template, or was about to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -51,9 +51,6 @@ pub struct ResticArchive {
     marker: Arc<Mutex<Option<(String, Marker)>>>,
 }
 
-/// The keys of files by the ids of their snapshots.
-type ById = HashMap<String, String>;
-
 /// A manifest, or why its copy does not count.
 type ReadManifest = Result<Arc<Manifest>, ProblemKind>;
 
@@ -437,9 +434,9 @@ impl ResticArchive {
         Ok(meant.len())
     }
 
-    /// The images among these files that no manifest among them names, and the manifests. Beside a manifest that does not count no
+    /// The images among these files that no manifest among them names, and the ids of the manifests. Beside a manifest that does not count no
     /// image is among them: what it says of the image is not known.
-    async fn unnamed_in(&self, objects: &[Object]) -> Result<(Vec<Object>, ById), ResticError> {
+    async fn unnamed_in(&self, objects: &[Object]) -> Result<(Vec<Object>, HashSet<String>), ResticError> {
         let catalogue = self.catalogue_of(objects).await?;
         let named: HashMap<String, Arc<Manifest>> = catalogue
             .copies()
@@ -457,7 +454,7 @@ impl ResticArchive {
         };
         let unnamed = objects.iter().filter(|object| is_unnamed(object)).cloned().collect();
         let manifests = objects.iter().filter(|object| manifest_stem(object).is_some());
-        Ok((unnamed, manifests.map(|object| (object.id.clone(), object.key.clone())).collect()))
+        Ok((unnamed, manifests.map(|object| object.id.clone()).collect()))
     }
 
     /// Images that no manifest names.
@@ -487,9 +484,13 @@ impl ResticArchive {
         Ok(useless.iter().map(|object| self.leftover(object, true)).collect())
     }
 
-    /// Deletes those of these images that nobody is storing, and that have no other manifests than these by now; the rest is taken
+    /// Deletes those of these images that are not being stored, and that have no other manifests than these by now; the rest is taken
     /// from the list.
-    async fn remove_unnamed(&self, images: &mut Vec<Object>, manifests: &ById) -> Result<(), ResticError> {
+    async fn remove_unnamed(
+        &self,
+        images: &mut Vec<Object>,
+        manifests: &HashSet<String>,
+    ) -> Result<(), ResticError> {
         let alone = self.repository.alone().await;
         let mut locks = BTreeMap::new();
         for object in &*images {
@@ -505,7 +506,7 @@ impl ResticArchive {
         let are_as_before = |listed: &[Object], image: &Object| {
             let stem = stem_and_role(&image.key).map(|(stem, _)| stem);
             let mut now = listed.iter().filter(|object| manifest_stem(object) == stem);
-            now.all(|object| manifests.contains_key(&object.id))
+            now.all(|object| manifests.contains(&object.id))
         };
         // Before it was locked, an export may have written the manifest.
         let listed = self.repository.list().await?;

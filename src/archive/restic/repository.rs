@@ -174,7 +174,7 @@ impl Repository {
         is_free.then(|| ImageLock { key: image_key.to_owned(), repository: Arc::clone(self), file: None })
     }
 
-    /// Locks an image, unless somebody works on it already.
+    /// Locks an image, unless it is locked already.
     ///
     /// # Errors
     /// [`ResticCause::Busy`] if it is locked, or the disk's error.
@@ -193,7 +193,7 @@ impl Repository {
         Ok(lock)
     }
 
-    /// Whether nobody stores an image now. Nothing is written to find that out.
+    /// Whether an image is not being stored now. Nothing is written to find that out.
     pub(super) async fn is_free(&self, image_key: &str) -> bool {
         if self.locked().contains(image_key) {
             return false;
