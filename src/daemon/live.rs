@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::clock::{Clock, timeout};
+use crate::disk::{Disk, RealDisk, blocking};
 use crate::text::{chain, printable};
 
 const FILE: &str = "daemon.sock";
@@ -53,7 +54,8 @@ pub async fn bind(state: &Path) -> io::Result<UnixListener> {
 /// # Errors
 /// It can't be removed.
 pub async fn remove(state: &Path) -> io::Result<()> {
-    match tokio::fs::remove_file(state.join(FILE)).await {
+    let place = state.join(FILE);
+    match blocking(move || RealDisk.remove_file(&place)).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

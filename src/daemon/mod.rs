@@ -25,7 +25,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{Id, JoinError, JoinHandle, JoinSet, spawn_blocking};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -38,7 +38,7 @@ use crate::daemon::server::BindError;
 use crate::daemon::service::ServiceManager;
 use crate::daemon::timetable::{Event, Timetable};
 use crate::daemon::web::{Access, WebFile};
-use crate::disk::{DiskLock, Metadata};
+use crate::disk::{DiskLock, Metadata, begin_blocking};
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
@@ -565,7 +565,7 @@ impl Daemon {
             return;
         }
         let (access, telemetry) = (Arc::clone(&self.access), self.telemetry.clone());
-        self.looking = Some(spawn_blocking(move || {
+        self.looking = Some(begin_blocking(move || {
             let error = match access.look_again() {
                 Ok(is_renewed) => {
                     if is_renewed {

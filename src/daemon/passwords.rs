@@ -12,9 +12,9 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::HeaderValue;
 use sha2::Sha256;
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 
 use crate::config::web::PasswordHash;
+use crate::disk::begin_blocking;
 use crate::randomness::Randomness;
 
 /// Results that are remembered of each kind: more users are better kept by a proxy.
@@ -79,7 +79,7 @@ impl Passwords {
         if let Some(verdict) = self.remembered(&tag) {
             return verdict;
         }
-        let fits = spawn_blocking(move || {
+        let fits = begin_blocking(move || {
             // It lasts as long as the work, also where the client has closed its connection.
             let _turn = turn;
             hash.fits(&password)

@@ -35,7 +35,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Mutex;
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -45,6 +45,7 @@ use crate::clock::{Clock, timeout};
 use crate::daemon::page;
 use crate::daemon::passwords::Verdict;
 use crate::daemon::web::Access;
+use crate::disk::begin_blocking;
 use crate::telemetry::Telemetry;
 use crate::text::safe_json;
 
@@ -368,7 +369,7 @@ async fn instance(State(port): State<Port>, Path((zone, id)): Path<(String, Stri
 
 /// A page, made beside the threads of the network: it may be of a large fleet.
 async fn html(made: impl FnOnce() -> Option<String> + Send + 'static, port: &Port) -> Response {
-    let (status, page) = match spawn_blocking(made).await {
+    let (status, page) = match begin_blocking(made).await {
         Ok(Some(page)) => (StatusCode::OK, page),
         Ok(None) => (StatusCode::NOT_FOUND, page::not_found(port.clock.now(), &port.telemetry.version())),
         Err(error) => {
@@ -391,7 +392,7 @@ async fn metrics(State(port): State<Port>) -> Response {
         Some((begun_at, text)) if *begun_at > asked_at => text.clone(),
         _ => {
             let begun_at = port.clock.elapsed();
-            match spawn_blocking(move || port.telemetry.metrics_text()).await {
+            match begin_blocking(move || port.telemetry.metrics_text()).await {
                 Ok(made) => {
                     let made = Bytes::from(made);
                     *last = Some((begun_at, made.clone()));

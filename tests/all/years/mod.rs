@@ -47,9 +47,15 @@ struct Campaign {
 }
 
 /// Plays a life on a runtime of its own, with one thread.
+#[expect(clippy::print_stderr, reason = "so that the end of the process is understood")]
 fn alone<T>(life: impl Future<Output = T>) -> T {
     snapwarden::disk::without_threads();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Of a runtime like this one, only threads for blocking work begin. How long they take is not in the seed.
+    runtime.on_thread_start(|| {
+        eprintln!("a life has a second thread, and its seed would not be the same life again");
+        std::process::abort();
+    });
     let runtime = runtime.enable_all().start_paused(true).build().unwrap();
     runtime.block_on(Box::pin(life))
 }
