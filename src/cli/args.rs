@@ -721,7 +721,7 @@ impl Command {
 }
 
 impl Arguments {
-    /// Whether the command prints its run for people, and nobody asked for more: what is reported need not be logged as well.
+    /// Whether the command prints its run for people, and no more was asked for: what is reported need not be logged as well.
     pub fn reports_its_run(&self) -> bool {
         let Global { output, log_format, log_level, verbose, .. } = &self.global;
         let is_for_people = *output == OutputFormat::Text && *log_format == logging::Format::Text;

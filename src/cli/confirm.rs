@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use crate::cli::exit::Refusal;
 
-/// Whether somebody can answer: both the question and the answer need a terminal.
+/// Whether a person can answer: both the question and the answer need a terminal.
 pub(super) fn can_ask() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }

@@ -40,7 +40,7 @@ pub(super) struct Passwords {
     places: Arc<Semaphore>,
 }
 
-/// Apart, so that whoever guesses does not make the right ones forgotten.
+/// Apart, so that guesses do not displace the right ones.
 #[derive(Default)]
 struct Known {
     right: VecDeque<[u8; 32]>,

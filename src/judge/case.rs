@@ -141,7 +141,7 @@ impl<'f> Case<'f> {
         snapshot.hold.is_some_and(|hold| hold.until.is_none_or(|until| self.facts.now < until))
     }
 
-    /// Whether a snapshot belongs to a policy: it took it, or was served by it, or nobody can say who else may prune it.
+    /// Whether a snapshot belongs to a policy: it took it, or was served by it, or it is not known who else may prune it.
     fn is_of(&self, policy: &PolicyName, snapshot: &SnapshotFacts) -> bool {
         let Some(owner) = &snapshot.owner else { return false };
         match &owner.maker {

@@ -29,7 +29,7 @@ pub struct Facts {
     pub before: Vec<Situation>,
     /// There are more such changes than can be taken back one by one, so no deletion is beyond doubt.
     pub has_too_many_changes: bool,
-    /// Somebody let deletions pass that only a change brings about, or though a newer snapshot is missing.
+    /// An operator let deletions pass that only a change brings about, or though a newer snapshot is missing.
     pub changes_are_allowed: bool,
     /// Every snapshot of the instances that the case is about.
     pub snapshots: Vec<SnapshotFacts>,

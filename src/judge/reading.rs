@@ -1,4 +1,4 @@
-//! Reads the deciding keys of a policy. What it can't read is an error: then nobody knows what the policy keeps.
+//! Reads the deciding keys of a policy. What it can't read is an error: then it is not known what the policy keeps.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

@@ -51,7 +51,7 @@ pub struct ArchiveCopier<'a> {
     pub from: &'a Archive,
     /// The archive that gets the copies.
     pub to: &'a Archive,
-    /// How the archives lose copies that nobody deleted.
+    /// How the archives lose copies that were not deleted.
     pub guards: [&'a Guard; 2],
     /// Whether the archive that gets the copies may hold the user data of instances.
     pub user_data: bool,

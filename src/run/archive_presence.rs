@@ -316,7 +316,7 @@ pub(crate) async fn mark(
         let found = archive.marker().await.map_err(|error| chain(&error))?;
         let found = match (found, id) {
             (Ok(found), _) => found,
-            // Whoever takes it over has seen that it is damaged.
+            // The operator who takes it over has seen that it is damaged.
             (Err(_), Some(_)) => None,
             // Another shard may be writing it at this moment.
             (Err(MarkerProblem::Damaged(_)), None) if tries > 0 && state.shard().is_some() => {

@@ -400,7 +400,7 @@ fn created(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> HashMap<Sna
         for made in state.created.iter().filter(in_zone) {
             let server = states.iter().find(|(other, _)| Some(other) == made.server());
             let id = server.and_then(|(_, state)| made.served_from(&state.created)?.snapshot_id);
-            // One that is nobody's is not made anybody's by serving a slot.
+            // One that belongs to no policy does not belong to one by serving a slot.
             if let Some(ownership) = id.and_then(|id| owned.get_mut(&id)) {
                 ownership.served.push(policy.clone());
             }

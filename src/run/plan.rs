@@ -33,7 +33,7 @@ pub struct ZonePlan {
     pub plan: PolicyPlan,
     /// The changes that have not settled, of which some may keep what the plan would delete otherwise.
     pub(crate) unsettled: Vec<Seen>,
-    /// Whether what waits for a change to settle or for a newer snapshot is deleted all the same, since somebody let it pass.
+    /// Whether what waits for a change to settle or for a newer snapshot is deleted all the same, since an operator let it pass.
     pub(crate) accepts_changes: bool,
 }
 

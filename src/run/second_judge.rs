@@ -69,7 +69,7 @@ pub struct Judged<'a> {
     pub at: Timestamp,
     /// The instances that lost all their snapshots.
     pub emptied: &'a [InstanceId],
-    /// Whether somebody let pass what waits for changes or for newer snapshots.
+    /// Whether an operator let pass what waits for changes or for newer snapshots.
     pub changes_are_allowed: bool,
 }
 

@@ -716,7 +716,7 @@ impl Client {
         attempts.pause(retry_after, &*self.randomness).max(SHORTEST_PAUSE)
     }
 
-    /// Whether nobody can read or change what is sent on its way.
+    /// Whether what is sent can be neither read nor changed on its way.
     fn is_encrypted(&self) -> bool {
         self.location.endpoint.scheme() == "https"
     }

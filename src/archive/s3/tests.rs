@@ -1663,7 +1663,7 @@ async fn only_what_is_marked_as_pruned_is_deleted_for_good_and_its_mark_stays_as
         versions.get(&key(".qcow2")).map_or(0, |all| all.iter().filter(|one| one.bytes.is_some()).count())
     };
     let copy = || async { archive.catalogue().await.unwrap().copies()[0].clone() };
-    // A mark that was taken back, and an image that somebody hid.
+    // A mark that was taken back, and an image that was hidden.
     let stored = copy().await;
     let client = &archive.bucket.client;
     client.put(&key(".pruned.json"), "application/json", b"{}".to_vec()).await.unwrap();

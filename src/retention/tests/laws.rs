@@ -219,7 +219,7 @@ fn councils_of(most: usize) -> impl Strategy<Value = Vec<Policy>> {
     })
 }
 
-/// Whether the policy took the snapshot or was served by it, or nobody can say who else may prune it.
+/// Whether the policy took the snapshot or was served by it, or it is not known who else may prune it.
 fn is_own(policy: &Policy, policies: &[Policy], inventory: &Inventory, snapshot: &Snapshot) -> bool {
     match inventory.created.get(&snapshot.id) {
         None => false,

@@ -203,7 +203,7 @@ async fn in_doubt_nothing_is_pruned() {
     for day in [1, 2] {
         bench.copy(WEB, day, None);
     }
-    // Nobody can tell what is held.
+    // It is not known what is on hold.
     let holds = bench.folder.path().join("state/holds.json");
     std::fs::write(&holds, b"{").unwrap();
     assert!(bench.pruner.plan(None, &[]).await.is_err());
