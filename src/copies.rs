@@ -19,7 +19,7 @@ pub(crate) const TIME: &str = "%Y%m%dT%H%M%SZ";
 /// The snapshot that a copy is of, as the names of its files have it. As a text it is the path of these files in the archive,
 /// without an ending: `<zone>/<instance id>/<created as 20261101T023000Z>-<snapshot id>`. Fractions of a second are dropped from
 /// the time; the id keeps the names apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CopyId {
     /// The zone of the snapshot.
     pub zone: ZoneName,

@@ -260,6 +260,14 @@ impl Manifest {
         let mut bytes = match before {
             Some(mut whole) => {
                 merge(&mut whole, serde_json::to_value(ours).expect("JSON can hold all that a manifest has"));
+                // Those of another store would be asked for in this one, which may need a right of its own for that.
+                if let Some(image) = whole.get_mut("image").and_then(Value::as_object_mut) {
+                    image.retain(|name, _| match name.as_str() {
+                        "etag" => self.image.etag.is_some(),
+                        "version_id" => self.image.version_id.is_some(),
+                        _ => true,
+                    });
+                }
                 serde_json::to_vec_pretty(&whole)
             }
             None => serde_json::to_vec_pretty(&ours),
@@ -327,6 +335,20 @@ mod tests {
             (&without["machine"]["gpu"], &without["machine"]["user_data"]),
             (&json!({ "count": 2 }), &Value::Null)
         );
+    }
+
+    #[test]
+    fn names_that_another_store_gave_do_not_survive_a_rewrite() {
+        let mut there = manifest_of(b"QFI");
+        (there.image.etag, there.image.version_id) = (Some("a".into()), Some("3".into()));
+        let bytes = there.to_bytes();
+        let same = Manifest { written: Some(Written::over(bytes.clone())), ..there.clone() };
+        let value = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+        assert_eq!(value(&same.to_bytes()), value(&bytes));
+        (there.image.etag, there.image.version_id) = (None, None);
+        let copied = Manifest { written: Some(Written::over(bytes)), ..there.clone() };
+        let image = &value(&copied.to_bytes())["image"];
+        assert_eq!((image.get("etag"), image.get("version_id")), (None, None));
     }
 
     #[test]

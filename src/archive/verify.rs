@@ -95,10 +95,12 @@ impl Verification {
 }
 
 /// The copies to read next: a share of an archive's images, in percent, at least one; those come first whose last
-/// verification is oldest. In addition those that were found corrupt, whether or not the archive says so.
-pub(crate) fn due(catalogue: &Catalogue, percent: u64) -> Vec<StoredCopy> {
+/// verification is oldest, or lies ahead of `now`: a clock that was wrong dated it, and would put the next one off for as long.
+/// In addition those that were found corrupt, whether or not the archive says so.
+pub(crate) fn due(catalogue: &Catalogue, percent: u64, now: Timestamp) -> Vec<StoredCopy> {
     let mut copies: Vec<StoredCopy> = catalogue.unpruned().cloned().collect();
-    copies.sort_by_key(|copy| (copy.manifest.verified_at, copy.manifest.snapshot.id));
+    let read_at = |manifest: &Manifest| Some(manifest.verified_at).filter(|at| *at <= now);
+    copies.sort_by_key(|copy| (read_at(&copy.manifest), copy.manifest.snapshot.id));
     let share = (copies.len() as u64).saturating_mul(percent).div_ceil(100);
     copies.truncate(usize::try_from(share).unwrap_or(usize::MAX));
     copies.extend(corrupt(catalogue).cloned());

@@ -519,9 +519,11 @@ pub async fn prune(
             })
         });
         let notes = pruning.map_or_else(Vec::new, |pruning| pruning.blocked.clone());
-        let left = leftovers(pruning.map(|pruning| pruning.leftovers.as_slice()).unwrap_or_default());
+        let left = pruning.and_then(|pruning| pruning.leftovers.as_deref().ok());
+        let left = leftovers(left.unwrap_or_default());
         json!({
             "dry_run": dry_run, "copies": copies.collect::<Value>(), "blocked": notes, "leftovers": left,
+            "leftovers_error": pruning.and_then(|pruning| pruning.leftovers.as_ref().err()),
             "freed_bytes": pruning.filter(|_| !dry_run).and_then(Pruning::freed_bytes),
             "noncurrent": noncurrent(pruning.and_then(|pruning| pruning.versions.as_ref().ok()?.as_ref())),
         })
@@ -535,11 +537,12 @@ pub async fn prune(
         || if results.is_empty() { none } else { results.iter().map(text).collect() },
     );
     let is_bad = |copy: &PrunedCopy| copy.outcome == Some(StepOutcome::Failed);
+    let is_good = |pruning: &Pruning| pruning.leftovers.is_ok() && !pruning.copies.iter().any(is_bad);
     let is_blocked = |(_, pruning): &(&ArchiveName, Result<Pruning, String>)| {
         pruning.as_ref().is_ok_and(|pruning| !pruning.blocked.is_empty())
     };
     let held = if !dry_run && results.iter().any(is_blocked) { Exit::Held } else { Exit::Done };
-    Ok(held.worse(exit_of(&results, |pruning| !pruning.copies.iter().any(is_bad))))
+    Ok(held.worse(exit_of(&results, is_good)))
 }
 
 /// What was pruned of an archive, or would be.
@@ -547,8 +550,8 @@ struct Pruning {
     copies: Vec<PrunedCopy>,
     /// What the guard keeps, in sentences, and how to let it pass.
     blocked: Vec<String>,
-    /// What interrupted exports left, and was removed or would be.
-    leftovers: Vec<Leftover>,
+    /// What interrupted exports left, and was removed or would be; or why it stays.
+    leftovers: Result<Vec<Leftover>, String>,
     /// The length of the images that were deleted.
     deleted_bytes: u64,
     /// What the bucket keeps of deleted files, those that were deleted now included; none where it keeps nothing.
@@ -560,8 +563,8 @@ struct Pruning {
 impl Pruning {
     /// Nothing.
     fn none() -> Self {
-        let (copies, blocked, leftovers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { copies, blocked, leftovers, deleted_bytes: 0, versions: Ok(None), rule: None }
+        let (copies, blocked) = (Vec::new(), Vec::new());
+        Self { copies, blocked, leftovers: Ok(Vec::new()), deleted_bytes: 0, versions: Ok(None), rule: None }
     }
 
     /// How many bytes of the deleted images are not there any more; none if that is not known.
@@ -601,12 +604,13 @@ async fn prune_one(
     }
     let blocked = plan.held.into_values().chain(plan.pending.into_values()).collect();
     let leftovers = if pruner.only != CopyFilter::default() {
-        Vec::new()
+        Ok(Vec::new())
     } else if dry_run {
-        let all = pruner.archive.leftovers().await.map_err(|error| chain(&error))?.into_iter();
-        all.filter(|leftover| leftover.is_useless).collect()
+        let all = pruner.archive.leftovers().await.map_err(|error| chain(&error));
+        all.map(|all| all.into_iter().filter(|leftover| leftover.is_useless).collect())
     } else {
-        pruner.archive.remove_leftovers().await.map_err(|error| chain(&error))?
+        // What was pruned was pruned all the same.
+        pruner.archive.remove_leftovers().await.map_err(|error| chain(&error))
     };
     let versions = pruner.archive.versions(&deleted.iter().collect::<Vec<_>>()).await;
     let versions = versions.map_err(|error| chain(&error));
@@ -677,7 +681,11 @@ fn render_pruned(name: &ArchiveName, pruning: &Pruning, dry_run: bool, output: O
         text.push_str(&output.note("BLOCKED:", Tone::Bad, why));
     }
     let fate = if dry_run { "would be removed" } else { "removed" };
-    for leftover in leftovers {
+    if let Err(why) = leftovers {
+        let why = format!("what interrupted exports left stays: {why}");
+        text.push_str(&output.note("FAILED:", Tone::Bad, &why));
+    }
+    for leftover in leftovers.iter().flatten() {
         let path = printable(&leftover.path.to_string_lossy()).into_owned();
         let _ = writeln!(text, "leftover of an interrupted export, {fate}: {path}");
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum as _;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
@@ -22,7 +23,7 @@ use crate::cli::survey::Survey;
 use crate::config::sections::Config;
 use crate::lookup::{self, Kind};
 use crate::policy::name::ArchiveName;
-use crate::policy::{Policy, Which};
+use crate::policy::{Guard, Policy, Which};
 use crate::randomness::fresh_id;
 use crate::retention::export_gate::unadopted_text;
 use crate::run::archive_presence::{Found, Looker, Presence, remember_write};
@@ -56,28 +57,20 @@ pub(super) async fn rm(
     };
     let archive = assemble::archive(name, settings, &seams, (&config.state_directory, Use::Changing))?;
     let state = assemble::state(&config, &seams, Use::Changing)?;
-    let looker = Looker::new(&state).await.map_err(Refusal::failed)?;
-    let found = looker.look(&archive, &rules.guard).await;
-    let found = found.map_err(|why| Refusal::failed(format!("archive {name}: {why}")))?;
-    match &found.presence {
-        Presence::Closed(why) => return Err(in_doubt(name, why)),
-        Presence::Unadopted => return Err(Refusal::failed(unadopted_text(name))),
-        Presence::InDoubt { .. } | Presence::Known | Presence::FirstUse => {}
-    }
-    let copy = find(&found.catalogue, text, copies)?;
-    if let Presence::InDoubt { why, .. } = &found.presence {
-        // Where copies share their data, only removing the corrupt one helps; an export over lost data fails as well.
-        let is_corrupt = !found.catalogue.copies().contains(&copy);
-        if !is_corrupt || !archive.shares_data() {
-            return Err(in_doubt(name, why));
-        }
-    }
-    let mut survey = Survey::default();
-    survey.ask_zones(&config, &seams).await;
-    survey.ask_archives(&config, &seams, &state).await;
-    let holds = Held::of(&state, &found, &copy, &seams).await?;
-    let losses = losses(&config, &survey, &found.catalogue, &copy, holds);
+    let look = async || Meant::look(&config, &seams, &state, (&archive, &rules.guard), (text, copies)).await;
+    let Meant { copy, losses, .. } = look().await?;
     confirm(name, &copy, &losses, answer, output)?;
+    let accepted = losses;
+    // Until the end no policy deletes a snapshot of the zone; while that was asked, one may have.
+    let alone = state.lock_zone(&copy.manifest.zone, &*seams.clock, &CancellationToken::new()).await;
+    let _alone = alone.map_err(|error| in_doubt(name, &chain(&error)))?;
+    let Meant { found, copy, losses } = look().await?;
+    if let Some((_, why)) = losses.iter().find(|(loss, _)| accepted.iter().all(|(other, _)| other != loss)) {
+        return Err(in_doubt(
+            name,
+            &format!("more is lost with the copy than a moment ago: {why}; run it again"),
+        ));
+    }
 
     let run_id = fresh_id(&*seams.randomness, seams.clock.now());
     let recorder = Recorder::manual(state.clone(), Arc::clone(&seams.clock), run_id);
@@ -107,6 +100,47 @@ pub(super) async fn rm(
         || format!("archive {name}: deleted the copy of {}\n", described(&copy)),
     );
     Ok(Exit::Done)
+}
+
+/// What a command line means, as things are at this moment.
+struct Meant {
+    found: Found,
+    copy: StoredCopy,
+    losses: Losses,
+}
+
+impl Meant {
+    async fn look(
+        config: &Config,
+        seams: &Seams,
+        state: &StateDirectory,
+        (archive, guard): (&Archive, &Guard),
+        (text, copies): (&str, &Copies),
+    ) -> Result<Self, Refusal> {
+        let name = archive.name();
+        let looker = Looker::new(state).await.map_err(Refusal::failed)?;
+        let found = looker.look(archive, guard).await;
+        let found = found.map_err(|why| Refusal::failed(format!("archive {name}: {why}")))?;
+        match &found.presence {
+            Presence::Closed(why) => return Err(in_doubt(name, why)),
+            Presence::Unadopted => return Err(Refusal::failed(unadopted_text(name))),
+            Presence::InDoubt { .. } | Presence::Known | Presence::FirstUse => {}
+        }
+        let copy = find(&found.catalogue, text, copies)?;
+        if let Presence::InDoubt { why, .. } = &found.presence {
+            // Where copies share their data, only removing the corrupt one helps; an export over lost data fails as well.
+            let is_corrupt = !found.catalogue.copies().contains(&copy);
+            if !is_corrupt || !archive.shares_data() {
+                return Err(in_doubt(name, why));
+            }
+        }
+        let mut survey = Survey::default();
+        survey.ask_zones(config, seams).await;
+        survey.ask_archives(config, seams, state).await;
+        let holds = Held::of(state, &found, &copy, seams).await?;
+        let losses = losses(config, &survey, &found.catalogue, &copy, holds);
+        Ok(Self { found, copy, losses })
+    }
 }
 
 /// The copy that is meant; a corrupt one too.

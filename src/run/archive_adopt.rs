@@ -57,9 +57,14 @@ pub async fn adopt(
         was_foreign: found.is_some() && found != memory.id,
     };
     let remember = move |all: &mut Archives| {
-        let id = all.of(&name).id;
-        all.archives
-            .insert(name, ArchiveMemory { id, copies, write_failure: None, was_new: false, ..memory });
+        let now = all.of(&name);
+        let mut adopted = ArchiveMemory { id: now.id, copies, write_failure: None, was_new: false, ..memory };
+        // What another process found since that was read.
+        adopted.corrupt.extend(now.corrupt);
+        adopted.corruption_at = adopted.corruption_at.max(now.corruption_at);
+        adopted.locked.extend(now.locked);
+        adopted.rested_on.extend(now.rested_on);
+        all.archives.insert(name, adopted);
     };
     state.change_archives(clock, remember).await.map_err(|error| chain(&error))?;
     Ok(adopted)

@@ -16,6 +16,7 @@ use crate::archive::backend::Archive;
 use crate::archive::catalogue::{Catalogue, CopyFilter, StoredCopy};
 use crate::archive::copy_reader::{CopyReader, ReadError};
 use crate::archive::manifest::{ImageRecord, Manifest, Written, without_user_data};
+use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::store::StoreError;
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::sink::{Begin, SinkError};
@@ -132,6 +133,21 @@ impl ArchiveCopier<'_> {
         }
         if target.presence.is_first_use() {
             mark(self.state, &**self.clock, self.randomness, self.to, None).await?;
+        }
+        // A corrupt copy that the archive could not be written to mark would pass there for a good one, and not be replaced.
+        for (corrupt, since) in target.catalogue.unmarked() {
+            if lacking.iter().any(|copy| copy.stem() == corrupt.stem()) {
+                match self.to.update_manifest(corrupt, ManifestUpdate::Corrupt(*since)).await {
+                    // One that has changed was stored or marked by another process.
+                    Ok(()) | Err(UpdateError::Changed { .. }) => {}
+                    Err(error) => {
+                        let (to, why) = (self.to.name(), chain(&error));
+                        return Err(format!(
+                            "the corrupt copies in archive {to} cannot be marked as such, so they cannot be replaced: {why}"
+                        ));
+                    }
+                }
+            }
         }
         // Read again, with the marker that it has now.
         let target = self.to.catalogue().await.map_err(|error| chain(&error))?;

@@ -18,7 +18,7 @@ use crate::policy::name::ArchiveName;
 use crate::policy::{ArchiveRules, Guard, Policy};
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::inventory::ClockSkew;
-use crate::run::archive_presence::{Looker, Presence, remember_write};
+use crate::run::archive_presence::{Looker, Presence, corrupt_since, remember_write};
 use crate::run::archive_retention::{CopyDecision, CopyPlan, Judged};
 use crate::run::context::Runner;
 use crate::run::guard::valid;
@@ -100,6 +100,7 @@ impl ArchivePruner {
         };
         let mut plan = judged.plan(zones, now)?;
         plan.decisions.retain(|decision| self.only.includes(&decision.copy.manifest));
+        plan.note_kept(&found.catalogue);
         plan.held.retain(|zone, _| self.only.includes_zone(zone));
         plan.pending.retain(|zone, _| self.only.includes_zone(zone));
         Ok(plan)
@@ -145,7 +146,8 @@ impl ArchivePruner {
         }
         let mut steps = Vec::new();
         for CopyDecision { copy, facts, .. } in plan.deletions() {
-            steps.push(recorder.step(facts.clone(), self.prune_one(copy)).await);
+            let kept = plan.newest_kept.get(&copy.manifest.instance.id);
+            steps.push(recorder.step(facts.clone(), self.prune_one(copy, kept)).await);
         }
         // What an earlier pruning left may not be locked any more.
         if let Err(error) = self.archive.delete_noncurrent().await {
@@ -154,7 +156,24 @@ impl ArchivePruner {
         Ok((plan, steps))
     }
 
-    async fn prune_one(&self, copy: &StoredCopy) -> Result<Done, StepError> {
+    /// Prunes a copy, in place of which this newest one stays, if it still does.
+    async fn prune_one(&self, copy: &StoredCopy, kept: Option<&StoredCopy>) -> Result<Done, StepError> {
+        let doubts = self.state.doubts(self.archive.name()).await;
+        let doubts = doubts.map_err(|error| StepError::failed(chain(&error)))?;
+        if let Some(kept) = kept {
+            // Only of archives whose copies share their data is that remembered.
+            let is_unread = doubts.corruption_at.is_some_and(|at| kept.manifest.verified_at < at);
+            let is_corrupt = is_unread || corrupt_since(&doubts.corrupt, kept).is_some();
+            let counts = !is_corrupt
+                && self.archive.has(kept).await.map_err(|error| StepError::failed(chain(&error)))?;
+            if !counts {
+                return Err(StepError::blocked(format!(
+                    "the newest copy that would stay, of snapshot {}, does not count any more since the plan: see `snapwarden archive list {}`",
+                    kept.manifest.snapshot.id,
+                    self.archive.name()
+                )));
+            }
+        }
         // Again, so that a hold that was placed since the plan still counts.
         let holds = self.holds().await.map_err(StepError::failed)?;
         let now = self.clock.now();

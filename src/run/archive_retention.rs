@@ -3,7 +3,7 @@
 //! The same engine decides as for snapshots: each verified copy stands for its snapshot. Corrupt copies, and everything else
 //! that does not count as a copy, are neither counted nor deleted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
+use crate::copies::CopyId;
 use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::select::Select;
 use crate::policy::{ArchiveRules, Policy};
@@ -73,12 +74,32 @@ pub struct CopyPlan {
     pub warnings: BTreeMap<ZoneName, Vec<String>>,
     /// What the next plan is compared with.
     pub(crate) memories: BTreeMap<ZoneName, Value>,
+    /// Of each instance that loses copies the newest one that stays and counts, if one does.
+    pub(crate) newest_kept: BTreeMap<InstanceId, StoredCopy>,
 }
 
 impl CopyPlan {
     /// The copies to delete.
     pub(crate) fn deletions(&self) -> impl Iterator<Item = &CopyDecision> {
         self.decisions.iter().filter(|decision| decision.blocked_by.is_none())
+    }
+
+    /// Takes down which copies stay in place of those that are deleted.
+    pub(crate) fn note_kept(&mut self, catalogue: &Catalogue) {
+        let ids = |decision: &CopyDecision| decision.copy.manifest.id();
+        let deleted: HashSet<CopyId> = self.deletions().map(ids).collect();
+        let losing: BTreeSet<InstanceId> =
+            self.deletions().map(|decision| decision.copy.manifest.instance.id).collect();
+        let mut kept: BTreeMap<InstanceId, &StoredCopy> = BTreeMap::new();
+        for copy in catalogue.counting().filter(|copy| copy.manifest.pruned_at.is_none()) {
+            let instance = copy.manifest.instance.id;
+            if losing.contains(&instance) && !deleted.contains(&copy.manifest.id()) {
+                let taken = |copy: &StoredCopy| copy.manifest.snapshot.created_at;
+                let newest = kept.entry(instance).or_insert(copy);
+                *newest = if taken(copy) > taken(newest) { copy } else { *newest };
+            }
+        }
+        self.newest_kept = kept.into_iter().map(|(instance, copy)| (instance, copy.clone())).collect();
     }
 }
 

@@ -84,7 +84,7 @@ impl ArchiveVerifier<'_> {
         let catalogue = self.catalogue().await?;
         let mut verification = Verification::of(&catalogue);
         let mut reads: Vec<BoxFuture<'_, _>> = Vec::new();
-        for copy in due(&catalogue, percent) {
+        for copy in due(&catalogue, percent, self.clock.now()) {
             let Self { clock, randomness, hashers, throttle, watch, .. } = self;
             let read = async move {
                 let shown = watch.map(|watch| watch.begin("verifying", self.archive.name(), &copy.manifest));

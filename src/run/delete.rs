@@ -140,7 +140,8 @@ async fn permit(
         let (copy, intact) = catalogue.evidence(snapshot, needed.of, needed.or_since).ok_or_else(lacking)?;
         for copy in [copy, intact] {
             // Only of archives whose copies share their data is that remembered.
-            let is_in_doubt = doubts.corruption_at.is_some_and(|at| copy.manifest.verified_at < at);
+            let since = |at| (at..=runner.clock.now()).contains(&copy.manifest.verified_at);
+            let is_in_doubt = doubts.corruption_at.is_some_and(|at| !since(at));
             if is_in_doubt || corrupt_since(&doubts.corrupt, copy).is_some() {
                 return Err(blocked("export", ": it was found corrupt since the plan"));
             }

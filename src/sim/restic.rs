@@ -30,6 +30,8 @@ pub struct SimRepository {
     pub locked_for: u32,
     /// Data that is lost: what has it can be saved again, and not be read.
     pub lost: Vec<Bytes>,
+    /// The ids of snapshots whose files can't be read: a listing leaves them out, and ends well.
+    pub unreadable: Vec<String>,
     /// Whether there is no space left.
     pub is_full: bool,
     /// How many snapshots were ever made.
@@ -66,6 +68,19 @@ impl SimRestic {
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, SimRepository>> {
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a call that ends well writes to its standard error.
+    fn complaints(&self, command: &Command) -> String {
+        let repository = command.environment.get("RESTIC_REPOSITORY").cloned().unwrap_or_default();
+        let all = self.all();
+        let is_listing = command.arguments.first().is_some_and(|name| name == "snapshots");
+        let unreadable = all.get(&repository).filter(|_| is_listing).map(|found| &*found.unreadable);
+        let complaint = |id: &String| {
+            let short = &id[..8];
+            format!("could not load snapshot {short}: load <snapshot/{short}>: invalid data returned\n")
+        };
+        unreadable.unwrap_or_default().iter().map(complaint).collect()
     }
 
     fn call(&self, command: &Command, input: &Bytes) -> Result<Vec<u8>, (i32, String)> {
@@ -153,8 +168,10 @@ impl SimRepository {
     }
 
     fn listing(&self, ids: &[&str]) -> Vec<u8> {
-        let is_meant =
-            |snapshot: &&SimSnapshot| ids.is_empty() || ids.iter().any(|id| snapshot.id.starts_with(id));
+        let is_meant = |snapshot: &&SimSnapshot| {
+            !self.unreadable.contains(&snapshot.id)
+                && (ids.is_empty() || ids.iter().any(|id| snapshot.id.starts_with(id)))
+        };
         let row = |snapshot: &SimSnapshot| {
             json!({
                 "time": format!("{}Z", snapshot.time.replace(' ', "T")),
@@ -199,7 +216,9 @@ impl SimTool for SimRestic {
                 let _ = input.read_to_end(&mut bytes).await;
             }
             match restic.call(&command, &bytes.into()) {
-                Ok(stdout) => Done { stdout: stdout.into(), ..Done::default() },
+                Ok(stdout) => {
+                    Done { stdout: stdout.into(), stderr: restic.complaints(&command), ..Done::default() }
+                }
                 Err((status, stderr)) => Done { stderr, status, ..Done::default() },
             }
         })

@@ -118,6 +118,32 @@ async fn a_damaged_image_is_not_copied_on_and_an_archive_that_is_not_there_gets_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_is_only_noted_as_corrupt_is_replaced_by_another_archives() {
+    let stage = Stage::new();
+    let policies = two_archives(&stage);
+    stage.instance("web-1", 1);
+    stage.run(&policies).await;
+    assert_eq!(said(&stage, &policies, &["archive", "copy", "vault", "second"]).status, 0);
+    let second = stage.folder.path().join("second");
+    let (image, bytes) = images(&second).remove(0);
+    let file = RealDisk.open(&second.join(&image), Open::Update, Access::Group).unwrap();
+    file.write_all_at(&[bytes[bytes.len() / 2] ^ 1], bytes.len() as u64 / 2).unwrap();
+    // As a verification notes it that can't write to the archive.
+    let is_of_image = |path: &PathBuf| path.with_extension("qcow2").ends_with(&image);
+    let manifest = manifests(&second).into_iter().find(is_of_image).unwrap();
+    let verified_at = serde_json::from_str::<Value>(&read(&manifest)).unwrap()["verified_at"].clone();
+    let stem = image.with_extension("").to_string_lossy().into_owned();
+    edit(&stage.state().join("archives.json"), |json| {
+        json["archives"]["second"]["corrupt"] =
+            serde_json::json!({ stem: { "since": "2026-11-01T00:00:00Z", "verified_at": verified_at } });
+    });
+    let copied = said(&stage, &policies, &["archive", "copy", "vault", "second", "--output", "json"]);
+    assert_eq!((copied.status, copied.json()["copies"].as_array().unwrap().len()), (0, 1), "{copied:?}");
+    assert_eq!(images(&second), images(&stage.archive()));
+    assert_eq!(said(&stage, &policies, &["archive", "verify", "second"]).status, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_copy_is_removed_as_pruned_and_only_if_that_is_confirmed() {
     let stage = Stage::new();
     let policies = two_archives(&stage);

@@ -29,7 +29,7 @@ impl ImageSource for LocalImage {
         Some(self.md5.to_string())
     }
 
-    fn is_local(&self) -> bool {
+    fn is_image(&self, _length: Option<u64>) -> bool {
         true
     }
 

@@ -581,7 +581,7 @@ impl ImageSource for ResticImage {
     }
 
     /// Bytes that are no image mean damage: no proxy is between.
-    fn is_local(&self) -> bool {
+    fn is_image(&self, _length: Option<u64>) -> bool {
         true
     }
 

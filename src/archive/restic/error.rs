@@ -44,6 +44,12 @@ pub(crate) enum ResticCause {
     /// The repository has lost or damaged data.
     #[error("the repository has lost data, or it is damaged ({0}): `restic check --read-data` says how much")]
     Damaged(String),
+    /// It left out snapshots that it cannot read.
+    #[error(
+        "its listing lacks a snapshot that restic cannot read ({0}): let this user read all of the repository; if the file is damaged, \
+         `restic check` names it, and without it the others are listed"
+    )]
+    Incomplete(String),
     /// It ended with an error.
     #[error("restic failed: {0}")]
     Failed(String),
@@ -60,6 +66,9 @@ pub(crate) enum ResticCause {
     #[error("{0}")]
     Differs(String),
 }
+
+/// What restic says of a snapshot that it leaves out of a listing, by its `internal/restic/snapshot_find.go` and `cmd/restic/find.go`.
+const UNREAD: [&str; 2] = ["could not load snapshot", "Ignoring "];
 
 /// What restic says where a blob can't be had any more, by whichever backend.
 const DAMAGES: [&str; 6] = [
@@ -96,6 +105,12 @@ impl ResticCause {
         // The last line is the error; what comes before it is what went on.
         let last = text.lines().rfind(|line| !line.trim().is_empty());
         Self::Failed(last.map_or_else(|| status.to_owned(), |line| format!("{} ({status})", said(line))))
+    }
+
+    /// The snapshot that a listing lacks, by what restic wrote to its standard error, from which secrets were removed.
+    pub(super) fn unread(text: &str) -> Option<Self> {
+        let line = text.lines().find(|line| UNREAD.iter().any(|unread| line.contains(unread)))?;
+        Some(Self::Incomplete(excerpt(line.trim(), 300)))
     }
 }
 

@@ -298,20 +298,31 @@ impl Repository {
         })
     }
 
-    /// Calls restic; where another process has the repository locked, again, after locks of dead processes were removed.
+    /// Calls restic, and returns what it wrote to its standard output.
     async fn call(
         &self,
         doing: &'static str,
         arguments: &[&str],
         input: Option<&[u8]>,
-        (max, limit): (usize, Duration),
+        limits: (usize, Duration),
     ) -> Result<Bytes, ResticError> {
+        Ok(self.answer(doing, arguments, input, limits).await?.stdout)
+    }
+
+    /// Calls restic; where another process has the repository locked, again, after locks of dead processes were removed.
+    async fn answer(
+        &self,
+        doing: &'static str,
+        arguments: &[&str],
+        input: Option<&[u8]>,
+        (max, limit): (usize, Duration),
+    ) -> Result<Answer, ResticError> {
         let mut pauses = LOCKED_PAUSES.into_iter().map(Duration::from_secs);
         loop {
             let answer = self.call_once(arguments, input, max, limit).await;
             let answer = answer.map_err(|cause| self.error(doing, cause))?;
             if answer.is_success {
-                return Ok(answer.stdout);
+                return Ok(answer);
             }
             let cause = ResticCause::of(&answer.status, &answer.stderr);
             let pause = if matches!(cause, ResticCause::Locked(_)) { pauses.next() } else { None };
@@ -328,9 +339,13 @@ impl Repository {
     }
 
     async fn listed(&self, doing: &'static str, arguments: &[&str]) -> Result<Vec<Object>, ResticError> {
-        let text = self.call(doing, arguments, None, (LISTING_BYTES_MAX, CALL_TIMEOUT)).await?;
+        let answer = self.answer(doing, arguments, None, (LISTING_BYTES_MAX, CALL_TIMEOUT)).await?;
+        // It ends well all the same, without those snapshots.
+        if let Some(unread) = ResticCause::unread(&answer.stderr) {
+            return Err(self.error(doing, unread));
+        }
         // A repository without any snapshot may say `null`.
-        let listed: Option<Vec<Listed>> = serde_json::from_slice(&text).map_err(|error| {
+        let listed: Option<Vec<Listed>> = serde_json::from_slice(&answer.stdout).map_err(|error| {
             let why = json_error(&error);
             self.error(doing, ResticCause::Unexpected(format!("its listing is not valid: {why}")))
         })?;

@@ -141,6 +141,23 @@ async fn what_is_saved_of_a_killed_export_is_no_copy_and_is_deleted() {
     assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
 }
 
+#[tokio::test(start_paused = true)]
+async fn without_what_restic_cannot_read_a_listing_is_none_and_no_image_is_left_over() {
+    let (fixture, bytes) = (ResticFixture::default(), image(LEN, 1));
+    store_image(fixture.archive(), &source(&bytes)).await.unwrap();
+    fixture.repository(|all| {
+        let manifest = all.snapshots.last().unwrap().id.clone();
+        all.unreadable.push(manifest);
+    });
+    let error = chain(&fixture.archive().catalogue().await.unwrap_err());
+    assert!(error.contains("lacks a snapshot that restic cannot read (could not load snapshot"), "{error}");
+    assert!(fixture.archive().leftovers().await.is_err());
+    assert!(fixture.archive().remove_leftovers().await.is_err());
+    assert_eq!(fixture.repository(|all| all.snapshots.len()), 2, "the image and its manifest");
+    fixture.repository(|all| all.unreadable.clear());
+    assert_eq!(verify(&fixture, &copy(&fixture).await).await, Outcome::Good);
+}
+
 /// A restic of two processes: one stores an image, and before that is read back another one looks for what is left of exports;
 /// after so many calls of the other one the first goes on to its end.
 #[derive(Debug, Default)]

@@ -278,7 +278,8 @@ impl S3Archive {
         let manifest = &copy.manifest;
         let key = self.bucket.image_key(&manifest.id());
         let version_id = manifest.image.version_id.clone();
-        StoredImage { bucket: Arc::clone(&self.bucket), key, version_id, md5: manifest.image.md5 }
+        let (bytes, md5) = (manifest.image.bytes, manifest.image.md5);
+        StoredImage { bucket: Arc::clone(&self.bucket), key, version_id, bytes, md5 }
     }
 
     /// An address, itself a secret, at which anybody can read the image for `valid_for`, at most a week.
@@ -480,12 +481,19 @@ pub struct StoredImage {
     key: String,
     /// Of which version.
     version_id: Option<Box<str>>,
+    /// Its length.
+    bytes: u64,
     md5: Md5Sum,
 }
 
 impl ImageSource for StoredImage {
     fn md5(&self) -> Option<String> {
         Some(self.md5.to_string())
+    }
+
+    /// A page of a proxy has another length.
+    fn is_image(&self, length: Option<u64>) -> bool {
+        length == Some(self.bytes)
     }
 
     fn open<'a>(

@@ -641,7 +641,7 @@ async fn a_corrupt_copy_whose_bytes_are_right_again_counts_again() {
         let verify = async || {
             let (clock, hashers) = (TestClock::at("2026-12-01T00:00:00Z"), Hashers::default());
             let reader = CopyReader::new(&clock, &NoRandomness, &hashers);
-            let [copy] = &verify::due(&catalogue(fixture).await, 1)[..] else {
+            let [copy] = &verify::due(&catalogue(fixture).await, 1, NOW.parse().unwrap())[..] else {
                 panic!("it is not read again")
             };
             verify::verify(fixture.archive(), copy, reader).await.outcome
@@ -649,6 +649,9 @@ async fn a_corrupt_copy_whose_bytes_are_right_again_counts_again() {
         let mut flipped = bytes.clone();
         flipped[LEN - 1] ^= 1;
         fixture.write(&path(".qcow2"), &flipped);
+        assert!(matches!(verify().await, Outcome::Corrupt(_)));
+        // Also if it does not begin as an image does: what has the image's length is no page of a proxy.
+        fixture.write(&path(".qcow2"), &vec![0; LEN]);
         assert!(matches!(verify().await, Outcome::Corrupt(_)));
         assert_eq!(
             catalogue(fixture).await.problems()[0].kind,

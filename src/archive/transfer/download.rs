@@ -348,7 +348,7 @@ impl Download<'_> {
                 };
             };
             drop_skipped(&mut chunk, &mut skip);
-            if !self.source.is_local() {
+            if !self.source.is_image(total) {
                 check_magic(start.received.bytes, &chunk)?;
             }
             if self.source.is_export() {

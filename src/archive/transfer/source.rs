@@ -16,9 +16,9 @@ pub trait ImageSource: Send + Sync {
     /// change it.
     fn md5(&self) -> Option<String>;
 
-    /// Whether the bytes are read from a disk of this machine: no proxy can have answered in place of the image, so bytes
-    /// that are none mean damage.
-    fn is_local(&self) -> bool {
+    /// Whether a response of this length in bytes is of the image, whatever its bytes are: no proxy can have answered in its place.
+    /// Then bytes that are none mean damage, and the MD5 says so.
+    fn is_image(&self, _length: Option<u64>) -> bool {
         false
     }
 

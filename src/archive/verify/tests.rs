@@ -79,7 +79,7 @@ impl Bench {
     async fn verify(&self, percent: u64) -> Verification {
         let catalogue = self.archive.catalogue().await.unwrap();
         let mut verification = Verification::of(&catalogue);
-        for copy in due(&catalogue, percent) {
+        for copy in due(&catalogue, percent, NOW.parse().unwrap()) {
             let outcome = self.verify_one(&copy).await;
             verification.copies.push((copy, outcome));
         }
@@ -153,6 +153,19 @@ async fn a_bit_that_flipped_makes_a_copy_count_no_more_and_its_image_stays() {
     // And it stays an alert.
     let again = bench.verify(100).await;
     assert!(!again.is_good() && again.problems.is_empty(), "it was read again: {again:?}");
+}
+
+#[tokio::test]
+async fn what_a_clock_that_was_ahead_verified_is_read_next() {
+    let bench = Bench::with(3);
+    let ahead = "2031-01-01T00:00:00Z".parse().unwrap();
+    bench.archive.update_manifest(&bench.copies().await[1], ManifestUpdate::Verified(ahead)).await.unwrap();
+    let catalogue = bench.archive.catalogue().await.unwrap();
+    let [next] = &due(&catalogue, 1, NOW.parse().unwrap())[..] else { panic!() };
+    assert_eq!(next.manifest.verified_at, ahead);
+    // By then it is the newest.
+    let [next] = &due(&catalogue, 1, ahead)[..] else { panic!() };
+    assert_ne!(next.manifest.verified_at, ahead);
 }
 
 #[tokio::test]

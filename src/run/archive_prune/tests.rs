@@ -14,6 +14,7 @@ use crate::policy::{Count, Retention};
 use crate::retention::tests::no_rules;
 use crate::sim::clock::SimClock;
 use crate::state::allowances::Allowance;
+use crate::state::archives::{ArchiveMemory, CorruptCopy};
 use crate::state::holds;
 
 const NOW: &str = "2026-11-20T00:00:00Z";
@@ -184,6 +185,41 @@ async fn a_held_snapshot_keeps_its_copy() {
     bench.pruner.state.hold(&*clock, hold).await.unwrap();
     bench.prune().await;
     assert_eq!(bench.days(WEB), [1, 3]);
+}
+
+#[tokio::test]
+async fn a_copy_stays_if_the_one_that_would_stay_in_its_place_does_not_count_any_more() {
+    let corrupt = async |bench: &Bench, kept: &StoredCopy, is_noted: bool| {
+        let now = bench.pruner.clock.now();
+        if !is_noted {
+            bench.pruner.archive.update_manifest(kept, ManifestUpdate::Corrupt(now)).await.unwrap();
+            return;
+        }
+        // The archive could not be written to say so.
+        let found = CorruptCopy { since: now, verified_at: kept.manifest.verified_at };
+        let stem = kept.stem();
+        let note = move |memory: &mut ArchiveMemory| {
+            memory.corrupt.insert(stem.clone(), found);
+        };
+        let (state, clock) = (&bench.pruner.state, &*bench.pruner.clock);
+        state.change_archive(clock, bench.pruner.archive.name(), note).await.unwrap();
+    };
+    for is_noted in [false, true] {
+        let bench = Bench::new(last(1));
+        for day in [1, 2, 3] {
+            bench.copy(WEB, day, None);
+        }
+        let plan = bench.pruner.plan(None, &[]).await.unwrap();
+        let kept = &plan.newest_kept[&WEB.parse().unwrap()];
+        assert_eq!(kept.manifest.snapshot.id, id(3).parse().unwrap());
+        corrupt(&bench, kept, is_noted).await;
+        for decision in plan.deletions() {
+            let stays = bench.pruner.prune_one(&decision.copy, Some(kept)).await.unwrap_err();
+            assert_eq!(stays.outcome, StepOutcome::Blocked);
+            assert!(stays.message.contains("does not count any more"), "{}", stays.message);
+        }
+        assert_eq!(bench.days(WEB), [1, 2, 3]);
+    }
 }
 
 #[tokio::test]
