@@ -58,13 +58,13 @@ const FOUND: &str =
 /// The longest wait for such a snapshot, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
-/// Takes a snapshot of every selected instance that has none for this slot yet, or of these alone; `before` is what the last
-/// run remembered.
+/// Takes a snapshot of every selected instance that has none for this slot yet, or of these alone. Those that others took since
+/// `since` serve it, too; `before` is what the last run remembered.
 pub(crate) async fn create(
     runner: &Runner,
     recorder: &Recorder,
     policy: &Policy,
-    (slot, only): (Timestamp, Option<&Pattern<InstanceId>>),
+    (slot, since, only): (Timestamp, Timestamp, Option<&Pattern<InstanceId>>),
     zones: &mut [ZoneRun],
     before: &LastRuns,
 ) {
@@ -90,6 +90,7 @@ pub(crate) async fn create(
             policy,
             memory,
             slot,
+            since,
             only,
             begun,
             zone,
@@ -246,6 +247,8 @@ struct ZoneCreator<'a> {
     policy: &'a Policy,
     memory: &'a PolicyMemory<'a>,
     slot: Timestamp,
+    /// From when on the snapshots of others serve the slot, too: from the slot, or later where a hook prepared the instances.
+    since: Timestamp,
     /// The instances of which one may be taken; without them all.
     only: Option<&'a Pattern<InstanceId>>,
     /// When this began, by the clock's elapsed time: every request of an earlier process had been sent by then.
@@ -267,10 +270,22 @@ struct Due<'a> {
     instance: &'a Instance,
     /// When its newest good one was taken.
     newest: Option<Timestamp>,
+    /// Whether somebody takes one at this moment.
+    is_being_taken: bool,
     /// A request of an earlier run whose result is unknown.
     open: Option<Creation>,
     /// Its snapshots of about now that exist already.
     listed_before: Vec<SnapshotId>,
+}
+
+/// Who asks for a snapshot.
+enum Asked {
+    /// This run, now.
+    Now(Creation),
+    /// Another policy did.
+    By(PolicyName, Creation),
+    /// Somebody else, who has this one by now or is taking it.
+    Before(Creation, Snapshot),
 }
 
 /// The snapshots in a listing that may have come from a request whose answer was lost.
@@ -299,9 +314,10 @@ impl ZoneCreator<'_> {
         // the order is random, since two daemons that begin at once would else ask for the same ones all the time.
         due.sort_by_cached_key(|due| {
             let hour = due.newest.map(|newest| newest.as_second().div_euclid(3600));
-            (hour, self.runner.randomness.next_u64())
+            // Those that others are taking may have been taken once the rest is.
+            (due.is_being_taken, hour, self.runner.randomness.next_u64())
         });
-        let wanted = due.len();
+        let wanted = due.iter().filter(|due| !due.is_being_taken).count();
         let (available, lacking) = match self.client.get_quota("snapshot").await {
             Ok(quota) => match quota.and_then(|quota| Some((quota.usage, quota.limit?))) {
                 Some((usage, limit)) => (
@@ -336,7 +352,7 @@ impl ZoneCreator<'_> {
                         )
                     };
                     let work = async {
-                        if index < available {
+                        if index < available || due.is_being_taken {
                             self.take(&due).await
                         } else {
                             Err(StepError::failed(lacking.clone()))
@@ -442,8 +458,12 @@ impl ZoneCreator<'_> {
         let inventory = &plan.listing.inventory;
         let now = self.runner.clock.now();
         let mut newest: BTreeMap<InstanceId, Timestamp> = BTreeMap::new();
-        let mut made: HashSet<InstanceId> =
-            served(&inventory.snapshots, self.slot, now).into_keys().collect();
+        // One that is being taken may fail.
+        let (taken, being_taken): (HashMap<_, _>, HashMap<_, _>) =
+            served(&inventory.snapshots, self.since, now)
+                .into_iter()
+                .partition(|(_, one)| one.state.is_good());
+        let mut made: HashSet<InstanceId> = taken.into_keys().collect();
         let mut failed: HashSet<SnapshotId> = HashSet::new();
         for snapshot in &inventory.snapshots {
             let (state, taken) = (&snapshot.state, snapshot.created_at);
@@ -476,6 +496,7 @@ impl ZoneCreator<'_> {
             instance,
             listed_before: listed_before(instance),
             newest: newest.get(&instance.id).copied(),
+            is_being_taken: being_taken.contains_key(&instance.id),
             open: of_zone().find(|made| made.is_open() && made.instance_id == instance.id).cloned(),
         })
         .collect()
@@ -486,10 +507,17 @@ impl ZoneCreator<'_> {
     async fn note_served(&self, plan: &ZonePlan, due: &[Due<'_>]) -> Result<(), String> {
         let inventory = &plan.listing.inventory;
         let due: HashSet<InstanceId> = due.iter().map(|due| due.instance.id).collect();
+        let all = self.runner.state.all_created().await.map_err(|error| chain(&error))?;
+        // Not that of another policy that has no record of it any more: it was never carried out.
+        let is_known = |made: &&Creation| {
+            made.server().is_none_or(|server| {
+                all.iter().any(|(policy, created)| policy == server && made.served_from(created).is_some())
+            })
+        };
         let known: HashSet<InstanceId> = {
             let own = self.memory.own().await;
             let of_slot = own.created.iter().filter(|made| made.zone == *self.zone && made.slot == self.slot);
-            of_slot.map(|made| made.instance_id).collect()
+            of_slot.filter(is_known).map(|made| made.instance_id).collect()
         };
         let selected = inventory.selected_by(self.policy).map(|instance| instance.id);
         let selected = selected.filter(|id| plan.listing.is_one_of(self.only, *id));
@@ -501,16 +529,15 @@ impl ZoneCreator<'_> {
         let since: HashSet<SnapshotId> = inventory
             .snapshots
             .iter()
-            .filter(|snapshot| snapshot.created_at >= self.slot)
+            .filter(|snapshot| snapshot.created_at >= self.since)
             .filter(|snapshot| snapshot.state.is_good() || snapshot.state.is_in_flight())
             .map(|snapshot| snapshot.id)
             .collect();
-        let all = self.runner.state.all_created().await.map_err(|error| chain(&error))?;
         let others = all.iter().filter(|(policy, _)| *policy != self.policy.name);
         let now = self.runner.clock.now();
         let serves = |made: &Creation| match made.snapshot_id {
             Some(id) => since.contains(&id),
-            None => made.is_since(self.slot, now),
+            None => made.is_since(self.since, now),
         };
         let mut serving: Vec<(&PolicyName, &Creation)> = others
             .flat_map(|(policy, created)| created.iter().map(move |made| (policy, made)))
@@ -534,12 +561,14 @@ impl ZoneCreator<'_> {
             snapshot_id: None,
             listed_before: Vec::new(),
             owner: Owner::ServedBy(policy.clone()),
+            taken_for: Some(made.slot),
             ..made.clone()
         }
     }
 
     /// Takes one snapshot.
     async fn take(&self, due: &Due<'_>) -> Result<Done, StepError> {
+        let mut failed: HashSet<SnapshotId> = HashSet::new();
         if let Some(asked) = &due.open {
             let found = self.find(asked, self.begun, self.dated_until(asked)).await;
             let found = found.map_err(|error| unknown(asked, &error))?;
@@ -551,7 +580,35 @@ impl ZoneCreator<'_> {
         }
         let mut tries = 1;
         loop {
-            let asked = self.ask(due).await?;
+            let asked = match self.ask(due, &failed).await? {
+                Asked::Now(asked) => asked,
+                Asked::By(taker, made) => {
+                    let Some(lacking) = self.lacks(&taker, &made).await? else {
+                        return Err(self.taken_by(&taker));
+                    };
+                    self.forget(&self.served(&taker, &made)).await?;
+                    failed.extend(lacking);
+                    continue;
+                }
+                Asked::Before(asked, snapshot) => {
+                    let id = snapshot.id;
+                    let (since, name) =
+                        (self.since.strftime("%Y-%m-%dT%H:%M:%SZ"), printable(&snapshot.name).into_owned());
+                    if self.watch(snapshot).await.is_ok() {
+                        let message = format!("another one was taken since {since}: snapshot {name} ({id})");
+                        return Err(StepError::skipped(message));
+                    }
+                    let now = self.client.get_snapshot(id).await;
+                    if now.is_ok_and(|now| now.is_some_and(|now| now.snapshot.state.is_in_flight())) {
+                        let message =
+                            format!("another one is being taken since {since}: snapshot {name} ({id})");
+                        return Err(StepError::skipped(message));
+                    }
+                    self.forget(&asked).await?;
+                    failed.insert(id);
+                    continue;
+                }
+            };
             let error = match self.client.create_snapshot(due.instance.id).await {
                 Ok(operation) => {
                     let id = operation.reference.map(SnapshotId);
@@ -604,16 +661,18 @@ impl ZoneCreator<'_> {
         if latest.as_ref().is_none_or(is_old) {
             let listed = self.client.list_snapshots().await.map_err(|error| chain(&error));
             *latest = Some(listed.map(|(listed, _)| {
-                let served = served(&listed.snapshots, self.slot, clock.now()).into_iter();
+                let served = served(&listed.snapshots, self.since, clock.now()).into_iter();
                 (clock.elapsed(), served.map(|(id, snapshot)| (id, snapshot.clone())).collect())
             }));
         }
         latest.as_ref()?.as_ref().ok()?.1.get(&instance).cloned()
     }
 
-    /// Writes down that a snapshot is asked for, unless there is one by now, or another policy does just that.
-    async fn ask(&self, due: &Due<'_>) -> Result<Creation, StepError> {
+    /// Writes down that a snapshot is asked for, unless there is one by now, or another policy does just that; those that `failed`
+    /// do not count.
+    async fn ask(&self, due: &Due<'_>, failed: &HashSet<SnapshotId>) -> Result<Asked, StepError> {
         let meanwhile = self.taken_meanwhile(due.instance.id).await;
+        let meanwhile = meanwhile.filter(|taken| !failed.contains(&taken.id));
         let _lock = self.lock().await?;
         let all = self.runner.state.all_created().await;
         let all = all.map_err(|error| StepError::failed(chain(&error)))?;
@@ -622,8 +681,9 @@ impl ZoneCreator<'_> {
         let of_this_slot = |made: &Creation| {
             made.zone == *self.zone
                 && made.instance_id == due.instance.id
-                && made.is_since(self.slot, now)
+                && made.is_since(self.since, now)
                 && made.server().is_none()
+                && !has_failed(made, failed)
         };
         let mut taken = others
             .filter_map(|(policy, created)| Some((policy, created.iter().find(|made| of_this_slot(made))?)));
@@ -632,10 +692,7 @@ impl ZoneCreator<'_> {
                 let served = self.served(taker, made);
                 self.memory.change(|state| state.created.push(served)).await?;
             }
-            let is_it = |policy: &Policy| policy.name == *taker && policy.enabled && policy.create;
-            // Its own runs see to what came of it, as long as there are any.
-            let is_seen_to = self.runner.policies.iter().any(is_it);
-            return Err(if is_seen_to { taken_by(taker) } else { abandoned_by(taker) });
+            return Ok(Asked::By(taker.clone(), made.clone()));
         }
         let asked = Creation {
             zone: self.zone.clone(),
@@ -647,16 +704,60 @@ impl ZoneCreator<'_> {
             listed_before: due.listed_before.clone(),
             // Until the operation names it.
             owner: Owner::Nobody,
+            taken_for: None,
         };
         self.memory.change(|state| state.created.push(asked.clone())).await?;
-        match meanwhile {
-            Some(taken) => Err(StepError::skipped(format!(
-                "another one was taken since {}: snapshot {} ({})",
-                self.slot.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                printable(&taken.name),
-                taken.id
-            ))),
-            None => Ok(asked),
+        Ok(match meanwhile {
+            Some(taken) => Asked::Before(asked, taken),
+            None => Asked::Now(asked),
+        })
+    }
+
+    /// Why none is taken, since another policy takes one.
+    fn taken_by(&self, taker: &PolicyName) -> StepError {
+        let is_it = |policy: &Policy| policy.name == *taker && policy.enabled && policy.create;
+        // Its own runs see to what came of it, as long as there are any.
+        let is_seen_to = self.runner.policies.iter().any(is_it);
+        if is_seen_to { taken_by(taker) } else { abandoned_by(taker) }
+    }
+
+    /// Waits for a run of another policy, if one goes on, to take the snapshot that it asked for. If there is none then, the one that
+    /// failed, if there is that.
+    async fn lacks(
+        &self,
+        taker: &PolicyName,
+        made: &Creation,
+    ) -> Result<Option<Option<SnapshotId>>, StepError> {
+        let Runner { clock, state, .. } = self.runner;
+        let deadline = clock.elapsed() + WATCH_MAX;
+        let failed = |error: StateError| StepError::failed(chain(&error));
+        loop {
+            // Before its record is read: a run that ends meanwhile has written it by then.
+            let is_running = state.is_running(taker).await.map_err(failed)?;
+            let all = state.all_created().await.map_err(failed)?;
+            let served = self.served(taker, made);
+            let of_taker = all.iter().find(|(policy, _)| policy == taker);
+            let Some(now) = of_taker.and_then(|(_, created)| served.served_from(created)) else {
+                // It was not carried out.
+                return Ok(Some(None));
+            };
+            if let Some(id) = now.snapshot_id {
+                match self.client.get_snapshot(id).await {
+                    Ok(Some(details)) if details.snapshot.state == SnapshotState::Error => {
+                        return Ok(Some(Some(id)));
+                    }
+                    Ok(Some(details)) if details.snapshot.state.is_in_flight() => {}
+                    // What can't be read may be there.
+                    Ok(_) | Err(_) => return Ok(None),
+                }
+            }
+            if !is_running || now.is_in_doubt || clock.elapsed() >= deadline {
+                return Ok(None);
+            }
+            if self.recorder.stop().is_cancelled() {
+                return Err(StepError::skipped(STOPPED));
+            }
+            clock.sleep(WATCH_POLL).await;
         }
     }
 
@@ -681,8 +782,9 @@ impl ZoneCreator<'_> {
         self.settle(asked, id, Owner::ThisPolicy).await?;
         let (snapshot, message) = match self.client.get_snapshot(id).await {
             Ok(Some(details)) => {
-                whole(&details.snapshot).map_err(|step_error| StepError { operation_id, ..step_error })?;
-                (Subject::of(&details.snapshot, Some(instance)), None)
+                let snapshot = self.watch(details.snapshot).await;
+                let snapshot = snapshot.map_err(|step_error| StepError { operation_id, ..step_error })?;
+                (Subject::of(&snapshot, Some(instance)), None)
             }
             // It is there all the same; only its name and date are not known.
             Ok(None) => (

@@ -80,6 +80,8 @@ struct Inquiry<'a> {
     there: BTreeMap<SnapshotId, Result<bool, String>>,
     /// Whether instances are still there, by requests for them.
     instances: BTreeMap<InstanceId, bool>,
+    /// Whether the key may not ask for instances, so that the listing is all that is known of them.
+    is_instance_denied: bool,
     requests: usize,
     now: Timestamp,
 }
@@ -291,7 +293,9 @@ impl Runner {
         let between = [from, shifted(now, EVENT_MARGIN)];
         let events = deletions(&client, &ids, between).await;
         let (there, instances) = (BTreeMap::new(), BTreeMap::new());
-        let mut inquiry = Inquiry { client, listing, events, there, instances, requests: 0, now };
+        let is_instance_denied = false;
+        let mut inquiry =
+            Inquiry { client, listing, events, there, instances, is_instance_denied, requests: 0, now };
         let mut is_any_gone = false;
         for (id, one) in missing {
             // The event of a request does not say that it was carried out, and here one was not, as far as was known.
@@ -397,8 +401,10 @@ impl Inquiry<'_> {
         if one.unexplained_at.is_some() {
             return Ok(false);
         }
+        // Where the instance can't be asked for, its snapshot can.
         if let Some(instance) = one.instance_id
             && !self.has_instance(instance).await?
+            && !self.is_instance_denied
         {
             return Ok(false);
         }
@@ -416,7 +422,10 @@ impl Inquiry<'_> {
             true
         } else {
             self.count_request()?;
-            answered(self.client.get_instance(id).await)?
+            let answer = self.client.get_instance(id).await;
+            self.is_instance_denied |=
+                answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Permission);
+            answered(answer)?
         };
         self.instances.insert(id, is_there);
         Ok(is_there)

@@ -1,6 +1,6 @@
 //! Collects what the guard decides by, beside the plans: what vanished from the listings since the last accepted ones,
-//! and the allowances. The limits themselves are `retention`'s. A policy without a retention table deletes nothing, so it
-//! needs no guard.
+//! and the allowances. The limits themselves are `retention`'s. A policy without a retention table, and whose
+//! templates all stay, deletes nothing, so it needs no guard.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -43,7 +43,7 @@ pub struct GuardedPlan {
 
 impl GuardedPlan {
     /// Leaves what is about these instances alone, after the guard has judged the whole.
-    pub(crate) fn limit_to(&mut self, only: Option<&Pattern<InstanceId>>) {
+    pub(crate) fn limit_to(&mut self, policy: &Policy, only: Option<&Pattern<InstanceId>>) {
         if only.is_none() {
             return;
         }
@@ -54,13 +54,22 @@ impl GuardedPlan {
         }
         let decisions = &self.plan.plan.decisions;
         let is_any = |is: fn(&Decision) -> bool| decisions.iter().any(is);
-        if !is_any(|decision| decision.verdict == Verdict::Delete) {
+        if !is_any(|decision| decision.verdict == Verdict::Delete) && !deletes_templates(policy) {
             self.held = None;
         }
         if !is_any(|decision| matches!(decision.rule, Rule::Change | Rule::Source)) {
             self.pending = None;
         }
     }
+}
+
+/// Whether anything is deleted for the policy, so that it has to be seen that the listing is whole.
+fn deletes(policy: &Policy) -> bool {
+    policy.retention.is_some() || deletes_templates(policy)
+}
+
+fn deletes_templates(policy: &Policy) -> bool {
+    policy.promote.as_ref().is_some_and(|promote| promote.keep.is_some())
 }
 
 /// Judges as a run would that began now; the allowances are left for it.
@@ -70,7 +79,7 @@ pub(crate) async fn preview(
     plans: Vec<Result<ZonePlan, String>>,
     before: &LastRuns,
 ) -> Vec<Result<GuardedPlan, String>> {
-    if policy.retention.is_none() {
+    if !deletes(policy) {
         return unguarded(plans);
     }
     match runner.state.allowances(&AllowanceOf::Policy(policy.name.clone())).await {
@@ -92,7 +101,7 @@ pub(crate) async fn judge_run(
 ) -> Vec<Result<GuardedPlan, String>> {
     let by_caller = options.allow_deletes;
     // Where nothing can be deleted, an allowance is not used up.
-    if policy.retention.is_none() || plans.iter().all(Result::is_err) {
+    if !deletes(policy) || plans.iter().all(Result::is_err) {
         return unguarded(plans);
     }
     if options.instances.is_some() {

@@ -94,14 +94,19 @@ impl ZonePlan {
         self.plan.decisions.iter().filter(deleted).map(|decision| decision.index).collect()
     }
 
-    /// Accepts the changes that have not settled, and that snapshots are missing: what waits for them is deleted, too.
+    /// Accepts the changes that have not settled, and that snapshots are missing: what waits for them is deleted, too. Where only
+    /// snapshots were missing, that alone is accepted: nobody was told of a change that would delete the same ones.
     pub(crate) fn accept_changes(&mut self, policies: &[Policy], policy: &Policy) -> Result<(), String> {
         let is_for_changes = self.plan.decisions.iter().any(|decision| decision.rule == Rule::Change);
         self.plan = plan_of(policies, policy, &self.listing.inventory, self.plan.at)?;
         self.accepts_changes = true;
         if is_for_changes {
             self.unsettled.clear();
+            return Ok(());
         }
+        let Listing { inventory, memory, .. } = &self.listing;
+        let unsettled = change_guard::keep_pending(&mut self.plan, policies, inventory, memory);
+        self.unsettled = unsettled.map_err(|why| format!("nothing is done here: {why}"))?;
         Ok(())
     }
 

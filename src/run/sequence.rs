@@ -42,7 +42,7 @@ use crate::run::self_instance;
 use crate::run::step::Recorder;
 use crate::run::zone_run::{ZoneRun, add_steps};
 use crate::snapshot::{SnapshotId, SnapshotState, ZoneName};
-use crate::state::audit::{AuditMark, StepOutcome};
+use crate::state::audit::{Action, AuditMark, StepOutcome};
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing, Unparsed};
 use crate::text::chain;
@@ -134,7 +134,7 @@ impl Sequence<'_> {
         hook: Option<HookReport>,
     ) -> (RunReport, BTreeMap<ZoneName, SeenZone>) {
         let Self { runner, policy, recorder, .. } = self;
-        // After the hook: a snapshot from before it is no snapshot of what it prepared.
+        // After the hook.
         let (started_at, begun) = (runner.clock.now(), runner.clock.elapsed());
         let only = self.options.instances.as_ref();
         let refusal = hook.as_ref().and_then(|hook| hook.failure.as_ref());
@@ -151,7 +151,10 @@ impl Sequence<'_> {
         }
         if policy.create {
             let slot = self.options.slot.unwrap_or(started_at);
-            create(runner, recorder, policy, (slot, only), &mut zones, self.before).await;
+            // One from before the hook is no snapshot of what it prepared. This policy's own serve their slot all the same, so that
+            // a restart takes no second one.
+            let since = if hook.is_some() { slot.max(started_at) } else { slot };
+            create(runner, recorder, policy, (slot, since, only), &mut zones, self.before).await;
             self.plan_again_where_created(&mut zones).await;
             warn_of_inconsistent(runner, &mut zones).await;
         }
@@ -195,7 +198,9 @@ impl Sequence<'_> {
 
     /// What was created belongs into the plans for exports and promotions.
     async fn plan_again_where_created(&self, zones: &mut [ZoneRun]) {
-        let is_begun = |step: &Step| step.outcome != StepOutcome::Skipped;
+        // One that was skipped may have been taken by another policy.
+        let is_begun =
+            |step: &Step| step.outcome != StepOutcome::Skipped || step.facts.action == Action::Create;
         let changed =
             zones.iter_mut().filter(|zone| zone.plan.is_some() && zone.report.steps.iter().any(is_begun));
         let changed: Vec<&mut ZoneRun> = changed.collect();
@@ -257,7 +262,7 @@ impl Sequence<'_> {
         let inventories = guarded.iter().map(|guarded| Some(&guarded.as_ref().ok()?.plan.listing.inventory));
         let only = options.instances.as_ref();
         let unmatched = coverage::unmatched_text(policy, inventories).filter(|_| only.is_none());
-        guarded.iter_mut().flatten().for_each(|guarded| guarded.limit_to(only));
+        guarded.iter_mut().flatten().for_each(|guarded| guarded.limit_to(policy, only));
         let longest_gap = coverage::longest_gap(policy, listed_at);
         let templates = match &policy.promote {
             Some(promote) => Some((promote, PolicyMemory::read(runner, policy).await)),
@@ -405,7 +410,11 @@ impl Sequence<'_> {
         templates: Option<&(&Promote, Result<PolicyMemory<'_>, StateError>)>,
     ) {
         report.steps.extend(delete_snapshots(self.runner, &self.recorder, plan).await);
+        let is_clock_trusted = is_clock_trusted(&self.policy.guard, plan.listing.inventory.clock);
         let steps = match templates {
+            Some((Promote { keep: Some(_), .. }, _)) if !is_clock_trusted => {
+                Err("no template is deleted: this machine's clock may be wrong".to_owned())
+            }
             Some((promote, Ok(memory))) => {
                 let only = self.options.instances.as_ref();
                 promote::prune_templates(memory, &self.recorder, promote, plan, only).await

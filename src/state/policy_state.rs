@@ -88,6 +88,10 @@ pub struct Creation {
     /// Whose the snapshot is. A file from before this was recorded lacks it.
     #[serde(default)]
     pub owner: Owner,
+    /// Where another policy's snapshot served the slot, the slot of its record: by that it is known also if it was requested again,
+    /// since the first request is known not to have been carried out. Records from before lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_for: Option<Timestamp>,
 }
 
 /// Whose a snapshot is that was taken here.
@@ -101,8 +105,8 @@ pub enum Owner {
     ThisPolicy,
     /// Perhaps somebody else's: there is no operation that named it, so it counts for its slot alone.
     Nobody,
-    /// This policy's, too: the other one took it, and it served a slot of this policy. `requested_at` is that of the other
-    /// policy's record, which alone has the snapshot's id: it may not be known yet.
+    /// This policy's, too: the other one took it, and it served a slot of this policy. `requested_at` and `taken_for` are of the
+    /// other policy's record, which alone has the snapshot's id: it may not be known yet.
     ServedBy(PolicyName),
 }
 
@@ -132,7 +136,7 @@ impl Creation {
             made.server().is_none()
                 && made.zone == self.zone
                 && made.instance_id == self.instance_id
-                && made.requested_at == self.requested_at
+                && (made.requested_at == self.requested_at || Some(made.slot) == self.taken_for)
         })
     }
 }
@@ -479,6 +483,7 @@ mod tests {
                 is_in_doubt: false,
                 listed_before: vec![SnapshotId(Uuid::from_u128(3))],
                 owner: Owner::ServedBy("hourly".parse().unwrap()),
+                taken_for: Some(Timestamp::UNIX_EPOCH),
             }],
             missing: vec![MissingSnapshot {
                 zone: "ch-gva-2".parse().unwrap(),
@@ -517,6 +522,7 @@ mod tests {
             is_in_doubt: false,
             listed_before: Vec::new(),
             owner: Owner::ThisPolicy,
+            taken_for: None,
         }
     }
 

@@ -99,6 +99,7 @@ async fn was_asked_by(policy: &str, stage: &Stage, instance: InstanceId, request
         is_in_doubt: false,
         listed_before: Vec::new(),
         owner: Owner::Nobody,
+        taken_for: None,
     });
     folder(stage).set_policy_state(&policy, &mut own, memory).await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! Hooks around whole runs against the simulated zone: simulated programs, in virtual time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -72,6 +72,28 @@ async fn before_comes_before_every_request_and_after_once_all_is_done_and_saved(
     let deleted = ended(&report, Action::Delete, StepOutcome::Done);
     assert!(deleted > 0);
     assert_eq!(*seen.lock().unwrap(), [(0, 0, false), (stage.world.log().len(), deleted, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_took_before_the_hook_had_ended_does_not_serve_the_slot() {
+    let stage = stage();
+    let (world, clock) = (stage.world.clone(), stage.clock.clone());
+    // Another host takes one of each instance as soon as the hour has struck.
+    let instances: BTreeSet<_> =
+        world.snapshots(&stage.zone).iter().filter_map(|snapshot| snapshot.instance_id).collect();
+    let others = instances.clone();
+    let effect =
+        move |_: &_| others.iter().for_each(|instance| _ = world.add_snapshot(*instance, clock.now()));
+    let takes = Duration::from_secs(20);
+    stage
+        .processes
+        .install("freeze", SimProgram { takes, effect: Some(Arc::new(effect)), ..SimProgram::default() });
+    let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+    let report = stage.run_with(&nightly(), &options).await;
+    assert_eq!(ended(&report, Action::Create, StepOutcome::Done), instances.len(), "{:?}", report.zones);
+    // After a restart its own serve the slot, however long the hook takes.
+    let again = stage.run_with(&nightly(), &options).await;
+    assert_eq!(ended(&again, Action::Create, StepOutcome::Done), 0, "{:?}", again.zones);
 }
 
 #[tokio::test(start_paused = true)]

@@ -475,6 +475,33 @@ async fn a_mistyped_number_of_templates_has_to_settle() {
     assert_eq!(templates(&stage), ["web-1-20261104"]);
 }
 
+/// Also of a policy that deletes no snapshots.
+#[tokio::test(start_paused = true)]
+async fn no_template_is_deleted_by_a_wrong_clock_or_a_listing_that_lost_much() {
+    let one = PROMOTING.replace("keep = 4", "keep = 1");
+    let stage = Stage::new();
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    promote_daily(&stage, 4, instance, PROMOTING).await;
+    stage.run(&one).await;
+    stage.step(SignedDuration::from_hours(21));
+    stage.world.set_skew(SignedDuration::from_hours(-9000));
+    let report = stage.run(&one).await;
+    let failures = &report.zones[0].failures;
+    assert!(failures.iter().any(|text| text.contains("no template is deleted")), "{failures:?}");
+    assert_eq!(templates(&stage).len(), 4);
+    stage.world.set_skew(SignedDuration::ZERO);
+
+    // What runs on a template is not listed.
+    let lost = Effect::Edit("/instances", Some(serde_json::json!([])));
+    stage.world.fault(Fault::on(Call::ListInstances, lost));
+    let report = stage.run(&one).await;
+    assert!(report.zones[0].held.is_some(), "{:?}", report.zones);
+    assert_eq!(templates(&stage).len(), 4);
+    stage.world.clear_faults();
+    let report = stage.run(&one).await;
+    assert_eq!((report.zones[0].held.as_ref(), templates(&stage).len()), (None, 1), "{:?}", report.zones);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_allowance_of_long_ago_lets_nothing_pass() {
     for (schedule, days, is_valid) in

@@ -148,6 +148,57 @@ async fn one_of_the_same_moment_belongs_to_both_before_its_id_is_known() {
     }
 }
 
+/// Runs of both policies for the slot of this moment, at the same time.
+async fn run_both(stage: &Stage, policies: &str) -> [RunReport; 2] {
+    let runner = stage.runner(policies);
+    let options = RunOptions { slot: Some(stage.now()), ..RunOptions::default() };
+    let (hourly, weekly) =
+        tokio::join!(runner.run(&runner.policies[0], &options), runner.run(&runner.policies[1], &options));
+    [hourly.unwrap(), weekly.unwrap()]
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_had_to_be_asked_for_twice_belongs_to_both_all_the_same() {
+    for effect in [Effect::CutBefore, Effect::status(503, "no")] {
+        let (stage, _) = zone();
+        stage.world.fault(Fault::on(Call::CreateSnapshot, effect).times(1));
+        let reports = run_both(&stage, TWO).await;
+        let taken: Vec<SnapshotId> = reports.iter().filter_map(created).collect();
+        assert_eq!((taken.len(), stage.there().len()), (1, 1), "{reports:?}");
+        for hour in 1..=10 {
+            stage.step(HOUR);
+            run(&stage, TWO, "hourly").await;
+            assert!(there(&stage).contains(&taken[0]), "{hour}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_not_served_by_a_snapshot_of_another_policy_that_fails() {
+    let (stage, _) = zone();
+    stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::operation_fails("fault", "no space")).times(1));
+    let reports = run_both(&stage, TWO).await;
+    let mut results = reports.each_ref().map(|report| report.result);
+    results.sort_by_key(|result| *result == RunResult::Partial);
+    assert_eq!(results, [RunResult::Success, RunResult::Partial], "{reports:?}");
+    assert_eq!(reports.iter().filter_map(created).count(), 1, "the other one takes it: {reports:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_policy_takes_for_the_same_slot_is_exported_in_the_same_run() {
+    let (stage, _) = zone();
+    let export = "[policies.weekly.export]\narchives = [\"vault\"]\n[policies.weekly.retention]";
+    let policies = TWO.replace("[policies.weekly.retention]", export);
+    for _ in 0..3 {
+        let [hourly, weekly] = run_both(&stage, &policies).await;
+        assert_eq!(weekly.result, RunResult::Success, "{weekly:?}");
+        let exported = steps(&weekly, Action::Export);
+        let newest = created(&hourly).or(created(&weekly));
+        assert_eq!(exported.iter().map(|step| step.facts.snapshot.id).collect::<Vec<_>>(), [newest]);
+        stage.step(HOUR);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_policy_took_that_is_gone_belongs_to_all_once_that_has_settled() {
     let (stage, _) = zone();

@@ -114,6 +114,28 @@ async fn no_other_policy_deletes_of_the_instance_either_and_allow_lets_it_pass()
     assert_eq!(deleted(&report), 34, "{:?}", report.zones);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_only_a_change_deletes_is_not_let_pass_with_what_waits_for_a_snapshot() {
+    let mistyped = NIGHTLY.replace("14d", "3d");
+    let mut deletions = Vec::new();
+    for policies in [NIGHTLY, &mistyped] {
+        let (stage, _) = Stage::two_by_twenty();
+        stage.step(SignedDuration::from_hours(1));
+        run(&stage, NIGHTLY, "nightly").await;
+        // In the night in which no snapshot can be taken: of the change nothing is said.
+        forbid(&stage);
+        stage.step(DAY);
+        let plan = run(&stage, policies, "nightly").await.zones[0].plan.clone().unwrap();
+        let waiting = plan.blocked_by_source + plan.pending;
+        let runner = stage.runner(policies);
+        let options = RunOptions { allow_deletes: Some(waiting), ..RunOptions::default() };
+        let report = runner.run(&runner.policies[0], &options).await.unwrap();
+        deletions.push((waiting, deleted(&report)));
+    }
+    let [(_, before), (waiting, by_mistake)] = deletions[..] else { panic!() };
+    assert!(waiting > 20 && before > 0 && by_mistake <= before, "{deletions:?}");
+}
+
 /// Whichever read of its state fails: without the night's snapshot neither policy deletes any of its instance.
 #[tokio::test(start_paused = true)]
 async fn a_state_that_cannot_be_read_once_deletes_nothing_without_the_snapshot() {
