@@ -371,9 +371,15 @@ pub(crate) async fn prune_templates(
     let made = memory.own().await.promotions.clone();
     let mut steps = Vec::new();
     for TemplateDecision { facts, template_id, needed, .. } in beyond(keep, &made, &listed, &[], plan, only) {
+        let snapshot = facts.snapshot.id;
         let work = async {
             if let Some(why) = needed {
                 return Err(StepError::skipped(why));
+            }
+            // Again, so that a hold that was placed since the plan still counts.
+            let holds = runner.state.holds().await.map_err(|error| StepError::failed(chain(&error)))?;
+            if snapshot.is_some_and(|id| holds.on(id, runner.clock.now()).is_some()) {
+                return Err(StepError::skipped("its snapshot has been put on hold since the plan"));
             }
             let deleted = client.delete_template(template_id).await.map_err(StepError::of_deletion)?;
             let now = runner.clock.now();
