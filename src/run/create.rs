@@ -55,6 +55,10 @@ const WATCH_POLL: Duration = Duration::from_secs(10);
 const FOUND: &str =
     "found by its instance and date, so it counts for its slot, and is not deleted where only ours are";
 
+/// The longest wait for another policy's request of which no snapshot is known: a request is tried five times, with at most a minute between
+/// two.
+const UNKNOWN_MAX: Duration = Duration::from_mins(10);
+
 /// The longest wait for such a snapshot, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
@@ -569,6 +573,7 @@ impl ZoneCreator<'_> {
     /// Takes one snapshot.
     async fn take(&self, due: &Due<'_>) -> Result<Done, StepError> {
         let mut failed: HashSet<SnapshotId> = HashSet::new();
+        let mut has_waited = false;
         if let Some(asked) = &due.open {
             let found = self.find(asked, self.begun, self.dated_until(asked)).await;
             let found = found.map_err(|error| unknown(asked, &error))?;
@@ -580,6 +585,14 @@ impl ZoneCreator<'_> {
         }
         let mut tries = 1;
         loop {
+            // Meanwhile the run may have been stopped, or its deadline may have passed.
+            if has_waited {
+                let refusal = self.recorder.refusal(Action::Create).await;
+                if let Some(why) = refusal.map_err(|error| StepError::failed(chain(&error)))? {
+                    return Err(StepError::skipped(why));
+                }
+            }
+            has_waited = false;
             let asked = match self.ask(due, &failed).await? {
                 Asked::Now(asked) => asked,
                 Asked::By(taker, made) => {
@@ -587,25 +600,33 @@ impl ZoneCreator<'_> {
                         return Err(self.taken_by(&taker));
                     };
                     self.forget(&self.served(&taker, &made)).await?;
-                    failed.extend(lacking);
+                    if lacking.is_some_and(|id| !failed.insert(id)) {
+                        return Err(self.taken_by(&taker));
+                    }
+                    has_waited = true;
                     continue;
                 }
                 Asked::Before(asked, snapshot) => {
                     let id = snapshot.id;
                     let (since, name) =
                         (self.since.strftime("%Y-%m-%dT%H:%M:%SZ"), printable(&snapshot.name).into_owned());
-                    if self.watch(snapshot).await.is_ok() {
+                    let is_whole = tokio::select! {
+                        biased;
+                        () = self.recorder.stop().cancelled() => return Err(StepError::skipped(STOPPED)),
+                        watched = self.watch(snapshot) => watched.is_ok(),
+                    };
+                    let now = if is_whole { None } else { Some(self.client.get_snapshot(id).await) };
+                    let is_lacking = match now {
+                        None | Some(Err(_)) => false,
+                        Some(Ok(now)) => now.is_none_or(|now| now.snapshot.state == SnapshotState::Error),
+                    };
+                    if !is_lacking {
                         let message = format!("another one was taken since {since}: snapshot {name} ({id})");
-                        return Err(StepError::skipped(message));
-                    }
-                    let now = self.client.get_snapshot(id).await;
-                    if now.is_ok_and(|now| now.is_some_and(|now| now.snapshot.state.is_in_flight())) {
-                        let message =
-                            format!("another one is being taken since {since}: snapshot {name} ({id})");
                         return Err(StepError::skipped(message));
                     }
                     self.forget(&asked).await?;
                     failed.insert(id);
+                    has_waited = true;
                     continue;
                 }
             };
@@ -730,6 +751,7 @@ impl ZoneCreator<'_> {
     ) -> Result<Option<Option<SnapshotId>>, StepError> {
         let Runner { clock, state, .. } = self.runner;
         let deadline = clock.elapsed() + WATCH_MAX;
+        let given_up = clock.elapsed() + UNKNOWN_MAX;
         let failed = |error: StateError| StepError::failed(chain(&error));
         loop {
             // Before its record is read: a run that ends meanwhile has written it by then.
@@ -751,7 +773,9 @@ impl ZoneCreator<'_> {
                     Ok(_) | Err(_) => return Ok(None),
                 }
             }
-            if !is_running || now.is_in_doubt || clock.elapsed() >= deadline {
+            // Once its request and a look for it have had their time, its run has given it up.
+            let is_given_up = now.snapshot_id.is_none() && clock.elapsed() >= given_up;
+            if !is_running || now.is_in_doubt || is_given_up || clock.elapsed() >= deadline {
                 return Ok(None);
             }
             if self.recorder.stop().is_cancelled() {

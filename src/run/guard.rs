@@ -263,7 +263,12 @@ fn hold(
     let cases: Vec<Result<(ZonePlan, ZoneCase, Missed), String>> = cases
         .into_iter()
         .map(|case| {
-            let (mut plan, missed) = case?;
+            let (mut plan, mut missed) = case?;
+            if policy.retention.is_none() {
+                // Templates stay or go by their instances alone.
+                missed.drop.dropped = 0;
+                missed.emptied.clear();
+            }
             let of_zone = allowances.iter().rfind(|allowance| allowance.zone.as_ref() == Some(plan.zone()));
             let of_zone = of_zone.map(|allowance| allowance.deletes);
             let mut case = ZoneCase {

@@ -22,6 +22,7 @@ use crate::policy::{Policy, Promote};
 use crate::randomness::fresh_id;
 use crate::retention::change::Change;
 use crate::retention::deciding_keys::PROMOTE_KEEP;
+use crate::retention::guard::is_clock_trusted;
 use crate::retention::inventory::ClockSkew;
 use crate::run::context::Runner;
 use crate::run::plan::{PlannedAction, ZonePlan};
@@ -370,7 +371,11 @@ pub(crate) async fn prune_templates(
     find_lost(memory, zone, &listed).await?;
     let made = memory.own().await.promotions.clone();
     let mut steps = Vec::new();
-    for TemplateDecision { facts, template_id, needed, .. } in beyond(keep, &made, &listed, &[], plan, only) {
+    let beyond = beyond(keep, &made, &listed, &[], plan, only);
+    if !beyond.is_empty() && !is_clock_trusted(&memory.policy.guard, plan.listing.inventory.clock) {
+        return Err("no template is deleted: this machine's clock may be wrong".to_owned());
+    }
+    for TemplateDecision { facts, template_id, needed, .. } in beyond {
         let snapshot = facts.snapshot.id;
         let work = async {
             if let Some(why) = needed {

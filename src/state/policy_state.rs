@@ -132,12 +132,12 @@ impl Creation {
 
     /// The other policy's record of the snapshot that served the slot, among these of that policy.
     pub fn served_from<'c>(&self, created: &'c [Creation]) -> Option<&'c Creation> {
-        created.iter().find(|made| {
-            made.server().is_none()
-                && made.zone == self.zone
-                && made.instance_id == self.instance_id
-                && (made.requested_at == self.requested_at || Some(made.slot) == self.taken_for)
-        })
+        let mut of_instance = created.iter().filter(|made| {
+            made.server().is_none() && made.zone == self.zone && made.instance_id == self.instance_id
+        });
+        let exact = of_instance.clone().find(|made| made.requested_at == self.requested_at);
+        // An earlier one for the slot may have failed.
+        exact.or_else(|| of_instance.rfind(|made| Some(made.slot) == self.taken_for))
     }
 }
 
@@ -523,6 +523,19 @@ mod tests {
             listed_before: Vec::new(),
             owner: Owner::ThisPolicy,
             taken_for: None,
+        }
+    }
+
+    #[test]
+    fn of_two_records_for_a_slot_the_one_of_that_request_served_it_or_else_the_last() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let made = |second| Creation { requested_at: at(second), ..creation(2, Some(1)) };
+        let created = [made(1), made(2)];
+        for (asked, place) in [(1, 0), (2, 1), (3, 1)] {
+            let owner = Owner::ServedBy("hourly".parse().unwrap());
+            let taken_for = Some(Timestamp::UNIX_EPOCH);
+            let served = Creation { requested_at: at(asked), owner, taken_for, ..creation(2, None) };
+            assert_eq!(served.served_from(&created), Some(&created[place]), "{asked}");
         }
     }
 

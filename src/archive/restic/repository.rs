@@ -36,6 +36,9 @@ const PRUNE_TIMEOUT: Duration = Duration::from_hours(6);
 const UNUSED_MAX: &str = "10%";
 const REPACK_MAX: &str = "4G";
 
+/// The pauses in seconds before a repository is listed again of which restic could not read a snapshot.
+const UNREAD_PAUSES: [u64; 2] = [1, 5];
+
 /// The pauses between attempts while another process has the repository locked, in seconds: two minutes and a half in all.
 const LOCKED_PAUSES: [u64; 5] = [5, 10, 20, 40, 75];
 
@@ -339,8 +342,15 @@ impl Repository {
     }
 
     async fn listed(&self, doing: &'static str, arguments: &[&str]) -> Result<Vec<Object>, ResticError> {
-        let answer = self.answer(doing, arguments, None, (LISTING_BYTES_MAX, CALL_TIMEOUT)).await?;
-        // It ends well all the same, without those snapshots.
+        let list = || self.answer(doing, arguments, None, (LISTING_BYTES_MAX, CALL_TIMEOUT));
+        let mut answer = list().await?;
+        // It ends well all the same, without those snapshots. One that was deleted meanwhile is not listed the next time.
+        for pause in UNREAD_PAUSES {
+            if ResticCause::unread(&answer.stderr).is_some() {
+                self.clock.sleep(Duration::from_secs(pause)).await;
+                answer = list().await?;
+            }
+        }
         if let Some(unread) = ResticCause::unread(&answer.stderr) {
             return Err(self.error(doing, unread));
         }
