@@ -33,3 +33,31 @@ def cpu_seconds(pid):
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+# Takes snapshots, exports all, deletes and prunes old ones; `{folder}` is where state and archive are.
+EVERYTHING = """
+[exoscale]
+poll_interval = "50ms"
+requests_per_second = 1000
+[state]
+directory = "{folder}/state"
+[archives.vault]
+type = "local"
+path = "{folder}/vault"
+[archives.vault.retention]
+keep_last = 3
+[policies.nightly]
+create = true
+zones = ["ch-gva-2"]
+[policies.nightly.select]
+ownership = "all"
+[policies.nightly.export]
+archives = ["vault"]
+required = true
+snapshots = "all"
+[policies.nightly.retention]
+keep_last = 2
+[policies.nightly.guard]
+max_delete_percent = 100
+settle = "0s"
+"""

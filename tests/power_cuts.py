@@ -23,6 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from measuring import EVERYTHING
+
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 WORDS = [word for word in sys.argv[1:] if not word.startswith("--")]
@@ -34,33 +36,6 @@ ZONE = TARGET / "debug" / "examples" / "zone"
 # Parts of the kernel that Debian has as modules.
 MODULES = ["virtio_pci", "virtio_blk", "dm_mod", "dm_flakey"]
 DISK_MIB = 512
-
-CONFIGURATION = """
-[exoscale]
-poll_interval = "50ms"
-requests_per_second = 1000
-[state]
-directory = "/disk/state"
-[archives.vault]
-type = "local"
-path = "/disk/vault"
-[archives.vault.retention]
-keep_last = 3
-[policies.nightly]
-create = true
-zones = ["ch-gva-2"]
-[policies.nightly.select]
-ownership = "all"
-[policies.nightly.export]
-archives = ["vault"]
-required = true
-snapshots = "all"
-[policies.nightly.retention]
-keep_last = 2
-[policies.nightly.guard]
-max_delete_percent = 100
-settle = "0s"
-"""
 
 GUEST = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -162,7 +137,7 @@ def memory_disk(folder, modules):
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(module, place)
     subprocess.run(["depmod", "-b", root, modules.name], check=True, stderr=subprocess.DEVNULL)
-    (root / "snapwarden.toml").write_text(CONFIGURATION)
+    (root / "snapwarden.toml").write_text(EVERYTHING.replace("{folder}", "/disk"))
     if WITHOUT_SYNC:
         shutil.copy2(WITHOUT_SYNC, root / "bin")
     preloaded = f"/bin/{WITHOUT_SYNC.name}" if WITHOUT_SYNC else ""

@@ -23,6 +23,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from measuring import EVERYTHING
+
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
 
@@ -50,33 +52,6 @@ FAULTS = {
 }
 # A thread also writes to wake others, and does not survive that it can't.
 WRITTEN = ["audit.jsonl", "policy-nightly.1.jsonl", "policy-nightly.json.new", "runs-nightly.json.new", "archives.json.new"]
-CONFIGURATION = """
-[exoscale]
-poll_interval = "50ms"
-requests_per_second = 1000
-[state]
-directory = "{folder}/state"
-[archives.vault]
-type = "local"
-path = "{folder}/vault"
-[archives.vault.retention]
-keep_last = 3
-[policies.nightly]
-create = true
-zones = ["ch-gva-2"]
-[policies.nightly.select]
-ownership = "all"
-[policies.nightly.export]
-archives = ["vault"]
-required = true
-snapshots = "all"
-[policies.nightly.retention]
-keep_last = 2
-[policies.nightly.guard]
-max_delete_percent = 100
-settle = "0s"
-"""
-
 
 class Case:
     """A zone, a folder, and the program in it."""
@@ -84,7 +59,7 @@ class Case:
     def __init__(self, program):
         self.program = program
         self.folder = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="system-calls-"))
-        Path(self.folder, "snapwarden.toml").write_text(CONFIGURATION.replace("{folder}", str(self.folder)))
+        Path(self.folder, "snapwarden.toml").write_text(EVERYTHING.replace("{folder}", str(self.folder)))
         zone = {**os.environ, "ZONE_SNAPSHOTS": "4"}
         self.zone = subprocess.Popen(
             [TARGET / "examples/zone", "1", "2"], stdout=subprocess.PIPE, text=True, env=zone, cwd=self.folder

@@ -22,7 +22,7 @@ use crate::policy::name::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention::guard::{VERY_FEW, is_beyond};
 use crate::run::context::Runner;
-use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy};
+use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy, Doubts};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::text::{chain, counted};
@@ -186,6 +186,14 @@ impl Looker {
 /// Copies that this state knows to be corrupt do not count, also where the archive could not be written to say so.
 pub(crate) fn exclude_corrupt(catalogue: &mut Catalogue, memory: &ArchiveMemory) {
     catalogue.exclude_corrupt(|copy| corrupt_since(&memory.corrupt, copy));
+}
+
+/// Whether a copy was found corrupt since it was last read, or may be, since it shares its data with one that was.
+pub(crate) fn is_in_doubt(doubts: &Doubts, copy: &StoredCopy, now: Timestamp) -> bool {
+    // A verification that is dated ahead of now is of a clock that was wrong.
+    let is_read_since = |at| (at..=now).contains(&copy.manifest.verified_at);
+    doubts.corruption_at.is_some_and(|at| !is_read_since(at))
+        || corrupt_since(&doubts.corrupt, copy).is_some()
 }
 
 /// Since when this state knows a copy to be corrupt, if it does.

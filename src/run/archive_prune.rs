@@ -18,7 +18,7 @@ use crate::policy::name::ArchiveName;
 use crate::policy::{ArchiveRules, Guard, Policy};
 use crate::retention::export_gate::unadopted_text;
 use crate::retention::inventory::ClockSkew;
-use crate::run::archive_presence::{Looker, Presence, corrupt_since, remember_write};
+use crate::run::archive_presence::{Looker, Presence, is_in_doubt, remember_write};
 use crate::run::archive_retention::{CopyDecision, CopyPlan, Judged};
 use crate::run::context::Runner;
 use crate::run::guard::valid;
@@ -158,13 +158,10 @@ impl ArchivePruner {
 
     /// Prunes a copy, in place of which this newest one stays, if it still does.
     async fn prune_one(&self, copy: &StoredCopy, kept: Option<&StoredCopy>) -> Result<Done, StepError> {
-        let doubts = self.state.doubts(self.archive.name()).await;
-        let doubts = doubts.map_err(|error| StepError::failed(chain(&error)))?;
         if let Some(kept) = kept {
-            // Only of archives whose copies share their data is that remembered.
-            let is_unread = doubts.corruption_at.is_some_and(|at| kept.manifest.verified_at < at);
-            let is_corrupt = is_unread || corrupt_since(&doubts.corrupt, kept).is_some();
-            let counts = !is_corrupt
+            let doubts = self.state.doubts(self.archive.name()).await;
+            let doubts = doubts.map_err(|error| StepError::failed(chain(&error)))?;
+            let counts = !is_in_doubt(&doubts, kept, self.clock.now())
                 && self.archive.has(kept).await.map_err(|error| StepError::failed(chain(&error)))?;
             if !counts {
                 return Err(StepError::blocked(format!(

@@ -292,6 +292,14 @@ enum Asked {
     Before(Creation, Snapshot),
 }
 
+/// What came of another policy's request.
+enum Outcome {
+    /// There is a snapshot, or there may be.
+    Served,
+    /// There is none, but for this one if it failed.
+    Lacking(Option<SnapshotId>),
+}
+
 /// The snapshots in a listing that may have come from a request whose answer was lost.
 enum Found {
     Nothing,
@@ -596,7 +604,7 @@ impl ZoneCreator<'_> {
             let asked = match self.ask(due, &failed).await? {
                 Asked::Now(asked) => asked,
                 Asked::By(taker, made) => {
-                    let Some(lacking) = self.lacks(&taker, &made).await? else {
+                    let Outcome::Lacking(lacking) = self.outcome_of(&taker, &made).await? else {
                         return Err(self.taken_by(&taker));
                     };
                     self.forget(&self.served(&taker, &made)).await?;
@@ -621,7 +629,9 @@ impl ZoneCreator<'_> {
                         Some(Ok(now)) => now.is_none_or(|now| now.snapshot.state == SnapshotState::Error),
                     };
                     if !is_lacking {
-                        let message = format!("another one was taken since {since}: snapshot {name} ({id})");
+                        let verb = if is_whole { "was" } else { "is being" };
+                        let message =
+                            format!("another one {verb} taken since {since}: snapshot {name} ({id})");
                         return Err(StepError::skipped(message));
                     }
                     self.forget(&asked).await?;
@@ -742,13 +752,8 @@ impl ZoneCreator<'_> {
         if is_seen_to { taken_by(taker) } else { abandoned_by(taker) }
     }
 
-    /// Waits for a run of another policy, if one goes on, to take the snapshot that it asked for. If there is none then, the one that
-    /// failed, if there is that.
-    async fn lacks(
-        &self,
-        taker: &PolicyName,
-        made: &Creation,
-    ) -> Result<Option<Option<SnapshotId>>, StepError> {
+    /// Waits for a run of another policy, if one goes on, to take the snapshot that it asked for.
+    async fn outcome_of(&self, taker: &PolicyName, made: &Creation) -> Result<Outcome, StepError> {
         let Runner { clock, state, .. } = self.runner;
         let deadline = clock.elapsed() + WATCH_MAX;
         let given_up = clock.elapsed() + UNKNOWN_MAX;
@@ -761,22 +766,22 @@ impl ZoneCreator<'_> {
             let of_taker = all.iter().find(|(policy, _)| policy == taker);
             let Some(now) = of_taker.and_then(|(_, created)| served.served_from(created)) else {
                 // It was not carried out.
-                return Ok(Some(None));
+                return Ok(Outcome::Lacking(None));
             };
             if let Some(id) = now.snapshot_id {
                 match self.client.get_snapshot(id).await {
                     Ok(Some(details)) if details.snapshot.state == SnapshotState::Error => {
-                        return Ok(Some(Some(id)));
+                        return Ok(Outcome::Lacking(Some(id)));
                     }
                     Ok(Some(details)) if details.snapshot.state.is_in_flight() => {}
                     // What can't be read may be there.
-                    Ok(_) | Err(_) => return Ok(None),
+                    Ok(_) | Err(_) => return Ok(Outcome::Served),
                 }
             }
             // Once its request and a look for it have had their time, its run has given it up.
             let is_given_up = now.snapshot_id.is_none() && clock.elapsed() >= given_up;
             if !is_running || now.is_in_doubt || is_given_up || clock.elapsed() >= deadline {
-                return Ok(None);
+                return Ok(Outcome::Served);
             }
             if self.recorder.stop().is_cancelled() {
                 return Err(StepError::skipped(STOPPED));

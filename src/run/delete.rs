@@ -9,7 +9,7 @@ use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
 use crate::exoscale::wire::Deleted;
 use crate::retention::verdict::{CopyNeeded, Verdict};
-use crate::run::archive_presence::{corrupt_since, is_still_there};
+use crate::run::archive_presence::{is_in_doubt, is_still_there};
 use crate::run::context::Runner;
 use crate::run::list::Listing;
 use crate::run::plan::ZonePlan;
@@ -139,10 +139,7 @@ async fn permit(
         }
         let (copy, intact) = catalogue.evidence(snapshot, needed.of, needed.or_since).ok_or_else(lacking)?;
         for copy in [copy, intact] {
-            // Only of archives whose copies share their data is that remembered.
-            let since = |at| (at..=runner.clock.now()).contains(&copy.manifest.verified_at);
-            let is_in_doubt = doubts.corruption_at.is_some_and(|at| !since(at));
-            if is_in_doubt || corrupt_since(&doubts.corrupt, copy).is_some() {
+            if is_in_doubt(&doubts, copy, runner.clock.now()) {
                 return Err(blocked("export", ": it was found corrupt since the plan"));
             }
             if !archive.has(copy).await.map_err(|error| closed(chain(&error)))? {

@@ -343,17 +343,14 @@ impl Repository {
 
     async fn listed(&self, doing: &'static str, arguments: &[&str]) -> Result<Vec<Object>, ResticError> {
         let list = || self.answer(doing, arguments, None, (LISTING_BYTES_MAX, CALL_TIMEOUT));
-        let mut answer = list().await?;
+        let mut pauses = UNREAD_PAUSES.into_iter().map(Duration::from_secs);
         // It ends well all the same, without those snapshots. One that was deleted meanwhile is not listed the next time.
-        for pause in UNREAD_PAUSES {
-            if ResticCause::unread(&answer.stderr).is_some() {
-                self.clock.sleep(Duration::from_secs(pause)).await;
-                answer = list().await?;
-            }
-        }
-        if let Some(unread) = ResticCause::unread(&answer.stderr) {
-            return Err(self.error(doing, unread));
-        }
+        let answer = loop {
+            let answer = list().await?;
+            let Some(unread) = ResticCause::unread(&answer.stderr) else { break answer };
+            let Some(pause) = pauses.next() else { return Err(self.error(doing, unread)) };
+            self.clock.sleep(pause).await;
+        };
         // A repository without any snapshot may say `null`.
         let listed: Option<Vec<Listed>> = serde_json::from_slice(&answer.stdout).map_err(|error| {
             let why = json_error(&error);
