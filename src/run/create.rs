@@ -12,11 +12,12 @@ use futures_util::future::BoxFuture;
 use futures_util::future::{FutureExt as _, join_all};
 use futures_util::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use crate::disk::DiskLock;
 use crate::exoscale::client::ZoneClient;
 use crate::exoscale::error::ApiError;
+use crate::exoscale::wire::SnapshotDetails;
 use crate::policy::Policy;
 use crate::policy::name::PolicyName;
 use crate::policy::select::Pattern;
@@ -59,6 +60,9 @@ const FOUND: &str =
 /// two.
 const UNKNOWN_MAX: Duration = Duration::from_mins(10);
 
+/// The longest wait for a new snapshot to be shown, once its operation has ended.
+const SHOWN_MAX: Duration = Duration::from_mins(2);
+
 /// The longest wait for such a snapshot, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
@@ -88,6 +92,8 @@ pub(crate) async fn create(
         let client = runner.client.zone(zone);
         let accepted = before.zones.get(zone).and_then(|zone| zone.accepted.as_ref());
         let latest = Mutex::default();
+        let turns = || Semaphore::new(runner.concurrency.get());
+        let (asking, waiting) = (turns(), turns());
         let creator = ZoneCreator {
             runner,
             recorder,
@@ -101,6 +107,8 @@ pub(crate) async fn create(
             client,
             accepted,
             latest,
+            asking,
+            waiting,
         };
         creations.push(async move { creator.run(plan, report).await }.boxed());
     }
@@ -263,6 +271,11 @@ struct ZoneCreator<'a> {
     accepted: Option<&'a AcceptedListing>,
     /// The latest listing.
     latest: Mutex<Option<Latest>>,
+    /// How many snapshots are asked for, and taken, at once.
+    asking: Semaphore,
+    /// How many that others take are waited for at once. None of them keeps one from being asked for: two daemons that waited
+    /// for each other's would ask for the next ones at the same moment.
+    waiting: Semaphore,
 }
 
 /// The latest listing since the plan's: when it arrived, by the clock's elapsed time, and the snapshots that serve the slot
@@ -299,6 +312,9 @@ enum Outcome {
     /// There is none, but for this one if it failed.
     Lacking(Option<SnapshotId>),
 }
+
+/// Held while a snapshot is asked for, or waited for. None only of a closed semaphore, and these are never closed.
+type Turn<'a> = Option<SemaphorePermit<'a>>;
 
 /// The snapshots in a listing that may have come from a request whose answer was lost.
 enum Found {
@@ -351,6 +367,7 @@ impl ZoneCreator<'_> {
         for (index, due) in due.into_iter().enumerate() {
             takes.push(
                 async move {
+                    let turn = turn(&self.asking).await;
                     let intent = StepFacts {
                         rule: Some("create"),
                         ..StepFacts::new(
@@ -365,7 +382,7 @@ impl ZoneCreator<'_> {
                     };
                     let work = async {
                         if index < available || due.is_being_taken {
-                            self.take(&due).await
+                            self.take(&due, turn).await
                         } else {
                             Err(StepError::failed(lacking.clone()))
                         }
@@ -376,8 +393,7 @@ impl ZoneCreator<'_> {
             );
         }
 
-        let takes = stream::iter(takes).buffered(self.runner.concurrency.get());
-        report.steps.extend(takes.collect::<Vec<_>>().await);
+        report.steps.extend(join_all(takes).await);
         if let Some(Err(error)) = &*self.latest.lock().await {
             report.warnings.push(format!(
                 "whether others took snapshots since this run began cannot be listed, so some may be taken twice: {error}"
@@ -578,8 +594,8 @@ impl ZoneCreator<'_> {
         }
     }
 
-    /// Takes one snapshot.
-    async fn take(&self, due: &Due<'_>) -> Result<Done, StepError> {
+    /// Takes one snapshot, in its turn.
+    async fn take(&self, due: &Due<'_>, mut asks: Turn<'_>) -> Result<Done, StepError> {
         let mut failed: HashSet<SnapshotId> = HashSet::new();
         let mut has_waited = false;
         if let Some(asked) = &due.open {
@@ -604,6 +620,8 @@ impl ZoneCreator<'_> {
             let asked = match self.ask(due, &failed).await? {
                 Asked::Now(asked) => asked,
                 Asked::By(taker, made) => {
+                    drop(asks);
+                    let waits = turn(&self.waiting).await;
                     let Outcome::Lacking(lacking) = self.outcome_of(&taker, &made).await? else {
                         return Err(self.taken_by(&taker));
                     };
@@ -611,10 +629,14 @@ impl ZoneCreator<'_> {
                     if lacking.is_some_and(|id| !failed.insert(id)) {
                         return Err(self.taken_by(&taker));
                     }
+                    drop(waits);
+                    asks = turn(&self.asking).await;
                     has_waited = true;
                     continue;
                 }
                 Asked::Before(asked, snapshot) => {
+                    drop(asks);
+                    let waits = turn(&self.waiting).await;
                     let id = snapshot.id;
                     let (since, name) =
                         (self.since.strftime("%Y-%m-%dT%H:%M:%SZ"), printable(&snapshot.name).into_owned());
@@ -636,6 +658,8 @@ impl ZoneCreator<'_> {
                     }
                     self.forget(&asked).await?;
                     failed.insert(id);
+                    drop(waits);
+                    asks = turn(&self.asking).await;
                     has_waited = true;
                     continue;
                 }
@@ -809,20 +833,33 @@ impl ZoneCreator<'_> {
     ) -> Result<Done, StepError> {
         let Some(id) = id else { return self.taken_unnamed(asked, instance, operation_id).await };
         self.settle(asked, id, Owner::ThisPolicy).await?;
-        let (snapshot, message) = match self.client.get_snapshot(id).await {
+        let (snapshot, message) = match self.shown(id).await {
             Ok(Some(details)) => {
                 let snapshot = self.watch(details.snapshot).await;
                 let snapshot = snapshot.map_err(|step_error| StepError { operation_id, ..step_error })?;
                 (Subject::of(&snapshot, Some(instance)), None)
             }
+            Ok(None) => {
+                let message = format!("the operation succeeded, but there is no snapshot {id}");
+                return Err(StepError { operation_id, ..StepError::failed(message) });
+            }
             // It is there all the same; only its name and date are not known.
-            Ok(None) => (
-                Subject { id: Some(id), ..self.subject_of(instance) },
-                Some("it cannot be read yet".to_owned()),
-            ),
             Err(error) => (Subject { id: Some(id), ..self.subject_of(instance) }, Some(chain(&error))),
         };
         Ok(Done { operation_id, snapshot: Some(snapshot), message, ..Done::default() })
+    }
+
+    /// A new snapshot; none if it does not show.
+    async fn shown(&self, id: SnapshotId) -> Result<Option<SnapshotDetails>, ApiError> {
+        let clock = &self.runner.clock;
+        let deadline = clock.elapsed() + SHOWN_MAX;
+        loop {
+            let details = self.client.get_snapshot(id).await?;
+            if details.is_some() || clock.elapsed() >= deadline || self.recorder.stop().is_cancelled() {
+                return Ok(details);
+            }
+            clock.sleep(WATCH_POLL).await;
+        }
     }
 
     /// The operation went well, and did not say which snapshot came of it.
@@ -994,6 +1031,10 @@ fn found(snapshots: &[Snapshot], asked: &Creation, until: Timestamp, known: &Has
         [one] => Found::One((*one).clone()),
         several => Found::Several(several.len()),
     }
+}
+
+async fn turn(of: &Semaphore) -> Turn<'_> {
+    of.acquire().await.ok()
 }
 
 /// Whether the snapshot is the policy's that asked for it, or may become that once the answer has come.

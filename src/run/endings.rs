@@ -43,6 +43,9 @@ const PATIENCE: SignedDuration = SignedDuration::from_hours(48);
 /// A run takes its snapshots before it lists, by less than this: what is older would have been listed by an earlier one.
 const RUN_LASTS: SignedDuration = SignedDuration::from_hours(24);
 
+/// What is still listed so long after a request to delete it is not deleted by that request, unless an event says so.
+const REQUEST_LASTS: SignedDuration = SignedDuration::from_hours(24);
+
 /// For how long an unexplained end is an alert.
 const ALERT_LASTS: SignedDuration = SignedDuration::from_hours(7 * 24);
 
@@ -339,6 +342,7 @@ impl Inquiry<'_> {
         }
         let last_seen = one.tried_at.map_or(one.listed_at, |at| at.max(one.listed_at));
         let is_too_late = self.now.duration_since(last_seen) > EVENTS_LAST - EVENT_MARGIN;
+        let may_be_ours = one.tried_at.is_some_and(|at| one.listed_at.duration_since(at) <= REQUEST_LASTS);
         let (ending, reason) = match &self.events {
             Ok(_) | Err(Unasked::NotAllowed) if self.is_without_instance(one) => (
                 Ending::DeletedWithInstance,
@@ -348,7 +352,7 @@ impl Inquiry<'_> {
                 return Found::Undecided(why.clone());
             }
             // With the events of that time its own deletion would be among them.
-            events if one.tried_at.is_some() && (events.is_err() || is_too_late) => {
+            events if may_be_ours && (events.is_err() || is_too_late) => {
                 (Ending::DeletedByUs, TRIED_BEFORE.to_owned())
             }
             Err(Unasked::NotAllowed) => (

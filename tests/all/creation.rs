@@ -375,6 +375,36 @@ async fn one_that_the_platform_fails_is_a_failure_is_ours_and_does_not_stop_the_
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_does_not_show_after_its_operation_is_waited_for_and_counts_only_if_it_comes() {
+    for (times, outcome) in [(3, StepOutcome::Done), (100, StepOutcome::Failed)] {
+        let (stage, _) = web();
+        let fault = Fault::on(Call::GetSnapshot, Effect::status(404, "Not Found"));
+        stage.world.fault(fault.times(times));
+        let report = stage.run_with(CREATING, &now()).await;
+        assert_eq!(ended(&report, Action::Create, outcome), 1, "{times}: {}", said(&report));
+        let is_told = said(&report).contains("there is no snapshot");
+        assert_eq!(is_told, outcome == StepOutcome::Failed, "{times}: {}", said(&report));
+        // It is listed, so no second one is taken.
+        stage.world.clear_faults();
+        let again = stage.run_with(CREATING, &now()).await;
+        assert_eq!((asked(&stage), again.result), (1, RunResult::Success), "{times}: {}", said(&again));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_looks_whether_a_policy_runs_keeps_it_from_no_run() {
+    let (stage, _) = web();
+    let looks = stage.runner(CREATING).state.lock_policy(&"nightly".parse().unwrap()).await.unwrap();
+    let look = async {
+        stage.clock.sleep(Duration::from_millis(1)).await;
+        drop(looks);
+    };
+    let options = now();
+    let (report, ()) = futures_util::future::join(stage.run_with(CREATING, &options), look).await;
+    assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 1, "{}", said(&report));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_operation_that_never_ends_is_a_failure_and_what_it_makes_is_ours() {
     let (stage, _) = web();
     stage.world.fault(Fault::on(Call::CreateSnapshot, Effect::operation_hangs()).times(1));

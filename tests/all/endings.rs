@@ -313,6 +313,22 @@ async fn what_we_tried_to_delete_and_what_events_are_too_old_for_is_ours() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_still_there_days_after_we_tried_to_delete_it_is_not_ours_when_it_vanishes() {
+    let (stage, [web, _]) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    stage.world.fault(Fault::on(Call::DeleteSnapshot, Effect::status(403, "no")).of(web[0].0));
+    stage.run(PRUNE).await;
+    stage.world.clear_faults();
+    for _ in 0..2 {
+        stage.step(SignedDuration::from_hours(25));
+        run_without(&stage, &[Call::ListEvents]).await;
+    }
+    stage.world.remove_snapshot(web[0]);
+    let report = run_without(&stage, &[Call::ListEvents]).await;
+    assert_eq!((ending(&stage, web[0]), unexplained(&report)), ("unexplained".to_owned(), 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_of_ours_that_failed_is_not_taken_for_done_because_it_has_an_event() {
     let (stage, [web, _]) = Stage::two_by_twenty();
     stage.run(WATCH).await;
