@@ -13,6 +13,8 @@ use snapwarden::config::sections::ServerSettings;
 use snapwarden::daemon::service::ServiceManager;
 use snapwarden::daemon::{Daemon, DaemonError, Ending, Loaded, Order};
 use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
+use snapwarden::policy::select::Pattern;
+use snapwarden::run::context::RunOptions;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
@@ -527,6 +529,29 @@ async fn a_run_by_hand_goes_first_and_the_slot_is_counted_as_skipped_once() {
     until(&stage, "2026-11-03T01:30:00Z").await;
     assert_eq!(taken(&stage), [""; 0], "the slot was dealt with");
     second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_by_hand_of_some_instances_takes_the_place_of_none_of_all() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.world.add_instance(&stage.zone, "db-1", &[]);
+    stage.world.set_operations_take(Duration::from_mins(3));
+    let policies = creating("schedule = \"@hourly\"");
+    let first = play(&stage, &policies).await;
+    let by_hand = RunOptions { instances: Some(Pattern::new("db-*").unwrap()), ..RunOptions::default() };
+    let report = stage.run_with(&policies, &by_hand).await;
+    assert_eq!(report.zones[0].steps.len(), 1);
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    first.stop().await;
+    let of = |name: &str| {
+        let all = stage.world.snapshots(&stage.zone);
+        all.iter()
+            .filter(|one| one.name.starts_with(name))
+            .map(|one| one.created_at.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((of("web-1").len(), of("db-1").len()), (1, 2), "{:?}", taken(&stage));
+    assert!(of("web-1")[0].starts_with("2026-11-03T01:0"), "{:?}", taken(&stage));
 }
 
 #[tokio::test(start_paused = true)]
