@@ -154,7 +154,7 @@ pub struct Daemon {
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     /// By the order in which they began.
-    running: BTreeMap<Id, (PolicyName, ConfigurationChanged)>,
+    running: BTreeMap<Id, (PolicyName, Timestamp, ConfigurationChanged)>,
     /// Up to when the `verify` schedule of each archive was served: from when a daemon first had it, so that one that was
     /// due while no daemon ran is made up for.
     verified_until: BTreeMap<ArchiveName, Timestamp>,
@@ -170,6 +170,8 @@ pub struct Daemon {
     controls_error: Option<String>,
     /// When each run was asked for that waits for another process, or that has begun.
     asked_for: BTreeMap<PolicyName, Timestamp>,
+    /// The slots of policies that another process ran when they were due. For the timetable they run until that has ended.
+    displaced: BTreeMap<PolicyName, Timestamp>,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -220,6 +222,7 @@ impl Daemon {
             unsaved: false,
             controls_error: None,
             asked_for: BTreeMap::new(),
+            displaced: BTreeMap::new(),
             _lock: lock,
         };
         for policy in &daemon.runner.policies {
@@ -306,6 +309,7 @@ impl Daemon {
             let triggered = self.heed_pauses().await;
             let due = self.timetable.look(clock.now());
             self.follow(due).await;
+            self.make_up_for_displaced().await;
             self.heed_triggers(triggered, started_at).await;
             seen = [seen[1], (clock.now(), clock.elapsed())];
             let jump = jump_text(seen);
@@ -366,11 +370,37 @@ impl Daemon {
         controls.triggered
     }
 
+    /// Begins the runs that were due while another process ran their policy, once it has ended, unless that run was one of all
+    /// instances.
+    async fn make_up_for_displaced(&mut self) {
+        for (name, slot) in self.displaced.clone() {
+            if self.runner.state.is_running(&name).await.unwrap_or_default() {
+                continue;
+            }
+            self.displaced.remove(&name);
+            // A run of some instances is not remembered. An error is one of the run itself.
+            let last = self.runner.state.last_runs(&name).await.ok().and_then(|runs| runs.last);
+            let is_done = last.is_some_and(|last| last.finished_at >= slot);
+            let is_enabled = self.runner.policies.iter().any(|policy| policy.name == name && policy.enabled);
+            let is_due = is_enabled && !is_done;
+            self.timetable.ended(&name, is_due);
+            if is_due {
+                info!(policy.name = %name, "policy {name} runs now, since it was due at {slot}");
+                let begin = self.timetable.begin_now(&name, slot);
+                self.follow(begin.into_iter().collect()).await;
+            } else {
+                self.save().await;
+            }
+        }
+    }
+
     /// Begins the runs that were asked for beside the daemon. One whose policy runs, here or in another process, waits for
     /// the end of that run.
     async fn heed_triggers(&mut self, triggered: BTreeMap<PolicyName, Timestamp>, started_at: Timestamp) {
         for (name, asked_at) in triggered {
-            if self.running.values().any(|(running, _)| *running == name) {
+            if self.running.values().any(|(running, ..)| *running == name)
+                || self.displaced.contains_key(&name)
+            {
                 continue;
             }
             // An error is one of the run itself.
@@ -381,14 +411,18 @@ impl Daemon {
                 continue;
             }
             let clock = Arc::clone(&self.runner.clock);
-            match self.runner.state.take_trigger(&*clock, name.clone()).await {
-                Ok(Some(taken)) if taken == asked_at => self.controls_failed(None),
-                Ok(_) => continue,
+            let asked_at = match self.runner.state.take_trigger(&*clock, name.clone()).await {
+                // It may have been asked for once more.
+                Ok(Some(taken)) => {
+                    self.controls_failed(None);
+                    taken
+                }
+                Ok(None) => continue,
                 Err(error) => {
                     self.controls_failed(Some(chain(&error)));
                     continue;
                 }
-            }
+            };
             let policy = self.runner.policies.iter().find(|policy| policy.name == name);
             let is_old = started_at.duration_since(asked_at) > TRIGGER_LASTS;
             let why = match policy {
@@ -463,7 +497,7 @@ impl Daemon {
         self.notifications.iter().for_each(|notifications| notifications.run_begun(&policy));
         let runner = Arc::clone(&self.runner);
         let task = self.runs.spawn(async move { runner.run(&runner.policies[place], &options).await });
-        self.running.insert(task.id(), (policy, changed));
+        self.running.insert(task.id(), (policy, slot, changed));
     }
 
     /// Takes down what came of a run.
@@ -472,7 +506,7 @@ impl Daemon {
             Ok((id, outcome)) => (id, Ok(outcome)),
             Err(lost) => (lost.id(), Err(lost)),
         };
-        let Some((policy, _)) = self.running.remove(&id) else { return };
+        let Some((policy, slot, _)) = self.running.remove(&id) else { return };
         let asked_for = self.asked_for.remove(&policy);
         let (mut cut_short, mut notified) = (false, Some(None));
         match outcome {
@@ -486,7 +520,9 @@ impl Daemon {
                 warn!(policy.name = %policy, "policy {policy} is not run now: {}", chain(&error));
                 self.telemetry.displaced(&policy);
                 notified = None;
-                if asked_for.is_some() {
+                if asked_for.is_none() {
+                    self.displaced.insert(policy.clone(), slot);
+                } else {
                     let again = self.runner.state.trigger(&*self.runner.clock, policy.clone()).await;
                     self.controls_failed(again.err().map(|error| chain(&error)));
                 }
@@ -500,7 +536,9 @@ impl Daemon {
                 self.telemetry.run_panicked_or_refused(&policy, self.runner.clock.now());
             }
         }
-        self.timetable.ended(&policy, cut_short);
+        if !self.displaced.contains_key(&policy) {
+            self.timetable.ended(&policy, cut_short);
+        }
         self.save().await;
         self.look_beside().await;
         if let (Some(report), Some(notifications)) = (notified, &self.notifications) {
@@ -612,7 +650,7 @@ impl Daemon {
         if before == now && copies(&self.runner) == copies(new) {
             return;
         }
-        for (name, changed) in self.running.values() {
+        for (name, _, changed) in self.running.values() {
             changed.deletions.cancel();
             let has_changed = before.get(name) != now.get(name);
             if has_changed {
@@ -644,7 +682,7 @@ impl Daemon {
         while !self.runs.is_empty() {
             let left = until.saturating_sub(clock.elapsed());
             if left.is_zero() || ending == Ending::AtOnce {
-                let names: Vec<&str> = self.running.values().map(|(policy, _)| policy.as_str()).collect();
+                let names: Vec<&str> = self.running.values().map(|(policy, ..)| policy.as_str()).collect();
                 warn!("no longer waiting for {}; the next start runs it again", names.join(", "));
                 self.runs.abort_all();
                 break;

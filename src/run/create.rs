@@ -620,30 +620,25 @@ impl ZoneCreator<'_> {
             let asked = match self.ask(due, &failed).await? {
                 Asked::Now(asked) => asked,
                 Asked::By(taker, made) => {
-                    drop(asks);
-                    let waits = turn(&self.waiting).await;
-                    let Outcome::Lacking(lacking) = self.outcome_of(&taker, &made).await? else {
+                    let Outcome::Lacking(lacking) = self.outcome_of(&taker, &made, asks).await? else {
                         return Err(self.taken_by(&taker));
                     };
                     self.forget(&self.served(&taker, &made)).await?;
                     if lacking.is_some_and(|id| !failed.insert(id)) {
                         return Err(self.taken_by(&taker));
                     }
-                    drop(waits);
                     asks = turn(&self.asking).await;
                     has_waited = true;
                     continue;
                 }
                 Asked::Before(asked, snapshot) => {
-                    drop(asks);
-                    let waits = turn(&self.waiting).await;
                     let id = snapshot.id;
                     let (since, name) =
                         (self.since.strftime("%Y-%m-%dT%H:%M:%SZ"), printable(&snapshot.name).into_owned());
                     let is_whole = tokio::select! {
                         biased;
                         () = self.recorder.stop().cancelled() => return Err(StepError::skipped(STOPPED)),
-                        watched = self.watch(snapshot) => watched.is_ok(),
+                        watched = self.watch_in_turn(snapshot, asks) => watched.is_ok(),
                     };
                     let now = if is_whole { None } else { Some(self.client.get_snapshot(id).await) };
                     let is_lacking = match now {
@@ -658,7 +653,6 @@ impl ZoneCreator<'_> {
                     }
                     self.forget(&asked).await?;
                     failed.insert(id);
-                    drop(waits);
                     asks = turn(&self.asking).await;
                     has_waited = true;
                     continue;
@@ -777,12 +771,21 @@ impl ZoneCreator<'_> {
     }
 
     /// Waits for a run of another policy, if one goes on, to take the snapshot that it asked for.
-    async fn outcome_of(&self, taker: &PolicyName, made: &Creation) -> Result<Outcome, StepError> {
+    async fn outcome_of(
+        &self,
+        taker: &PolicyName,
+        made: &Creation,
+        mut turn: Turn<'_>,
+    ) -> Result<Outcome, StepError> {
         let Runner { clock, state, .. } = self.runner;
-        let deadline = clock.elapsed() + WATCH_MAX;
-        let given_up = clock.elapsed() + UNKNOWN_MAX;
+        let mut begun = clock.elapsed();
+        let mut is_asking = true;
+        let mut hidden_since: Option<Duration> = None;
         let failed = |error: StateError| StepError::failed(chain(&error));
         loop {
+            if self.recorder.stop().is_cancelled() {
+                return Err(StepError::skipped(STOPPED));
+            }
             // Before its record is read: a run that ends meanwhile has written it by then.
             let is_running = state.is_running(taker).await.map_err(failed)?;
             let all = state.all_created().await.map_err(failed)?;
@@ -798,19 +801,49 @@ impl ZoneCreator<'_> {
                         return Ok(Outcome::Lacking(Some(id)));
                     }
                     Ok(Some(details)) if details.snapshot.state.is_in_flight() => {}
+                    Ok(None) => {
+                        let since = *hidden_since.get_or_insert(clock.elapsed());
+                        if !is_running || clock.elapsed() >= since + SHOWN_MAX {
+                            return Ok(Outcome::Lacking(Some(id)));
+                        }
+                    }
                     // What can't be read may be there.
-                    Ok(_) | Err(_) => return Ok(Outcome::Served),
+                    Ok(Some(_)) | Err(_) => return Ok(Outcome::Served),
                 }
             }
             // Once its request and a look for it have had their time, its run has given it up.
-            let is_given_up = now.snapshot_id.is_none() && clock.elapsed() >= given_up;
-            if !is_running || now.is_in_doubt || is_given_up || clock.elapsed() >= deadline {
+            let is_given_up = now.snapshot_id.is_none() && clock.elapsed() >= begun + UNKNOWN_MAX;
+            if !is_running || now.is_in_doubt || is_given_up || clock.elapsed() >= begun + WATCH_MAX {
                 return Ok(Outcome::Served);
             }
-            if self.recorder.stop().is_cancelled() {
-                return Err(StepError::skipped(STOPPED));
+            if is_asking {
+                drop(turn);
+                turn = self.wait_for_turn().await?;
+                (is_asking, begun) = (false, clock.elapsed());
+            } else {
+                clock.sleep(WATCH_POLL).await;
             }
-            clock.sleep(WATCH_POLL).await;
+        }
+    }
+
+    /// Waits until a snapshot that somebody else takes is whole. What is whole already waits for no turn.
+    async fn watch_in_turn(&self, snapshot: Snapshot, asks: Turn<'_>) -> Result<Snapshot, StepError> {
+        if !snapshot.state.is_in_flight() {
+            return self.watch(snapshot).await;
+        }
+        drop(asks);
+        let _waits = self.wait_for_turn().await?;
+        let now = self.client.get_snapshot(snapshot.id).await;
+        let now = now.ok().flatten().map_or(snapshot, |details| details.snapshot);
+        self.watch(now).await
+    }
+
+    /// A turn for waiting.
+    async fn wait_for_turn(&self) -> Result<Turn<'_>, StepError> {
+        tokio::select! {
+            biased;
+            () = self.recorder.stop().cancelled() => Err(StepError::skipped(STOPPED)),
+            turn = turn(&self.waiting) => Ok(turn),
         }
     }
 
@@ -844,19 +877,28 @@ impl ZoneCreator<'_> {
                 return Err(StepError { operation_id, ..StepError::failed(message) });
             }
             // It is there all the same; only its name and date are not known.
-            Err(error) => (Subject { id: Some(id), ..self.subject_of(instance) }, Some(chain(&error))),
+            Err(why) => (Subject { id: Some(id), ..self.subject_of(instance) }, Some(why)),
         };
         Ok(Done { operation_id, snapshot: Some(snapshot), message, ..Done::default() })
     }
 
-    /// A new snapshot; none if it does not show.
-    async fn shown(&self, id: SnapshotId) -> Result<Option<SnapshotDetails>, ApiError> {
+    /// A new snapshot; none if it does not show. An error says why that is not known.
+    async fn shown(&self, id: SnapshotId) -> Result<Option<SnapshotDetails>, String> {
         let clock = &self.runner.clock;
         let deadline = clock.elapsed() + SHOWN_MAX;
+        let mut is_denied = false;
         loop {
-            let details = self.client.get_snapshot(id).await?;
-            if details.is_some() || clock.elapsed() >= deadline || self.recorder.stop().is_cancelled() {
-                return Ok(details);
+            match self.client.get_snapshot(id).await {
+                Ok(Some(details)) => return Ok(Some(details)),
+                Ok(None) => is_denied = true,
+                Err(error) if !is_denied => return Err(chain(&error)),
+                Err(_) => {}
+            }
+            if clock.elapsed() >= deadline {
+                return Ok(None);
+            }
+            if self.recorder.stop().is_cancelled() {
+                return Err("it does not show yet".to_owned());
             }
             clock.sleep(WATCH_POLL).await;
         }
@@ -870,18 +912,34 @@ impl ZoneCreator<'_> {
         operation_id: Option<OperationId>,
     ) -> Result<Done, StepError> {
         let until = self.runner.clock.now().checked_add(DATED_OFF).unwrap_or(Timestamp::MAX);
-        let (snapshot, so) = match self.look(asked, until).await {
+        let clock = &self.runner.clock;
+        let deadline = clock.elapsed() + SHOWN_MAX;
+        let found = loop {
+            let found = self.look(asked, until).await;
+            let is_over = clock.elapsed() >= deadline || self.recorder.stop().is_cancelled();
+            if is_over || !matches!(found, Ok(Found::Nothing)) {
+                break found;
+            }
+            clock.sleep(WATCH_POLL).await;
+        };
+        let says_not = "the API does not say which snapshot it made";
+        let (snapshot, so) = match found {
             Ok(Found::One(snapshot)) => {
                 self.settle(asked, snapshot.id, Owner::Nobody).await?;
                 (Some(Subject::of(&snapshot, Some(instance))), FOUND.to_owned())
             }
-            Ok(Found::Nothing | Found::Several(_)) => {
+            Ok(Found::Nothing) => {
+                self.change(asked, |made| made.is_in_doubt = true).await?;
+                let message = format!("{says_not}, and no new one is listed");
+                return Err(StepError { operation_id, ..StepError::failed(message) });
+            }
+            Ok(Found::Several(_)) => {
                 self.change(asked, |made| made.is_in_doubt = true).await?;
                 (None, "so it does not count as ours".to_owned())
             }
             Err(error) => (None, format!("the next run looks for it: {error}")),
         };
-        let message = Some(format!("the API does not say which snapshot it made: {so}"));
+        let message = Some(format!("{says_not}: {so}"));
         Ok(Done { operation_id, snapshot, message, ..Done::default() })
     }
 
@@ -950,7 +1008,7 @@ impl ZoneCreator<'_> {
                 return Err(StepError::failed(format!("snapshot {id} is still being taken after an hour")));
             }
             clock.sleep(WATCH_POLL).await;
-            let now = self.client.get_snapshot(id).await?;
+            let now = self.shown(id).await.map_err(StepError::failed)?;
             snapshot =
                 now.ok_or_else(|| StepError::failed(format!("snapshot {id} has disappeared")))?.snapshot;
         }

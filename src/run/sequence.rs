@@ -106,24 +106,7 @@ impl Runner {
         });
         let report = run.instrument(span.clone()).await;
         span.in_scope(|| log(&report));
-        if options.instances.is_some() {
-            self.ask_for_whole_run(policy, report.started_at).await;
-        }
         Ok(report)
-    }
-
-    /// Asks the daemon for a run of all instances if one was due while this one kept it from them.
-    async fn ask_for_whole_run(&self, policy: &Policy, since: Timestamp) {
-        let due = policy.schedule.as_ref().and_then(|schedule| schedule.next_after(since, &policy.time_zone));
-        let Some(due) = due.filter(|due| *due <= self.clock.now()) else { return };
-        let asked = self.state.trigger(&*self.clock, policy.name.clone()).await;
-        if let Err(error) = asked {
-            let error = chain(&error);
-            warn!(
-                "policy {} was due at {due} for all its instances, and is not run for the others: {error}",
-                policy.name
-            );
-        }
     }
 
     /// Reads what a run rests on: what the last one remembered, and the runner and the policy as they are by the pauses.

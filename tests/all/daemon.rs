@@ -518,40 +518,55 @@ async fn a_run_by_hand_goes_first_and_the_slot_is_counted_as_skipped_once() {
     let stage = stage_at("2026-11-03T00:59:00Z");
     let policies = creating("schedule = \"@hourly\"");
     let first = play(&stage, &policies).await;
-    let by_hand = stage.runner(&policies).state.lock_policy(&"p".parse().unwrap()).await.unwrap();
-    until(&stage, "2026-11-03T01:00:30Z").await;
+    stage.world.set_operations_take(Duration::from_mins(3));
     let skipped = "snapwarden_policy_runs_total{policy=\"p\",result=\"skipped\"}";
-    assert_eq!(first.value(skipped), Some(1.0));
-    assert_eq!(first.telemetry.status_json().policies["p"].running_since, None, "it does not run");
-    drop(by_hand);
+    let options = RunOptions::default();
+    let look = async {
+        until(&stage, "2026-11-03T01:00:30Z").await;
+        assert_eq!(first.value(skipped), Some(1.0));
+        assert_eq!(first.telemetry.status_json().policies["p"].running_since, None, "it does not run");
+    };
+    let (report, ()) = futures_util::future::join(stage.run_with(&policies, &options), look).await;
+    assert_eq!(report.zones[0].steps.len(), 1);
+    until(&stage, "2026-11-03T01:10:00Z").await;
     first.stop().await;
     let second = play(&stage, &policies).await;
     until(&stage, "2026-11-03T01:30:00Z").await;
-    assert_eq!(taken(&stage), [""; 0], "the slot was dealt with");
+    assert_eq!(taken(&stage).len(), 1, "the slot was dealt with");
     second.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_run_by_hand_of_some_instances_takes_the_place_of_none_of_all() {
-    let stage = stage_at("2026-11-03T00:59:00Z");
-    stage.world.add_instance(&stage.zone, "db-1", &[]);
-    stage.world.set_operations_take(Duration::from_mins(3));
-    let policies = creating("schedule = \"@hourly\"");
-    let first = play(&stage, &policies).await;
-    let by_hand = RunOptions { instances: Some(Pattern::new("db-*").unwrap()), ..RunOptions::default() };
-    let report = stage.run_with(&policies, &by_hand).await;
-    assert_eq!(report.zones[0].steps.len(), 1);
-    until(&stage, "2026-11-03T01:30:00Z").await;
-    first.stop().await;
-    let of = |name: &str| {
+    // When it begins, how long each snapshot takes, how many of it there are then, and of the other.
+    for (begins, minutes, of_it, restarts) in [
+        ("00:59:00", 3, 2, false),
+        ("01:00:00", 3, 1, false),
+        ("01:00:00", 0, 1, false),
+        ("00:59:00", 3, 2, true),
+    ] {
+        let case = format!("{begins}, {minutes} minutes, {restarts}");
+        let stage = stage_at("2026-11-03T00:58:00Z");
+        stage.world.add_instance(&stage.zone, "db-1", &[]);
+        stage.world.set_operations_take(Duration::from_mins(minutes));
+        let policies = creating("schedule = \"@hourly\"");
+        let mut daemon = play(&stage, &policies).await;
+        until(&stage, &format!("2026-11-03T{begins}Z")).await;
+        let only = Pattern::new("db-*").unwrap();
+        let by_hand = RunOptions { instances: Some(only), ..RunOptions::default() };
+        let report = stage.run_with(&policies, &by_hand).await;
+        assert_eq!(report.zones[0].steps.len(), 1, "{case}");
+        if restarts {
+            daemon.stop().await;
+            daemon = play(&stage, &policies).await;
+        }
+        until(&stage, "2026-11-03T01:30:00Z").await;
+        daemon.stop().await;
         let all = stage.world.snapshots(&stage.zone);
-        all.iter()
-            .filter(|one| one.name.starts_with(name))
-            .map(|one| one.created_at.to_string())
-            .collect::<Vec<_>>()
-    };
-    assert_eq!((of("web-1").len(), of("db-1").len()), (1, 2), "{:?}", taken(&stage));
-    assert!(of("web-1")[0].starts_with("2026-11-03T01:0"), "{:?}", taken(&stage));
+        let of = |name: &str| all.iter().filter(|one| one.name.starts_with(name)).count();
+        assert_eq!((of("web-1"), of("db-1")), (1, of_it), "{case}: {all:?}");
+        assert!(taken(&stage).iter().any(|at| at.starts_with("2026-11-03T01:0")), "{case}: {all:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

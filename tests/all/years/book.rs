@@ -22,7 +22,7 @@ use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::bucket::SimBucket;
 use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::restic::SimRestic;
-use snapwarden::sim::world::World;
+use snapwarden::sim::world::{Template, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::transport::Request;
 
@@ -169,6 +169,10 @@ pub(super) struct Book {
     /// Whether a listing ever was not the truth.
     pub(super) has_lied: bool,
     // Of this night:
+    /// What is said against deletions of templates.
+    pub(super) wrong_templates: Vec<String>,
+    /// How many templates were asked to be deleted.
+    pub(super) deleted_templates: usize,
     pub(super) deletions: Vec<Deletion>,
     pub(super) creations: BTreeSet<SnapshotId>,
     /// Requests of which no safe line of the audit log said before that they were intended.
@@ -361,6 +365,24 @@ impl Book {
         self.deletions.push(Deletion { policy, snapshot, zone: zone.clone(), at, there, copies, present });
     }
 
+    /// A template is asked to be deleted: the snapshot that it was made of gave it its name.
+    pub(super) fn note_template_deletion(&mut self, id: &str, there: &[Template], now: Timestamp) {
+        self.deleted_templates += 1;
+        let of = |template: &Template| {
+            let made_of = self.known.values().find(|known| *known.snapshot.name == *template.name)?;
+            Some((made_of.snapshot.instance_id?, made_of.snapshot.created_at, made_of.snapshot.id))
+        };
+        let Some(victim) = there.iter().find(|one| one.id.to_string() == id).and_then(of) else { return };
+        let newer = there.iter().filter(|one| one.id.to_string() != id).filter_map(of);
+        let newer = newer.filter(|one| one.0 == victim.0 && *one >= victim).count();
+        let keep = self.policies.iter().filter_map(|policy| policy.promote.as_ref()?.keep).max();
+        let is_on_hold = self.on_hold.get(&victim.2).is_some_and(|until| now + TOLERANCE < *until);
+        if is_on_hold || keep.is_none_or(|keep| newer < keep.get() as usize) {
+            let why = format!("{id}: {victim:?} has {newer} newer, of {keep:?}; on hold: {is_on_hold}");
+            self.wrong_templates.push(why);
+        }
+    }
+
     /// What is said against a deletion that was requested.
     pub(super) fn objection(&self, deletion: &Deletion, parts: &Parts) -> Option<String> {
         if let Some(objection) = self.plain_objection(deletion) {
@@ -465,6 +487,47 @@ impl Book {
         }
         let without_gate = waits(&facts)?;
         with_gate.into_iter().find(|id| without_gate.contains(id) && as_it_may_know.contains(id))
+    }
+
+    /// What the rules delete by now, and nothing did, though nothing is in the way.
+    pub(super) fn left_over(
+        &self,
+        zone: &ZoneName,
+        (there, busy): (&[Snapshot], &BTreeSet<SnapshotId>),
+        parts: &Parts,
+        copies: &BTreeMap<ArchiveName, Copies>,
+        now: Timestamp,
+    ) -> Option<String> {
+        let deletion = Deletion {
+            policy: None,
+            snapshot: there.first()?.id,
+            zone: zone.clone(),
+            at: now,
+            there: there.to_vec(),
+            copies: copies.clone(),
+            present: self.present(zone),
+        };
+        let here = |policy: &&Policy| policy.enabled && policy.zones.contains(zone);
+        self.policies.iter().filter(here).find_map(|policy| {
+            let mut facts = self.facts(policy, &deletion, parts, now);
+            for one in &mut facts.snapshots {
+                // After a lost answer the program does not know its own.
+                one.owner = one.owner.take().filter(|_| self.surely_ours.contains(&one.id));
+                // When it failed is known from the first run that saw it.
+                let since = self.known.get(&one.id).and_then(|known| known.seen_failed_at).unwrap_or(now);
+                if let Some(until) = one.hold.as_mut().and_then(|hold| hold.until.as_mut()) {
+                    *until += TOLERANCE * 2;
+                }
+                one.failed = one.failed.take().map(|_| FailedFacts { since, was_good: true });
+            }
+            let rulings = judge::rulings(&facts).ok()?;
+            let is_deleted = |ruling: &Option<Ruling>| {
+                ruling.as_ref().is_some_and(|ruling| ruling.verdict == Verdict::Delete)
+            };
+            let of = facts.snapshots.iter().zip(&rulings);
+            let mut left = of.filter(|(one, ruling)| is_deleted(ruling) && !busy.contains(&one.id));
+            left.next().map(|(one, _)| format!("{} by {}\n{facts:#?}", one.id, policy.name))
+        })
     }
 
     fn facts(&self, policy: &Policy, deletion: &Deletion, parts: &Parts, now: Timestamp) -> Facts {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ use snapwarden::state::holds::Hold;
 
 use super::book::{Copies, End as Ended};
 use super::fleet::{Edit, FOLDER, Fleet, Parts, REPOSITORY, Store};
-use super::machine::{Line, Machine, key_file, killed_after};
-use super::told::{Told, Truth};
+use super::machine::{Line, Machine, audit_files, is_intention, key_file, killed_after};
+use super::told::{Told, Truth, selects};
 use super::troubles::{Attempt, Crew, End};
 use crate::crashes::{Death, Dice, OPERATIONS_END, TINY};
 
@@ -60,11 +60,12 @@ impl Played {
 
     /// Whether everything happened that the program is for, and everything by which it may be stopped.
     pub(super) fn has_all(&self) -> bool {
-        const ALL: [&str; 8] = [
+        const ALL: [&str; 9] = [
             "created",
             "deleted",
             "copies",
             "pruned copies",
+            "deleted templates",
             "killed",
             "daemons",
             "pending deletions",
@@ -100,6 +101,10 @@ struct Life {
     was_unmounted: bool,
     /// The configurations so far, by their texts.
     configs: RefCell<BTreeMap<String, Arc<Config>>>,
+}
+
+fn state_directory() -> PathBuf {
+    Path::new(FOLDER).join("state")
 }
 
 /// Slots and the API's timestamps have no fractions.
@@ -402,6 +407,8 @@ impl Life {
             book.deletions.clear();
             book.creations.clear();
             book.unwritten.clear();
+            book.wrong_templates.clear();
+            book.deleted_templates = 0;
         }
         self.machine.world.clear_log();
         let reports = self.run(slot, attempt, &config).boxed_local().await;
@@ -470,12 +477,29 @@ impl Life {
                 book.unwritten,
                 said(context)
             );
+            assert!(
+                book.wrong_templates.is_empty(),
+                "templates deleted: {:?}\n{}",
+                book.wrong_templates,
+                said(context)
+            );
             for deletion in &book.deletions {
                 if let Some(objection) = book.objection(deletion, &self.parts) {
                     let victim = &book.known[&deletion.snapshot].snapshot;
                     panic!("deleted: {objection}\n{victim:?}\n{}", said(context));
                 }
             }
+        }
+        let disagreement = self.machine.disk.files(&state_directory()).into_iter().find(|(path, _)| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("disagreement-"))
+        });
+        if let Some((_, case)) = disagreement {
+            panic!("the judges disagree: {}\n{}", String::from_utf8_lossy(&case), said(context));
+        }
+        // What an earlier night broke may still be in the way of a run, but it begins.
+        if attempt.is_quiet && attempt.crew == Crew::Once {
+            let enabled = self.machine.book().policies.iter().filter(|policy| policy.enabled).count();
+            assert_eq!(reports.len(), enabled, "a policy did not run\n{}", said(context));
         }
         self.check_creations(attempt, &said, context);
         self.check_copies(&said, context).await;
@@ -503,6 +527,7 @@ impl Life {
             }
         }
         let (deletions, creations) = (book.deletions.len(), std::mem::take(&mut book.creations));
+        self.played.count("deleted templates", book.deleted_templates);
         self.played.count("created", creations.len());
         self.played.count("deleted", deletions);
         let enabled = book.policies.iter().filter(|policy| policy.enabled).count();
@@ -564,6 +589,12 @@ impl Life {
                 self.check_listed(archive, store, &now, said, context).await;
             }
             self.check_pruned(store, &before, &now, said, context);
+            // What was exported again is whole again.
+            let book = self.machine.book();
+            self.lost.retain(|lost| {
+                lost.0 != store.name() || !now.intact.contains_key(&lost.1) || book.unfound.contains(lost)
+            });
+            drop(book);
             self.copies.insert(store, now);
         }
         drop(process);
@@ -608,6 +639,7 @@ impl Life {
         let key = |(id, copy): (&SnapshotId, &snapwarden::judge::facts::CopyFacts)| -> CopyKey {
             (copy.created_at, *id)
         };
+        let audit = audit_files(&self.machine.disk, &state_directory());
         let mut all: BTreeMap<InstanceId, BTreeSet<CopyKey>> = BTreeMap::new();
         for (id, copy) in before.intact.iter().chain(&now.intact) {
             all.entry(copy.instance_id).or_default().insert(key((id, copy)));
@@ -617,6 +649,17 @@ impl Life {
                 continue;
             }
             self.played.count("pruned copies", 1);
+            let of_archive = format!("\"archive\":\"{}\"", store.name());
+            let is_written = audit.iter().flat_map(|bytes| bytes.rsplit(|byte| *byte == b'\n')).any(|line| {
+                let is_of_archive = String::from_utf8_lossy(line).contains(&of_archive);
+                is_of_archive && is_intention(line, "prune_copy", &id.to_string())
+            });
+            assert!(
+                is_written,
+                "the audit log does not say that the copy of {id} in {} is pruned\n{}",
+                store.name(),
+                said(context)
+            );
             let newer =
                 all[&copy.instance_id].iter().filter(|other| **other > key((id, copy))).count() as u64;
             let until = self.machine.book().on_hold.get(id).copied();
@@ -780,6 +823,7 @@ impl Life {
                 .boxed_local()
                 .await;
         }
+        let begun = self.machine.world.now();
         let reports =
             self.night(slot, &Attempt::quiet(), &format!("{context}, once more")).boxed_local().await;
         let context = format!("{context}\n{}\n{reports:#?}", self.parts.text("state", "vault", key_file()));
@@ -793,6 +837,44 @@ impl Life {
             assert!(zone.failures.is_empty(), "no rest: {:?}\n{context}", zone.failures);
             let failed = zone.steps.iter().find(|step| step.outcome == StepOutcome::Failed);
             assert!(failed.is_none(), "no rest: {failed:?}\n{context}");
+        }
+        let busy: BTreeSet<SnapshotId> = self.busy();
+        self.check_done(begun, &busy, &context);
+    }
+
+    /// Snapshots that the platform would not delete, since an operation on them never ends.
+    fn busy(&self) -> BTreeSet<SnapshotId> {
+        let changes = self.machine.world.changes();
+        let busy = changes.iter().filter(|exchange| exchange.status() == Some(StatusCode::CONFLICT));
+        busy.filter_map(|exchange| exchange.path.rsplit(['/', ':']).find_map(|part| part.parse().ok()))
+            .collect()
+    }
+
+    /// At rest all is done: what the rules deleted when the last run began is gone, and the newest snapshots have their copies.
+    fn check_done(&self, begun: Timestamp, busy: &BTreeSet<SnapshotId>, context: &str) {
+        let copies = |store: Store| (store.name().parse().unwrap(), self.true_copies(store));
+        let copies: BTreeMap<_, _> = self.parts.archives.keys().map(|store| copies(*store)).collect();
+        let book = self.machine.book();
+        for zone in &self.machine.zones {
+            let there = self.machine.world.snapshots(zone);
+            let left = book.left_over(zone, (&there, busy), &self.parts, &copies, begun);
+            assert!(left.is_none(), "not deleted: {left:?}\n{context}");
+        }
+        for policy in book.policies.iter().filter(|policy| policy.enabled) {
+            let Some(export) = &policy.export else { continue };
+            let Some(part) = self.parts.policy(policy.name.as_str()) else { continue };
+            for (id, (zone, instance)) in &book.instances {
+                if !policy.zones.contains(zone) || !selects(part, instance) {
+                    continue;
+                }
+                let there = self.machine.world.snapshots(zone);
+                let of_it = there.iter().filter(|one| one.instance_id == Some(*id) && one.state.is_good());
+                let Some(newest) = of_it.max_by_key(|one| (one.created_at, one.id)) else { continue };
+                for archive in &export.archives {
+                    let has_it = copies[archive].intact.contains_key(&newest.id);
+                    assert!(has_it, "{archive} has no copy of {newest:?}\n{context}");
+                }
+            }
         }
     }
 }

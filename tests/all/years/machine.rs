@@ -1,7 +1,8 @@
 //! The machine beside the platform: its processes, and a witness of every request that they make.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -32,7 +33,7 @@ use snapwarden::sim::processes::SimProcesses;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::restic::SimRestic;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
-use snapwarden::snapshot::ZoneName;
+use snapwarden::snapshot::{SnapshotId, ZoneName};
 use snapwarden::telemetry::Telemetry;
 use snapwarden::transport::{Reached, Request, Response, Transport, TransportError, read_body};
 use tokio::sync::{Notify, mpsc};
@@ -152,6 +153,7 @@ impl Machine {
             listings: Mutex::default(),
             store_requests: AtomicU64::new(0),
             policy: Mutex::default(),
+            said_before: Mutex::default(),
             is_dead: AtomicBool::new(false),
         });
         let clock: Arc<SimClock> = Arc::new(self.clock.clone());
@@ -244,6 +246,30 @@ impl Process {
     }
 }
 
+/// The files of the audit log as they will survive a crash, the newest last.
+pub(super) fn audit_files(disk: &MemoryDisk, state: &Path) -> Vec<Arc<Vec<u8>>> {
+    let is_log = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("audit") && name.ends_with(".jsonl")
+    };
+    disk.safe_files(state).into_iter().filter(|(path, _)| is_log(path)).map(|(_, bytes)| bytes).collect()
+}
+
+/// Whether a line of the audit log says that this is intended, to what has this id.
+pub(super) fn is_intention(line: &[u8], action: &str, id: &str) -> bool {
+    let line = String::from_utf8_lossy(line);
+    line.contains(id)
+        && line.contains(&format!("\"action\":\"{action}\""))
+        && line.contains("\"outcome\":\"intended\"")
+}
+
+/// No two lines are the same, since each has the digest of the one before.
+fn digest(line: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Text as it is, and of all else a digest.
 fn shown(bytes: &[u8]) -> String {
     std::str::from_utf8(bytes).map_or_else(
@@ -317,6 +343,8 @@ pub(super) struct Witness {
     listings: Mutex<BTreeMap<String, Bytes>>,
     store_requests: AtomicU64,
     policy: Mutex<Option<PolicyName>>,
+    /// The lines of the audit log from before the run.
+    said_before: Mutex<HashSet<u64>>,
     is_dead: AtomicBool,
 }
 
@@ -334,21 +362,21 @@ impl Witness {
     /// A policy begins to run; any may, where none is named.
     fn begin(&self, policy: Option<&PolicyName>) {
         *self.policy.lock().unwrap() = policy.cloned();
+        let files = audit_files(&self.disk, &self.state);
+        let lines = files.iter().flat_map(|bytes| bytes.split(|byte| *byte == b'\n'));
+        *self.said_before.lock().unwrap() = lines.map(digest).collect();
         self.book().begin_run(policy, self.world.now());
     }
 
-    /// Whether a line that will survive a crash says that this was intended.
+    /// Whether a line of this run that will survive a crash says that this was intended.
     fn is_written(&self, action: Action, id: &str) -> bool {
-        let (action, intended) = (format!("\"action\":\"{}\"", action.in_log()), "\"outcome\":\"intended\"");
-        let files = self.disk.safe_files(&self.state);
-        let logs = files.iter().rev().filter(|(path, _)| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("audit") && name.ends_with(".jsonl")
-        });
-        logs.flat_map(|(_, bytes)| bytes.rsplit(|byte| *byte == b'\n')).any(|line| {
-            let line = String::from_utf8_lossy(line);
-            line.contains(id) && line.contains(&action) && line.contains(intended)
-        })
+        let said_before = self.said_before.lock().unwrap();
+        let is_new = |line: &[u8]| !said_before.contains(&digest(line));
+        audit_files(&self.disk, &self.state)
+            .iter()
+            .rev()
+            .flat_map(|bytes| bytes.rsplit(|byte| *byte == b'\n'))
+            .any(|line| is_intention(line, action.in_log(), id) && is_new(line))
     }
 
     async fn of_the_api(&self, request: Request) -> Result<Response, TransportError> {
@@ -361,17 +389,18 @@ impl Witness {
             if !self.is_written(*action, id) {
                 self.book().unwritten.push(format!("{} {}", request.method, request.url.path()));
             }
+            if *action == Action::DeleteTemplate {
+                self.book().note_template_deletion(id, &self.world.templates(zone), self.world.now());
+            }
             if *action == Action::Delete {
                 let policy = self.policy.lock().unwrap().clone();
                 let stores = (&self.disk, &self.bucket, &self.restic);
                 self.book().note_deletion(policy, id, zone, (&self.world, &self.zones), stores);
             }
         }
-        let before: BTreeSet<_> = match &change {
-            Some((zone, (Action::Create, _))) => {
-                self.world.snapshots(zone).iter().map(|one| one.id).collect()
-            }
-            _ => BTreeSet::new(),
+        let creating = match &change {
+            Some((zone, (Action::Create, _))) => Some(Creating::begin(self, zone)),
+            _ => None,
         };
         let is_listing = request.method == Method::GET && request.url.path().ends_with("/v2/snapshot");
         let is_doubled = self.line.is_doubling
@@ -382,13 +411,7 @@ impl Witness {
             drop(self.world.send(request.clone()).await);
         }
         let answer = self.world.send(request).await;
-        if let Some((zone, (Action::Create, _))) = &change {
-            let made = self.world.snapshots(zone).into_iter().filter(|one| !before.contains(&one.id));
-            let made: Vec<_> = made.map(|one| one.id).collect();
-            // Another request may have seen the same.
-            let creations = &mut self.book().creations;
-            creations.extend(made);
-        }
+        drop(creating);
         match (self.line.lie, answer) {
             (Some(lie), Ok(answer)) if is_listing && answer.status == StatusCode::OK => {
                 self.lied(lie, host, answer).await
@@ -441,6 +464,28 @@ impl Witness {
             }
             None => self.bucket.send(request).await,
         }
+    }
+}
+
+/// Notes what a creation makes, also if the process is killed while it waits for the answer.
+struct Creating<'a> {
+    witness: &'a Witness,
+    zone: &'a ZoneName,
+    before: BTreeSet<SnapshotId>,
+}
+
+impl<'a> Creating<'a> {
+    fn begin(witness: &'a Witness, zone: &'a ZoneName) -> Self {
+        let before = witness.world.snapshots(zone).iter().map(|one| one.id).collect();
+        Self { witness, zone, before }
+    }
+}
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        let made = self.witness.world.snapshots(self.zone).into_iter().map(|one| one.id);
+        // Another request may have seen the same.
+        self.witness.book().creations.extend(made.filter(|id| !self.before.contains(id)));
     }
 }
 

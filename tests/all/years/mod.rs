@@ -8,8 +8,8 @@
 //!
 //! After every night: nothing was deleted that the rules keep, judged anew from the truth, nor without the copies that it needs,
 //! nor before a change had settled; each change had its safe line in the audit log before; no copy is listed whose bytes differ,
-//! none was pruned too early; there is one snapshot for a slot. Once all that is over, two runs bring the fleet to rest, the chain of the
-//! audit log is whole, and of each snapshot that was listed and is not there any more the log says how it ended, and who deleted it.
+//! none was pruned too early, nor a template; there is one snapshot for a slot; the judges never disagree. Once all that is over, two runs
+//! bring the fleet to rest: what the rules delete is gone, and the newest snapshots have their copies. Then the chain of the audit log is whole, and of each snapshot that was listed and is not there any more the log says how it ended, and who deleted it.
 //!
 //! The same seed is the same life, to the last byte. The first nights of some seeds are played with the tests;
 //! `SNAPWARDEN_SEEDS=1000` plays that many seeds to their ends, and `SNAPWARDEN_SEED=7` one of them; with `SNAPWARDEN_NIGHTS=4` only

@@ -43,6 +43,8 @@ pub(super) struct Attempt {
     pub(super) skew: SignedDuration,
     /// The folder of the archive is not mounted.
     pub(super) is_unmounted: bool,
+    /// Nothing goes wrong.
+    pub(super) is_quiet: bool,
 }
 
 impl Attempt {
@@ -50,7 +52,8 @@ impl Attempt {
     pub(super) fn quiet() -> Self {
         let skew = SignedDuration::ZERO;
         let line = Line::default();
-        Self { crew: Crew::Once, end: End::Orderly, line, is_reloaded: false, skew, is_unmounted: false }
+        let (is_reloaded, is_unmounted, is_quiet) = (false, false, true);
+        Self { crew: Crew::Once, end: End::Orderly, line, is_reloaded, skew, is_unmounted, is_quiet }
     }
 
     /// Whether a process can see what others have done.
@@ -69,6 +72,7 @@ impl Attempt {
         if dice.one_in(3) {
             return attempt;
         }
+        attempt.is_quiet = false;
         for _ in 0..dice.below(4) {
             machine.world.fault(any_fault(dice));
         }
