@@ -369,10 +369,16 @@ impl AuditLog {
         self.write(line.at, line)
     }
 
-    fn write<T: Serialize>(&self, at: Timestamp, line: &T) -> Result<(), StateError> {
+    /// What could not be made safe is read all the same, until the machine stops: nothing that outlasts it may rest on that.
+    fn require_safe(&self) -> Result<(), StateError> {
         if self.is_unsafe.load(Ordering::Relaxed) {
             return Err(StateError::Unsafe { path: self.path.clone() });
         }
+        Ok(())
+    }
+
+    fn write<T: Serialize>(&self, at: Timestamp, line: &T) -> Result<(), StateError> {
+        self.require_safe()?;
         self.rotate(at)?;
         let failed = self.failed("append to");
         let prev = self.last_hash()?;
@@ -420,8 +426,9 @@ impl AuditLog {
     /// The last whole line; none if there is none. One that is just being written is not there yet.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], [`StateError::Unsafe`].
     pub(super) fn head(&self) -> Result<Option<AuditHead>, StateError> {
+        self.require_safe()?;
         let current = self.open(self.path.clone())?.as_ref().map(tail_of).transpose()?;
         match current.and_then(|tail| tail.ended) {
             Some(head) => Ok(Some(head)),
@@ -453,8 +460,9 @@ impl AuditLog {
     /// The end, from which later lines are read on.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], [`StateError::Unsafe`].
     pub(super) fn end(&self) -> Result<AuditMark, StateError> {
+        self.require_safe()?;
         let Some(part) = self.open(self.path.clone())? else { return Ok(AuditMark::default()) };
         Ok(AuditMark { offset: part.file.len().map_err(self.failed("read"))?, month: part.month })
     }
@@ -462,12 +470,13 @@ impl AuditLog {
     /// What the lines from this mark on say of the zone's snapshots; those of the whole log if the mark is of another one.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], [`StateError::Unsafe`].
     pub(super) fn taken_and_deleted_since(
         &self,
         zone: &ZoneName,
         from: &AuditMark,
     ) -> Result<TakenAndDeleted, StateError> {
+        self.require_safe()?;
         let mut all = TakenAndDeleted::default();
         self.read_from(from, |_, line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };

@@ -95,7 +95,7 @@ impl StateDirectory {
     /// The last line of the audit log; none if there is none.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], and [`StateError::Unsafe`] if a line could not be made safe.
     pub async fn audit_head(&self) -> Result<Option<AuditHead>, StateError> {
         self.blocking(|state| state.audit_log.head()).await
     }
@@ -127,7 +127,7 @@ impl StateDirectory {
     /// The end of the audit log.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], and [`StateError::Unsafe`] if a line could not be made safe.
     pub async fn audit_end(&self) -> Result<AuditMark, StateError> {
         self.blocking(|state| state.audit_log.end()).await
     }
@@ -146,7 +146,7 @@ impl StateDirectory {
     /// them if it is a mark of another log.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], and [`StateError::Unsafe`] if a line could not be made safe.
     pub async fn taken_and_deleted_since(
         &self,
         zone: &ZoneName,

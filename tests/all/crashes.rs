@@ -38,7 +38,7 @@ use snapwarden::sim::processes::SimProcesses;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::world::{API_KEY, API_SECRET, World};
 use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, TemplateId, ZoneName};
-use snapwarden::state::audit::{Action, INTENDED, Line, StepFacts, StepOutcome, Subject};
+use snapwarden::state::audit::{Action, AuditMark, INTENDED, Line, StepFacts, StepOutcome, Subject};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::error::StateError;
 use uuid::Uuid;
@@ -666,6 +666,14 @@ async fn once_an_audit_line_could_not_be_made_safe_this_process_writes_no_more()
         assert!(matches!(audit(&state, "lost").await, Err(StateError::File { .. })), "{call:?}");
         let error = audit(&state.clone(), "later").await.unwrap_err();
         assert!(matches!(error, StateError::Unsafe { .. }), "{call:?}: {error}");
+        // Nor does anything that is saved rest on a line that is read, and that a crash takes away.
+        let zone: ZoneName = "ch-gva-2".parse().unwrap();
+        let errors = [
+            state.taken_and_deleted_since(&zone, AuditMark::default()).await.err(),
+            state.audit_end().await.err(),
+            state.audit_head().await.err(),
+        ];
+        assert!(errors.iter().all(|error| matches!(error, Some(StateError::Unsafe { .. }))), "{errors:?}");
 
         // The next process has no such doubt, and what it writes stays.
         let disk = disk.crash();
