@@ -28,6 +28,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::archive::backend::Archive;
 use crate::archive::transfer::throttle::Throttle;
@@ -51,7 +52,7 @@ use crate::state::audit::AuditMark;
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::history::Change;
-use crate::state::last_runs::LastRuns;
+use crate::state::last_runs::{LastRun, LastRuns};
 use crate::state::schedules::Schedules;
 use crate::telemetry::model::PolicyView;
 use crate::telemetry::notifications::Notifications;
@@ -136,6 +137,20 @@ struct Beside {
     deletions: Option<AuditMark>,
 }
 
+/// A run that goes on.
+struct Running {
+    policy: PolicyName,
+    slot: Timestamp,
+    /// Whether it was asked for, and was not due.
+    is_asked_for: bool,
+    changed: ConfigurationChanged,
+}
+
+/// The last whole run of a policy. An error is one of its next run.
+async fn last_run(runner: &Runner, policy: &PolicyName) -> Option<LastRun> {
+    runner.state.last_runs(policy).await.ok()?.last
+}
+
 /// A daemon that is ready to run.
 pub struct Daemon {
     runner: Arc<Runner>,
@@ -154,7 +169,7 @@ pub struct Daemon {
     timetable: Timetable,
     runs: JoinSet<Result<RunReport, StateError>>,
     /// By the order in which they began.
-    running: BTreeMap<Id, (PolicyName, Timestamp, ConfigurationChanged)>,
+    running: BTreeMap<Id, Running>,
     /// Up to when the `verify` schedule of each archive was served: from when a daemon first had it, so that one that was
     /// due while no daemon ran is made up for.
     verified_until: BTreeMap<ArchiveName, Timestamp>,
@@ -170,8 +185,9 @@ pub struct Daemon {
     controls_error: Option<String>,
     /// When each run was asked for that waits for another process, or that has begun.
     asked_for: BTreeMap<PolicyName, Timestamp>,
-    /// The slots of policies that another process ran when they were due. For the timetable they run until that has ended.
-    displaced: BTreeMap<PolicyName, Timestamp>,
+    /// The slots of policies that another process ran when they were due, each with the last run until then. For the timetable
+    /// they run until that has ended.
+    displaced: BTreeMap<PolicyName, (Timestamp, Option<Uuid>)>,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -373,22 +389,27 @@ impl Daemon {
     /// Begins the runs that were due while another process ran their policy, once it has ended, unless that run was one of all
     /// instances.
     async fn make_up_for_displaced(&mut self) {
-        for (name, slot) in self.displaced.clone() {
+        for (name, (slot, before)) in self.displaced.clone() {
             if self.runner.state.is_running(&name).await.unwrap_or_default() {
                 continue;
             }
             self.displaced.remove(&name);
             // A run of some instances is not remembered. An error is one of the run itself.
-            let last = self.runner.state.last_runs(&name).await.ok().and_then(|runs| runs.last);
-            let is_done = last.is_some_and(|last| last.finished_at >= slot);
+            let last = last_run(&self.runner, &name).await.filter(|last| Some(last.run_id) != before);
+            let is_done = last.is_some_and(|last| {
+                [RunResult::Success, RunResult::Held].iter().any(|result| result.as_str() == last.result)
+            });
             let is_enabled = self.runner.policies.iter().any(|policy| policy.name == name && policy.enabled);
             let is_due = is_enabled && !is_done;
             self.timetable.ended(&name, is_due);
             if is_due {
+                let slot = self.timetable.seen(&name).map_or(slot, |seen| seen.max(slot));
                 info!(policy.name = %name, "policy {name} runs now, since it was due at {slot}");
                 let begin = self.timetable.begin_now(&name, slot);
                 self.follow(begin.into_iter().collect()).await;
             } else {
+                let why = if is_done { "another process has run it" } else { "it is not enabled any more" };
+                info!(policy.name = %name, "policy {name}, which was due at {slot}, does not run for that: {why}");
                 self.save().await;
             }
         }
@@ -398,7 +419,7 @@ impl Daemon {
     /// the end of that run.
     async fn heed_triggers(&mut self, triggered: BTreeMap<PolicyName, Timestamp>, started_at: Timestamp) {
         for (name, asked_at) in triggered {
-            if self.running.values().any(|(running, ..)| *running == name)
+            if self.running.values().any(|running| running.policy == name)
                 || self.displaced.contains_key(&name)
             {
                 continue;
@@ -497,7 +518,8 @@ impl Daemon {
         self.notifications.iter().for_each(|notifications| notifications.run_begun(&policy));
         let runner = Arc::clone(&self.runner);
         let task = self.runs.spawn(async move { runner.run(&runner.policies[place], &options).await });
-        self.running.insert(task.id(), (policy, slot, changed));
+        let is_asked_for = self.asked_for.get(&policy) == Some(&slot);
+        self.running.insert(task.id(), Running { policy, slot, is_asked_for, changed });
     }
 
     /// Takes down what came of a run.
@@ -506,8 +528,10 @@ impl Daemon {
             Ok((id, outcome)) => (id, Ok(outcome)),
             Err(lost) => (lost.id(), Err(lost)),
         };
-        let Some((policy, slot, _)) = self.running.remove(&id) else { return };
-        let asked_for = self.asked_for.remove(&policy);
+        let Some(Running { policy, slot, is_asked_for, .. }) = self.running.remove(&id) else { return };
+        if is_asked_for {
+            self.asked_for.remove(&policy);
+        }
         let (mut cut_short, mut notified) = (false, Some(None));
         match outcome {
             Ok(Ok(report)) => {
@@ -516,15 +540,16 @@ impl Daemon {
                 self.telemetry.run_ended(&report);
                 notified = Some(Some(report));
             }
-            Ok(Err(error @ StateError::Locked { .. })) => {
+            Ok(Err(error)) if error.is_run_of(&policy) => {
                 warn!(policy.name = %policy, "policy {policy} is not run now: {}", chain(&error));
                 self.telemetry.displaced(&policy);
                 notified = None;
-                if asked_for.is_none() {
-                    self.displaced.insert(policy.clone(), slot);
-                } else {
+                if is_asked_for {
                     let again = self.runner.state.trigger(&*self.runner.clock, policy.clone()).await;
                     self.controls_failed(again.err().map(|error| chain(&error)));
+                } else {
+                    let last = last_run(&self.runner, &policy).await.map(|last| last.run_id);
+                    self.displaced.insert(policy.clone(), (slot, last));
                 }
             }
             Ok(Err(error)) => {
@@ -650,7 +675,7 @@ impl Daemon {
         if before == now && copies(&self.runner) == copies(new) {
             return;
         }
-        for (name, _, changed) in self.running.values() {
+        for Running { policy: name, changed, .. } in self.running.values() {
             changed.deletions.cancel();
             let has_changed = before.get(name) != now.get(name);
             if has_changed {
@@ -682,7 +707,7 @@ impl Daemon {
         while !self.runs.is_empty() {
             let left = until.saturating_sub(clock.elapsed());
             if left.is_zero() || ending == Ending::AtOnce {
-                let names: Vec<&str> = self.running.values().map(|(policy, ..)| policy.as_str()).collect();
+                let names: Vec<&str> = self.running.values().map(|running| running.policy.as_str()).collect();
                 warn!("no longer waiting for {}; the next start runs it again", names.join(", "));
                 self.runs.abort_all();
                 break;

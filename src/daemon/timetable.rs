@@ -161,6 +161,11 @@ impl Timetable {
         Some(Event::Begin(policy.clone(), slot))
     }
 
+    /// The latest slot of the policy that came so far.
+    pub fn seen(&self, policy: &PolicyName) -> Option<Timestamp> {
+        self.entries.get(policy).map(|entry| entry.seen)
+    }
+
     /// When the policy is next due, if it has a schedule.
     pub fn next(&self, policy: &PolicyName) -> Option<Timestamp> {
         self.entries.get(policy)?.due_at

@@ -192,7 +192,9 @@ pub(crate) fn exclude_corrupt(catalogue: &mut Catalogue, memory: &ArchiveMemory)
 pub(crate) fn is_in_doubt(doubts: &Doubts, copy: &StoredCopy, now: Timestamp) -> bool {
     // A verification that is dated ahead of now is of a clock that was wrong.
     let is_read_since = |at| (at..=now).contains(&copy.manifest.verified_at);
-    doubts.corruption_at.is_some_and(|at| !is_read_since(at))
+    // Of one that the archive's retention removed there is nothing left to read: it counts by a newer one.
+    let has_data = copy.manifest.pruned_at.is_none();
+    doubts.corruption_at.is_some_and(|at| has_data && !is_read_since(at))
         || corrupt_since(&doubts.corrupt, copy).is_some()
 }
 

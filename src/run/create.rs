@@ -795,17 +795,19 @@ impl ZoneCreator<'_> {
                 // It was not carried out.
                 return Ok(Outcome::Lacking(None));
             };
+            let mut is_hidden = false;
             if let Some(id) = now.snapshot_id {
                 match self.client.get_snapshot(id).await {
                     Ok(Some(details)) if details.snapshot.state == SnapshotState::Error => {
                         return Ok(Outcome::Lacking(Some(id)));
                     }
-                    Ok(Some(details)) if details.snapshot.state.is_in_flight() => {}
+                    Ok(Some(details)) if details.snapshot.state.is_in_flight() => hidden_since = None,
                     Ok(None) => {
                         let since = *hidden_since.get_or_insert(clock.elapsed());
-                        if !is_running || clock.elapsed() >= since + SHOWN_MAX {
+                        if clock.elapsed() >= since + SHOWN_MAX {
                             return Ok(Outcome::Lacking(Some(id)));
                         }
+                        is_hidden = true;
                     }
                     // What can't be read may be there.
                     Ok(Some(_)) | Err(_) => return Ok(Outcome::Served),
@@ -813,7 +815,9 @@ impl ZoneCreator<'_> {
             }
             // Once its request and a look for it have had their time, its run has given it up.
             let is_given_up = now.snapshot_id.is_none() && clock.elapsed() >= begun + UNKNOWN_MAX;
-            if !is_running || now.is_in_doubt || is_given_up || clock.elapsed() >= begun + WATCH_MAX {
+            let is_over =
+                !is_running || now.is_in_doubt || is_given_up || clock.elapsed() >= begun + WATCH_MAX;
+            if is_over && !is_hidden {
                 return Ok(Outcome::Served);
             }
             if is_asking {
@@ -928,8 +932,11 @@ impl ZoneCreator<'_> {
                 self.settle(asked, snapshot.id, Owner::Nobody).await?;
                 (Some(Subject::of(&snapshot, Some(instance))), FOUND.to_owned())
             }
+            Ok(Found::Nothing) if self.recorder.stop().is_cancelled() => {
+                (None, "the next run looks for it".to_owned())
+            }
+            // The next run looks again, and takes one if there still is none.
             Ok(Found::Nothing) => {
-                self.change(asked, |made| made.is_in_doubt = true).await?;
                 let message = format!("{says_not}, and no new one is listed");
                 return Err(StepError { operation_id, ..StepError::failed(message) });
             }

@@ -26,6 +26,17 @@ const SHARED_FILE: LockWait = LockWait { poll: Duration::from_millis(20), max: D
 /// A line of the audit log is written and synced within milliseconds, or seconds on a disk that is busy.
 const AUDIT_LOG: LockWait = LockWait { poll: Duration::from_millis(10), max: Duration::from_secs(30) };
 
+fn policy_lock(policy: &PolicyName) -> String {
+    format!("policy-{policy}.lock")
+}
+
+impl StateError {
+    /// Whether it says that a process runs the policy.
+    pub fn is_run_of(&self, policy: &PolicyName) -> bool {
+        matches!(self, Self::Locked { path, .. } if path.ends_with(policy_lock(policy)))
+    }
+}
+
 impl StateDirectory {
     /// Waits until this is the only one that writes to the audit log, until the value is dropped. A stop does not end it: a step
     /// that has begun can finish.
@@ -39,7 +50,7 @@ impl StateDirectory {
     /// # Errors
     /// [`StateError::Locked`] if another runs it.
     pub async fn lock_policy(&self, policy: &PolicyName) -> Result<Box<dyn DiskLock>, StateError> {
-        self.try_lock(format!("policy-{policy}.lock"), format!("policy `{policy}`")).await
+        self.try_lock(policy_lock(policy), format!("policy `{policy}`")).await
     }
 
     /// Whether a process runs the policy.

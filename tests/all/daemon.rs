@@ -18,6 +18,7 @@ use snapwarden::run::context::RunOptions;
 use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
+use snapwarden::state::audit::StepOutcome;
 use snapwarden::state::error::StateError;
 use snapwarden::state::holds::Hold;
 use snapwarden::telemetry::Telemetry;
@@ -567,6 +568,22 @@ async fn a_run_by_hand_of_some_instances_takes_the_place_of_none_of_all() {
         assert_eq!((of("web-1"), of("db-1")), (1, of_it), "{case}: {all:?}");
         assert!(taken(&stage).iter().any(|at| at.starts_with("2026-11-03T01:0")), "{case}: {all:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_by_hand_that_fails_takes_the_place_of_none() {
+    let stage = stage_at("2026-11-03T00:59:00Z");
+    stage.world.set_operations_take(Duration::from_mins(3));
+    let fault = Fault::on(Call::CreateSnapshot, Effect::operation_fails("fault", "no space"));
+    stage.world.fault(fault.times(1));
+    let policies = creating("schedule = \"@hourly\"");
+    let daemon = play(&stage, &policies).await;
+    let report = stage.run_with(&policies, &RunOptions::default()).await;
+    assert!(report.zones[0].steps.iter().all(|step| step.outcome == StepOutcome::Failed), "{report:?}");
+    until(&stage, "2026-11-03T01:30:00Z").await;
+    daemon.stop().await;
+    let all = stage.world.snapshots(&stage.zone);
+    assert_eq!(all.iter().filter(|one| one.state.is_good()).count(), 1, "{all:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use snapwarden::config;
 use snapwarden::credentials::Credentials;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk, replace_file};
 use snapwarden::run::context::RunOptions;
-use snapwarden::sim::restic::SimRestic;
+use snapwarden::sim::restic::{SimRepository, SimRestic};
 use snapwarden::sim::world::{API_KEY, API_SECRET};
 use snapwarden::state::audit::{Action, StepOutcome};
 
@@ -314,6 +314,51 @@ async fn once_a_day_a_run_removes_what_no_export_will_use_and_frees_what_restic_
     });
     stage.run(&policies).await;
     assert_eq!((is_left(), freed()), (true, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_pruned_before_a_repository_lost_data_still_counts_once_that_is_repaired() {
+    let stage = Stage::new();
+    let restic = SimRestic::default();
+    let folder = stage.folder.path();
+    let repository = format!("{}/repository", folder.display());
+    restic.init(&repository);
+    stage.processes.install_tool("restic", Arc::new(restic.clone()));
+    replace_file(&RealDisk, &folder.join("password"), b"hush-hush", Access::Owner).unwrap();
+    let keeping = |count: u32| {
+        format!(
+            "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.export]\narchives = [\"dedup\"]\nsnapshots = \"all\"\n\
+             [policies.nightly.retention]\nkeep_last = {count}\n\
+             [policies.nightly.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n\
+             [archives.dedup]\ntype = \"restic\"\nrepository = \"{repository}\"\npassword_file = \"{}/password\"\n\
+             [archives.dedup.retention]\nkeep_last = 1\n\
+             [archives.dedup.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n",
+            folder.display()
+        )
+    };
+    let ids = stage.instance("web-1", 2);
+    let report = stage.run(&keeping(9)).await;
+    assert_eq!(ended(&report, Action::PruneCopy, StepOutcome::Done), 1, "{report:?}");
+
+    let verify = async || {
+        stage.step(jiff::SignedDuration::from_hours(1));
+        let runner = stage.runner(&keeping(9));
+        let archive = &runner.archives[&"dedup".parse().unwrap()];
+        runner.verifier(archive).verify(100, &|_, _| {}).await.unwrap();
+    };
+    let image = |all: &mut SimRepository| {
+        let image = all.snapshots.iter().find(|one| one.path.contains(".qcow2")).map(|one| one.bytes.clone());
+        all.lost.extend(image);
+    };
+    restic.with(&repository, image);
+    verify().await;
+    let report = stage.run(&keeping(1)).await;
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 0, "{report:?}");
+    restic.with(&repository, |all| all.lost.clear());
+    verify().await;
+    let report = stage.run(&keeping(1)).await;
+    assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 1, "{report:?}");
+    assert!(!stage.there().contains(&ids[0]));
 }
 
 #[tokio::test(start_paused = true)]
