@@ -511,8 +511,9 @@ impl Book {
         self.policies.iter().filter(here).find_map(|policy| {
             let mut facts = self.facts(policy, &deletion, parts, now);
             for one in &mut facts.snapshots {
-                // After a lost answer the program does not know its own.
-                one.owner = one.owner.take().filter(|_| self.surely_ours.contains(&one.id));
+                // After a lost answer the program does not know its own, and forgets those that listings lacked for a time.
+                let is_known = !self.has_lied && self.surely_ours.contains(&one.id);
+                one.owner = one.owner.take().filter(|_| is_known);
                 // When it failed is known from the first run that saw it.
                 let since = self.known.get(&one.id).and_then(|known| known.seen_failed_at).unwrap_or(now);
                 if let Some(until) = one.hold.as_mut().and_then(|hold| hold.until.as_mut()) {
