@@ -146,11 +146,6 @@ struct Running {
     changed: ConfigurationChanged,
 }
 
-/// The last whole run of a policy. An error is one of its next run.
-async fn last_run(runner: &Runner, policy: &PolicyName) -> Option<LastRun> {
-    runner.state.last_runs(policy).await.ok()?.last
-}
-
 /// A daemon that is ready to run.
 pub struct Daemon {
     runner: Arc<Runner>,
@@ -387,7 +382,7 @@ impl Daemon {
     }
 
     /// Begins the runs that were due while another process ran their policy, once it has ended, unless that run was one of all
-    /// instances.
+    /// instances that succeeded or was held: else a night would be left out.
     async fn make_up_for_displaced(&mut self) {
         for (name, (slot, before)) in self.displaced.clone() {
             if self.runner.state.is_running(&name).await.unwrap_or_default() {
@@ -897,6 +892,11 @@ impl Daemon {
             });
         }
     }
+}
+
+/// The last whole run of a policy. An error is one of its next run.
+async fn last_run(runner: &Runner, policy: &PolicyName) -> Option<LastRun> {
+    runner.state.last_runs(policy).await.ok()?.last
 }
 
 /// Opens the port that a new configuration names beside the one from before.

@@ -63,7 +63,7 @@ const UNKNOWN_MAX: Duration = Duration::from_mins(10);
 /// The longest wait for a new snapshot to be shown, once its operation has ended.
 const SHOWN_MAX: Duration = Duration::from_mins(2);
 
-/// The longest wait for such a snapshot, as in the vendor's own tools.
+/// The longest wait for a snapshot that is being taken, as in the vendor's own tools.
 const WATCH_MAX: Duration = Duration::from_hours(1);
 
 /// Takes a snapshot of every selected instance that has none for this slot yet, or of these alone. Those that others took since
@@ -367,7 +367,7 @@ impl ZoneCreator<'_> {
         for (index, due) in due.into_iter().enumerate() {
             takes.push(
                 async move {
-                    let turn = turn(&self.asking).await;
+                    let turn = turn_of(&self.asking).await;
                     let intent = StepFacts {
                         rule: Some("create"),
                         ..StepFacts::new(
@@ -595,7 +595,7 @@ impl ZoneCreator<'_> {
     }
 
     /// Takes one snapshot, in its turn.
-    async fn take(&self, due: &Due<'_>, mut asks: Turn<'_>) -> Result<Done, StepError> {
+    async fn take(&self, due: &Due<'_>, mut turn: Turn<'_>) -> Result<Done, StepError> {
         let mut failed: HashSet<SnapshotId> = HashSet::new();
         let mut has_waited = false;
         if let Some(asked) = &due.open {
@@ -620,14 +620,14 @@ impl ZoneCreator<'_> {
             let asked = match self.ask(due, &failed).await? {
                 Asked::Now(asked) => asked,
                 Asked::By(taker, made) => {
-                    let Outcome::Lacking(lacking) = self.outcome_of(&taker, &made, asks).await? else {
+                    let Outcome::Lacking(lacking) = self.outcome_of(&taker, &made, turn).await? else {
                         return Err(self.taken_by(&taker));
                     };
                     self.forget(&self.served(&taker, &made)).await?;
                     if lacking.is_some_and(|id| !failed.insert(id)) {
                         return Err(self.taken_by(&taker));
                     }
-                    asks = turn(&self.asking).await;
+                    turn = turn_of(&self.asking).await;
                     has_waited = true;
                     continue;
                 }
@@ -638,7 +638,7 @@ impl ZoneCreator<'_> {
                     let is_whole = tokio::select! {
                         biased;
                         () = self.recorder.stop().cancelled() => return Err(StepError::skipped(STOPPED)),
-                        watched = self.watch_in_turn(snapshot, asks) => watched.is_ok(),
+                        watched = self.watch_in_turn(snapshot, turn) => watched.is_ok(),
                     };
                     let now = if is_whole { None } else { Some(self.client.get_snapshot(id).await) };
                     let is_lacking = match now {
@@ -653,7 +653,7 @@ impl ZoneCreator<'_> {
                     }
                     self.forget(&asked).await?;
                     failed.insert(id);
-                    asks = turn(&self.asking).await;
+                    turn = turn_of(&self.asking).await;
                     has_waited = true;
                     continue;
                 }
@@ -831,11 +831,11 @@ impl ZoneCreator<'_> {
     }
 
     /// Waits until a snapshot that somebody else takes is whole. What is whole already waits for no turn.
-    async fn watch_in_turn(&self, snapshot: Snapshot, asks: Turn<'_>) -> Result<Snapshot, StepError> {
+    async fn watch_in_turn(&self, snapshot: Snapshot, turn: Turn<'_>) -> Result<Snapshot, StepError> {
         if !snapshot.state.is_in_flight() {
             return self.watch(snapshot).await;
         }
-        drop(asks);
+        drop(turn);
         let _waits = self.wait_for_turn().await?;
         let now = self.client.get_snapshot(snapshot.id).await;
         let now = now.ok().flatten().map_or(snapshot, |details| details.snapshot);
@@ -847,7 +847,7 @@ impl ZoneCreator<'_> {
         tokio::select! {
             biased;
             () = self.recorder.stop().cancelled() => Err(StepError::skipped(STOPPED)),
-            turn = turn(&self.waiting) => Ok(turn),
+            turn = turn_of(&self.waiting) => Ok(turn),
         }
     }
 
@@ -1098,8 +1098,8 @@ fn found(snapshots: &[Snapshot], asked: &Creation, until: Timestamp, known: &Has
     }
 }
 
-async fn turn(of: &Semaphore) -> Turn<'_> {
-    of.acquire().await.ok()
+async fn turn_of(semaphore: &Semaphore) -> Turn<'_> {
+    semaphore.acquire().await.ok()
 }
 
 /// Whether the snapshot is the policy's that asked for it, or may become that once the answer has come.

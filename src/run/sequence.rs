@@ -50,9 +50,6 @@ use crate::text::chain;
 /// The quotas are for metrics alone, so the end of a run does not wait longer for them.
 const QUOTAS_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Whoever looks whether a policy runs has its lock for less than this.
-const LOOK_LASTS: Duration = Duration::from_secs(1);
-
 impl Runner {
     /// Runs the policy once.
     ///
@@ -60,13 +57,7 @@ impl Runner {
     /// [`StateError`] if the run could not begin, for example since the policy is running already, or since its state
     /// cannot be read. Later failures are in the report.
     pub async fn run(&self, policy: &Policy, options: &RunOptions) -> Result<RunReport, StateError> {
-        let _lock = match self.state.lock_policy(&policy.name).await {
-            Err(StateError::Locked { .. }) => {
-                self.clock.sleep(LOOK_LASTS).await;
-                self.state.lock_policy(&policy.name).await?
-            }
-            locked => locked?,
-        };
+        let _lock = self.state.lock_policy(&policy.name, &*self.clock).await?;
         let (before, runner, policy) = match self.begin(policy).await {
             Ok(begun) => begun,
             Err(error) => {

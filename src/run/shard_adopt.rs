@@ -63,7 +63,7 @@ pub async fn adopt(
     let _daemon = state.lock_daemon(clock).await?;
     let mut locks = Vec::new();
     for (policy, _) in state.all_last_runs().await? {
-        locks.push(state.lock_policy(&policy).await?);
+        locks.push(state.lock_policy(&policy, clock).await?);
     }
     let mut names: BTreeMap<InstanceId, String> = BTreeMap::new();
     let mut instance_of: HashMap<SnapshotId, InstanceId> = HashMap::new();

@@ -521,12 +521,13 @@ impl AuditLog {
     /// whole log if the mark is of another one.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], [`StateError::Unsafe`].
     pub(super) fn deleted_since(
         &self,
         zone: &ZoneName,
         from: &AuditMark,
     ) -> Result<BTreeSet<SnapshotId>, StateError> {
+        self.require_safe()?;
         let mut deleted = BTreeSet::new();
         self.read_from(from, |_, line| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return };

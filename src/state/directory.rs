@@ -162,7 +162,7 @@ impl StateDirectory {
     /// A line that can't be read is passed over: its snapshot then counts as one that we did not delete.
     ///
     /// # Errors
-    /// [`StateError::File`].
+    /// [`StateError::File`], and [`StateError::Unsafe`] if a line could not be made safe.
     pub async fn deleted_since(
         &self,
         zone: &ZoneName,

@@ -23,6 +23,9 @@ const CREATION: LockWait = LockWait { poll: Duration::from_millis(50), max: Dura
 /// A file that commands change beside a running daemon is changed within milliseconds.
 const SHARED_FILE: LockWait = LockWait { poll: Duration::from_millis(20), max: Duration::from_secs(5) };
 
+/// Whoever only looks whether a policy runs has its lock for a moment.
+const POLICY: LockWait = LockWait { poll: Duration::from_millis(100), max: Duration::from_secs(1) };
+
 /// A line of the audit log is written and synced within milliseconds, or seconds on a disk that is busy.
 const AUDIT_LOG: LockWait = LockWait { poll: Duration::from_millis(10), max: Duration::from_secs(30) };
 
@@ -49,8 +52,13 @@ impl StateDirectory {
     ///
     /// # Errors
     /// [`StateError::Locked`] if another runs it.
-    pub async fn lock_policy(&self, policy: &PolicyName) -> Result<Box<dyn DiskLock>, StateError> {
-        self.try_lock(policy_lock(policy), format!("policy `{policy}`")).await
+    pub async fn lock_policy(
+        &self,
+        policy: &PolicyName,
+        clock: &dyn Clock,
+    ) -> Result<Box<dyn DiskLock>, StateError> {
+        let (name, what) = (policy_lock(policy), format!("policy `{policy}`"));
+        self.lock(&name, what, POLICY, clock, &CancellationToken::new()).await
     }
 
     /// Whether a process runs the policy.
@@ -58,7 +66,7 @@ impl StateDirectory {
     /// # Errors
     /// [`StateError::File`].
     pub async fn is_running(&self, policy: &PolicyName) -> Result<bool, StateError> {
-        match self.lock_policy(policy).await {
+        match self.try_lock(policy_lock(policy), format!("policy `{policy}`")).await {
             Ok(_) => Ok(false),
             Err(StateError::Locked { .. }) => Ok(true),
             Err(error) => Err(error),
@@ -149,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::disk::RealDisk;
+    use crate::sim::clock::SimClock;
     use crate::state::holds::Hold;
 
     fn open(path: &Path) -> StateDirectory {
@@ -159,7 +168,6 @@ mod tests {
     async fn what_root_makes_belongs_to_the_owner_of_the_directory() {
         use std::os::unix::fs::{MetadataExt as _, chown};
 
-        use crate::sim::clock::SimClock;
         use crate::state::allowances::{Allowance, AllowanceOf};
 
         let folder = tempfile::tempdir().unwrap();
@@ -186,7 +194,7 @@ mod tests {
             )
             .await
             .unwrap();
-        drop(state.lock_policy(&policy).await.unwrap());
+        drop(state.lock_policy(&policy, &clock).await.unwrap());
         for name in ["holds.json", "holds.lock", "allowances.json", "allowances.lock", "policy-nightly.lock"]
         {
             let found = std::fs::symlink_metadata(path.join(name)).unwrap();
@@ -194,15 +202,17 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_policy_runs_once_at_a_time_and_others_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (open(folder.path()), open(folder.path()));
         let (nightly, weekly) = ("nightly".parse().unwrap(), "weekly".parse().unwrap());
-        let held = one.lock_policy(&nightly).await.unwrap();
-        assert!(matches!(other.lock_policy(&nightly).await, Err(StateError::Locked { .. })));
-        other.lock_policy(&weekly).await.unwrap();
+        let clock = SimClock::starting_at(jiff::Timestamp::UNIX_EPOCH);
+        let held = one.lock_policy(&nightly, &clock).await.unwrap();
+        let error = other.lock_policy(&nightly, &clock).await.unwrap_err();
+        assert!(error.is_run_of(&nightly) && !error.is_run_of(&weekly), "{error}");
+        other.lock_policy(&weekly, &clock).await.unwrap();
         drop(held);
-        other.lock_policy(&nightly).await.unwrap();
+        other.lock_policy(&nightly, &clock).await.unwrap();
     }
 }

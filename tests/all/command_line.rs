@@ -487,7 +487,7 @@ async fn a_failure_exits_with_1_and_says_what_failed() {
 
     // Somebody else runs the policy.
     let state = StateDirectory::open(Arc::new(RealDisk), &play.path("state")).unwrap();
-    let held = state.lock_policy(&"nightly".parse().unwrap()).await.unwrap();
+    let held = state.lock_policy(&"nightly".parse().unwrap(), &SystemClock::start()).await.unwrap();
     play.world.clear_log();
     let said = play.run(&["once"]).await;
     assert_eq!(said.status, 1, "{said:?}");

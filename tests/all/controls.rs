@@ -222,7 +222,7 @@ async fn a_run_that_is_asked_for_begins_within_two_seconds_and_once_more_if_one_
 async fn a_run_that_is_asked_for_while_another_process_runs_the_policy_begins_after_that() {
     let stage = stage_at("2026-11-03T00:30:00Z");
     let play = play(&stage, &creating("")).await;
-    let by_hand = state(&stage).lock_policy(&name("p")).await.unwrap();
+    let by_hand = state(&stage).lock_policy(&name("p"), &stage.clock).await.unwrap();
     trigger(&stage, "p").await;
     stage.clock.sleep(Duration::from_mins(90)).await;
     assert!(is_triggered(&stage).await && taken(&stage).is_empty());

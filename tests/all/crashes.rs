@@ -670,6 +670,7 @@ async fn once_an_audit_line_could_not_be_made_safe_this_process_writes_no_more()
         let zone: ZoneName = "ch-gva-2".parse().unwrap();
         let errors = [
             state.taken_and_deleted_since(&zone, AuditMark::default()).await.err(),
+            state.deleted_since(&zone, AuditMark::default()).await.err(),
             state.audit_end().await.err(),
             state.audit_head().await.err(),
         ];

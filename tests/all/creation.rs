@@ -394,7 +394,8 @@ async fn one_that_does_not_show_after_its_operation_is_waited_for_and_counts_onl
 #[tokio::test(start_paused = true)]
 async fn whoever_looks_whether_a_policy_runs_keeps_it_from_no_run() {
     let (stage, _) = web();
-    let looks = stage.runner(CREATING).state.lock_policy(&"nightly".parse().unwrap()).await.unwrap();
+    let name = "nightly".parse().unwrap();
+    let looks = stage.runner(CREATING).state.lock_policy(&name, &stage.clock).await.unwrap();
     let look = async {
         stage.clock.sleep(Duration::from_millis(1)).await;
         drop(looks);

@@ -36,6 +36,21 @@ snapshots = "all"
     )
 }
 
+/// An archive `dedup` in a simulated repository: restic, the repository's folder, and the section of the configuration.
+fn repository(stage: &Stage) -> (SimRestic, String, String) {
+    let restic = SimRestic::default();
+    let folder = stage.folder.path();
+    let repository = format!("{}/repository", folder.display());
+    restic.init(&repository);
+    stage.processes.install_tool("restic", Arc::new(restic.clone()));
+    replace_file(&RealDisk, &folder.join("password"), b"hush-hush", Access::Owner).unwrap();
+    let section = format!(
+        "[archives.dedup]\ntype = \"restic\"\nrepository = \"{repository}\"\npassword_file = \"{}/password\"\n",
+        folder.display()
+    );
+    (restic, repository, section)
+}
+
 fn images(folder: &std::path::Path) -> Vec<(PathBuf, Vec<u8>)> {
     let of = |(path, bytes): (PathBuf, Vec<u8>)| {
         let name = path.strip_prefix(folder).unwrap().to_owned();
@@ -268,17 +283,8 @@ async fn what_an_interrupted_export_left_is_listed_and_goes_once_it_is_old() {
 #[tokio::test(start_paused = true)]
 async fn once_a_day_a_run_removes_what_no_export_will_use_and_frees_what_restic_was_told_to_forget() {
     let stage = Stage::new();
-    let restic = SimRestic::default();
-    let folder = stage.folder.path();
-    let repository = format!("{}/repository", folder.display());
-    restic.init(&repository);
-    stage.processes.install_tool("restic", Arc::new(restic.clone()));
-    replace_file(&RealDisk, &folder.join("password"), b"hush-hush", Access::Owner).unwrap();
-    let policies = two_archives(&stage).replace("[\"vault\"]", "[\"vault\", \"dedup\"]")
-        + &format!(
-            "[archives.dedup]\ntype = \"restic\"\nrepository = \"{repository}\"\npassword_file = \"{}/password\"\n",
-            folder.display()
-        );
+    let (restic, repository, section) = repository(&stage);
+    let policies = two_archives(&stage).replace("[\"vault\"]", "[\"vault\", \"dedup\"]") + &section;
     stage.instance("web-1", 1);
     let freed = || stage.processes.started().iter().filter(|command| command.arguments[0] == "prune").count();
     // Of an instance that no export is about, and an image without a manifest.
@@ -319,21 +325,14 @@ async fn once_a_day_a_run_removes_what_no_export_will_use_and_frees_what_restic_
 #[tokio::test(start_paused = true)]
 async fn what_was_pruned_before_a_repository_lost_data_still_counts_once_that_is_repaired() {
     let stage = Stage::new();
-    let restic = SimRestic::default();
-    let folder = stage.folder.path();
-    let repository = format!("{}/repository", folder.display());
-    restic.init(&repository);
-    stage.processes.install_tool("restic", Arc::new(restic.clone()));
-    replace_file(&RealDisk, &folder.join("password"), b"hush-hush", Access::Owner).unwrap();
+    let (restic, repository, section) = repository(&stage);
     let keeping = |count: u32| {
         format!(
             "[policies.nightly]\nzones = [\"ch-gva-2\"]\n[policies.nightly.export]\narchives = [\"dedup\"]\nsnapshots = \"all\"\n\
              [policies.nightly.retention]\nkeep_last = {count}\n\
              [policies.nightly.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n\
-             [archives.dedup]\ntype = \"restic\"\nrepository = \"{repository}\"\npassword_file = \"{}/password\"\n\
-             [archives.dedup.retention]\nkeep_last = 1\n\
-             [archives.dedup.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n",
-            folder.display()
+             {section}[archives.dedup.retention]\nkeep_last = 1\n\
+             [archives.dedup.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n"
         )
     };
     let ids = stage.instance("web-1", 2);
