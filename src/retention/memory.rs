@@ -85,26 +85,40 @@ impl Memory {
         }
         let paused = policies.iter().filter(|policy| !policy.enabled);
         let found = |policy: &Policy| {
-            let known = policy.paused_since.or_else(|| self.paused_at(&policy.name, &self.changes));
+            let known = policy.paused_since.or_else(|| self.paused_at(&policy.name));
             known.unwrap_or(at).min(at)
         };
         inventory.paused = paused.map(|policy| (policy.name.clone(), found(policy))).collect();
     }
 
-    /// When a policy was found disabled that still was after these changes, as far as that is remembered.
-    fn paused_at(&self, policy: &PolicyName, changes: &[Seen]) -> Option<Timestamp> {
-        let enabled = Subject::Key(policy, ENABLED);
-        let last = changes.iter().rfind(|seen| seen.change.subject() == enabled);
-        let Some(Seen { since, change: Change::Key { is, .. }, .. }) = last else {
-            return self.paused.get(policy).copied();
-        };
-        (*is == Some(Value::Bool(false))).then_some(*since)
+    /// When a policy was found disabled that still was when the last run found it, as far as that is remembered.
+    fn paused_at(&self, policy: &PolicyName) -> Option<Timestamp> {
+        paused_at(policy, &self.changes, &self.paused)
+    }
+
+    /// Since when policies are paused by what has settled since this was saved: by all that is not among the `unsettled` changes.
+    fn settled_paused(&self, unsettled: &[Seen]) -> BTreeMap<PolicyName, Timestamp> {
+        let is_settled = |seen: &&Seen| !unsettled.iter().any(|one| one.change == seen.change);
+        let mut paused = self.paused.clone();
+        for Seen { since, change, .. } in self.changes.iter().filter(is_settled) {
+            match change {
+                Change::Key { policy, key, is, .. } if key == ENABLED => {
+                    if *is == Some(Value::Bool(false)) {
+                        paused.insert(policy.clone(), *since);
+                    } else {
+                        paused.remove(policy);
+                    }
+                }
+                _ => {}
+            }
+        }
+        paused
     }
 
     /// That a policy was found paused, and is paused by hand since a later time: it was resumed and paused in between.
     fn paused_anew(&self, policy: &Policy, last: &BTreeMap<PolicyName, Keys>) -> Option<Change> {
         let is = last.get(&policy.name)?.get(ENABLED).filter(|is| **is == Value::Bool(false))?;
-        let was_paused_at = self.paused_at(&policy.name, &self.changes)?;
+        let was_paused_at = self.paused_at(&policy.name)?;
         (policy.paused_since? > was_paused_at).then(|| Change::Key {
             policy: policy.name.clone(),
             key: ENABLED.to_owned(),
@@ -255,6 +269,7 @@ impl Memory {
         unsettled: Vec<Seen>,
     ) -> Self {
         let (last_policies, last_instances) = self.last_found();
+        let was_paused = self.settled_paused(&unsettled);
         let mut new_policies = keys_of_policies(policies, inventory);
         let subjects: BTreeSet<Subject<'_>> = unsettled.iter().map(|seen| seen.change.subject()).collect();
         for subject in &subjects {
@@ -307,7 +322,7 @@ impl Memory {
         new.paused.retain(|name, _| new.policies.contains_key(name));
         for subject in &subjects {
             match subject {
-                Subject::Policy(name) | Subject::Key(name, ENABLED) => match self.paused.get(*name) {
+                Subject::Policy(name) | Subject::Key(name, ENABLED) => match was_paused.get(*name) {
                     Some(since) => drop(new.paused.insert((*name).clone(), *since)),
                     None => drop(new.paused.remove(*name)),
                 },
@@ -336,7 +351,12 @@ impl Memory {
 
     /// The different states in which things were, according to these changes: as it is remembered, and before each change.
     pub(crate) fn former_states<'c>(&self, changes: &'c [Seen]) -> Vec<FormerState<'c>> {
-        let mut states = vec![FormerState { back: self.back_to_memory(changes), staying: &[] }];
+        let was_paused = self.settled_paused(changes);
+        let mut states = vec![FormerState {
+            back: self.back_to_memory(changes),
+            staying: &[],
+            paused: self.paused.clone(),
+        }];
         for place in first_of_runs(changes) {
             let (staying, later) = changes.split_at(place);
             let Some(time) = later.first().map(|seen| seen.since) else { continue };
@@ -349,7 +369,7 @@ impl Memory {
                 back.insert(seen.change.subject(), all);
             }
             let back = back.into_values().filter(|seen| !seen.change.is_none()).collect();
-            states.push(FormerState { back, staying });
+            states.push(FormerState { back, staying, paused: was_paused.clone() });
         }
         let mut different: Vec<FormerState<'_>> = Vec::new();
         for state in states {
@@ -434,7 +454,7 @@ impl Memory {
             }
         }
         for name in paused {
-            match self.paused_at(name, state.staying) {
+            match paused_at(name, state.staying, &state.paused) {
                 Some(at) => drop(inventory.paused.insert(name.clone(), at)),
                 None => drop(inventory.paused.remove(name)),
             }
@@ -456,6 +476,20 @@ impl Memory {
     }
 }
 
+/// When a policy was found disabled that still was after these changes, with those that were `paused` before them.
+fn paused_at(
+    policy: &PolicyName,
+    changes: &[Seen],
+    paused: &BTreeMap<PolicyName, Timestamp>,
+) -> Option<Timestamp> {
+    let enabled = Subject::Key(policy, ENABLED);
+    let last = changes.iter().rfind(|seen| seen.change.subject() == enabled);
+    let Some(Seen { since, change: Change::Key { is, .. }, .. }) = last else {
+        return paused.get(policy).copied();
+    };
+    (*is == Some(Value::Bool(false))).then_some(*since)
+}
+
 /// A state in which things were.
 #[derive(Debug)]
 pub(crate) struct FormerState<'c> {
@@ -463,6 +497,8 @@ pub(crate) struct FormerState<'c> {
     pub(crate) back: Vec<Seen>,
     /// Those before them.
     staying: &'c [Seen],
+    /// Since when policies were paused before those.
+    paused: BTreeMap<PolicyName, Timestamp>,
 }
 
 impl FormerState<'_> {

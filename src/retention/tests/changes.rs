@@ -535,6 +535,28 @@ fn what_a_paused_policy_kept_waits_when_it_is_enabled_or_removed() {
     assert_eq!(deleted(&plan), [2, 3, 4, 5, 6]);
 }
 
+/// Between two runs of a weekly policy a change has settled that no memory has taken in, and another one came.
+#[test]
+fn what_a_paused_policy_kept_waits_also_where_only_one_run_saw_it_paused() {
+    let [all, short] = [policy("all").with(keep_last(1)), policy("short").with(keep_within("3d"))];
+    let enabled = [all.clone(), short.clone()];
+    let paused = [all, Policy { enabled: false, ..short }];
+    let zone = days(8);
+    let (_, memory) = run(&enabled, &zone, &Memory::default(), days_ago(14));
+    let (plan, memory) = run(&paused, &zone, &memory, days_ago(5));
+    let kept_by_paused = vec![6, 7, 8];
+    assert_eq!(deleted(&plan), [0; 0], "at that time all were younger than three days, or did not exist");
+    let (plan, mut memory) = run(&enabled, &zone, &memory, now());
+    assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "{:?}", pending(&plan));
+    for hours in [1, 19] {
+        let (plan, next) = run(&enabled, &zone, &memory, hours_later(hours));
+        assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "after {hours} hours");
+        memory = next;
+    }
+    let (plan, _) = run(&enabled, &zone, &memory, hours_later(20));
+    assert_eq!(pending(&plan), [0; 0]);
+}
+
 #[test]
 fn a_policy_that_is_paused_enabled_and_paused_keeps_what_it_ever_kept() {
     let zone = days(6);

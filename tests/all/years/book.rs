@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
+use snapwarden::config::sections::Config;
 use snapwarden::judge;
 use snapwarden::judge::facts::{
     CopyFacts, Facts, FailedFacts, HoldFacts, Holdings, InstanceFacts, MissingFacts, Owner, Situation,
@@ -18,6 +19,7 @@ use snapwarden::judge::ruling::{Ruling, Verdict};
 use snapwarden::policy::Policy;
 use snapwarden::policy::name::{ArchiveName, PolicyName};
 use snapwarden::retention::deciding_keys::deciding_keys;
+use snapwarden::run::pauses;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::bucket::SimBucket;
 use snapwarden::sim::disk::MemoryDisk;
@@ -112,7 +114,7 @@ impl Copies {
 }
 
 /// A deletion that was requested, and what was true then.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Deletion {
     /// Whose run it was, where that is known.
     policy: Option<PolicyName>,
@@ -154,7 +156,12 @@ pub(super) struct Book {
     pub(super) instances: BTreeMap<InstanceId, (ZoneName, InstanceFacts)>,
     /// When each instance was created.
     pub(super) created_at: BTreeMap<InstanceId, Timestamp>,
+    /// As they are by the configuration and the pauses.
     pub(super) policies: Vec<Policy>,
+    /// As they were until a daemon read another configuration in this night.
+    pub(super) policies_before: Option<Vec<Policy>>,
+    /// Since when each policy is paused by hand.
+    pub(super) paused: BTreeMap<PolicyName, Timestamp>,
     /// The policies of which an operator lets a run pass.
     pub(super) allowed: BTreeSet<PolicyName>,
     /// Those of which one has passed in this night.
@@ -169,6 +176,8 @@ pub(super) struct Book {
     /// Whether a listing ever was not the truth.
     pub(super) has_lied: bool,
     // Of this night:
+    /// Snapshots that others took or deleted while the program ran.
+    pub(super) meddled: BTreeSet<SnapshotId>,
     /// What is said against deletions of templates.
     pub(super) wrong_templates: Vec<String>,
     /// How many templates were asked to be deleted.
@@ -295,13 +304,34 @@ impl Book {
         copies
     }
 
+    /// A configuration comes into force.
+    pub(super) fn configure(&mut self, config: &Config) {
+        self.policies.clone_from(&config.policies);
+        pauses::apply(&mut self.policies, &self.paused);
+        self.policies_before = None;
+    }
+
+    /// A running daemon reads another configuration. Runs that have begun go on by the one before.
+    pub(super) fn configure_anew(&mut self, config: &Config, at: Timestamp) {
+        let before = self.policies_before.take().unwrap_or_else(|| self.policies.clone());
+        self.configure(config);
+        self.policies_before = Some(before);
+        self.begin_run(None, at);
+    }
+
+    /// Whether the policy is there, and neither disabled nor paused.
+    pub(super) fn is_enabled(&self, policy: &str) -> bool {
+        self.policies.iter().any(|one| one.name.as_str() == policy && one.enabled)
+    }
+
     /// What is so in a zone now.
     fn present(&self, zone: &ZoneName) -> Situation {
-        let here = self.policies.iter().filter(|policy| policy.zones.contains(zone));
+        let here = || self.policies.iter().filter(|policy| policy.zones.contains(zone));
         let instances = self.instances.values().filter(|(of, _)| of == zone);
+        let paused = |policy: &Policy| Some((policy.name.clone(), policy.paused_since?));
         Situation {
-            policies: here.map(|policy| (policy.name.clone(), deciding_keys(policy))).collect(),
-            paused: BTreeMap::new(),
+            policies: here().map(|policy| (policy.name.clone(), deciding_keys(policy))).collect(),
+            paused: here().filter_map(paused).collect(),
             instances: instances.map(|(_, facts)| facts.clone()).collect(),
             good: BTreeSet::new(),
         }
@@ -346,6 +376,10 @@ impl Book {
         self.remember(world, zones);
         let Ok(snapshot) = id.parse() else { return };
         let mut there = world.snapshots(zone);
+        // Nor does the plan know what others deleted since.
+        let was_deleted = |id: &&SnapshotId| self.known[*id].zone == *zone && self.ends.contains_key(*id);
+        let gone = self.meddled.iter().filter(was_deleted).map(|id| self.known[id].snapshot.clone());
+        there.extend(gone);
         // The plan was made with those that have been deleted since.
         for deletion in &self.deletions {
             let is_gone = there.iter().all(|one| one.id != deletion.snapshot);
@@ -383,8 +417,28 @@ impl Book {
         }
     }
 
+    /// What is said against the deletions that were requested, with the victim: by the configuration, and if a daemon read it
+    /// in this night, by the one from before as well.
+    pub(super) fn objections(&mut self, [parts, before]: [&Parts; 2]) -> Option<(SnapshotId, String)> {
+        let deletions = self.deletions.clone();
+        deletions.into_iter().find_map(|mut deletion| {
+            let objection = self.objection(&deletion, parts)?;
+            let Some(policies) = self.policies_before.clone() else {
+                return Some((deletion.snapshot, objection));
+            };
+            let policies = std::mem::replace(&mut self.policies, policies);
+            let mut before_it = || {
+                deletion.present = self.present(&deletion.zone);
+                self.objection(&deletion, before)
+            };
+            let objection_before = before_it();
+            self.policies = policies;
+            Some((deletion.snapshot, format!("{objection}\nand before the reload: {}", objection_before?)))
+        })
+    }
+
     /// What is said against a deletion that was requested.
-    pub(super) fn objection(&self, deletion: &Deletion, parts: &Parts) -> Option<String> {
+    fn objection(&self, deletion: &Deletion, parts: &Parts) -> Option<String> {
         if let Some(objection) = self.plain_objection(deletion) {
             return Some(objection);
         }
@@ -560,7 +614,9 @@ impl Book {
             };
             // Of several policies that take one for the same time one does, and the others do not lack it.
             let takers = move |one: &InstanceFacts| {
-                let takes = |part: &&PolicyPart| part.get("", "create").is_some() && selects(part, one);
+                let takes = |part: &&PolicyPart| {
+                    part.get("", "create").is_some() && selects(part, one) && self.is_enabled(part.name)
+                };
                 parts.policies.iter().filter(takes).count()
             };
             let lacks_one = move |one: &&InstanceFacts| !has_one(one.id) && takers(one) < 2;

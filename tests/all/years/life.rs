@@ -16,6 +16,7 @@ use snapwarden::config;
 use snapwarden::config::sections::Config;
 use snapwarden::disk::Disk as _;
 use snapwarden::judge::facts::InstanceFacts;
+use snapwarden::policy::name::PolicyName;
 use snapwarden::run::context::Runner;
 use snapwarden::run::report::{RunReport, RunResult, Step};
 use snapwarden::sim::world::Somebody;
@@ -139,7 +140,7 @@ async fn live(life: &mut Life, nights: u64) -> Played {
         let slot = whole_second(life.machine.clock.now());
         life.slot_creations.clear();
         for attempt in 0..=life.dice.below(3).saturating_sub(life.dice.below(2)) {
-            let drawn = if night == 0 { Attempt::quiet() } else { Attempt::draw(&life.dice, &life.machine) };
+            let drawn = if night == 0 { Attempt::quiet() } else { life.draw() };
             life.night(slot, &drawn, &format!("{context}, attempt {attempt}, {drawn:?}")).boxed_local().await;
             if life.dice.one_in(2) {
                 life.machine
@@ -315,9 +316,40 @@ impl Life {
         if self.dice.one_in(15) {
             self.allow().await;
         }
+        self.pause_or_resume().await;
         if self.dice.one_in(12) {
             self.lose_copies().await;
         }
+    }
+
+    /// Policies are paused by hand, and resumed some nights later.
+    async fn pause_or_resume(&mut self) {
+        let paused: Vec<PolicyName> = self.machine.book().paused.keys().cloned().collect();
+        for policy in paused {
+            if self.dice.one_in(3) {
+                self.resume(policy).await;
+            }
+        }
+        if self.dice.one_in(14) {
+            let policy: PolicyName = self.dice.any(&self.parts.policies).name.parse().unwrap();
+            let since = self.machine.clock.now();
+            let (_process, runner) = self.runner(Use::Changing);
+            runner.state.pause(&self.machine.clock, policy.clone(), since).await.unwrap();
+            self.machine.book().paused.entry(policy).or_insert(since);
+            self.played.count("pauses", 1);
+        }
+    }
+
+    async fn resume(&mut self, policy: PolicyName) {
+        let (_process, runner) = self.runner(Use::Changing);
+        runner.state.resume(&self.machine.clock, policy.clone()).await.unwrap();
+        self.machine.book().paused.remove(&policy);
+    }
+
+    fn draw(&self) -> Attempt {
+        let all_settles = self.parts.policies.iter().all(|policy| !policy.settle().is_zero());
+        let all_settles = all_settles && self.machine.book().allowed.is_empty();
+        Attempt::draw(&self.dice, &self.machine, all_settles)
     }
 
     fn edit(&mut self, parts: Parts) {
@@ -400,9 +432,11 @@ impl Life {
         self.played.nights += 1;
         let vault = if attempt.is_unmounted { "not-mounted" } else { "vault" };
         let config = self.config(vault);
+        let before = self.parts.clone();
         {
             let mut book = self.machine.book();
-            book.policies.clone_from(&config.policies);
+            book.configure(&config);
+            book.meddled.clear();
             book.slot = (attempt.crew == Crew::Once).then_some(slot);
             book.deletions.clear();
             book.creations.clear();
@@ -411,7 +445,13 @@ impl Life {
             book.deleted_templates = 0;
         }
         self.machine.world.clear_log();
-        let reports = self.run(slot, attempt, &config).boxed_local().await;
+        if attempt.is_edited {
+            let edit = *self.dice.any(&Edit::ALL);
+            self.edited_for = 1 + self.dice.below(2);
+            self.edit(edit.of(&self.fleet.parts, &self.dice));
+        }
+        let reloaded = attempt.is_reloaded.then(|| self.config(vault));
+        let reports = self.run(slot, attempt, (&config, reloaded)).boxed_local().await;
         let death = match self.dice.below(3) {
             0 => Death::Crash,
             1 => Death::Kill,
@@ -422,11 +462,16 @@ impl Life {
         self.machine.clock.sleep(OPERATIONS_END).await;
         self.machine.book().trace(|| format!("{context}: {reports:?}"));
         self.machine.trace();
-        self.check(attempt, &reports, context).await;
+        self.check(attempt, &reports, &before, context).await;
         reports
     }
 
-    async fn run(&mut self, slot: Timestamp, attempt: &Attempt, config: &Arc<Config>) -> Vec<RunReport> {
+    async fn run(
+        &mut self,
+        slot: Timestamp,
+        attempt: &Attempt,
+        (config, reloaded): (&Config, Option<Arc<Config>>),
+    ) -> Vec<RunReport> {
         self.was_unmounted |= attempt.is_unmounted;
         let reports = Mutex::new(Vec::new());
         let process = self.machine.process("state", attempt.line.clone());
@@ -443,7 +488,7 @@ impl Life {
                     join(one, two).await;
                 }
                 Crew::Daemon => {
-                    process.daemon(config, Duration::from_secs(150), attempt.is_reloaded).await;
+                    process.daemon(config, Duration::from_secs(150), reloaded).await;
                 }
             }
         };
@@ -465,12 +510,12 @@ impl Life {
         reports.into_inner().unwrap()
     }
 
-    async fn check(&mut self, attempt: &Attempt, reports: &[RunReport], context: &str) {
+    async fn check(&mut self, attempt: &Attempt, reports: &[RunReport], before: &Parts, context: &str) {
         self.remember();
         let config = self.parts.text("state", "vault", key_file());
         let said = |context: &str| format!("{context}\n{config}\n{reports:#?}");
         {
-            let book = self.machine.book();
+            let mut book = self.machine.book();
             assert!(
                 book.unwritten.is_empty(),
                 "not written down before: {:?}\n{}",
@@ -483,11 +528,8 @@ impl Life {
                 book.wrong_templates,
                 said(context)
             );
-            for deletion in &book.deletions {
-                if let Some(objection) = book.objection(deletion, &self.parts) {
-                    let victim = &book.known[&deletion.snapshot].snapshot;
-                    panic!("deleted: {objection}\n{victim:?}\n{}", said(context));
-                }
+            if let Some((victim, objection)) = book.objections([&self.parts, before]) {
+                panic!("deleted: {objection}\n{:?}\n{}", book.known[&victim].snapshot, said(context));
             }
         }
         let disagreement = self.machine.disk.files(&state_directory()).into_iter().find(|(path, _)| {
@@ -537,7 +579,7 @@ impl Life {
         {
             let zones: BTreeSet<&ZoneName> =
                 reports.iter().flat_map(|report| &report.zones).map(|report| &report.zone).collect();
-            for (id, known) in &mut book.known {
+            for (id, known) in book.known.iter_mut().filter(|(id, _)| !book.meddled.contains(id)) {
                 known.was_seen_good |= known.snapshot.state.is_good();
                 if attempt.is_seeing() && known.failed_at.is_some() {
                     known.seen_failed_at.get_or_insert(now);
@@ -571,7 +613,11 @@ impl Life {
             }
         }
         for (instance, made) in &self.slot_creations {
-            let counts = made.iter().filter(|id| book.known[id].failed_at.is_none()).count();
+            let counts = |id: &&SnapshotId| {
+                book.known[*id].failed_at.is_none()
+                    && !matches!(book.ends.get(*id), Some((Ended::Somebody(_), _)))
+            };
+            let counts = made.iter().filter(counts).count();
             assert!(counts <= 1, "two snapshots of {instance} for one slot\n{}", said(context));
         }
     }
@@ -695,7 +741,9 @@ impl Life {
         for report in reports {
             self.told.hear(report);
         }
-        for report in reports.iter().filter(|_| attempt.crew == Crew::Once && attempt.is_seeing()) {
+        // What others do while a run goes on the next one sees.
+        let is_seeing = attempt.is_seeing() && book.meddled.is_empty();
+        for report in reports.iter().filter(|_| attempt.crew == Crew::Once && is_seeing) {
             let silence = self.told.silence(report, &truth);
             assert!(silence.is_none(), "{}: {silence:?}\n{}", report.policy, said(context));
         }
@@ -800,6 +848,10 @@ impl Life {
     async fn rest(&mut self) {
         let context = format!("seed {}, at the end", self.seed);
         self.edit(self.fleet.parts.clone());
+        let paused: Vec<PolicyName> = self.machine.book().paused.keys().cloned().collect();
+        for policy in paused {
+            self.resume(policy).await;
+        }
         // The repository is repaired.
         self.machine.restic.with(REPOSITORY, |all| all.lost.clear());
         self.verify().await;

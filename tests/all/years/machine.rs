@@ -32,23 +32,46 @@ use snapwarden::sim::disk::MemoryDisk;
 use snapwarden::sim::processes::SimProcesses;
 use snapwarden::sim::randomness::SeededRandomness;
 use snapwarden::sim::restic::SimRestic;
-use snapwarden::sim::world::{API_KEY, API_SECRET, World};
-use snapwarden::snapshot::{SnapshotId, ZoneName};
+use snapwarden::sim::world::{API_KEY, API_SECRET, Somebody, World};
+use snapwarden::snapshot::{InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use snapwarden::telemetry::Telemetry;
 use snapwarden::transport::{Reached, Request, Response, Transport, TransportError, read_body};
 use tokio::sync::{Notify, mpsc};
 
-use super::book::{Action, Book};
+use super::book::{Action, Book, End};
 use super::fleet::{FOLDER, REPOSITORY, STORE};
 
-/// What a listing of snapshots says instead of the truth.
+/// What a listing is of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Listing {
+    #[default]
+    Snapshots,
+    Instances,
+}
+
+impl Listing {
+    /// Its key in the answer.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Snapshots => "snapshots",
+            Self::Instances => "instances",
+        }
+    }
+
+    fn is_asked_for(self, request: &Request) -> bool {
+        let path = request.url.path().strip_prefix("/v2/").unwrap_or_default();
+        request.method == Method::GET && Some(path) == self.key().strip_suffix('s')
+    }
+}
+
+/// What a listing says instead of the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lie {
     /// What it said the time before.
     Stale,
-    /// Each snapshot is there twice.
+    /// Each one is there twice.
     Doubled,
-    /// Every second snapshot is missing.
+    /// Every second one is missing.
     Half,
     /// There is none.
     Empty,
@@ -58,6 +81,10 @@ pub(super) enum Lie {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Line {
     pub(super) lie: Option<Lie>,
+    pub(super) lies_about: Listing,
+    /// Before which requests to the platform, by their number, somebody else takes or deletes a snapshot; and a number that says
+    /// which.
+    pub(super) meddling: Vec<(u64, u64)>,
     /// Requests arrive twice, but for creations.
     pub(super) is_doubling: bool,
     /// Which requests to the bucket fail, by their number, and how.
@@ -152,6 +179,7 @@ impl Machine {
             line,
             listings: Mutex::default(),
             store_requests: AtomicU64::new(0),
+            api_requests: AtomicU64::new(0),
             policy: Mutex::default(),
             said_before: Mutex::default(),
             is_dead: AtomicBool::new(false),
@@ -187,7 +215,11 @@ impl Process {
     ) {
         let Some(runner) = self.runner(config, Use::Changing) else { return };
         let options = RunOptions { slot: Some(slot), ..RunOptions::default() };
-        let mut due: Vec<_> = runner.policies.iter().filter(|policy| policy.enabled).collect();
+        let mut config = config.clone();
+        if assemble::heed_pauses(&mut config, &self.seams).await.is_err() {
+            return;
+        }
+        let mut due: Vec<_> = config.policies.iter().filter(|policy| policy.enabled).collect();
         if is_backward {
             due.reverse();
         }
@@ -200,8 +232,8 @@ impl Process {
         }
     }
 
-    /// Runs the daemon for so long, then asks it to stop.
-    pub(super) async fn daemon(&self, config: &Arc<Config>, lasts: Duration, is_reloaded: bool) {
+    /// Runs the daemon for so long, then asks it to stop. In between it may be asked to read another configuration.
+    pub(super) async fn daemon(&self, config: &Config, lasts: Duration, reloaded: Option<Arc<Config>>) {
         let load = |process: &Self, config: &Config| {
             let server = ServerSettings {
                 listen: "127.0.0.1:0".parse().unwrap(),
@@ -218,10 +250,15 @@ impl Process {
         };
         let Some(loaded) = load(self, config) else { return };
         self.witness.begin(None);
-        let (again, witness) = (Arc::clone(config), Arc::clone(&self.witness));
-        let copy = Self { witness: Arc::clone(&witness), seams: self.seams.clone() };
-        let load =
-            Box::new(move || load(&copy, &again).ok_or_else(|| "it cannot be put together".to_owned()));
+        let copy = Self { witness: Arc::clone(&self.witness), seams: self.seams.clone() };
+        let is_reloaded = reloaded.is_some();
+        let load = Box::new(move || {
+            let loaded = reloaded.as_ref().and_then(|config| {
+                copy.witness.book().configure_anew(config, copy.witness.world.now());
+                load(&copy, config)
+            });
+            loaded.ok_or_else(|| "it cannot be put together".to_owned())
+        });
         let clock = self.seams.clock.clone();
         let telemetry = Telemetry::new(clock.clone(), "0", "test");
         let Ok(daemon) = Daemon::open(loaded, load, telemetry, ServiceManager::new(&|_| None, 1)).await
@@ -342,6 +379,7 @@ pub(super) struct Witness {
     line: Line,
     listings: Mutex<BTreeMap<String, Bytes>>,
     store_requests: AtomicU64,
+    api_requests: AtomicU64,
     policy: Mutex<Option<PolicyName>>,
     /// The lines of the audit log from before the run.
     said_before: Mutex<HashSet<u64>>,
@@ -380,6 +418,7 @@ impl Witness {
     }
 
     async fn of_the_api(&self, request: Request) -> Result<Response, TransportError> {
+        self.meddle();
         let zone = self
             .zones
             .iter()
@@ -402,7 +441,7 @@ impl Witness {
             Some((zone, (Action::Create, _))) => Some(Creating::begin(self, zone)),
             _ => None,
         };
-        let is_listing = request.method == Method::GET && request.url.path().ends_with("/v2/snapshot");
+        let is_listing = self.line.lies_about.is_asked_for(&request);
         let is_doubled = self.line.is_doubling
             && request.headers.contains_key(http::header::AUTHORIZATION)
             && !matches!(change, Some((_, (Action::Create | Action::Promote, _))));
@@ -420,6 +459,32 @@ impl Witness {
         }
     }
 
+    /// Somebody else takes or deletes a snapshot.
+    fn meddle(&self) {
+        let number = self.api_requests.fetch_add(1, Ordering::Relaxed);
+        let now = self.world.now();
+        for (_, which) in self.line.meddling.iter().filter(|(at, _)| *at == number) {
+            let mut book = self.book();
+            book.remember(&self.world, &self.zones);
+            let one_of = |count: usize| usize::try_from(which / 2).unwrap() % count.max(1);
+            if which % 2 == 0 {
+                let instances: Vec<InstanceId> = book.instances.keys().copied().collect();
+                let Some(instance) = instances.get(one_of(instances.len())) else { continue };
+                let id = self.world.add_snapshot(*instance, now);
+                book.meddled.insert(id);
+            } else {
+                let all = self.zones.iter().flat_map(|zone| self.world.snapshots(zone));
+                let lasting: Vec<Snapshot> = all.filter(|one| one.state == SnapshotState::Exported).collect();
+                let Some(one) = lasting.get(one_of(lasting.len())) else { continue };
+                let by = Somebody::User("ops@example.org".to_owned());
+                self.world.delete_snapshot_as(one.id, by, "192.0.2.7");
+                book.ends.insert(one.id, (End::Somebody("192.0.2.7".to_owned()), now));
+                book.meddled.insert(one.id);
+            }
+            book.remember(&self.world, &self.zones);
+        }
+    }
+
     /// The listing that arrives instead of this one.
     async fn lied(&self, lie: Lie, host: String, answer: Response) -> Result<Response, TransportError> {
         let Response { status, mut headers, body } = answer;
@@ -430,7 +495,8 @@ impl Witness {
             Lie::Stale => self.listings.lock().unwrap().entry(host).or_insert(body).clone(),
             _ => match serde_json::from_slice::<Value>(&body) {
                 Ok(mut json) => {
-                    if let Some(all) = json.get_mut("snapshots").and_then(Value::as_array_mut) {
+                    if let Some(all) = json.get_mut(self.line.lies_about.key()).and_then(Value::as_array_mut)
+                    {
                         *all = match lie {
                             Lie::Doubled => all.iter().flat_map(|one| [one.clone(), one.clone()]).collect(),
                             Lie::Half => all.iter().step_by(2).cloned().collect(),
@@ -485,7 +551,10 @@ impl Drop for Creating<'_> {
     fn drop(&mut self) {
         let made = self.witness.world.snapshots(self.zone).into_iter().map(|one| one.id);
         // Another request may have seen the same.
-        self.witness.book().creations.extend(made.filter(|id| !self.before.contains(id)));
+        let mut book = self.witness.book();
+        let made: Vec<SnapshotId> =
+            made.filter(|id| !self.before.contains(id) && !book.meddled.contains(id)).collect();
+        book.creations.extend(made);
     }
 }
 

@@ -87,6 +87,7 @@ fn uncovered(zone: &ZoneReport, truth: &Truth<'_>) -> Option<String> {
     let coverage = zone.coverage.as_ref()?;
     let covers =
         |policy: &&PolicyPart| policy.get("", "create").is_some() || policy.sections.contains_key("export");
+    let covers = |policy: &&PolicyPart| covers(policy) && truth.book.is_enabled(policy.name);
     let covering: Vec<&PolicyPart> = truth.parts.policies.iter().filter(covers).collect();
     truth.instances(&zone.zone).find_map(|instance| {
         let is_covered = covering.iter().any(|policy| selects(policy, instance));

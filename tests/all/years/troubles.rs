@@ -10,7 +10,7 @@ use snapwarden::sim::call::Call;
 use snapwarden::sim::fault::{Effect, Fault};
 
 use super::fleet::{FOLDER, REPOSITORY};
-use super::machine::{Lie, Line, Machine, StoreFault};
+use super::machine::{Lie, Line, Listing, Machine, StoreFault};
 use crate::crashes::{Dice, any_disk_failure, any_fault, used};
 
 /// Who runs the policies in a night.
@@ -39,6 +39,8 @@ pub(super) struct Attempt {
     pub(super) end: End,
     pub(super) line: Line,
     pub(super) is_reloaded: bool,
+    /// The operator has edited the configuration before the daemon is reloaded.
+    pub(super) is_edited: bool,
     /// How far the machine's clock is off, while the platform's is right.
     pub(super) skew: SignedDuration,
     /// The folder of the archive is not mounted.
@@ -52,8 +54,16 @@ impl Attempt {
     pub(super) fn quiet() -> Self {
         let skew = SignedDuration::ZERO;
         let line = Line::default();
-        let (is_reloaded, is_unmounted, is_quiet) = (false, false, true);
-        Self { crew: Crew::Once, end: End::Orderly, line, is_reloaded, skew, is_unmounted, is_quiet }
+        Self {
+            crew: Crew::Once,
+            end: End::Orderly,
+            line,
+            is_reloaded: false,
+            is_edited: false,
+            skew,
+            is_unmounted: false,
+            is_quiet: true,
+        }
     }
 
     /// Whether a process can see what others have done.
@@ -61,8 +71,9 @@ impl Attempt {
         self.line.lie.is_none() && self.skew.abs() < SignedDuration::from_mins(4)
     }
 
-    /// Draws an attempt, and does to the world and the disk what it says. [`clear`] undoes that.
-    pub(super) fn draw(dice: &Dice, machine: &Machine) -> Self {
+    /// Draws an attempt, and does to the world and the disk what it says. [`clear`] undoes that. Where changes need not settle,
+    /// listings of instances are the truth.
+    pub(super) fn draw(dice: &Dice, machine: &Machine, all_settles: bool) -> Self {
         let mut attempt = Self::quiet();
         attempt.crew = match dice.below(8) {
             0 | 1 => Crew::Daemon,
@@ -86,6 +97,13 @@ impl Attempt {
         }
         if dice.one_in(8) {
             attempt.line.lie = Some(*dice.any(&[Lie::Stale, Lie::Doubled, Lie::Half, Lie::Empty]));
+        }
+        if dice.one_in(12) && all_settles {
+            attempt.line.lie = Some(*dice.any(&[Lie::Stale, Lie::Doubled, Lie::Half, Lie::Empty]));
+            attempt.line.lies_about = Listing::Instances;
+        }
+        for _ in 0..dice.below(3).saturating_sub(1) {
+            attempt.line.meddling.push((dice.below(60), dice.below(1 << 32)));
         }
         attempt.line.is_doubling = dice.one_in(10);
         for _ in 0..dice.below(4) {
@@ -131,6 +149,7 @@ impl Attempt {
             _ => End::Orderly,
         };
         attempt.is_reloaded = dice.one_in(3);
+        attempt.is_edited = attempt.is_reloaded && attempt.crew == Crew::Daemon && dice.one_in(2);
         attempt
     }
 
