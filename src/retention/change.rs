@@ -26,6 +26,9 @@ pub struct Seen {
     /// The last run before that of the policy that remembers it: then the change was not there yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// Since when a policy is paused that was paused by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_since: Option<Timestamp>,
     /// The change.
     pub change: Change,
 }

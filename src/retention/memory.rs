@@ -100,15 +100,12 @@ impl Memory {
     fn settled_paused(&self, unsettled: &[Seen]) -> BTreeMap<PolicyName, Timestamp> {
         let is_settled = |seen: &&Seen| !unsettled.iter().any(|one| one.change == seen.change);
         let mut paused = self.paused.clone();
-        for Seen { since, change, .. } in self.changes.iter().filter(is_settled) {
-            match change {
-                Change::Key { policy, key, is, .. } if key == ENABLED => {
-                    if *is == Some(Value::Bool(false)) {
-                        paused.insert(policy.clone(), *since);
-                    } else {
-                        paused.remove(policy);
-                    }
-                }
+        for seen in self.changes.iter().filter(is_settled) {
+            match &seen.change {
+                Change::Key { policy, key, .. } if key == ENABLED => match seen.paused_at() {
+                    Some(at) => drop(paused.insert(policy.clone(), at)),
+                    None => drop(paused.remove(policy)),
+                },
                 _ => {}
             }
         }
@@ -148,7 +145,7 @@ impl Memory {
                 Some(change) => {
                     let known = later.changes.iter().map(|seen| seen.since).chain(later.at);
                     let since = known.max().unwrap_or(Timestamp::MIN);
-                    self.changes.push(Seen { since, not_before: self.at, change });
+                    self.changes.push(Seen { since, not_before: self.at, paused_since: None, change });
                 }
                 None => self.changes.retain(|seen| seen.change != change),
             }
@@ -239,7 +236,18 @@ impl Memory {
         let before = self.changes.iter().filter(|seen| !is_over(&seen.change));
         let before = before.map(|seen| Seen { since: seen.since.min(at), ..seen.clone() });
         let new = found.iter().filter(|change| !is_known(change));
-        let new = new.map(|change| Seen { since: at, not_before: self.at, change: change.clone() });
+        let by_hand = |change: &Change| match change {
+            Change::Key { policy, key, .. } if key == ENABLED => {
+                policies.iter().find(|one| one.name == *policy)?.paused_since.map(|since| since.min(at))
+            }
+            _ => None,
+        };
+        let new = new.map(|change| Seen {
+            since: at,
+            not_before: self.at,
+            paused_since: by_hand(change),
+            change: change.clone(),
+        });
         let mut changes: Vec<Seen> = before.chain(new).collect();
         changes.sort_by_key(|seen| seen.since);
         forget_former(&mut changes, most_former(inventory) + 1);
@@ -484,10 +492,15 @@ fn paused_at(
 ) -> Option<Timestamp> {
     let enabled = Subject::Key(policy, ENABLED);
     let last = changes.iter().rfind(|seen| seen.change.subject() == enabled);
-    let Some(Seen { since, change: Change::Key { is, .. }, .. }) = last else {
-        return paused.get(policy).copied();
-    };
-    (*is == Some(Value::Bool(false))).then_some(*since)
+    last.map_or_else(|| paused.get(policy).copied(), Seen::paused_at)
+}
+
+impl Seen {
+    /// Since when the policy is paused that was paused by this change of [`ENABLED`].
+    fn paused_at(&self) -> Option<Timestamp> {
+        let Change::Key { is: Some(Value::Bool(false)), .. } = &self.change else { return None };
+        Some(self.paused_since.unwrap_or(self.since))
+    }
 }
 
 /// A state in which things were.
@@ -504,7 +517,8 @@ pub(crate) struct FormerState<'c> {
 impl FormerState<'_> {
     fn is_same(&self, other: &Self) -> bool {
         let mut pairs = self.back.iter().zip(&other.back);
-        self.back.len() == other.back.len() && pairs.all(|(one, other)| one.change == other.change)
+        let are_same = self.back.len() == other.back.len() && self.paused == other.paused;
+        are_same && pairs.all(|(one, other)| one.change == other.change)
     }
 }
 

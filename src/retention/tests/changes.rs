@@ -543,11 +543,13 @@ fn what_a_paused_policy_kept_waits_also_where_only_one_run_saw_it_paused() {
     let paused = [all, Policy { enabled: false, ..short }];
     let zone = days(8);
     let (_, memory) = run(&enabled, &zone, &Memory::default(), days_ago(14));
-    let (plan, memory) = run(&paused, &zone, &memory, days_ago(5));
+    let (plan, seen_paused) = run(&paused, &zone, &memory, days_ago(5));
     let kept_by_paused = vec![6, 7, 8];
     assert_eq!(deleted(&plan), [0; 0], "at that time all were younger than three days, or did not exist");
-    let (plan, mut memory) = run(&enabled, &zone, &memory, now());
+    let (plan, mut memory) = run(&enabled, &zone, &seen_paused, now());
     assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "{:?}", pending(&plan));
+    let (plan, _) = run(&enabled[..1], &zone, &seen_paused, now());
+    assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "removed: {:?}", pending(&plan));
     for hours in [1, 19] {
         let (plan, next) = run(&enabled, &zone, &memory, hours_later(hours));
         assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "after {hours} hours");
@@ -555,6 +557,23 @@ fn what_a_paused_policy_kept_waits_also_where_only_one_run_saw_it_paused() {
     }
     let (plan, _) = run(&enabled, &zone, &memory, hours_later(20));
     assert_eq!(pending(&plan), [0; 0]);
+}
+
+/// The first run after the pause came days later.
+#[test]
+fn what_a_policy_kept_when_it_was_paused_by_hand_waits_though_no_run_saw_that_then() {
+    let [all, last] = [policy("all").with(keep_last(1)), policy("last").with(keep_last(3))];
+    let enabled = [all.clone(), last.clone()];
+    let paused = [all, Policy { enabled: false, paused_since: Some(days_ago(5)), ..last }];
+    let zone = days(8);
+    let (_, memory) = run(&enabled, &zone, &Memory::default(), days_ago(6));
+    // Those of the day of the pause, and of the two before; the others came later.
+    let (plan, memory) = run(&paused, &zone, &memory, now());
+    assert_eq!((deleted(&plan), pending(&plan)), (vec![4, 5], vec![2, 3]));
+    let (plan, memory) = run(&enabled, &zone, &memory, hours_later(21));
+    assert_eq!(pending(&plan), [6, 7, 8]);
+    let (plan, _) = run(&enabled, &zone, &memory, hours_later(40));
+    assert_eq!(pending(&plan), [6, 7, 8]);
 }
 
 #[test]
