@@ -124,6 +124,14 @@ impl Memory {
         })
     }
 
+    /// Adds the keys of a policy that is gone, from what its own last run rested on, where this memory knows nothing of it: so
+    /// that it is found to be gone.
+    pub fn add_gone(&mut self, policy: &PolicyName, own: &Self) {
+        if let (false, Some(keys)) = (self.policies.contains_key(policy), own.last_found().0.remove(policy)) {
+            self.policies.insert(policy.clone(), keys);
+        }
+    }
+
     /// Lets a change begin anew that a later memory, of another policy that ran in the meantime, shows to have been taken
     /// back then.
     pub fn forget_interrupted(&mut self, later: &Self) {

@@ -45,6 +45,9 @@ const MAX_TRIES: u32 = 5;
 /// new snapshot may not be listed yet.
 const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(24);
 
+/// For how long an instance that is not selected any more, by its listing, is remembered to lack a snapshot.
+const MISSING_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
+
 /// A listing from right before a request serves for others, too, until it is this old: else many instances would make as
 /// many listings.
 const LISTING_REUSED: Duration = Duration::from_secs(2);
@@ -245,9 +248,11 @@ fn missing_in(
         };
         inventory.snapshots.iter().any(|snapshot| since(&snapshot))
     };
+    // One listing that lacks an instance, or its label, is no reason to forget that its snapshot is missing.
+    let may_come_back = |one: &MissingSnapshot| slot.duration_since(one.slot) < MISSING_FOR;
     let still = earlier.filter(|one| {
-        one.instance_id.is_some_and(|id| selected.contains(&id) && !results.contains_key(&id))
-            && !is_there(one)
+        let is_about_it = |id| selected.contains(&id) || may_come_back(one);
+        one.instance_id.is_some_and(|id| is_about_it(id) && !results.contains_key(&id)) && !is_there(one)
     });
     still.collect::<Vec<_>>().into_iter().chain(results.into_values().flatten()).collect()
 }
@@ -463,6 +468,11 @@ impl ZoneCreator<'_> {
         let listed = inventory.snapshots.iter().map(|snapshot| snapshot.id);
         let listed: HashSet<SnapshotId> = listed.chain(accepted.iter().copied()).collect();
         let now = self.runner.clock.now();
+        // One that was ever listed is forgotten only once it is known that it is gone.
+        let known = self.runner.state.listed_zone(self.zone).await.map_err(|error| chain(&error))?;
+        let open = known.missing.iter().filter(|(_, missing)| missing.unexplained_at.is_none());
+        let not_ended: HashSet<SnapshotId> =
+            open.map(|(id, _)| *id).chain(known.snapshots(now).map(|(id, _)| id)).collect();
         let all = self.runner.state.all_created().await.map_err(|error| chain(&error))?;
         let id_of = |made: &Creation| {
             let Some(server) = made.server() else { return made.snapshot_id };
@@ -471,7 +481,7 @@ impl ZoneCreator<'_> {
         };
         let is_over = |made: &Creation| {
             made.zone == *self.zone
-                && id_of(made).is_none_or(|id| !listed.contains(&id))
+                && id_of(made).is_none_or(|id| !listed.contains(&id) && !not_ended.contains(&id))
                 && now.duration_since(made.requested_at) > REMEMBERED_FOR
         };
         if self.memory.own().await.created.iter().any(is_over) {

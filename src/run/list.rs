@@ -252,7 +252,7 @@ pub async fn complete(
     })?;
     let mut inventory = Inventory {
         created: created(&states, zone),
-        missing: missing(&states, zone),
+        missing: [missing(&states, zone), overdue(runner, zone).await?].concat(),
         holds: holds_by_snapshot(
             &holds,
             archives.catalogues.values().flatten().map(|catalogue| &**catalogue),
@@ -323,7 +323,9 @@ async fn remembered(
     let mut others: Vec<_> = others.filter_map(|(name, runs)| Some((name, of_zone(runs)?))).collect();
     others.sort_by_key(|(_, (at, _))| *at);
     let has_own = last.is_some();
+    let mut gone: Vec<(PolicyName, Unparsed)> = Vec::new();
     for (name, (at, other)) in others {
+        gone.push((name.clone(), other.clone()));
         match &mut last {
             Some((own_at, own)) if has_own => {
                 if at > *own_at {
@@ -333,7 +335,15 @@ async fn remembered(
             _ => last = Some((at, read(&name, &other)?)),
         }
     }
-    Ok(last.map(|(_, memory)| memory).unwrap_or_default())
+    let mut memory = last.map(|(_, memory)| memory).unwrap_or_default();
+    if !has_own && memory.at.is_some() {
+        // The one by another name may have run long before: of one that is gone, what it kept itself counts.
+        let is_gone = |name: &PolicyName| runner.policies.iter().all(|policy| policy.name != *name);
+        for (name, other) in gone.into_iter().filter(|(name, _)| is_gone(name)) {
+            memory.add_gone(&name, &read(&name, &other)?);
+        }
+    }
+    Ok(memory)
 }
 
 /// The holds as `retention` reads them: those of this state, and those that are marked in archives. Of several on one snapshot
@@ -376,6 +386,36 @@ fn missing(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> Vec<Missing
         })
     });
     missing.collect()
+}
+
+/// A run begins, and takes its snapshots, within this after its time and its longest delay.
+const OVERDUE: SignedDuration = SignedDuration::from_hours(1);
+
+/// The policies that take snapshots and have not run when they were last due: then nothing says whether those could be taken.
+///
+/// # Errors
+/// Why the zone cannot be judged, as a sentence.
+async fn overdue(runner: &Runner, zone: &ZoneName) -> Result<Vec<Missing>, String> {
+    let takes = |policy: &&Policy| policy.enabled && policy.create && policy.zones.contains(zone);
+    let mut overdue = Vec::new();
+    for policy in runner.policies.iter().filter(takes) {
+        let Some(schedule) = &policy.schedule else { continue };
+        let runs = runner.state.last_runs(&policy.name).await.map_err(|error| {
+            let (name, error) = (&policy.name, chain(&error));
+            format!("nothing is done here, since it is not known when policy {name} ran: {error}")
+        })?;
+        let Some(last) = runs.last else { continue };
+        let late =
+            SignedDuration::try_from(policy.jitter).unwrap_or(SignedDuration::MAX).saturating_add(OVERDUE);
+        let until = runner.clock.now().saturating_sub(late).unwrap_or(Timestamp::MIN);
+        overdue.extend(schedule.last_until(until, last.started_at, &policy.time_zone).map(|slot| Missing {
+            policy: policy.name.clone(),
+            instance: None,
+            slot,
+            cause: format!("it has not run since {}", last.started_at.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        }));
+    }
+    Ok(overdue)
 }
 
 /// Whose the snapshots are that this program is known to have taken; whatever the policies ask for now, since a policy

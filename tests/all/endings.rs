@@ -90,7 +90,7 @@ fn instance_of(stage: &Stage, id: SnapshotId) -> InstanceId {
 }
 
 /// From now on these are listed, whatever there is.
-fn listing<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> Fault {
+pub(crate) fn listing<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> Fault {
     let listed = snapshots.map(|one| {
         json!({ "id": one.id, "name": one.name, "created-at": one.created_at, "state": "exported", "instance": { "id": one.instance_id } })
     });

@@ -214,6 +214,28 @@ async fn a_renamed_policy_inherits_what_the_one_before_it_kept() {
     }
 }
 
+/// Another policy runs in between, which does not need what the one that was renamed kept.
+#[tokio::test(start_paused = true)]
+async fn a_rare_policy_that_is_renamed_keeps_what_it_kept_though_others_have_run_for_weeks() {
+    let stage = Stage::new();
+    stage.instance("web-1", 30);
+    let hourly = "[policies.hourly]\nzones = [\"ch-gva-2\"]\ncreate = true\n".to_owned();
+    stage.run(&pruning("monthly", "keep_last = 30")).await;
+    assert_eq!(stage.there().len(), 30);
+    let renamed = pruning("archive", "keep_last = 3");
+    for _ in 0..20 {
+        stage.step(SignedDuration::from_hours(24));
+        stage.run(&[hourly.clone(), renamed.clone()].concat()).await;
+    }
+    assert_eq!(stage.there().len(), 50);
+    let both = [renamed, hourly].concat();
+    let report = stage.run(&both).await;
+    assert_eq!((deleted(&report), stage.there().len()), (20, 30), "what no rule kept");
+    assert!(pending(&report).contains("policy monthly is gone"), "{}", pending(&report));
+    stage.step(SignedDuration::from_hours(20));
+    assert!(deleted(&stage.run(&both).await) > 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_paused_policy_keeps_what_it_kept() {
     let stage = Stage::new();

@@ -14,6 +14,7 @@ use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::policy_state::{Creation, Owner};
 
+use crate::endings::listing;
 use crate::stage::{Stage, ended, paths, read, rewrite_as_version_1, steps};
 
 /// As people write it: each policy is meant to keep its own.
@@ -64,6 +65,40 @@ async fn remembered(stage: &Stage, policy: &str) -> Vec<Creation> {
 
 fn there(stage: &Stage) -> BTreeSet<SnapshotId> {
     stage.there().into_iter().collect()
+}
+
+/// Two listings that lack a snapshot do not make it somebody else's.
+#[tokio::test(start_paused = true)]
+async fn what_listings_lacked_for_a_day_belongs_to_its_policy_when_it_is_back() {
+    let (stage, _) = zone();
+    let sweep = "[policies.sweep]\nzones = [\"ch-gva-2\"]\n[policies.sweep.select]\nownership = \"all\"\n\
+                 [policies.sweep.retention]\nkeep_last = 1\n[policies.sweep.guard]\nmax_delete_percent = 100\n";
+    let policies = format!("{TWO}{sweep}");
+    let first = created(&run(&stage, &policies, "weekly").await).unwrap();
+    stage.step(HOUR);
+    let slot = stage.now();
+    run(&stage, &policies, "weekly").await;
+    for _ in 0..3 {
+        stage.step(HOUR * 26);
+        let all = stage.world.snapshots(&stage.zone);
+        stage.world.fault(listing(all.iter().filter(|one| one.id != first)));
+        let runner = stage.runner(&policies);
+        let options = RunOptions { slot: Some(slot), ..RunOptions::default() };
+        let report = runner.run(&runner.policies[1], &options).await.unwrap();
+        assert_eq!(report.result, RunResult::Success, "{:?}", report.zones);
+        stage.world.clear_faults();
+    }
+    let ids = |all: Vec<Creation>| all.into_iter().filter_map(|made| made.snapshot_id).collect::<Vec<_>>();
+    assert!(ids(remembered(&stage, "weekly").await).contains(&first));
+    run(&stage, &policies, "sweep").await;
+    assert!(there(&stage).contains(&first), "it is one of the four that `weekly` keeps");
+    // Once it is gone it is forgotten.
+    stage.world.remove_snapshot(first);
+    for _ in 0..2 {
+        stage.step(HOUR * 26);
+        run(&stage, &policies, "weekly").await;
+    }
+    assert!(!ids(remembered(&stage, "weekly").await).contains(&first));
 }
 
 #[tokio::test(start_paused = true)]

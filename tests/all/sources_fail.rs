@@ -83,6 +83,55 @@ async fn creates_that_fail_for_weeks_delete_nothing() {
     assert!(deleted(&report) > 0);
 }
 
+/// The machine was off, or the policy's run hangs: nobody has tried to take what was due.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_has_not_run_when_it_was_due_keeps_others_from_deleting() {
+    let (stage, _) = Stage::two_by_twenty();
+    let scheduled =
+        NIGHTLY.replace("create = true", "create = true\nschedule = \"30 2 * * *\"\njitter = \"10m\"");
+    let both = format!("{scheduled}{}", PRUNE.replace("keep_last = 3", "keep_within = \"7d\""));
+    let until_slot = |stage: &Stage| {
+        let slot = "2026-11-01T02:30:00Z".parse::<jiff::Timestamp>().unwrap();
+        let passed = stage.now().duration_since(slot).as_secs().rem_euclid(24 * 3600);
+        stage.step(SignedDuration::from_secs(24 * 3600 - passed));
+    };
+    until_slot(&stage);
+    run(&stage, &both, "nightly").await;
+    let before = stage.there().len();
+    // Within an hour and its jitter it may still come.
+    stage.step(DAY + SignedDuration::from_mins(60));
+    let of_the_night = deleted(&run(&stage, &both, "prune").await);
+    assert!(of_the_night < 40, "{of_the_night}");
+    stage.step(DAY * 8);
+    let report = run(&stage, &both, "prune").await;
+    assert_eq!((deleted(&report), stage.there().len()), (0, before - of_the_night), "{:?}", report.zones);
+    let pending = report.zones[0].pending.clone().unwrap();
+    assert!(pending.contains("policy nightly") && pending.contains("it has not run since"), "{pending}");
+    // It runs again.
+    until_slot(&stage);
+    let report = run(&stage, &both, "nightly").await;
+    assert!(
+        ended(&report, Action::Create, StepOutcome::Done) > 0 && deleted(&report) > 0,
+        "{:?}",
+        report.zones
+    );
+}
+
+/// By one listing without the instance, or its label, nothing is known to be taken.
+#[tokio::test(start_paused = true)]
+async fn that_a_snapshot_is_missing_outlasts_a_listing_without_the_instance() {
+    let (stage, _) = Stage::two_by_twenty();
+    let both = format!("{}{PRUNE}", NIGHTLY.replace("14d", "1d"));
+    stage.step(SignedDuration::from_hours(1));
+    forbid(&stage);
+    run(&stage, &both, "nightly").await;
+    stage.world.fault(Fault::on(Call::ListInstances, Effect::Edit("/instances/0", None)));
+    run(&stage, &both, "nightly").await;
+    stage.world.clear_faults();
+    let report = run(&stage, &both, "prune").await;
+    assert_eq!(deleted(&report), 0, "{:?}", report.zones);
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_other_policy_deletes_of_the_instance_either_and_allow_lets_it_pass() {
     let (stage, _) = Stage::two_by_twenty();

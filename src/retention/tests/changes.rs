@@ -549,7 +549,11 @@ fn what_a_paused_policy_kept_waits_also_where_only_one_run_saw_it_paused() {
     let (plan, mut memory) = run(&enabled, &zone, &seen_paused, now());
     assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "{:?}", pending(&plan));
     let (plan, _) = run(&enabled[..1], &zone, &seen_paused, now());
-    assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "removed: {:?}", pending(&plan));
+    assert!(
+        kept_by_paused.iter().all(|number| pending(&plan).contains(number)),
+        "removed: {:?}",
+        pending(&plan)
+    );
     for hours in [1, 19] {
         let (plan, next) = run(&enabled, &zone, &memory, hours_later(hours));
         assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "after {hours} hours");
