@@ -270,7 +270,8 @@ impl Runner {
                     created_at: subject.created_at,
                     instance_id: subject.instance_id,
                     instance_name: subject.instance_name,
-                    listed_at: at,
+                    // It was there from then on, and may have been deleted before the line was written.
+                    listed_at: at.min(subject.created_at),
                     missed_at: listed_at,
                     tried_at,
                     unexplained_at: None,

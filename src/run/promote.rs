@@ -346,6 +346,14 @@ fn lost_namesakes(state: &PolicyState, zone: &ZoneName, name: &str) -> usize {
     state.promotions.iter().filter(is_lost).count()
 }
 
+/// What came of the templates beyond `keep`.
+#[derive(Debug, Default)]
+pub(crate) struct PrunedTemplates {
+    pub(crate) steps: Vec<Step>,
+    /// How many more there are that stay only because a change of `keep` has not settled.
+    pub(crate) waiting: usize,
+}
+
 /// Deletes the templates beyond `keep` that this policy made.
 ///
 /// # Errors
@@ -356,22 +364,23 @@ pub(crate) async fn prune_templates(
     promote: &Promote,
     plan: &ZonePlan,
     only: Option<&Pattern<InstanceId>>,
-) -> Result<Vec<Step>, String> {
-    let Some(keep) = promote.keep.and_then(|keep| settled_keep(keep, memory.policy, plan)) else {
-        return Ok(Vec::new());
-    };
+) -> Result<PrunedTemplates, String> {
+    let Some(keep) = promote.keep else { return Ok(PrunedTemplates::default()) };
     let (runner, zone) = (memory.runner, plan.zone());
     forget(memory, plan).await?;
     let client = runner.client.zone(zone);
     let is_ours = |made: &&Promotion| made.zone == *zone && made.deleted_at.is_none();
     if memory.own().await.promotions.iter().filter(is_ours).count() <= keep.get() as usize {
-        return Ok(Vec::new());
+        return Ok(PrunedTemplates::default());
     }
     let listed = client.list_templates().await.map_err(|error| chain(&error))?;
     find_lost(memory, zone, &listed).await?;
     let made = memory.own().await.promotions.clone();
     let mut steps = Vec::new();
-    let beyond = beyond(keep, &made, &listed, &[], plan, only);
+    let beyond = |keep| beyond(keep, &made, &listed, &[], plan, only);
+    let by_now = beyond(keep).len();
+    let beyond = settled_keep(keep, memory.policy, plan).map(beyond).unwrap_or_default();
+    let waiting = by_now - beyond.len();
     if !beyond.is_empty() && !is_clock_trusted(&memory.policy.guard, plan.listing.inventory.clock) {
         return Err("no template is deleted: this machine's clock may be wrong".to_owned());
     }
@@ -405,7 +414,7 @@ pub(crate) async fn prune_templates(
         };
         steps.push(recorder.step(facts, work).await);
     }
-    Ok(steps)
+    Ok(PrunedTemplates { steps, waiting })
 }
 
 /// A template that `keep` does not keep.

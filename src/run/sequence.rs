@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -36,7 +37,7 @@ use crate::run::pauses;
 use crate::run::persist::{self, SeenZone};
 use crate::run::plan::{ZonePlan, plan_zones};
 use crate::run::policy_memory::PolicyMemory;
-use crate::run::promote;
+use crate::run::promote::{self, PrunedTemplates};
 use crate::run::report::{HookReport, REPORTED, RunReport, RunResult, Step, ZoneReport, sums_of};
 use crate::run::self_instance;
 use crate::run::step::Recorder;
@@ -45,7 +46,7 @@ use crate::snapshot::{SnapshotId, SnapshotState, ZoneName};
 use crate::state::audit::{Action, AuditMark, StepOutcome};
 use crate::state::error::StateError;
 use crate::state::last_runs::{AcceptedListing, LastRuns, MissedFromListing, Unparsed};
-use crate::text::chain;
+use crate::text::{chain, counted};
 
 /// The quotas are for metrics alone, so the end of a run does not wait longer for them.
 const QUOTAS_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -410,16 +411,23 @@ impl Sequence<'_> {
         templates: Option<&(&Promote, Result<PolicyMemory<'_>, StateError>)>,
     ) {
         report.steps.extend(delete_snapshots(self.runner, &self.recorder, plan).await);
-        let steps = match templates {
+        let pruned = match templates {
             Some((promote, Ok(memory))) => {
                 let only = self.options.instances.as_ref();
                 promote::prune_templates(memory, &self.recorder, promote, plan, only).await
             }
             Some((_, Err(error))) => Err(chain(error)),
-            None => Ok(Vec::new()),
+            None => Ok(PrunedTemplates::default()),
         };
-        match steps {
-            Ok(steps) => report.steps.extend(steps),
+        match pruned {
+            Ok(PrunedTemplates { steps, waiting }) => {
+                report.steps.extend(steps);
+                if let (1.., Some((promote, _))) = (waiting, templates) {
+                    let templates = templates_wait(promote, waiting);
+                    let pending = report.pending.take().into_iter().chain([templates]);
+                    report.pending = Some(pending.collect::<Vec<_>>().join("; "));
+                }
+            }
             Err(failure) => report.failures.push(failure),
         }
     }
@@ -443,6 +451,15 @@ impl Sequence<'_> {
 
 fn plans_of(zones: &[ZoneRun]) -> Vec<&ZonePlan> {
     zones.iter().filter_map(|zone| zone.plan.as_ref()).collect()
+}
+
+/// That templates stay only because a change of their number has not settled.
+fn templates_wait(Promote { keep, .. }: &Promote, waiting: usize) -> String {
+    let (are, keep) = (if waiting == 1 { "is" } else { "are" }, keep.map_or(0, NonZeroU32::get));
+    let templates = counted(waiting, "template");
+    format!(
+        "{templates} {are} kept only because a change has not settled (`settle`): keep = {keep} does not keep them"
+    )
 }
 
 fn accepted_listing(at: Timestamp, mark: &AuditMark, plan: &ZonePlan) -> AcceptedListing {

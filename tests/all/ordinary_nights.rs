@@ -490,11 +490,13 @@ async fn a_mistyped_number_of_templates_has_to_settle() {
     let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
     promote_daily(&stage, 4, instance, PROMOTING).await;
     let mistyped = PROMOTING.replace("keep = 4", "keep = 1");
-    stage.run(&mistyped).await;
+    let report = stage.run(&mistyped).await;
     assert_eq!(templates(&stage).len(), 4);
+    let expected = "3 templates are kept only because a change has not settled (`settle`): keep = 1";
+    assert!(pending(&report).contains(expected), "{}", pending(&report));
     stage.step(SignedDuration::from_hours(20));
-    stage.run(&mistyped).await;
-    assert_eq!(templates(&stage), ["web-1-20261104"]);
+    let report = stage.run(&mistyped).await;
+    assert_eq!((templates(&stage), &report.zones[0].pending), (vec!["web-1-20261104".to_owned()], &None));
 }
 
 /// Also of a policy that deletes no snapshots.

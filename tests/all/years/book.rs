@@ -342,8 +342,11 @@ impl Book {
         let zones: BTreeSet<ZoneName> = self.memories.keys().map(|(_, zone)| zone.clone()).collect();
         let present: BTreeMap<ZoneName, Situation> =
             zones.into_iter().map(|zone| (zone.clone(), self.present(&zone))).collect();
+        // What a policy that is paused would have seen it learns from the memories of others.
+        let enabled: BTreeSet<PolicyName> =
+            self.policies.iter().filter(|policy| policy.enabled).map(|policy| policy.name.clone()).collect();
         for ((name, zone), formers) in &mut self.memories {
-            if policy.is_none_or(|policy| policy == name) {
+            if policy.is_none_or(|policy| policy == name || !enabled.contains(name)) {
                 let replaced = formers.iter_mut().filter(|former| former.situation != present[zone]);
                 replaced.for_each(|former| former.replaced_at = former.replaced_at.or(Some(at)));
             }
