@@ -37,7 +37,7 @@ use crate::clock::timeout;
 use crate::config::sections::ServerSettings;
 use crate::daemon::server::BindError;
 use crate::daemon::service::ServiceManager;
-use crate::daemon::timetable::{Event, Timetable};
+use crate::daemon::timetable::{Ended, Event, Timetable};
 use crate::daemon::web::{Access, WebFile};
 use crate::disk::{DiskLock, Metadata, begin_blocking};
 use crate::policy::name::{ArchiveName, PolicyName};
@@ -46,9 +46,9 @@ use crate::retention::deciding_keys::deciding_keys;
 use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
 use crate::run::pauses;
-use crate::run::report::{RunReport, RunResult};
+use crate::run::report::{CHANGED, RunReport, RunResult, Step};
 use crate::state::allowances::AllowanceOf;
-use crate::state::audit::AuditMark;
+use crate::state::audit::{Action, AuditMark};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
 use crate::state::history::Change;
@@ -318,9 +318,9 @@ impl Daemon {
                 _ = timeout(&*clock, TURN, tick.notified()) => {}
             }
             let triggered = self.heed_pauses().await;
+            self.make_up_for_displaced().await;
             let due = self.timetable.look(clock.now());
             self.follow(due).await;
-            self.make_up_for_displaced().await;
             self.heed_triggers(triggered, started_at).await;
             seen = [seen[1], (clock.now(), clock.elapsed())];
             let jump = jump_text(seen);
@@ -395,14 +395,12 @@ impl Daemon {
                 [RunResult::Success, RunResult::Held].iter().any(|result| result.as_str() == last.result)
             });
             let is_enabled = self.runner.policies.iter().any(|policy| policy.name == name && policy.enabled);
-            let is_due = is_enabled && !is_done;
-            self.timetable.ended(&name, is_due);
-            if is_due {
+            if is_enabled && !is_done {
                 let slot = self.timetable.seen(&name).map_or(slot, |seen| seen.max(slot));
                 info!(policy.name = %name, "policy {name} runs now, since it was due at {slot}");
-                let begin = self.timetable.begin_now(&name, slot);
-                self.follow(begin.into_iter().collect()).await;
+                self.timetable.ended(&name, Ended::Again(slot));
             } else {
+                self.timetable.ended(&name, Ended::Done);
                 let why = if is_done { "another process has run it" } else { "it is not enabled any more" };
                 info!(policy.name = %name, "policy {name}, which was due at {slot}, does not run for that: {why}");
                 self.save().await;
@@ -527,11 +525,10 @@ impl Daemon {
         if is_asked_for {
             self.asked_for.remove(&policy);
         }
-        let (mut cut_short, mut notified) = (false, Some(None));
+        let (mut how, mut notified) = (Ended::Done, Some(None));
         match outcome {
             Ok(Ok(report)) => {
-                let is_whole = matches!(report.result, RunResult::Success | RunResult::Held);
-                cut_short = self.stop.is_cancelled() && !is_whole;
+                how = self.ended_with(&report, slot);
                 self.telemetry.run_ended(&report);
                 notified = Some(Some(report));
             }
@@ -557,7 +554,7 @@ impl Daemon {
             }
         }
         if !self.displaced.contains_key(&policy) {
-            self.timetable.ended(&policy, cut_short);
+            self.timetable.ended(&policy, how);
         }
         self.save().await;
         self.look_beside().await;
@@ -568,6 +565,21 @@ impl Daemon {
         self.look_at_archives();
         self.look_at_deletions().await;
         self.report_next();
+    }
+
+    /// What becomes of the slot of a run, by its report.
+    fn ended_with(&self, report: &RunReport, slot: Timestamp) -> Ended {
+        let policy = &report.policy;
+        if matches!(report.result, RunResult::Success | RunResult::Held) {
+            Ended::Done
+        } else if self.stop.is_cancelled() {
+            Ended::CutShort
+        } else if lacks_what_a_change_stopped(report) {
+            info!(policy.name = %policy, "policy {policy} begins again for {slot}, unless it is not enabled any more");
+            Ended::Again(slot)
+        } else {
+            Ended::Done
+        }
     }
 
     /// Loads the configuration anew, or keeps the old one and says why.
@@ -892,6 +904,15 @@ impl Daemon {
             });
         }
     }
+}
+
+/// Whether a change of the policy kept the run from adding what was due. What it did not delete can wait until the next slot.
+fn lacks_what_a_change_stopped(report: &RunReport) -> bool {
+    let is_lacking = |step: &Step| {
+        matches!(step.facts.action, Action::Create | Action::Export | Action::Promote)
+            && step.message.as_deref() == Some(CHANGED)
+    };
+    report.zones.iter().flat_map(|zone| &zone.steps).any(is_lacking)
 }
 
 /// The last whole run of a policy. An error is one of its next run.

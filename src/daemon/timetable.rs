@@ -48,8 +48,9 @@ struct Entry {
     served: Served,
     seen: Timestamp,
     running: bool,
-    /// To run as soon as the loop looks, whatever the schedule says.
-    at_once: bool,
+    is_enabled: bool,
+    /// The slot of a run that begins as soon as the loop looks, whatever the schedule says, unless a newer one is due by then.
+    again: Option<Timestamp>,
     /// When it is next due, jitter included: what `seen` alone decides.
     due_at: Option<Timestamp>,
 }
@@ -63,6 +64,17 @@ pub enum Event {
     Skipped(PolicyName, u64),
     /// This many slots passed without a run, and are not made up for one by one.
     Missed(PolicyName, u64),
+}
+
+/// What becomes of the slot of a run that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It is dealt with.
+    Done,
+    /// It is left to the next start.
+    CutShort,
+    /// This slot begins at once, if the policy still is enabled.
+    Again(Timestamp),
 }
 
 impl Timetable {
@@ -83,7 +95,8 @@ impl Timetable {
                 seen: served.watermark,
                 served,
                 running: false,
-                at_once: schedule.is_some() && policy.on_start == OnStart::Now,
+                is_enabled: policy.enabled,
+                again: None,
                 due_at: None,
                 schedule,
             };
@@ -97,11 +110,10 @@ impl Timetable {
     #[must_use]
     pub fn reloaded(mut self, before: &Self, now: Timestamp) -> Self {
         for (name, entry) in &mut self.entries {
-            entry.at_once = false;
             if let Some(old) = before.entries.get(name) {
                 entry.served = old.served;
                 entry.running = old.running;
-                entry.at_once = old.at_once;
+                entry.again = old.again.filter(|_| entry.is_enabled);
                 // Slots of a new schedule before it existed were never promised.
                 let same = entry.schedule_text() == old.schedule_text();
                 let dealt_with = now.checked_sub(old.delay).unwrap_or(now);
@@ -122,11 +134,13 @@ impl Timetable {
 
     /// What is due by the first look after a start; later looks are [`Timetable::look`]'s.
     pub fn look_at_start(&mut self, now: Timestamp) -> Vec<Event> {
-        for entry in self.entries.values_mut().filter(|entry| entry.on_start == OnStart::Now) {
+        let runs_now = |entry: &&mut Entry| entry.on_start == OnStart::Now && entry.schedule.is_some();
+        for entry in self.entries.values_mut().filter(runs_now) {
             // What was missed is made up for by the run that begins anyway.
             if let Some((latest, _)) = entry.passed(now) {
                 entry.see(latest);
             }
+            entry.again = Some(entry.slot_at(now));
         }
         self.look_with(now, SignedDuration::ZERO)
     }
@@ -144,21 +158,23 @@ impl Timetable {
         events
     }
 
-    /// The policy's run ended. An interrupted one leaves its slot to the next start.
-    pub fn ended(&mut self, policy: &PolicyName, cut_short: bool) {
-        if let Some(entry) = self.entries.get_mut(policy) {
-            entry.running = false;
-            if !cut_short {
+    /// The policy's run ended.
+    pub fn ended(&mut self, policy: &PolicyName, how: Ended) {
+        let Some(entry) = self.entries.get_mut(policy) else { return };
+        entry.running = false;
+        match how {
+            Ended::Again(slot) if entry.is_enabled => entry.again = Some(slot),
+            Ended::Done | Ended::Again(_) => {
                 entry.served.watermark = entry.served.watermark.max(entry.seen);
             }
+            Ended::CutShort => {}
         }
     }
 
     /// A run of the policy begins that was asked for at `slot`, unless one is running.
     pub fn begin_now(&mut self, policy: &PolicyName, slot: Timestamp) -> Option<Event> {
         let entry = self.entries.get_mut(policy).filter(|entry| !entry.running)?;
-        entry.running = true;
-        Some(Event::Begin(policy.clone(), slot))
+        Some(entry.begin(policy, slot))
     }
 
     /// The latest slot of the policy that came so far.
@@ -206,22 +222,27 @@ impl Entry {
     }
 
     fn look(&mut self, name: &PolicyName, now: Timestamp, late: SignedDuration, events: &mut Vec<Event>) {
-        if self.schedule.is_none() {
+        if self.schedule.is_some() {
+            self.look_at_schedule(name, now, late, events);
+        } else if !self.running {
             // What is not due misses nothing, also by the time at which it has a schedule again.
-            if !self.running {
-                self.served.watermark = self.served.watermark.max(now);
-            }
-            return;
+            self.served.watermark = self.served.watermark.max(now);
         }
+        if let Some(slot) = self.again.filter(|_| !self.running) {
+            events.push(self.begin(name, slot));
+        }
+    }
+
+    fn look_at_schedule(
+        &mut self,
+        name: &PolicyName,
+        now: Timestamp,
+        late: SignedDuration,
+        events: &mut Vec<Event>,
+    ) {
         if self.seen > now && self.seen.duration_since(now) > BACK_MAX {
             self.served.watermark = self.served.watermark.min(now);
             self.see(now);
-        }
-        if self.at_once && !self.running {
-            self.at_once = false;
-            let slot = self.slot_at(now);
-            self.begin(name, slot, events);
-            return;
         }
         if self.due_at.is_none_or(|due| due > now) {
             return;
@@ -241,12 +262,13 @@ impl Entry {
         if count > 1 {
             events.push(Event::Missed(name.clone(), count - 1));
         }
-        self.begin(name, latest, events);
+        events.push(self.begin(name, latest));
     }
 
-    fn begin(&mut self, name: &PolicyName, slot: Timestamp, events: &mut Vec<Event>) {
+    fn begin(&mut self, name: &PolicyName, slot: Timestamp) -> Event {
         self.running = true;
-        events.push(Event::Begin(name.clone(), slot));
+        self.again = None;
+        Event::Begin(name.clone(), slot)
     }
 
     /// The slot that a run at `now` stands for: the last one that there was, so that a program which is started again
@@ -311,7 +333,7 @@ mod tests {
             for event in timetable.look(now) {
                 match event {
                     Event::Begin(policy, slot) => {
-                        timetable.ended(&policy, false);
+                        timetable.ended(&policy, Ended::Done);
                         begun.push(format!("{slot} at {now}"));
                     }
                     other => panic!("{other:?} at {now}"),
@@ -388,7 +410,7 @@ mod tests {
             let policies = policies(&format!("schedule = \"30 2 * * *\"\non_start = \"{on_start}\""));
             let mut timetable = Timetable::new(&policies, HOST, &before, at(now));
             assert_eq!(timetable.look_at_start(at(now)), expected, "{name}, {on_start}");
-            timetable.ended(&p(), false);
+            timetable.ended(&p(), Ended::Done);
             assert_eq!(timetable.look(at(now)), [], "{name}, {on_start}, again");
             assert_eq!(timetable.next(&p()), Some(at("2026-11-04T02:30:00Z")), "{name}, {on_start}");
         }
@@ -416,13 +438,13 @@ mod tests {
     fn a_run_that_was_cut_short_is_begun_again_by_the_next_start_and_one_that_ended_is_not() {
         let policies = policies("schedule = \"30 2 * * *\"");
         let slot = "2026-11-03T02:30:00Z";
-        for (cut_short, again) in [(true, vec![begin(slot)]), (false, vec![])] {
+        for (how, again) in [(Ended::CutShort, vec![begin(slot)]), (Ended::Done, vec![])] {
             let mut timetable =
                 Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:29:00Z"));
             assert_eq!(timetable.look(at(slot)), [begin(slot)]);
             // A kill would leave just this.
             assert_eq!(timetable.schedules().policies[&p()].watermark, at("2026-11-02T02:30:00Z"));
-            timetable.ended(&p(), cut_short);
+            timetable.ended(&p(), how);
             let now = at("2026-11-03T02:31:00Z");
             let mut next = Timetable::new(&policies, HOST, &timetable.schedules(), now);
             assert_eq!(next.look_at_start(now), again);
@@ -440,7 +462,7 @@ mod tests {
         assert_eq!(timetable.look(at("2026-11-03T00:10:00Z")), [begin("2026-11-03T00:10:00Z")]);
         assert_eq!(timetable.look(at("2026-11-03T00:20:00Z")), [Event::Skipped(p(), 1)]);
         assert_eq!(timetable.look(at("2026-11-03T00:25:00Z")), []);
-        timetable.ended(&p(), false);
+        timetable.ended(&p(), Ended::Done);
         assert_eq!(timetable.look(at("2026-11-03T00:26:00Z")), []);
         assert_eq!(timetable.schedules().policies[&p()].watermark, at("2026-11-03T00:20:00Z"));
         assert_eq!(timetable.look(at("2026-11-03T00:30:00Z")), [begin("2026-11-03T00:30:00Z")]);
@@ -452,12 +474,12 @@ mod tests {
         let mut timetable =
             Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), at("2026-11-03T02:00:00Z"));
         assert_eq!(timetable.look(at("2026-11-03T02:30:00Z")), [begin("2026-11-03T02:30:00Z")]);
-        timetable.ended(&p(), false);
+        timetable.ended(&p(), Ended::Done);
         assert_eq!(begins(&mut timetable, "2026-11-03T01:30:00Z", "2026-11-03T04:00:00Z"), [""; 0]);
 
         // Three years ahead, and back.
         assert_eq!(timetable.look(at("2029-11-03T02:30:00Z"))[1], begin("2029-11-03T02:30:00Z"));
-        timetable.ended(&p(), false);
+        timetable.ended(&p(), Ended::Done);
         let again = begins(&mut timetable, "2026-11-03T04:00:00Z", "2026-11-04T04:00:00Z");
         assert_eq!(again, ["2026-11-04T02:30:00Z at 2026-11-04T02:30:00Z"]);
     }
@@ -473,7 +495,7 @@ mod tests {
             let mut timetable =
                 Timetable::new(&policies, HOST, &served("2026-11-03T04:00:00Z"), at("2026-11-03T04:30:00Z"));
             assert_eq!(timetable.look(at(last)), [begin(last)]);
-            timetable.ended(&p(), false);
+            timetable.ended(&p(), Ended::Done);
             assert_eq!(timetable.look(at(now)), []);
             assert_eq!(timetable.next(&p()), Some(at(next)), "set back to {now}");
         }

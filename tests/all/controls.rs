@@ -269,6 +269,36 @@ async fn a_run_that_is_asked_for_and_then_paused_does_not_begin() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_a_pause_stopped_begins_again_if_the_pause_is_over_by_then() {
+    for (is_resumed, schedule, snapshots) in
+        [(true, "schedule = \"@hourly\"", 12), (true, "", 12), (false, "schedule = \"@hourly\"", 4)]
+    {
+        let stage = stage_at("2026-11-03T00:59:00Z");
+        for number in 2..=12 {
+            stage.world.add_instance(&stage.zone, &format!("web-{number}"), &[]);
+        }
+        stage.world.set_operations_take(Duration::from_mins(1));
+        let play = play(&stage, &creating(schedule)).await;
+        until(&stage, "2026-11-03T01:00:00Z").await;
+        if schedule.is_empty() {
+            trigger(&stage, "p").await;
+        }
+        until(&stage, "2026-11-03T01:00:20Z").await;
+        pause(&stage, "p").await;
+        until(&stage, "2026-11-03T01:00:30Z").await;
+        if is_resumed {
+            resume(&stage, "p").await;
+        }
+        until(&stage, "2026-11-03T01:40:00Z").await;
+        assert_eq!(taken(&stage).len(), snapshots, "{schedule}, {is_resumed}");
+        resume(&stage, "p").await;
+        until(&stage, "2026-11-03T01:50:00Z").await;
+        assert_eq!(taken(&stage).len(), snapshots, "{schedule}, {is_resumed}");
+        play.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn pauses_that_cannot_be_read_stop_everything_until_they_can() {
     let stage = stage_at("2026-11-03T00:30:00Z");
     let play = play(&stage, &creating("schedule = \"@hourly\"")).await;

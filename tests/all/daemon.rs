@@ -1,5 +1,6 @@
 //! The daemon over the simulated zone, in virtual time: its loop turns by the clock alone, no ticker needed.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -731,6 +732,30 @@ async fn a_reload_during_the_delete_phase_stops_what_has_not_begun() {
         let left = stage.there().len();
         // Those in flight end.
         assert_eq!(left, if is_stopped { 36 } else { 3 }, "{what}");
+        play.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_stops_what_a_run_should_add_has_it_begun_again_for_its_slot() {
+    let policies = creating("schedule = \"0 1 * * *\"");
+    for (what, later, snapshots) in [
+        ("a schedule", policies.replace("0 1", "0 2"), 12),
+        ("a count", policies.clone() + "[policies.p.retention]\nkeep_last = 9\n", 12),
+        ("not enabled", policies.clone() + "enabled = false\n", 4),
+    ] {
+        let stage = stage_at("2026-11-03T00:59:00Z");
+        for number in 2..=12 {
+            stage.world.add_instance(&stage.zone, &format!("web-{number}"), &[]);
+        }
+        stage.world.set_operations_take(Duration::from_mins(1));
+        let play = play_with(&stage, &policies, vec![Ok(loaded(&stage, &later))]).await;
+        until(&stage, "2026-11-03T01:00:30Z").await;
+        play.orders.send(Order::Reload).unwrap();
+        until(&stage, "2026-11-03T01:30:00Z").await;
+        let all = stage.world.snapshots(&stage.zone);
+        let instances: BTreeSet<_> = all.iter().map(|one| one.instance_id).collect();
+        assert_eq!((all.len(), instances.len()), (snapshots, snapshots), "{what}");
         play.stop().await;
     }
 }
