@@ -3,8 +3,8 @@
 //! A **slot** is a moment of a policy's schedule; its run begins there, or later by the policy's jitter. Slots up to
 //! the persisted watermark are dealt with; the one to run is the last in `(watermark, now]`, however the clock came
 //! to `now`. Two marks are kept: up to `seen` slots were begun, skipped or counted as missed; `watermark` follows when
-//! the run that was begun has ended. So a run that was cut short is due again at the next start, and no slot is run
-//! twice because a clock was set back.
+//! the run that was begun has ended. So no slot is run twice because a clock was set back. The slot of a run that has begun is
+//! persisted until that has ended, so that one which was cut short is begun again by the next start.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,8 +49,8 @@ struct Entry {
     seen: Timestamp,
     running: bool,
     is_enabled: bool,
-    /// The slot of a run that begins as soon as the loop looks, whatever the schedule says, unless a newer one is due by then.
-    again: Option<Timestamp>,
+    /// Whether `served.begun` begins as soon as the loop looks, whatever the schedule says, unless a newer slot is due by then.
+    is_due_again: bool,
     /// When it is next due, jitter included: what `seen` alone decides.
     due_at: Option<Timestamp>,
 }
@@ -82,8 +82,9 @@ impl Timetable {
     /// `before` is the persisted state; policies that existed before a reload continue.
     pub fn new(policies: &[Policy], host: &str, before: &Schedules, now: Timestamp) -> Self {
         let entry = |policy: &Policy| {
-            let fresh = Served { first_seen_at: now, watermark: now };
-            let served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
+            let fresh = Served { first_seen_at: now, watermark: now, begun: None };
+            let mut served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
+            served.begun = served.begun.filter(|_| policy.enabled);
             let schedule = policy
                 .schedule
                 .clone()
@@ -96,11 +97,11 @@ impl Timetable {
                 served,
                 running: false,
                 is_enabled: policy.enabled,
-                again: None,
+                is_due_again: served.begun.is_some(),
                 due_at: None,
                 schedule,
             };
-            entry.see(served.watermark);
+            entry.see(served.begun.map_or(served.watermark, |begun| begun.max(served.watermark)));
             (policy.name.clone(), entry)
         };
         Self { entries: policies.iter().map(entry).collect() }
@@ -113,7 +114,10 @@ impl Timetable {
             if let Some(old) = before.entries.get(name) {
                 entry.served = old.served;
                 entry.running = old.running;
-                entry.again = old.again.filter(|_| entry.is_enabled);
+                entry.is_due_again = old.is_due_again && entry.is_enabled;
+                if !entry.is_enabled && !entry.running {
+                    entry.served.begun = None;
+                }
                 // Slots of a new schedule before it existed were never promised.
                 let same = entry.schedule_text() == old.schedule_text();
                 let dealt_with = now.checked_sub(old.delay).unwrap_or(now);
@@ -140,7 +144,8 @@ impl Timetable {
             if let Some((latest, _)) = entry.passed(now) {
                 entry.see(latest);
             }
-            entry.again = Some(entry.slot_at(now));
+            entry.served.begun = entry.served.begun.max(Some(entry.slot_at(now)));
+            entry.is_due_again = true;
         }
         self.look_with(now, SignedDuration::ZERO)
     }
@@ -163,8 +168,12 @@ impl Timetable {
         let Some(entry) = self.entries.get_mut(policy) else { return };
         entry.running = false;
         match how {
-            Ended::Again(slot) if entry.is_enabled => entry.again = Some(slot),
+            Ended::Again(slot) if entry.is_enabled => {
+                entry.served.begun = Some(slot);
+                entry.is_due_again = true;
+            }
             Ended::Done | Ended::Again(_) => {
+                entry.served.begun = None;
                 entry.served.watermark = entry.served.watermark.max(entry.seen);
             }
             Ended::CutShort => {}
@@ -228,8 +237,9 @@ impl Entry {
             // What is not due misses nothing, also by the time at which it has a schedule again.
             self.served.watermark = self.served.watermark.max(now);
         }
-        if let Some(slot) = self.again.filter(|_| !self.running) {
-            events.push(self.begin(name, slot));
+        if let Some(begun) = self.served.begun.filter(|_| self.is_due_again && !self.running) {
+            // A clock that was ahead may have begun it.
+            events.push(self.begin(name, begun.min(now)));
         }
     }
 
@@ -267,7 +277,8 @@ impl Entry {
 
     fn begin(&mut self, name: &PolicyName, slot: Timestamp) -> Event {
         self.running = true;
-        self.again = None;
+        self.served.begun = Some(slot);
+        self.is_due_again = false;
         Event::Begin(name.clone(), slot)
     }
 
@@ -321,7 +332,7 @@ mod tests {
 
     fn served(watermark: &str) -> Schedules {
         let watermark = at(watermark);
-        let served = Served { first_seen_at: watermark, watermark };
+        let served = Served { first_seen_at: watermark, watermark, begun: None };
         Schedules { policies: BTreeMap::from([(p(), served)]), ..Schedules::default() }
     }
 

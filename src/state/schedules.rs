@@ -33,6 +33,10 @@ pub struct Served {
     /// or a stop cut short does not move it, so that the next start does that run again. It begins with
     /// `first_seen_at`: a policy that never ran is late from then on.
     pub watermark: Timestamp,
+    /// The slot of a run that has begun and is not done, also of one that was asked for: a crash or a stop leaves it to the
+    /// next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Timestamp>,
 }
 
 impl StateDirectory {

@@ -299,6 +299,44 @@ async fn a_run_that_a_pause_stopped_begins_again_if_the_pause_is_over_by_then() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_is_asked_for_and_cut_short_is_begun_by_the_next_start_unless_it_is_paused() {
+    // How long each snapshot takes: the grace is 30 s. The policy's other instances are not begun.
+    for (how, seconds, snapshots) in
+        [("stopped", 10, 12), ("stopped", 300, 12), ("killed", 300, 12), ("paused", 10, 4)]
+    {
+        let stage = stage_at("2026-11-03T00:30:00Z");
+        for number in 2..=12 {
+            stage.world.add_instance(&stage.zone, &format!("web-{number}"), &[]);
+        }
+        stage.world.set_operations_take(Duration::from_secs(seconds));
+        let first = play(&stage, &creating("")).await;
+        stage.clock.sleep(Duration::from_secs(5)).await;
+        trigger(&stage, "p").await;
+        stage.clock.sleep(Duration::from_secs(6)).await;
+        if how == "killed" {
+            first.kill().await;
+        } else {
+            first.stop().await;
+        }
+        if how == "paused" {
+            pause(&stage, "p").await;
+        }
+        let second = play(&stage, &creating("")).await;
+        stage.clock.sleep(Duration::from_mins(30)).await;
+        resume(&stage, "p").await;
+        stage.clock.sleep(Duration::from_mins(1)).await;
+        assert_eq!(taken(&stage).len(), snapshots, "{how}, {seconds} s");
+        second.stop().await;
+
+        let third = play(&stage, &creating("")).await;
+        stage.clock.sleep(Duration::from_mins(30)).await;
+        assert_eq!(taken(&stage).len(), snapshots, "{how}, {seconds} s, once more");
+        assert_eq!(third.value("snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}"), Some(0.0));
+        third.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn pauses_that_cannot_be_read_stop_everything_until_they_can() {
     let stage = stage_at("2026-11-03T00:30:00Z");
     let play = play(&stage, &creating("schedule = \"@hourly\"")).await;

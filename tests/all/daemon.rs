@@ -83,6 +83,12 @@ impl Play {
         self.telemetry
     }
 
+    /// Ends it as a crash does.
+    pub(crate) async fn kill(self) {
+        self.ended.abort();
+        self.ended.await.unwrap_err();
+    }
+
     /// The value of a series, by its whole name with labels.
     pub(crate) fn value(&self, series: &str) -> Option<f64> {
         value(&self.telemetry, series)
