@@ -463,6 +463,49 @@ mod tests {
     }
 
     #[test]
+    fn what_had_begun_is_begun_again_whatever_on_start_says_about_what_was_missed_since() {
+        let (slot, asked_at) = ("2026-11-03T02:30:00Z", "2026-11-03T09:00:00Z");
+        let (soon, later, latest) = ("2026-11-03T12:00:00Z", "2026-11-05T12:00:00Z", "2026-11-05T02:30:00Z");
+        let missed = |count| Event::Missed(p(), count);
+        for (keys, start, expected) in [
+            ("on_start = \"if_missed\"", soon, [vec![begin(slot)], vec![begin(asked_at)]]),
+            ("on_start = \"wait\"", soon, [vec![begin(slot)], vec![begin(asked_at)]]),
+            ("on_start = \"now\"", soon, [vec![begin(slot)], vec![begin(asked_at)]]),
+            (
+                "on_start = \"if_missed\"",
+                later,
+                [vec![missed(1), begin(latest)], vec![missed(1), begin(latest)]],
+            ),
+            ("on_start = \"wait\"", later, [vec![missed(2), begin(slot)], vec![missed(2), begin(asked_at)]]),
+            ("on_start = \"now\"", later, [vec![begin(latest)], vec![begin(latest)]]),
+            ("enabled = false", later, [vec![], vec![]]),
+        ] {
+            let (nightly, now) = ("schedule = \"30 2 * * *\"", at(start));
+            for (is_asked_for, expected) in [false, true].into_iter().zip(expected) {
+                let before = served("2026-11-02T02:30:00Z");
+                let begun_at = at(if is_asked_for { asked_at } else { slot });
+                let policies_then = policies(nightly);
+                let mut timetable = Timetable::new(&policies_then, HOST, &before, at("2026-11-03T00:00:00Z"));
+                timetable.look(at(slot));
+                if is_asked_for {
+                    timetable.ended(&p(), Ended::Done);
+                    timetable.begin_now(&p(), begun_at);
+                }
+                let mut next = Timetable::new(
+                    &policies(&format!("{nightly}\n{keys}")),
+                    HOST,
+                    &timetable.schedules(),
+                    now,
+                );
+                assert_eq!(next.look_at_start(now), expected, "{keys}, {is_asked_for}, at {start}");
+                next.ended(&p(), Ended::Done);
+                let mut third = Timetable::new(&policies_then, HOST, &next.schedules(), now);
+                assert_eq!(third.look_at_start(now), [], "{keys}, {is_asked_for}, at {start}");
+            }
+        }
+    }
+
+    #[test]
     fn a_slot_that_comes_while_the_policy_still_runs_is_skipped_and_counted() {
         let mut timetable = Timetable::new(
             &policies("schedule = \"*/10 * * * *\""),

@@ -56,3 +56,15 @@ impl StateDirectory {
         self.save(FILE, VERSION, schedules).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_program_saved_is_read() {
+        let text = r#"{"policies": {"p": {"first_seen_at": "2026-11-01T08:00:00Z", "watermark": "2026-11-03T02:30:00Z"}}}"#;
+        let schedules: Schedules = serde_json::from_str(text).unwrap();
+        assert_eq!(schedules.policies.values().next().unwrap().begun, None);
+    }
+}

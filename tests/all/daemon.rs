@@ -765,3 +765,28 @@ async fn a_reload_that_stops_what_a_run_should_add_has_it_begun_again_for_its_sl
         play.stop().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_cut_short_is_done_by_the_next_start_also_if_it_waits_for_what_was_missed() {
+    for is_killed in [false, true] {
+        let stage = stage_at("2026-11-03T00:59:00Z");
+        stage.world.set_operations_take(Duration::from_mins(5));
+        let policies = creating("schedule = \"@hourly\"\non_start = \"wait\"");
+        let first = play(&stage, &policies).await;
+        until(&stage, "2026-11-03T01:00:05Z").await;
+        if is_killed {
+            first.kill().await;
+        } else {
+            first.stop().await;
+        }
+        // By then one more is due, which is missed.
+        until(&stage, "2026-11-03T02:10:00Z").await;
+        let second = play(&stage, &policies).await;
+        until(&stage, "2026-11-03T02:30:00Z").await;
+        assert_eq!(taken(&stage).len(), 1, "killed: {is_killed}");
+        let runs = second.value("snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}");
+        let missed = second.value("snapwarden_policy_missed_runs_total{policy=\"p\"}");
+        assert_eq!((runs, missed), (Some(1.0), Some(1.0)), "killed: {is_killed}");
+        second.stop().await;
+    }
+}
