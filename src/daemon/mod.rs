@@ -70,6 +70,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(50);
 /// A run that was asked for this long before the daemon started is not begun: it would surprise.
 const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
+/// A run that could not begin for a cause that may pass is tried again after this: time for a disk that is busy or full, and not so
+/// often that the log is full of it.
+const TRY_AGAIN: SignedDuration = SignedDuration::from_mins(5);
+
 /// How long what is queued for notifiers may take at the end.
 const NOTIFY_GRACE: Duration = Duration::from_secs(5);
 
@@ -398,7 +402,7 @@ impl Daemon {
             if is_enabled && !is_done {
                 let slot = self.timetable.seen(&name).map_or(slot, |seen| seen.max(slot));
                 info!(policy.name = %name, "policy {name} runs now, since it was due at {slot}");
-                self.timetable.ended(&name, Ended::Again(slot));
+                self.timetable.ended(&name, Ended::Again { slot, from: self.runner.clock.now() });
             } else {
                 self.timetable.ended(&name, Ended::Done);
                 let why = if is_done { "another process has run it" } else { "it is not enabled any more" };
@@ -521,14 +525,15 @@ impl Daemon {
             Ok((id, outcome)) => (id, Ok(outcome)),
             Err(lost) => (lost.id(), Err(lost)),
         };
-        let Some(Running { policy, slot, is_asked_for, .. }) = self.running.remove(&id) else { return };
+        let Some(running) = self.running.remove(&id) else { return };
+        let how = self.how_ended(&running, &outcome);
+        let Running { policy, slot, is_asked_for, .. } = running;
         if is_asked_for {
             self.asked_for.remove(&policy);
         }
-        let (mut how, mut notified) = (Ended::Done, Some(None));
+        let mut notified = Some(None);
         match outcome {
             Ok(Ok(report)) => {
-                how = self.ended_with(&report, slot);
                 self.telemetry.run_ended(&report);
                 notified = Some(Some(report));
             }
@@ -553,6 +558,9 @@ impl Daemon {
                 self.telemetry.run_panicked_or_refused(&policy, self.runner.clock.now());
             }
         }
+        if let Ended::Again { slot, from } = how {
+            info!(policy.name = %policy, "policy {policy} begins again for {slot}, at {from}, unless it is not enabled any more");
+        }
         if !self.displaced.contains_key(&policy) {
             self.timetable.ended(&policy, how);
         }
@@ -567,18 +575,21 @@ impl Daemon {
         self.report_next();
     }
 
-    /// What becomes of the slot of a run, by its report.
-    fn ended_with(&self, report: &RunReport, slot: Timestamp) -> Ended {
-        let policy = &report.policy;
-        if matches!(report.result, RunResult::Success | RunResult::Held) {
-            Ended::Done
-        } else if self.stop.is_cancelled() {
-            Ended::CutShort
-        } else if lacks_what_a_change_stopped(report) {
-            info!(policy.name = %policy, "policy {policy} begins again for {slot}, unless it is not enabled any more");
-            Ended::Again(slot)
-        } else {
-            Ended::Done
+    /// What becomes of the slot of a run that ended so.
+    fn how_ended(
+        &self,
+        &Running { ref policy, slot, .. }: &Running,
+        outcome: &Result<Result<RunReport, StateError>, JoinError>,
+    ) -> Ended {
+        let now = self.runner.clock.now();
+        match outcome {
+            Ok(Ok(report)) if matches!(report.result, RunResult::Success | RunResult::Held) => Ended::Done,
+            Ok(Ok(_)) if self.stop.is_cancelled() => Ended::CutShort,
+            Ok(Ok(report)) if lacks_what_a_change_stopped(report) => Ended::Again { slot, from: now },
+            Ok(Err(error)) if may_pass(error, policy) => {
+                Ended::Again { slot, from: now.checked_add(TRY_AGAIN).unwrap_or(now) }
+            }
+            _ => Ended::Done,
         }
     }
 
@@ -913,6 +924,19 @@ fn lacks_what_a_change_stopped(report: &RunReport) -> bool {
             && step.message.as_deref() == Some(CHANGED)
     };
     report.zones.iter().flat_map(|zone| &zone.steps).any(is_lacking)
+}
+
+/// Whether a run that could not begin for this may begin soon: a file could not be read or written, or its lock was not given. What
+/// a file says changes only once somebody mends it, and a run by another process is waited for.
+fn may_pass(error: &StateError, policy: &PolicyName) -> bool {
+    let is_of_a_file = matches!(
+        error,
+        StateError::Directory { .. }
+            | StateError::File { .. }
+            | StateError::Locked { .. }
+            | StateError::Stopped { .. }
+    );
+    is_of_a_file && !error.is_run_of(policy)
 }
 
 /// The last whole run of a policy. An error is one of its next run.

@@ -49,8 +49,8 @@ struct Entry {
     seen: Timestamp,
     running: bool,
     is_enabled: bool,
-    /// Whether `served.begun` begins as soon as the loop looks, whatever the schedule says, unless a newer slot is due by then.
-    is_due_again: bool,
+    /// From when on `served.begun` begins again, whatever the schedule says, unless a newer slot is due before.
+    again_from: Option<Timestamp>,
     /// When it is next due, jitter included: what `seen` alone decides.
     due_at: Option<Timestamp>,
 }
@@ -73,8 +73,13 @@ pub enum Ended {
     Done,
     /// It is left to the next start.
     CutShort,
-    /// This slot begins at once, if the policy still is enabled.
-    Again(Timestamp),
+    /// It begins again, unless the policy is not enabled any more, or a newer one is due before.
+    Again {
+        /// Which.
+        slot: Timestamp,
+        /// From when on.
+        from: Timestamp,
+    },
 }
 
 impl Timetable {
@@ -97,7 +102,7 @@ impl Timetable {
                 served,
                 running: false,
                 is_enabled: policy.enabled,
-                is_due_again: served.begun.is_some(),
+                again_from: served.begun.map(|_| now),
                 due_at: None,
                 schedule,
             };
@@ -114,7 +119,7 @@ impl Timetable {
             if let Some(old) = before.entries.get(name) {
                 entry.served = old.served;
                 entry.running = old.running;
-                entry.is_due_again = old.is_due_again && entry.is_enabled;
+                entry.again_from = old.again_from.filter(|_| entry.is_enabled);
                 if !entry.is_enabled && !entry.running {
                     entry.served.begun = None;
                 }
@@ -145,7 +150,7 @@ impl Timetable {
                 entry.see(latest);
             }
             entry.served.begun = entry.served.begun.max(Some(entry.slot_at(now)));
-            entry.is_due_again = true;
+            entry.again_from = Some(now);
         }
         self.look_with(now, SignedDuration::ZERO)
     }
@@ -168,11 +173,10 @@ impl Timetable {
         let Some(entry) = self.entries.get_mut(policy) else { return };
         entry.running = false;
         match how {
-            Ended::Again(slot) if entry.is_enabled => {
-                entry.served.begun = Some(slot);
-                entry.is_due_again = true;
+            Ended::Again { slot, from } if entry.is_enabled => {
+                (entry.served.begun, entry.again_from) = (Some(slot), Some(from));
             }
-            Ended::Done | Ended::Again(_) => {
+            Ended::Done | Ended::Again { .. } => {
                 entry.served.begun = None;
                 entry.served.watermark = entry.served.watermark.max(entry.seen);
             }
@@ -191,9 +195,10 @@ impl Timetable {
         self.entries.get(policy).map(|entry| entry.seen)
     }
 
-    /// When the policy is next due, if it has a schedule.
+    /// When the policy is next due, if it has a schedule, or a run that is to begin again.
     pub fn next(&self, policy: &PolicyName) -> Option<Timestamp> {
-        self.entries.get(policy)?.due_at
+        let entry = self.entries.get(policy)?;
+        entry.due_at.into_iter().chain(entry.again_from).min()
     }
 
     /// Which policies there are.
@@ -237,7 +242,7 @@ impl Entry {
             // What is not due misses nothing, also by the time at which it has a schedule again.
             self.served.watermark = self.served.watermark.max(now);
         }
-        if let Some(begun) = self.served.begun.filter(|_| self.is_due_again && !self.running) {
+        if let Some(begun) = self.served.begun.filter(|_| self.is_due_again(now)) {
             // A clock that was ahead may have begun it.
             events.push(self.begin(name, begun.min(now)));
         }
@@ -278,8 +283,14 @@ impl Entry {
     fn begin(&mut self, name: &PolicyName, slot: Timestamp) -> Event {
         self.running = true;
         self.served.begun = Some(slot);
-        self.is_due_again = false;
+        self.again_from = None;
         Event::Begin(name.clone(), slot)
+    }
+
+    fn is_due_again(&self, now: Timestamp) -> bool {
+        // A clock that was ahead must not put it off.
+        let is_later = |from: Timestamp| from > now && from.duration_since(now) <= BACK_MAX;
+        !self.running && self.again_from.is_some_and(|from| !is_later(from))
     }
 
     /// The slot that a run at `now` stands for: the last one that there was, so that a program which is started again
@@ -503,6 +514,45 @@ mod tests {
                 assert_eq!(third.look_at_start(now), [], "{keys}, {is_asked_for}, at {start}");
             }
         }
+    }
+
+    #[test]
+    fn a_run_that_is_to_begin_again_waits_for_its_time_and_not_where_a_newer_slot_comes_or_it_is_not_enabled()
+    {
+        let (hourly, slot) = (policies("schedule = \"0 * * * *\""), "2026-11-03T01:00:00Z");
+        let not_enabled = policies("schedule = \"0 * * * *\"\nenabled = false");
+        let failed = |from: &str| {
+            let mut timetable =
+                Timetable::new(&hourly, HOST, &Schedules::default(), at("2026-11-03T00:30:00Z"));
+            assert_eq!(timetable.look(at(slot)), [begin(slot)]);
+            timetable.ended(&p(), Ended::Again { slot: at(slot), from: at(from) });
+            timetable
+        };
+        let from = "2026-11-03T01:05:00Z";
+        let mut again = failed(from);
+        assert_eq!(again.next(&p()), Some(at(from)));
+        assert_eq!(again.look(at("2026-11-03T01:04:59Z")), []);
+        assert_eq!(again.look(at(from)), [begin(slot)]);
+        again.ended(&p(), Ended::Done);
+        assert_eq!(again.look(at("2026-11-03T01:06:00Z")), []);
+
+        let next = "2026-11-03T02:00:00Z";
+        let mut newer = failed("2026-11-03T02:01:00Z");
+        assert_eq!(newer.look(at(next)), [begin(next)]);
+        newer.ended(&p(), Ended::Done);
+        assert_eq!(newer.look(at("2026-11-03T02:02:00Z")), []);
+
+        let before = failed(from);
+        let now = at("2026-11-03T01:01:00Z");
+        let paused = Timetable::new(&not_enabled, HOST, &before.schedules(), now).reloaded(&before, now);
+        let mut resumed = Timetable::new(&hourly, HOST, &paused.schedules(), now).reloaded(&paused, now);
+        assert_eq!(resumed.look(at(from)), []);
+        let mut restarted = Timetable::new(&hourly, HOST, &paused.schedules(), now);
+        assert_eq!(restarted.look_at_start(at(from)), []);
+
+        // A clock that was a day ahead is set right.
+        let mut ahead = failed("2026-11-04T01:05:00Z");
+        assert_eq!(ahead.look(at("2026-11-03T01:01:00Z")), [begin(slot)]);
     }
 
     #[test]

@@ -790,3 +790,39 @@ async fn a_run_that_was_cut_short_is_done_by_the_next_start_also_if_it_waits_for
         second.stop().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_something_kept_from_beginning_is_tried_again_until_the_next_slot() {
+    // What is in the way until 01:02; how many runs there were by 01:09 that failed, and that did not.
+    for (what, schedule, failed, succeeded) in [
+        ("controls.json", "0 1 * * *", 1.0, 1.0),
+        ("policy-p.lock", "0 1 * * *", 1.0, 1.0),
+        ("archives.lock", "0 1 * * *", 1.0, 1.0),
+        // At 01:04, which is before the next try, and 01:08.
+        ("controls.json", "*/4 1 * * *", 1.0, 2.0),
+    ] {
+        let stage = stage_at("2026-11-03T00:59:00Z");
+        let policies =
+            creating(&format!("schedule = \"{schedule}\"\n[policies.p.export]\narchives = [\"vault\"]"));
+        let play = play(&stage, &policies).await;
+        stage.clock.sleep(Duration::from_secs(5)).await;
+        let path = stage.state().join(what);
+        let lock = if what == "archives.lock" {
+            Some(stage.seams.disk.lock(&path).unwrap())
+        } else {
+            RealDisk.create_dir_all(&path, Access::Owner).unwrap();
+            None
+        };
+        until(&stage, "2026-11-03T01:02:00Z").await;
+        let runs =
+            |result| play.value(&format!("snapwarden_policy_runs_total{{policy=\"p\",result=\"{result}\"}}"));
+        assert_eq!((taken(&stage).len(), runs("failed")), (0, Some(1.0)), "{what}");
+        if lock.is_none() {
+            assert!(Command::new("rmdir").arg(&path).status().unwrap().success());
+        }
+        drop(lock);
+        until(&stage, "2026-11-03T01:09:00Z").await;
+        assert_eq!((runs("failed"), runs("success")), (Some(failed), Some(succeeded)), "{what}, {schedule}");
+        play.stop().await;
+    }
+}
