@@ -400,7 +400,7 @@ impl Daemon {
             });
             let is_enabled = self.runner.policies.iter().any(|policy| policy.name == name && policy.enabled);
             if is_enabled && !is_done {
-                let slot = self.timetable.seen(&name).map_or(slot, |seen| seen.max(slot));
+                let slot = self.timetable.unserved(&name).map_or(slot, |newest| newest.max(slot));
                 info!(policy.name = %name, "policy {name} runs now, since it was due at {slot}");
                 self.timetable.ended(&name, Ended::Again { slot, from: self.runner.clock.now() });
             } else {
@@ -528,7 +528,7 @@ impl Daemon {
         let Some(running) = self.running.remove(&id) else { return };
         let how = self.how_ended(&running, &outcome);
         let Running { policy, slot, is_asked_for, .. } = running;
-        if is_asked_for {
+        if is_asked_for && how == Ended::Done {
             self.asked_for.remove(&policy);
         }
         let mut notified = Some(None);
@@ -575,21 +575,24 @@ impl Daemon {
         self.report_next();
     }
 
-    /// What becomes of the slot of a run that ended so.
+    /// What becomes of the slot of a run that ended so. One that was asked for and failed takes the place of no slot that came
+    /// meanwhile.
     fn how_ended(
         &self,
-        &Running { ref policy, slot, .. }: &Running,
+        &Running { ref policy, slot, is_asked_for, .. }: &Running,
         outcome: &Result<Result<RunReport, StateError>, JoinError>,
     ) -> Ended {
         let now = self.runner.clock.now();
+        let displaced = self.timetable.unserved(policy).filter(|_| is_asked_for);
+        let newest = displaced.map_or(slot, |displaced| displaced.max(slot));
         match outcome {
             Ok(Ok(report)) if matches!(report.result, RunResult::Success | RunResult::Held) => Ended::Done,
             Ok(Ok(_)) if self.stop.is_cancelled() => Ended::CutShort,
-            Ok(Ok(report)) if lacks_what_a_change_stopped(report) => Ended::Again { slot, from: now },
+            Ok(Ok(report)) if lacks_what_a_change_stopped(report) => Ended::Again { slot: newest, from: now },
             Ok(Err(error)) if may_pass(error, policy) => {
-                Ended::Again { slot, from: now.checked_add(TRY_AGAIN).unwrap_or(now) }
+                Ended::Again { slot: newest, from: now.checked_add(TRY_AGAIN).unwrap_or(now) }
             }
-            _ => Ended::Done,
+            _ => displaced.map_or(Ended::Done, |slot| Ended::Again { slot, from: now }),
         }
     }
 

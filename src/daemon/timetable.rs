@@ -127,7 +127,7 @@ impl Timetable {
                 let same = entry.schedule_text() == old.schedule_text();
                 let dealt_with = now.checked_sub(old.delay).unwrap_or(now);
                 entry.see(if same { old.seen } else { old.seen.max(dealt_with) });
-                if !same && !entry.running {
+                if !same {
                     entry.served.watermark = entry.served.watermark.max(entry.seen);
                 }
             }
@@ -190,9 +190,10 @@ impl Timetable {
         Some(entry.begin(policy, slot))
     }
 
-    /// The latest slot of the policy that came so far.
-    pub fn seen(&self, policy: &PolicyName) -> Option<Timestamp> {
-        self.entries.get(policy).map(|entry| entry.seen)
+    /// The latest slot of the policy that came and is not dealt with.
+    pub fn unserved(&self, policy: &PolicyName) -> Option<Timestamp> {
+        let entry = self.entries.get(policy)?;
+        Some(entry.seen).filter(|seen| *seen > entry.served.watermark)
     }
 
     /// When the policy is next due, if it has a schedule, or a run that is to begin again.

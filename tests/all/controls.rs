@@ -337,6 +337,27 @@ async fn a_run_that_is_asked_for_and_cut_short_is_begun_by_the_next_start_unless
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slot_that_comes_during_a_run_that_was_asked_for_is_made_up_for_if_that_fails() {
+    for is_failing in [true, false] {
+        let stage = stage_at("2026-11-03T00:50:00Z");
+        stage.world.set_operations_take(Duration::from_mins(3));
+        if is_failing {
+            let fault = Fault::on(Call::CreateSnapshot, Effect::operation_fails("fault", "no space"));
+            stage.world.fault(fault.times(1));
+        }
+        let play = play(&stage, &creating("schedule = \"0 1 * * *\"")).await;
+        until(&stage, "2026-11-03T00:59:00Z").await;
+        trigger(&stage, "p").await;
+        until(&stage, "2026-11-03T01:30:00Z").await;
+        let all = stage.world.snapshots(&stage.zone);
+        assert_eq!(all.iter().filter(|one| one.state.is_good()).count(), 1, "{is_failing}: {all:?}");
+        let made_up = all.iter().any(|one| one.created_at.to_string().as_str() > "2026-11-03T01:00");
+        assert_eq!(made_up, is_failing, "{all:?}");
+        play.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn pauses_that_cannot_be_read_stop_everything_until_they_can() {
     let stage = stage_at("2026-11-03T00:30:00Z");
     let play = play(&stage, &creating("schedule = \"@hourly\"")).await;
