@@ -70,6 +70,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(50);
 /// A run that was asked for this long before the daemon started is not begun: it would surprise.
 const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
+/// A run by hand that began this long before a slot may stand for it: a person may be that early, and its snapshots are hardly older than
+/// those of the slot's own run would be.
+const EARLY_MAX: SignedDuration = SignedDuration::from_mins(15);
+
 /// A run that could not begin for a cause that may pass is tried again after this: time for a disk that is busy or full, and not so
 /// often that the log is full of it.
 const TRY_AGAIN: SignedDuration = SignedDuration::from_mins(5);
@@ -393,14 +397,15 @@ impl Daemon {
                 continue;
             }
             self.displaced.remove(&name);
+            let slot = self.timetable.unserved(&name).map_or(slot, |newest| newest.max(slot));
             // A run of some instances is not remembered. An error is one of the run itself.
             let last = last_run(&self.runner, &name).await.filter(|last| Some(last.run_id) != before);
             let is_done = last.is_some_and(|last| {
                 [RunResult::Success, RunResult::Held].iter().any(|result| result.as_str() == last.result)
+                    && self.can_stand_for(&name, slot, last.started_at)
             });
             let is_enabled = self.runner.policies.iter().any(|policy| policy.name == name && policy.enabled);
             if is_enabled && !is_done {
-                let slot = self.timetable.unserved(&name).map_or(slot, |newest| newest.max(slot));
                 info!(policy.name = %name, "policy {name} runs now, since it was due at {slot}");
                 self.timetable.ended(&name, Ended::Again { slot, from: self.runner.clock.now() });
             } else {
@@ -410,6 +415,12 @@ impl Daemon {
                 self.save().await;
             }
         }
+    }
+
+    /// Whether a run of the policy that began then and succeeded stands for the slot: its snapshots must not be too old for that.
+    fn can_stand_for(&self, name: &PolicyName, slot: Timestamp, began_at: Timestamp) -> bool {
+        let creates = self.runner.policies.iter().any(|policy| policy.name == *name && policy.create);
+        !creates || slot.duration_since(began_at) <= EARLY_MAX
     }
 
     /// Begins the runs that were asked for beside the daemon. One whose policy runs, here or in another process, waits for
@@ -575,8 +586,8 @@ impl Daemon {
         self.report_next();
     }
 
-    /// What becomes of the slot of a run that ended so. One that was asked for and failed takes the place of no slot that came
-    /// meanwhile.
+    /// What becomes of the slot of a run that ended so. One that was asked for stands for a slot that came meanwhile only if it
+    /// succeeded, and began about then.
     fn how_ended(
         &self,
         &Running { ref policy, slot, is_asked_for, .. }: &Running,
@@ -586,7 +597,10 @@ impl Daemon {
         let displaced = self.timetable.unserved(policy).filter(|_| is_asked_for);
         let newest = displaced.map_or(slot, |displaced| displaced.max(slot));
         match outcome {
-            Ok(Ok(report)) if matches!(report.result, RunResult::Success | RunResult::Held) => Ended::Done,
+            Ok(Ok(report)) if matches!(report.result, RunResult::Success | RunResult::Held) => {
+                let lacking = displaced.filter(|slot| !self.can_stand_for(policy, *slot, report.started_at));
+                lacking.map_or(Ended::Done, |slot| Ended::Again { slot, from: now })
+            }
             Ok(Ok(_)) if self.stop.is_cancelled() => Ended::CutShort,
             Ok(Ok(report)) if lacks_what_a_change_stopped(report) => Ended::Again { slot: newest, from: now },
             Ok(Err(error)) if may_pass(error, policy) => {

@@ -358,6 +358,20 @@ async fn a_slot_that_comes_during_a_run_that_was_asked_for_is_made_up_for_if_tha
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_was_asked_for_long_before_a_slot_does_not_take_its_place() {
+    for (asked_at, snapshots) in [("00:30:00", 2), ("00:50:00", 1)] {
+        let stage = stage_at("2026-11-03T00:29:00Z");
+        stage.world.set_operations_take(Duration::from_mins(40));
+        let play = play(&stage, &creating("schedule = \"0 1 * * *\"")).await;
+        until(&stage, &format!("2026-11-03T{asked_at}Z")).await;
+        trigger(&stage, "p").await;
+        until(&stage, "2026-11-03T02:30:00Z").await;
+        assert_eq!(taken(&stage).len(), snapshots, "{asked_at}");
+        play.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn pauses_that_cannot_be_read_stop_everything_until_they_can() {
     let stage = stage_at("2026-11-03T00:30:00Z");
     let play = play(&stage, &creating("schedule = \"@hourly\"")).await;

@@ -826,3 +826,28 @@ async fn a_run_that_something_kept_from_beginning_is_tried_again_until_the_next_
         play.stop().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_by_hand_that_began_long_before_the_slot_takes_the_place_of_none_that_takes_snapshots() {
+    for (begins, create, runs) in
+        [("00:45:00", true, 0.0), ("00:44:59", true, 1.0), ("00:30:00", true, 1.0), ("00:30:00", false, 0.0)]
+    {
+        let stage = stage_at("2026-11-03T00:29:00Z");
+        let policies = creating("schedule = \"0 1 * * *\"");
+        let policies = if create {
+            policies
+        } else {
+            stage.instance("db-1", 1);
+            policies.replace("create = true", "") + "[policies.p.export]\narchives = [\"vault\"]\n"
+        };
+        let daemon = play(&stage, &policies).await;
+        until(&stage, &format!("2026-11-03T{begins}Z")).await;
+        stage.world.set_operations_take(Duration::from_mins(40));
+        stage.run_with(&policies, &RunOptions::default()).await;
+        stage.world.set_operations_take(Duration::ZERO);
+        until(&stage, "2026-11-03T01:50:00Z").await;
+        let series = "snapwarden_policy_runs_total{policy=\"p\",result=\"success\"}";
+        assert_eq!(daemon.value(series), Some(runs), "{begins}, {create}");
+        daemon.stop().await;
+    }
+}
