@@ -145,11 +145,10 @@ impl Timetable {
     pub fn look_at_start(&mut self, now: Timestamp) -> Vec<Event> {
         let runs_now = |entry: &&mut Entry| entry.on_start == OnStart::Now && entry.schedule.is_some();
         for entry in self.entries.values_mut().filter(runs_now) {
-            // What was missed is made up for by the run that begins anyway.
-            if let Some((latest, _)) = entry.passed(now) {
-                entry.see(latest);
-            }
-            entry.served.begun = entry.served.begun.max(Some(entry.slot_at(now)));
+            // What was missed is made up for by the run that begins anyway, as is a slot that jitter delays still.
+            let slot = entry.slot_at(now);
+            entry.see(slot.max(entry.seen));
+            entry.served.begun = entry.served.begun.max(Some(slot));
             entry.again_from = Some(now);
         }
         self.look_with(now, SignedDuration::ZERO)
@@ -661,6 +660,27 @@ mod tests {
         assert_eq!(timetable.next(&p()), Some(slot + delay));
         assert_eq!(timetable.look(slot + delay - SignedDuration::from_millis(1)), []);
         assert_eq!(timetable.look(slot + delay), [Event::Begin(p(), slot)]);
+    }
+
+    #[test]
+    fn a_run_at_the_start_stands_for_the_slot_that_jitter_delays() {
+        let delay = jitter_offset(&p(), HOST, Duration::from_hours(1));
+        let slot = at("2026-11-03T02:30:00Z");
+        for (start, begun) in [
+            (slot - SignedDuration::from_secs(1), "2026-11-02T02:30:00Z"),
+            (slot, "2026-11-03T02:30:00Z"),
+            (slot + delay - SignedDuration::from_secs(1), "2026-11-03T02:30:00Z"),
+            (slot + delay, "2026-11-03T02:30:00Z"),
+        ] {
+            let policies = policies("schedule = \"30 2 * * *\"\njitter = \"1h\"\non_start = \"now\"");
+            let mut timetable = Timetable::new(&policies, HOST, &served("2026-11-02T02:30:00Z"), start);
+            assert_eq!(timetable.look_at_start(start), [begin(begun)], "{start}");
+            timetable.ended(&p(), Ended::Done);
+            let is_due = at(begun) < slot;
+            assert_eq!(timetable.look(slot + delay).len(), usize::from(is_due), "{start}");
+            timetable.ended(&p(), Ended::Done);
+            assert_eq!(timetable.next(&p()), Some(at("2026-11-04T02:30:00Z") + delay), "{start}");
+        }
     }
 
     #[test]
