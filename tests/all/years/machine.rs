@@ -554,7 +554,12 @@ impl Drop for Creating<'_> {
         let mut book = self.witness.book();
         let made: Vec<SnapshotId> =
             made.filter(|id| !self.before.contains(id) && !book.meddled.contains(id)).collect();
-        book.creations.extend(made);
+        for id in made {
+            if let Some(known) = book.known.get_mut(&id) {
+                known.is_ours = true;
+            }
+            book.creations.insert(id);
+        }
     }
 }
 
