@@ -544,7 +544,7 @@ fn what_a_paused_policy_kept_waits_also_where_only_one_run_saw_it_paused() {
     let zone = days(8);
     let (_, memory) = run(&enabled, &zone, &Memory::default(), days_ago(14));
     let (plan, seen_paused) = run(&paused, &zone, &memory, days_ago(5));
-    let kept_by_paused = vec![6, 7, 8];
+    let kept_by_paused = [6, 7, 8];
     assert_eq!(deleted(&plan), [0; 0], "at that time all were younger than three days, or did not exist");
     let (plan, mut memory) = run(&enabled, &zone, &seen_paused, now());
     assert!(kept_by_paused.iter().all(|number| pending(&plan).contains(number)), "{:?}", pending(&plan));

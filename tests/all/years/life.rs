@@ -29,7 +29,7 @@ use super::book::{Copies, End as Ended};
 use super::fleet::{Edit, FOLDER, Fleet, Parts, REPOSITORY, Store};
 use super::machine::{Line, Machine, audit_files, is_intention, key_file, killed_after};
 use super::told::{Told, Truth, selects};
-use super::troubles::{Attempt, Crew, End};
+use super::troubles::{Attempt, Crew, End, Reload};
 use crate::crashes::{Death, Dice, OPERATIONS_END, TINY};
 
 /// What was played.
@@ -445,12 +445,12 @@ impl Life {
             book.deleted_templates = 0;
         }
         self.machine.world.clear_log();
-        if attempt.is_edited {
+        if attempt.reload == Some(Reload::Edited) {
             let edit = *self.dice.any(&Edit::ALL);
             self.edited_for = 1 + self.dice.below(2);
             self.edit(edit.of(&self.fleet.parts, &self.dice));
         }
-        let reloaded = attempt.is_reloaded.then(|| self.config(vault));
+        let reloaded = attempt.reload.map(|_| self.config(vault));
         let reports = self.run(slot, attempt, (&config, reloaded)).boxed_local().await;
         let death = match self.dice.below(3) {
             0 => Death::Crash,

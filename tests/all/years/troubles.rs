@@ -32,15 +32,22 @@ pub(super) enum End {
     Late(Duration),
 }
 
+/// What a daemon finds that reads its configuration again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reload {
+    Same,
+    /// The operator has edited it.
+    Edited,
+}
+
 /// One attempt of a night.
 #[derive(Debug, Clone)]
 pub(super) struct Attempt {
     pub(super) crew: Crew,
     pub(super) end: End,
     pub(super) line: Line,
-    pub(super) is_reloaded: bool,
-    /// The operator has edited the configuration before the daemon is reloaded.
-    pub(super) is_edited: bool,
+    /// A daemon is asked to read its configuration.
+    pub(super) reload: Option<Reload>,
     /// How far the machine's clock is off, while the platform's is right.
     pub(super) skew: SignedDuration,
     /// The folder of the archive is not mounted.
@@ -58,8 +65,7 @@ impl Attempt {
             crew: Crew::Once,
             end: End::Orderly,
             line,
-            is_reloaded: false,
-            is_edited: false,
+            reload: None,
             skew,
             is_unmounted: false,
             is_quiet: true,
@@ -148,8 +154,9 @@ impl Attempt {
             2 => End::Late(dice.seconds(120)),
             _ => End::Orderly,
         };
-        attempt.is_reloaded = dice.one_in(3);
-        attempt.is_edited = attempt.is_reloaded && attempt.crew == Crew::Daemon && dice.one_in(2);
+        if attempt.crew == Crew::Daemon && dice.one_in(3) {
+            attempt.reload = Some(if dice.one_in(2) { Reload::Edited } else { Reload::Same });
+        }
         attempt
     }
 
