@@ -1,5 +1,6 @@
 //! Takes an archive over: one that another state directory used, one from which copies vanished, or a new empty one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -9,6 +10,7 @@ use crate::archive::marker::MarkerProblem;
 use crate::clock::Clock;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::archive_presence::mark;
+use crate::run::archive_rules::kept_by_others;
 use crate::state::archives::{ArchiveMemory, Archives};
 use crate::state::directory::StateDirectory;
 use crate::text::chain;
@@ -50,7 +52,9 @@ pub async fn adopt(
     let is_same = memory.copies.is_empty() || memory.copies.iter().any(|copy| copies.contains(&copy));
     let known = memory.id.filter(|_| is_same);
     let id = known.unwrap_or_else(|| fresh_id(randomness, clock.now()));
-    mark(state, clock, randomness, archive, Some(id)).await?;
+    let is_ours = known.is_some() && (found.is_none() || found == known);
+    let rested_on = if is_ours { BTreeMap::new() } else { kept_by_others(&catalogue)? };
+    mark(state, clock, randomness, archive, Some(id), rested_on).await?;
     let adopted = Adopted {
         copies: copies.len(),
         vanished: catalogue.vanished(&memory.copies),

@@ -132,7 +132,8 @@ impl ArchiveCopier<'_> {
             return Ok(copying);
         }
         if target.presence.is_first_use() {
-            mark(self.state, &**self.clock, self.randomness, self.to, None).await?;
+            let rested_on = target.memory.rested_on.clone();
+            mark(self.state, &**self.clock, self.randomness, self.to, None, rested_on).await?;
         }
         // A corrupt copy that the archive could not be written to mark would pass there for a good one, and not be replaced.
         for (corrupt, since) in target.catalogue.unmarked() {

@@ -10,7 +10,7 @@ use crate::policy::shard::Shard;
 use crate::retention::guard::is_clock_trusted;
 use crate::run::archive_adopt::{Adopted, adopt};
 use crate::run::archive_presence::Presence;
-use crate::run::archive_retention::remember;
+use crate::run::archive_rules::remember;
 use crate::run::context::Runner;
 use crate::run::list::Listing;
 use crate::snapshot::ZoneName;
@@ -68,7 +68,7 @@ impl Runner {
             // The others wait for its marker, also where it has nothing to store.
             let is_first_shard = self.state.shard().is_some_and(Shard::is_first);
             if (is_used || is_first_shard) && listing.presence(name).is_some_and(Presence::is_first_use) {
-                let marked = self.mark_archive(name).await;
+                let marked = self.make_ready(name).await;
                 failures.extend(marked.err().map(|why| format!("archive {name} gets no marker: {why}")));
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::Value;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -21,7 +22,9 @@ use crate::policy::Guard;
 use crate::policy::name::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention::guard::{VERY_FEW, is_beyond};
+use crate::run::archive_rules::kept_by_others;
 use crate::run::context::Runner;
+use crate::snapshot::ZoneName;
 use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy, Doubts};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
@@ -108,8 +111,14 @@ impl Looker {
         let mut catalogue = archive.catalogue().await.map_err(|error| chain(&error))?;
         catalogue.retain_shard(self.state.shard());
         let id = catalogue.marker().as_ref().ok().and_then(|marker| Some(marker.as_ref()?.id));
-        let memory = self.archives.of_marked(archive.name(), id);
+        let mut memory = self.archives.of_marked(archive.name(), id);
         let presence = self.presence(archive, &memory, &catalogue).await?;
+        if presence == Presence::FirstUse
+            && memory.rested_on.is_empty()
+            && self.is_filled_by_others(archive, &catalogue).await?
+        {
+            memory.rested_on = kept_by_others(&catalogue)?;
+        }
         let vanished: Vec<String> = match &presence {
             Presence::Known => catalogue.vanished(&memory.copies),
             _ => Vec::new(),
@@ -174,6 +183,17 @@ impl Looker {
                 if used { Err(missing_text(archive, &adopt)) } else { Ok(Presence::FirstUse) }
             }
         }
+    }
+
+    /// Whether copies in an archive that is used for the first time may not be this state's: from before there were markers,
+    /// it may have filled the archive itself.
+    async fn is_filled_by_others(&self, archive: &Archive, catalogue: &Catalogue) -> Result<bool, String> {
+        let own = self.archives.state_id;
+        let marker = catalogue.marker().as_ref().ok().and_then(Option::as_ref);
+        let has_others = marker.is_some_and(|marker| marker.states.iter().any(|id| Some(*id) != own));
+        let has_copies = catalogue.unpruned().next().is_some();
+        let is_known = || self.state.has_export_to(archive.name());
+        Ok(has_copies && (has_others || !is_known().await.map_err(|error| chain(&error))?))
     }
 
     /// Whether the state directory remembers any run. Asked for where an archive is not known, since it reads a lot.
@@ -298,7 +318,8 @@ pub(crate) async fn remember_write(
     })
 }
 
-/// Writes the marker if the archive has none yet, with this state among those that use it, and remembers it.
+/// Writes the marker if the archive has none yet, with this state among those that use it, and remembers it, with what its rules
+/// rested on before.
 ///
 /// # Errors
 /// Why the archive can't be used, as a sentence.
@@ -308,6 +329,7 @@ pub(crate) async fn mark(
     randomness: &dyn Randomness,
     archive: &Archive,
     id: Option<Uuid>,
+    rested_on: BTreeMap<ZoneName, Value>,
 ) -> Result<(), String> {
     let name = archive.name().clone();
     let new_id = || fresh_id(randomness, clock.now());
@@ -317,6 +339,7 @@ pub(crate) async fn mark(
     let reserve = move |all: &mut Archives| {
         let state_id = *all.state_id.get_or_insert(new_state);
         let memory = all.archives.entry(of).or_default();
+        memory.rested_on.extend(rested_on);
         (state_id, *memory.reserved.get_or_insert(new_archive))
     };
     let (state_id, reserved) = state.change_archives(clock, reserve).await.map_err(|error| chain(&error))?;
@@ -380,7 +403,12 @@ impl Runner {
     pub(crate) async fn make_ready(&self, name: &ArchiveName) -> Result<(), String> {
         let looker = Looker::new(&self.state).await?;
         let found = self.look_at(&looker, name).await?;
-        if found.presence.is_first_use() { self.mark_archive(name).await } else { Ok(()) }
+        if !found.presence.is_first_use() {
+            return Ok(());
+        }
+        let archive = self.archives.get(name).ok_or_else(|| format!("archive {name} is not configured"))?;
+        let rested_on = found.memory.rested_on;
+        mark(&self.state, &*self.clock, &*self.randomness, archive, None, rested_on).await
     }
 
     /// Looks at an archive, for metrics and status.
@@ -409,14 +437,5 @@ impl Runner {
             }
             Err(error) => ArchiveStats { free_bytes, error: Some(error), ..ArchiveStats::default() },
         }
-    }
-
-    /// Writes the marker of an archive that is used for the first time, and remembers it.
-    ///
-    /// # Errors
-    /// Why the archive can't be used, as a sentence.
-    pub(crate) async fn mark_archive(&self, name: &ArchiveName) -> Result<(), String> {
-        let archive = self.archives.get(name).ok_or_else(|| format!("archive {name} is not configured"))?;
-        mark(&self.state, &*self.clock, &*self.randomness, archive, None).await
     }
 }

@@ -12,18 +12,17 @@ use uuid::Uuid;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::copies::CopyId;
-use crate::policy::name::{ArchiveName, PolicyName};
-use crate::policy::select::Select;
+use crate::policy::name::ArchiveName;
 use crate::policy::{ArchiveRules, Policy};
 use crate::retention;
 use crate::retention::change_guard::keep_pending;
-use crate::retention::deciding_keys::policy_of_keys;
 use crate::retention::guard::{self, Limit, ListingDrop, WholeRun, ZoneCase};
 use crate::retention::inventory::{ClockSkew, Hold, Inventory};
 use crate::retention::memory::Memory;
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::sources::{keep_where_missing, late_texts};
 use crate::retention::verdict::{Rule, Verdict};
+use crate::run::archive_rules::{COPIES, policy, remembered};
 use crate::run::list::holds_by_snapshot;
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::allowances::Allowance;
@@ -31,10 +30,6 @@ use crate::state::archives::ArchiveMemory;
 use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::holds::Holds;
 use crate::text::counted;
-
-/// The name of the policy that stands for an archive's retention; always the same, since the name of an archive decides
-/// nothing.
-const COPIES: &str = "copies";
 
 /// What is known of an archive when its copies are judged.
 #[derive(Debug)]
@@ -323,48 +318,6 @@ impl ZoneCopies<'_> {
     }
 }
 
-/// The memory of an archive in a zone after a time at which nothing was deleted: changes that have settled are accepted.
-/// None if it would only have another time.
-///
-/// # Errors
-/// Why the memory before cannot be read, as a sentence.
-pub(crate) fn remember(
-    archive: &ArchiveName,
-    rules: &ArchiveRules,
-    memory: &ArchiveMemory,
-    zone: &ZoneName,
-    now: Timestamp,
-) -> Result<Option<Value>, String> {
-    let policies = [policy(zone, rules)?];
-    let nothing = Inventory::on_paper(zone.clone(), Vec::new(), Vec::new());
-    let before = remembered(archive, memory, zone)?;
-    let unsettled = before.unsettled(&policies, &nothing, now, rules.guard.settle);
-    let renewed = before.renewed(&policies, &nothing, now, unsettled);
-    let is_same = before == Memory { at: before.at, ..renewed.clone() };
-    if is_same && memory.rested_on.contains_key(zone) {
-        return Ok(None);
-    }
-    serde_json::to_value(renewed).map(Some).map_err(|error| error.to_string())
-}
-
-/// What the archive's last accepted plan in the zone rested on. A zone that had none yet has that of another zone, since the
-/// archive's rules are the same for all.
-fn remembered(archive: &ArchiveName, memory: &ArchiveMemory, zone: &ZoneName) -> Result<Memory, String> {
-    let read = |value: &Value| {
-        serde_json::from_value::<Memory>(value.clone()).map_err(|error| {
-            format!(
-                "what the last pruning rested on cannot be read, `rested_on` of archive {archive} in archives.json in the \
-                 state directory: {error}; if nothing else helps, remove that key: then changes since are not found"
-            )
-        })
-    };
-    if let Some(own) = memory.rested_on.get(zone) {
-        return read(own);
-    }
-    let all: Result<Vec<Memory>, String> = memory.rested_on.values().map(read).collect();
-    Ok(all?.into_iter().max_by_key(|memory| memory.at).unwrap_or_default())
-}
-
 fn decide(policies: &[Policy], inventory: &Inventory, now: Timestamp) -> Result<PolicyPlan, String> {
     let plan = retention::decide(policies, inventory, now).policies.into_iter().next();
     plan.ok_or_else(|| "there is no plan for it".to_owned())
@@ -379,19 +332,6 @@ pub fn subject_of(manifest: &Manifest) -> Subject {
         instance_id: Some(manifest.instance.id),
         instance_name: manifest.instance.name.clone(),
     }
-}
-
-/// A policy that keeps what the archive's retention keeps, and selects every copy.
-fn policy(zone: &ZoneName, rules: &ArchiveRules) -> Result<Policy, String> {
-    let name: PolicyName = COPIES.parse().map_err(|error| format!("{COPIES}: {error}"))?;
-    Ok(Policy {
-        zones: vec![zone.clone()],
-        // Copies outlive their instances: that is their purpose.
-        select: Select { judge_orphans: true, ..Select::default() },
-        retention: rules.retention.clone(),
-        guard: rules.guard.clone(),
-        ..policy_of_keys(name, &BTreeMap::new())?
-    })
 }
 
 /// The copies of a zone, in this order, as if they were its snapshots; then those that are coming.

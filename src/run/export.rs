@@ -292,7 +292,7 @@ impl<'a> Exporter<'a> {
         if let Some(known) = marked.get(name) {
             return known.clone();
         }
-        let result = self.runner.mark_archive(name).await;
+        let result = self.runner.make_ready(name).await;
         let result =
             result.map_err(|why| format!("nothing is stored in archive {name}, which gets no marker: {why}"));
         marked.insert(name.clone(), result.clone());

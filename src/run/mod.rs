@@ -16,6 +16,7 @@ mod archive_memory;
 pub(crate) mod archive_presence;
 pub mod archive_prune;
 pub mod archive_retention;
+mod archive_rules;
 pub mod archive_verify;
 pub mod audit_heads;
 mod build_facts;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 use serde_json::Value;
 use snapwarden::clock::{Clock as _, SystemClock};
-use snapwarden::disk::{Access, RealDisk, replace_file};
+use snapwarden::disk::{Access, Disk as _, RealDisk, replace_file};
 use snapwarden::run::list::ListingCache;
 use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::state::allowances::{Allowance, AllowanceOf};
@@ -14,7 +14,7 @@ use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::holds::Hold;
 
 use crate::archives::said;
-use crate::stage::{Stage, ended, files, read};
+use crate::stage::{Stage, ended, files, paths, read};
 
 /// Every snapshot is exported and kept; the archive has these tables.
 fn exporting(archive: &str) -> String {
@@ -144,6 +144,61 @@ async fn a_retention_where_there_was_none_and_another_name_are_changes_too() {
     let report = stage.run(&called("store", "keep_last = 2")).await;
     assert!(pending(&report).contains("archive store: keep_last was 10, is 2"), "{report:?}");
     assert_eq!((pruned(&report), images_in(&stage, "kept")), (1, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_another_state_stored_wait_until_the_rules_of_this_one_have_settled() {
+    let strict = guarded("keep_last = 3", "max_delete_percent = 100");
+    let stage = Stage::new();
+    stage.instance("web-1", 12);
+    assert_eq!(pruned(&stage.run(&strict).await), 9, "the only state has filled it itself");
+
+    let stage = Stage::new();
+    stage.instance("web-1", 12);
+    stage.run(&keeping("keep_last = 30")).await;
+    let second = stage.beside("backup-2");
+    second.run(&exporting("")).await;
+    let shared = format!(
+        "[archives.store]\ntype = \"local\"\npath = {:?}\n{}",
+        stage.archive(),
+        strict.replace("vault", "store")
+    );
+    // By hand it is the same, also before its first run.
+    let looked =
+        said(&second, &shared, &["archive", "prune", "store", "--dry-run", "--output", "json"]).json();
+    let copies = looked[0]["copies"].as_array().unwrap();
+    assert_eq!((copies.len(), images(&stage)), (9, 12));
+    assert!(copies.iter().all(|copy| copy["blocked_by"] == "change"), "{looked}");
+    another(&second);
+    let report = second.run(&shared).await;
+    assert_eq!((pruned(&report), images(&stage)), (0, 13));
+    let text = pending(&report);
+    for part in
+        ["archive store: 10 copies", "archive store: keep_last was not set, is 3", "2026-11-02T08:00:"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    second.step(SignedDuration::from_hours(20));
+    another(&second);
+    let report = second.run(&shared).await;
+    assert_eq!((report.zones[0].pending.as_deref(), images(&stage)), (None, 3), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_a_lost_state_stored_wait_after_the_archive_is_adopted() {
+    let stage = Stage::new();
+    stage.instance("web-1", 12);
+    stage.run(&keeping("keep_last = 30")).await;
+    for path in paths(&stage.state()) {
+        RealDisk.remove_file(&path).unwrap();
+    }
+    let strict = guarded("keep_last = 3", "max_delete_percent = 100");
+    stage.run(&strict).await;
+    stage.runner(&strict).adopt_archive(&"vault".parse().unwrap()).await.unwrap();
+    another(&stage);
+    let report = stage.run(&strict).await;
+    assert_eq!((pruned(&report), images(&stage)), (0, 13));
+    assert!(pending(&report).contains("archive vault: keep_last was not set, is 3"), "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
