@@ -18,7 +18,7 @@ use crate::archive::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::archive::manifest_cache::ManifestCache;
 use crate::archive::marker::{MARKER_BYTES_MAX, MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::proof::VerifiedCopy;
-use crate::copies::CopySet;
+use crate::copies::{CopyId, CopySet};
 use crate::disk::{Disk, Entry, Kind, Metadata, read_file};
 use crate::policy::Which;
 use crate::policy::name::ArchiveName;
@@ -207,11 +207,11 @@ impl Catalogue {
 
     /// Those of the remembered copies that vanished without a mark: their images were there, and neither the archive's
     /// retention removed them nor did a verification find them corrupt.
-    pub(crate) fn vanished(&self, remembered: &CopySet) -> Vec<String> {
+    pub(crate) fn vanished(&self, remembered: &CopySet) -> Vec<CopyId> {
         let corrupt = |problem: &&Problem| matches!(problem.kind, ProblemKind::Corrupt(_));
         let corrupt = self.problems.iter().filter(corrupt).filter_map(|problem| problem.stem().parse().ok());
         let explained: CopySet = self.copies.iter().map(|copy| copy.manifest.id()).chain(corrupt).collect();
-        remembered.iter().filter(|id| !explained.contains(id)).map(|id| id.to_string()).collect()
+        remembered.iter().filter(|id| !explained.contains(id)).collect()
     }
 
     /// Copies that were found corrupt, where the archive could not be written to say so, do not count; `corrupt_since`

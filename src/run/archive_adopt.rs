@@ -57,7 +57,7 @@ pub async fn adopt(
     mark(state, clock, randomness, archive, Some(id), rested_on).await?;
     let adopted = Adopted {
         copies: copies.len(),
-        vanished: catalogue.vanished(&memory.copies),
+        vanished: catalogue.vanished(&memory.copies).iter().map(ToString::to_string).collect(),
         was_foreign: found.is_some() && found != memory.id,
     };
     let remember = move |all: &mut Archives| {

@@ -3,7 +3,7 @@
 //! An empty folder may be an archive's first use, or the place at which its disk is not mounted. In doubt the archive is
 //! not there: nothing is stored in it, and whatever needs a copy there is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,17 +18,18 @@ use crate::archive::marker::{MARKER_FILE, Marker, MarkerProblem};
 use crate::archive::stats::ArchiveStats;
 use crate::archive::transfer::sink::SinkError;
 use crate::clock::Clock;
+use crate::copies::CopyId;
 use crate::policy::Guard;
 use crate::policy::name::ArchiveName;
 use crate::randomness::{Randomness, fresh_id};
 use crate::retention::guard::{VERY_FEW, is_beyond};
 use crate::run::archive_rules::kept_by_others;
 use crate::run::context::Runner;
-use crate::snapshot::ZoneName;
+use crate::snapshot::{InstanceId, ZoneName};
 use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy, Doubts};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
-use crate::text::{chain, counted};
+use crate::text::{chain, counted, printable};
 
 /// How often a shard tries to add itself to a marker that others write as well.
 const MARK_TRIES: u32 = 10;
@@ -89,6 +90,9 @@ pub(crate) struct Found {
     pub(crate) presence: Presence,
     /// The remembered copies that vanished without a mark, if they are too many.
     pub(crate) vanished: Vec<String>,
+    /// A warning about copies that vanished without a mark, if they are too few to close the archive: the next run that accepts
+    /// it as it is does not miss them any more.
+    pub(crate) loss: Option<String>,
     /// What the state remembers of it.
     pub(crate) memory: ArchiveMemory,
 }
@@ -119,13 +123,16 @@ impl Looker {
         {
             memory.rested_on = kept_by_others(&catalogue)?;
         }
-        let vanished: Vec<String> = match &presence {
+        let vanished: Vec<CopyId> = match &presence {
             Presence::Known => catalogue.vanished(&memory.copies),
             _ => Vec::new(),
         };
         exclude_corrupt(&mut catalogue, &memory);
         let (dropped, all) = (vanished.len() as u64, memory.copies.len() as u64);
-        let is_drop = dropped > VERY_FEW && is_beyond(dropped, all, guard.max_listing_drop_percent);
+        let max = guard.max_listing_drop_percent;
+        let is_drop = dropped > VERY_FEW
+            && (is_beyond(dropped, all, max)
+                || (max < 100 && is_one_emptied(&catalogue, &memory, &vanished)));
         let failed = memory.write_failure.as_ref().map(|why| write_failed_text(archive, why));
         let doubt = failed.or_else(|| shared_damage_text(archive, &catalogue, &memory));
         let presence = match (presence, doubt) {
@@ -135,8 +142,10 @@ impl Looker {
             }
             (presence, _) => presence,
         };
-        let vanished = if is_drop { vanished } else { Vec::new() };
-        Ok(Found { catalogue: Arc::new(catalogue), presence, vanished, memory })
+        let is_accepted = presence == Presence::Known && !vanished.is_empty();
+        let loss = is_accepted.then(|| loss_text(&catalogue, &vanished, memory.copies.len()));
+        let vanished = if is_drop { vanished.iter().map(ToString::to_string).collect() } else { Vec::new() };
+        Ok(Found { catalogue: Arc::new(catalogue), presence, vanished, loss, memory })
     }
 
     async fn presence(
@@ -264,10 +273,42 @@ fn missing_text(archive: &Archive, adopt: &str) -> String {
     )
 }
 
-fn vanished_text(archive: &Archive, vanished: &[String], of: usize) -> String {
+/// Whether an instance lost all its remembered copies, and more than very few.
+fn is_one_emptied(catalogue: &Catalogue, memory: &ArchiveMemory, vanished: &[CopyId]) -> bool {
+    let ids = catalogue.unpruned().map(|copy| copy.manifest.id());
+    let left: HashSet<InstanceId> =
+        ids.filter(|id| memory.copies.contains(id)).map(|id| id.instance_id).collect();
+    let mut lost: HashMap<InstanceId, u64> = HashMap::new();
+    for copy in vanished {
+        *lost.entry(copy.instance_id).or_default() += 1;
+    }
+    lost.iter().any(|(instance, count)| *count > VERY_FEW && !left.contains(instance))
+}
+
+/// Copies that vanished, though not so many that the archive is in doubt.
+fn loss_text(catalogue: &Catalogue, vanished: &[CopyId], of: usize) -> String {
+    let named = vanished.iter().take(NAMED).map(|copy| {
+        let others = catalogue.copies().iter().map(|other| &other.manifest.instance);
+        let name = others.filter(|other| other.id == copy.instance_id).find_map(|other| other.name.as_ref());
+        let name = name.map_or_else(|| copy.instance_id.to_string(), |name| printable(name).to_string());
+        format!("{name} of {}", copy.created_at)
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = if vanished.len() > NAMED { ", …" } else { "" };
+    format!(
+        "archive {}: {} of {} vanished from it, though snapwarden did not delete them ({named}{more}); find out what deletes files \
+         there, such as a person, a script or a lifecycle rule of the bucket, and bring them back: what is \
+         not there at the end of the run is not missed by later ones",
+        catalogue.archive(),
+        vanished.len(),
+        counted(of, "verified copy"),
+    )
+}
+
+fn vanished_text(archive: &Archive, vanished: &[CopyId], of: usize) -> String {
     let name = archive.name();
     let named =
-        vanished.iter().take(NAMED).map(|stem| format!("{stem}.qcow2")).collect::<Vec<_>>().join(", ");
+        vanished.iter().take(NAMED).map(|copy| format!("{copy}.qcow2")).collect::<Vec<_>>().join(", ");
     let more = if vanished.len() > NAMED { ", …" } else { "" };
     format!(
         "{} of {} vanished from it, though snapwarden did not delete them ({named}{more}); bring them back, or, if that is \

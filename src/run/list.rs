@@ -37,6 +37,8 @@ pub struct Listing {
     pub warnings: Vec<String>,
     /// What the last accepted run of the policy rested on here; empty if there was none.
     pub(crate) memory: Arc<Memory>,
+    /// A warning for each archive from which copies vanished, to be said once in a run: all zones have the same archives.
+    pub(crate) losses: Vec<String>,
     /// How each archive that could be read stands to this state.
     presences: BTreeMap<ArchiveName, Presence>,
     /// Indexes in `inventory.instances`.
@@ -140,6 +142,7 @@ pub(crate) async fn list_zones(
 pub struct FoundArchives {
     catalogues: Catalogues,
     presences: BTreeMap<ArchiveName, Presence>,
+    losses: Vec<String>,
 }
 
 impl FoundArchives {
@@ -185,6 +188,7 @@ pub(crate) async fn look_at_archives(runner: &Runner) -> FoundArchives {
     for (name, found) in join_all(read).await {
         let catalogue = found.map(|found| {
             archives.presences.insert(name.clone(), found.presence);
+            archives.losses.extend(found.loss);
             found.catalogue
         });
         archives.catalogues.insert(name, catalogue);
@@ -269,8 +273,8 @@ pub async fn complete(
         warnings.extend(presence.closed().map(closed));
         warnings.extend((*presence == Presence::Unadopted).then(|| unadopted_text(name)));
     }
-    let presences = archives.presences.clone();
-    Ok(Listing { warnings, memory, presences, ..listing })
+    let (presences, losses) = (archives.presences.clone(), archives.losses.clone());
+    Ok(Listing { warnings, memory, losses, presences, ..listing })
 }
 
 /// What the policy's last accepted run in each of its zones rested on, or why that cannot be read.
@@ -472,7 +476,8 @@ pub(crate) fn with_warnings(inventory: Inventory, catalogues: Catalogues) -> Lis
             )),
         }
     }
-    Listing { inventory, catalogues, warnings, memory: Arc::default(), presences: BTreeMap::new(), instances }
+    let (memory, losses, presences) = (Arc::default(), Vec::new(), BTreeMap::new());
+    Listing { inventory, catalogues, warnings, memory, losses, presences, instances }
 }
 
 /// A lost copy is announced here, since its snapshot may be deleted: no one may look for it otherwise.

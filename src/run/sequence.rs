@@ -149,6 +149,8 @@ impl Sequence<'_> {
         let first = zones.iter_mut().find_map(|ZoneRun { plan, report }| Some((plan.as_ref()?, report)));
         if let Some((plan, report)) = first {
             report.failures.extend(runner.mark_used_archives(&plan.listing).await);
+            // Before the exports, which may store them again.
+            report.warnings.extend(plan.listing.losses.iter().cloned());
         }
         if policy.create {
             let slot = self.options.slot.unwrap_or(started_at);
@@ -251,7 +253,11 @@ impl Sequence<'_> {
         let by_now = running.ok().and_then(|running| listed_at.checked_sub(running).ok());
         let started_at = by_now.map_or(started_at, |by_now| started_at.max(by_now));
         let listing = plans.iter().flatten().map(|plan| &plan.listing).next();
+        let is_said = |loss: &&String| locked.iter().any(|(report, _)| report.warnings.contains(loss));
+        let losses = listing.iter().flat_map(|listing| &listing.losses);
+        let losses: Vec<String> = losses.filter(|loss| !is_said(loss)).cloned().collect();
         if let (Some(listing), Some((report, _))) = (listing, locked.first_mut()) {
+            report.warnings.extend(losses);
             if options.instances.is_none() {
                 report.failures.extend(runner.accept_archives(listing, &names).await);
                 report.warnings.extend(runner.mark_holds(listing).await);

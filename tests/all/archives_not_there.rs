@@ -260,6 +260,78 @@ async fn copies_that_vanish_close_the_archive_until_they_are_back_or_it_is_adopt
     assert_eq!(ended(&report, Action::Delete, StepOutcome::Done), 6, "{report:?}");
 }
 
+/// Three instances with nine snapshots each, all of them in the archive; with the folder of each instance there.
+async fn three_by_nine() -> (Stage, Vec<PathBuf>) {
+    let stage = Stage::new();
+    for name in ["web-1", "db-1", "mail-1"] {
+        stage.instance(name, 9);
+    }
+    stage.run(&exporting_all(9)).await;
+    let instances = stage.world.snapshots(&stage.zone).into_iter().filter_map(|one| one.instance_id);
+    let mut folders: Vec<PathBuf> =
+        instances.map(|id| stage.archive().join("ch-gva-2").join(id.to_string())).collect();
+    folders.sort();
+    folders.dedup();
+    assert_eq!((folders.len(), images(&stage)), (3, 27));
+    (stage, folders)
+}
+
+fn images(stage: &Stage) -> usize {
+    let all = paths(&stage.archive());
+    all.iter().filter(|path| path.extension().is_some_and(|end| end == "qcow2")).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loss_of_all_copies_of_one_instance_closes_the_archive() {
+    let (stage, folders) = three_by_nine().await;
+    remove_all(&folders[0]);
+    for _ in 0..2 {
+        let report = stage.run(&exporting_all(3)).await;
+        is_refused(&report, &["9 of 27 verified copies vanished", "snapwarden archive adopt vault"]);
+        assert_eq!(images(&stage), 18);
+    }
+    stage.runner(KEEP_THREE).adopt_archive(&"vault".parse().unwrap()).await.unwrap();
+    let report = stage.run(&exporting_all(9)).await;
+    assert_eq!((failures(&report), images(&stage)), (String::new(), 27));
+}
+
+/// Also where the run stores it again, as its snapshot is still there.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_vanished_is_named_by_one_run() {
+    for is_stored_again in [true, false] {
+        let (stage, folders) = three_by_nine().await;
+        let mut oldest = paths(&folders[0]);
+        oldest.sort();
+        let image =
+            oldest.into_iter().find(|path| path.extension().is_some_and(|end| end == "qcow2")).unwrap();
+        for end in ["qcow2", "json", "qcow2.md5"] {
+            RealDisk.remove_file(&image.with_extension(end)).unwrap();
+        }
+        let is_it = |id: &&SnapshotId| image.to_string_lossy().contains(&id.to_string());
+        let there = stage.there();
+        let lost = there.iter().find(is_it).unwrap();
+        if !is_stored_again {
+            stage.world.remove_snapshot(*lost);
+        }
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            let report = stage.run(&exporting_all(9)).await;
+            assert_eq!(failures(&report), "");
+            let warnings = report.zones.iter().flat_map(|zone| zone.warnings.clone());
+            told.push(warnings.filter(|text| text.contains("vanished from it")).collect::<Vec<_>>());
+        }
+        let [[warning], []] = [&told[0][..], &told[1][..]] else { panic!("{told:?}") };
+        for part in [
+            "archive vault: 1 of 27 verified copies vanished",
+            "-1 of 2026-10-24T12:00:00Z",
+            "lifecycle rule",
+        ] {
+            assert!(warning.contains(part), "{part}: {warning}");
+        }
+        assert_eq!(images(&stage), if is_stored_again { 27 } else { 26 });
+    }
+}
+
 /// Exports into it would bring enough copies back to end the alert before anybody has looked.
 #[tokio::test(start_paused = true)]
 async fn an_archive_that_lost_its_copies_gets_no_new_ones_until_it_is_adopted() {
