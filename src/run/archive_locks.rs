@@ -115,7 +115,19 @@ impl Runner {
         let rules = self.archive_rules.get(name).ok_or("it is not configured")?;
         let holds = &self.state.holds().await.map_err(|error| chain(&error))?;
         let (catalogue, memory) = (&*found.catalogue, &found.memory);
-        let judged = Judged { archive: name, rules, catalogue, holds, memory, allowances: &[], coming: &[] };
+        let states = &*self.state.all_policy_states().await.map_err(|error| chain(&error))?;
+        let policies = &*self.policies;
+        let judged = Judged {
+            archive: name,
+            rules,
+            policies,
+            states,
+            catalogue,
+            holds,
+            memory,
+            allowances: &[],
+            coming: &[],
+        };
         let mut kept: BTreeMap<&ZoneName, Option<HashMap<SnapshotId, Decision>>> = BTreeMap::new();
         let mut tasks = Vec::new();
         for copy in catalogue.unpruned() {

@@ -92,12 +92,13 @@ impl Runner {
             seen.push((name.clone(), id, Arc::new(catalogue.present()), rules.clone(), zones));
         }
         let configured: BTreeSet<ArchiveName> = self.archives.keys().cloned().collect();
+        let policies = self.policies.clone();
         let accept = move |all: &mut Archives| {
             let mut failures = Vec::new();
             for (name, id, copies, rules, zones) in seen {
                 let mut memory = ArchiveMemory { id, copies, ..all.of_marked(&name, id) };
                 for zone in zones {
-                    match remember(&name, &rules, &memory, &zone, now) {
+                    match remember(&name, (&rules, &policies), &memory, &zone, now) {
                         Ok(rested_on) => memory.rested_on.extend(rested_on.map(|memory| (zone, memory))),
                         Err(why) => failures.push(why),
                     }

@@ -46,7 +46,7 @@ pub struct ArchivePruner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) archive: Arc<Archive>,
     pub(crate) rules: ArchiveRules,
-    /// Every policy of the configuration: allowances wait for the runs of those that export.
+    /// Every policy of the configuration: allowances wait for the runs of those that export, and copies for those that take snapshots.
     pub(crate) policies: Vec<Policy>,
     /// The copies that are pruned. All are judged, so that no more are pruned than without a filter.
     pub(crate) only: CopyFilter,
@@ -92,6 +92,8 @@ impl ArchivePruner {
         let judged = Judged {
             archive,
             rules: &self.rules,
+            policies: &self.policies,
+            states: &self.state.all_policy_states().await.map_err(|error| chain(&error))?,
             catalogue: &found.catalogue,
             holds: &self.holds().await?,
             memory: &found.memory,

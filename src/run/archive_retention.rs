@@ -12,23 +12,24 @@ use uuid::Uuid;
 use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::copies::CopyId;
-use crate::policy::name::ArchiveName;
+use crate::policy::name::{ArchiveName, PolicyName};
 use crate::policy::{ArchiveRules, Policy};
 use crate::retention;
 use crate::retention::change_guard::keep_pending;
 use crate::retention::guard::{self, Limit, ListingDrop, WholeRun, ZoneCase};
-use crate::retention::inventory::{ClockSkew, Hold, Inventory};
+use crate::retention::inventory::{ClockSkew, Inventory};
 use crate::retention::memory::Memory;
 use crate::retention::plan::{Decision, PolicyPlan};
 use crate::retention::sources::{keep_where_missing, late_texts};
 use crate::retention::verdict::{Rule, Verdict};
-use crate::run::archive_rules::{COPIES, policy, remembered};
-use crate::run::list::holds_by_snapshot;
+use crate::run::archive_rules::{COPIES, policies, remembered};
+use crate::run::list::{holds_by_snapshot, missing};
 use crate::snapshot::{Instance, InstanceId, Snapshot, SnapshotId, SnapshotState, ZoneName};
 use crate::state::allowances::Allowance;
 use crate::state::archives::ArchiveMemory;
 use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::holds::Holds;
+use crate::state::policy_state::PolicyState;
 use crate::text::counted;
 
 /// What is known of an archive when its copies are judged.
@@ -36,6 +37,9 @@ use crate::text::counted;
 pub(crate) struct Judged<'a> {
     pub(crate) archive: &'a ArchiveName,
     pub(crate) rules: &'a ArchiveRules,
+    /// Every policy of the configuration, and what each remembers of the snapshots that it could not take.
+    pub(crate) policies: &'a [Policy],
+    pub(crate) states: &'a [(PolicyName, PolicyState)],
     pub(crate) catalogue: &'a Catalogue,
     pub(crate) holds: &'a Holds,
     pub(crate) memory: &'a ArchiveMemory,
@@ -102,7 +106,8 @@ impl CopyPlan {
 struct ZoneCopies<'a> {
     zone: &'a ZoneName,
     copies: Vec<&'a StoredCopy>,
-    policies: [Policy; 1],
+    /// The first stands for the archive's retention.
+    policies: Vec<Policy>,
     inventory: Inventory,
     plan: PolicyPlan,
     memory: Memory,
@@ -181,10 +186,11 @@ impl Judged<'_> {
         // Two copies of one snapshot, of different instances: something is odd, so both stay.
         let copies: Vec<&StoredCopy> =
             copies.into_iter().filter(|copy| times.get(&copy.manifest.snapshot.id) == Some(&1)).collect();
-        let policies = [policy(zone, self.rules)?];
+        let policies = policies(zone, self.rules, self.policies)?;
         let coming = self.coming.iter().filter(|(of, _)| of == zone).map(|(_, subject)| subject);
         let holds = holds_by_snapshot(self.holds, [self.catalogue]);
-        let inventory = inventory(zone, &copies, coming, holds);
+        let missing = missing(self.states, zone);
+        let inventory = Inventory { holds, missing, ..inventory(zone, &copies, coming) };
         let mut plan = decide(&policies, &inventory, now)?;
         keep_where_missing(&mut plan, &policies, &inventory);
         let memory = remembered(self.archive, self.memory, zone)?;
@@ -339,7 +345,6 @@ fn inventory<'s>(
     zone: &ZoneName,
     copies: &[&StoredCopy],
     coming: impl Iterator<Item = &'s Subject>,
-    holds: BTreeMap<SnapshotId, Hold>,
 ) -> Inventory {
     let mut instances: BTreeMap<InstanceId, Instance> = BTreeMap::new();
     let mut snapshots = Vec::new();
@@ -372,5 +377,5 @@ fn inventory<'s>(
         add(subject, None, None);
     }
     let instances = instances.into_values().collect();
-    Inventory { holds, ..Inventory::on_paper(zone.clone(), snapshots, instances) }
+    Inventory::on_paper(zone.clone(), snapshots, instances)
 }

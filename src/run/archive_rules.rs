@@ -20,9 +20,24 @@ use crate::state::archives::ArchiveMemory;
 /// nothing.
 pub(super) const COPIES: &str = "copies";
 
-/// A policy that keeps what the archive's retention keeps, and selects every copy.
-pub(super) fn policy(zone: &ZoneName, rules: &ArchiveRules) -> Result<Policy, String> {
-    Ok(Policy { retention: rules.retention.clone(), guard: rules.guard.clone(), ..keeping_all(zone)? })
+/// What decides about the copies of a zone: first a policy that keeps what the archive's retention keeps, and selects every copy.
+/// Then, of `all`, those that take snapshots in the zone: while one of an instance is missing, its copies stay, whichever policy
+/// exports them. They keep nothing else, and count for every instance of which there are copies, since the labels of those are not
+/// known.
+pub(super) fn policies(zone: &ZoneName, rules: &ArchiveRules, all: &[Policy]) -> Result<Vec<Policy>, String> {
+    let mut own =
+        Policy { retention: rules.retention.clone(), guard: rules.guard.clone(), ..keeping_all(zone)? };
+    let mut takers = Vec::new();
+    for taker in all.iter().filter(|policy| policy.create && policy.zones.contains(zone)) {
+        if taker.name == own.name {
+            // Two of one name would be one to the engine.
+            own.create = true;
+            continue;
+        }
+        let nothing = policy_of_keys(taker.name.clone(), &BTreeMap::new())?;
+        takers.push(Policy { enabled: taker.enabled, create: true, zones: own.zones.clone(), ..nothing });
+    }
+    Ok([vec![own], takers].concat())
 }
 
 fn keeping_all(zone: &ZoneName) -> Result<Policy, String> {
@@ -58,12 +73,12 @@ pub(super) fn kept_by_others(catalogue: &Catalogue) -> Result<BTreeMap<ZoneName,
 /// Why the memory before cannot be read, as a sentence.
 pub(super) fn remember(
     archive: &ArchiveName,
-    rules: &ArchiveRules,
+    (rules, all): (&ArchiveRules, &[Policy]),
     memory: &ArchiveMemory,
     zone: &ZoneName,
     now: Timestamp,
 ) -> Result<Option<Value>, String> {
-    let policies = [policy(zone, rules)?];
+    let policies = policies(zone, rules, all)?;
     let nothing = Inventory::on_paper(zone.clone(), Vec::new(), Vec::new());
     let before = remembered(archive, memory, zone)?;
     let unsettled = before.unsettled(&policies, &nothing, now, rules.guard.settle);

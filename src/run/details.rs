@@ -155,7 +155,8 @@ impl Runner {
     ) -> Vec<CopyDetails> {
         let Some(export) = &policy.export else { return Vec::new() };
         let (holds, remembered) = (self.state.holds().await, self.state.archives().await);
-        let (Ok(holds), Ok(remembered)) = (holds, remembered) else { return Vec::new() };
+        let states = self.state.all_policy_states().await;
+        let (Ok(holds), Ok(remembered), Ok(states)) = (holds, remembered, states) else { return Vec::new() };
         let mut all = Vec::new();
         for archive in &export.archives {
             let Some(Ok(catalogue)) = plan.listing.catalogues.get(archive) else { continue };
@@ -164,6 +165,8 @@ impl Runner {
             let judged = Judged {
                 archive,
                 rules,
+                policies: &self.policies,
+                states: &states,
                 catalogue,
                 holds: &holds,
                 memory: &memory,

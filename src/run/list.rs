@@ -380,7 +380,7 @@ fn marked_holds(catalogue: &Catalogue) -> impl Iterator<Item = (SnapshotId, Hold
 
 /// The snapshots that policies could not take when they were last due, also policies that are removed by now: that change has
 /// to settle.
-fn missing(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> Vec<Missing> {
+pub(crate) fn missing(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> Vec<Missing> {
     let missing = states.iter().flat_map(|(policy, state)| {
         state.missing.iter().filter(|missing| missing.zone == *zone).map(move |missing| Missing {
             policy: policy.clone(),

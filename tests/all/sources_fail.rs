@@ -11,10 +11,10 @@ use snapwarden::run::report::{RunReport, RunResult};
 use snapwarden::sim::call::Call;
 use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
-use snapwarden::snapshot::SnapshotState;
+use snapwarden::snapshot::{InstanceId, SnapshotState};
 use snapwarden::state::audit::{Action, StepOutcome};
 
-use crate::stage::{Stage, ended};
+use crate::stage::{Stage, ended, paths};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -81,6 +81,86 @@ async fn creates_that_fail_for_weeks_delete_nothing() {
     let report = run(&stage, NIGHTLY, "nightly").await;
     assert_eq!(report.result, RunResult::Success, "{:?}", report.zones);
     assert!(deleted(&report) > 0);
+}
+
+/// What a policy that keeps all for two weeks stores in an archive that does so as well.
+const ARCHIVED: &str = r#"
+[policies.nightly.export]
+archives = ["vault"]
+snapshots = "all"
+[archives.vault.retention]
+keep_within = "14d"
+[archives.vault.guard]
+max_delete_percent = 100
+"#;
+
+/// How many copies of an instance there are.
+fn copies(stage: &Stage, id: InstanceId) -> usize {
+    let all = paths(&stage.archive().join("ch-gva-2").join(id.to_string()));
+    all.iter().filter(|path| path.extension().is_some_and(|end| end == "qcow2")).count()
+}
+
+/// Nightly snapshots of two instances with copies in an archive, of which those of the second fail from now on.
+async fn one_of_two_fails(policies: &str) -> (Stage, InstanceId, InstanceId) {
+    let stage = Stage::new();
+    let [web, db] = ["web-1", "db-1"].map(|name| stage.world.add_instance(&stage.zone, name, &[]));
+    stage.days(web, (1..13).rev());
+    stage.days(db, (1..13).rev());
+    run(&stage, policies, "nightly").await;
+    assert_eq!((copies(&stage, web), copies(&stage, db)), (13, 13));
+    let forbidden = Effect::status(403, "Forbidden by role policy for compute");
+    stage.world.fault(Fault::on(Call::CreateSnapshot, forbidden).of(db.0));
+    (stage, web, db)
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_an_instance_stay_while_its_snapshots_fail() {
+    let policies = format!("{NIGHTLY}{ARCHIVED}");
+    let (stage, web, db) = one_of_two_fails(&policies).await;
+    for day in 0..20 {
+        stage.step(DAY);
+        let report = run(&stage, &policies, "nightly").await;
+        assert_eq!((copies(&stage, db), report.result), (13, RunResult::Partial), "day {day}");
+        assert!(copies(&stage, web) <= 15, "day {day}");
+        if day > 3 {
+            let pending = report.zones[0].pending.clone().unwrap();
+            let (_, of_copies) = pending.split_once("archive vault: ").unwrap();
+            for part in [
+                "kept only because a newer copy",
+                "policy nightly could not take its snapshot of 2026-",
+                "403",
+            ] {
+                assert!(of_copies.contains(part), "{part}: {pending}");
+            }
+        }
+    }
+    stage.world.clear_faults();
+    stage.step(DAY);
+    run(&stage, &policies, "nightly").await;
+    assert_eq!(copies(&stage, db), 1, "by the rules again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_wait_for_a_policy_that_is_taken_away_wait_until_that_has_settled() {
+    let other = NIGHTLY.replace("nightly", "web").replace("ownership = \"all\"", "instances = [\"web-1\"]");
+    let stored = ARCHIVED.replace("nightly", "web");
+    let alone = format!("{other}{stored}");
+    let (nightly, _) = ARCHIVED.split_once("[archives").unwrap();
+    let both = format!("{NIGHTLY}{nightly}{alone}");
+    let (stage, _, db) = one_of_two_fails(&both).await;
+    for _ in 0..10 {
+        stage.step(DAY);
+        run(&stage, &both, "nightly").await;
+    }
+    stage.step(SignedDuration::from_hours(1));
+    let report = run(&stage, &alone, "web").await;
+    assert_eq!(copies(&stage, db), 13);
+    let pending = report.zones[0].pending.clone().unwrap_or_default();
+    let (_, of_copies) = pending.split_once("archive vault: ").unwrap();
+    assert!(of_copies.contains("policy nightly is gone"), "{pending}");
+    stage.step(DAY);
+    run(&stage, &alone, "web").await;
+    assert!(copies(&stage, db) < 13);
 }
 
 /// The machine was off, or the policy's run hangs: nobody has tried to take what was due.
