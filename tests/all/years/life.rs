@@ -923,7 +923,11 @@ impl Life {
                 let of_it = there.iter().filter(|one| one.instance_id == Some(*id) && one.state.is_good());
                 let Some(newest) = of_it.max_by_key(|one| (one.created_at, one.id)) else { continue };
                 for archive in &export.archives {
-                    let has_it = copies[archive].intact.contains_key(&newest.id);
+                    // Or of one that somebody deleted since, which the archive keeps instead.
+                    let has_it = copies[archive].intact.values().any(|copy| {
+                        copy.instance_id == *id
+                            && (copy.created_at, copy.snapshot_id) >= (newest.created_at, newest.id)
+                    });
                     assert!(has_it, "{archive} has no copy of {newest:?}\n{context}");
                 }
             }
