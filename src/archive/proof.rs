@@ -80,3 +80,68 @@ impl VerifiedCopy {
         snapshot.instance_id == Some(self.instance_id) && self.exported_at.is_some_and(|at| at >= since)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::snapshot::SnapshotState;
+
+    fn at(minute: u8) -> Timestamp {
+        format!("2026-11-01T02:{minute:02}:00Z").parse().unwrap()
+    }
+
+    fn snapshot(number: u128, minute: u8, instance: u128) -> Snapshot {
+        Snapshot {
+            id: SnapshotId(Uuid::from_u128(number)),
+            name: "web-1".into(),
+            created_at: at(minute),
+            state: SnapshotState::Exported,
+            size_gib: None,
+            instance_id: Some(InstanceId(Uuid::from_u128(instance))),
+            application_consistent: None,
+        }
+    }
+
+    /// The copy of snapshot 2 of instance 1, taken at 02:10 and exported at 02:20.
+    fn copy() -> VerifiedCopy {
+        VerifiedCopy {
+            archive: "vault".parse().unwrap(),
+            snapshot_id: SnapshotId(Uuid::from_u128(2)),
+            instance_id: InstanceId(Uuid::from_u128(1)),
+            created_at: at(10),
+            exported_at: Some(at(20)),
+            bytes: 1,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_copy_covers_its_own_snapshot_and_older_ones_of_its_instance() {
+        for (of, number, minute, instance, covers) in [
+            (Which::All, 2, 10, 1, true),
+            (Which::All, 3, 9, 1, false),
+            (Which::Newest, 2, 10, 1, true),
+            (Which::Newest, 3, 9, 1, true),
+            (Which::Newest, 3, 11, 1, false),
+            (Which::Newest, 3, 9, 7, false),
+            // Of two with one time the order of the ids decides.
+            (Which::Newest, 1, 10, 1, true),
+            (Which::Newest, 3, 10, 1, false),
+        ] {
+            let snapshot = snapshot(number, minute, instance);
+            assert_eq!(copy().covers(&snapshot, of), covers, "{of:?}, {number} at {minute} of {instance}");
+        }
+    }
+
+    #[test]
+    fn a_copy_is_of_a_run_if_its_export_began_in_it_and_it_is_of_the_same_instance() {
+        for (instance, since, is_of) in [(1, 20, true), (1, 19, true), (1, 21, false), (7, 20, false)] {
+            let snapshot = snapshot(9, 30, instance);
+            assert_eq!(copy().is_of_run_since(&snapshot, at(since)), is_of, "{instance} since {since}");
+        }
+        let unknown = VerifiedCopy { exported_at: None, ..copy() };
+        assert!(!unknown.is_of_run_since(&snapshot(9, 30, 1), at(0)));
+    }
+}

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::policy::select::NameGlob;
-use crate::retention::change_guard::keep_pending;
+use crate::retention::change::Change;
+use crate::retention::change_guard::{keep_emptied, keep_pending};
 use crate::retention::memory::Memory;
 use crate::retention::verdict::Rule;
 
@@ -642,4 +643,67 @@ fn a_memory_that_this_version_cannot_read_is_an_error() {
         assert!(error.contains(key), "{error}");
     }
     memory.policies.clear();
+}
+
+#[test]
+fn a_change_ends_as_another_one_of_the_same_thing_if_the_same_is_there_after_both() {
+    let (id, policy) = (instance_id("web-1"), policy("p").name);
+    let key = |is: u32| Change::Key {
+        policy: policy.clone(),
+        key: "keep_last".into(),
+        was: None,
+        is: Some(is.into()),
+    };
+    let renamed = |is: &str| Change::Renamed { id, was: "web-1".into(), is: is.into() };
+    let label = |is: &str| Change::Label {
+        id,
+        name: "web-1".into(),
+        label: "tier".into(),
+        was: None,
+        is: Some(is.into()),
+    };
+    let managed = |is: bool| Change::Managed { id, name: "web-1".into(), was: !is, is };
+    for [one, same, other] in [
+        [key(1), key(1), key(2)],
+        [renamed("a"), renamed("a"), renamed("b")],
+        [label("a"), label("a"), label("b")],
+        [managed(true), managed(true), managed(false)],
+    ] {
+        assert!(one.has_same_end(&same) && !one.has_same_end(&other), "{one}");
+        let back = other.reversed().unwrap();
+        assert_eq!(back.subject(), other.subject());
+        assert_eq!(back.reversed().unwrap(), other);
+        assert!(!other.is_none(), "{other}");
+    }
+    for loss in [
+        Change::PolicyGone(policy.clone()),
+        Change::Vanished { id, name: "web-1".into() },
+        Change::Failed(snapshot_id(1)),
+    ] {
+        assert!(loss.has_same_end(&loss) && loss.reversed().is_none() && !loss.is_none());
+    }
+    let same = |key: &str, value: bool| {
+        let value = Some(serde_json::Value::Bool(value));
+        Change::Key { policy: policy.clone(), key: key.into(), was: value.clone(), is: value }
+    };
+    assert!(same("create", false).is_none() && same("enabled", true).is_none());
+    assert!(!same("enabled", false).is_none(), "it is paused anew");
+}
+
+#[test]
+fn what_an_instance_lost_all_of_is_taken_out_of_the_numbers_of_the_plan() {
+    let failed = in_state("error", snap("web-1", days_ago(9)));
+    let zone = inventory([
+        snap("web-1", days_ago(0)),
+        snap("web-1", days_ago(1)),
+        snap("web-2", days_ago(0)),
+        snap("web-2", days_ago(1)),
+        failed,
+    ]);
+    let policies = [policy("p").with(Retention { failed_after: Some(span("1d")), ..keep_last(1) })];
+    let mut plan = plan_of(&policies, &zone, now());
+    assert_eq!((deleted(&plan), plan.deletes, plan.good_deletes), (vec![2, 4, 5], 3, 2));
+    keep_emptied(&mut plan, &zone, &[instance_id("web-1")]);
+    assert_eq!((deleted(&plan), plan.deletes, plan.good_deletes), (vec![4], 1, 1));
+    assert_eq!(decision(&plan, 2).blocked_by(), Some("guard"));
 }
