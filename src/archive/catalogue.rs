@@ -298,13 +298,19 @@ impl Catalogue {
             .flat_map(|range| self.copies.get(range.clone()).unwrap_or_default())
     }
 
+    /// The copies that the archive's retention removed and that do not count any more, since those that stood for them are gone as
+    /// well. Their images may be stored again.
+    pub(crate) fn lapsed(&self) -> impl Iterator<Item = &StoredCopy> {
+        let newest_first = self.copies.chunk_by(is_of_same_instance);
+        newest_first.flat_map(|copies| copies.iter().take_while(|copy| copy.manifest.pruned_at.is_some()))
+    }
+
     /// Finds the copies that count.
     fn index(&mut self) {
         self.of_instance.clear();
         let mut start = 0;
         // They are in the order of zone and instance, newest first.
-        let of = |copy: &StoredCopy| (copy.manifest.zone.clone(), copy.manifest.instance.id);
-        for group in self.copies.chunk_by(|one, other| of(one) == of(other)) {
+        for group in self.copies.chunk_by(is_of_same_instance) {
             let end = start + group.len();
             let mut copies = group.iter().enumerate();
             if let Some((place, intact)) = copies.find(|(_, copy)| copy.manifest.pruned_at.is_none()) {
@@ -357,6 +363,11 @@ impl Catalogue {
         let (copy, intact) = covering.or_else(since)?;
         Some((copy, intact?))
     }
+}
+
+fn is_of_same_instance(one: &StoredCopy, other: &StoredCopy) -> bool {
+    let [one, other] = [&one.manifest, &other.manifest];
+    one.instance.id == other.instance.id && one.zone == other.zone
 }
 
 /// A copy's manifest with the bytes of its file, if the copy counts in the archive at `path`.

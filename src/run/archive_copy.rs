@@ -21,6 +21,7 @@ use crate::archive::store::StoreError;
 use crate::archive::transfer::hash::Hashers;
 use crate::archive::transfer::sink::{Begin, SinkError};
 use crate::clock::Clock;
+use crate::copies::CopySet;
 use crate::policy::Guard;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::archive_holds::{HoldMarker, unmarked_text};
@@ -90,7 +91,7 @@ pub struct Copying {
     pub steps: Vec<Step>,
     /// How many it has.
     pub there: usize,
-    /// Those that it had until its own retention removed them: they are not stored again.
+    /// Those that it had until its own retention removed them, and of whose instance it has a newer one: they are not stored again.
     pub pruned: Vec<Arc<Manifest>>,
 }
 
@@ -117,11 +118,13 @@ impl ArchiveCopier<'_> {
         }
         let known: BTreeMap<String, &StoredCopy> =
             target.catalogue.copies().iter().map(|copy| (copy.stem(), copy)).collect();
+        let lapsed: CopySet = target.catalogue.lapsed().map(|copy| copy.manifest.id()).collect();
         let mut copying = Copying::default();
         let mut lacking = Vec::new();
         for copy in selection.of(&source.catalogue) {
             match known.get(&copy.stem()) {
                 None => lacking.push(copy),
+                Some(there) if lapsed.contains(&there.manifest.id()) => lacking.push(copy),
                 Some(there) if there.manifest.pruned_at.is_some() => {
                     copying.pruned.push(there.manifest.clone());
                 }
@@ -178,6 +181,17 @@ impl ArchiveCopier<'_> {
         let (from, to, id) = (self.from.name(), self.to.name(), copy.manifest.id());
         // Its disk may have been unmounted since: then it would be stored on the disk below.
         is_still_there(self.to, target).await.map_err(StepError::failed)?;
+        if let Some(lapsed) = target.lapsed().find(|there| there.manifest.id() == id) {
+            match self.to.forget_pruned(lapsed).await {
+                Ok(()) | Err(UpdateError::Changed { .. }) => {}
+                Err(error) => {
+                    let why = chain(&error);
+                    return Err(StepError::failed(format!(
+                        "the manifest of the copy that the retention of {to} deleted cannot be removed: {why}"
+                    )));
+                }
+            }
+        }
         let output = loop {
             match self.to.begin_copy(&id).await {
                 Ok(Begin::Missing(output)) => break output,

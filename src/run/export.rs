@@ -22,7 +22,7 @@ use crate::archive::transfer::progress::Progress;
 use crate::archive::transfer::sink::Begin;
 use crate::archive::transfer::throttle::Throttle;
 use crate::policy::name::ArchiveName;
-use crate::policy::{Export, Policy, Which};
+use crate::policy::{ArchiveRules, Export, Policy, Which};
 use crate::run::archive_presence::{Presence, is_still_there, remember_write};
 use crate::run::build_facts;
 use crate::run::context::Runner;
@@ -106,7 +106,8 @@ pub(crate) async fn export(
     let (marked, full) = (Mutex::default(), Mutex::default());
     let throttle = throttle.as_ref();
     let exporter = Exporter { runner, recorder, policy, export, throttle, marked: &marked, full: &full };
-    let mut missing: Vec<Missing<'_>> = plans.iter().flat_map(|plan| missing(export, plan)).collect();
+    let mut missing: Vec<Missing<'_>> =
+        plans.iter().flat_map(|plan| missing(export, plan, &runner.archive_rules)).collect();
     missing.sort_by_key(|missing| (missing.newest_copy, missing.snapshot.created_at));
     let mut exports: Vec<BoxFuture<'_, _>> = Vec::new();
     for missing in missing {
@@ -317,6 +318,7 @@ impl<'a> Exporter<'a> {
         }
         if let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) {
             self.mark_corrupt(archive, catalogue, image).await?;
+            self.forget_lapsed(archive, catalogue, image).await?;
         }
         loop {
             match archive.begin(image).await {
@@ -354,6 +356,27 @@ impl<'a> Exporter<'a> {
             "the corrupt copy that is there cannot be marked as such, so it cannot be replaced: {why}"
         ))
     }
+
+    /// The manifest of a copy that the archive's retention deleted, and for which none stands any more, would keep its image from being
+    /// stored again.
+    async fn forget_lapsed(
+        &self,
+        archive: &Archive,
+        catalogue: &Catalogue,
+        image: &ImageToStore,
+    ) -> Result<(), String> {
+        let mut lapsed = catalogue.lapsed();
+        let Some(copy) = lapsed.find(|copy| copy.manifest.snapshot.id == image.snapshot.id) else {
+            return Ok(());
+        };
+        let why = match archive.forget_pruned(copy).await {
+            // One that has changed was stored or removed by another process.
+            Ok(()) | Err(UpdateError::Changed { .. }) => return Ok(()),
+            Err(UpdateError::Archive(error)) => self.failed(archive.name(), &error).await,
+            Err(error @ (UpdateError::Busy { .. } | UpdateError::Held(_))) => chain(&error),
+        };
+        Err(format!("the manifest of the copy that the retention deleted cannot be removed: {why}"))
+    }
 }
 
 fn done(copy: &VerifiedCopy, operation_id: Option<OperationId>) -> Done {
@@ -366,8 +389,12 @@ fn done(copy: &VerifiedCopy, operation_id: Option<OperationId>) -> Done {
 }
 
 /// The exports that a run would begin with in a zone.
-pub(crate) fn planned(export: &Export, plan: &ZonePlan) -> Vec<PlannedAction> {
-    let all = missing(export, plan).into_iter().flat_map(|Missing { snapshot, archives, .. }| {
+pub(crate) fn planned(
+    export: &Export,
+    plan: &ZonePlan,
+    rules: &BTreeMap<ArchiveName, ArchiveRules>,
+) -> Vec<PlannedAction> {
+    let all = missing(export, plan, rules).into_iter().flat_map(|Missing { snapshot, archives, .. }| {
         archives.into_iter().map(move |archive| PlannedAction {
             action: Action::Export,
             archive: Some(archive.clone()),
@@ -414,8 +441,13 @@ fn why(which: Which, archive: &ArchiveName) -> String {
 }
 
 /// The wanted snapshots that an archive lacks. One that cannot be read gets nothing: its copies are unknown. Nor does one
-/// from which copies vanished: new ones of the same snapshots would end the alert before anybody has looked.
-fn missing<'a>(export: &'a Export, plan: &'a ZonePlan) -> Vec<Missing<'a>> {
+/// from which copies vanished: new ones of the same snapshots would end the alert before anybody has looked. What its retention
+/// deleted it does not lack, while it has a newer one; and also without that, if its retention may delete the last one.
+fn missing<'a>(
+    export: &'a Export,
+    plan: &'a ZonePlan,
+    rules: &BTreeMap<ArchiveName, ArchiveRules>,
+) -> Vec<Missing<'a>> {
     let names: BTreeSet<&ArchiveName> = export.archives.iter().collect();
     let mut copies: Vec<(&ArchiveName, HashSet<SnapshotId>, HashMap<InstanceId, Timestamp>)> = Vec::new();
     for name in names {
@@ -429,6 +461,12 @@ fn missing<'a>(export: &'a Export, plan: &'a ZonePlan) -> Vec<Missing<'a>> {
             snapshots.insert(snapshot.id);
             let newest = newest.entry(instance.id).or_insert(snapshot.created_at);
             *newest = snapshot.created_at.max(*newest);
+        }
+        let retention = rules.get(name).and_then(|rules| rules.retention.as_ref());
+        if retention.is_none_or(|retention| retention.min_keep > 0) {
+            for copy in catalogue.lapsed() {
+                snapshots.remove(&copy.manifest.snapshot.id);
+            }
         }
         copies.push((name, snapshots, newest));
     }

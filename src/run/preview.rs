@@ -129,8 +129,11 @@ impl Runner {
         let mut listing = listing?;
         add_coming(policy, &mut listing, at, &*self.randomness);
         let mut plan = decide(&self.policies, policy, listing, at)?;
-        let actions: Vec<_> =
-            policy.export.iter().flat_map(|export| export::planned(export, &plan)).collect();
+        let actions: Vec<_> = policy
+            .export
+            .iter()
+            .flat_map(|export| export::planned(export, &plan, &self.archive_rules))
+            .collect();
         let not_waiting = plan.not_waiting_for_copies();
         if !actions.is_empty() {
             plan.after_exports(&self.policies, policy, &actions)?;

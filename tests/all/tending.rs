@@ -10,8 +10,10 @@ use snapwarden::config;
 use snapwarden::credentials::Credentials;
 use snapwarden::disk::{Access, Disk as _, Open, RealDisk, replace_file};
 use snapwarden::run::context::RunOptions;
+use snapwarden::sim::image::DiskShape;
 use snapwarden::sim::restic::{SimRepository, SimRestic};
 use snapwarden::sim::world::{API_KEY, API_SECRET};
+use snapwarden::snapshot::SnapshotId;
 use snapwarden::state::audit::{Action, StepOutcome};
 
 use crate::archives::said;
@@ -389,4 +391,54 @@ async fn user_data_goes_along_only_where_the_other_archive_may_hold_it() {
             (&here["ssh_keys"], &"standard.medium".into())
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_archive_deleted_is_stored_again_once_the_newer_copy_that_stood_for_it_is_gone() {
+    for (retention, again) in
+        [("keep_last = 1", 1), ("max_age = \"12h\"\nmin_keep = 0\nallow_empty = true", 0)]
+    {
+        let stage = Stage::new();
+        let policies = format!(
+            "{}[policies.nightly.guard]\nsettle = \"0s\"\n[archives.vault.retention]\n{retention}\n\
+             [archives.vault.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n",
+            two_archives(&stage).replace("\"all\"", "\"newest\"")
+        );
+        let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+        stage.world.set_disk(instance, DiskShape::with_data_mib(1));
+        let older = stage.days(instance, [1].into_iter());
+        stage.run(&policies).await;
+        let newer = stage.days(instance, [0].into_iter());
+        let report = stage.run(&policies).await;
+        let images_of =
+            |id: &SnapshotId| images(&stage.archive()).iter().filter(|(name, _)| is_of(name, id)).count();
+        assert_eq!((images_of(&older[0]), images_of(&newer[0])), (0, 1), "{report:?}");
+
+        stage.world.remove_snapshot(newer[0]);
+        for path in paths(&stage.archive()).iter().filter(|path| is_of(path, &newer[0])) {
+            RealDisk.remove_file(path).unwrap();
+        }
+        let report = stage.run(&policies).await;
+        assert_eq!((ended(&report, Action::Export, StepOutcome::Done), images_of(&older[0])), (again, again));
+        let report = stage.run(&policies).await;
+        assert_eq!(ended(&report, Action::Export, StepOutcome::Done), 0, "{report:?}");
+
+        // The same by hand, into another archive.
+        let copy = |expected: usize| {
+            let report = said(&stage, &policies, &["archive", "copy", "vault", "second"]);
+            assert_eq!(report.status, 0, "{report:?}");
+            assert_eq!(images(&stage.folder.path().join("second")).len(), expected, "{report:?}");
+        };
+        copy(again);
+        if again == 1 {
+            let rm = ["archive", "rm", "second", &older[0].to_string(), "--yes", "--losing", "gate"];
+            assert_eq!(said(&stage, &policies, &rm).status, 0);
+            copy(1);
+        }
+    }
+}
+
+/// Whether a file is one of a snapshot's copy.
+fn is_of(path: &std::path::Path, id: &SnapshotId) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().contains(&id.to_string()))
 }

@@ -83,10 +83,10 @@ pub(super) struct Known {
     pub(super) is_ours: bool,
     /// Since when it has failed.
     pub(super) failed_at: Option<Timestamp>,
-    /// When a run has surely seen that, since the last listing that was not the truth.
-    pub(super) seen_failed_at: Option<Timestamp>,
-    /// Whether a run of each policy has surely seen it good.
-    pub(super) was_seen_good: bool,
+    /// When a run of each policy has surely seen that, since the last listing that was not the truth.
+    pub(super) seen_failed_at: BTreeMap<PolicyName, Timestamp>,
+    /// The policies of which a run has surely seen it good.
+    pub(super) seen_good_by: BTreeSet<PolicyName>,
     /// Whether a listing surely had it.
     pub(super) was_listed: bool,
 }
@@ -248,8 +248,8 @@ impl Book {
                         zone: zone.clone(),
                         is_ours,
                         failed_at: None,
-                        seen_failed_at: None,
-                        was_seen_good: false,
+                        seen_failed_at: BTreeMap::new(),
+                        seen_good_by: BTreeSet::new(),
                         was_listed: false,
                     }
                 });
@@ -259,7 +259,8 @@ impl Book {
                 if is_failed {
                     known.failed_at.get_or_insert(at);
                 } else {
-                    (known.failed_at, known.seen_failed_at) = (None, None);
+                    known.failed_at = None;
+                    known.seen_failed_at.clear();
                 }
             }
         }
@@ -532,7 +533,7 @@ impl Book {
         for one in &mut as_it_may_know.snapshots {
             let Some(known) = self.known.get(&one.id) else { continue };
             one.owner = one.owner.take().filter(|_| self.surely_ours.contains(&one.id));
-            let since = known.seen_failed_at.unwrap_or(now);
+            let since = known.seen_failed_at.get(&policy.name).copied().unwrap_or(now);
             one.failed = known.failed_at.map(|_| FailedFacts { since, was_good: true });
         }
         let as_it_may_know = waits(&as_it_may_know)?;
@@ -571,8 +572,10 @@ impl Book {
                 // After a lost answer the program does not know its own, and forgets those that listings lacked for a time.
                 let is_known = !self.has_lied && self.surely_ours.contains(&one.id);
                 one.owner = one.owner.take().filter(|_| is_known);
-                // When it failed is known from the first run that saw it.
-                let since = self.known.get(&one.id).and_then(|known| known.seen_failed_at).unwrap_or(now);
+                // When it failed is known from the policy's first run that saw it.
+                let known = self.known.get(&one.id);
+                let since =
+                    known.and_then(|known| known.seen_failed_at.get(&policy.name)).copied().unwrap_or(now);
                 if let Some(until) = one.hold.as_mut().and_then(|hold| hold.until.as_mut()) {
                     *until += TOLERANCE * 2;
                 }
@@ -610,10 +613,14 @@ impl Book {
         let changes_are_allowed = self.allowed.contains(&policy.name);
         let missing = self.slot.filter(|_| policy.create).into_iter().flat_map(|slot| {
             let has_one = move |id: InstanceId| {
-                deletion.there.iter().any(|one| {
-                    let counts = one.state.is_good() || one.state.is_in_flight();
-                    one.instance_id == Some(id) && counts && one.created_at >= slot
-                })
+                let is_of_slot = |one: &Snapshot| one.instance_id == Some(id) && one.created_at >= slot;
+                let is_there = deletion
+                    .there
+                    .iter()
+                    .any(|one| is_of_slot(one) && (one.state.is_good() || one.state.is_in_flight()));
+                // What somebody deleted after it was taken is not taken again for the same time.
+                let mut ended = self.ends.keys().filter_map(|id| self.known.get(id));
+                is_there || ended.any(|known| known.is_ours && is_of_slot(&known.snapshot))
             };
             // Of several policies that take one for the same time one does, and the others do not lack it.
             let takers = move |one: &InstanceFacts| {
@@ -663,7 +670,7 @@ impl Book {
             owner: owner.map(|_| Owner { maker: Some(policy.name.clone()), served: Vec::new() }),
             hold: self.on_hold.get(&one.id).map(|until| HoldFacts { until: Some(*until - TOLERANCE) }),
             failed: known.and_then(|known| {
-                let was_good = known.was_seen_good;
+                let was_good = known.seen_good_by.contains(&policy.name);
                 // Of one that was never seen good it is not known when it failed.
                 let since = |at| if was_good { at } else { one.created_at };
                 known.failed_at.map(|at| FailedFacts { since: since(at), was_good })

@@ -551,7 +551,7 @@ impl Life {
         let book = &mut *self.machine.book();
         if !attempt.is_seeing() {
             book.has_lied |= attempt.line.lie.is_some();
-            book.known.values_mut().for_each(|known| known.seen_failed_at = None);
+            book.known.values_mut().for_each(|known| known.seen_failed_at.clear());
         }
         let steps = reports.iter().flat_map(|report| &report.zones).flat_map(|zone| &zone.steps);
         for step in
@@ -572,6 +572,11 @@ impl Life {
         self.played.count("deleted templates", book.deleted_templates);
         self.played.count("created", creations.len());
         self.played.count("deleted", deletions);
+        let names: BTreeSet<&PolicyName> = book.policies.iter().map(|policy| &policy.name).collect();
+        for known in book.known.values_mut() {
+            known.seen_failed_at.retain(|name, _| names.contains(name));
+            known.seen_good_by.retain(|name| names.contains(name));
+        }
         let enabled = book.policies.iter().filter(|policy| policy.enabled).count();
         if attempt.crew == Crew::Once
             && reports.len() == enabled
@@ -580,9 +585,13 @@ impl Life {
             let zones: BTreeSet<&ZoneName> =
                 reports.iter().flat_map(|report| &report.zones).map(|report| &report.zone).collect();
             for (id, known) in book.known.iter_mut().filter(|(id, _)| !book.meddled.contains(id)) {
-                known.was_seen_good |= known.snapshot.state.is_good();
-                if attempt.is_seeing() && known.failed_at.is_some() {
-                    known.seen_failed_at.get_or_insert(now);
+                for RunReport { policy, .. } in reports {
+                    if known.snapshot.state.is_good() {
+                        known.seen_good_by.insert(policy.clone());
+                    }
+                    if attempt.is_seeing() && known.failed_at.is_some() {
+                        known.seen_failed_at.entry(policy.clone()).or_insert(now);
+                    }
                 }
                 known.was_listed |= attempt.is_seeing() && there.contains(id) && zones.contains(&known.zone);
             }
