@@ -45,6 +45,7 @@ use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
 use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
+use crate::run::list::EARLY_MAX;
 use crate::run::pauses;
 use crate::run::report::{CHANGED, RunReport, RunResult, Step};
 use crate::state::allowances::AllowanceOf;
@@ -69,10 +70,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(50);
 
 /// A run that was asked for this long before the daemon started is not begun: it would surprise.
 const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
-
-/// A run by hand that began this long before a slot may stand for it: a person may be that early, and its snapshots are hardly older than
-/// those of the slot's own run would be.
-const EARLY_MAX: SignedDuration = SignedDuration::from_mins(15);
 
 /// A run that could not begin for a cause that may pass is tried again after this: time for a disk that is busy or full, and not so
 /// often that the log is full of it.

@@ -30,7 +30,7 @@ use crate::state::archives::ArchiveMemory;
 use crate::state::audit::{Action, StepFacts, Subject};
 use crate::state::holds::Holds;
 use crate::state::policy_state::PolicyState;
-use crate::text::counted;
+use crate::text::{counted, printable};
 
 /// What is known of an archive when its copies are judged.
 #[derive(Debug)]
@@ -123,9 +123,20 @@ impl Judged<'_> {
         let mut all = CopyPlan::default();
         let mut by_zone: BTreeMap<&ZoneName, Vec<&StoredCopy>> = BTreeMap::new();
         let is_meant = |zone: &ZoneName| zones.is_none_or(|zones| zones.contains(zone));
+        let may_be_empty = self.rules.retention.as_ref().is_some_and(|retention| retention.min_keep == 0);
+        let lapsed: HashSet<CopyId> = self
+            .catalogue
+            .lapsed()
+            .filter(|copy| copy.has_image && !may_be_empty)
+            .map(|copy| copy.manifest.id())
+            .collect();
         for copy in self.catalogue.copies().iter().filter(|copy| is_meant(&copy.manifest.zone)) {
             match copy.manifest.pruned_at {
                 None => by_zone.entry(&copy.manifest.zone).or_default().push(copy),
+                Some(at) if lapsed.contains(&copy.manifest.id()) => {
+                    let text = needed_again(copy, at);
+                    all.warnings.entry(copy.manifest.zone.clone()).or_default().push(text);
+                }
                 Some(at) => all.decisions.extend(self.left_behind(copy, at, now)),
             }
         }
@@ -148,7 +159,7 @@ impl Judged<'_> {
             let late = zone.policies.iter().flat_map(|policy| late_texts(policy, &zone.inventory, now));
             let late: Vec<String> = late.map(|text| self.of_copies(&text)).collect();
             if !late.is_empty() {
-                all.warnings.insert(name.clone(), late);
+                all.warnings.entry(name.clone()).or_default().extend(late);
             }
             all.pending.extend(self.pending_text(&zone.plan, pending).map(|text| (name.clone(), text)));
             let memory = zone.remember(now);
@@ -313,6 +324,16 @@ impl Judged<'_> {
              snapwarden allow --archive {archive} {in_all}"
         )
     }
+}
+
+/// That an interrupted pruning is not brought to its end, since nothing would be left of the instance that is as new.
+fn needed_again(copy: &StoredCopy, pruned_at: Timestamp) -> String {
+    let image = copy.image();
+    format!(
+        "{} was marked as pruned at {pruned_at} and is still there, and no newer copy of its instance is any more: it is not \
+         deleted; remove its `.pruned.json`, and it counts again",
+        printable(&image.to_string_lossy())
+    )
 }
 
 impl ZoneCopies<'_> {

@@ -37,6 +37,9 @@ const EVENTS_LAST: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// The platform's clock, and the time until an event is listed.
 const EVENT_MARGIN: SignedDuration = SignedDuration::from_hours(1);
 
+/// A listing may be this much older than its arrival: then a snapshot that it has may have been deleted before.
+const LISTING_AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
+
 /// Requests that have failed for this long are no passing trouble.
 const PATIENCE: SignedDuration = SignedDuration::from_hours(48);
 
@@ -293,7 +296,7 @@ impl Runner {
         // Where a clock was wrong then, or is now, nothing is known of the time between.
         let earliest = seen().min().filter(|_| seen().all(|at| at <= now)).unwrap_or(Timestamp::MIN);
         let shifted = |at: Timestamp, by: SignedDuration| at.checked_add(by).unwrap_or(at);
-        let from = shifted(earliest, -EVENT_MARGIN).max(shifted(now, -EVENTS_LAST));
+        let from = shifted(earliest, -LISTING_AGE_MAX).max(shifted(now, -EVENTS_LAST));
         let between = [from, shifted(now, EVENT_MARGIN)];
         let events = deletions(&client, &ids, between).await;
         let (there, instances) = (BTreeMap::new(), BTreeMap::new());

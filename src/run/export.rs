@@ -464,7 +464,8 @@ fn missing<'a>(
         }
         let retention = rules.get(name).and_then(|rules| rules.retention.as_ref());
         if retention.is_none_or(|retention| retention.min_keep > 0) {
-            for copy in catalogue.lapsed() {
+            // An image that is still there is for a person to bring back.
+            for copy in catalogue.lapsed().filter(|copy| !copy.has_image) {
                 snapshots.remove(&copy.manifest.snapshot.id);
             }
         }

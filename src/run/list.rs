@@ -392,6 +392,10 @@ pub(crate) fn missing(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> 
     missing.collect()
 }
 
+/// A run by hand that began this long before a slot may stand for it: a person may be that early, and its snapshots are hardly older than
+/// those of the slot's own run would be.
+pub(crate) const EARLY_MAX: SignedDuration = SignedDuration::from_mins(15);
+
 /// A run begins, and takes its snapshots, within this after its time and its longest delay.
 const OVERDUE: SignedDuration = SignedDuration::from_hours(1);
 
@@ -412,7 +416,8 @@ async fn overdue(runner: &Runner, zone: &ZoneName) -> Result<Vec<Missing>, Strin
         let late =
             SignedDuration::try_from(policy.jitter).unwrap_or(SignedDuration::MAX).saturating_add(OVERDUE);
         let until = runner.clock.now().saturating_sub(late).unwrap_or(Timestamp::MIN);
-        overdue.extend(schedule.last_until(until, last.started_at, &policy.time_zone).map(|slot| Missing {
+        let served = last.started_at.saturating_add(EARLY_MAX).unwrap_or(Timestamp::MAX);
+        overdue.extend(schedule.last_until(until, served, &policy.time_zone).map(|slot| Missing {
             policy: policy.name.clone(),
             instance: None,
             slot,

@@ -509,7 +509,8 @@ impl AuditLog {
                 // It was not even requested.
                 _ => return,
             };
-            if said == Deletion::Done {
+            let is_by_other = said == Deletion::Ended && line["outcome"] == Ending::DeletedByOther.in_log();
+            if said == Deletion::Done || is_by_other {
                 all.deleted.insert(id);
             }
             all.ended.insert(id, (said, at));

@@ -368,6 +368,23 @@ async fn a_listing_from_before_our_deletions_makes_no_strangers_of_us() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_deleted_a_snapshot_is_found_and_said_once_though_a_listing_of_before_still_had_it() {
+    let (stage, [web, _]) = Stage::two_by_twenty();
+    stage.run(WATCH).await;
+    let before = stage.world.snapshots(&stage.zone);
+    stage.world.delete_snapshot_as(web[0], ci(), "198.51.100.7");
+    for _ in 0..2 {
+        stage.step(SignedDuration::from_hours(3));
+        stage.world.fault(listing(before.iter()));
+        stage.run(WATCH).await;
+        stage.world.clear_faults();
+        stage.run(WATCH).await;
+        assert_eq!(ending(&stage, web[0]), "deleted_by_other");
+    }
+    assert_eq!(endings(&stage).values().map(Vec::len).sum::<usize>(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_we_took_and_that_was_gone_before_it_was_listed_is_looked_for() {
     let (stage, _) = Stage::two_by_twenty();
     stage.run(WATCH).await;

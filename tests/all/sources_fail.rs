@@ -195,6 +195,16 @@ async fn a_policy_that_has_not_run_when_it_was_due_keeps_others_from_deleting() 
         "{:?}",
         report.zones
     );
+
+    // By hand, a little too early or much too early.
+    for (early, is_served) in [(14, true), (16, false)] {
+        until_slot(&stage);
+        stage.step(DAY - SignedDuration::from_mins(early));
+        run(&stage, &both, "nightly").await;
+        stage.step(SignedDuration::from_hours(12));
+        let pending = run(&stage, &both, "prune").await.zones[0].pending.clone();
+        assert_eq!(pending.is_none_or(|text| !text.contains("has not run since")), is_served, "{early}");
+    }
 }
 
 /// By one listing without the instance, or its label, nothing is known to be taken.

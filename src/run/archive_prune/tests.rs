@@ -234,6 +234,23 @@ async fn an_image_that_a_crash_left_behind_its_mark_goes_the_next_time() {
 }
 
 #[tokio::test]
+async fn an_image_behind_its_mark_stays_where_none_as_new_is_left() {
+    for (min_keep, is_left) in [(1, true), (0, false)] {
+        let bench = Bench::new(Retention { min_keep, ..last(1) });
+        bench.copy(WEB, 1, None);
+        bench.copy(WEB, 2, Some("pruned_at"));
+        let plan = bench.pruner.plan(None, &[]).await.unwrap();
+        let warned: Vec<&String> = plan.warnings.values().flatten().collect();
+        assert_eq!(
+            warned.iter().filter(|text| text.contains("remove its `.pruned.json`")).count(),
+            usize::from(is_left)
+        );
+        bench.prune().await;
+        assert_eq!(bench.days(WEB), if is_left { vec![1, 2] } else { vec![1] });
+    }
+}
+
+#[tokio::test]
 async fn in_doubt_nothing_is_pruned() {
     let bench = Bench::new(last(1));
     for day in [1, 2] {

@@ -130,6 +130,11 @@ fn pending(report: &RunReport, zone: &ZoneReport, truth: &Truth<'_>) -> Option<S
     if !is_judged || zone.pending.is_some() || truth.book.allowed.contains(&report.policy) {
         return None;
     }
-    let waiting = truth.book.waiting(&report.policy, &zone.zone, truth.snapshots, truth.parts, truth.now);
+    let waiting =
+        |there: &[Snapshot]| truth.book.waiting(&report.policy, &zone.zone, there, truth.parts, truth.now);
+    // Another policy may have taken some since.
+    let by_then = truth.snapshots.iter().filter(|one| one.created_at <= report.finished_at);
+    let by_then: Vec<Snapshot> = by_then.cloned().collect();
+    let waiting = waiting(truth.snapshots).filter(|_| waiting(&by_then).is_some());
     waiting.map(|id| format!("no word of {id}, which waits until a change has settled"))
 }
