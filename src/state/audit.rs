@@ -564,7 +564,8 @@ impl AuditLog {
         Ok(self.parts()?.map(read).filter_map(Result::err).collect())
     }
 
-    /// Reads the lines from this mark on, each with the file that it is in; all if the mark is of another log.
+    /// Reads the lines from this mark on, each with the file that it is in; all if the mark is of another log, or of a month that has not
+    /// come yet.
     pub(super) fn read_from(
         &self,
         from: &AuditMark,
@@ -573,7 +574,10 @@ impl AuditLog {
         let mut parts = self.parts()?.collect::<Result<Vec<Part>, _>>()?;
         let is_marked = |part: &Part| from.month.is_some() && part.month == from.month;
         let is_only_one = from.month.is_none() && parts.len() == 1;
-        let marked = parts.iter().position(is_marked).or(is_only_one.then_some(0));
+        // The files are in the order of their months. After a clock that ran ahead, lines of earlier ones are newer than the mark.
+        let was_ahead = parts.last().is_some_and(|last| last.month < from.month);
+        let marked = parts.iter().position(is_marked).filter(|_| !was_ahead);
+        let marked = marked.or(is_only_one.then_some(0));
         let begins = marked.and_then(|place| parts.get(place)).map(|part| is_line_begin(part, from.offset));
         // A disk that lost lines in a crash, though it had said that they were safe, has others there now.
         let mut offset = if begins.transpose()? == Some(true) { from.offset } else { 0 };
@@ -883,6 +887,25 @@ mod tests {
         let mut lines = 0;
         assert!(log.read_all(|_, line| lines += usize::from(!line.is_empty())).unwrap().is_empty());
         assert_eq!((lines, log.verify().unwrap().breaks.len()), (4, 0));
+    }
+
+    #[test]
+    fn what_follows_a_mark_of_a_month_that_has_not_come_yet_is_read_whatever_files_it_is_in() {
+        let (disk, folder) = (Arc::new(MemoryDisk::new()), Path::new("/state"));
+        disk.create_dir_all(folder, Access::Owner).unwrap();
+        let log = AuditLog::new(disk, folder);
+        let zone: ZoneName = "ch-gva-2".parse().unwrap();
+        log.append(&line_at("2027-11-17T17:00:00Z", 1)).unwrap();
+        let mark = log.end().unwrap();
+        for (at, snapshot) in [("2026-12-16T23:00:00Z", 2), ("2027-01-19T00:00:00Z", 3)] {
+            log.append(&line_at(at, snapshot)).unwrap();
+            let found = log.deleted_since(&zone, &mark).unwrap();
+            let wanted: Vec<SnapshotId> = (2..=snapshot).map(|id| SnapshotId(Uuid::from_u128(id))).collect();
+            assert!(wanted.iter().all(|id| found.contains(id)), "{found:?} at {at}");
+        }
+        // Once that month is there, it is the order of the files again.
+        log.append(&line_at("2027-12-01T00:00:00Z", 4)).unwrap();
+        assert_eq!(log.deleted_since(&zone, &log.end().unwrap()).unwrap().len(), 0);
     }
 
     #[test]
