@@ -132,8 +132,9 @@ fn pending(report: &RunReport, zone: &ZoneReport, truth: &Truth<'_>) -> Option<S
     }
     let waiting =
         |there: &[Snapshot]| truth.book.waiting(&report.policy, &zone.zone, there, truth.parts, truth.now);
-    // Another policy may have taken some since.
-    let by_then = truth.snapshots.iter().filter(|one| one.created_at <= report.finished_at);
+    // Another policy may have taken some since. The platform gives whole seconds.
+    let is_of_then = |one: &&Snapshot| one.created_at + SignedDuration::from_secs(1) <= report.finished_at;
+    let by_then = truth.snapshots.iter().filter(is_of_then);
     let by_then: Vec<Snapshot> = by_then.cloned().collect();
     let waiting = waiting(truth.snapshots).filter(|_| waiting(&by_then).is_some());
     waiting.map(|id| format!("no word of {id}, which waits until a change has settled"))
