@@ -155,7 +155,8 @@ fn find(catalogue: &Catalogue, text: &str, copies: &Copies) -> Result<StoredCopy
     let mut of_it = meant.into_iter().filter(|copy| copy.manifest.snapshot.id == id);
     match (of_it.next(), of_it.next()) {
         (None, _) => Err(Refusal::usage(format!("archive {name} has no copy of snapshot {id}"))),
-        (Some(copy), None) => match copy.manifest.pruned_at {
+        // What an interrupted pruning left may be deleted.
+        (Some(copy), None) => match copy.manifest.pruned_at.filter(|_| !copy.has_image) {
             Some(at) => {
                 Err(Refusal::usage(format!("archive {name}: the copy of snapshot {id} was deleted at {at}")))
             }

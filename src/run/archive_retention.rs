@@ -331,7 +331,7 @@ fn needed_again(copy: &StoredCopy, pruned_at: Timestamp) -> String {
     let image = copy.image();
     format!(
         "{} was marked as pruned at {pruned_at} and is still there, and no newer copy of its instance is any more: it is not \
-         deleted; remove its `.pruned.json`, and it counts again",
+         deleted; remove its `.pruned.json`, and it counts again, or delete it by `snapwarden archive rm`",
         printable(&image.to_string_lossy())
     )
 }

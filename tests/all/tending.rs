@@ -193,6 +193,11 @@ async fn one_copy_is_removed_as_pruned_and_only_if_that_is_confirmed() {
         done["reasons"][0] == "a manual command" && done["reasons"][1].as_str().unwrap().contains("gate")
     );
     rm(&id, &["--yes"]).refused(2, &["was deleted at"]);
+    // One of which an interrupted pruning left the image.
+    let (image, bytes) =
+        before.iter().find(|(path, _)| is_of(path, &ids[0]) && path.extension().unwrap() == "qcow2").unwrap();
+    replace_file(&RealDisk, image, bytes, Access::Owner).unwrap();
+    assert_eq!((rm(&id, &["--yes", "--losing", "gate"]).status, images(&stage.archive()).len()), (0, 2));
 
     // The last one of all: no other archive has it, and its snapshot is not known to be there.
     let other = ids[1].to_string();
