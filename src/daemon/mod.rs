@@ -142,7 +142,7 @@ struct Beside {
     deletions: Option<AuditMark>,
 }
 
-/// A run that goes on.
+/// A run that has not ended.
 struct Running {
     policy: PolicyName,
     slot: Timestamp,

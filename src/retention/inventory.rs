@@ -82,7 +82,7 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Whether it belongs to the policy, where these are configured: what a policy took that is gone is everyone's.
+    /// Whether it belongs to the policy, where these are configured: what a policy took that was removed is everyone's.
     pub(crate) fn includes(&self, policy: &PolicyName, configured: &[&PolicyName]) -> bool {
         let Some(maker) = &self.maker else { return true };
         maker == policy || self.served.contains(policy) || !configured.contains(&maker)

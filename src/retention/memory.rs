@@ -124,8 +124,8 @@ impl Memory {
         })
     }
 
-    /// Adds the keys of a policy that is gone, from what its own last run rested on, where this memory knows nothing of it: so
-    /// that it is found to be gone.
+    /// Adds the keys of a policy that was removed, from what its own last run rested on, where this memory knows nothing of it: so
+    /// that its removal is found.
     pub fn add_gone(&mut self, policy: &PolicyName, own: &Self) {
         if let (false, Some(keys)) = (self.policies.contains_key(policy), own.last_found().0.remove(policy)) {
             self.policies.insert(policy.clone(), keys);

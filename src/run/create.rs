@@ -468,7 +468,7 @@ impl ZoneCreator<'_> {
         let listed = inventory.snapshots.iter().map(|snapshot| snapshot.id);
         let listed: HashSet<SnapshotId> = listed.chain(accepted.iter().copied()).collect();
         let now = self.runner.clock.now();
-        // One that was ever listed is forgotten only once it is known that it is gone.
+        // One that was ever listed is forgotten only once its end is known.
         let known = self.runner.state.listed_zone(self.zone).await.map_err(|error| chain(&error))?;
         let open = known.missing.iter().filter(|(_, missing)| missing.unexplained_at.is_none());
         let not_ended: HashSet<SnapshotId> =
@@ -780,7 +780,7 @@ impl ZoneCreator<'_> {
         if is_seen_to { taken_by(taker) } else { abandoned_by(taker) }
     }
 
-    /// Waits for a run of another policy, if one goes on, to take the snapshot that it asked for.
+    /// Waits for a run of another policy, if there is one, to take the snapshot that it asked for.
     async fn outcome_of(
         &self,
         taker: &PolicyName,

@@ -341,7 +341,7 @@ async fn remembered(
     }
     let mut memory = last.map(|(_, memory)| memory).unwrap_or_default();
     if !has_own && memory.at.is_some() {
-        // The one by another name may have run long before: of one that is gone, what it kept itself counts.
+        // The one by another name may have run long before: of one that was removed, what it kept itself counts.
         let is_gone = |name: &PolicyName| runner.policies.iter().all(|policy| policy.name != *name);
         for (name, other) in gone.into_iter().filter(|(name, _)| is_gone(name)) {
             memory.add_gone(&name, &read(&name, &other)?);
@@ -428,7 +428,7 @@ async fn overdue(runner: &Runner, zone: &ZoneName) -> Result<Vec<Missing>, Strin
 }
 
 /// Whose the snapshots are that this program is known to have taken; whatever the policies ask for now, since a policy
-/// that is gone may have asked for its own.
+/// that was removed may have asked for its own.
 fn created(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> HashMap<SnapshotId, Ownership> {
     let mut owned: HashMap<SnapshotId, Ownership> = HashMap::new();
     let in_zone = |made: &&Creation| made.zone == *zone;

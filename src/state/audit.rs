@@ -137,7 +137,7 @@ impl StepOutcome {
 /// How a snapshot ended that is not listed any more, as far as no run of this program is known to have deleted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// By this program: a run had tried to, and whether it was gone was not certain.
+    /// By this program: a run had tried to, and whether it was deleted was not certain.
     DeletedByUs,
     /// By another key, or a user.
     DeletedByOther,

@@ -154,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// With pauses, sources that fail, and changes since the last run: policies edited, added, removed or paused, instances
-    /// renamed or gone, snapshots that failed.
+    /// renamed or deleted, snapshots that failed.
     #[test]
     fn the_engine_and_the_second_judge_agree_whatever_keeps_beside_the_rules(
         (before, mut policies) in (councils(), councils()),

@@ -220,7 +220,7 @@ async fn an_upload_without_memory_is_resumed_and_only_if_it_is_of_this_image() {
         assert_eq!(there, 4, "all but the fourth");
         store.state().faults.clear();
         sent(&store);
-        // As another process: what the first one learned of the store is gone.
+        // As another process: it knows nothing of what the first one learned of the store.
         let again = self::archive(&store).with_memory(small_memory());
         upload(&again, &source(&other, []), &other).await.unwrap();
         assert!(store.state().objects[&key(".qcow2")].bytes == other);
