@@ -20,6 +20,7 @@ use crate::archive::transfer::sink::{Begin, SinkError, shown};
 use crate::archive::transfer::source::ImageSource;
 use crate::copies::CopyId;
 use crate::policy::name::ArchiveName;
+use crate::snapshot::SnapshotId;
 
 /// An archive. Clones are one archive.
 #[derive(Debug, Clone)]
@@ -270,6 +271,24 @@ impl Archive {
             Self::Local(archive) => archive.forget_pruned(copy).await,
             Self::S3(archive) => archive.forget_pruned(copy).await,
             Self::Restic(archive) => archive.forget_pruned(copy).await,
+        }
+    }
+
+    /// Removes the manifest of a pruned copy for which no newer one stands any more: it would keep the image from being stored again.
+    /// Nothing is done if `catalogue` has no such copy of the snapshot, or if it has changed since.
+    ///
+    /// # Errors
+    /// [`UpdateError`], but for [`UpdateError::Changed`].
+    pub(crate) async fn forget_pruned_without_newer(
+        &self,
+        catalogue: &Catalogue,
+        snapshot: SnapshotId,
+    ) -> Result<(), UpdateError> {
+        let mut pruned = catalogue.pruned_without_newer();
+        let Some(copy) = pruned.find(|copy| copy.manifest.snapshot.id == snapshot) else { return Ok(()) };
+        match self.forget_pruned(copy).await {
+            Err(UpdateError::Changed { .. }) => Ok(()),
+            done => done,
         }
     }
 

@@ -298,11 +298,12 @@ impl Catalogue {
             .flat_map(|range| self.copies.get(range.clone()).unwrap_or_default())
     }
 
-    /// The copies that the archive's retention removed and that do not count any more, since those that stood for them are missing
-    /// as well. Their images may be stored again.
-    pub(crate) fn lapsed(&self) -> impl Iterator<Item = &StoredCopy> {
-        let newest_first = self.copies.chunk_by(is_of_same_instance);
-        newest_first.flat_map(|copies| copies.iter().take_while(|copy| copy.manifest.pruned_at.is_some()))
+    /// The copies that the archive's retention removed and that do not count, since no intact one of their instance is as new. An
+    /// interrupted pruning may have left their images.
+    pub(crate) fn pruned_without_newer(&self) -> impl Iterator<Item = &StoredCopy> {
+        // As in `index`: newest first.
+        let instances = self.copies.chunk_by(is_of_same_instance);
+        instances.flat_map(|copies| copies.iter().take_while(|copy| copy.manifest.pruned_at.is_some()))
     }
 
     /// Finds the copies that count.

@@ -283,6 +283,13 @@ pub struct ArchiveRules {
     pub user_data: bool,
 }
 
+impl ArchiveRules {
+    /// Whether the retention may delete the last copy of an instance.
+    pub(crate) fn may_empty(&self) -> bool {
+        self.retention.as_ref().is_some_and(|retention| retention.min_keep == 0)
+    }
+}
+
 /// When the daemon verifies copies again, and how many of them.
 #[derive(Debug, Clone)]
 pub struct VerifyPlan {

@@ -118,13 +118,15 @@ impl ArchiveCopier<'_> {
         }
         let known: BTreeMap<String, &StoredCopy> =
             target.catalogue.copies().iter().map(|copy| (copy.stem(), copy)).collect();
-        let lapsed: CopySet = target.catalogue.lapsed().map(|copy| copy.manifest.id()).collect();
+        // An image that is still there is for a person to bring back.
+        let without_newer = target.catalogue.pruned_without_newer().filter(|copy| !copy.has_image);
+        let without_newer: CopySet = without_newer.map(|copy| copy.manifest.id()).collect();
         let mut copying = Copying::default();
         let mut lacking = Vec::new();
         for copy in selection.of(&source.catalogue) {
             match known.get(&copy.stem()) {
                 None => lacking.push(copy),
-                Some(there) if lapsed.contains(&there.manifest.id()) => lacking.push(copy),
+                Some(there) if without_newer.contains(&there.manifest.id()) => lacking.push(copy),
                 Some(there) if there.manifest.pruned_at.is_some() => {
                     copying.pruned.push(there.manifest.clone());
                 }
@@ -181,16 +183,13 @@ impl ArchiveCopier<'_> {
         let (from, to, id) = (self.from.name(), self.to.name(), copy.manifest.id());
         // Its disk may have been unmounted since: then it would be stored on the disk below.
         is_still_there(self.to, target).await.map_err(StepError::failed)?;
-        if let Some(lapsed) = target.lapsed().find(|there| there.manifest.id() == id) {
-            match self.to.forget_pruned(lapsed).await {
-                Ok(()) | Err(UpdateError::Changed { .. }) => {}
-                Err(error) => {
-                    let why = chain(&error);
-                    return Err(StepError::failed(format!(
-                        "the manifest of the copy that the retention of {to} deleted cannot be removed: {why}"
-                    )));
-                }
-            }
+        if let Err(error) = self.to.forget_pruned_without_newer(target, id.snapshot_id).await {
+            let why = format!("the manifest of the pruned copy in {to} cannot be removed: {}", chain(&error));
+            let failure = match &error {
+                UpdateError::Archive(error) => error.failed_write(),
+                _ => None,
+            };
+            return Err(self.failed(failure, why).await);
         }
         let output = loop {
             match self.to.begin_copy(&id).await {

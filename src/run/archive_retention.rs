@@ -123,17 +123,13 @@ impl Judged<'_> {
         let mut all = CopyPlan::default();
         let mut by_zone: BTreeMap<&ZoneName, Vec<&StoredCopy>> = BTreeMap::new();
         let is_meant = |zone: &ZoneName| zones.is_none_or(|zones| zones.contains(zone));
-        let may_be_empty = self.rules.retention.as_ref().is_some_and(|retention| retention.min_keep == 0);
-        let lapsed: HashSet<CopyId> = self
-            .catalogue
-            .lapsed()
-            .filter(|copy| copy.has_image && !may_be_empty)
-            .map(|copy| copy.manifest.id())
-            .collect();
+        let needed = self.catalogue.pruned_without_newer();
+        let needed = needed.filter(|copy| copy.has_image && !self.rules.may_empty());
+        let needed: HashSet<CopyId> = needed.map(|copy| copy.manifest.id()).collect();
         for copy in self.catalogue.copies().iter().filter(|copy| is_meant(&copy.manifest.zone)) {
             match copy.manifest.pruned_at {
                 None => by_zone.entry(&copy.manifest.zone).or_default().push(copy),
-                Some(at) if lapsed.contains(&copy.manifest.id()) => {
+                Some(at) if needed.contains(&copy.manifest.id()) => {
                     let text = needed_again(copy, at);
                     all.warnings.entry(copy.manifest.zone.clone()).or_default().push(text);
                 }
@@ -326,11 +322,11 @@ impl Judged<'_> {
     }
 }
 
-/// That an interrupted pruning is not brought to its end, since nothing would be left of the instance that is as new.
+/// Why an interrupted pruning is not brought to its end.
 fn needed_again(copy: &StoredCopy, pruned_at: Timestamp) -> String {
     let image = copy.image();
     format!(
-        "{} was marked as pruned at {pruned_at} and is still there, and no newer copy of its instance is any more: it is not \
+        "{} was marked as pruned at {pruned_at}, but its image is still there, and no newer copy of its instance is: it is not \
          deleted; remove its `.pruned.json`, and it counts again, or delete it by `snapwarden archive rm`",
         printable(&image.to_string_lossy())
     )

@@ -318,7 +318,13 @@ impl<'a> Exporter<'a> {
         }
         if let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) {
             self.mark_corrupt(archive, catalogue, image).await?;
-            self.forget_lapsed(archive, catalogue, image).await?;
+            if let Err(error) = archive.forget_pruned_without_newer(catalogue, image.snapshot.id).await {
+                let why = match &error {
+                    UpdateError::Archive(error) => self.failed(name, error).await,
+                    error => chain(error),
+                };
+                return Err(format!("the manifest of the pruned copy cannot be removed: {why}"));
+            }
         }
         loop {
             match archive.begin(image).await {
@@ -355,27 +361,6 @@ impl<'a> Exporter<'a> {
         Err(format!(
             "the corrupt copy that is there cannot be marked as such, so it cannot be replaced: {why}"
         ))
-    }
-
-    /// The manifest of a copy that the archive's retention deleted, and for which none stands any more, would keep its image from being
-    /// stored again.
-    async fn forget_lapsed(
-        &self,
-        archive: &Archive,
-        catalogue: &Catalogue,
-        image: &ImageToStore,
-    ) -> Result<(), String> {
-        let mut lapsed = catalogue.lapsed();
-        let Some(copy) = lapsed.find(|copy| copy.manifest.snapshot.id == image.snapshot.id) else {
-            return Ok(());
-        };
-        let why = match archive.forget_pruned(copy).await {
-            // One that has changed was stored or removed by another process.
-            Ok(()) | Err(UpdateError::Changed { .. }) => return Ok(()),
-            Err(UpdateError::Archive(error)) => self.failed(archive.name(), &error).await,
-            Err(error @ (UpdateError::Busy { .. } | UpdateError::Held(_))) => chain(&error),
-        };
-        Err(format!("the manifest of the copy that the retention deleted cannot be removed: {why}"))
     }
 }
 
@@ -462,10 +447,9 @@ fn missing<'a>(
             let newest = newest.entry(instance.id).or_insert(snapshot.created_at);
             *newest = snapshot.created_at.max(*newest);
         }
-        let retention = rules.get(name).and_then(|rules| rules.retention.as_ref());
-        if retention.is_none_or(|retention| retention.min_keep > 0) {
+        if rules.get(name).is_none_or(|rules| !rules.may_empty()) {
             // An image that is still there is for a person to bring back.
-            for copy in catalogue.lapsed().filter(|copy| !copy.has_image) {
+            for copy in catalogue.pruned_without_newer().filter(|copy| !copy.has_image) {
                 snapshots.remove(&copy.manifest.snapshot.id);
             }
         }

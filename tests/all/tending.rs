@@ -439,6 +439,14 @@ async fn what_an_archive_deleted_is_stored_again_once_the_newer_copy_that_stood_
             let rm = ["archive", "rm", "second", &older[0].to_string(), "--yes", "--losing", "gate"];
             assert_eq!(said(&stage, &policies, &rm).status, 0);
             copy(1);
+
+            // One whose image an interrupted pruning left is not taken for stored.
+            let second = stage.folder.path().join("second");
+            let (image, bytes) = images(&second).remove(0);
+            assert_eq!(said(&stage, &policies, &rm).status, 0);
+            replace_file(&RealDisk, &second.join(image), &bytes, Access::Owner).unwrap();
+            let report = said(&stage, &policies, &["archive", "copy", "vault", "second", "--output", "json"]);
+            assert_eq!(report.json()["pruned_there"], 1, "{report:?}");
         }
     }
 }
