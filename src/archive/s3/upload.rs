@@ -670,8 +670,11 @@ impl Sink for S3Sink {
     fn wait_until_stored(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(async move {
             // Of an image of unknown length the last part ends with `publish`.
-            if self.sums.as_ref().is_none_or(|sums| sums.whole.is_none()) {
-                return Ok(());
+            let Some(whole) = self.sums.as_ref().and_then(|sums| sums.whole) else { return Ok(()) };
+            // A part that is sent as it arrives would wait for its end, and for its MD5, for ever.
+            if self.at != whole && self.lost.is_none() {
+                let why = format!("{} bytes of it arrived where it has {whole}", self.at);
+                return Err(sink_error(self.error("upload", why)));
             }
             self.wait_for_all().await.map_err(sink_error)
         })

@@ -76,6 +76,15 @@ impl Start {
         Ok(())
     }
 
+    /// Gathers as much of `chunk` as fits; true if the buffer is full. What did not fit is not received: should the connection
+    /// be given up first, the next one brings it.
+    fn fill(&mut self, chunk: &mut Bytes) -> bool {
+        let before = chunk.len();
+        let is_full = self.buffers.fill(chunk);
+        self.received.bytes += (before - chunk.len()) as u64;
+        is_full
+    }
+
     /// Hands on the gathered bytes, as soon as they fit into the queues.
     async fn flush(&mut self, outputs: &mut Outputs) -> Result<(), DownloadError> {
         let bytes = self.buffers.take();
@@ -359,11 +368,10 @@ impl Download<'_> {
                 let wanted = end.saturating_sub(start.received.bytes);
                 chunk.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
             }
-            start.received.bytes += chunk.len() as u64;
-            if end.is_some_and(|end| start.received.bytes > end) {
+            if end.is_some_and(|end| start.received.bytes + chunk.len() as u64 > end) {
                 return Err(Interruption::Changed("the server sends more bytes than it promised"));
             }
-            while start.buffers.fill(&mut chunk) {
+            while start.fill(&mut chunk) {
                 self.flush(start, outputs).await?;
                 self.report(start.received.bytes, total);
             }

@@ -112,7 +112,7 @@ async fn a_part_that_failed_on_its_way_is_read_again_and_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_read_again_outlasts_the_source_and_the_store() {
-    let image = image(20 * MIB, 4);
+    let (longer, image) = (image(40 * MIB, 4), image(20 * MIB, 4));
     // Of the second connection, which reads the part again, and the third.
     for faults in [
         vec![Fault::Fine, Fault::Cut(3 * MIB)],
@@ -131,6 +131,17 @@ async fn what_is_read_again_outlasts_the_source_and_the_store() {
         let from = source(&image, faults);
         upload(&archive, &from, &image).await.unwrap_or_else(|error| panic!("{case}: {error}"));
         assert_stored(&store, &image, &case);
+    }
+    // While later parts arrive: what came with the bytes before the interruption is no gap.
+    for fault in
+        [Fault::Cut(3 * MIB), Fault::End(3 * MIB), Fault::Stall(3 * MIB), Fault::Hang, Fault::Expired]
+    {
+        let store: Arc<Store> = Arc::default();
+        store.fault("part 2", Effect::Cut);
+        let archive = archive(&store).with_memory(small_memory());
+        let from = source(&longer, [Fault::Fine, fault]);
+        upload(&archive, &from, &longer).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+        assert_stored(&store, &longer, &format!("{fault:?}"));
     }
     // A store that asks for less for 100 s.
     let store: Arc<Store> = Arc::default();
