@@ -98,7 +98,7 @@ async fn listed(
     let before = runner.state.last_runs(&policy.name).await.map_err(|error| failed(chain(&error)))?;
     let memories = memories(&runner, policy, &before).await;
     let archives = FoundArchives::default();
-    let listed = complete(&runner, &memories, zone, seen, &archives).await.map_err(failed)?;
+    let listed = complete(&runner, &policy.name, &memories, zone, seen, &archives).await.map_err(failed)?;
     let archives = config.archives.keys().map(|name| (name.clone(), Copies::Assumed)).collect();
     Ok(Inventory { archives, ..listed.inventory })
 }

@@ -45,7 +45,6 @@ use crate::policy::{Policy, VerifyPlan};
 use crate::retention::deciding_keys::deciding_keys;
 use crate::run::archive_verify::ArchiveVerifier;
 use crate::run::context::{ConfigurationChanged, RunOptions, Runner};
-use crate::run::list::EARLY_MAX;
 use crate::run::pauses;
 use crate::run::report::{CHANGED, RunReport, RunResult, Step};
 use crate::state::allowances::AllowanceOf;
@@ -74,6 +73,10 @@ const TRIGGER_LASTS: SignedDuration = SignedDuration::from_hours(1);
 /// A run that could not begin for a cause that may pass is tried again after this: time for a disk that is busy or full, and not so
 /// often that the log is full of it.
 const TRY_AGAIN: SignedDuration = SignedDuration::from_mins(5);
+
+/// A run by hand that began this long before a slot may stand for it: a person may be that early, and its snapshots are hardly older than
+/// those of the slot's own run would be.
+const EARLY_MAX: SignedDuration = SignedDuration::from_mins(15);
 
 /// How long what is queued for notifiers may take at the end.
 const NOTIFY_GRACE: Duration = Duration::from_secs(5);

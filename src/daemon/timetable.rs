@@ -87,9 +87,11 @@ impl Timetable {
     /// `before` is the persisted state; policies that existed before a reload continue.
     pub fn new(policies: &[Policy], host: &str, before: &Schedules, now: Timestamp) -> Self {
         let entry = |policy: &Policy| {
-            let fresh = Served { first_seen_at: now, watermark: now, begun: None };
+            let fresh = Served { first_seen_at: now, watermark: now, begun: None, missed: None };
             let mut served = before.policies.get(&policy.name).copied().unwrap_or(fresh);
-            served.begun = served.begun.filter(|_| policy.enabled);
+            if !policy.enabled {
+                (served.begun, served.missed) = (None, None);
+            }
             let schedule = policy
                 .schedule
                 .clone()
@@ -121,7 +123,7 @@ impl Timetable {
                 entry.running = old.running;
                 entry.again_from = old.again_from.filter(|_| entry.is_enabled);
                 if !entry.is_enabled && !entry.running {
-                    entry.served.begun = None;
+                    (entry.served.begun, entry.served.missed) = (None, None);
                 }
                 // Slots of a new schedule before it existed were never promised.
                 let same = entry.schedule_text() == old.schedule_text();
@@ -270,7 +272,7 @@ impl Entry {
         }
         let begun_late = now.duration_since(latest).saturating_sub(self.delay) > late;
         if begun_late && self.on_start == OnStart::Wait {
-            self.served.watermark = latest;
+            (self.served.watermark, self.served.missed) = (latest, Some(latest));
             events.push(Event::Missed(name.clone(), count));
             return;
         }
@@ -282,7 +284,7 @@ impl Entry {
 
     fn begin(&mut self, name: &PolicyName, slot: Timestamp) -> Event {
         self.running = true;
-        self.served.begun = Some(slot);
+        (self.served.begun, self.served.missed) = (Some(slot), None);
         self.again_from = None;
         Event::Begin(name.clone(), slot)
     }
@@ -343,7 +345,7 @@ mod tests {
 
     fn served(watermark: &str) -> Schedules {
         let watermark = at(watermark);
-        let served = Served { first_seen_at: watermark, watermark, begun: None };
+        let served = Served { first_seen_at: watermark, watermark, begun: None, missed: None };
         Schedules { policies: BTreeMap::from([(p(), served)]), ..Schedules::default() }
     }
 

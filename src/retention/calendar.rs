@@ -122,6 +122,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn edges_belong_to_what_begins_there() {
+        // Neighbours share what was looked up for the first of them. In Cairo midnight is set back to eleven.
+        for (zone, instant, day, hour) in [
+            ("Europe/Zurich", "1969-12-31T22:59:59.5Z", "1969-12-31", "1969-12-31T22:00:00Z"),
+            ("Europe/Zurich", "1969-12-31T23:59:59.5Z", "1970-01-01", "1969-12-31T23:00:00Z"),
+            ("Africa/Cairo", "2026-10-29T21:00:00Z", "2026-10-29", "2026-10-29T21:00:00Z"),
+            ("Africa/Cairo", "2026-10-29T22:00:00Z", "2026-10-30", "2026-10-29T22:00:00Z"),
+        ] {
+            let mut calendar = Calendar::new(&TimeZone::get(zone).unwrap());
+            let instant: Timestamp = instant.parse().unwrap();
+            calendar.periods(instant - Span::new().seconds(1));
+            let periods = calendar.periods(instant);
+            assert_eq!(name(Period::Day, periods.day()), day, "{instant}");
+            assert_eq!(name(Period::Hour, periods.number(Period::Hour)), hour, "{instant}");
+        }
+    }
+
     proptest! {
         /// Zone by zone, across clock changes and before 1970.
         #[test]

@@ -472,7 +472,20 @@ mod tests {
 
     #[test]
     fn a_zone_without_deletions_has_nothing_to_hold() {
-        assert_eq!(held(&GUARD, &[ZoneCase { deletes: 0, ..skewed(1200) }], None), [false]);
+        let none = ZoneCase { deletes: 0, ..skewed(1200) };
+        assert_eq!(held(&GUARD, std::slice::from_ref(&none), None), [false]);
+        // Those that are accepted go by the same clock.
+        assert_eq!(held(&GUARD, &[ZoneCase { accepted: 1, ..none }], None), [true]);
+    }
+
+    #[test]
+    fn a_clock_is_trusted_within_the_limit_and_where_there_is_none_to_compare_it_with_only_on_paper() {
+        for (seconds, expected) in [(0, true), (300, true), (301, false), (-300, true), (-301, false)] {
+            assert_eq!(is_clock_trusted(&GUARD, skewed(seconds).clock), expected, "{seconds} s");
+        }
+        assert!(
+            is_clock_trusted(&GUARD, ClockSkew::OnPaper) && !is_clock_trusted(&GUARD, ClockSkew::Unknown)
+        );
     }
 
     #[test]
@@ -516,6 +529,10 @@ mod tests {
                 true
             )
         );
+        let drop = ListingDrop { instances_dropped: 2, instances: 3, ..ListingDrop::default() };
+        let (text, can_be_allowed) = said(&GUARD, &[ZoneCase { drop, ..zone("a", 1, 20) }]);
+        assert!(text.contains("2 of the 3 instances that have snapshots are not listed any more"), "{text}");
+        assert!(can_be_allowed);
         assert_eq!(
             said(&few, &[skewed(-1203)]),
             (

@@ -248,10 +248,17 @@ fn missing_in(
         };
         inventory.snapshots.iter().any(|snapshot| since(&snapshot))
     };
-    // One listing that lacks an instance, or its label, is no reason to forget that its snapshot is missing.
-    let may_come_back = |one: &MissingSnapshot| slot.duration_since(one.slot) < MISSING_FOR;
+    // One listing that lacks an instance, or its label, is no reason to forget that its snapshot is missing. That an instance vanished
+    // has settled once the memory lacks it, too.
+    let memory = &plan.listing.memory;
+    let is_gone = |id: &InstanceId| {
+        memory.at.is_some()
+            && !memory.instances.contains_key(id)
+            && !inventory.instances.iter().any(|one| one.id == *id)
+    };
     let still = earlier.filter(|one| {
-        let is_about_it = |id| selected.contains(&id) || may_come_back(one);
+        let may_come_back = |id| slot.duration_since(one.slot) < MISSING_FOR && !is_gone(&id);
+        let is_about_it = |id| selected.contains(&id) || may_come_back(id);
         one.instance_id.is_some_and(|id| is_about_it(id) && !results.contains_key(&id)) && !is_there(one)
     });
     still.collect::<Vec<_>>().into_iter().chain(results.into_values().flatten()).collect()
@@ -469,7 +476,10 @@ impl ZoneCreator<'_> {
         let listed: HashSet<SnapshotId> = listed.chain(accepted.iter().copied()).collect();
         let now = self.runner.clock.now();
         // One that was ever listed is forgotten only once its end is known.
-        let known = self.runner.state.listed_zone(self.zone).await.map_err(|error| chain(&error))?;
+        let Ok(known) = self.runner.state.listed_zone(self.zone).await else {
+            // The account of endings says why it can't be read. It must not keep snapshots from being taken.
+            return Ok(steps);
+        };
         let open = known.missing.iter().filter(|(_, missing)| missing.unexplained_at.is_none());
         let not_ended: HashSet<SnapshotId> =
             open.map(|(id, _)| *id).chain(known.snapshots(now).map(|(id, _)| id)).collect();

@@ -113,10 +113,11 @@ impl ListingCache {
     }
 }
 
-/// Lists zones, from the cache if there is one; the listings are in the order of the zones. An error is why the zone
+/// Lists zones for a run of the policy `own`, from the cache if there is one; the listings are in the order of the zones. An error is why the zone
 /// cannot be judged, as a sentence.
 pub(crate) async fn list_zones(
     runner: &Runner,
+    own: &PolicyName,
     cache: Option<&ListingCache>,
     memories: &Memories,
     zones: &[ZoneName],
@@ -130,7 +131,7 @@ pub(crate) async fn list_zones(
                 Some(cache) => cache.list(runner, zone).await?,
                 None => list(runner, zone).await?,
             };
-            complete(runner, memories, zone, raw, archives).await
+            complete(runner, own, memories, zone, raw, archives).await
         };
         listings.push(listing.boxed());
     }
@@ -234,12 +235,13 @@ pub(crate) fn archived_copies(archives: &FoundArchives, zone: &ZoneName) -> BTre
     copies.collect()
 }
 
-/// Adds the holds, the snapshots that this program made, the copies in archives, and what the policy remembers.
+/// Adds the holds, the snapshots that this program made, the copies in archives, and what the policy `own` remembers, whose run it is for.
 ///
 /// # Errors
 /// Why the zone cannot be judged, as a sentence.
 pub async fn complete(
     runner: &Runner,
+    own: &PolicyName,
     memories: &Memories,
     zone: &ZoneName,
     raw: RawListing,
@@ -256,7 +258,7 @@ pub async fn complete(
     })?;
     let mut inventory = Inventory {
         created: created(&states, zone),
-        missing: [missing(&states, zone), overdue(runner, zone).await?].concat(),
+        missing: [missing(&states, zone), overdue(runner, own, zone).await].concat(),
         holds: holds_by_snapshot(
             &holds,
             archives.catalogues.values().flatten().map(|catalogue| &**catalogue),
@@ -392,39 +394,52 @@ pub(crate) fn missing(states: &[(PolicyName, PolicyState)], zone: &ZoneName) -> 
     missing.collect()
 }
 
-/// A run by hand that began this long before a slot may stand for it: a person may be that early, and its snapshots are hardly older than
-/// those of the slot's own run would be.
-pub(crate) const EARLY_MAX: SignedDuration = SignedDuration::from_mins(15);
-
 /// A run begins, and takes its snapshots, within this after its time and its longest delay.
 const OVERDUE: SignedDuration = SignedDuration::from_hours(1);
 
-/// The policies that take snapshots and have not run when they were last due: then nothing says whether those could be taken.
-///
-/// # Errors
-/// Why the zone cannot be judged, as a sentence.
-async fn overdue(runner: &Runner, zone: &ZoneName) -> Result<Vec<Missing>, String> {
-    let takes = |policy: &&Policy| policy.enabled && policy.create && policy.zones.contains(zone);
-    let mut overdue = Vec::new();
-    for policy in runner.policies.iter().filter(takes) {
-        let Some(schedule) = &policy.schedule else { continue };
-        let runs = runner.state.last_runs(&policy.name).await.map_err(|error| {
-            let (name, error) = (&policy.name, chain(&error));
-            format!("nothing is done here, since it is not known when policy {name} ran: {error}")
-        })?;
-        let Some(last) = runs.last else { continue };
-        let late =
-            SignedDuration::try_from(policy.jitter).unwrap_or(SignedDuration::MAX).saturating_add(OVERDUE);
-        let until = runner.clock.now().saturating_sub(late).unwrap_or(Timestamp::MIN);
-        let served = last.started_at.saturating_add(EARLY_MAX).unwrap_or(Timestamp::MAX);
-        overdue.extend(schedule.last_until(until, served, &policy.time_zone).map(|slot| Missing {
-            policy: policy.name.clone(),
-            instance: None,
-            slot,
-            cause: format!("it has not run since {}", last.started_at.strftime("%Y-%m-%dT%H:%M:%SZ")),
-        }));
-    }
-    Ok(overdue)
+/// The policies that take snapshots and whose last due run a daemon has not done: then nothing says whether those could be taken.
+/// What the run of `own` can't take, it remembers itself. Without a daemon something else decides when policies run.
+pub(crate) async fn overdue(runner: &Runner, own: &PolicyName, zone: &ZoneName) -> Vec<Missing> {
+    let served = async {
+        let has_daemon = runner.state.has_daemon().await?;
+        if has_daemon { runner.state.schedules().await.map(Some) } else { Ok(None) }
+    };
+    let served = served.await.map_err(|error| format!("it is not known when it ran: {}", chain(&error)));
+    let Some(served) = served.transpose() else { return Vec::new() };
+    let now = runner.clock.now();
+    let takes = |policy: &&Policy| {
+        policy.enabled && policy.create && policy.zones.contains(zone) && policy.name != *own
+    };
+    let overdue = runner.policies.iter().filter(takes).filter_map(|policy| {
+        let schedule = policy.schedule.as_ref()?;
+        let (slot, cause) = match &served {
+            Err(cause) => (now, cause.clone()),
+            Ok(served) => {
+                let served = served.policies.get(&policy.name)?;
+                let late = SignedDuration::try_from(policy.jitter)
+                    .unwrap_or(SignedDuration::MAX)
+                    .saturating_add(OVERDUE);
+                let until = now.saturating_sub(late).unwrap_or(Timestamp::MIN);
+                let (slot, cause) = match (served.begun, served.missed) {
+                    (Some(begun), _) => (begun, "its run of then has not ended"),
+                    (None, Some(missed)) => {
+                        (missed, "its run of then was missed, and is not made up for by itself")
+                    }
+                    (None, None) => {
+                        let slot = schedule.last_until(until, served.watermark, &policy.time_zone)?;
+                        (slot, "its run of then has not begun")
+                    }
+                };
+                let name = &policy.name;
+                (
+                    Some(slot).filter(|slot| *slot <= until)?,
+                    format!("{cause}; to run it now: snapwarden trigger {name}"),
+                )
+            }
+        };
+        Some(Missing { policy: policy.name.clone(), instance: None, slot, cause })
+    });
+    overdue.collect()
 }
 
 /// Whose the snapshots are that this program is known to have taken; whatever the policies ask for now, since a policy

@@ -192,7 +192,7 @@ pub(crate) async fn plan_zones(
     memories: &Memories,
     zones: &[ZoneName],
 ) -> Vec<Result<ZonePlan, String>> {
-    let listings = list_zones(runner, None, memories, zones).await;
+    let listings = list_zones(runner, &policy.name, None, memories, zones).await;
     let now = runner.clock.now();
     listings.into_iter().map(|listing| decide(&runner.policies, policy, listing?, now)).collect()
 }

@@ -91,7 +91,7 @@ impl Runner {
         let (runner, policy) = self_instance::resolve(&runner, &heeding).await;
         let (runner, policy) = (&*runner, &*policy);
         let memories = memories(runner, policy, &before).await;
-        let listings = list_zones(runner, Some(cache), &memories, &policy.zones).await;
+        let listings = list_zones(runner, &policy.name, Some(cache), &memories, &policy.zones).await;
         let at = at.unwrap_or_else(|| runner.clock.now());
         let (mut plans, mut exports) = (Vec::new(), Vec::new());
         for listing in listings {

@@ -1,4 +1,4 @@
-//! How far each policy's schedule was served. The daemon alone reads and writes it, under its lock.
+//! How far each policy's schedule was served. The daemon alone writes it, under its lock.
 
 use std::collections::BTreeMap;
 
@@ -37,6 +37,9 @@ pub struct Served {
     /// next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<Timestamp>,
+    /// The last slot that was counted as missed, until a run begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<Timestamp>,
 }
 
 impl StateDirectory {
@@ -65,6 +68,7 @@ mod tests {
     fn what_an_earlier_program_saved_is_read() {
         let text = r#"{"policies": {"p": {"first_seen_at": "2026-11-01T08:00:00Z", "watermark": "2026-11-03T02:30:00Z"}}}"#;
         let schedules: Schedules = serde_json::from_str(text).unwrap();
-        assert_eq!(schedules.policies.values().next().unwrap().begun, None);
+        let served = schedules.policies.values().next().unwrap();
+        assert_eq!((served.begun, served.missed), (None, None));
     }
 }

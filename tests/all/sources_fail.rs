@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use snapwarden::disk::{Access, Disk as _};
 use snapwarden::run::context::RunOptions;
 use snapwarden::run::list::ListingCache;
@@ -13,7 +13,10 @@ use snapwarden::sim::disk::{DiskCall, MemoryDisk};
 use snapwarden::sim::fault::{Effect, Fault};
 use snapwarden::snapshot::{InstanceId, SnapshotState};
 use snapwarden::state::audit::{Action, StepOutcome};
+use snapwarden::state::directory::StateDirectory;
+use snapwarden::state::schedules::{Schedules, Served};
 
+use crate::command_line::write;
 use crate::stage::{Stage, ended, paths};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -163,47 +166,99 @@ async fn copies_that_wait_for_a_policy_that_is_taken_away_wait_until_that_has_se
     assert!(copies(&stage, db) < 13);
 }
 
-/// The machine was off, or the policy's run hangs: nobody has tried to take what was due.
+fn state_directory(stage: &Stage) -> StateDirectory {
+    StateDirectory::open(stage.seams.disk.clone(), &stage.state()).unwrap()
+}
+
+/// What a daemon remembers of `nightly`, relative to the moment at which that was due last.
+#[derive(Default)]
+struct Known {
+    served: SignedDuration,
+    begun: Option<SignedDuration>,
+    missed: Option<SignedDuration>,
+}
+
+/// The daemon's run hangs, or was missed: nobody has tried to take what was due.
 #[tokio::test(start_paused = true)]
-async fn a_policy_that_has_not_run_when_it_was_due_keeps_others_from_deleting() {
-    let (stage, _) = Stage::two_by_twenty();
+async fn a_policy_that_a_daemon_has_not_run_when_it_was_due_keeps_others_from_deleting() {
     let scheduled =
         NIGHTLY.replace("create = true", "create = true\nschedule = \"30 2 * * *\"\njitter = \"10m\"");
     let both = format!("{scheduled}{}", PRUNE.replace("keep_last = 3", "keep_within = \"7d\""));
-    let until_slot = |stage: &Stage| {
-        let slot = "2026-11-01T02:30:00Z".parse::<jiff::Timestamp>().unwrap();
-        let passed = stage.now().duration_since(slot).as_secs().rem_euclid(24 * 3600);
-        stage.step(SignedDuration::from_secs(24 * 3600 - passed));
-    };
-    until_slot(&stage);
-    run(&stage, &both, "nightly").await;
-    let before = stage.there().len();
-    // Within an hour and its jitter it may still come.
-    stage.step(DAY + SignedDuration::from_mins(60));
-    let of_the_night = deleted(&run(&stage, &both, "prune").await);
-    assert!(of_the_night < 40, "{of_the_night}");
-    stage.step(DAY * 8);
-    let report = run(&stage, &both, "prune").await;
-    assert_eq!((deleted(&report), stage.there().len()), (0, before - of_the_night), "{:?}", report.zones);
-    let pending = report.zones[0].pending.clone().unwrap();
-    assert!(pending.contains("policy nightly") && pending.contains("it has not run since"), "{pending}");
-    // It runs again.
-    until_slot(&stage);
-    let report = run(&stage, &both, "nightly").await;
-    assert!(
-        ended(&report, Action::Create, StepOutcome::Done) > 0 && deleted(&report) > 0,
-        "{:?}",
-        report.zones
-    );
+    let hours = SignedDuration::from_hours;
+    let known = |served| Known { served, ..Known::default() };
+    for (case, known, has_daemon, expected) in [
+        ("all was run", known(hours(0)), true, None),
+        ("its loop hangs", known(-DAY), true, Some("has not begun")),
+        ("it runs", Known { begun: Some(hours(0)), ..known(-DAY) }, true, Some("has not ended")),
+        (
+            "another time has passed meanwhile",
+            Known { begun: Some(-DAY), ..known(-DAY * 2) },
+            true,
+            Some("has not ended"),
+        ),
+        ("it was asked for a moment ago", Known { begun: Some(hours(1)), ..known(hours(0)) }, true, None),
+        (
+            "it waits for the next one",
+            Known { missed: Some(hours(0)), ..known(hours(0)) },
+            true,
+            Some("trigger nightly"),
+        ),
+        ("of a daemon that is not there any more", known(-DAY), false, None),
+    ] {
+        let (stage, _) = Stage::two_by_twenty();
+        stage.step(DAY * 8);
+        let slot: Timestamp = "2026-12-01T02:30:00Z".parse().unwrap();
+        stage.step(slot.duration_since(stage.now()) + hours(2));
+        let state = state_directory(&stage);
+        let _lock = if has_daemon { Some(state.lock_daemon(&stage.clock).await.unwrap()) } else { None };
+        let served = Served {
+            first_seen_at: slot - DAY * 30,
+            watermark: slot + known.served,
+            begun: known.begun.map(|after| slot + after),
+            missed: known.missed.map(|after| slot + after),
+        };
+        let policies = [("nightly".parse().unwrap(), served)].into();
+        state.set_schedules(Schedules { policies, ..Schedules::default() }).await.unwrap();
+        let report = run(&stage, &both, "prune").await;
+        let pending = report.zones[0].pending.clone().unwrap_or_default();
+        assert_eq!(deleted(&report) > 0, expected.is_none(), "{case}: {pending}");
+        assert!(
+            expected.is_none_or(|words| pending.contains("policy nightly") && pending.contains(words)),
+            "{case}: {pending}"
+        );
+        // It does not wait for itself, and once it ran others do not, either.
+        let report = run(&stage, &both, "nightly").await;
+        assert!(ended(&report, Action::Create, StepOutcome::Done) > 0, "{case}: {:?}", report.zones);
+        assert!(expected.is_none() || deleted(&report) > 0, "{case}: {:?}", report.zones);
+        let report = run(&stage, &both, "prune").await;
+        assert_eq!(report.zones[0].pending, None, "{case}");
+    }
+}
 
-    // By hand, a little too early or much too early.
-    for (early, is_served) in [(14, true), (16, false)] {
-        until_slot(&stage);
-        stage.step(DAY - SignedDuration::from_mins(early));
+/// What is only needed in order to delete keeps no snapshot from being taken.
+#[tokio::test(start_paused = true)]
+async fn damaged_records_of_listings_and_schedules_keep_snapshots_and_none_from_being_taken() {
+    for file in ["listed-ch-gva-2.json", "schedules.json"] {
+        let (stage, _) = Stage::two_by_twenty();
+        let scheduled = NIGHTLY.replace("create = true", "create = true\nschedule = \"30 2 * * *\"");
+        let both = format!("{scheduled}{PRUNE}");
         run(&stage, &both, "nightly").await;
-        stage.step(SignedDuration::from_hours(12));
-        let pending = run(&stage, &both, "prune").await.zones[0].pending.clone();
-        assert_eq!(pending.is_none_or(|text| !text.contains("has not run since")), is_served, "{early}");
+        let state = state_directory(&stage);
+        let _lock = state.lock_daemon(&stage.clock).await.unwrap();
+        state.set_schedules(Schedules::default()).await.unwrap();
+        stage.step(DAY);
+        assert!(paths(&stage.state()).contains(&stage.state().join(file)));
+        write(&stage.state().join(file), "{");
+        let report = run(&stage, &both, "prune").await;
+        let pending = report.zones[0].pending.clone().unwrap_or_default();
+        let is_known = file != "schedules.json";
+        assert_eq!(deleted(&report) > 0, is_known, "{file}: {pending}");
+        assert!(
+            is_known || pending.contains("it is not known when it ran") && pending.contains(file),
+            "{pending}"
+        );
+        let report = run(&stage, &both, "nightly").await;
+        assert_eq!(ended(&report, Action::Create, StepOutcome::Done), 2, "{file}: {:?}", report.zones);
     }
 }
 
@@ -220,6 +275,16 @@ async fn that_a_snapshot_is_missing_outlasts_a_listing_without_the_instance() {
     stage.world.clear_faults();
     let report = run(&stage, &both, "prune").await;
     assert_eq!(deleted(&report), 0, "{:?}", report.zones);
+
+    // It is deleted: once that has settled nothing waits for a snapshot of it any more.
+    forbid(&stage);
+    stage.world.fault(Fault::on(Call::ListInstances, Effect::Edit("/instances/0", None)));
+    for (day, expected) in [(1, 2), (2, 2), (3, 1), (4, 1)] {
+        run(&stage, &both, "nightly").await;
+        let states = state_directory(&stage).all_policy_states().await.unwrap();
+        assert_eq!(states.iter().map(|(_, state)| state.missing.len()).sum::<usize>(), expected, "day {day}");
+        stage.step(DAY);
+    }
 }
 
 #[tokio::test(start_paused = true)]

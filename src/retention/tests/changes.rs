@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::policy::select::NameGlob;
-use crate::retention::change::Change;
+use crate::retention::change::{Change, Seen};
 use crate::retention::change_guard::{keep_emptied, keep_pending};
-use crate::retention::memory::Memory;
+use crate::retention::memory::{InstanceFacts, Memory};
 use crate::retention::verdict::Rule;
 
 fn hours_later(hours: i64) -> Timestamp {
@@ -628,6 +628,108 @@ fn a_change_that_was_taken_back_while_the_policy_did_not_run_begins_anew() {
     of_daily.forget_interrupted(&of_nightly);
     let (plan, _) = run(std::slice::from_ref(&daily), &zone, &of_daily, hours_later(120));
     assert_eq!(pending(&plan), [3, 4, 5]);
+}
+
+/// What another policy's run remembers, in which all had one value, or the other.
+fn memory_of(keep_last: u32, name: &str, tier: Option<&str>, is_managed: bool) -> Memory {
+    let keys = [("keep_last".to_owned(), keep_last.into())].into();
+    let labels = [("tier".to_owned(), tier.map(str::to_owned))].into();
+    let facts = InstanceFacts { name: name.to_owned(), labels, is_managed: Some(is_managed) };
+    Memory {
+        at: Some(hours_later(24)),
+        policies: [(policy("p").name, keys)].into(),
+        instances: [(instance_id("web-1"), facts)].into(),
+        good: [snapshot_id(1)].into(),
+        ..Memory::default()
+    }
+}
+
+#[test]
+fn a_change_begins_anew_where_a_later_run_of_another_policy_found_what_was_before_it() {
+    let (id, policy) = (instance_id("web-1"), policy("p").name);
+    let (before, after) = (memory_of(4, "a", Some("gold"), false), memory_of(2, "b", None, true));
+    let key = |was: u32, is: u32| Change::Key {
+        policy: policy.clone(),
+        key: "keep_last".into(),
+        was: Some(was.into()),
+        is: Some(is.into()),
+    };
+    let name = || "a".to_owned();
+    let changes = [
+        key(4, 2),
+        Change::Renamed { id, was: name(), is: "b".into() },
+        Change::Label { id, name: name(), label: "tier".into(), was: Some("gold".into()), is: None },
+        Change::Managed { id, name: name(), was: false, is: true },
+    ];
+    let losses = [
+        Change::PolicyGone(policy.clone()),
+        Change::Vanished { id, name: name() },
+        Change::Failed(snapshot_id(1)),
+    ];
+    let seen =
+        |change: &Change| Seen { since: now(), not_before: None, paused_since: None, change: change.clone() };
+    let forgotten = |change: &Change, later: &Memory| {
+        let mut own = Memory { at: Some(now()), changes: vec![seen(change)], ..Memory::default() };
+        own.forget_interrupted(later);
+        own.changes
+    };
+    for change in &changes {
+        assert_eq!(forgotten(change, &after), [seen(change)], "{change}: it was so all the time");
+        assert_eq!(forgotten(change, &Memory::default()), [seen(change)], "{change}: nothing is known");
+        let back =
+            Seen { since: hours_later(24), not_before: Some(now()), ..seen(&change.reversed().unwrap()) };
+        assert_eq!(forgotten(change, &before), [seen(change), back], "{change}");
+    }
+    for loss in &losses {
+        assert_eq!(forgotten(loss, &Memory::default()), [seen(loss)], "{loss}");
+        assert_eq!(forgotten(loss, &before), [], "{loss}");
+    }
+    // One that the other policy saw as well, and no sooner than this one, or later.
+    for (change, not_before, begins_anew) in
+        [(key(4, 2), hours_later(-1), false), (key(4, 2), now(), true), (key(4, 3), hours_later(-1), true)]
+    {
+        let other = Seen { not_before: Some(not_before), ..seen(&change) };
+        let later = Memory { changes: vec![other], ..after.clone() };
+        assert_eq!(forgotten(&key(4, 2), &later).len() > 1, begins_anew, "{change}");
+    }
+    // A pause that began anew is none that was taken back.
+    let no = Some(serde_json::Value::Bool(false));
+    let anew = Change::Key { policy: policy.clone(), key: "enabled".into(), was: no.clone(), is: no.clone() };
+    let mut paused = before.clone();
+    paused.policies.get_mut(&policy).unwrap().extend(no.map(|no| ("enabled".to_owned(), no)));
+    assert_eq!(forgotten(&anew, &paused), [seen(&anew)]);
+}
+
+#[test]
+fn a_policy_that_only_its_own_last_run_knew_of_is_found_to_be_gone() {
+    let gone = policy("p").name;
+    let (mut memory, own) = (Memory::default(), memory_of(4, "a", None, false));
+    memory.add_gone(&policy("q").name, &own);
+    assert!(memory.policies.is_empty(), "of another one it knows nothing");
+    memory.add_gone(&gone, &own);
+    assert_eq!(memory.policies, own.policies);
+    memory.add_gone(&gone, &memory_of(2, "a", None, false));
+    assert_eq!(memory.policies, own.policies, "what is known stays");
+}
+
+#[test]
+fn only_a_pause_has_a_time_of_its_own_and_it_begins_anew_where_a_policy_was_resumed_in_between() {
+    let (on, zone) = (policy("p").with(keep_last(4)), days(5));
+    let paused_since = |at: Timestamp| [Policy { enabled: false, paused_since: Some(at), ..on.clone() }];
+    let (_, memory) = run(std::slice::from_ref(&on), &zone, &Memory::default(), days_ago(3));
+    let (_, memory) = run(&paused_since(days_ago(2)), &zone, &memory, days_ago(2));
+    let (_, memory) = run(&paused_since(days_ago(2)), &zone, &memory, days_ago(1));
+    assert_eq!(memory.paused.values().collect::<Vec<_>>(), [&days_ago(2)]);
+    for (since, changes) in [(days_ago(3), 0), (days_ago(2), 0), (days_ago(2) + nanosecond(), 1)] {
+        assert_eq!(memory.differences(&paused_since(since), &zone, now()).len(), changes, "{since}");
+    }
+    // An edit of a policy that is paused by hand, and one that is `false` from then on.
+    let edited = [Policy {
+        retention: policy("p").with(keep_last(2)).retention,
+        ..paused_since(days_ago(2))[0].clone()
+    }];
+    let found = memory.differences(&edited, &zone, now());
+    assert_eq!(found.iter().map(|seen| seen.paused_since).collect::<Vec<_>>(), [None]);
 }
 
 #[test]
