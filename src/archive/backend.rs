@@ -286,7 +286,11 @@ impl Archive {
     ) -> Result<(), UpdateError> {
         let mut pruned = catalogue.pruned_without_newer();
         let Some(copy) = pruned.find(|copy| copy.manifest.snapshot.id == snapshot) else { return Ok(()) };
-        match self.forget_pruned(copy).await {
+        let forgotten = match self {
+            Self::S3(archive) => archive.forget_to_store_again(copy).await,
+            Self::Local(_) | Self::Restic(_) => self.forget_pruned(copy).await,
+        };
+        match forgotten {
             Err(UpdateError::Changed { .. }) => Ok(()),
             done => done,
         }

@@ -20,6 +20,7 @@ pub struct VerifiedCopy {
     exported_at: Option<Timestamp>,
     bytes: u64,
     warnings: Vec<String>,
+    pruned_at: Option<Timestamp>,
 }
 
 impl VerifiedCopy {
@@ -32,6 +33,7 @@ impl VerifiedCopy {
             exported_at: manifest.exported_at,
             bytes: manifest.image.bytes,
             warnings: manifest.warnings.clone(),
+            pruned_at: manifest.pruned_at,
         }
     }
 
@@ -58,6 +60,11 @@ impl VerifiedCopy {
     /// The length of the image in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// When the archive's retention deleted its image, if it did.
+    pub fn pruned_at(&self) -> Option<Timestamp> {
+        self.pruned_at
     }
 
     /// Oddities of the image that do not keep it from being verified.
@@ -114,6 +121,7 @@ mod tests {
             exported_at: Some(at(20)),
             bytes: 1,
             warnings: Vec::new(),
+            pruned_at: None,
         }
     }
 

@@ -172,7 +172,11 @@ impl Unverified {
     fn is_useless(&self) -> bool {
         match self {
             Self::Download(error) | Self::SecondDownload { source: error, .. } => {
-                matches!(error, DownloadError::Unsteady(_) | DownloadError::Invalid(_))
+                // What can't be read back now could not be tomorrow, either.
+                matches!(
+                    error,
+                    DownloadError::Unsteady(_) | DownloadError::Invalid(_) | DownloadError::ReadBack(_)
+                )
             }
             Self::Mismatch { .. } | Self::Invalid(_) => true,
         }

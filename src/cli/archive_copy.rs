@@ -70,6 +70,7 @@ pub(super) async fn copy(
         from: &source,
         to: &target,
         guards: [&rules(from)?.guard, &rules(to)?.guard],
+        may_empty: rules(to)?.may_empty(),
         user_data: rules(to)?.user_data,
     };
     let report = |step: &Step| {

@@ -27,6 +27,7 @@ use crate::randomness::{Randomness, fresh_id};
 use crate::run::archive_holds::{HoldMarker, unmarked_text};
 use crate::run::archive_presence::{Looker, Presence, is_still_there, mark, remember_write};
 use crate::run::archive_retention::subject_of;
+use crate::run::export::is_there;
 use crate::run::report::Step;
 use crate::run::step::{Done, Recorder, StepError};
 use crate::snapshot::{InstanceId, SnapshotId};
@@ -55,6 +56,8 @@ pub struct ArchiveCopier<'a> {
     pub to: &'a Archive,
     /// How the archives lose copies that were not deleted.
     pub guards: [&'a Guard; 2],
+    /// Whether the other archive's retention may delete the last copy of an instance: then it is not stored again.
+    pub may_empty: bool,
     /// Whether the archive that gets the copies may hold the user data of instances.
     pub user_data: bool,
 }
@@ -119,7 +122,8 @@ impl ArchiveCopier<'_> {
         let known: BTreeMap<String, &StoredCopy> =
             target.catalogue.copies().iter().map(|copy| (copy.stem(), copy)).collect();
         // An image that is still there is for a person to bring back.
-        let without_newer = target.catalogue.pruned_without_newer().filter(|copy| !copy.has_image);
+        let without_newer = target.catalogue.pruned_without_newer();
+        let without_newer = without_newer.filter(|copy| !copy.has_image && !self.may_empty);
         let without_newer: CopySet = without_newer.map(|copy| copy.manifest.id()).collect();
         let mut copying = Copying::default();
         let mut lacking = Vec::new();
@@ -194,7 +198,8 @@ impl ArchiveCopier<'_> {
         let output = loop {
             match self.to.begin_copy(&id).await {
                 Ok(Begin::Missing(output)) => break output,
-                Ok(Begin::Stored(_)) => {
+                Ok(Begin::Stored(stored)) => {
+                    is_there(&stored).map_err(StepError::failed)?;
                     let message = Some("another process stored it in the meantime".to_owned());
                     return Ok(Done { message, ..Done::default() });
                 }

@@ -205,7 +205,8 @@ impl Judged<'_> {
         Ok(ZoneCopies { zone, copies, policies, inventory, plan, memory, unsettled })
     }
 
-    /// What the guard asks of a zone. Where deletions wait for changes to settle, an allowance is for those alone.
+    /// What the guard asks of a zone. Where deletions wait for changes to settle, an allowance is for those alone, and where they wait for
+    /// newer copies, for these.
     fn ask_for_allowance(
         &self,
         zone: &mut ZoneCopies<'_>,
@@ -227,8 +228,14 @@ impl Judged<'_> {
         let is_accepted = of_run.is_some_and(|allowed| pending <= allowed)
             || of_zone.is_some_and(|allowed| zone.plan.pending <= allowed);
         if zone.plan.pending > 0 && is_accepted {
+            let is_for_changes = zone.plan.decisions.iter().any(|decision| decision.rule == Rule::Change);
             zone.plan = decide(&zone.policies, &zone.inventory, zone.plan.at)?;
-            zone.unsettled.clear();
+            if is_for_changes {
+                zone.unsettled.clear();
+            } else {
+                // Nobody was told of a change that would delete the same ones.
+                zone.unsettled = keep_pending(&mut zone.plan, &zone.policies, &zone.inventory, &zone.memory)?;
+            }
             case.accepted = zone.plan.deletes.saturating_sub(case.deletes);
         }
         Ok(case)
@@ -327,7 +334,8 @@ fn needed_again(copy: &StoredCopy, pruned_at: Timestamp) -> String {
     let image = copy.image();
     format!(
         "{} was marked as pruned at {pruned_at}, but its image is still there, and no newer copy of its instance is: it is not \
-         deleted; remove its `.pruned.json`, and it counts again, or delete it by `snapwarden archive rm`",
+         deleted; to have it count again, remove its `.pruned.json` if its `.json` is there, else take `pruned_at` out of the former and \
+         rename it to the latter; to delete it: `snapwarden archive rm`",
         printable(&image.to_string_lossy())
     )
 }

@@ -199,7 +199,9 @@ impl<'a> Exporter<'a> {
             let (name, id) = (printable(&snapshot.name), snapshot.id);
             info!(zone.name = %zone, snapshot.id = %id, "exporting snapshot {name} into archive {archive}");
             match self.begin(missing.plan, archive, &image).await {
-                Ok(Begin::Stored(copy)) => drop(result.send(Ok(done(&copy, None)))),
+                Ok(Begin::Stored(copy)) => {
+                    drop(result.send(is_there(&copy).map(|()| done(&copy, None)).map_err(StepError::failed)));
+                }
                 Ok(Begin::Missing(output)) => {
                     outputs.push(output);
                     results.insert(archive.clone(), result);
@@ -361,6 +363,17 @@ impl<'a> Exporter<'a> {
         Err(format!(
             "the corrupt copy that is there cannot be marked as such, so it cannot be replaced: {why}"
         ))
+    }
+}
+
+/// Why a copy that was found stored is none: its image was deleted, and its manifest could not be removed.
+pub(crate) fn is_there(copy: &VerifiedCopy) -> Result<(), String> {
+    match copy.pruned_at() {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "it was deleted from archive {} at {at}, and is not stored again, since its manifest changed meanwhile",
+            copy.archive()
+        )),
     }
 }
 

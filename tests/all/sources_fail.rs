@@ -209,8 +209,8 @@ async fn a_policy_that_a_daemon_has_not_run_when_it_was_due_keeps_others_from_de
         stage.step(DAY * 8);
         let slot: Timestamp = "2026-12-01T02:30:00Z".parse().unwrap();
         stage.step(slot.duration_since(stage.now()) + hours(2));
-        let state = state_directory(&stage);
-        let _lock = if has_daemon { Some(state.lock_daemon(&stage.clock).await.unwrap()) } else { None };
+        let remembered = state_directory(&stage);
+        let _lock = if has_daemon { Some(remembered.lock_daemon(&stage.clock).await.unwrap()) } else { None };
         let served = Served {
             first_seen_at: slot - DAY * 30,
             watermark: slot + known.served,
@@ -218,7 +218,7 @@ async fn a_policy_that_a_daemon_has_not_run_when_it_was_due_keeps_others_from_de
             missed: known.missed.map(|after| slot + after),
         };
         let policies = [("nightly".parse().unwrap(), served)].into();
-        state.set_schedules(Schedules { policies, ..Schedules::default() }).await.unwrap();
+        remembered.set_schedules(Schedules { policies, ..Schedules::default() }).await.unwrap();
         let report = run(&stage, &both, "prune").await;
         let pending = report.zones[0].pending.clone().unwrap_or_default();
         assert_eq!(deleted(&report) > 0, expected.is_none(), "{case}: {pending}");
@@ -243,9 +243,9 @@ async fn damaged_records_of_listings_and_schedules_keep_snapshots_and_none_from_
         let scheduled = NIGHTLY.replace("create = true", "create = true\nschedule = \"30 2 * * *\"");
         let both = format!("{scheduled}{PRUNE}");
         run(&stage, &both, "nightly").await;
-        let state = state_directory(&stage);
-        let _lock = state.lock_daemon(&stage.clock).await.unwrap();
-        state.set_schedules(Schedules::default()).await.unwrap();
+        let remembered = state_directory(&stage);
+        let _lock = remembered.lock_daemon(&stage.clock).await.unwrap();
+        remembered.set_schedules(Schedules::default()).await.unwrap();
         stage.step(DAY);
         assert!(paths(&stage.state()).contains(&stage.state().join(file)));
         write(&stage.state().join(file), "{");

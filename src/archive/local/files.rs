@@ -188,13 +188,15 @@ impl CopyFiles {
         let path = self.paths.manifest(manifest.mark());
         replace_file(&*self.disk, &path, &bytes, Access::Group)
             .map_err(|error| SinkError::disk("write", &path, error))?;
+        if let ManifestUpdate::Pruned(_) = update {
+            // As long as the image is there, its manifest is, too: should this end here, it counts again without the mark.
+            self.remove(&self.paths.image())?;
+            self.remove(&self.paths.md5())?;
+            self.sync_folder()?;
+        }
         let mut has_changed_names = manifest.mark().is_some();
         for other in self.paths.manifests().iter().filter(|other| **other != path) {
             has_changed_names |= self.remove(other)?;
-        }
-        if let ManifestUpdate::Pruned(_) = update {
-            self.remove(&self.paths.image())?;
-            self.remove(&self.paths.md5())?;
         }
         if has_changed_names { self.sync_folder() } else { Ok(()) }
     }

@@ -10,6 +10,7 @@ use super::*;
 use crate::archive::backend::Archive;
 use crate::archive::catalogue::ProblemKind;
 use crate::archive::manifest::{TemplateOrigin, TemplateRecord};
+use crate::archive::manifest_update::ManifestUpdate;
 use crate::archive::store::{ImageToStore, Unverified, store};
 use crate::archive::testing::{
     FakeSource, Fault, GIB, NoRandomness, Offer, Shared, TestDisk, image, md5_of, put,
@@ -623,6 +624,31 @@ async fn a_disk_that_runs_full_at_any_byte_publishes_nothing_and_harms_nothing()
     }
     assert!(failures > 15, "it also ran full within the files beside the image: {failures}");
     assert_eq!(bench.archive.catalogue().await.unwrap().copies().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pruning_that_stopped_at_any_change_of_the_disk_is_undone_by_removing_its_mark_while_the_image_is_there()
+ {
+    let (bytes, mut undone) = (image(400_000, 1), 0);
+    for changes in 0.. {
+        let bench = Bench::new();
+        bench.store(&FakeSource::new(Offer::of(&bytes), [])).await.unwrap();
+        let copy = bench.archive.catalogue().await.unwrap().copies()[0].clone();
+        bench.disk.changes.store(changes, Ordering::Relaxed);
+        let pruned = bench.archive.update_manifest(&copy, ManifestUpdate::Pruned(clock().now())).await;
+        let after = archive_in(bench.folder.path(), Arc::new(RealDisk));
+        let catalogue = after.catalogue().await.unwrap();
+        let found = &catalogue.copies()[0];
+        if pruned.is_ok() {
+            assert!(found.manifest.pruned_at.is_some() && !found.has_image && undone > 0);
+            return;
+        }
+        if found.manifest.pruned_at.is_some() && found.has_image {
+            RealDisk.remove_file(&copy.image().with_extension("pruned.json")).unwrap();
+            assert_eq!(after.catalogue().await.unwrap().copies()[0].manifest, copy.manifest);
+            undone += 1;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

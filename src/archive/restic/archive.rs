@@ -363,8 +363,10 @@ impl ResticArchive {
                 self.repository.forget(&[made]).await.map_err(failed)?;
                 return Err(held);
             }
-            old.extend(now.holds().map(|(_, object)| object.clone()));
-            old.extend(now.named(&[&names.image]));
+            // As long as the image is there, its manifest is, too: should this end here, it counts again without the mark.
+            let holds = now.holds().map(|(_, object)| object.clone());
+            let image: Vec<Object> = now.named(&[&names.image]).chain(holds).collect();
+            self.repository.forget(&image).await.map_err(failed)?;
         }
         self.repository.forget(&old).await.map_err(failed)
     }
@@ -644,10 +646,10 @@ struct Dump {
 }
 
 impl Dump {
-    /// The next bytes; none at the end.
+    /// The next bytes, an empty chunk where they were dropped; none at the end.
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, TransportError> {
         let broken = |error| TransportError::because(Reached::Unknown, "restic cannot be read", error);
-        while self.left > 0 {
+        if self.left > 0 {
             let mut bytes = BytesMut::with_capacity(CHUNK_BYTES);
             if self.stdout.read_buf(&mut bytes).await.map_err(broken)? == 0 {
                 return Err(self.why_it_ended().await);
@@ -656,10 +658,9 @@ impl Dump {
             self.skipped -= skipped as u64;
             let mut bytes = bytes.split_off(skipped);
             bytes.truncate(usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len()));
-            if !bytes.is_empty() {
-                self.left -= bytes.len() as u64;
-                return Ok(Some((bytes.freeze(), self)));
-            }
+            self.left -= bytes.len() as u64;
+            // Also if it is empty: whoever waits sees that something comes, however long it is until the first byte.
+            return Ok(Some((bytes.freeze(), self)));
         }
         Ok(None)
     }

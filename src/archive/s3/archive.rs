@@ -340,12 +340,13 @@ impl S3Archive {
                 client.delete(ended).await.map_err(update_failed)?;
             }
         }
-        for key in existing.manifests.iter().filter(|key| **key != new_key) {
-            client.delete(key).await.map_err(update_failed)?;
-        }
         if let ManifestUpdate::Pruned(_) = update {
+            // As long as the image is there, its manifest is, too: should this end here, it counts again without the mark.
             client.delete(&key).await.map_err(update_failed)?;
             client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
+        }
+        for key in existing.manifests.iter().filter(|key| **key != new_key) {
+            client.delete(key).await.map_err(update_failed)?;
         }
         Ok(())
     }
@@ -441,21 +442,25 @@ impl S3Archive {
         Ok(leftovers)
     }
 
-    /// Deletes the manifest of a pruned copy.
+    /// Deletes the manifest of a pruned copy of which no version is to be deleted any more: by its mark these are found.
     pub(crate) async fn forget_pruned(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
+        let key = self.bucket.image_key(&copy.manifest.id());
+        if self.bucket.rules().noncurrent == Noncurrent::Delete
+            && self.bucket.has_versions(&key).await.map_err(update_failed)?
+        {
+            return Err(UpdateError::Changed { image: self.bucket.client.shown(&key) });
+        }
+        self.forget_to_store_again(copy).await
+    }
+
+    /// Deletes the manifest of a pruned copy that is about to be stored again: its versions are found once that is pruned.
+    pub(crate) async fn forget_to_store_again(&self, copy: &StoredCopy) -> Result<(), UpdateError> {
         let (bucket, client) = (&self.bucket, &self.bucket.client);
         let id = copy.manifest.id();
         let existing = bucket.existing(&id).await.map_err(update_failed)?;
         let is_same = existing.verified().is_some_and(|found| *found == *copy.manifest);
         if copy.manifest.pruned_at.is_none() || existing.image.is_some() || !is_same {
             return Err(UpdateError::Changed { image: client.shown(&bucket.image_key(&id)) });
-        }
-        // By its mark the versions of the image are found that are still to be deleted.
-        let key = bucket.image_key(&id);
-        if bucket.rules().noncurrent == Noncurrent::Delete
-            && bucket.has_versions(&key).await.map_err(update_failed)?
-        {
-            return Err(UpdateError::Changed { image: client.shown(&key) });
         }
         client.delete(&bucket.md5_key(&id)).await.map_err(update_failed)?;
         for key in &existing.manifests {

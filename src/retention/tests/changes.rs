@@ -714,20 +714,19 @@ fn a_policy_that_only_its_own_last_run_knew_of_is_found_to_be_gone() {
 
 #[test]
 fn only_a_pause_has_a_time_of_its_own_and_it_begins_anew_where_a_policy_was_resumed_in_between() {
-    let (on, zone) = (policy("p").with(keep_last(4)), days(5));
-    let paused_since = |at: Timestamp| [Policy { enabled: false, paused_since: Some(at), ..on.clone() }];
-    let (_, memory) = run(std::slice::from_ref(&on), &zone, &Memory::default(), days_ago(3));
+    let (all, on, zone) = (policy("all").with(keep_last(1)), policy("p").with(keep_last(4)), days(5));
+    let paused_since =
+        |at: Timestamp| [all.clone(), Policy { enabled: false, paused_since: Some(at), ..on.clone() }];
+    let (_, memory) = run(&[all.clone(), on.clone()], &zone, &Memory::default(), days_ago(3));
     let (_, memory) = run(&paused_since(days_ago(2)), &zone, &memory, days_ago(2));
     let (_, memory) = run(&paused_since(days_ago(2)), &zone, &memory, days_ago(1));
     assert_eq!(memory.paused.values().collect::<Vec<_>>(), [&days_ago(2)]);
     for (since, changes) in [(days_ago(3), 0), (days_ago(2), 0), (days_ago(2) + nanosecond(), 1)] {
         assert_eq!(memory.differences(&paused_since(since), &zone, now()).len(), changes, "{since}");
     }
-    // An edit of a policy that is paused by hand, and one that is `false` from then on.
-    let edited = [Policy {
-        retention: policy("p").with(keep_last(2)).retention,
-        ..paused_since(days_ago(2))[0].clone()
-    }];
+    // An edit of a policy that is paused by hand.
+    let [all, paused] = paused_since(days_ago(2));
+    let edited = [all, Policy { retention: policy("p").with(keep_last(2)).retention, ..paused }];
     let found = memory.differences(&edited, &zone, now());
     assert_eq!(found.iter().map(|seen| seen.paused_since).collect::<Vec<_>>(), [None]);
 }
