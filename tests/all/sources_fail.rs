@@ -16,6 +16,7 @@ use snapwarden::state::audit::{Action, StepOutcome};
 use snapwarden::state::directory::StateDirectory;
 use snapwarden::state::schedules::{Schedules, Served};
 
+use crate::archives::said;
 use crate::command_line::write;
 use crate::stage::{Stage, ended, paths};
 
@@ -141,6 +142,34 @@ async fn copies_of_an_instance_stay_while_its_snapshots_fail() {
     stage.step(DAY);
     run(&stage, &policies, "nightly").await;
     assert_eq!(copies(&stage, db), 1, "by the rules again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_let_copies_pass_that_wait_for_a_newer_one_accepts_no_edit_of_the_archives_rules() {
+    let policies = format!("{NIGHTLY}{ARCHIVED}");
+    let stage = Stage::new();
+    let db = stage.world.add_instance(&stage.zone, "db-1", &[]);
+    stage.days(db, (1..13).rev());
+    run(&stage, &policies, "nightly").await;
+    let forbidden = Effect::status(403, "Forbidden by role policy for compute");
+    stage.world.fault(Fault::on(Call::CreateSnapshot, forbidden).of(db.0));
+    stage.world.add_instance(&stage.zone, "web-1", &[]);
+    for _ in 0..5 {
+        stage.step(DAY);
+        run(&stage, &policies, "nightly").await;
+    }
+    // By the rules before, three would be deleted but for the missing ones; by the new ones eleven, of which nothing is said.
+    let (before, archive) = policies.split_once("[archives.vault.retention]").unwrap();
+    let edited = format!("{before}[archives.vault.retention]{}", archive.replace("14d", "7d"));
+    stage.step(SignedDuration::from_hours(1));
+    run(&stage, &edited, "nightly").await;
+    assert_eq!(copies(&stage, db), 13);
+    assert_eq!(said(&stage, &edited, &["allow", "--archive", "vault", "100"]).status, 0);
+    stage.step(SignedDuration::from_hours(1));
+    let report = run(&stage, &edited, "nightly").await;
+    let pending = report.zones[0].pending.clone().unwrap_or_default();
+    assert_eq!(copies(&stage, db), 13, "{pending}");
+    assert!(pending.contains("keep_within was 14d, is 7d"), "{pending}");
 }
 
 #[tokio::test(start_paused = true)]
