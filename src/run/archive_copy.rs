@@ -25,7 +25,9 @@ use crate::copies::CopySet;
 use crate::policy::Guard;
 use crate::randomness::{Randomness, fresh_id};
 use crate::run::archive_holds::{HoldMarker, unmarked_text};
-use crate::run::archive_presence::{Looker, Presence, is_still_there, mark, remember_write};
+use crate::run::archive_presence::{
+    Looker, Presence, forget_to_store_again, is_still_there, mark, remember_write,
+};
 use crate::run::archive_retention::subject_of;
 use crate::run::export::is_there;
 use crate::run::report::Step;
@@ -187,6 +189,8 @@ impl ArchiveCopier<'_> {
         let (from, to, id) = (self.from.name(), self.to.name(), copy.manifest.id());
         // Its disk may have been unmounted since: then it would be stored on the disk below.
         is_still_there(self.to, target).await.map_err(StepError::failed)?;
+        let forgotten = forget_to_store_again(self.state, &**self.clock, target, id.snapshot_id).await;
+        forgotten.map_err(StepError::failed)?;
         if let Err(error) = self.to.forget_pruned_without_newer(target, id.snapshot_id).await {
             let why = format!("the manifest of the pruned copy in {to} cannot be removed: {}", chain(&error));
             let failure = match &error {

@@ -25,7 +25,7 @@ use crate::randomness::{Randomness, fresh_id};
 use crate::retention::guard::{VERY_FEW, is_beyond};
 use crate::run::archive_rules::kept_by_others;
 use crate::run::context::Runner;
-use crate::snapshot::{InstanceId, ZoneName};
+use crate::snapshot::{InstanceId, SnapshotId, ZoneName};
 use crate::state::archives::{ArchiveMemory, Archives, CorruptCopy, Doubts};
 use crate::state::directory::StateDirectory;
 use crate::state::error::StateError;
@@ -357,6 +357,26 @@ pub(crate) async fn remember_write(
     remembered.await.map_err(|error: StateError| {
         format!("how a write to archive {archive} ended is not remembered: {}", chain(&error))
     })
+}
+
+/// Forgets that a pruned copy was there that is about to be stored again, since no newer one stands for it: should nothing be
+/// stored after all, it has not vanished.
+///
+/// # Errors
+/// Why that can't be remembered, as a sentence.
+pub(crate) async fn forget_to_store_again(
+    state: &StateDirectory,
+    clock: &dyn Clock,
+    catalogue: &Catalogue,
+    snapshot: SnapshotId,
+) -> Result<(), String> {
+    let mut pruned = catalogue.pruned_without_newer();
+    let Some(copy) = pruned.find(|copy| copy.manifest.snapshot.id == snapshot) else { return Ok(()) };
+    let id = copy.manifest.id();
+    let forget = move |memory: &mut ArchiveMemory| Arc::make_mut(&mut memory.copies).remove(&id);
+    let forgotten = state.change_archive(clock, catalogue.archive(), forget).await;
+    forgotten
+        .map_err(|error| format!("that its pruned copy is forgotten is not remembered: {}", chain(&error)))
 }
 
 /// Writes the marker if the archive has none yet, with this state among those that use it, and remembers it, with what its rules

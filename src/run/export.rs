@@ -23,7 +23,7 @@ use crate::archive::transfer::sink::Begin;
 use crate::archive::transfer::throttle::Throttle;
 use crate::policy::name::ArchiveName;
 use crate::policy::{ArchiveRules, Export, Policy, Which};
-use crate::run::archive_presence::{Presence, is_still_there, remember_write};
+use crate::run::archive_presence::{Presence, forget_to_store_again, is_still_there, remember_write};
 use crate::run::build_facts;
 use crate::run::context::Runner;
 use crate::run::downloads::{HowFar, RunningDownload};
@@ -320,6 +320,8 @@ impl<'a> Exporter<'a> {
         }
         if let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) {
             self.mark_corrupt(archive, catalogue, image).await?;
+            let (state, clock) = (&self.runner.state, &*self.runner.clock);
+            forget_to_store_again(state, clock, catalogue, image.snapshot.id).await?;
             if let Err(error) = archive.forget_pruned_without_newer(catalogue, image.snapshot.id).await {
                 let why = match &error {
                     UpdateError::Archive(error) => self.failed(name, error).await,
