@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, oneshot};
 use tracing::info;
 
 use crate::archive::backend::Archive;
-use crate::archive::catalogue::Catalogue;
+use crate::archive::catalogue::{Catalogue, StoredCopy};
 use crate::archive::manifest::Manifest;
 use crate::archive::manifest_update::{ManifestUpdate, UpdateError};
 use crate::archive::proof::VerifiedCopy;
@@ -440,6 +440,48 @@ fn why(which: Which, archive: &ArchiveName) -> String {
     }
 }
 
+/// What an archive has of the snapshots of a zone.
+struct Stored<'a> {
+    archive: &'a ArchiveName,
+    /// Those of which it has a copy, or had one that its retention deleted.
+    snapshots: HashSet<SnapshotId>,
+    /// Of these, those whose copy was deleted, and does not count any more: no newer one stands for it.
+    without_newer: HashSet<SnapshotId>,
+    /// When the newest copy of each instance was taken.
+    newest: HashMap<InstanceId, Timestamp>,
+}
+
+impl<'a> Stored<'a> {
+    fn new(archive: &'a ArchiveName, catalogue: &Catalogue, may_empty: bool) -> Self {
+        let ids = |copy: &StoredCopy| copy.manifest.snapshot.id;
+        let mut newest: HashMap<InstanceId, Timestamp> = HashMap::new();
+        for copy in catalogue.unpruned() {
+            let Manifest { snapshot, instance, .. } = &*copy.manifest;
+            let newest = newest.entry(instance.id).or_insert(snapshot.created_at);
+            *newest = snapshot.created_at.max(*newest);
+        }
+        // An image that is still there is for a person to bring back.
+        let without_newer = catalogue.pruned_without_newer().filter(|copy| !copy.has_image && !may_empty);
+        let without_newer = without_newer.map(ids).collect();
+        Self { archive, snapshots: catalogue.copies().iter().map(ids).collect(), without_newer, newest }
+    }
+
+    /// Which of the wanted snapshots it lacks. One whose copy was deleted is stored again only if no newer one is stored: with that
+    /// it counts again.
+    fn lacking(&self, wanted: &[(&Snapshot, InstanceId)]) -> HashSet<SnapshotId> {
+        let lacks = |id: SnapshotId| !self.snapshots.contains(&id) || self.without_newer.contains(&id);
+        let mut newest: HashMap<InstanceId, &Snapshot> = HashMap::new();
+        for (snapshot, instance) in wanted.iter().filter(|(snapshot, _)| lacks(snapshot.id)) {
+            let newest = newest.entry(*instance).or_insert(snapshot);
+            if (snapshot.created_at, snapshot.id) > (newest.created_at, newest.id) {
+                *newest = snapshot;
+            }
+        }
+        let never = wanted.iter().map(|(snapshot, _)| snapshot.id).filter(|id| !self.snapshots.contains(id));
+        never.chain(newest.into_values().map(|snapshot| snapshot.id)).collect()
+    }
+}
+
 /// The wanted snapshots that an archive lacks. One that cannot be read gets nothing: its copies are unknown. Nor does one
 /// from which copies vanished: new ones of the same snapshots would end the alert before anybody has looked. What its retention
 /// deleted it does not lack, while it has a newer one; and also without that, if its retention may delete the last one.
@@ -449,31 +491,22 @@ fn missing<'a>(
     rules: &BTreeMap<ArchiveName, ArchiveRules>,
 ) -> Vec<Missing<'a>> {
     let names: BTreeSet<&ArchiveName> = export.archives.iter().collect();
-    let mut copies: Vec<(&ArchiveName, HashSet<SnapshotId>, HashMap<InstanceId, Timestamp>)> = Vec::new();
-    for name in names {
-        let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) else { continue };
-        if matches!(plan.listing.presence(name), Some(Presence::Closed(_))) {
-            continue;
-        }
-        let (mut snapshots, mut newest) = (HashSet::new(), HashMap::new());
-        for copy in catalogue.copies() {
-            let Manifest { snapshot, instance, .. } = &*copy.manifest;
-            snapshots.insert(snapshot.id);
-            let newest = newest.entry(instance.id).or_insert(snapshot.created_at);
-            *newest = snapshot.created_at.max(*newest);
-        }
-        if rules.get(name).is_none_or(|rules| !rules.may_empty()) {
-            // An image that is still there is for a person to bring back.
-            for copy in catalogue.pruned_without_newer().filter(|copy| !copy.has_image) {
-                snapshots.remove(&copy.manifest.snapshot.id);
-            }
-        }
-        copies.push((name, snapshots, newest));
-    }
-    let missing = plan.wanted(export.snapshots).into_iter().filter_map(|(snapshot, instance_id)| {
-        let lacking = || copies.iter().filter(|(_, snapshots, _)| !snapshots.contains(&snapshot.id));
-        let newest_copy = lacking().map(|(_, _, newest)| newest.get(&instance_id).copied()).min()?;
-        let archives = lacking().map(|(name, _, _)| *name).collect();
+    let stored = names.into_iter().filter_map(|name| {
+        let Some(Ok(catalogue)) = plan.listing.catalogues.get(name) else { return None };
+        let is_closed = matches!(plan.listing.presence(name), Some(Presence::Closed(_)));
+        let may_empty = rules.get(name).is_some_and(ArchiveRules::may_empty);
+        (!is_closed).then(|| Stored::new(name, catalogue, may_empty))
+    });
+    let wanted = plan.wanted(export.snapshots);
+    let with_lacking = |stored: Stored<'a>| {
+        let lacking = stored.lacking(&wanted);
+        (stored, lacking)
+    };
+    let stored: Vec<(Stored<'_>, HashSet<SnapshotId>)> = stored.map(with_lacking).collect();
+    let missing = wanted.into_iter().filter_map(|(snapshot, instance_id)| {
+        let lacking = || stored.iter().filter(|(_, lacking)| lacking.contains(&snapshot.id));
+        let newest_copy = lacking().map(|(stored, _)| stored.newest.get(&instance_id).copied()).min()?;
+        let archives = lacking().map(|(stored, _)| stored.archive).collect();
         Some(Missing { plan, snapshot, archives, newest_copy })
     });
     missing.collect()

@@ -451,6 +451,39 @@ async fn what_an_archive_deleted_is_stored_again_once_the_newer_copy_that_stood_
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_the_copies_that_an_archive_deleted_none_is_stored_again_beside_a_newer_one() {
+    let stage = Stage::new();
+    let policies = format!(
+        "{}[policies.nightly.guard]\nsettle = \"0s\"\n[archives.vault.retention]\nkeep_last = 1\n\
+         [archives.vault.guard]\nsettle = \"0s\"\nmax_delete_percent = 100\n",
+        two_archives(&stage)
+    );
+    let instance = stage.world.add_instance(&stage.zone, "web-1", &[]);
+    stage.world.set_disk(instance, DiskShape::with_data_mib(1));
+    let taken = stage.days(instance, [3, 2, 1, 0].into_iter());
+    stage.run(&policies).await;
+    let stored = || {
+        let images = images(&stage.archive());
+        let is_stored = |id: &&SnapshotId| images.iter().any(|(name, _)| is_of(name, id));
+        taken.iter().filter(is_stored).copied().collect::<Vec<_>>()
+    };
+    assert_eq!(stored(), [taken[3]]);
+    let lose = |id: &SnapshotId| {
+        for path in paths(&stage.archive()).iter().filter(|path| is_of(path, id)) {
+            RealDisk.remove_file(path).unwrap();
+        }
+    };
+    lose(&taken[3]);
+    let report = stage.run(&policies).await;
+    assert_eq!((ended(&report, Action::Export, StepOutcome::Done), stored()), (1, vec![taken[3]]));
+    // Its snapshot is lost as well.
+    lose(&taken[3]);
+    stage.world.remove_snapshot(taken[3]);
+    let report = stage.run(&policies).await;
+    assert_eq!((ended(&report, Action::Export, StepOutcome::Done), stored()), (1, vec![taken[2]]));
+}
+
 /// Whether a file is one of a snapshot's copy.
 fn is_of(path: &std::path::Path, id: &SnapshotId) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().contains(&id.to_string()))
